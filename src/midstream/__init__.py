@@ -1,0 +1,1 @@
+"""Midstream trains LLM agents in the flow."""

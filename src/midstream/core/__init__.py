@@ -1,0 +1,1 @@
+"""The words of Midstream as types. Imports nothing of ours and never torch."""

@@ -1,0 +1,141 @@
+"""The config base: strict pydantic models, YAML files, dotted overrides, and errors that name the nearest valid key."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from midstream.core.errors import ConfigError, nearest
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config section. Unknown keys are errors; the docstring under a field is its reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises `ConfigError` with the line when it is not one."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at '{path}'", "give the path of a YAML file, such as configs/quickstart.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read '{path}': {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{path}' is not valid YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"'{path}' must hold a mapping of settings, not a {type(data).__name__}")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data` with each `a.b.c=value` set; values are read as YAML (`1e-4`, `true`, `[a, b]`, `{a: 1}`)."""
+    result = _copy(data)
+    for override in overrides:
+        key, equals, raw = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"override '{override}' is not of the form key=value", "for example trainer.max_steps=30")
+        target = result
+        *parents, leaf = key.strip().split(".")
+        for name in parents:
+            nested = target.setdefault(name, {})
+            if not isinstance(nested, dict):
+                raise ConfigError(f"override '{override}': '{name}' is a value, not a section")
+            target = nested
+        try:
+            target[leaf] = _number(yaml.safe_load(raw))
+        except yaml.YAMLError:
+            raise ConfigError(f"override '{override}': the value is not valid YAML", "quote text that holds : { [ or #") from None
+    return result
+
+
+def parse_config(model: type[C], data: dict[str, Any], source: str = "config") -> C:
+    """Validate `data` as `model`; one `ConfigError` lists everything wrong, each line with what to do."""
+    try:
+        return model.model_validate(_numbers(data))
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(f"{source} is not valid:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], item: Any) -> str:
+    location = [part for part in item["loc"]]
+    dotted = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        section = _section(model, location[:-1])
+        known = section.model_fields if section else ()
+        return f"{dotted}: unknown key; {nearest(str(location[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{dotted}: is required"
+    return f"{dotted}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+
+
+def _section(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
+    """The config class at `path` inside `model`; steps that pydantic adds (union tags, mapping keys, indices) are passed over."""
+    current: type[BaseModel] | None = model
+    pending: Any = None
+    for part in path:
+        if current is not None and part in current.model_fields:
+            pending = current.model_fields[part].annotation
+            models = _models_in(pending)
+            current = models[0] if models else None
+        elif pending is not None:
+            named = [m for m in _models_in(pending) if m.__name__ == part or _tag(m) == part]
+            if named:
+                current = named[0]
+    return current
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
+        return [model for arg in typing.get_args(annotation) for model in _models_in(arg)]
+    return []
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    for name in ("type", "name"):
+        if name in model.model_fields:
+            return model.model_fields[name].default
+    return None
+
+
+def _copy(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {str(key): _copy(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_copy(item) for item in data]
+    return data
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _numbers(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_numbers(item) for item in data]
+    return _number(data)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; everybody who writes it means the number."""
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
