@@ -1,1 +1,68 @@
-"""Midstream trains LLM agents in the flow."""
+"""Midstream trains LLM agents in the flow.
+
+The public names are imported when they are first used, so that `import midstream` needs neither torch nor a database.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from midstream.agents import AgentFlowBase, MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, register
+    from midstream.core.sampling import SamplingParams
+    from midstream.core.types import Step, Task, Trajectory
+    from midstream.evaluate.evaluation import evaluate
+    from midstream.learn.config import load_config
+    from midstream.learn.trainer import train
+    from midstream.rewards import component
+    from midstream.tasks import TaskSet
+    from midstream.tools import tool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentFlowBase",
+    "MultiStepAgentFlow",
+    "SamplingParams",
+    "SingleStepSingleTurnAgentFlow",
+    "Step",
+    "Task",
+    "TaskSet",
+    "Trajectory",
+    "component",
+    "evaluate",
+    "load_config",
+    "register",
+    "tool",
+    "train",
+]
+
+_HOME = {
+    "AgentFlowBase": "midstream.agents",
+    "MultiStepAgentFlow": "midstream.agents",
+    "SamplingParams": "midstream.core.sampling",
+    "SingleStepSingleTurnAgentFlow": "midstream.agents",
+    "Step": "midstream.core.types",
+    "Task": "midstream.core.types",
+    "TaskSet": "midstream.tasks",
+    "Trajectory": "midstream.core.types",
+    "component": "midstream.rewards",
+    "evaluate": "midstream.evaluate.evaluation",
+    "load_config": "midstream.learn.config",
+    "register": "midstream.agents",
+    "tool": "midstream.tools",
+    "train": "midstream.learn.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'midstream' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
