@@ -1,0 +1,1 @@
+"""What was sampled, kept: token tree, recorder, durable store, export."""
