@@ -1,0 +1,7 @@
+"""Tools: the `@tool` declaration, validated calls with time limits and budgets, and the built-in tools."""
+
+from midstream.tools.declare import Tool, ToolError, tool
+from midstream.tools.load import load_tools
+from midstream.tools.session import Toolbox, ToolSession
+
+__all__ = ["Tool", "ToolError", "ToolSession", "Toolbox", "load_tools", "tool"]

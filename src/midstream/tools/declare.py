@@ -1,0 +1,167 @@
+"""`@tool`: a typed function becomes a `Tool` with a name, a description and a JSON schema of its parameters.
+
+The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so there is one place to
+change. Arguments are validated strictly: a number is not taken for a text, nor the other way round.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
+
+from midstream.core.errors import ConfigError, MidstreamError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DEFAULT_TIMEOUT_S = 10.0
+
+
+class ToolError(MidstreamError):
+    """Raised by a tool to tell the model what went wrong; the message alone is what the model sees."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tool(Generic[P, R]):
+    """A function an agent may call. Calling the `Tool` itself is calling the plain function."""
+
+    name: str
+    description: str
+    """The docstring without its section on arguments."""
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments object."""
+    function: Callable[P, R]
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    arguments_model: type[BaseModel] = field(repr=False)
+    """The pydantic model that validates arguments; its aliases are the parameter names."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.function(*args, **kwargs)
+
+    @property
+    def signature(self) -> str:
+        """The call as a prompt shows it: `search(query: str)`."""
+        parts: list[str] = []
+        for name, parameter in inspect.signature(self.function).parameters.items():
+            text = f"{name}: {_type_name(parameter.annotation)}"
+            parts.append(text if parameter.default is parameter.empty else f"{text} = {parameter.default!r}")
+        return f"{self.name}({', '.join(parts)})"
+
+    @property
+    def card(self) -> str:
+        """Signature and first docstring line, for a list of tools in a prompt."""
+        first_line = self.description.partition("\n")[0]
+        return f"{self.signature} - {first_line}" if first_line else self.signature
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+@overload
+def tool(
+    *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+def tool(
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Any:
+    """Make a tool of a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
+
+    Every parameter needs a type hint that JSON can carry; `*args` and `**kwargs` have no schema and are refused.
+    Raises `ConfigError` for a function that cannot be a tool.
+    """
+    if function is None:
+        return lambda wrapped: _declare(wrapped, name, timeout_s)
+    return _declare(function, name, timeout_s)
+
+
+def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: float) -> Tool[..., Any]:
+    name: str = given_name or getattr(function, "__name__", type(function).__name__)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", name):
+        raise ConfigError(
+            f"'{name}' cannot be the name of a tool", "use letters, digits, _ and -; give one with @tool(name=...)"
+        )
+    if not timeout_s > 0:
+        raise ConfigError(f"tool '{name}': timeout_s must be above 0, not {timeout_s}")
+    description, explained = _read_docstring(inspect.getdoc(function) or "")
+    model = _arguments_model(function, name, explained)
+    schema = model.model_json_schema(by_alias=True)
+    # The field names are ours, so the titles pydantic derives from them tell a model nothing.
+    schema.pop("title", None)
+    schema.setdefault("properties", {})
+    for parameter in schema["properties"].values():
+        parameter.pop("title", None)
+    return Tool(
+        name=name,
+        description=description,
+        parameters=schema,
+        function=function,
+        timeout_s=float(timeout_s),
+        arguments_model=model,
+    )
+
+
+def _arguments_model(function: Callable[..., Any], name: str, explained: Mapping[str, str]) -> type[BaseModel]:
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise ConfigError(
+            f"tool '{name}': {error}", "type hints must be importable where the tool is defined"
+        ) from None
+    fields: dict[str, Any] = {}
+    for position, (parameter, details) in enumerate(inspect.signature(function).parameters.items()):
+        if details.kind not in (details.POSITIONAL_OR_KEYWORD, details.KEYWORD_ONLY):
+            raise ConfigError(
+                f"tool '{name}': parameter '{parameter}' has no schema",
+                "replace *args, **kwargs and / by named parameters",
+            )
+        if parameter not in hints:
+            raise ConfigError(
+                f"tool '{name}': parameter '{parameter}' has no type hint", f"write {parameter}: str, for example"
+            )
+        default = ... if details.default is details.empty else details.default
+        # Own field names, with the parameter's as alias: pydantic reserves some (`json`, `_x`, `model_...`).
+        fields[f"p{position}"] = (
+            hints[parameter],
+            Field(default, alias=parameter, description=explained.get(parameter)),
+        )
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    try:
+        return create_model(name, __config__=config, **fields)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"tool '{name}': {reason}", "use str, int, float, bool, lists, dicts or pydantic models"
+        ) from None
+
+
+def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
+    """The docstring without its `Args:` section, and what that section says of each parameter."""
+    lines, explained, kept = text.splitlines(), dict[str, str](), list[str]()
+    inside, current = False, ""
+    for line in lines:
+        if re.fullmatch(r"(Args|Arguments|Parameters):\s*", line):
+            inside = True
+            continue
+        if inside and line and not line.startswith(" "):
+            inside = False
+        if not inside:
+            kept.append(line)
+        elif match := re.match(r" {1,4}(\w+)(?: \([^)]*\))?: *(.*)", line):
+            current = match[1]
+            explained[current] = match[2].strip()
+        elif current and line.strip():
+            explained[current] += " " + line.strip()
+    return "\n".join(kept).strip(), explained
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, str):
+        return annotation
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")

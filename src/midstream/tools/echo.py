@@ -1,0 +1,11 @@
+"""`echo`: gives back what it gets. For trying out a flow, and for tests."""
+
+from __future__ import annotations
+
+from midstream.tools.declare import tool
+
+
+@tool
+def echo(text: str) -> str:
+    """Give the text back unchanged."""
+    return text

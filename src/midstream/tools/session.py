@@ -1,0 +1,192 @@
+"""`Toolbox` and `ToolSession`: the tools an agent has, and one trajectory's use of them.
+
+A session validates a call, runs it with a time limit and a budget, and turns whatever happens into a `ToolCall` the
+model can read. Nothing a tool does raises here. What it cannot stop: a synchronous tool that never returns keeps its
+(daemon) thread, and an async tool that blocks the event loop blocks it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.core.errors import ConfigError, nearest
+from midstream.core.types import ToolCall
+from midstream.tools.arguments import validate_arguments
+from midstream.tools.declare import Tool, ToolError
+
+MIN_RESULT_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """A fixed set of tools. `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result."""
+
+    tools: Sequence[Tool[..., Any]]
+    max_calls: int | None = None
+    max_result_chars: int = 2000
+
+    def __post_init__(self) -> None:
+        names = [tool.name for tool in self.tools]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"two tools are named '{twice[0]}'", "rename one with @tool(name=...)")
+        if self.max_calls is not None and self.max_calls < 0:
+            raise ConfigError(f"max_calls must not be negative, not {self.max_calls}")
+        if self.max_result_chars < MIN_RESULT_CHARS:
+            raise ConfigError(f"max_result_chars must be at least {MIN_RESULT_CHARS}, not {self.max_result_chars}")
+
+    def get(self, name: str) -> Tool[..., Any] | None:
+        """The tool of that name, or None."""
+        return next((tool for tool in self.tools if tool.name == name), None)
+
+    def cards(self) -> str:
+        """One line a tool, for a prompt."""
+        return "\n".join(tool.card for tool in self.tools)
+
+    def session(self) -> ToolSession:
+        """A fresh budget, for one trajectory."""
+        return ToolSession(self)
+
+
+class ToolSession:
+    """One trajectory's calls. Only calls that ran count against the budget: a refused one cost nothing."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self.toolbox = toolbox
+        self.calls_made = 0
+
+    @property
+    def remaining(self) -> int | None:
+        """Calls left, or None without a limit."""
+        limit = self.toolbox.max_calls
+        return None if limit is None else max(0, limit - self.calls_made)
+
+    def validate(self, name: str, arguments: Any) -> list[str]:
+        """What is wrong with a call, in words a model can act on; empty when nothing is."""
+        tool = self.toolbox.get(name)
+        if tool is None:
+            return [self._unknown(name)]
+        return validate_arguments(tool, arguments).problems
+
+    async def call(self, name: str, arguments: Any, step_index: int | None = None) -> ToolCall:
+        """Run a tool. A failure is a `ToolCall` with `ok` False, an `error_kind`, and the reason as its result."""
+        started = time.perf_counter()
+
+        def finished(error_kind: str, result: str, used: Mapping[str, Any]) -> ToolCall:
+            return ToolCall(
+                tool=name,
+                arguments=used,
+                ok=not error_kind,
+                result=_shorten(_storable(f"Error: {result}" if error_kind else result), self.toolbox.max_result_chars),
+                error_kind=error_kind,
+                latency_s=time.perf_counter() - started,
+                step_index=step_index,
+            )
+
+        given = arguments if isinstance(arguments, Mapping) else {}
+        tool = self.toolbox.get(name)
+        if tool is None:
+            return finished("unknown_tool", self._unknown(name), given)
+        checked = validate_arguments(tool, arguments)
+        if checked.problems:
+            return finished("invalid_arguments", f"{'; '.join(checked.problems)}. Use {tool.signature}", given)
+        if self.remaining == 0:
+            return finished("over_budget", f"no tool calls are left (at most {self.toolbox.max_calls})", checked.raw)
+        self.calls_made += 1
+        error_kind, result = await _run(tool, checked.values)
+        return finished(error_kind, result, checked.raw)
+
+    def _unknown(self, name: Any) -> str:
+        if not self.toolbox.tools:
+            return f"unknown tool '{name}'; there are no tools"
+        return f"unknown tool '{name}'; {nearest(str(name), [tool.name for tool in self.toolbox.tools])}"
+
+
+async def _run(tool: Tool[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
+    """`(error_kind, text)` of one run, within the tool's time limit."""
+    is_async = inspect.iscoroutinefunction(tool.function)
+    work = _guarded(tool.function, values) if is_async else _in_thread(tool.function, values)
+    task = asyncio.create_task(work)
+    try:
+        # `wait`, not `wait_for`: a tool that swallows its cancellation must not hold the trajectory.
+        await asyncio.wait({task}, timeout=tool.timeout_s)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not task.done():
+        task.cancel()
+        return "timeout", f"{tool.name} took longer than {tool.timeout_s:g} s"
+    if task.cancelled():
+        return "raised", f"{tool.name} was cancelled"
+    return task.result()
+
+
+async def _guarded(function: Callable[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
+    try:
+        return "", _text(await function(**values))
+    except (Exception, SystemExit) as error:
+        return "raised", _reason(error)
+
+
+async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
+    """Run in a daemon thread of its own. A shared pool would let a few hung tools hold every other trajectory,
+    and would keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[tuple[str, str]] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(outcome: tuple[str, str]) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    def work() -> None:
+        try:
+            outcome = ("", _text(context.run(function, **values)))
+        except BaseException as error:
+            # Also SystemExit and KeyboardInterrupt: in this thread only the tool itself can have raised them.
+            outcome = ("raised", _reason(error))
+        try:
+            loop.call_soon_threadsafe(deliver, outcome)
+        except RuntimeError:
+            return  # The loop closed after the time limit; nobody waits for this any more.
+
+    threading.Thread(target=work, name=f"tool-{getattr(function, '__name__', 'call')}", daemon=True).start()
+    return await future
+
+
+def _text(result: Any) -> str:
+    if isinstance(result, str):
+        return result
+    if isinstance(result, (dict, list, tuple)):
+        return json.dumps(result, ensure_ascii=False, default=str)
+    return str(result)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ToolError):
+        return str(error)
+    try:
+        message = str(error)
+    except Exception as broken:
+        # An exception whose own text raises still has to reach the model as something.
+        message = f"(its message raised {type(broken).__name__})"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _storable(text: str) -> str:
+    """`text` without what UTF-8 or a database column cannot hold: lone surrogates and NUL."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")
+
+
+def _shorten(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    mark = f" ... [cut: {len(text)} characters in all]"
+    return text[: limit - len(mark)] + mark
