@@ -1,0 +1,1 @@
+"""The in-process engine on torch: one decoder whose weights the sampler and the learner share."""

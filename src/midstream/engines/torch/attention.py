@@ -1,0 +1,201 @@
+"""Attention over flat token lists, two ways: `TreeAttention` for whole sequences that share prefixes, and `SlotAttention`
+for sequences that continue from a key/value cache.
+
+Both lay a query's keys out in the order of its sequence from position 0, padded at the end to a multiple of `BLOCK`, and
+use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU in bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 32
+
+
+def _ceil(n: int) -> int:
+    return -(-n // BLOCK) * BLOCK
+
+
+def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q [rows, heads, n_q, d]; k, v [rows, kv_heads, n_k, d]; mask [rows, 1, group * n_q, n_k] additive -> as q.
+
+    Query heads that share a key head are stacked along the query axis, so keys are never repeated in memory.
+    """
+    rows, heads, n_q, d = q.shape
+    kv_heads = k.shape[1]
+    stacked = q.reshape(rows, kv_heads, heads // kv_heads * n_q, d)
+    return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
+
+
+def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.dtype) -> Tensor:
+    """[rows, 1, group * n_q, n_keys]: 0 where a key's position is at most the query's, else -inf."""
+    visible = torch.arange(n_keys, device=query_positions.device) <= query_positions[:, :, None]
+    mask = torch.zeros(visible.shape, dtype=dtype, device=query_positions.device).masked_fill_(~visible, float("-inf"))
+    return mask[:, None].repeat(1, 1, group, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTree:
+    """Sequences with their shared prefixes merged: each distinct prefix is one token, computed once.
+
+    `paths[s]` are the flat indices of sequence s from position 0; `owned[s]` is where its own tokens begin: those before belong
+    to an earlier sequence. Flat order is the order of first appearance.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    paths: list[list[int]]
+    owned: list[int]
+
+
+def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> TokenTree:
+    """The prefix tree of token id `sequences`; equal sequences share every token."""
+    children: dict[tuple[int, int], int] = {}
+    tokens: list[int] = []
+    positions: list[int] = []
+    paths: list[list[int]] = []
+    owned: list[int] = []
+    for sequence in sequences:
+        node, path, fresh_from = -1, [], len(sequence)
+        for position, token in enumerate(sequence):
+            child = children.get((node, token))
+            if child is None:
+                fresh_from = min(fresh_from, position)
+                child = children[(node, token)] = len(tokens)
+                tokens.append(token)
+                positions.append(position)
+            path.append(child)
+            node = child
+        paths.append(path)
+        owned.append(fresh_from)
+    return TokenTree(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), paths, owned)
+
+
+class TreeAttention:
+    """Attention inside a `TokenTree`: each sequence is a row that queries for the tokens it owns over its whole path."""
+
+    def __init__(self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False) -> None:
+        device = tree.tokens.device
+        rows = [s for s, path in enumerate(tree.paths) if tree.owned[s] < len(path)]
+        n_q = max(len(tree.paths[s]) - tree.owned[s] for s in rows)
+        n_k = _ceil(max(len(tree.paths[s]) for s in rows))
+        query = torch.zeros(len(rows), n_q, dtype=torch.long)
+        key = torch.zeros(len(rows), n_k, dtype=torch.long)
+        row_of = torch.zeros(len(tree.tokens), dtype=torch.long)
+        column_of = torch.zeros(len(tree.tokens), dtype=torch.long)
+        positions = torch.zeros(len(rows), n_q, dtype=torch.long)
+        for row, s in enumerate(rows):
+            path = torch.tensor(tree.paths[s])
+            own = path[tree.owned[s] :]
+            query[row, : len(own)] = own
+            key[row, : len(path)] = path
+            positions[row, : len(own)] = torch.arange(tree.owned[s], len(path))
+            row_of[own] = row
+            column_of[own] = torch.arange(len(own))
+        self._query, self._key = query.to(device), key.to(device)
+        self._row_of, self._column_of = row_of.to(device), column_of.to(device)
+        self._mask = _causal_mask(positions.to(device), n_k, group, dtype)
+        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
+        """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.kept is not None:
+            self.kept.append((k, v))
+        rows_q = q[self._query].transpose(1, 2)
+        rows_k, rows_v = k[self._key].transpose(1, 2), v[self._key].transpose(1, 2)
+        out = _grouped_attention(rows_q, rows_k, rows_v, self._mask)
+        return out[self._row_of, :, self._column_of].reshape(len(q), -1)
+
+
+class SlotCache:
+    """Keys and values of up to `slots` sequences, each in its own slot, grown in steps as they get longer."""
+
+    def __init__(self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = (layers, slots, kv_heads, head_dim)
+        self._dtype, self._device = dtype, device
+        self.capacity = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def slots(self) -> int:
+        return self._shape[1]
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of `length` tokens."""
+        if length <= self.capacity:
+            return
+        layers, slots, kv_heads, head_dim = self._shape
+        capacity = max(_ceil(length), min(self.capacity * 2, _ceil(length) + 512))
+
+        def grown(old: list[Tensor], layer: int) -> Tensor:
+            new = torch.zeros(slots, kv_heads, capacity, head_dim, dtype=self._dtype, device=self._device)
+            if old:
+                new[:, :, : self.capacity] = old[layer]
+            return new
+
+        self.keys = [grown(self.keys, layer) for layer in range(layers)]
+        self.values = [grown(self.values, layer) for layer in range(layers)]
+        self.capacity = capacity
+
+    def fill(self, slot: int, kept: list[tuple[Tensor, Tensor]], path: Tensor) -> None:
+        """Copy a sequence computed by a keeping `TreeAttention` into `slot`."""
+        for layer, (k, v) in enumerate(kept):
+            self.keys[layer][slot, :, : len(path)] = k[path].transpose(0, 1)
+            self.values[layer][slot, :, : len(path)] = v[path].transpose(0, 1)
+
+    def clear(self) -> None:
+        """Free the memory; slots start over."""
+        self.keys, self.values, self.capacity = [], [], 0
+
+
+class SlotAttention:
+    """Attention of new tokens over their slots: row r continues slot `slots[r]`, which holds `lengths[r]` tokens, with `counts[r]` more.
+
+    Flat tokens come row after row. Writes their keys and values into the cache.
+    """
+
+    def __init__(self, cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int], group: int) -> None:
+        device = cache.keys[0].device
+        self._cache = cache
+        n_q = max(counts)
+        n_k = min(_ceil(max(length + count for length, count in zip(lengths, counts, strict=True))), cache.capacity)
+        count = torch.tensor(counts)
+        self._slot = torch.tensor(slots, device=device).repeat_interleave(count.to(device))
+        column = torch.cat([torch.arange(c) for c in counts])
+        start = torch.tensor(lengths).repeat_interleave(count)
+        self.positions = (start + column).to(device)
+        low, high = min(slots), max(slots) + 1
+        # Slots are views of one tensor: a run of them costs nothing, a scattered few are cheaper to copy.
+        self._run = slice(low, high) if len(slots) * 2 > high - low else None
+        rows = high - low if self._run else len(slots)
+        row = torch.tensor([slot - low for slot in slots] if self._run else list(range(len(slots))))
+        self._row = row.repeat_interleave(count).to(device)
+        self._column = column.to(device)
+        self._index = None if self._run else torch.tensor(slots, device=device)
+        self._shape = (rows, n_q, n_k)
+        positions = torch.zeros(rows, n_q, dtype=torch.long, device=device)
+        positions[self._row, self._column] = self.positions
+        self._mask = _causal_mask(positions, n_k, group, cache.keys[0].dtype)
+        self._dense = n_q == 1 and rows == len(slots) and (self._run is None or list(slots) == list(range(low, high)))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._slot, :, self.positions] = k
+        values[self._slot, :, self.positions] = v
+        rows, n_q, n_k = self._shape
+        if self._run:
+            rows_k, rows_v = keys[self._run, :, :n_k], values[self._run, :, :n_k]
+        else:
+            rows_k, rows_v = keys[self._index, :, :n_k], values[self._index, :, :n_k]
+        if self._dense:
+            return _grouped_attention(q[:, :, None], rows_k, rows_v, self._mask).reshape(len(q), -1)
+        padded = q.new_zeros(rows, n_q, q.shape[1], q.shape[2])
+        padded[self._row, self._column] = q
+        out = _grouped_attention(padded.transpose(1, 2), rows_k, rows_v, self._mask)
+        return out[self._row, :, self._column].reshape(len(q), -1)

@@ -1,0 +1,232 @@
+"""A decoder-only transformer over flat token lists: the one forward pass that sampling, learning and checking share.
+
+Tokens of any number of sequences come as one flat list without padding; only attention knows which belong together, and it is
+given as a function (`attention.py`). Because sampler and learner run the same operations on the same weights row by
+row, the log-probabilities they give the same tokens agree.
+
+Covers the Llama family as Hugging Face names it: RMSNorm, rotary positions, grouped-query attention, gated MLP; with
+or without biases on q/k/v, norms on q/k, tied embeddings. Does not cover: sliding windows, mixtures of experts, multimodal towers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from midstream.core.errors import ModelError
+from midstream.engines.torch.linear import PackedWeight
+from midstream.engines.torch.lora import Adapter
+
+SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class Attend(Protocol):
+    """Attention over flat tokens: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads * head_dim]."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+class Projection(nn.Module):
+    """One matrix for projections that share an input, with their adapters beside it."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, names: list[str], sizes: list[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.names, self.sizes = names, sizes
+        self.adapter: Adapter | None = None
+        self._packed = PackedWeight()
+        self._cached: tuple[int, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
+        """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed copies."""
+        y = self._packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
+        if self.adapter is None or not use_adapter:
+            return y
+        if torch.is_grad_enabled():
+            a, b = self.adapter.matrices(x.dtype)
+        else:
+            if self._cached is None or self._cached[0] != version:
+                self._cached = (version, *self.adapter.matrices(x.dtype))
+            _, a, b = self._cached
+        return torch.addmm(y, x @ a.t(), b)
+
+
+class Layer(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, qkv: Projection, out: Projection, gate_up: Projection, down: Projection, norms: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
+        self.norms = nn.ParameterDict({name: nn.Parameter(weight, requires_grad=False) for name, weight in norms.items()})
+
+
+class Decoder(nn.Module):
+    """The model: `forward` gives hidden states, `head` is the matrix that turns them into logits.
+
+    `version` counts changes of the weights. It is what `policy_version` reports, and what tells stale casts from fresh ones.
+    """
+
+    def __init__(self, config: Mapping, weights: Mapping[str, Tensor], source: str) -> None:
+        super().__init__()
+        self.config, self.source = dict(config), source
+        self.heads = int(config["num_attention_heads"])
+        self.kv_heads = int(config.get("num_key_value_heads") or self.heads)
+        hidden = int(config["hidden_size"])
+        self.head_dim = int(config.get("head_dim") or hidden // self.heads)
+        self.eps = float(config["rms_norm_eps"])
+        self.context_length = int(config["max_position_embeddings"])
+        self.adapter_rank, self.adapter_alpha = 0, 0.0
+        self.version = 0
+        self._packed_head = PackedWeight()
+        self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
+        tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
+        self.head = self.embed if tied else nn.Parameter(weights["lm_head.weight"], requires_grad=False)
+        self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
+        self.layers = nn.ModuleList(self._layer(i, weights) for i in range(int(config["num_hidden_layers"])))
+        cos, sin = _rotary_tables(config, self.head_dim, self.context_length)
+        self.register_buffer("cos", cos.to(self.embed.dtype), persistent=False)
+        self.register_buffer("sin", sin.to(self.embed.dtype), persistent=False)
+        self.cos: Tensor
+        self.sin: Tensor
+
+    def _layer(self, index: int, weights: Mapping[str, Tensor]) -> Layer:
+        base = f"model.layers.{index}."
+
+        def fuse(*names: str) -> Projection:
+            full = [base + name for name in names]
+            parts = [weights[f"{name}.weight"] for name in full]
+            biases = [weights[f"{name}.bias"] for name in full if f"{name}.bias" in weights]
+            if biases and len(biases) != len(parts):
+                raise ModelError(f"'{self.source}': {full} mix projections with and without bias", "use another model")
+            bias = torch.cat(biases) if biases else None
+            return Projection(torch.cat(parts), bias, full, [len(part) for part in parts])
+
+        norms = {"attention": weights[f"{base}input_layernorm.weight"], "mlp": weights[f"{base}post_attention_layernorm.weight"]}
+        for part in ("q", "k"):
+            if f"{base}self_attn.{part}_norm.weight" in weights:
+                norms[part] = weights[f"{base}self_attn.{part}_norm.weight"]
+        return Layer(
+            fuse("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            fuse("self_attn.o_proj"),
+            fuse("mlp.gate_proj", "mlp.up_proj"),
+            fuse("mlp.down_proj"),
+            norms,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
+        return self._packed_head.linear(hidden, self.head, None, self.version if self.head.requires_grad else 0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.device
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, adapter: bool = True) -> Tensor:
+        """Hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]."""
+        version, n = self.version, len(tokens)
+        x = F.embedding(tokens, self.embed)
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        n_rotary = self.heads + self.kv_heads
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            normed = F.rms_norm(x, (x.shape[-1],), layer.norms["attention"], self.eps)
+            qkv = layer.qkv(normed, version, adapter).view(n, n_rotary + self.kv_heads, self.head_dim)
+            rotary, v = qkv[:, :n_rotary], qkv[:, n_rotary:]
+            if "q" in layer.norms:
+                q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), layer.norms["q"], self.eps)
+                k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), layer.norms["k"], self.eps)
+                rotary = torch.cat([q, k], 1)
+            rotary = _rotate(rotary, cos, sin)
+            attended = attend(index, rotary[:, : self.heads], rotary[:, self.heads :], v)
+            x = x + layer.out(attended, version, adapter)
+            normed = F.rms_norm(x, (x.shape[-1],), layer.norms["mlp"], self.eps)
+            gate, up = layer.gate_up(normed, version, adapter).chunk(2, -1)
+            x = x + layer.down(F.silu(gate) * up, version, adapter)
+        return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
+
+    def add_adapters(self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = ()) -> None:
+        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`); the base stays frozen."""
+        generator = torch.Generator().manual_seed(seed)
+        self.adapter_rank, self.adapter_alpha = rank, alpha
+        found = False
+        for projection in self.projections().values():
+            chosen = [not targets or name.rsplit(".", 1)[1] in targets for name in projection.names]
+            if not any(chosen):
+                continue
+            if not all(chosen):
+                raise ModelError(
+                    f"adapter targets {list(targets)} take only some of {[n.rsplit('.', 1)[1] for n in projection.names]}",
+                    "projections that share an input take adapters together: name all of q_proj, k_proj, v_proj or of gate_proj, up_proj",
+                )
+            found = True
+            projection.adapter = Adapter(projection.names, projection.sizes, projection.weight.shape[1], rank, alpha / rank)
+            projection.adapter.reset(generator)
+            projection.adapter.to(self.device)
+        if not found:
+            known = sorted({name.rsplit(".", 1)[1] for p in self.projections().values() for name in p.names})
+            raise ModelError(f"no projection is named {list(targets)}", f"one of: {', '.join(known)}")
+
+    def projections(self) -> dict[str, Projection]:
+        """Every fused projection by its module path."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Projection)}
+
+    def adapters(self) -> dict[str, Adapter]:
+        """Every adapter by the path of its projection; empty without `add_adapters`."""
+        return {name: p.adapter for name, p in self.projections().items() if p.adapter is not None}
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split layout of Hugging Face's Llama (Su et al. 2021)."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, head_dim] in fp32, with whatever scaling the model's config asks for."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    keys = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
+    shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys if config.get(key) is not None})
+    cos, sin = LlamaRotaryEmbedding(shaped)(torch.zeros(1), torch.arange(length)[None])
+    return cos[0], sin[0]
+
+
+def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
+    """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot run."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"'{folder}' holds no readable config.json: {error}", "give a folder saved with save_pretrained") from None
+    architecture = (config.get("architectures") or ["?"])[0]
+    if architecture not in SUPPORTED:
+        raise ModelError(
+            f"'{folder}' is a {architecture}, which the torch engine does not run",
+            f"supported: {', '.join(SUPPORTED)}; other models can be a role's engine through an OpenAI-compatible URL",
+        )
+    if config.get("sliding_window") and config.get("use_sliding_window", architecture == "MistralForCausalLM"):
+        raise ModelError(f"'{folder}' uses sliding-window attention, which the torch engine does not run")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"'{folder}' has no .safetensors weights", "convert the checkpoint with save_pretrained first")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt", device=str(device)) as handle:
+            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
+                weights[name] = handle.get_tensor(name).to(dtype)
+    try:
+        return Decoder(config, weights, str(folder))
+    except KeyError as error:
+        raise ModelError(f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again") from None

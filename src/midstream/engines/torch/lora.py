@@ -1,0 +1,92 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, A Kaiming-uniform and B zero at the start.
+
+Adapters of projections that share an input sit side by side, so that one product serves them all. On disk they are in
+peft's format: `adapter_config.json` and `adapter_model.safetensors`, which peft and vLLM load as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from midstream.core.errors import ModelError
+
+PREFIX = "base_model.model."
+
+
+class Adapter(nn.Module):
+    """The adapters of one fused projection: each part has its own A [rank, in] and B [out, rank], in fp32."""
+
+    def __init__(self, names: Sequence[str], sizes: Sequence[int], n_in: int, rank: int, scale: float) -> None:
+        super().__init__()
+        self.names, self.scale = list(names), scale
+        self.down = nn.ParameterList(nn.Parameter(torch.empty(rank, n_in)) for _ in sizes)
+        self.up = nn.ParameterList(nn.Parameter(torch.zeros(size, rank)) for size in sizes)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """peft's initialisation: A ~ U(-1/sqrt(in), 1/sqrt(in)), B = 0."""
+        for a, b in zip(self.down, self.up, strict=True):
+            bound = 1 / math.sqrt(a.shape[1])
+            with torch.no_grad():
+                values = torch.rand(a.shape, generator=generator) * 2 * bound - bound
+                a.copy_(values.to(a.device))
+                b.zero_()
+
+    def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`(A, B)` as applied: A [parts * rank, in]; B [parts * rank, out], block-diagonal, scale folded in."""
+        a = torch.cat(list(self.down)) if len(self.down) > 1 else self.down[0]
+        blocks = [b.t() * self.scale for b in self.up]
+        b = torch.block_diag(*blocks) if len(blocks) > 1 else blocks[0]
+        return a.to(dtype), b.to(dtype)
+
+
+def adapter_state(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """Every A and B under the name peft gives it."""
+    state: dict[str, Tensor] = {}
+    for adapter in adapters.values():
+        for name, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True):
+            state[f"{PREFIX}{name}.lora_A.weight"] = a.detach()
+            state[f"{PREFIX}{name}.lora_B.weight"] = b.detach()
+    return state
+
+
+def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, alpha: float, base: str) -> None:
+    """Write peft's two files into `folder`."""
+    from peft import LoraConfig
+
+    targets = sorted({name.rsplit(".", 1)[1] for adapter in adapters.values() for name in adapter.names})
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=targets, base_model_name_or_path=base, task_type="CAUSAL_LM", inference_mode=True
+    ).to_dict()
+    config["target_modules"] = targets
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(adapters).items()}
+    save_file(state, folder / "adapter_model.safetensors")
+    text = json.dumps({key: value for key, value in config.items() if not isinstance(value, set)}, indent=2, default=str)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:
+    """Read peft's format into `adapters`; raises `ModelError` when rank, targets or shapes differ."""
+    path = folder / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(f"no adapter at '{folder}'", "give a checkpoint folder that holds adapter_model.safetensors")
+    saved, own = load_file(path), adapter_state(adapters)
+    missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
+    wrong = [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
+    if missing or extra or wrong:
+        what = [f"{len(missing)} missing", f"{len(extra)} unexpected", f"{len(wrong)} of another shape"]
+        example = (missing or extra or sorted(wrong))[0]
+        raise ModelError(
+            f"the adapter at '{folder}' does not fit this model ({', '.join(what)}; first: {example})",
+            "use the model, rank and targets it was trained with (see adapter_config.json there)",
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(saved[name])

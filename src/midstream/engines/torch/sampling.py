@@ -1,0 +1,71 @@
+"""From logits to tokens: temperature, top-k, top-p, and one uniform number a token, so that a seed fixes a response.
+
+A token is drawn by inverting the cumulative distribution at a number derived from (seed, position): it depends on the
+request alone, never on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from midstream.core.sampling import SamplingParams
+from midstream.core.seeds import unit_interval
+
+_CHUNK = 256
+
+
+def sample(logits: Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Draw one token for each row of `logits` [n, vocab]; returns (tokens [n], log-probabilities [n] in fp32).
+
+    Log-probabilities are those of the whole vocabulary at the row's temperature (temperature 1 for greedy rows).
+    """
+    logits = logits.float()
+    temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
+    if any(p.temperature not in (0.0, 1.0) for p in params):
+        logits = logits / temperatures[:, None]
+    log_probs = torch.log_softmax(logits, -1)
+    tokens = log_probs.argmax(-1)
+    drawn = [row for row, p in enumerate(params) if p.temperature > 0]
+    if drawn:
+        everything = len(drawn) == len(params)
+        probs = (log_probs if everything else log_probs[drawn]).exp()
+        cut = [(i, params[row]) for i, row in enumerate(drawn) if params[row].top_k or params[row].top_p < 1]
+        for i, p in cut:
+            probs[i] = _truncate(probs[i], p.top_k, p.top_p)
+        uniform = [unit_interval("token", seeds[row], position[row]) for row in drawn]
+        picked = _invert(probs, torch.tensor(uniform, dtype=torch.float64, device=logits.device))
+        tokens = picked if everything else tokens.index_copy(0, torch.tensor(drawn, device=logits.device), picked)
+    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def _truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Keep the `top_k` likeliest (0: all), then the smallest set of likeliest whose mass reaches `top_p`."""
+    ordered, index = probs.sort(descending=True)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k:
+        keep[top_k:] = False
+    if top_p < 1:
+        mass = torch.where(keep, ordered, 0).double()
+        before = mass.cumsum(-1) - mass
+        keep &= before < top_p * mass.sum()
+    return torch.zeros_like(probs).scatter(-1, index, torch.where(keep, ordered, 0))
+
+
+def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole; two-level, summed in fp64."""
+    n, vocab = probs.shape
+    blocks = -(-vocab // _CHUNK)
+    padded = torch.nn.functional.pad(probs, (0, blocks * _CHUNK - vocab)).view(n, blocks, _CHUNK)
+    running = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    goal = uniform * running[:, -1]
+    block = torch.searchsorted(running, goal[:, None], right=True).clamp_(max=blocks - 1)
+    before = torch.where(block > 0, running.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = padded.gather(1, block[:, :, None].expand(n, 1, _CHUNK))[:, 0].double()
+    within = inside.cumsum(-1) + before
+    offset = torch.searchsorted(within, goal[:, None], right=True)
+    # Rounding may carry the goal past the block's end: take the last token in it that has any mass.
+    last = (inside > 0).double().mul_(torch.arange(1, _CHUNK + 1, device=probs.device)).argmax(-1, keepdim=True)
+    return (block * _CHUNK + torch.minimum(offset, last))[:, 0]
