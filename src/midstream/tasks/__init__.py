@@ -1,1 +1,23 @@
 """Task sets: where tasks come from, how they are split, and how sources are mixed."""
+
+from midstream.tasks.files import file_tasks
+from midstream.tasks.load import SourceConfig, TasksConfig, load_tasks, register_tasks
+from midstream.tasks.mix import TaskMix
+from midstream.tasks.taskset import SPLITS, Draft, FiniteTaskSet, GeneratedTaskSet, TaskSet, check, split_of, take
+
+__all__ = [
+    "SPLITS",
+    "Draft",
+    "FiniteTaskSet",
+    "GeneratedTaskSet",
+    "SourceConfig",
+    "TaskMix",
+    "TaskSet",
+    "TasksConfig",
+    "check",
+    "file_tasks",
+    "load_tasks",
+    "register_tasks",
+    "split_of",
+    "take",
+]

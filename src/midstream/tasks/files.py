@@ -1,0 +1,100 @@
+"""Task sets from JSONL files and, where `datasets` is installed, from the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from midstream.core.errors import TaskError
+from midstream.core.types import Task
+from midstream.tasks.rows import RowFields, read_row
+from midstream.tasks.taskset import FiniteTaskSet, TaskSet
+
+NO_FIELDS = RowFields()
+_HUB_SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
+
+
+def file_tasks(path: str | Path, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0) -> TaskSet:
+    """The tasks of a `.jsonl` file, one object a line.
+
+    A row's split is `fields.split`, else its own field `split`, else by hash of its question. Raises `TaskError` with
+    file, line and field at the first line that cannot be used.
+    """
+    path = Path(path)
+    kind = kind or path.stem
+    tasks = (read_row(row, where, fields, kind, f"{path.stem}-{number - 1}") for number, where, row in _lines(path))
+    return FiniteTaskSet(path.stem, _distinct(tasks, str(path)), seed)
+
+
+def hub_tasks(
+    name: str, subset: str | None = None, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0
+) -> TaskSet:
+    """The tasks of a data set on the hub, by its name (`openai/gsm8k`) and, where it has several, its subset."""
+    try:
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise TaskError(
+            f"'{name}' names a data set on the hub, which needs the package `datasets`",
+            "install it with `pip install datasets`, or give the path of a .jsonl file",
+        ) from None
+    try:
+        parts: Any = load_dataset(name, subset)
+    except (OSError, ValueError) as error:
+        raise TaskError(
+            f"data set '{name}' cannot be loaded: {error}", "is its name right, and the hub in reach?"
+        ) from error
+    kind = kind or name.rpartition("/")[2]
+    tasks: list[Task] = []
+    for part, rows in parts.items():
+        # A data set with one part only is split by hash, as a single file is.
+        split = fields.split or (_HUB_SPLITS.get(part) if len(parts) > 1 else None)
+        if split is None and len(parts) > 1:
+            continue
+        part_fields = replace(fields, split=split)
+        for number, row in enumerate(rows):
+            tasks.append(
+                read_row(dict(row), f"{name}, {part} row {number}", part_fields, kind, f"{kind}-{part}-{number}")
+            )
+    return FiniteTaskSet(kind, _distinct(tasks, name), seed)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise TaskError(f"no task file at '{path}'", "give the path of a .jsonl file") from None
+    except OSError as error:
+        raise TaskError(f"cannot read task file '{path}': {error.strerror}") from None
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise TaskError(f"{where}: is not UTF-8 text", "save the file as UTF-8") from None
+        except json.JSONDecodeError as error:
+            raise TaskError(
+                f"{where}: is not valid JSON: {error.msg} at column {error.colno}", "one object a line"
+            ) from None
+        except RecursionError:
+            raise TaskError(f"{where}: is nested too deeply") from None
+        yield number, where, row
+
+
+def _distinct(tasks: Iterable[Task], source: str) -> list[Task]:
+    seen: dict[str, Task] = {}
+    for task in tasks:
+        if task.id in seen:
+            raise TaskError(
+                f"{source}: two tasks have the id '{task.id}'", "ids must differ; name another field with `id`"
+            )
+        seen[task.id] = task
+    if not seen:
+        raise TaskError(
+            f"{source}: holds no task", 'each line is an object such as {"question": "...", "answer": "..."}'
+        )
+    return list(seen.values())

@@ -1,0 +1,115 @@
+"""`TasksConfig` and `load_tasks`: task sets by name, by file, by import path or by hub name, mixed in ratios."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from midstream.core.config import Config
+from midstream.core.errors import ConfigError, nearest
+from midstream.tasks.calculate import calculate
+from midstream.tasks.direct import direct
+from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
+from midstream.tasks.files import file_tasks, hub_tasks
+from midstream.tasks.mix import TaskMix
+from midstream.tasks.rows import RowFields
+from midstream.tasks.taskset import TaskSet
+
+TaskSetFactory = Callable[[int], TaskSet]
+"""Makes a task set from a seed, which may decide order but never splits."""
+
+_REGISTRY: dict[str, TaskSetFactory] = {
+    "calculate": calculate,
+    "compare": compare,
+    "direct": direct,
+    "facts": facts,
+    "facts_calculate": facts_calculate,
+    "two_hop": two_hop,
+}
+
+
+class SourceConfig(Config):
+    """One source of tasks. The options below `ratio` are for files and hub data sets."""
+
+    type: str
+    """A built-in or registered set (`calculate`, `facts`, ...), the path of a `.jsonl` file, `package.module:attribute`
+    (a `TaskSet`, or a function from a seed to one), or a data set on the hub (`owner/name`)."""
+    ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Share of the mix, relative to the other sources."""
+    question: str | None = None
+    """Field that holds the question; found by its usual names when not given."""
+    answer: str | None = None
+    """Field that holds the answer, or the list of accepted ones."""
+    id: str | None = None
+    """Field that holds the id of a task."""
+    kind: str | None = None
+    """`kind` of the tasks; the file's name without ending when not given."""
+    split: Literal["train", "val", "test"] | None = None
+    """Put every task of the file into this split. Otherwise by the field `split`, else by hash of the question."""
+    subset: str | None = None
+    """Subset of a hub data set, such as `main`."""
+
+
+class TasksConfig(Config):
+    """What is trained and evaluated on."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    """Where tasks come from."""
+    seed: int = 0
+    """Decides the order of tasks and what generators draw. Splits do not depend on it."""
+
+
+def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
+    """Make a function from a seed to a `TaskSet` known by name: `@register_tasks("riddles")`."""
+
+    def register(factory: TaskSetFactory) -> TaskSetFactory:
+        if name in _REGISTRY and _REGISTRY[name] is not factory:
+            raise ConfigError(f"a task set named '{name}' is already registered", "choose another name")
+        _REGISTRY[name] = factory
+        return factory
+
+    return register
+
+
+def load_tasks(config: TasksConfig) -> TaskSet:
+    """The task set of a config: the source itself when there is one, else their `TaskMix`."""
+    loaded = [(_load(source, config.seed), source.ratio) for source in config.sources]
+    return loaded[0][0] if len(loaded) == 1 else TaskMix(loaded)
+
+
+def _load(source: SourceConfig, seed: int) -> TaskSet:
+    fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
+    if source.type.endswith((".jsonl", ".json")):
+        _refuse(source, "subset")
+        return file_tasks(source.type, fields, source.kind, seed)
+    if source.type in _REGISTRY:
+        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        return _REGISTRY[source.type](seed)
+    if ":" in source.type:
+        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        return _imported(source.type, seed)
+    if "/" in source.type:
+        return hub_tasks(source.type, source.subset, fields, source.kind, seed)
+    hint = f"{nearest(source.type, _REGISTRY)} Or a .jsonl file, package.module:attribute, or a hub name owner/name"
+    raise ConfigError(f"unknown task set '{source.type}'", hint)
+
+
+def _imported(path: str, seed: int) -> TaskSet:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"task set '{path}' cannot be imported: {error}", "is its module on PYTHONPATH?") from error
+    made = found if isinstance(found, TaskSet) or not callable(found) else found(seed)
+    if not isinstance(made, TaskSet):
+        raise ConfigError(f"'{path}' gives a {type(made).__name__}, not a TaskSet")
+    return made
+
+
+def _refuse(source: SourceConfig, *options: str) -> None:
+    for option in options:
+        if getattr(source, option) is not None:
+            raise ConfigError(f"task source '{source.type}' takes no option `{option}`", "remove it")
