@@ -1,0 +1,131 @@
+"""Reward components: functions that ask for what they need by parameter name and say one thing about a trajectory.
+
+A component takes any of `task`, `trajectory`, `answer` (the prediction, or None), `reference` (the task's answer),
+`question`, `steps`, `tool_calls`; is sync or async; and returns a number, None (it did not apply), or `StepRewards`.
+What a component means is its own; what it is worth is its weight in the config.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from midstream.core.errors import ConfigError, nearest
+from midstream.core.types import Step, Task, ToolCall, Trajectory
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRewards:
+    """A component's value step by step, one for each step of the trajectory; None where it did not apply.
+
+    Its value for the trajectory is their sum, or None when it applied nowhere.
+    """
+
+    values: tuple[float | None, ...]
+
+    def __init__(self, values: Iterable[float | None]) -> None:
+        object.__setattr__(self, "values", tuple(values))
+
+    @property
+    def total(self) -> float | None:
+        applied = [value for value in self.values if value is not None]
+        return math.fsum(applied) if applied else None
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A named function with the parameters it asked for."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[str, ...]
+
+    def arguments(self, trajectory: Trajectory) -> dict[str, Any]:
+        task = trajectory.task
+        everything = {
+            "task": task,
+            "trajectory": trajectory,
+            "answer": trajectory.answer,
+            "reference": task.answer,
+            "question": task.question,
+            "steps": trajectory.steps,
+            "tool_calls": trajectory.tool_calls,
+        }
+        return {name: everything[name] for name in self.parameters}
+
+
+_registered: dict[str, Component] = {}
+
+
+def component(name: str) -> Callable[[F], F]:
+    """Register a function as the reward component `name`. Raises `ConfigError` when it asks for what there is not."""
+
+    def register(function: F) -> F:
+        _registered[name] = _component(name, function)
+        return function
+
+    return register
+
+
+def components() -> dict[str, Component]:
+    """Every registered component by name."""
+    return dict(_registered)
+
+
+def resolve(name: str) -> Component:
+    """The component registered as `name`, or the function that `package.module:function` names."""
+    if name in _registered:
+        return _registered[name]
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        raise ConfigError(f"no reward component '{name}'", nearest(name, _registered))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"reward component '{name}': {error}", "the module must be importable from here") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise ConfigError(f"reward component '{name}': no such function", nearest(function_name, functions))
+    return _component(name, function)
+
+
+def _component(name: str, function: Callable[..., Any]) -> Component:
+    asked = tuple(inspect.signature(function).parameters)
+    for parameter in asked:
+        if parameter not in PARAMETERS:
+            raise ConfigError(
+                f"reward component '{name}' asks for '{parameter}', which there is not", nearest(parameter, PARAMETERS)
+            )
+    return Component(name, function, asked)
+
+
+def at_calls(
+    steps: Sequence[Step], tool_calls: Sequence[ToolCall], values: Sequence[float | None]
+) -> StepRewards | float | None:
+    """`values`, one for each tool call, on the steps that asked for them; their sum where a call names no step."""
+    applied = [(call, value) for call, value in zip(tool_calls, values, strict=True) if value is not None]
+    if not applied:
+        return None
+    place = {step.step_index: position for position, step in enumerate(steps)}
+    on_steps: list[float | None] = [None] * len(steps)
+    for call, value in applied:
+        position = None if call.step_index is None else place.get(call.step_index)
+        if position is None:
+            return math.fsum(value for _, value in applied)
+        on_steps[position] = (on_steps[position] or 0.0) + value
+    return StepRewards(on_steps)
+
+
+def needs_of(task: Task) -> list[str] | None:
+    """The tools the task says it takes, in order; None when it does not say."""
+    needs = task.metadata.get("needs")
+    return None if needs is None else list(needs)

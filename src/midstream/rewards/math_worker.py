@@ -1,0 +1,39 @@
+"""The process that compares mathematics: one JSON request a line on stdin, one JSON answer a line on stdout.
+
+math-verify hands what it reads to sympy, which evaluates it and may take for ever or all the memory there is. Hence a
+process of its own that its parent can end, with a memory limit. It keeps accidents out, not attacks: no sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+from typing import Any
+
+MEMORY_BYTES = 2 * 2**30
+
+
+def main() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    import math_verify
+
+    logging.disable()  # it warns that its own time limit is off; the parent's is on
+    unlimited: Any = None  # allowed, though the package's types say int
+    for line in sys.stdin:
+        request = json.loads(line)
+        correct = any(
+            math_verify.verify(
+                math_verify.parse(gold, parsing_timeout=unlimited),
+                math_verify.parse(prediction, parsing_timeout=unlimited),
+                timeout_seconds=None,
+            )
+            for gold in request["golds"]
+            for prediction in request["predictions"]
+        )
+        print(json.dumps({"correct": correct}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
