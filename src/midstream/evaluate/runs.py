@@ -1,7 +1,7 @@
 """A run directory, read back: what the curve, the report and the command line show.
 
-Reads the plain files only, never the store or a checkpoint. A run that was killed may end in half a line; that line is not
-there yet, so it is left out. Not for writing: the trainer does that.
+Reads the plain files only, never the store or a checkpoint. A run that was killed may end in half a line; that line
+is not there yet, so it is left out. Not for writing: the trainer does that.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def bootstrap_mean(
 ) -> Interval:
     """Percentile bootstrap interval of the mean of `values`.
 
-    Draws `resamples` samples of the same size with replacement and takes the (1 -+ confidence) / 2 quantiles of the means.
-    B. Efron, Annals of Statistics 7 (1979). With few values (below about 10) it is too narrow: say so where it is shown.
+    Draws `resamples` samples of the same size with replacement and takes the (1 -+ confidence) / 2 quantiles of their
+    means. B. Efron, Annals of Statistics 7 (1979). With few values (below about 10) it is too narrow.
     """
     _check_confidence(confidence)
     if len(values) == 0:

@@ -1,0 +1,97 @@
+"""The command line: `midstream COMMAND`. One module a command, thin; each imports what it needs when it runs.
+
+Exit codes: 0 done, 2 something the user must change (printed without a traceback), 130 stopped with Ctrl-C. Anything
+else is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from midstream.core.errors import UserError
+
+COMMANDS = {
+    "train": "train",
+    "eval": "evaluate",
+    "ask": "ask",
+    "runs": "runs",
+    "show": "show",
+    "models": "models",
+    "config": "config",
+    "doctor": "doctor",
+}
+INTERRUPTED = 130
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"midstream.cli.{COMMANDS[cmd_name]}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from midstream.core.errors import nearest
+
+            ctx.fail(f"no command '{args[0]}'; {nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="midstream", message="midstream %(version)s")
+def cli() -> None:
+    """Train LLM agents in the flow.
+
+    \b
+    midstream train configs/quickstart.yaml     an agent that gets better in minutes
+    midstream ask "What is 17 * 23?"            talk to it, and see its four modules at work
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    _log_to_stderr()
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
+    except UserError as error:
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has gone; python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("midstream")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False

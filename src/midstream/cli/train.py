@@ -1,0 +1,32 @@
+"""`midstream train`: train an agent as a config says, and show it getting better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command(name="train")
+@click.argument("config", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--resume", is_flag=True, help="Continue the run in its directory, from its last checkpoint.")
+@click.option("--force", is_flag=True, help="With --resume: continue although the config changed.")
+def command(config: str, overrides: tuple[str, ...], resume: bool, force: bool) -> int:
+    """Train an agent as CONFIG says and show it getting better.
+
+    KEY=VALUE changes a setting:
+
+    \b
+    midstream train configs/quickstart.yaml trainer.max_steps=30 policy.lora.rank=32
+
+    Ctrl-C saves and stops; --resume goes on to the same numbers.
+    """
+    from midstream.cli.live import LiveTable
+    from midstream.learn.config import load_config
+    from midstream.learn.trainer import train
+
+    resolved = load_config(config, list(overrides))
+    with LiveTable() as live:
+        result: Any = train(resolved, resume=resume, force=force, listeners=[live])
+    return 130 if getattr(result, "status", "") == "stopped" else 0

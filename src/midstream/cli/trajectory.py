@@ -1,0 +1,73 @@
+"""A trajectory on a terminal, turn by turn: who spoke, what it said, what the tool returned, what it earned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from midstream.core.types import Step, ToolCall, Trajectory
+
+COLOURS = {"planner": "cyan", "executor": "yellow", "verifier": "magenta", "generator": "green"}
+SHOWN_CHARACTERS = 1200
+
+
+def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = False) -> None:
+    """Print `trajectory`; `tokens` adds the ids and log-probabilities of every step."""
+    from rich.markup import escape
+
+    task = trajectory.task
+    out.print(f"[bold]{escape(task.question)}[/bold]")
+    out.print(f"{escape(task.id)}  {escape(task.kind)}  {trajectory.status}", style="dim")
+    for step in trajectory.steps:
+        _print_step(out, step, tokens)
+        for call in trajectory.tool_calls:
+            if call.step_index == step.step_index:
+                _print_call(out, call)
+    for call in trajectory.tool_calls:
+        if call.step_index is None:
+            _print_call(out, call)
+    if trajectory.error:
+        out.print(f"\n[red]{trajectory.status}[/red] {escape(trajectory.error)}")
+    out.print(f"\n[bold]answer[/bold] {escape(trajectory.answer or '(none)')}")
+    if task.answer is not None:
+        out.print(f"reference {escape(str(task.answer))}", style="dim")
+    if trajectory.reward is not None:
+        parts = [f"{name} {_value(value)}" for name, value in trajectory.rewards.items()]
+        out.print(f"reward {trajectory.reward:.3f}" + (f"  = {escape(', '.join(parts))}" if parts else ""))
+
+
+def _print_step(out: Console, step: Step, tokens: bool) -> None:
+    from rich.markup import escape
+
+    colour = COLOURS.get(step.role, "blue")
+    reward = "" if step.reward is None else f", reward {step.reward:.3f}"
+    trained = ", trained" if step.trainable else ""
+    note = f"step {step.step_index}: {len(step.prompt_ids)} + {len(step.response_ids)} tokens{reward}{trained}"
+    out.print(f"\n[bold {colour}]{escape(step.role)}[/bold {colour}]  [dim]{note}[/dim]")
+    out.print(escape(_shortened(step.text)))
+    if tokens:
+        out.print(f"prompt_ids {list(step.prompt_ids)}", style="dim", markup=False)
+        out.print(f"response_ids {list(step.response_ids)}", style="dim", markup=False)
+        if step.rollout_log_probs is not None:
+            rounded = [round(value, 4) for value in step.rollout_log_probs]
+            out.print(f"rollout_log_probs {rounded}", style="dim", markup=False)
+
+
+def _print_call(out: Console, call: ToolCall) -> None:
+    from rich.markup import escape
+
+    arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+    mark, colour = ("->", "yellow") if call.ok else (f"-> {call.error_kind}:", "red")
+    asked = f"{call.tool}({arguments}) {mark}"
+    out.print(f"  [{colour}]{escape(asked)}[/{colour}] {escape(_shortened(call.result))}")
+
+
+def _shortened(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ... ({len(text)} characters)"
+
+
+def _value(value: float | None) -> str:
+    return "did not apply" if value is None else f"{value:.3f}"
