@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
-from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
+from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30
@@ -252,9 +252,13 @@ def step_from_row(row: RowMapping) -> Step:
         temperature=row["temperature"],
         messages=from_json(row["messages"]),
         text=from_json(row["text"]),
-        finish_reason=row["finish_reason"],
+        finish_reason=_finish_reason(row["finish_reason"]),
         latency_s=row["latency_s"],
     )
+
+
+def _finish_reason(text: str) -> str:
+    return FinishReason(text) if text in FinishReason.__members__.values() else text
 
 
 def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:

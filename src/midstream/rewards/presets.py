@@ -1,7 +1,7 @@
 """Named rewards from a course on agentic RL (its modules 3-2 and 3-3), with the components they are made of.
 
 The course gives numbers, not exact rules; each docstring below says how we read it. Two rules hold for both. What does
-not apply (no tool called, no reference) is None and adds nothing, where the course's code would still pay or punish. And
+not apply (no tool called, no reference) is None and adds nothing, where the course's code would pay or punish. And
 nothing positive grows without bound with the number of actions: else the best policy is never to finish.
 """
 
