@@ -105,7 +105,7 @@ def _imported(path: str, seed: int) -> TaskSet:
         raise ConfigError(f"task set '{path}' cannot be imported: {error}", "is its module on PYTHONPATH?") from error
     made = found if isinstance(found, TaskSet) or not callable(found) else found(seed)
     if not isinstance(made, TaskSet):
-        raise ConfigError(f"'{path}' gives a {type(made).__name__}, not a TaskSet")
+        raise ConfigError(f"'{path}' gives no TaskSet but: {type(made).__name__}")
     return made
 
 

@@ -19,7 +19,7 @@ _FINEST_SHARE = 1000
 
 
 class TaskMix(TaskSet):
-    """Sources with ratios, such as `[(calculate, 2), (facts, 1)]`. A source without tasks in a split is left out there."""
+    """Sources with ratios, as in `[(calculate, 2), (facts, 1)]`. A source with no task in a split is left out there."""
 
     def __init__(self, sources: Sequence[tuple[TaskSet, float]]) -> None:
         if not sources:

@@ -45,7 +45,7 @@ class Draft:
     """What a built-in set makes of one question, before it is a task of some split.
 
     `plan` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands for the
-    value that call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's result.
+    value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's result.
     """
 
     question: str

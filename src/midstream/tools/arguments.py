@@ -17,6 +17,8 @@ from pydantic import BaseModel, ValidationError
 from midstream.core.errors import nearest
 from midstream.tools.declare import Tool
 
+MAX_PROBLEMS = 5
+
 _INTEGER = re.compile(r"\s*[+-]?\d{1,30}\s*")
 _DECIMAL = re.compile(r"\s*[+-]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][+-]?\d{1,2})?\s*")
 _WANTED = {
@@ -50,7 +52,7 @@ def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments
         return CheckedArguments([], _values(tool, raw), raw)
     except ValidationError as error:
         coerced = _coerced(raw, error)
-        problems = [_explain(tool, item) for item in error.errors(include_url=False)]
+        problems = _explained(tool, error)
     except (TypeError, ValueError, RecursionError) as error:
         return CheckedArguments([f"arguments are not valid JSON: {error}"])
     if coerced is None:
@@ -58,7 +60,7 @@ def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments
     try:
         return CheckedArguments([], _values(tool, coerced), coerced)
     except ValidationError as error:
-        return CheckedArguments([_explain(tool, item) for item in error.errors(include_url=False)])
+        return CheckedArguments(_explained(tool, error))
 
 
 def _values(tool: Tool[..., Any], raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,14 +93,20 @@ def _types(values: Mapping[str, Any]) -> list[type]:
     return [type(value) for value in values.values()]
 
 
+def _explained(tool: Tool[..., Any], error: ValidationError) -> list[str]:
+    items = error.errors(include_url=False)
+    shown = [_explain(tool, item) for item in items[:MAX_PROBLEMS]]
+    return shown if len(items) <= MAX_PROBLEMS else [*shown, f"and {len(items) - MAX_PROBLEMS} more"]
+
+
 def _explain(tool: Tool[..., Any], item: Any) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = ".".join(str(part) for part in item["loc"])[:60]
     names = list(_aliases(tool.arguments_model).values())
     if item["type"] == "missing":
         return f"argument '{path}' is missing"
     if item["type"] == "extra_forbidden":
-        hint = nearest(str(item["loc"][-1]), names) if names else f"{tool.name} takes no arguments"
-        return f"there is no argument '{path[:60]}'; {hint}"
+        hint = nearest(path, names) if names else f"{tool.name} takes no arguments"
+        return f"there is no argument '{path}'; {hint}"
     if wanted := _WANTED.get(item["type"]):
         return f"argument '{path}' must be {wanted}, not {_kind(item['input'])}"
     return f"argument '{path}': {item['msg']}"

@@ -47,9 +47,10 @@ class Tool(Generic[P, R]):
     @property
     def signature(self) -> str:
         """The call as a prompt shows it: `search(query: str)`."""
+        hints = typing.get_type_hints(self.function)
         parts: list[str] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
-            text = f"{name}: {_type_name(parameter.annotation)}"
+            text = f"{name}: {_type_name(hints[name])}"
             parts.append(text if parameter.default is parameter.empty else f"{text} = {parameter.default!r}")
         return f"{self.name}({', '.join(parts)})"
 
@@ -160,8 +161,6 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
-    if isinstance(annotation, str):
-        return annotation
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "")

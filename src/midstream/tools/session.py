@@ -23,6 +23,8 @@ from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool, ToolError
 
 MIN_RESULT_CHARS = 80
+MAX_NAME_CHARS = 64
+"""The length of a tool's name; a longer one that a model wrote is cut where it is recorded."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class ToolSession:
 
         def finished(error_kind: str, result: str, used: Mapping[str, Any]) -> ToolCall:
             return ToolCall(
-                tool=name,
+                tool=_storable(str(name)[:MAX_NAME_CHARS]),
                 arguments=used,
                 ok=not error_kind,
                 result=_shorten(_storable(f"Error: {result}" if error_kind else result), self.toolbox.max_result_chars),
@@ -103,10 +105,11 @@ class ToolSession:
         error_kind, result = await _run(tool, checked.values)
         return finished(error_kind, result, checked.raw)
 
-    def _unknown(self, name: Any) -> str:
+    def _unknown(self, name: str) -> str:
+        name = str(name)[:MAX_NAME_CHARS]
         if not self.toolbox.tools:
             return f"unknown tool '{name}'; there are no tools"
-        return f"unknown tool '{name}'; {nearest(str(name), [tool.name for tool in self.toolbox.tools])}"
+        return f"unknown tool '{name}'; {nearest(name, [tool.name for tool in self.toolbox.tools])}"
 
 
 async def _run(tool: Tool[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
@@ -139,16 +142,17 @@ async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) ->
     """Run in a daemon thread of its own. A shared pool would let a few hung tools hold every other trajectory,
     and would keep the process from ending."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[str, str]] = loop.create_future()
+    future: asyncio.Future[tuple[str, Any]] = loop.create_future()
     context = contextvars.copy_context()
 
-    def deliver(outcome: tuple[str, str]) -> None:
+    def deliver(outcome: tuple[str, Any]) -> None:
         if not future.done():
             future.set_result(outcome)
 
     def work() -> None:
         try:
-            outcome = ("", _text(context.run(function, **values)))
+            result = context.run(function, **values)
+            outcome = ("", result if inspect.isawaitable(result) else _text(result))
         except BaseException as error:
             # Also SystemExit and KeyboardInterrupt: in this thread only the tool itself can have raised them.
             outcome = ("raised", _reason(error))
@@ -158,7 +162,9 @@ async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) ->
             return  # The loop closed after the time limit; nobody waits for this any more.
 
     threading.Thread(target=work, name=f"tool-{getattr(function, '__name__', 'call')}", daemon=True).start()
-    return await future
+    error_kind, result = await future
+    # A plain function may wrap an async one; what it returned is then awaited where the loop is.
+    return await _guarded(lambda: result, {}) if inspect.isawaitable(result) else (error_kind, result)
 
 
 def _text(result: Any) -> str:
