@@ -8,6 +8,7 @@ use the same kernel. So a token's output is the same to the bit however many oth
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,13 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     rows, heads, n_q, d = q.shape
     kv_heads = k.shape[1]
     stacked = q.reshape(rows, kv_heads, heads // kv_heads * n_q, d)
-    return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
+    # torch's CPU kernel rounds differently at different query counts; plain products do not.
+    flat = (stacked * (1 / math.sqrt(d))).view(rows * kv_heads, -1, d)
+    scores = torch.bmm(flat, k.reshape(rows * kv_heads, -1, d).transpose(1, 2)).view(rows, kv_heads, -1, k.shape[2])
+    weights = torch.softmax(scores + mask, -1, dtype=torch.float32).to(v.dtype).view(rows * kv_heads, -1, k.shape[2])
+    return torch.bmm(weights, v.reshape(rows * kv_heads, -1, d)).view(rows, heads, n_q, d)
 
 
 def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.dtype) -> Tensor:
@@ -131,7 +138,8 @@ class SlotCache:
         if length <= self.capacity:
             return
         layers, slots, kv_heads, head_dim = self._shape
-        capacity = max(_ceil(length), min(self.capacity * 2, _ceil(length) + 512))
+        # No larger than needed: products over a cache that is used to its end read it in place.
+        capacity = _ceil(length)
 
         def grown(old: list[Tensor], layer: int) -> Tensor:
             new = torch.zeros(slots, kv_heads, capacity, head_dim, dtype=self._dtype, device=self._device)

@@ -218,6 +218,8 @@ class TorchEngine:
         self._tokens[slot] = []
         self._free.append(slot)
         self._free.sort(reverse=True)
+        if not self._held:
+            self._cache.clear()
 
     @torch.no_grad()
     def _advance(self, admitted: list[_Row]) -> None:
@@ -252,8 +254,7 @@ class TorchEngine:
 
     def _prefill(self, rows: list[_Row]) -> Tensor:
         """Hidden state [rows, hidden] of each prompt's last token; slots are filled with what was not there yet."""
-        longest = max(len(row.request.prompt_ids) + row.limit for row in rows)
-        self._cache.reserve(longest)
+        self._cache.reserve(max(len(row.request.prompt_ids) for row in rows))
         last: dict[int, Tensor] = {}
         fresh: list[_Row] = []
         known: list[_Row] = []

@@ -1,0 +1,1 @@
+"""What turns prompt token ids into sampled token ids with log-probabilities."""
