@@ -37,7 +37,7 @@ WRITER = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("lines_before_kill", [1, 200, 1500])
+@pytest.mark.parametrize("lines_before_kill", [1, 40, 200, 700, 1500])
 def test_every_acknowledged_step_survives_kill_9(tmp_path: Path, lines_before_kill: int) -> None:
     path = tmp_path / "store.db"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)

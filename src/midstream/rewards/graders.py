@@ -68,13 +68,12 @@ def is_numeric(answer: Any) -> bool:
 
 def extract_answer(text: str) -> str:
     """The part `text` marks as its answer, the last one when several are; all of it when none is."""
-    tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL | re.IGNORECASE)
-    if tagged:
-        text = tagged[-1]
+    tagged = _last_tagged(text)
+    text = text if tagged is None else tagged
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed.strip()
-    if not tagged and "####" in text:
+    if tagged is None and "####" in text:
         lines = text.rpartition("####")[2].strip().splitlines()
         return lines[0].strip() if lines else ""
     return text.strip()
@@ -115,6 +114,13 @@ def _reference_number(answer: Any) -> Number | None:
     if isinstance(answer, int | float | Fraction):
         return number_of(answer)
     return whole_number(extract_answer(answer)) if isinstance(answer, str) else None
+
+
+def _last_tagged(text: str) -> str | None:
+    closing = [match.start() for match in re.finditer("</answer>", text, re.IGNORECASE)]
+    opening = [match.end() for match in re.finditer("<answer>", text, re.IGNORECASE)]
+    opening = [end for end in opening if closing and end <= closing[-1]]
+    return text[opening[-1] : closing[-1]] if opening else None
 
 
 def _last_boxed(text: str) -> str | None:

@@ -19,7 +19,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)"
 _NUMBER = re.compile(
     rf"""
     (?<![\w^.\\])(?<![A-Za-z_]-)                    # not inside a word, a version or an exponent: CO2, covid-19, m^2
-    (?P<sign>(?<![\d)}}\]])[-+])?\s?[$€£¥₹]?\s?(?P<sign2>-)?
+    (?P<sign>(?<![\d)}}\]])[-+])?(?:[$€£¥₹]\s?)?(?P<sign2>-)?
     (?: \\[dt]?frac\{{(?P<top>-?\d+)\}}\{{(?P<bottom>\d+)\}}
       | (?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s?/\s?(?P<under>\d+)(?![\d.]*[\d/])
       | (?P<digits>{_DIGITS}(?:\.\d+)?|\.\d+)(?!\d|\.\d)
@@ -29,7 +29,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_LIST = re.compile(r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?=\d)|\b(?:or|and|to|through)\b|\\times)*")
+_LIST = re.compile(r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?!\s)|\b(?:or|and|to|through)\b|\\times)*")
 _THIN_GROUPS = re.compile(r"(?<=\d)(?:[\u00a0\u202f\u2009]|\{,\}|\\,|\\!,)(?=\d{3})")
 
 

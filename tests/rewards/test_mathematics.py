@@ -1,0 +1,52 @@
+"""math_verify compares mathematics, and lives through expressions that never end."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from midstream.core.errors import UserError
+from midstream.rewards import mathematics
+from midstream.rewards.mathematics import math_verify
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "score"),
+    [
+        ("1/2", "0.5", 1.0),
+        (r"Hence $\frac{1}{2}$.", r"\frac12", 1.0),
+        (r"\boxed{x^2+2x+1}", "(x+1)^2", 1.0),
+        (r"\boxed{\{2,1\}}", r"\{1,2\}", 1.0),
+        (r"\sqrt{8}", r"2\sqrt{2}", 1.0),
+        ("The answer is 5", 5, 1.0),
+        ("7", [5, 7], 1.0),
+        ("112", "12", 0.0),
+        ("3, 4, 5", "5", 0.0),
+        ("1 and 2", "2", 0.0),
+        ("", "2", 0.0),
+        ("2", None, 0.0),
+        ("\0 \ud800 }{", "2", 0.0),
+    ],
+)
+def test_equal_is_equal_however_it_is_written(prediction: str, answer: Any, score: float) -> None:
+    assert math_verify(prediction, answer) == score
+
+
+def test_an_endless_expression_is_wrong_and_the_next_one_is_graded() -> None:
+    assert math_verify("9**9**9**9**9", "5", timeout_s=0.5) == 0.0
+    assert math_verify("5", "5") == 1.0
+
+
+def test_threads_may_grade_at_once() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        scores = list(threads.map(lambda number: math_verify(f"{number}/2", str(number / 2)), range(8)))
+    assert scores == [1.0] * 8
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mathematics, "_worker", mathematics._Worker())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="math-verify"):
+        math_verify("5", "5")
