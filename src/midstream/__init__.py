@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from midstream.agents import AgentFlowBase, MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, register
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
-    from midstream.evaluate.evaluation import evaluate
     from midstream.learn.config import load_config
     from midstream.learn.trainer import train
     from midstream.rewards import component
@@ -31,7 +30,6 @@ __all__ = [
     "TaskSet",
     "Trajectory",
     "component",
-    "evaluate",
     "load_config",
     "register",
     "tool",
@@ -48,7 +46,6 @@ _HOME = {
     "TaskSet": "midstream.tasks",
     "Trajectory": "midstream.core.types",
     "component": "midstream.rewards",
-    "evaluate": "midstream.evaluate.evaluation",
     "load_config": "midstream.learn.config",
     "register": "midstream.agents",
     "tool": "midstream.tools",

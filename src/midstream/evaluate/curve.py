@@ -61,7 +61,7 @@ def _draw_success(axes: Axes, run: Run) -> None:
     if final and _is_number(final.get("success")):
         # Beside the last val point, which has the same step.
         beside = {**final, "step": float(final.get("step") or 0) * 1.013}
-        _draw_points(axes, [beside], "D", INK, f"held out (test) {final['success']:.0%}")
+        _draw_points(axes, [beside], "D", INK, f"held out (test) {100 * final['success']:.0f} %")
     if axes.get_legend_handles_labels()[1]:
         axes.legend(
             loc="lower right",
@@ -88,7 +88,7 @@ def _draw_levels(axes: Axes, run: Run) -> None:
         drawn.append(level)
         axes.axhline(level, color=colour, linewidth=1.2, linestyle=(0, (5, 4)), zorder=2)
         axes.annotate(
-            f"{label} {level:.0%}",
+            f"{label} {100 * level:.0f} %",
             (1, level),
             xycoords=("axes fraction", "data"),
             xytext=(-80 if crowded else -4, 3),
