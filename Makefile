@@ -23,6 +23,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or later is needed; name yours: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "setting up .venv; the first time this takes a minute or two"
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet "$$(grep -x 'torch==.*' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
