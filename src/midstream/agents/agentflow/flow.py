@@ -1,0 +1,99 @@
+"""The flow `agentflow`: plan, execute, verify, until the verifier stops it or turns run out; then generate the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import Field
+
+from midstream.agents.agentflow.actions import Notation, PlanField
+from midstream.agents.agentflow.modules import Executor, Generator, Planner, Table, Verifier, turn_record
+from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.registry import register
+from midstream.core.config import Config
+from midstream.core.sampling import SamplingParams
+from midstream.memory.working import WorkingMemory
+
+_COMPACT = """Answer the question with tools, one step at a time.
+{tools}
+none - Nothing to look up or work out.
+[planner]: write {fields}next TOOL: INPUT, or last TOOL: INPUT when its result is what was asked.
+[generator]: write only the answer."""
+
+_JSON = """Answer the question with tools, one step at a time.
+{tools}
+none() - Nothing to look up or work out.
+[analysis]: say what the question asks, which skills and which tools it needs.
+[planner t/T]: write one JSON object with the keys {fields}"tool", "arguments" (an object) and "last" (true when its result is all the answer needs). t is the turn, T the most there are.
+[executor TOOL]: write only the arguments of TOOL as a JSON object.
+[verifier]: say yes when the results so far answer the question, else no; then why.
+[generator]: write only the final answer, from the results."""
+
+
+class AgentFlowSettings(Config):
+    """`flow.settings` of the flow `agentflow`."""
+
+    max_turns: int = Field(3, ge=1)
+    """Most turns of plan, execute, verify (T_max)."""
+    notation: Notation = "json"
+    """How the planner writes its actions: `json`, or `compact` for small models."""
+    fields: tuple[PlanField, ...] = ("justification", "context", "sub_goal")
+    """What the planner must give beside tool and arguments. Fewer fields cost fewer tokens."""
+    memory_tokens: int = Field(2048, ge=64)
+    """Token budget of the memory; beyond it the longest old results are shortened."""
+    instructions: str | None = None
+    """System prompt in place of ours; `{tools}` in it becomes the tools' cards."""
+
+
+@register("agentflow")
+class AgentFlow(AgentFlowBase):
+    """Planner, executor, verifier, generator around one evolving memory. A role without an engine works by rule."""
+
+    settings = AgentFlowSettings
+    roles = ("analysis", "planner", "executor", "verifier", "generator")
+
+    def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__(session, config)
+        assert isinstance(self.config, AgentFlowSettings)
+        self.chosen = self.config
+        voice = session.voices["policy"]
+        count = (lambda text: len(voice.tokenizer.encode(text))) if voice.tokenizer else (lambda text: len(text) // 4)
+        self.memory = WorkingMemory(self._instructions(), self.task.question, count, self.chosen.memory_tokens)
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        table = Table(self, self.memory, self.task.question)
+        planner, executor = Planner(self.chosen.notation, self.chosen.fields), Executor()
+        verifier, generator = Verifier(), Generator()
+        await planner.analyse(table)
+        for turn in range(1, self.chosen.max_turns + 1):
+            self.turns = turn
+            plan = await planner.next_step(table, turn, self.chosen.max_turns)
+            call = await executor.execute(table, plan)
+            table.news = call.result
+            stop, reason = await verifier.verify(table, plan.action, call)
+            self.memory.turns.append(turn_record(turn, plan.action, call, stop, reason))
+            if stop:
+                break
+        self.answer = await generator.answer(table)
+        return len(self.steps)
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "analysis": self.memory.analysis,
+            "shortened": self.memory.shortened,
+            "turns": [{**asdict(turn), "call": turn.call.step_index} for turn in self.memory.turns],
+        }
+
+    def _instructions(self) -> str:
+        cards = self.session.tools.toolbox.cards()
+        if self.chosen.instructions is not None:
+            return self.chosen.instructions.replace("{tools}", cards)
+        if self.chosen.notation == "json":
+            return _JSON.replace("{tools}", cards).replace(
+                "{fields}", "".join(f'"{name}", ' for name in self.chosen.fields)
+            )
+        return _COMPACT.replace("{tools}", cards).replace(
+            "{fields}", "".join(f"{name}: ..., " for name in self.chosen.fields)
+        )

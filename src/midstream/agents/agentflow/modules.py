@@ -1,0 +1,134 @@
+"""The four modules. Each reads and writes the trajectory's memory; each is a model call or, without a voice, a rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, PlanField, UnreadableAction, read_action
+from midstream.agents.base import AgentFlowBase
+from midstream.core.types import Step, ToolCall
+from midstream.memory.working import Said, Turn, WorkingMemory
+
+
+@dataclass(slots=True)
+class Table:
+    """Where the modules of one trajectory sit: the flow they speak through, their memory, and what the next to speak must hear first."""
+
+    flow: AgentFlowBase
+    memory: WorkingMemory
+    news: str
+    """What happened since somebody last spoke."""
+
+    def has(self, role: str) -> bool:
+        return role in self.flow.session.voices
+
+    async def ask(self, role: str, request: str) -> Step:
+        """Let `role` speak on the news and `request`, and remember it."""
+        asked = f"{self.news}\n{request}" if self.news else request
+        step = await self.flow.chat(self.memory.messages(asked), role=role)
+        self.memory.remember(Said(role, asked, step.text))
+        self.news = ""
+        return step
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the planner said: an action, or why none could be read from it; and the step it said it in."""
+
+    action: NextStep | None
+    problem: str
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """The policy of seed systems: analyses the query once, then each turn chooses one action."""
+
+    notation: Notation
+    required: tuple[PlanField, ...]
+
+    async def analyse(self, table: Table) -> None:
+        """Turn 0, when the role `analysis` has a voice: what the query needs, kept in memory."""
+        if table.has("analysis"):
+            table.memory.analysis = (await table.ask("analysis", "[analysis]")).text
+
+    async def next_step(self, table: Table, turn: int, turns: int) -> Plan:
+        step = await table.ask("planner", f"[planner {turn}/{turns}]")
+        recorder = table.flow.session.recorder
+        try:
+            action = read_action(step.text, self.notation, table.flow.session.tools.toolbox, self.required)
+        except UnreadableAction as error:
+            recorder.annotate(step.step_index, parse_error=str(error), turn=turn)
+            return Plan(None, str(error), step)
+        recorder.annotate(step.step_index, parsed=True, turn=turn, action=action.model_dump())
+        return Plan(action, "", step)
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """Carries an action out: checks it, calls the tool within its time and budget. With a voice it writes the arguments itself."""
+
+    async def execute(self, table: Table, plan: Plan) -> ToolCall:
+        session = table.flow.session
+        if plan.action is None:
+            call = ToolCall(
+                tool="",
+                arguments={},
+                ok=False,
+                result=f"Error: {plan.problem}",
+                error_kind="unparsed",
+                step_index=plan.step.step_index,
+            )
+            session.tool_calls.append(call)
+            return call
+        if plan.action.tool == NO_TOOL:
+            return ToolCall(tool=NO_TOOL, arguments={}, ok=True, result="", step_index=plan.step.step_index)
+        arguments, step = plan.action.arguments, plan.step
+        if table.has("executor"):
+            step = await table.ask("executor", f"[executor {plan.action.tool}]")
+            arguments = self._written(table, plan.action.tool, step.text)
+        call = await session.tools.call(plan.action.tool, arguments, step_index=step.step_index)
+        session.tool_calls.append(call)
+        return call
+
+    def _written(self, table: Table, tool: str, text: str) -> dict[str, object]:
+        try:
+            return read_action(f"next {tool}: {text}", "compact", table.flow.session.tools.toolbox).arguments
+        except UnreadableAction:
+            return {"input": text}
+
+
+@dataclass(frozen=True, slots=True)
+class Verifier:
+    """Judges whether memory now holds what the answer needs: 1 stops, 0 goes on. By rule: the planner's last step went through."""
+
+    async def verify(self, table: Table, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
+        if table.has("verifier"):
+            step = await table.ask("verifier", "[verifier] yes or no")
+            word = step.text.strip().lower()
+            verdict = word.startswith("yes")
+            table.flow.session.recorder.annotate(
+                step.step_index, verdict=verdict, parsed=word.startswith(("yes", "no"))
+            )
+            return verdict, step.text.strip()
+        if action is None:
+            return False, "no action could be read"
+        if not call.ok:
+            return False, f"the call failed: {call.error_kind}"
+        return (True, "the planner's last step went through") if action.last else (False, "the planner has more steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """Writes the final answer from memory. By rule: the last thing found."""
+
+    async def answer(self, table: Table) -> str:
+        if table.has("generator"):
+            return (await table.ask("generator", "[generator]")).text.strip()
+        found = table.memory.found()
+        return found[-1] if found else ""
+
+
+def turn_record(number: int, action: NextStep | None, call: ToolCall, verdict: bool, reason: str) -> Turn:
+    """The memory's record of a turn."""
+    return Turn(number, action.sub_goal if action else "", call, verdict, reason)

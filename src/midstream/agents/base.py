@@ -1,0 +1,162 @@
+"""`AgentFlowBase`: code that acts on a task. Subclass it, register it by name, implement `run`.
+
+A flow gets everything it may use as a `FlowSession` of its own: voices for its module roles, a recorder, tools with
+a budget. It shares nothing with another trajectory. A flow that raises fails its own trajectory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from midstream.core.config import Config, parse_config
+from midstream.core.errors import ConfigError, UserError, nearest
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Message, Status, Step, Task, ToolCall, Trajectory
+from midstream.record.recorder import Recorder, Voice
+from midstream.tools import ToolSession
+
+Score = Callable[[Trajectory], Awaitable[Trajectory]]
+
+
+@dataclass(slots=True)
+class FlowSession:
+    """What one trajectory owns while it runs. `voices` are by module role; `policy` is always there."""
+
+    task: Task
+    recorder: Recorder
+    voices: Mapping[str, Voice]
+    tools: ToolSession
+    sampling: Mapping[str, SamplingParams]
+    score: Score | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+
+class AgentFlowBase(ABC):
+    """Base of every agent flow. `settings` names the config section a flow accepts under `flow.settings`."""
+
+    settings: ClassVar[type[Config]] = Config
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    """The module roles that speak in this flow."""
+
+    def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
+        self.session = session
+        self.config = parse_config(type(self).settings, dict(config or {}), "flow.settings")
+        self.answer: str | None = None
+        """The final answer; what rewards grade."""
+        self.turns = 0
+        """Turns taken, as the flow counts them."""
+        self._generated: dict[tuple[int, ...], Step] = {}
+
+    @abstractmethod
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        """Act on the task and return the number of steps. `kwargs`: `task` and `raw_prompt` (the question as text),
+        `trajectory_uid`, `prompt_uid`, and what the task's metadata holds beside its answer."""
+
+    @property
+    def task(self) -> Task:
+        return self.session.task
+
+    @property
+    def steps(self) -> list[Step]:
+        """Model calls recorded so far."""
+        return [step for step in self.session.recorder.steps if step.response_ids or step.text]
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        role: str = "policy",
+        sampling_params: SamplingParams | None = None,
+        **overrides: Any,
+    ) -> Step:
+        """Let `role` speak. `overrides` change single sampling settings (`max_tokens=64`); unknown ones are errors."""
+        voice = self.session.voices.get(role)
+        if voice is None:
+            raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.voices))
+        sampling = sampling_params or self.session.sampling.get(role) or self.session.sampling["policy"]
+        return await self.session.recorder.chat(voice, messages, _changed(sampling, overrides), role=role)
+
+    async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
+        """Call a tool by name. Never raises for what the tool does: look at `ok`."""
+        recorded = self.steps
+        call = await self.session.tools.call(name, arguments, step_index=recorded[-1].step_index if recorded else None)
+        self.session.tool_calls.append(call)
+        return call
+
+    async def gateway_generate(
+        self, trajectory_uid: str, prompt_uid: str, messages: Sequence[Message], **kwargs: Any
+    ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """Sample a reply; returns (text, response_ids, prompt_ids). `kwargs` are sampling settings."""
+        self._own(trajectory_uid)
+        step = await self.chat(messages, **kwargs)
+        self._generated[step.response_ids] = step
+        return step.text, step.response_ids, step.prompt_ids
+
+    async def gateway_submit_steps(self, steps: Sequence[Step], channel: str = "train") -> int:
+        """Hand in steps made from `gateway_generate`: their reward, order and metadata join what was recorded. Returns how many."""
+        recorder = self.session.recorder
+        for step in steps:
+            self._own(step.trajectory_uid)
+            known = self._generated.get(step.response_ids)
+            if known is None or known.prompt_ids != step.prompt_ids:
+                raise ConfigError(
+                    f"step {step.step_index} of '{step.trajectory_uid}' was not sampled through gateway_generate",
+                    "submit the prompt_ids and response_ids that it returned, unchanged",
+                )
+            index = known.step_index
+            recorder.steps[index] = replace(
+                recorder.steps[index],
+                reward=step.reward,
+                metadata={**recorder.steps[index].metadata, **step.metadata, "channel": channel},
+            )
+            if step.is_last and self.answer is None:
+                self.answer = known.text
+        return len(steps)
+
+    async def gateway_compute_reward(
+        self, trajectory_uid: str, messages: Sequence[Message], dataset_fields: Mapping[str, Any] | None = None
+    ) -> float | None:
+        """The reward this trajectory would have if the last assistant message of `messages` were its answer."""
+        self._own(trajectory_uid)
+        if self.session.score is None:
+            raise ConfigError("this run has no reward function", "declare `reward` in the config")
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        scored = await self.session.score(replace(self.trajectory(), answer=said[-1] if said else None))
+        return scored.reward
+
+    def trajectory(self, status: Status = Status.COMPLETED, error: str = "") -> Trajectory:
+        """The trajectory as it stands."""
+        recorder = self.session.recorder
+        return Trajectory(
+            uid=recorder.trajectory_uid,
+            prompt_uid=recorder.prompt_uid,
+            task=self.task,
+            steps=recorder.recorded(),
+            tool_calls=tuple(self.session.tool_calls),
+            answer=self.answer,
+            turns=self.turns or len(self.steps),
+            status=status,
+            error=error,
+            metadata=self.metadata(),
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """What a flow wants kept with its trajectory beside steps and tool calls."""
+        return {}
+
+    def _own(self, trajectory_uid: str) -> None:
+        own = self.session.recorder.trajectory_uid
+        if trajectory_uid != own:
+            raise UserError(
+                f"trajectory '{trajectory_uid}' is not this flow's ('{own}')", "use kwargs['trajectory_uid']"
+            )
+
+
+def _changed(sampling: SamplingParams, overrides: Mapping[str, Any]) -> SamplingParams:
+    known = SamplingParams.__dataclass_fields__
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"unknown sampling setting '{name}'", nearest(name, known))
+    return replace(sampling, **overrides) if overrides else sampling

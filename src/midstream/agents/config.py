@@ -1,0 +1,77 @@
+"""Config of the rollout: which flow, who speaks for its roles, which tools, and what happens to an attempt that fails."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from midstream.core.config import Config
+
+
+class SamplingConfig(Config):
+    """Sampling of one role; a key left out falls back to `rollout.sampling`."""
+
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens of one response."""
+    temperature: float | None = Field(None, ge=0)
+    """0 is greedy."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Sample from the smallest set of tokens with this mass."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample from this many likeliest tokens; 0 is all."""
+    stop: tuple[str, ...] | None = None
+    """Text that ends a response."""
+
+
+class RoleConfig(Config):
+    """Who speaks for a module role."""
+
+    engine: str = "policy"
+    """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's rule),
+    or the URL of an OpenAI-compatible server."""
+    model: str | None = None
+    """The model to ask for at a URL."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key for a URL."""
+    train: bool = True
+    """Whether what this role says is trained on; only ever true of the engine `policy`."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Sampling settings of this role."""
+
+
+class FlowConfig(Config):
+    """The agent."""
+
+    name: str = "single_step_single_turn_agent"
+    """Registered name of an agent flow, or `package.module:Class`."""
+    flows_file: str | None = None
+    """YAML file of flows to register: a list of `name` and `_target_`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The flow's own settings."""
+    roles: dict[str, RoleConfig] = Field(default_factory=dict)
+    """Who speaks for each module role; a role that is not named is the policy."""
+    tools: tuple[str, ...] = ()
+    """Tools the agent has: built-in names, or `package.module:attribute`."""
+    max_tool_calls: int | None = Field(None, ge=0)
+    """Tool calls a trajectory may make."""
+    max_result_chars: int = Field(2000, ge=80)
+    """Longest tool result shown to the agent."""
+
+
+class RolloutConfig(Config):
+    """How trajectories are made."""
+
+    group_size: int = Field(8, ge=1)
+    """Trajectories per task (G)."""
+    tasks_per_step: int = Field(6, ge=1)
+    """Tasks per training step."""
+    sampling: SamplingConfig = SamplingConfig(max_tokens=256, temperature=1.0)
+    """Sampling of every role that does not say otherwise."""
+    concurrency: int = Field(64, ge=1)
+    """Trajectories under way at once."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Wall time one trajectory may take."""
+    failed: Literal["drop", "mask", "score"] = "mask"
+    """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in the
+    denominators of the loss; `score` gives it `reward.failed` and trains on it."""

@@ -1,0 +1,188 @@
+"""Running flows: `AgentFlowWorker` runs one trajectory, `AgentFlowManager` many at once. This is the rollout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.agents.base import AgentFlowBase, FlowSession, Score
+from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.registry import find_flow, load_flows
+from midstream.core.errors import ConfigError, MidstreamError, UserError, nearest
+from midstream.core.sampling import SamplingParams
+from midstream.core.seeds import derive_seed
+from midstream.core.types import Status, Task, Trajectory
+from midstream.engines.base import Engine
+from midstream.record.recorder import Recorder, Voice
+from midstream.record.store import Store
+from midstream.tools import Toolbox, load_tools
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One trajectory to make. `seed` fixes what is sampled in it."""
+
+    task: Task
+    uid: str
+    prompt_uid: str
+    seed: int
+    channel: str = "train"
+    train_step: int | None = None
+
+
+class AgentFlowWorker:
+    """Runs one attempt at a time to its end. Whatever a flow does, there is a trajectory with a status at the end."""
+
+    def __init__(
+        self,
+        flow: FlowConfig,
+        voices: Mapping[str, Voice],
+        *,
+        sampling: SamplingConfig,
+        store: Store | None = None,
+        score: Score | None = None,
+        timeout_s: float = 300.0,
+    ) -> None:
+        if flow.flows_file is not None:
+            load_flows(flow.flows_file)
+        self._flow = find_flow(flow.name)
+        self._config = flow
+        if "policy" not in voices:
+            raise ConfigError("a flow needs an engine for the role 'policy'")
+        self._voices = dict(voices)
+        for role in self._flow.roles:
+            if role in self._voices or (role in flow.roles and flow.roles[role].engine == "rules"):
+                continue
+            self._voices[role] = self._voices["policy"]
+        for role in flow.roles:
+            if role not in (*self._flow.roles, "policy"):
+                raise ConfigError(
+                    f"flow.roles.{role}: the flow '{flow.name}' has no such role", nearest(role, self._flow.roles)
+                )
+        self._toolbox = Toolbox(
+            load_tools(flow.tools), max_calls=flow.max_tool_calls, max_result_chars=flow.max_result_chars
+        )
+        self._sampling = sampling
+        self._store, self._score, self._timeout_s = store, score, timeout_s
+
+    @property
+    def engines(self) -> list[Engine]:
+        """Every engine a trajectory may call, once."""
+        return list({id(voice.engine): voice.engine for voice in self._voices.values()}.values())
+
+    async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
+        """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation)."""
+        recorder = Recorder(
+            attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel
+        )
+        if self._store is not None:
+            self._store.begin(attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step)
+        sampling = {role: self._sampling_of(role, temperature) for role in {*self._voices, "policy"}}
+        session = FlowSession(
+            task=attempt.task,
+            recorder=recorder,
+            voices=self._voices,
+            tools=self._toolbox.session(),
+            sampling=sampling,
+            score=self._score,
+        )
+        for engine in self.engines:
+            engine.join(attempt.uid)
+        try:
+            trajectory = await self._attempt(session, sampling["policy"], attempt)
+        finally:
+            for engine in self.engines:
+                engine.leave(attempt.uid)
+        if self._score is not None:
+            trajectory = await self._score(trajectory)
+        if self._store is not None:
+            await self._store.finish(trajectory, attempt.channel)
+        return trajectory
+
+    async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
+        flow: AgentFlowBase = self._flow(session, self._config.settings)
+        hidden = {"plan", "needs"}
+        fields = {key: value for key, value in attempt.task.metadata.items() if key not in hidden}
+        question = attempt.task.question
+        own = {
+            "task": question,
+            "raw_prompt": question,
+            "trajectory_uid": attempt.uid,
+            "prompt_uid": attempt.prompt_uid,
+        }
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await flow.run(sampling, **{**fields, **own})
+        except TimeoutError:
+            return flow.trajectory(Status.TIMED_OUT, f"took longer than rollout.timeout_s = {self._timeout_s:g} s")
+        except UserError:
+            raise
+        except MidstreamError as error:
+            return flow.trajectory(Status.FAILED, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever a flow raises costs its own trajectory, never the run
+            return flow.trajectory(Status.FAILED, f"{type(error).__name__}: {error}")
+        return flow.trajectory()
+
+    def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
+        given = self._config.roles[role].sampling if role in self._config.roles else SamplingConfig()
+        settings: dict[str, Any] = {
+            **self._sampling.model_dump(exclude_none=True),
+            **given.model_dump(exclude_none=True),
+        }
+        if temperature is not None:
+            settings["temperature"] = temperature
+        return SamplingParams(**settings)
+
+
+class AgentFlowManager:
+    """Runs many attempts at once. `in_order` runs them in fixed cohorts, so that what shares a batch never depends on timing."""
+
+    def __init__(self, worker: AgentFlowWorker, *, concurrency: int = 64, in_order: bool = False) -> None:
+        self._worker, self._concurrency, self._in_order = worker, concurrency, in_order
+
+    async def run(self, attempts: Sequence[Attempt], *, temperature: float | None = None) -> list[Trajectory]:
+        """One trajectory per attempt, in the order of `attempts`."""
+        if self._in_order:
+            done: list[Trajectory] = []
+            for start in range(0, len(attempts), self._concurrency):
+                cohort = attempts[start : start + self._concurrency]
+                # All join before any starts: the engine waits for every one of them.
+                for attempt in cohort:
+                    for engine in self._worker.engines:
+                        engine.join(attempt.uid)
+                done += await _gather([self._worker.run(attempt, temperature=temperature) for attempt in cohort])
+            return done
+        places = asyncio.Semaphore(self._concurrency)
+
+        async def in_turn(attempt: Attempt) -> Trajectory:
+            async with places:
+                return await self._worker.run(attempt, temperature=temperature)
+
+        return await _gather([in_turn(attempt) for attempt in attempts])
+
+
+async def _gather(runs: Sequence[Any]) -> list[Trajectory]:
+    """All results in order; the first error cancels the rest."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(run) for run in runs]
+    return [task.result() for task in tasks]
+
+
+def groups_of(
+    tasks: Sequence[Task], size: int, *, prefix: str, seed: int, channel: str = "train", train_step: int | None = None
+) -> list[Attempt]:
+    """`size` attempts at each of `tasks`; uids and seeds come from `prefix` and the places alone, so a repeated step repeats them."""
+    return [
+        Attempt(
+            task=task,
+            uid=f"{prefix}-{place:04d}-{member:02d}",
+            prompt_uid=f"{prefix}-{place:04d}",
+            seed=derive_seed(seed, prefix, place, task.id, member),
+            channel=channel,
+            train_step=train_step,
+        )
+        for place, task in enumerate(tasks)
+        for member in range(size)
+    ]

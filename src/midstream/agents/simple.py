@@ -1,0 +1,59 @@
+"""The two smallest flows: one prompt and one response, and a loop of chat and tool calls to subclass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from midstream.agents.base import AgentFlowBase
+from midstream.agents.registry import register
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Message
+
+
+@register("single_step_single_turn_agent")
+class SingleStepSingleTurnAgentFlow(AgentFlowBase):
+    """One prompt, one response: the response is the answer."""
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        prompt = self.task.prompt
+        messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        self.answer = (await self.chat(messages, sampling_params=sampling_params)).text
+        return 1
+
+
+@register("multi_step_agent")
+class MultiStepAgentFlow(AgentFlowBase):
+    """Chat until `is_terminal`, answering each reply with `execute_tool`. As it is, it reads calls written `tool: argument`."""
+
+    max_turns = 6
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        messages: list[Message] = [
+            {
+                "role": "system",
+                "content": f"Answer the question. To use a tool write its name, a colon and its argument.\n{self.session.tools.toolbox.cards()}",
+            },
+            {"role": "user", "content": self.task.question},
+        ]
+        for self.turns in range(1, self.max_turns + 1):
+            reply = await self.chat(messages, sampling_params=sampling_params)
+            self.answer = reply.text
+            if self.is_terminal(reply.text):
+                break
+            messages += [
+                {"role": "assistant", "content": reply.text},
+                {"role": "user", "content": await self.execute_tool(reply.text)},
+            ]
+        return len(self.steps)
+
+    def is_terminal(self, text: str) -> bool:
+        """True when `text` calls no tool."""
+        name, colon, _ = text.partition(":")
+        return not colon or self.session.tools.toolbox.get(name.strip()) is None
+
+    async def execute_tool(self, text: str) -> str:
+        """The result of the call that `text` makes."""
+        name, _, argument = text.partition(":")
+        tool = self.session.tools.toolbox.get(name.strip())
+        first = next(iter(tool.parameters["properties"]), "text") if tool else "text"
+        return (await self.call_tool(name.strip(), {first: argument.strip()})).result

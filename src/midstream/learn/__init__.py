@@ -1,0 +1,1 @@
+"""What turns groups of trajectories into a better policy."""

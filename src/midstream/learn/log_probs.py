@@ -1,0 +1,109 @@
+"""Log-probabilities of chosen tokens, and their gradients, without ever holding the whole vocabulary for all of them.
+
+Forward keeps only the hidden states; backward computes the logits of a chunk again. Sequences that share a prefix share its
+computation (see `merge_prefixes`), and the gradient through it is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from midstream.engines.torch.attention import TreeAttention, merge_prefixes
+from midstream.engines.torch.decoder import Decoder
+
+CHUNK = 256
+"""Tokens whose logits exist at one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """A prompt and what followed it; log-probabilities are wanted of `response_ids` at `temperature`."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32; `computed` counts distinct tokens."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    computed: int
+
+
+def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
+    """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
+    tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences], decoder.device)
+    attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype)
+    hidden = decoder(tree.tokens, tree.positions, attend, adapter=adapter)
+    predictor: dict[tuple[int, float], tuple[int, int]] = {}
+    where: list[int] = []
+    for sequence, path in zip(sequences, tree.paths, strict=True):
+        for place in range(len(sequence.prompt_ids), len(path)):
+            key = (path[place], sequence.temperature)
+            index, _ = predictor.setdefault(key, (len(predictor), path[place - 1]))
+            where.append(index)
+    device = decoder.device
+    nodes = torch.tensor([node for node, _ in predictor], device=device)
+    before = torch.tensor([previous for _, previous in predictor.values()], device=device)
+    temperatures = torch.tensor([temperature for _, temperature in predictor], device=device)
+    log_probs, entropy = token_log_probs(hidden[before], decoder.head, tree.tokens[nodes], temperatures)
+    gather = torch.tensor(where, device=device)
+    return Scored(log_probs[gather], entropy[gather], len(tree.tokens))
+
+
+def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy of the whole distribution, both [n] in fp32 and differentiable.
+
+    hidden [n, d], head [vocab, d], targets [n], temperatures [n]; p = softmax(hidden headᵀ / temperature).
+    """
+    log_probs, entropy = _TokenLogProbs.apply(hidden, head, targets, temperatures)  # type: ignore[misc]
+    return log_probs, entropy
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, entropies = [], []
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            every = _log_softmax(hidden[part], head, temperatures[part])
+            log_probs.append(every.gather(-1, targets[part, None])[:, 0])
+            entropies.append(-(every.exp() * every).sum(-1))
+        ctx.save_for_backward(hidden, head, targets, temperatures, torch.cat(entropies))
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, targets, temperatures, entropy = ctx.saved_tensors
+        grad_log_prob, grad_entropy = grads
+        grad_hidden = torch.empty_like(hidden)
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        with_entropy = bool(grad_entropy.any())
+        for start in range(0, len(hidden), CHUNK):
+            part = slice(start, start + CHUNK)
+            every = _log_softmax(hidden[part], head, temperatures[part])
+            probs = every.exp()
+            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H)
+            grad = probs * -grad_log_prob[part, None]
+            grad.scatter_add_(-1, targets[part, None], grad_log_prob[part, None])
+            if with_entropy:
+                grad -= grad_entropy[part, None] * probs * (every + entropy[part, None])
+            grad = (grad / temperatures[part, None]).to(hidden.dtype)
+            grad_hidden[part] = grad @ head
+            if grad_head is not None:
+                grad_head += (grad.t() @ hidden[part]).float()
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
+
+
+def _log_softmax(hidden: Tensor, head: Tensor, temperatures: Tensor) -> Tensor:
+    """[n, vocab] in fp32, by the same operations as sampling."""
+    return torch.log_softmax(F.linear(hidden, head).float() / temperatures[:, None], -1)

@@ -1,0 +1,1 @@
+"""What an agent remembers within a trajectory and across them."""

@@ -1,0 +1,84 @@
+"""The evolving memory of one trajectory: typed records of what was asked, done, found and judged, within a token budget.
+
+It is append-only and shown as the conversation the modules share, so each prompt goes on from the one before. When it outgrows
+its budget the results of the oldest turns are shortened: that edits history, and the next call starts a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from midstream.core.types import Message, ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a module was asked and what it answered."""
+
+    role: str
+    asked: str
+    answered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn: the planner's action as made, what the tool gave, and the verifier's verdict on it."""
+
+    number: int
+    sub_goal: str
+    call: ToolCall
+    verdict: bool | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class WorkingMemory:
+    """Belongs to one trajectory. `count_tokens` measures text; `budget` bounds what `messages` may cost."""
+
+    system: str
+    query: str
+    count_tokens: Callable[[str], int]
+    budget: int = 1024
+    said: list[Said] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    analysis: str = ""
+    shortened: int = 0
+    """How many results were cut to stay within the budget."""
+
+    def remember(self, said: Said) -> None:
+        """A module spoke."""
+        self.said.append(said)
+        while self.tokens() > self.budget and self._shorten():
+            pass
+
+    def messages(self, ask: str) -> tuple[Message, ...]:
+        """The conversation so far, ending with `ask` to the module that speaks next."""
+        result: list[Message] = [{"role": "system", "content": self.system}]
+        for said in self.said:
+            result += [{"role": "user", "content": said.asked}, {"role": "assistant", "content": said.answered}]
+        return (*result, {"role": "user", "content": ask})
+
+    def tokens(self) -> int:
+        """About how many tokens `messages` cost, without the next ask."""
+        return self.count_tokens(self.system) + sum(
+            self.count_tokens(s.asked) + self.count_tokens(s.answered) for s in self.said
+        )
+
+    def found(self) -> list[str]:
+        """Results of the successful calls, oldest first."""
+        return [turn.call.result for turn in self.turns if turn.call.ok]
+
+    def _shorten(self) -> bool:
+        """Halve the longest thing asked after the first; False when nothing is left to shorten."""
+        candidates = [
+            (len(said.asked), -index) for index, said in enumerate(self.said) if index and len(said.asked) > 160
+        ]
+        if not candidates:
+            return False
+        index = -max(candidates)[1]
+        said = self.said[index]
+        keep = len(said.asked) // 4
+        self.said[index] = Said(said.role, f"{said.asked[:keep]} [...] {said.asked[-keep:]}", said.answered)
+        self.shortened += 1
+        return True
