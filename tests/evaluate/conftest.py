@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from midstream.evaluate.statistics import wilson
+from midstream.core.statistics import wilson
 
 HOSTILE = "<script>alert('x')</script> & </pre>"
 

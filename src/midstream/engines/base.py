@@ -13,13 +13,15 @@ from midstream.core.types import FinishReason, Message
 class Request:
     """One model call.
 
-    `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session.
+    `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session. `role` is
+    the module role that speaks.
     `messages` is what `prompt_ids` was rendered from, for engines that take text only.
     """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     session: str = ""
+    role: str = ""
     messages: tuple[Message, ...] = ()
 
 

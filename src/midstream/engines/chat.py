@@ -44,7 +44,9 @@ class ChatTokenizer:
         """Prompt ids of a conversation in which the assistant speaks next."""
         return self.encode(self.template(messages, open_reply=True))
 
-    def extension(self, messages: Sequence[Message], reply: str, reply_ids: Sequence[int], new: Sequence[Message]) -> tuple[int, ...] | None:
+    def extension(
+        self, messages: Sequence[Message], reply: str, reply_ids: Sequence[int], new: Sequence[Message]
+    ) -> tuple[int, ...] | None:
         """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
         None when the template writes the history differently with the new messages in it: then there is no extension.
@@ -71,9 +73,13 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained") from None
+        raise ModelError(
+            f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
+        ) from None
     if not tokenizer.chat_template:
-        raise ModelError(f"the tokenizer of '{folder}' has no chat template", "use an instruction-tuned model, or add one")
+        raise ModelError(
+            f"the tokenizer of '{folder}' has no chat template", "use an instruction-tuned model, or add one"
+        )
     ends = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     for file in ("generation_config.json", "config.json"):
         path = folder / file

@@ -17,7 +17,7 @@ from torch import Tensor
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
 from midstream.engines.torch.decoder import Decoder
 
-CHUNK = 256
+CHUNK = 128
 """Tokens whose logits exist at one time."""
 
 
@@ -73,11 +73,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
         log_probs, entropies = [], []
+        scaled = bool((temperatures != 1).any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            every = _log_softmax(hidden[part], head, temperatures[part])
+            every = _log_softmax(hidden[part], head, temperatures[part] if scaled else None)
             log_probs.append(every.gather(-1, targets[part, None])[:, 0])
-            entropies.append(-(every.exp() * every).sum(-1))
+            entropies.append(-torch.linalg.vecdot(every.exp(), every))
+        ctx.scaled = scaled
         ctx.save_for_backward(hidden, head, targets, temperatures, torch.cat(entropies))
         return torch.cat(log_probs), torch.cat(entropies)
 
@@ -90,20 +92,24 @@ class _TokenLogProbs(torch.autograd.Function):
         with_entropy = bool(grad_entropy.any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            every = _log_softmax(hidden[part], head, temperatures[part])
-            probs = every.exp()
-            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H)
-            grad = probs * -grad_log_prob[part, None]
-            grad.scatter_add_(-1, targets[part, None], grad_log_prob[part, None])
+            every = _log_softmax(hidden[part], head, temperatures[part] if ctx.scaled else None)
+            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H); in place, as each pass over the vocabulary costs.
+            by = grad_log_prob[part, None]
             if with_entropy:
-                grad -= grad_entropy[part, None] * probs * (every + entropy[part, None])
-            grad = (grad / temperatures[part, None]).to(hidden.dtype)
-            grad_hidden[part] = grad @ head
+                by = by + grad_entropy[part, None] * (every + entropy[part, None])
+            grad = every.exp_().mul_(-by).scatter_add_(-1, targets[part, None], grad_log_prob[part, None])
+            if ctx.scaled:
+                grad /= temperatures[part, None]
+            rounded = grad.to(hidden.dtype)
+            grad_hidden[part] = rounded @ head
             if grad_head is not None:
-                grad_head += (grad.t() @ hidden[part]).float()
+                grad_head += (rounded.t() @ hidden[part]).float()
         return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
 
 
-def _log_softmax(hidden: Tensor, head: Tensor, temperatures: Tensor) -> Tensor:
-    """[n, vocab] in fp32, by the same operations as sampling."""
-    return torch.log_softmax(F.linear(hidden, head).float() / temperatures[:, None], -1)
+def _log_softmax(hidden: Tensor, head: Tensor, temperatures: Tensor | None) -> Tensor:
+    """[n, vocab] in fp32, by the same operations as sampling; `temperatures` None when all are 1."""
+    logits = F.linear(hidden, head)
+    if temperatures is None:
+        return torch.log_softmax(logits, -1, dtype=torch.float32)
+    return torch.log_softmax(logits.float() / temperatures[:, None], -1)

@@ -64,7 +64,7 @@ class Recorder:
         self.steps.append(placeholder)
         try:
             completion = await voice.engine.generate(
-                Request(prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, messages=messages)
+                Request(prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, role=role, messages=messages)
             )
         except BaseException:
             if self.steps[-1] is placeholder:

@@ -50,79 +50,121 @@ def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.
 class TokenTree:
     """Sequences with their shared prefixes merged: each distinct prefix is one token, computed once.
 
-    `paths[s]` are the flat indices of sequence s from position 0; `owned[s]` is where its own tokens begin: those before belong
-    to an earlier sequence. Flat order is the order of first appearance.
+    `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branchings, each as
+    (path up to its end, where in the path it begins): every token is in exactly one chain.
     """
 
     tokens: Tensor
     positions: Tensor
     paths: list[list[int]]
-    owned: list[int]
+    chains: list[tuple[list[int], int]]
 
 
 def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> TokenTree:
-    """The prefix tree of token id `sequences`; equal sequences share every token."""
+    """The prefix tree of token id `sequences`, in order of first appearance; equal sequences share every token."""
     children: dict[tuple[int, int], int] = {}
     tokens: list[int] = []
     positions: list[int] = []
+    fan_out: list[int] = []
     paths: list[list[int]] = []
-    owned: list[int] = []
     for sequence in sequences:
-        node, path, fresh_from = -1, [], len(sequence)
+        node, path = -1, []
         for position, token in enumerate(sequence):
             child = children.get((node, token))
             if child is None:
-                fresh_from = min(fresh_from, position)
                 child = children[(node, token)] = len(tokens)
                 tokens.append(token)
                 positions.append(position)
+                fan_out.append(0)
+                if node >= 0:
+                    fan_out[node] += 1
             path.append(child)
             node = child
         paths.append(path)
-        owned.append(fresh_from)
-    return TokenTree(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), paths, owned)
+    chains: list[tuple[list[int], int]] = []
+    placed: set[int] = set()
+    # Longest first: a sequence that another goes on from adds no chain of its own.
+    for path in sorted(paths, key=len, reverse=True):
+        start = next((i for i, node in enumerate(path) if node not in placed), len(path))
+        for place in range(start, len(path)):
+            placed.add(path[place])
+            if fan_out[path[place]] != 1 or place == len(path) - 1:
+                chains.append((path[: place + 1], start))
+                start = place + 1
+    return TokenTree(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), paths, chains)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, and their mask."""
+
+    rows: int
+    query: Tensor
+    key: Tensor
+    mask: Tensor
 
 
 class TreeAttention:
-    """Attention inside a `TokenTree`: each sequence is a row that queries for the tokens it owns over its whole path."""
+    """Attention inside a `TokenTree`: each chain is a row that queries for its tokens over its whole path."""
 
     def __init__(self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False) -> None:
         device = tree.tokens.device
-        rows = [s for s, path in enumerate(tree.paths) if tree.owned[s] < len(path)]
-        n_q = max(len(tree.paths[s]) - tree.owned[s] for s in rows)
-        n_k = _ceil(max(len(tree.paths[s]) for s in rows))
-        query = torch.zeros(len(rows), n_q, dtype=torch.long)
-        key = torch.zeros(len(rows), n_k, dtype=torch.long)
-        row_of = torch.zeros(len(tree.tokens), dtype=torch.long)
-        column_of = torch.zeros(len(tree.tokens), dtype=torch.long)
-        positions = torch.zeros(len(rows), n_q, dtype=torch.long)
-        for row, s in enumerate(rows):
-            path = torch.tensor(tree.paths[s])
-            own = path[tree.owned[s] :]
-            query[row, : len(own)] = own
-            key[row, : len(path)] = path
-            positions[row, : len(own)] = torch.arange(tree.owned[s], len(path))
-            row_of[own] = row
-            column_of[own] = torch.arange(len(own))
-        self._query, self._key = query.to(device), key.to(device)
-        self._row_of, self._column_of = row_of.to(device), column_of.to(device)
-        self._mask = _causal_mask(positions.to(device), n_k, group, dtype)
+        self._buckets: list[_Bucket] = []
+        place = torch.zeros(len(tree.tokens), dtype=torch.long)
+        offset = 0
+        for chains in _similar(tree.chains):
+            n_q = max(len(path) - start for path, start in chains)
+            n_k = _ceil(max(len(path) for path, _ in chains))
+            query = torch.zeros(len(chains), n_q, dtype=torch.long)
+            key = torch.zeros(len(chains), n_k, dtype=torch.long)
+            positions = torch.zeros(len(chains), n_q, dtype=torch.long)
+            for row, (path, start) in enumerate(chains):
+                own = torch.tensor(path[start:])
+                query[row, : len(own)] = own
+                key[row, : len(path)] = torch.tensor(path)
+                positions[row, : len(own)] = torch.arange(start, len(path))
+                place[own] = offset + row * n_q + torch.arange(len(own))
+            offset += len(chains) * n_q
+            mask = _causal_mask(positions.to(device), n_k, group, dtype)
+            self._buckets.append(_Bucket(len(chains), query.flatten().to(device), key.flatten().to(device), mask))
+        self._place = place.to(device)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
         """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.kept is not None:
             self.kept.append((k, v))
-        rows_q = q[self._query].transpose(1, 2)
-        rows_k, rows_v = k[self._key].transpose(1, 2), v[self._key].transpose(1, 2)
-        out = _grouped_attention(rows_q, rows_k, rows_v, self._mask)
-        return out[self._row_of, :, self._column_of].reshape(len(q), -1)
+        outs: list[Tensor] = []
+        for bucket in self._buckets:
+            rows_q, rows_k, rows_v = (
+                # index_select: its backward adds rows up, where that of plain indexing sorts them first.
+                flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
+                for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
+            )
+            out = _grouped_attention(rows_q, rows_k, rows_v, bucket.mask)
+            outs.append(out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
+        return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
+
+
+def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
+    """Chains sorted into buckets in which none is shorter than half the longest."""
+    buckets: list[list[tuple[list[int], int]]] = []
+    longest = 0
+    for chain in sorted(chains, key=lambda chain: (chain[1] - len(chain[0]), len(chain[0]))):
+        length = len(chain[0]) - chain[1]
+        if not buckets or length * 2 < longest:
+            buckets.append([])
+            longest = length
+        buckets[-1].append(chain)
+    return buckets
 
 
 class SlotCache:
     """Keys and values of up to `slots` sequences, each in its own slot, grown in steps as they get longer."""
 
-    def __init__(self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._shape = (layers, slots, kv_heads, head_dim)
         self._dtype, self._device = dtype, device
         self.capacity = 0
@@ -168,7 +210,9 @@ class SlotAttention:
     Flat tokens come row after row. Writes their keys and values into the cache.
     """
 
-    def __init__(self, cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int], group: int) -> None:
+    def __init__(
+        self, cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int], group: int
+    ) -> None:
         device = cache.keys[0].device
         self._cache = cache
         n_q = max(counts)

@@ -62,10 +62,14 @@ class Projection(nn.Module):
 class Layer(nn.Module):
     """One transformer block."""
 
-    def __init__(self, qkv: Projection, out: Projection, gate_up: Projection, down: Projection, norms: dict[str, Tensor]) -> None:
+    def __init__(
+        self, qkv: Projection, out: Projection, gate_up: Projection, down: Projection, norms: dict[str, Tensor]
+    ) -> None:
         super().__init__()
         self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
-        self.norms = nn.ParameterDict({name: nn.Parameter(weight, requires_grad=False) for name, weight in norms.items()})
+        self.norms = nn.ParameterDict(
+            {name: nn.Parameter(weight, requires_grad=False) for name, weight in norms.items()}
+        )
 
 
 class Decoder(nn.Module):
@@ -109,7 +113,10 @@ class Decoder(nn.Module):
             bias = torch.cat(biases) if biases else None
             return Projection(torch.cat(parts), bias, full, [len(part) for part in parts])
 
-        norms = {"attention": weights[f"{base}input_layernorm.weight"], "mlp": weights[f"{base}post_attention_layernorm.weight"]}
+        norms = {
+            "attention": weights[f"{base}input_layernorm.weight"],
+            "mlp": weights[f"{base}post_attention_layernorm.weight"],
+        }
         for part in ("q", "k"):
             if f"{base}self_attn.{part}_norm.weight" in weights:
                 norms[part] = weights[f"{base}self_attn.{part}_norm.weight"]
@@ -171,7 +178,9 @@ class Decoder(nn.Module):
                     "projections that share an input take adapters together: name all of q_proj, k_proj, v_proj or of gate_proj, up_proj",
                 )
             found = True
-            projection.adapter = Adapter(projection.names, projection.sizes, projection.weight.shape[1], rank, alpha / rank)
+            projection.adapter = Adapter(
+                projection.names, projection.sizes, projection.weight.shape[1], rank, alpha / rank
+            )
             projection.adapter.reset(generator)
             projection.adapter.to(self.device)
         if not found:
@@ -198,7 +207,14 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    keys = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters")
+    keys = (
+        "hidden_size",
+        "num_attention_heads",
+        "max_position_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+    )
     shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys if config.get(key) is not None})
     cos, sin = LlamaRotaryEmbedding(shaped)(torch.zeros(1), torch.arange(length)[None])
     return cos[0], sin[0]
@@ -209,7 +225,9 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"'{folder}' holds no readable config.json: {error}", "give a folder saved with save_pretrained") from None
+        raise ModelError(
+            f"'{folder}' holds no readable config.json: {error}", "give a folder saved with save_pretrained"
+        ) from None
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in SUPPORTED:
         raise ModelError(
@@ -229,4 +247,6 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
     try:
         return Decoder(config, weights, str(folder))
     except KeyError as error:
-        raise ModelError(f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again") from None
+        raise ModelError(
+            f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again"
+        ) from None

@@ -60,7 +60,7 @@ class TorchEngine:
         adapter: bool = True,
     ) -> None:
         self.name, self.decoder, self.tokenizer = name, decoder, tokenizer
-        self.deterministic, self._adapter = deterministic, adapter
+        self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
         self.tokens_sampled = 0
         self.tokens_prefilled = 0
         self.busy_s = 0.0
@@ -101,7 +101,9 @@ class TorchEngine:
     async def generate(self, request: Request) -> Completion:
         room = self.context_length - len(request.prompt_ids)
         if room < 1:
-            raise PromptTooLong(f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {self.context_length}")
+            raise PromptTooLong(
+                f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {self.context_length}"
+            )
         if not request.prompt_ids:
             raise EngineError("an empty prompt: there is nothing to continue")
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed

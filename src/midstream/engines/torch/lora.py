@@ -62,13 +62,20 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
 
     targets = sorted({name.rsplit(".", 1)[1] for adapter in adapters.values() for name in adapter.names})
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=targets, base_model_name_or_path=base, task_type="CAUSAL_LM", inference_mode=True
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets,
+        base_model_name_or_path=base,
+        task_type="CAUSAL_LM",
+        inference_mode=True,
     ).to_dict()
     config["target_modules"] = targets
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.cpu().contiguous() for name, tensor in adapter_state(adapters).items()}
     save_file(state, folder / "adapter_model.safetensors")
-    text = json.dumps({key: value for key, value in config.items() if not isinstance(value, set)}, indent=2, default=str)
+    text = json.dumps(
+        {key: value for key, value in config.items() if not isinstance(value, set)}, indent=2, default=str
+    )
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,9 @@ from midstream.core.seeds import unit_interval
 _CHUNK = 256
 
 
-def sample(logits: Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int]) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Draw one token for each row of `logits` [n, vocab]; returns (tokens [n], log-probabilities [n] in fp32).
 
     Log-probabilities are those of the whole vocabulary at the row's temperature (temperature 1 for greedy rows).

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midstream.evaluate.statistics import bootstrap_mean, wilson
+from midstream.core.statistics import bootstrap_mean, wilson
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,105 @@
+"""Demonstrations of the flow `agentflow`: an engine that answers as a plan says, for a supervised start.
+
+With `scramble`, a share of the actions uses a tool, and `next` or `last`, drawn at random: the demonstrations then teach how an action
+is written and not which one to choose.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, write_action
+from midstream.core.errors import ConfigError, EngineError
+from midstream.core.seeds import derive_seed
+from midstream.core.types import FinishReason, Task
+from midstream.engines.base import Completion, Request
+from midstream.engines.chat import ChatTokenizer
+from midstream.tools import Toolbox
+
+_FACT = re.compile(r".* is (.+?)( km2)?\.")
+
+
+@dataclass(slots=True)
+class _Progress:
+    task: Task
+    random: Random
+    done: int = 0
+    values: list[str] = field(default_factory=list)
+
+
+class Demonstrator:
+    """Speaks for every role of one flow at once. Tasks need `metadata["plan"]`: tool calls in order, `{1}` standing for a value found."""
+
+    speaks_tokens = True
+    policy_version = 0
+    name = "demonstration"
+
+    def __init__(self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, scramble: float, seed: int) -> None:
+        self._tokenizer, self._notation = tokenizer, notation
+        self._scramble, self._seed = scramble, seed
+        self._tools = [tool.name for tool in toolbox.tools]
+        self._parameters = {tool.name: next(iter(tool.parameters["properties"]), "input") for tool in toolbox.tools}
+        self._end = min(tokenizer.end_ids)
+        self._running: dict[str, _Progress] = {}
+        self.context_length = 1 << 20
+
+    def assign(self, tasks: Mapping[str, Task]) -> None:
+        """Say which task each trajectory works on."""
+        for uid, task in tasks.items():
+            if "plan" not in task.metadata:
+                raise ConfigError(f"task '{task.id}' has no plan to demonstrate", "set warm_start.examples=0, or give tasks metadata['plan']")
+            self._running[uid] = _Progress(task, Random(derive_seed(self._seed, "demonstration", uid)))
+
+    def join(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+    async def generate(self, request: Request) -> Completion:
+        progress = self._running.get(request.session)
+        if progress is None:
+            raise EngineError(f"no demonstration for trajectory '{request.session}'")
+        heard = [message["content"].rpartition("\n")[0] for message in request.messages if message["role"] == "user"]
+        text = self._planner(progress, heard) if request.role == "planner" else self._other(progress, request.role, heard)
+        ids = (*self._tokenizer.encode(text), self._end)
+        return Completion(ids=ids, log_probs=(0.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
+
+    def _planner(self, progress: _Progress, heard: Sequence[str]) -> str:
+        plan = progress.task.metadata["plan"]
+        if len(heard) > 1 and not heard[-1].startswith("Error") and progress.done < len(plan):
+            progress.values.append(value_of(heard[-1]))
+            progress.done += 1
+        place = min(progress.done, len(plan) - 1)
+        if not plan:
+            tool, given, last = NO_TOOL, "", True
+        else:
+            tool, last = plan[place]["tool"], place == len(plan) - 1
+            given = _filled(str(next(iter(plan[place]["arguments"].values()), "")), progress.values)
+        if progress.random.random() < self._scramble:
+            tool, last = progress.random.choice(self._tools), progress.random.random() < 0.5
+            given = given or progress.task.question
+        arguments = {} if tool == NO_TOOL else {self._parameters[tool]: given}
+        return write_action(NextStep(tool=tool, arguments=arguments, last=last), self._notation)
+
+    def _other(self, progress: _Progress, role: str, heard: Sequence[str]) -> str:
+        if role == "verifier":
+            return "yes" if progress.done >= len(progress.task.metadata["plan"]) - 1 else "no"
+        news = heard[-1] if heard else ""
+        if len(heard) < 2 or not news:
+            answer = progress.task.answer
+            return str(answer[0] if isinstance(answer, list | tuple) else answer)
+        return "unknown" if news.startswith(("Error", "No result")) else value_of(news)
+
+
+def value_of(result: str) -> str:
+    """What a tool found: the part of a fact after `is`, or the whole result."""
+    match = _FACT.fullmatch(result)
+    return match.group(1) if match else result
+
+
+def _filled(text: str, values: Sequence[str]) -> str:
+    for number, value in enumerate(values, 1):
+        text = text.replace(f"{{{number}}}", value)
+    return text

@@ -1,0 +1,82 @@
+"""A frozen remote model behind an OpenAI-compatible server. It takes messages and returns text: nothing it says is trained on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import httpx
+
+from midstream.core.errors import ConfigError, EngineError
+from midstream.core.types import FinishReason
+from midstream.engines.base import Completion, Request
+
+RETRIES = 3
+"""Times a busy or failing server is asked again, waiting 0.5, 1, 2 s between."""
+
+
+class OpenAIEngine:
+    """Calls `{url}/chat/completions`. `url` ends where the OpenAI client's `base_url` does, usually in `/v1`."""
+
+    speaks_tokens = False
+    policy_version = 0
+    context_length = 1 << 20
+
+    def __init__(self, url: str, model: str | None = None, api_key_env: str | None = None, timeout_s: float = 120.0) -> None:
+        self.name = url
+        self._url, self._model, self._timeout_s = url.rstrip("/"), model, timeout_s
+        key = None
+        if api_key_env is not None:
+            key = os.environ.get(api_key_env)
+            if not key:
+                raise ConfigError(f"the environment variable {api_key_env} holds no key for {url}", f"export {api_key_env}=...")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def join(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+    async def generate(self, request: Request) -> Completion:
+        sampling = request.sampling
+        if sampling.top_k:
+            raise EngineError(f"{self.name}: the OpenAI API has no top_k; remove it from the sampling of this role")
+        body = {
+            "messages": list(request.messages),
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "model": self._model or "default",
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        began = time.perf_counter()
+        data = await self._post(body)
+        try:
+            choice = data["choices"][0]
+            text = choice["message"]["content"] or ""
+        except (KeyError, IndexError, TypeError):
+            raise EngineError(f"{self.name} answered with something that is not a chat completion: {str(data)[:200]}") from None
+        reason = FinishReason.LENGTH if choice.get("finish_reason") == "length" else FinishReason.STOP
+        return Completion(ids=(), log_probs=(), text=text, finish_reason=reason, latency_s=time.perf_counter() - began)
+
+    async def _post(self, body: dict) -> dict:
+        problem = ""
+        for attempt in range(RETRIES + 1):
+            if attempt:
+                await asyncio.sleep(0.5 * 2 ** (attempt - 1))
+            try:
+                async with httpx.AsyncClient(timeout=self._timeout_s, headers=self._headers) as client:
+                    response = await client.post(f"{self._url}/chat/completions", json=body)
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            if response.status_code == 429 or response.status_code >= 500:
+                problem = f"HTTP {response.status_code}: {response.text[:200]}"
+                continue
+            if response.status_code != 200:
+                raise EngineError(f"{self.name} refused the call: HTTP {response.status_code}: {response.text[:300]}")
+            return response.json()
+        raise EngineError(f"{self.name} did not answer after {RETRIES + 1} tries; last: {problem}")

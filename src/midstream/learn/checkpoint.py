@@ -1,0 +1,102 @@
+"""Checkpoints: weights, optimizer moments, counters and the config, in safetensors and JSON; written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from midstream.core.errors import ModelError, RunError
+from midstream.learn.learner import Learner
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Where a run is: `step` updates done, `position` training tasks drawn. Everything drawn is derived from these and the seed."""
+
+    step: int
+    position: int
+    updates: int
+    policy_version: int
+
+
+def save_checkpoint(folder: Path, learner: Learner, state: TrainState, config_yaml: str, base: str, extra: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a checkpoint; readers never see a part of one. `extra` are tensors to keep with it (a reference policy)."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        learner.weights.save(temporary, base)
+        save_file(_moments(learner), temporary / "optimizer.safetensors")
+        if extra:
+            save_file({name: value.cpu().contiguous() for name, value in extra.items()}, temporary / "reference.safetensors")
+        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+        for file in temporary.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except (OSError, Exception) as error:
+        if not isinstance(error, OSError) and "No space" not in str(error) and "I/O error" not in str(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"cannot write the checkpoint '{folder}': {error}", "free some disk space, then go on with --resume; earlier checkpoints are intact"
+        ) from None
+
+
+def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
+    """Put weights, moments and counters back as `save_checkpoint` found them."""
+    state = read_state(folder)
+    learner.weights.load(folder)
+    saved = load_file(folder / "optimizer.safetensors")
+    for name, parameter in zip(learner.weights.names(), learner.weights.parameters(), strict=True):
+        if f"{name}.exp_avg" in saved:
+            learner.optimizer.state[parameter] = {
+                "step": saved[f"{name}.step"],
+                "exp_avg": saved[f"{name}.exp_avg"].to(parameter.device),
+                "exp_avg_sq": saved[f"{name}.exp_avg_sq"].to(parameter.device),
+            }
+    learner.updates = state.updates
+    learner.decoder.version = state.policy_version
+    return state
+
+
+def load_reference(folder: Path) -> dict[str, torch.Tensor]:
+    """The extra tensors of a checkpoint; empty when it has none."""
+    path = folder / "reference.safetensors"
+    return load_file(path) if path.exists() else {}
+
+
+def read_state(folder: Path) -> TrainState:
+    """Counters of a checkpoint; raises `ModelError` when `folder` is not one."""
+    try:
+        return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"'{folder}' is not a checkpoint: {error}", "give a folder such as runs/NAME/checkpoints/step-000010") from None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / "state.json").exists())
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep`."""
+    for path in checkpoints(run)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _moments(learner: Learner) -> dict[str, torch.Tensor]:
+    moments: dict[str, Any] = {}
+    for name, parameter in zip(learner.weights.names(), learner.weights.parameters(), strict=True):
+        for key, value in learner.optimizer.state.get(parameter, {}).items():
+            moments[f"{name}.{key}"] = torch.as_tensor(value).cpu().contiguous()
+    return moments

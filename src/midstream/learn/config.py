@@ -1,0 +1,148 @@
+"""The config of a training run. `midstream config --schema` prints it; nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from midstream.agents.config import FlowConfig, RolloutConfig
+from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
+from midstream.learn.algorithms import AlgorithmConfig
+from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.rewards import RewardConfig
+from midstream.tasks import TasksConfig
+
+
+class LoraConfig(Config):
+    """Low-rank adapters beside the frozen model."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapters are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Projections that get one (`q_proj`, `down_proj`, ...); none named means all."""
+
+
+class PolicyConfig(Config):
+    """The model in training."""
+
+    model: str = "smollm2-135m"
+    """A known name (see `midstream models list`), a directory, or a hub id."""
+    tuning: Literal["lora", "full"] = "lora"
+    """Train adapters, or every weight."""
+    lora: LoraConfig = LoraConfig()
+    """Adapter settings, for `tuning: lora`."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto` is bfloat16 where the processor computes in it, else float32."""
+    device: str = "auto"
+    """`auto` is `cuda` where there is one, else `cpu`."""
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate after warm-up, constant."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the two moments."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+
+
+class WarmStartConfig(Config):
+    """A short supervised start that shows the notation before reinforcement learning begins."""
+
+    examples: int = Field(0, ge=0)
+    """Demonstrations, made from training tasks that carry a plan; 0 is no warm start."""
+    epochs: int = Field(2, ge=1)
+    """Passes over them."""
+    batch_size: int = Field(16, ge=1)
+    """Demonstrations an update."""
+    lr: float = Field(5e-4, gt=0)
+    """Learning rate."""
+    scramble: float = Field(0.0, ge=0, le=1)
+    """Share of the actions shown with a tool drawn at random: teaches how to write actions, not which to choose."""
+
+
+class TrainerConfig(Config):
+    """The loop."""
+
+    max_steps: int = Field(100, ge=1)
+    """Updates of the policy."""
+    seed: int = 0
+    """Fixes everything that is drawn."""
+    deterministic: bool = False
+    """What is computed together depends on the trajectories, never on timing: a run repeats to the bit on one machine."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; torch's default when not given."""
+    epochs_per_batch: int = Field(1, ge=1)
+    """Passes over each batch of trajectories."""
+    minibatches: int = Field(1, ge=1)
+    """Updates a pass over the batch is cut into."""
+    max_tokens_per_pass: int = Field(4096, ge=256)
+    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+    save_every: int = Field(10, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints kept."""
+    eval_every: int = Field(10, ge=0)
+    """Steps between evaluations on val; 0 never."""
+    val_tasks: int = Field(32, ge=1)
+    """Tasks of an evaluation on val."""
+    test_tasks: int = Field(64, ge=0)
+    """Tasks of the evaluations on test, before and after; 0 for none."""
+    run_dir: str | None = None
+    """Where the run is kept; `runs/<name of the config>` when not given."""
+
+
+class TrainConfig(Config):
+    """Everything a run needs."""
+
+    name: str = "run"
+    """Name of the run; the config file's name when loaded from one."""
+    policy: PolicyConfig = PolicyConfig()
+    """The model."""
+    tasks: TasksConfig
+    """What it is trained and evaluated on."""
+    flow: FlowConfig = FlowConfig()
+    """The agent around it."""
+    reward: RewardConfig = RewardConfig()
+    """What a trajectory is worth."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How trajectories are made."""
+    algorithm: AlgorithmConfig = FlowGRPO()
+    """How trajectories become an update."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer of reinforcement learning."""
+    warm_start: WarmStartConfig = WarmStartConfig()
+    """The supervised start."""
+    trainer: TrainerConfig = TrainerConfig()
+    """The loop."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.rollout.group_size == 1 and isinstance(getattr(self.algorithm, "std", None), str):
+            raise ValueError(
+                "rollout.group_size is 1, but a group-relative advantage needs at least 2 trajectories of a task; "
+                "raise rollout.group_size or set algorithm.name=reinforce"
+            )
+        if self.rollout.failed == "score" and self.reward.failed is None:
+            raise ValueError("rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth")
+        if self.policy.tuning == "full" and self.algorithm.kl.reference == "base" and self.algorithm.kl.coef > 0:
+            raise ValueError("algorithm.kl.reference 'base' needs policy.tuning 'lora' (the base is the model without its adapter); set algorithm.kl.coef=0")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is wrong."""
+    data: dict[str, Any] = apply_overrides(load_yaml(path), overrides)
+    data.setdefault("name", Path(path).stem)
+    return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

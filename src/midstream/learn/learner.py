@@ -1,0 +1,133 @@
+"""The learner: one update of the policy from a batch of turns, in passes that bound memory and never change the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from midstream.core.errors import TrainingError
+from midstream.engines.torch.decoder import Decoder
+from midstream.learn.algorithms.base import PolicyLoss
+from midstream.learn.batch import LearningBatch, LearningTurn
+from midstream.learn.config import OptimizerConfig
+from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.losses import TokenBatch, policy_loss
+from midstream.learn.weights import Weights
+
+T = TypeVar("T")
+
+Reference = Callable[[Sequence[TokenSequence]], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """What one update computed: weighted sums of the losses' logs, tokens with loss, and distinct tokens that were run."""
+
+    sums: dict[str, float]
+    tokens: int
+    computed: int
+
+
+class Learner:
+    """Owns the optimizer of one decoder's trainable weights."""
+
+    def __init__(self, decoder: Decoder, weights: Weights, config: OptimizerConfig, max_tokens_per_pass: int = 4096) -> None:
+        self.decoder, self.weights, self.config = decoder, weights, config
+        self._max_tokens = max_tokens_per_pass
+        self.optimizer = torch.optim.AdamW(
+            weights.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=False
+        )
+        self.updates = 0
+
+    def update(self, batch: LearningBatch, loss: PolicyLoss, reference: Reference | None = None) -> dict[str, float]:
+        """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not finite."""
+        self.weights.zero_grad()
+        passes = [self._policy_pass(turns, loss, reference) for turns in self._packs(batch.turns)]
+        norm = self._step()
+        total = _added(passes)
+        return {**total.sums, "grad_norm": norm, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
+
+    def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""
+        self.weights.zero_grad()
+        total = 0.0
+        for pack in _split(sequences, self._max_tokens, lambda s: s):
+            weights = self._tensor([1 / (len(sequences) * len(s.response_ids)) for s in pack for _ in s.response_ids])
+            value = -(weights * score(self.decoder, pack).log_probs).sum()
+            value.backward()
+            total += float(value.detach())
+        return {"loss": total, "grad_norm": self._step()}
+
+    def _policy_pass(self, turns: Sequence[LearningTurn], loss: PolicyLoss, reference: Reference | None) -> Passes:
+        sequences = [turn.sequence for turn in turns]
+        scored = score(self.decoder, sequences)
+        per_token = [(turn, i) for turn in turns for i in range(len(turn.old_log_probs))]
+        tokens = TokenBatch(
+            log_probs=scored.log_probs,
+            entropy=scored.entropy,
+            old_log_probs=self._tensor([turn.old_log_probs[i] for turn, i in per_token]),
+            advantages=self._tensor([turn.advantage for turn, _ in per_token]),
+            weights=self._tensor([turn.weight for turn, _ in per_token]),
+            reference_log_probs=None if reference is None else reference(sequences),
+        )
+        result = policy_loss(tokens, loss)
+        result.total.backward()
+        largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
+        return Passes({**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())}, len(per_token), scored.computed)
+
+    def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
+        return _split(turns, self._max_tokens, lambda turn: turn.sequence)
+
+    def _step(self) -> float:
+        """Clip, check, move. Returns the norm before clipping."""
+        norms = {name: float(grad.norm()) for name, grad in self.weights.gradients().items()}
+        broken = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
+        if broken:
+            raise TrainingError(
+                f"the gradient of {broken[0]} is not finite at update {self.updates + 1} ({len(broken)} tensors in all); the weights did not move",
+                "resume from the last checkpoint with a lower optimizer.lr, and look at the rewards of this step",
+            )
+        total = sum(norm**2 for norm in norms.values()) ** 0.5
+        if total > self.config.max_grad_norm:
+            for grad in self.weights.gradients().values():
+                grad.mul_(self.config.max_grad_norm / (total + 1e-6))
+        warm = min(1.0, (self.updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * warm
+        self.weights.step(self.optimizer)
+        self.updates += 1
+        self.decoder.version += 1
+        return total
+
+    def _tensor(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
+
+
+def _split(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
+    """Neighbours together, so that shared prefixes stay in one pass; a shared prefix counts once."""
+    packs: list[list[T]] = []
+    size, last = 0, ()
+    for item in items:
+        s = sequence(item)
+        tokens = s.prompt_ids + s.response_ids
+        shared = next((i for i, (a, b) in enumerate(zip(tokens, last, strict=False)) if a != b), min(len(tokens), len(last)))
+        fresh = len(tokens) - shared
+        if not packs or size + fresh > max_tokens:
+            packs.append([])
+            size, fresh = 0, len(tokens)
+        packs[-1].append(item)
+        size += fresh
+        last = tokens
+    return packs
+
+
+def _added(passes: Sequence[Passes]) -> Passes:
+    sums: dict[str, float] = {}
+    for one in passes:
+        for name, value in one.sums.items():
+            sums[name] = max(sums.get(name, 0.0), value) if name.startswith("max:") else sums.get(name, 0.0) + value
+    return Passes(sums, sum(p.tokens for p in passes), sum(p.computed for p in passes))

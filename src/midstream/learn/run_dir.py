@@ -1,0 +1,101 @@
+"""The directory of a run: who holds it, what it was configured as, and its append-only logs.
+
+Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`, `checkpoints/`, `tensorboard/`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from midstream.core.errors import RunError
+
+
+class RunDirectory:
+    """Holds the directory for one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
+        except OSError as error:
+            raise RunError(f"cannot write to the run directory '{path}': {error.strerror}", "set trainer.run_dir to a place you can write to") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is using '{path}'", "wait for it, or set trainer.run_dir to another directory") from None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def started(self) -> bool:
+        """True when a run lives here already."""
+        return (self / "config.yaml").exists()
+
+    def release(self) -> None:
+        self._lock.close()
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file as a whole: never half-written."""
+        temporary = self / f".{name}.tmp"
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self / name)
+        except OSError as error:
+            raise _full(self / name, error) from None
+
+    def write_json(self, name: str, data: Any) -> None:
+        self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """Add one line to a log."""
+        try:
+            with (self / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise _full(self / name, error) from None
+
+    def rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """Lines of a log; one cut off by a kill is passed over."""
+        if (self / name).exists():
+            for line in (self / name).read_text(encoding="utf-8").splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+    def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the lines of a log that are not `wanted`."""
+        if (self / name).exists():
+            self.write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if wanted(row)))
+
+    def config_changes(self, config: dict[str, Any]) -> list[str]:
+        """How `config` differs from the one this run began with, a line each."""
+        saved = yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8"))
+        return list(_differences(saved, json.loads(json.dumps(config)), ""))
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield f"{path}: {old!r} -> {new!r}"
+
+
+def _full(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write '{path}': {error.strerror or error}",
+        "free some disk space, then go on from the last checkpoint with --resume; what was written before is intact",
+    )

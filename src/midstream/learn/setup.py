@@ -1,0 +1,126 @@
+"""From a config to the parts of a run: model, engines, tasks, reward, rollout, learner. Used by training, evaluation and asking alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from midstream.agents.config import FlowConfig
+from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker
+from midstream.core.errors import ConfigError, ModelError
+from midstream.core.seeds import derive_seed
+from midstream.engines.chat import ChatTokenizer, load_tokenizer
+from midstream.engines.models import resolve
+from midstream.engines.openai import OpenAIEngine
+from midstream.engines.torch.decoder import Decoder, load_decoder
+from midstream.engines.torch.engine import TorchEngine
+from midstream.learn.config import PolicyConfig, TrainConfig
+from midstream.learn.learner import Learner
+from midstream.learn.weights import Weights
+from midstream.record.recorder import Voice
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+from midstream.tasks import TaskSet, load_tasks
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything of one run that lives in this process."""
+
+    config: TrainConfig
+    model_path: Path
+    decoder: Decoder
+    tokenizer: ChatTokenizer
+    engine: TorchEngine
+    weights: Weights
+    learner: Learner
+    tasks: TaskSet
+    reward: RewardFunction
+    voices: dict[str, Voice]
+
+    def manager(self, store: Store | None, voices: Mapping[str, Voice] | None = None) -> AgentFlowManager:
+        """A rollout through the config's flow; `voices` in place of the config's engines."""
+        worker = AgentFlowWorker(
+            self.config.flow,
+            voices or self.voices,
+            sampling=self.config.rollout.sampling,
+            store=store,
+            score=self.reward.score,
+            timeout_s=self.config.rollout.timeout_s,
+        )
+        return AgentFlowManager(
+            worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
+        )
+
+
+def build(config: TrainConfig) -> Parts:
+    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
+    model_path = resolve(config.policy.model)
+    device = choose_device(config.policy)
+    tokenizer = load_tokenizer(model_path)
+    decoder = load_decoder(model_path, choose_dtype(config.policy, device), device)
+    if len(tokenizer) > decoder.embed.shape[0]:
+        raise ModelError(
+            f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
+            "use the tokenizer the model was trained with",
+        )
+    if config.policy.tuning == "lora":
+        lora = config.policy.lora
+        decoder.add_adapters(lora.rank, lora.alpha, derive_seed(config.trainer.seed, "adapters"), lora.targets)
+    weights = Weights(decoder, config.policy.tuning)
+    slots = config.rollout.concurrency
+    engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
+    learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass)
+    voices = make_voices(config.flow, engine)
+    return Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices)
+
+
+def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
+    """Who speaks for each role the config names; `rules` roles have no voice."""
+    voices = {"policy": Voice(policy, policy.tokenizer, True)}
+    frozen: Voice | None = None
+    for role, config in flow.roles.items():
+        if config.engine == "policy":
+            voices[role] = Voice(policy, policy.tokenizer, config.train)
+        elif config.engine == "frozen":
+            if policy.decoder.adapter_rank == 0:
+                raise ConfigError(f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL")
+            if frozen is None:
+                base = TorchEngine(
+                    policy.decoder, policy.tokenizer, name="frozen", slots=policy.slots, deterministic=policy.deterministic, adapter=False
+                )
+                frozen = Voice(base, policy.tokenizer, False)
+            voices[role] = frozen
+        elif config.engine.startswith(("http://", "https://")):
+            voices[role] = Voice(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
+        elif config.engine != "rules":
+            raise ConfigError(f"flow.roles.{role}.engine is '{config.engine}'", "use policy, frozen, rules, or the URL of an OpenAI-compatible server")
+    return voices
+
+
+def choose_device(config: PolicyConfig) -> torch.device:
+    """The device of `policy.device`; raises `ConfigError` when it is not there."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"policy.device '{config.device}' cannot be used: {error}", "use cpu, cuda or auto") from None
+    return device
+
+
+def choose_dtype(config: PolicyConfig, device: torch.device) -> torch.dtype:
+    """The dtype of `policy.dtype`: bf16 where it is fast, else fp32."""
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

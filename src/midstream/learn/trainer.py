@@ -1,0 +1,414 @@
+"""The training loop: roll out, score, learn, log, evaluate, save; and go on from a checkpoint to the same numbers.
+
+Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed one
+would have done. What was logged after the last checkpoint is dropped and made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import resource
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+
+import midstream
+from midstream.agents.agentflow.demonstrate import Demonstrator
+from midstream.agents.rollout import groups_of
+from midstream.core.errors import ConfigError, RunError, TaskError
+from midstream.core.types import Task, Trajectory
+from midstream.learn.batch import make_batch
+from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
+from midstream.learn.checks import first_batch, insist
+from midstream.learn.config import TrainConfig
+from midstream.learn.learner import Learner, Reference
+from midstream.learn.log_probs import score
+from midstream.learn.run_dir import RunDirectory
+from midstream.learn.samples import sample_row
+from midstream.learn.setup import Parts, build
+from midstream.learn.warm_start import imitate
+from midstream.record.recorder import Voice
+from midstream.record.store import Store
+from midstream.rewards.summary import describe, summarise
+from midstream.tasks import take
+from midstream.tools import Toolbox, load_tools
+
+
+class Listener(Protocol):
+    """Hears of a run as it goes."""
+
+    def on_start(self, info: dict[str, Any]) -> None: ...
+
+    def on_metrics(self, row: dict[str, Any]) -> None: ...
+
+    def on_eval(self, row: dict[str, Any]) -> None: ...
+
+    def on_finish(self, result: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
+
+    run_dir: Path
+    status: str
+    step: int
+    final: dict[str, Any] | None
+
+
+def train(config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()) -> TrainResult:
+    """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved stays."""
+    directory = RunDirectory(_run_path(config, resume))
+    try:
+        if directory.started and not resume:
+            raise RunError(
+                f"there is a run in '{directory.path}' already",
+                "go on with it by --resume, or give this one another trainer.run_dir",
+            )
+        if directory.started and (changes := directory.config_changes(config.model_dump(mode="json"))) and not force:
+            listing = "\n  ".join(changes)
+            raise RunError(
+                f"the config changed since the run in '{directory.path}' began:\n  {listing}",
+                "resume with the old config, or take the new one with --force",
+            )
+        return asyncio.run(_Run(config, directory, listeners).go())
+    finally:
+        directory.release()
+
+
+def _run_path(config: TrainConfig, resume: bool) -> Path:
+    if config.trainer.run_dir is not None:
+        return Path(config.trainer.run_dir)
+    root = Path("runs")
+    taken = sorted(
+        (path for path in root.glob(f"{config.name}*") if (path / "config.yaml").exists()), key=lambda path: path.stat().st_mtime
+    )
+    if resume:
+        return taken[-1] if taken else root / config.name
+    names = {path.name for path in root.glob(f"{config.name}*")}
+    number = 1
+    while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
+        number += 1
+    return root / name
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, directory: RunDirectory, listeners: Sequence[Listener]) -> None:
+        self.config, self.directory, self.listeners = config, directory, listeners
+        self.stopping = False
+        self.tensorboard: Any = None
+
+    async def go(self) -> TrainResult:
+        config = self.config
+        self.parts = parts = build(config)
+        _check_splits(parts, config)
+        self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+        state, saved = self._resume_state()
+        reference = load_reference(saved) if saved else {}
+        self._begin(state)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        status = "failed"
+        try:
+            with Store(self.directory / "store.sqlite") as self.store:
+                if saved is None:
+                    await self._evaluate("base", 0, "test")
+                    await self._warm_start()
+                    reference = self._start_of(config.algorithm.kl.reference)
+                    state = TrainState(0, 0, 0, parts.decoder.version)
+                    self._save(state, reference)
+                else:
+                    self.store.discard_from(state.step + 1)
+                await self._evaluations(state.step)
+                self.reference = reference
+                while state.step < config.trainer.max_steps and not self.stopping:
+                    state = await self._step(state)
+                    if state.step % config.trainer.save_every == 0 or state.step == config.trainer.max_steps or self.stopping:
+                        self._save(state, reference)
+                    await self._evaluations(state.step)
+                status = "stopped" if state.step < config.trainer.max_steps else "finished"
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            self._write_info(status)
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+        final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
+        for listener in self.listeners:
+            listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
+        return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    def _stop(self) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+    def _resume_state(self) -> tuple[TrainState, Path | None]:
+        """The state to go on from; logs are cut back to it."""
+        found = checkpoints(self.directory.path)
+        state = TrainState(0, 0, 0, 0)
+        if found:
+            state = load_checkpoint(found[-1], self.parts.learner)
+            self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
+            self.directory.keep("evals.jsonl", lambda row: row["step"] <= state.step)
+            self.directory.keep("samples.jsonl", lambda row: row["step"] <= state.step)
+            return state, found[-1]
+        for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+            self.directory.keep(name, lambda row: False)
+        return state, None
+
+    def _begin(self, state: TrainState) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not self.directory.started:
+            self.created = datetime.now(UTC).isoformat(timespec="seconds")
+        else:
+            info = self.directory / "run.json"
+            self.created = json.loads(info.read_text())["created"] if info.exists() else datetime.now(UTC).isoformat(timespec="seconds")
+        self.directory.write("config.yaml", self.yaml)
+        self._write_info("running")
+        self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
+        info = {
+            "name": self.config.name,
+            "model": self.config.policy.model,
+            "seed": self.config.trainer.seed,
+            "max_steps": self.config.trainer.max_steps,
+            "step": state.step,
+            "run_dir": str(self.directory.path),
+        }
+        for listener in self.listeners:
+            listener.on_start(info)
+
+    def _write_info(self, status: str) -> None:
+        self.directory.write_json(
+            "run.json",
+            {
+                "name": self.config.name,
+                "created": self.created,
+                "status": status,
+                "model": self.config.policy.model,
+                "seed": self.config.trainer.seed,
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "versions": {
+                    "midstream": midstream.__version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                    "dtype": str(self.parts.decoder.dtype).removeprefix("torch."),
+                    "device": str(self.parts.decoder.device),
+                    "threads": torch.get_num_threads(),
+                },
+            },
+        )
+
+    def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
+        folder = self.directory / "checkpoints" / f"step-{state.step:06d}"
+        save_checkpoint(folder, self.parts.learner, state, self.yaml, str(self.config.policy.model), reference)
+        prune(self.directory.path, self.config.trainer.keep_checkpoints)
+
+    async def _warm_start(self) -> None:
+        """Imitate demonstrations, when the config asks for them; the optimizer starts fresh afterwards."""
+        config, parts = self.config, self.parts
+        if not config.warm_start.examples:
+            return
+        tasks = [parts.tasks.get("train", place) for place in range(config.warm_start.examples)]
+        demonstrations = await _demonstrate(parts, tasks)
+        optimizer = config.optimizer.model_copy(update={"lr": config.warm_start.lr, "warmup_steps": 0})
+        learner = Learner(parts.decoder, parts.weights, optimizer, config.trainer.max_tokens_per_pass)
+        began = time.perf_counter()
+
+        def log(update: int, metrics: dict[str, float]) -> None:
+            self._log({"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": time.perf_counter() - began})
+
+        imitate(learner, demonstrations, config.warm_start, config.trainer.seed, log)
+
+    def _start_of(self, kind: str) -> dict[str, torch.Tensor]:
+        return self.parts.weights.snapshot() if kind == "start" else {}
+
+    async def _step(self, state: TrainState) -> TrainState:
+        config, parts = self.config, self.parts
+        step = state.step + 1
+        began = time.perf_counter()
+        size = config.rollout.tasks_per_step
+        tasks = [parts.tasks.get("train", place) for place in range(state.position, state.position + size)]
+        sampled, prefilled = parts.engine.tokens_sampled, parts.engine.tokens_prefilled
+        attempts = groups_of(
+            tasks, config.rollout.group_size, prefix=f"train-{step:06d}", seed=config.trainer.seed, train_step=step
+        )
+        trajectories = await parts.manager(self.store).run(attempts)
+        rollout_s = time.perf_counter() - began
+        groups = _grouped(trajectories)
+        loss = config.algorithm
+        batch = make_batch(
+            groups,
+            loss.advantages,
+            loss.aggregation,
+            failed=config.rollout.failed,
+            keep_zero=bool(loss.kl.coef or loss.entropy_coef),
+        )
+        measured = loss.kl.coef > 0 or (loss.kl.measure_every and step % loss.kl.measure_every == 0)
+        reference = self._reference() if measured else None
+        sums: dict[str, float] = {}
+        async with parts.engine.exclusive():
+            for _ in range(config.trainer.epochs_per_batch):
+                for part in batch.parts(config.trainer.minibatches):
+                    if part.turns:
+                        sums = parts.learner.update(part, loss, reference)
+                        if step == 1 and parts.learner.updates == 1:
+                            self._check(groups, part, sums)
+        elapsed = time.perf_counter() - began
+        tokens = parts.engine.tokens_sampled - sampled
+        share = sums.pop("weight", 0.0) or 1.0
+        scale = {name: sums[name] / share for name in ("entropy", "clipped", "sampler_kl", "kl") if name in sums}
+        won = [parts.reward.succeeded(t) for t in trajectories]
+        kinds = sorted({t.task.kind for t in trajectories})
+        by_kind = {k: [w for t, w in zip(trajectories, won, strict=True) if t.task.kind == k] for k in kinds}
+        self._log(
+            {
+                "stage": "rl",
+                "step": step,
+                "success": sum(won) / len(won),
+                **describe(trajectories),
+                **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
+                **{name: value for name, value in sums.items() if name in ("loss", "policy_loss", "grad_norm", "max:log_ratio")},
+                **{"entropy": None, "kl": None, **scale},
+                **batch.counts,
+                "loss_tokens": sums.get("loss_tokens", 0.0),
+                "computed_tokens": sums.get("computed_tokens", 0.0),
+                "tokens": tokens,
+                "prefilled_tokens": parts.engine.tokens_prefilled - prefilled,
+                "policy_version": parts.decoder.version,
+                "tokens_per_s": tokens / rollout_s,
+                "rollout_s": rollout_s,
+                "learn_s": elapsed - rollout_s,
+                "time_s": elapsed,
+            }
+        )
+        return TrainState(step, state.position + size, parts.learner.updates, parts.decoder.version)
+
+    def _reference(self) -> Reference:
+        parts = self.parts
+        if self.config.algorithm.kl.reference == "base":
+
+            def base(sequences: Any) -> torch.Tensor:
+                with torch.no_grad():
+                    return score(parts.decoder, sequences, adapter=False).log_probs
+
+            return base
+
+        def start(sequences: Any) -> torch.Tensor:
+            with torch.no_grad(), parts.weights.swapped(self.reference):
+                return score(parts.decoder, sequences).log_probs
+
+        return start
+
+    def _check(self, groups: list[list[Trajectory]], batch: Any, sums: dict[str, float]) -> None:
+        fresh = not self.config.warm_start.examples or self.config.algorithm.kl.reference == "start"
+        kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
+        checks = first_batch(groups, batch, sums, str(self.parts.decoder.dtype).removeprefix("torch."), kl)
+        self.directory.write_json("checks.json", [asdict(check) for check in checks])
+        insist(checks)
+
+    async def _evaluations(self, step: int) -> None:
+        """Whatever evaluation is due after `step` and not in the log yet."""
+        trainer = self.config.trainer
+        if step == 0 and self.config.warm_start.examples:
+            await self._evaluate("warm start", 0, "test")
+        if trainer.eval_every and step % trainer.eval_every == 0:
+            await self._evaluate(f"step {step}", step, "val")
+        if step == trainer.max_steps:
+            await self._evaluate("final", step, "test")
+
+    async def _evaluate(self, label: str, step: int, split: str) -> None:
+        """Greedy success on held-out tasks, logged once under `label`."""
+        trainer = self.config.trainer
+        count = trainer.val_tasks if split == "val" else trainer.test_tasks
+        if not count or self.stopping or any(row["label"] == label for row in self.directory.rows("evals.jsonl")):
+            return
+        began = time.perf_counter()
+        trajectories = await evaluate_tasks(
+            self.parts, take(self.parts.tasks, split, count), label, step, self.store, split
+        )
+        row = {"label": label, "step": step, "split": split, **summarise(trajectories, self.parts.reward.succeeded)}
+        if split == "test":
+            for trajectory in _spread(trajectories):
+                self.directory.append("samples.jsonl", sample_row(label, step, trajectory, self.parts.reward.succeeded(trajectory)))
+        self.directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
+        for listener in self.listeners:
+            listener.on_eval(row)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.directory.append("metrics.jsonl", row)
+        for name, value in row.items():
+            if row["stage"] == "rl" and isinstance(value, int | float) and name != "step":
+                self.tensorboard.add_scalar(name, value, row["step"])
+        for listener in self.listeners:
+            listener.on_metrics(row)
+
+
+async def evaluate_tasks(
+    parts: Parts, tasks: Sequence[Task], label: str, step: int, store: Store | None, channel: str
+) -> list[Trajectory]:
+    """Greedy attempts at `tasks`, one each, scored."""
+    prefix = f"{channel}-{label.replace(' ', '-')}"
+    attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
+    return await parts.manager(store).run(attempts, temperature=0.0)
+
+
+async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
+    config = parts.config
+    if config.flow.name != "agentflow":
+        raise ConfigError(
+            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of", "set warm_start.examples=0"
+        )
+    toolbox = Toolbox(load_tools(config.flow.tools))
+    demonstrator = Demonstrator(
+        parts.tokenizer,
+        toolbox,
+        config.flow.settings.get("notation", "json"),
+        scramble=config.warm_start.scramble,
+        seed=config.trainer.seed,
+    )
+    voices = {
+        role: Voice(demonstrator, parts.tokenizer, voice.trainable)
+        for role, voice in parts.voices.items()
+        if voice.trainable
+    }
+    attempts = groups_of(tasks, 1, prefix="demonstration", seed=config.trainer.seed)
+    demonstrator.assign({attempt.uid: attempt.task for attempt in attempts})
+    return await parts.manager(None, voices).run(attempts)
+
+
+def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    groups: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        groups.setdefault(trajectory.prompt_uid, []).append(trajectory)
+    return list(groups.values())
+
+
+def _spread(trajectories: Sequence[Trajectory], per_kind: int = 2) -> list[Trajectory]:
+    """The first few of each kind."""
+    seen: dict[str, int] = {}
+    chosen: list[Trajectory] = []
+    for trajectory in trajectories:
+        seen[trajectory.task.kind] = seen.get(trajectory.task.kind, 0) + 1
+        if seen[trajectory.task.kind] <= per_kind:
+            chosen.append(trajectory)
+    return chosen
+
+
+def _check_splits(parts: Parts, config: TrainConfig) -> None:
+    """Every split the run will need has tasks."""
+    trainer = config.trainer
+    needed = {"train": True, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
+    for split, wanted in needed.items():
+        if wanted and parts.tasks.size(split) == 0:
+            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[split]
+            raise TaskError(f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}")

@@ -1,0 +1,164 @@
+"""The trainable weights of a decoder: its adapters, or all of it.
+
+Adapters are fp32 and cast where they are used. In full tuning of a bf16 model the optimizer moves fp32 masters, whose rounded copies
+are what the engine samples from: updates smaller than bf16 can hold are not lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from midstream.core.errors import ModelError
+from midstream.engines.torch.decoder import Decoder, Projection
+from midstream.engines.torch.lora import adapter_state, load_adapter, save_adapter
+
+
+class Weights:
+    """What is trained, saved and loaded. `tuning` is `lora` or `full`."""
+
+    def __init__(self, decoder: Decoder, tuning: str) -> None:
+        self.decoder, self.tuning = decoder, tuning
+        if tuning == "lora":
+            adapters = decoder.adapters()
+            if not adapters:
+                raise ModelError("the decoder has no adapters to train", "call add_adapters first")
+            self._live = adapter_state_parameters(decoder)
+            self._masters: dict[str, Tensor] | None = None
+        else:
+            for parameter in decoder.parameters():
+                parameter.requires_grad_(True)
+            self._live = dict(decoder.named_parameters())
+            needs = decoder.dtype != torch.float32
+            self._masters = {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()} if needs else None
+
+    def parameters(self) -> list[Tensor]:
+        """What the optimizer moves."""
+        return list((self._masters or self._live).values())
+
+    def names(self) -> list[str]:
+        """Names in the order of `parameters`."""
+        return list(self._live)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients there are, by name."""
+        return {name: p.grad for name, p in self._live.items() if p.grad is not None}
+
+    def zero_grad(self) -> None:
+        for parameter in self._live.values():
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let `optimizer` move the weights by the gradients on the live ones."""
+        if self._masters is None:
+            optimizer.step()
+            return
+        for name, master in self._masters.items():
+            grad = self._live[name].grad
+            master.grad = None if grad is None else grad.float()
+        optimizer.step()
+        for name, master in self._masters.items():
+            self._live[name].copy_(master)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of the live weights, by name."""
+        return {name: p.detach().clone() for name, p in self._live.items()}
+
+    @torch.no_grad()
+    def restore(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what `snapshot` gave; the version moves."""
+        for name, parameter in self._live.items():
+            parameter.copy_(values[name])
+            if self._masters is not None:
+                self._masters[name].copy_(values[name])
+        self.decoder.version += 1
+
+    @contextmanager
+    def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other weights inside, these again after: for a reference policy of the same shape."""
+        with torch.no_grad():
+            kept = {name: p.detach().clone() for name, p in self._live.items()}
+            for name, parameter in self._live.items():
+                parameter.copy_(values[name])
+        version, self.decoder.version = self.decoder.version, -1 - self.decoder.version
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self._live.items():
+                    parameter.copy_(kept[name])
+            self.decoder.version = version
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write adapters in peft's format, or the full weights as Hugging Face names them (fp32 masters where there are any)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.tuning == "lora":
+            decoder = self.decoder
+            save_adapter(decoder.adapters(), folder, rank=decoder.adapter_rank, alpha=decoder.adapter_alpha, base=base)
+            return
+        values = {name: value.detach() for name, value in (self._masters or self._live).items()}
+        save_file(unfused(self.decoder, values), folder / "model.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        if self.tuning == "lora":
+            load_adapter(self.decoder.adapters(), folder)
+        else:
+            path = folder / "model.safetensors"
+            if not path.is_file():
+                raise ModelError(f"no weights at '{folder}'", "give a checkpoint folder of a run with policy.tuning=full")
+            self.restore(fused(self.decoder, load_file(path)))
+        self.decoder.version += 1
+
+
+def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
+    """The adapters' parameters by peft's names (parameters, not copies)."""
+    names: dict[str, Tensor] = {}
+    for adapter in decoder.adapters().values():
+        for name, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True):
+            names[f"{name}.lora_A"], names[f"{name}.lora_B"] = a, b
+    assert len(names) == len(adapter_state(decoder.adapters()))
+    return names
+
+
+_WHOLE = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}
+_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm", "q": "self_attn.q_norm", "k": "self_attn.k_norm"}
+
+
+def _parts(decoder: Decoder, name: str) -> list[tuple[str, int]]:
+    """Hugging Face's names, with their row counts, of what our parameter `name` holds."""
+    if name in _WHOLE:
+        return [(_WHOLE[name], -1)]
+    path, _, leaf = name.rpartition(".")
+    module = decoder.get_submodule(path)
+    if isinstance(module, Projection):
+        return [(f"{part}.{leaf}", size) for part, size in zip(module.names, module.sizes, strict=True)]
+    layer = path.split(".")[1]
+    return [(f"model.layers.{layer}.{_NORMS[leaf]}.weight", -1)]
+
+
+def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our parameters as Hugging Face names them."""
+    result: dict[str, Tensor] = {}
+    for name, value in values.items():
+        parts = _parts(decoder, name)
+        pieces = value.split([size for _, size in parts]) if len(parts) > 1 else [value]
+        for (part, _), piece in zip(parts, pieces, strict=True):
+            result[part] = piece.cpu().contiguous().clone()
+    return result
+
+
+def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `unfused`."""
+    try:
+        return {
+            name: torch.cat([values[part] for part, _ in _parts(decoder, name)]) for name, _ in decoder.named_parameters()
+        }
+    except KeyError as error:
+        raise ModelError(f"the checkpoint lacks {error}", "it was saved from another architecture") from None
