@@ -93,7 +93,13 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
                 raise ConfigError(f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL")
             if frozen is None:
                 base = TorchEngine(
-                    policy.decoder, policy.tokenizer, name="frozen", slots=policy.slots, deterministic=policy.deterministic, adapter=False
+                    policy.decoder,
+                    policy.tokenizer,
+                    name="frozen",
+                    slots=policy.slots,
+                    deterministic=policy.deterministic,
+                    adapter=False,
+                    beside=policy,
                 )
                 frozen = Voice(base, policy.tokenizer, False)
             voices[role] = frozen

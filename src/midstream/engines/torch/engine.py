@@ -45,7 +45,8 @@ class _Row:
 
 
 class TorchEngine:
-    """Samples from `decoder`. `adapter=False` makes the frozen base model of the same weights an engine of its own."""
+    """Samples from `decoder`. `adapter=False` makes the frozen base model of the same weights an engine of its own; it
+    goes `beside` the engine whose trajectories it serves too."""
 
     speaks_tokens = True
 
@@ -58,6 +59,7 @@ class TorchEngine:
         slots: int = 64,
         deterministic: bool = False,
         adapter: bool = True,
+        beside: TorchEngine | None = None,
     ) -> None:
         self.name, self.decoder, self.tokenizer = name, decoder, tokenizer
         self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
@@ -71,7 +73,10 @@ class TorchEngine:
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
         self._free = list(range(slots - 1, -1, -1))
         self._cached_version = decoder.version
-        self._live: set[str] = set()
+        # Deterministic engines that serve the same trajectories wait for them together, the first one first.
+        self._together: list[TorchEngine] = beside._together if beside else []
+        self._together.append(self)
+        self._live: set[str] = beside._live if beside else set()
         self._waiting: list[_Row] = []
         self._active: list[_Row] = []
         self._paused = False
@@ -93,9 +98,9 @@ class TorchEngine:
 
     def leave(self, session: str) -> None:
         self._live.discard(session)
-        slot = self._held.pop(session, None)
-        if slot is not None:
-            self._release(slot)
+        # A call that was given up writes to its slot until the step under way ends; `_run` drops it then.
+        if not any(row.request.session == session for row in self._active):
+            self._drop(session)
         self._kick()
 
     async def generate(self, request: Request) -> Completion:
@@ -128,15 +133,17 @@ class TorchEngine:
             self._kick()
 
     def _kick(self) -> None:
-        if (self._runner is None or self._runner.done()) and self._admissible():
-            self._runner = asyncio.get_running_loop().create_task(self._run())
+        for engine in self._together if self.deterministic else (self,):
+            if (engine._runner is None or engine._runner.done()) and engine._admissible():
+                engine._runner = asyncio.get_running_loop().create_task(engine._run())
 
     def _admissible(self) -> bool:
         if self._paused or not self._waiting:
             return False
         if not self.deterministic:
             return True
-        return not self._active and self._live <= {row.request.session for row in self._waiting}
+        waiting = {row.request.session for engine in self._together for row in engine._waiting}
+        return not any(engine._active for engine in self._together) and self._live <= waiting
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -150,14 +157,18 @@ class TorchEngine:
             except Exception as error:  # noqa: BLE001 - whatever broke the batch is told to every call in it
                 self._fail(error)
                 continue
-            for row in [row for row in self._active if row.finish is not None]:
-                self._deliver(row)
-            self._active = [row for row in self._active if row.finish is None]
+            for row in self._active:
+                if row.future.cancelled():
+                    self._drop(row.request.session)
+                elif row.finish is not None:
+                    self._deliver(row)
+            self._active = [row for row in self._active if row.finish is None and not row.future.cancelled()]
             if not self._active:
                 self._idle.set()
                 # Deliveries wake their trajectories, which may call again: let them before looking who waits.
                 await asyncio.sleep(0)
         self._idle.set()
+        self._kick()
 
     def _fail(self, error: Exception) -> None:
         rows, self._active = self._active, []
@@ -186,6 +197,7 @@ class TorchEngine:
             for session in list(self._held):
                 self._drop(session)
             self._cached_version = self.decoder.version
+        self._waiting = [row for row in self._waiting if not row.future.cancelled()]
         busy = {row.request.session for row in self._active}
         order = (lambda row: (row.request.session, row.order)) if self.deterministic else (lambda row: (row.order,))
         admitted: list[_Row] = []
@@ -205,8 +217,8 @@ class TorchEngine:
             busy.add(session)
             admitted.append(row)
         taken = {id(row) for row in admitted}
-        self._waiting = [row for row in self._waiting if id(row) not in taken and not row.future.cancelled()]
-        return [row for row in admitted if not row.future.cancelled()]
+        self._waiting = [row for row in self._waiting if id(row) not in taken]
+        return admitted
 
     def _awaited(self, session: str) -> bool:
         return any(row.request.session == session for row in self._waiting)

@@ -1,0 +1,209 @@
+"""Sampling settings are honoured exactly, and a call that ends badly ends alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from midstream.core.errors import EngineError, PromptTooLong
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import FinishReason
+from midstream.engines.base import Completion, Request
+
+
+def ask(policy, text: str = "How many are there?", session: str = "a", **sampling) -> Completion:
+    request = Request(prompt_ids=policy.tokenizer.encode(text), sampling=SamplingParams(**sampling), session=session)
+    completion = asyncio.run(policy.engine.generate(request))
+    policy.engine.leave(session)
+    return completion
+
+
+@pytest.fixture(scope="module")
+def policy(make_policy):
+    return make_policy()
+
+
+def test_a_seed_fixes_a_response_and_another_seed_gives_another(policy) -> None:
+    said = [ask(policy, max_tokens=12, seed=seed).ids for seed in (7, 7, 8)]
+    assert said[0] == said[1] != said[2]
+    assert ask(policy, max_tokens=12).ids != ask(policy, max_tokens=12).ids
+
+
+def test_a_seed_counts_for_its_own_request_only(policy) -> None:
+    async def together() -> list[Completion]:
+        prompt = policy.tokenizer.encode("How many are there?")
+        requests = [
+            Request(prompt_ids=prompt, sampling=SamplingParams(max_tokens=12, seed=seed), session=str(place))
+            for place, seed in enumerate((7, 8, 7))
+        ]
+        return await asyncio.gather(*[policy.engine.generate(request) for request in requests])
+
+    first, second, third = asyncio.run(together())
+    assert first.ids == third.ids != second.ids
+    assert first.ids == ask(policy, max_tokens=12, seed=7).ids
+
+
+def test_max_tokens_ends_a_response_with_the_reason_length(policy) -> None:
+    said = ask(policy, max_tokens=5, seed=1)
+    assert len(said.ids) == len(said.log_probs) == 5
+    assert said.finish_reason is FinishReason.LENGTH
+    assert said.text == policy.tokenizer.decode(said.ids)
+
+
+def test_an_end_token_stops_the_response_and_is_kept_but_not_read(policy) -> None:
+    async def together() -> list[Completion]:
+        prompt = policy.tokenizer.encode("How many are there?")
+        requests = [
+            Request(prompt_ids=prompt, sampling=SamplingParams(max_tokens=200, seed=seed), session=str(seed))
+            for seed in range(12)
+        ]
+        return await asyncio.gather(*[policy.engine.generate(request) for request in requests])
+
+    seen = asyncio.run(together())
+    stopped = [one for one in seen if one.finish_reason is FinishReason.STOP]
+    assert stopped, "none of twelve long responses met an end token"
+    for one in stopped:
+        assert one.ids[-1] in policy.tokenizer.end_ids
+        assert not set(one.ids[:-1]) & policy.tokenizer.end_ids
+        assert one.text == policy.tokenizer.decode(one.ids[:-1])
+
+
+def test_a_stop_string_stops_the_response_where_its_last_letter_was_sampled(policy) -> None:
+    whole = ask(policy, max_tokens=20, seed=5)
+    stop = whole.text[4:7]
+    cut = ask(policy, max_tokens=20, seed=5, stop=("never said", stop))
+    assert cut.finish_reason is FinishReason.STOP
+    assert stop in cut.text
+    assert stop not in policy.tokenizer.decode(cut.ids[:-1])
+    assert cut.ids == whole.ids[: len(cut.ids)]
+    assert cut.log_probs == whole.log_probs[: len(cut.ids)]
+
+
+def test_temperature_zero_takes_the_likeliest_token_and_reports_it_at_temperature_one(policy) -> None:
+    import torch
+
+    from midstream.learn.log_probs import TokenSequence, score
+
+    prompt = policy.tokenizer.encode("How many are there?")
+    said = ask(policy, max_tokens=6, temperature=0.0, seed=1)
+    assert said.ids == ask(policy, max_tokens=6, temperature=0.0, seed=2).ids
+    found = score(policy.decoder, [TokenSequence(prompt, said.ids)]).log_probs.detach()
+    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
+    for place, token in enumerate(said.ids):
+        others = [TokenSequence(prompt + said.ids[:place], (other,)) for other in range(0, len(policy.tokenizer), 7)]
+        best = score(policy.decoder, [*others, TokenSequence(prompt + said.ids[:place], (token,))]).log_probs
+        assert int(best.argmax()) == len(others) or float(best.max()) == float(best[-1])
+
+
+def test_a_prompt_that_fills_the_context_is_refused_and_not_cut(policy) -> None:
+    context = policy.engine.context_length
+    request = Request(prompt_ids=(5,) * context, sampling=SamplingParams(max_tokens=1), session="a")
+    with pytest.raises(PromptTooLong, match=f"{context} tokens"):
+        asyncio.run(policy.engine.generate(request))
+
+
+def test_a_response_ends_where_the_context_does(make_policy) -> None:
+    policy = make_policy()
+    policy.decoder.context_length = 40
+    prompt = tuple(range(10, 47))
+    request = Request(prompt_ids=prompt, sampling=SamplingParams(max_tokens=50, seed=0), session="a")
+    said = asyncio.run(policy.engine.generate(request))
+    assert len(said.ids) == 3
+    assert said.finish_reason is FinishReason.LENGTH
+
+
+def test_an_empty_prompt_is_an_engine_error(policy) -> None:
+    with pytest.raises(EngineError, match="empty prompt"):
+        asyncio.run(policy.engine.generate(Request(prompt_ids=(), sampling=SamplingParams(), session="a")))
+
+
+def test_a_computation_that_fails_is_told_to_its_callers_and_the_next_call_is_answered(policy) -> None:
+    bad = Request(prompt_ids=(10**6,), sampling=SamplingParams(max_tokens=2), session="a")
+    with pytest.raises(EngineError, match="IndexError"):
+        asyncio.run(policy.engine.generate(bad))
+    assert len(ask(policy, max_tokens=3, seed=1, session="a").ids) <= 3
+
+
+def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
+    """Its slot goes to the next trajectory only when nothing writes to it any more."""
+    policy = make_policy(slots=2)
+    engine, prompt = policy.engine, policy.tokenizer.encode("Which city has more people?")
+
+    def call(session: str, max_tokens: int) -> Request:
+        return Request(prompt_ids=prompt, sampling=SamplingParams(max_tokens=max_tokens, seed=9), session=session)
+
+    expected = ask(policy, "Which city has more people?", max_tokens=30, seed=9).ids
+
+    async def go() -> list[Completion]:
+        engine.join("given up")
+        engine.join("steady")
+        steady = asyncio.create_task(engine.generate(call("steady", 30)))
+        given_up = asyncio.create_task(engine.generate(call("given up", 2000)))
+        await asyncio.sleep(0.02)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        engine.leave("given up")
+        later = await asyncio.gather(engine.generate(call("later", 30)), steady)
+        engine.leave("later")
+        # The engine is not busy with what nobody waits for.
+        async with asyncio.timeout(1), engine.exclusive():
+            return later
+
+    for completion in asyncio.run(go()):
+        assert completion.ids == expected
+
+
+def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_policy, tiny_tokenizer) -> None:
+    """One trajectory waits for the policy while another waits for the frozen model: both go on."""
+    from midstream.engines.torch.engine import TorchEngine
+
+    policy = make_policy(deterministic=True)
+    frozen = TorchEngine(
+        policy.decoder, tiny_tokenizer, name="frozen", adapter=False, deterministic=True, beside=policy.engine
+    )
+
+    async def speak(session: str, engines: list[TorchEngine]) -> None:
+        for engine in engines:
+            request = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=2, seed=1), session=session)
+            await engine.generate(request)
+        for engine in (policy.engine, frozen):
+            engine.leave(session)
+
+    async def go() -> None:
+        for engine in (policy.engine, frozen):
+            for session in ("a", "b"):
+                engine.join(session)
+        async with asyncio.timeout(20):
+            await asyncio.gather(
+                speak("a", [policy.engine, frozen, policy.engine]), speak("b", [frozen, frozen, policy.engine])
+            )
+
+    asyncio.run(go())
+
+
+def test_what_a_deterministic_engine_computes_together_does_not_depend_on_when_calls_arrive(make_policy) -> None:
+    def run(delays: dict[str, float]) -> list[tuple[float, ...]]:
+        policy = make_policy(deterministic=True)
+
+        async def speak(session: str) -> tuple[float, ...]:
+            heard: list[float] = []
+            prompt = policy.tokenizer.encode(f"What is {session}?")
+            for turn in range(2):
+                await asyncio.sleep(delays[session])
+                sampling = SamplingParams(max_tokens=8, seed=turn)
+                said = await policy.engine.generate(Request(prompt_ids=prompt, sampling=sampling, session=session))
+                heard += said.log_probs
+                prompt = (*prompt, *said.ids, *policy.tokenizer.encode(" and"))
+            policy.engine.leave(session)
+            return tuple(heard)
+
+        async def go() -> list[tuple[float, ...]]:
+            for session in delays:
+                policy.engine.join(session)
+            return await asyncio.gather(*[speak(session) for session in delays])
+
+        return asyncio.run(go())
+
+    quick = run({"one": 0.0, "two": 0.0, "three": 0.0})
+    assert quick == run({"one": 0.02, "two": 0.0, "three": 0.01})
