@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class AgentFlowWorker:
             raise
         except MidstreamError as error:
             return flow.trajectory(Status.FAILED, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever a flow raises costs its own trajectory, never the run
+        except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
             return flow.trajectory(Status.FAILED, f"{type(error).__name__}: {error}")
         return flow.trajectory()
 
@@ -142,8 +142,21 @@ class AgentFlowManager:
     def __init__(self, worker: AgentFlowWorker, *, concurrency: int = 64, in_order: bool = False) -> None:
         self._worker, self._concurrency, self._in_order = worker, concurrency, in_order
 
-    async def run(self, attempts: Sequence[Attempt], *, temperature: float | None = None) -> list[Trajectory]:
-        """One trajectory per attempt, in the order of `attempts`."""
+    async def run(
+        self,
+        attempts: Sequence[Attempt],
+        *,
+        temperature: float | None = None,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """One trajectory per attempt, in the order of `attempts`; `on_done` hears of each as it ends."""
+
+        async def one(attempt: Attempt) -> Trajectory:
+            trajectory = await self._worker.run(attempt, temperature=temperature)
+            if on_done is not None:
+                on_done(trajectory)
+            return trajectory
+
         if self._in_order:
             done: list[Trajectory] = []
             for start in range(0, len(attempts), self._concurrency):
@@ -152,21 +165,25 @@ class AgentFlowManager:
                 for attempt in cohort:
                     for engine in self._worker.engines:
                         engine.join(attempt.uid)
-                done += await _gather([self._worker.run(attempt, temperature=temperature) for attempt in cohort])
+                done += await _gather([one(attempt) for attempt in cohort])
             return done
         places = asyncio.Semaphore(self._concurrency)
 
         async def in_turn(attempt: Attempt) -> Trajectory:
             async with places:
-                return await self._worker.run(attempt, temperature=temperature)
+                return await one(attempt)
 
         return await _gather([in_turn(attempt) for attempt in attempts])
 
 
 async def _gather(runs: Sequence[Any]) -> list[Trajectory]:
     """All results in order; the first error cancels the rest."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run) for run in runs]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(run) for run in runs]
+    except ExceptionGroup as errors:
+        # Whatever stops a rollout is the same for every attempt in it: one is told, not one for each.
+        raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
 
 

@@ -5,16 +5,21 @@ Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.json
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from midstream.core.errors import RunError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when there is no room left."""
 
 
 class RunDirectory:
@@ -23,14 +28,23 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self._made = _make(path)
             self._lock = open(path / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
         except OSError as error:
-            raise RunError(f"cannot write to the run directory '{path}': {error.strerror}", "set trainer.run_dir to a place you can write to") from None
+            raise RunError(
+                f"cannot write to the run directory '{path}': {error.strerror}",
+                "set trainer.run_dir to a place you can write to",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(self._lock.fileno()).st_nlink > 0
         except OSError:
-            raise RunError(f"another process is using '{path}'", "wait for it, or set trainer.run_dir to another directory") from None
+            held = False
+        if not held:
+            self._lock.close()
+            raise RunError(
+                f"another process is using '{path}'", "wait for it, or set trainer.run_dir to another directory"
+            )
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -41,6 +55,12 @@ class RunDirectory:
         return (self / "config.yaml").exists()
 
     def release(self) -> None:
+        """Let go of the directory; one in which no run began is left as it was found."""
+        if not self.started:
+            (self / ".lock").unlink(missing_ok=True)
+            for folder in self._made:
+                with suppress(OSError):  # somebody put something there
+                    folder.rmdir()
         self._lock.close()
 
     def write(self, name: str, text: str) -> None:
@@ -53,7 +73,7 @@ class RunDirectory:
                 os.fsync(file.fileno())
             temporary.replace(self / name)
         except OSError as error:
-            raise _full(self / name, error) from None
+            raise full(self / name, error) from None
 
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -64,7 +84,7 @@ class RunDirectory:
             with (self / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise _full(self / name, error) from None
+            raise full(self / name, error) from None
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Lines of a log; one cut off by a kill is passed over."""
@@ -78,7 +98,9 @@ class RunDirectory:
     def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines of a log that are not `wanted`."""
         if (self / name).exists():
-            self.write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if wanted(row)))
+            self.write(
+                name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if wanted(row))
+            )
 
     def config_changes(self, config: dict[str, Any]) -> list[str]:
         """How `config` differs from the one this run began with, a line each."""
@@ -94,7 +116,19 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: {old!r} -> {new!r}"
 
 
-def _full(path: Path, error: OSError) -> RunError:
+def _make(path: Path) -> list[Path]:
+    """Make the folder `path` and return those that were not there, innermost first."""
+    missing: list[Path] = []
+    for folder in (path, *path.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def full(path: Path, error: OSError) -> RunError:
+    """The error for a file that cannot be written any more."""
     return RunError(
         f"cannot write '{path}': {error.strerror or error}",
         "free some disk space, then go on from the last checkpoint with --resume; what was written before is intact",

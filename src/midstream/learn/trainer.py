@@ -11,8 +11,9 @@ import json
 import platform
 import resource
 import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-import midstream
+from midstream import __version__
 from midstream.agents.agentflow.demonstrate import Demonstrator
 from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError, RunError, TaskError
@@ -32,7 +33,7 @@ from midstream.learn.checks import first_batch, insist
 from midstream.learn.config import TrainConfig
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.log_probs import score
-from midstream.learn.run_dir import RunDirectory
+from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.samples import sample_row
 from midstream.learn.setup import Parts, build
 from midstream.learn.warm_start import imitate
@@ -65,7 +66,9 @@ class TrainResult:
     final: dict[str, Any] | None
 
 
-def train(config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()) -> TrainResult:
+def train(
+    config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
+) -> TrainResult:
     """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved stays."""
     directory = RunDirectory(_run_path(config, resume))
     try:
@@ -81,6 +84,11 @@ def train(config: TrainConfig, *, resume: bool = False, force: bool = False, lis
                 "resume with the old config, or take the new one with --force",
             )
         return asyncio.run(_Run(config, directory, listeners).go())
+    except OSError as error:
+        # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
+        if error.errno not in FULL:
+            raise
+        raise full(directory.path, error) from None
     finally:
         directory.release()
 
@@ -90,7 +98,8 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
         return Path(config.trainer.run_dir)
     root = Path("runs")
     taken = sorted(
-        (path for path in root.glob(f"{config.name}*") if (path / "config.yaml").exists()), key=lambda path: path.stat().st_mtime
+        (path for path in root.glob(f"{config.name}*") if (path / "config.yaml").exists()),
+        key=lambda path: path.stat().st_mtime,
     )
     if resume:
         return taken[-1] if taken else root / config.name
@@ -108,43 +117,71 @@ class _Run:
         self.tensorboard: Any = None
 
     async def go(self) -> TrainResult:
+        """The whole run. The first Ctrl-C ends it after the step under way, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return await self._go()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        try:
+            return await self._go()
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+    async def _go(self) -> TrainResult:
         config = self.config
         self.parts = parts = build(config)
+        await self._hear()
+        if self.stopping:
+            raise KeyboardInterrupt
         _check_splits(parts, config)
         self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
         state, saved = self._resume_state()
         reference = load_reference(saved) if saved else {}
         self._begin(state)
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop)
         status = "failed"
         try:
             with Store(self.directory / "store.sqlite") as self.store:
                 if saved is None:
+                    self.store.discard_from(0)
                     await self._evaluate("base", 0, "test")
-                    await self._warm_start()
-                    reference = self._start_of(config.algorithm.kl.reference)
-                    state = TrainState(0, 0, 0, parts.decoder.version)
-                    self._save(state, reference)
+                    if not self.stopping:
+                        await self._warm_start()
+                        await self._hear()
+                        reference = self._start_of(config.algorithm.kl.reference)
+                        state = TrainState(0, 0, 0, parts.decoder.version)
+                        self._save(state, reference)
                 else:
                     self.store.discard_from(state.step + 1)
                 await self._evaluations(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:
                     state = await self._step(state)
-                    if state.step % config.trainer.save_every == 0 or state.step == config.trainer.max_steps or self.stopping:
+                    if (
+                        state.step % config.trainer.save_every == 0
+                        or state.step == config.trainer.max_steps
+                        or self.stopping
+                    ):
                         self._save(state, reference)
                     await self._evaluations(state.step)
-                status = "stopped" if state.step < config.trainer.max_steps else "finished"
+                status = "stopped" if self.stopping and not self._complete(state.step) else "finished"
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
-            self._write_info(status)
+            self._write_info("stopped" if status == "failed" and self.stopping else status)
             if self.tensorboard is not None:
                 self.tensorboard.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
         for listener in self.listeners:
             listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    async def _hear(self) -> None:
+        """Let a Ctrl-C that came while the loop was busy be noticed."""
+        await asyncio.sleep(0)
+
+    def _complete(self, step: int) -> bool:
+        """True when nothing is left to do after `step`, the evaluation on test included."""
+        trainer = self.config.trainer
+        evaluated = not trainer.test_tasks or any(row["label"] == "final" for row in self.directory.rows("evals.jsonl"))
+        return step >= trainer.max_steps and evaluated
 
     def _stop(self) -> None:
         if self.stopping:
@@ -159,7 +196,9 @@ class _Run:
             state = load_checkpoint(found[-1], self.parts.learner)
             self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
             self.directory.keep("evals.jsonl", lambda row: row["step"] <= state.step)
-            self.directory.keep("samples.jsonl", lambda row: row["step"] <= state.step)
+            # Samples of an evaluation are written before its row: without the row they will be written again.
+            evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
+            self.directory.keep("samples.jsonl", lambda row: row["label"] in evaluated)
             return state, found[-1]
         for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
             self.directory.keep(name, lambda row: False)
@@ -172,7 +211,11 @@ class _Run:
             self.created = datetime.now(UTC).isoformat(timespec="seconds")
         else:
             info = self.directory / "run.json"
-            self.created = json.loads(info.read_text())["created"] if info.exists() else datetime.now(UTC).isoformat(timespec="seconds")
+            self.created = (
+                json.loads(info.read_text())["created"]
+                if info.exists()
+                else datetime.now(UTC).isoformat(timespec="seconds")
+            )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
         self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
@@ -198,7 +241,7 @@ class _Run:
                 "seed": self.config.trainer.seed,
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
                 "versions": {
-                    "midstream": midstream.__version__,
+                    "midstream": __version__,
                     "torch": torch.__version__,
                     "python": platform.python_version(),
                     "dtype": str(self.parts.decoder.dtype).removeprefix("torch."),
@@ -225,7 +268,9 @@ class _Run:
         began = time.perf_counter()
 
         def log(update: int, metrics: dict[str, float]) -> None:
-            self._log({"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": time.perf_counter() - began})
+            self._log(
+                {"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": time.perf_counter() - began}
+            )
 
         imitate(learner, demonstrations, config.warm_start, config.trainer.seed, log)
 
@@ -277,7 +322,11 @@ class _Run:
                 "success": sum(won) / len(won),
                 **describe(trajectories),
                 **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
-                **{name: value for name, value in sums.items() if name in ("loss", "policy_loss", "grad_norm", "max:log_ratio")},
+                **{
+                    name: value
+                    for name, value in sums.items()
+                    if name in ("loss", "policy_loss", "grad_norm", "max:log_ratio")
+                },
                 **{"entropy": None, "kl": None, **scale},
                 **batch.counts,
                 "loss_tokens": sums.get("loss_tokens", 0.0),
@@ -339,7 +388,9 @@ class _Run:
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, self.parts.reward.succeeded)}
         if split == "test":
             for trajectory in _spread(trajectories):
-                self.directory.append("samples.jsonl", sample_row(label, step, trajectory, self.parts.reward.succeeded(trajectory)))
+                self.directory.append(
+                    "samples.jsonl", sample_row(label, step, trajectory, self.parts.reward.succeeded(trajectory))
+                )
         self.directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
         for listener in self.listeners:
             listener.on_eval(row)
@@ -354,19 +405,26 @@ class _Run:
 
 
 async def evaluate_tasks(
-    parts: Parts, tasks: Sequence[Task], label: str, step: int, store: Store | None, channel: str
+    parts: Parts,
+    tasks: Sequence[Task],
+    label: str,
+    step: int,
+    store: Store | None,
+    channel: str,
+    on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Greedy attempts at `tasks`, one each, scored."""
+    """Greedy attempts at `tasks`, one each, scored; `on_done` hears of each as it ends."""
     prefix = f"{channel}-{label.replace(' ', '-')}"
     attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
-    return await parts.manager(store).run(attempts, temperature=0.0)
+    return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)
 
 
 async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
     config = parts.config
     if config.flow.name != "agentflow":
         raise ConfigError(
-            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of", "set warm_start.examples=0"
+            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of",
+            "set warm_start.examples=0",
         )
     toolbox = Toolbox(load_tools(config.flow.tools))
     demonstrator = Demonstrator(
@@ -410,5 +468,9 @@ def _check_splits(parts: Parts, config: TrainConfig) -> None:
     needed = {"train": True, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
     for split, wanted in needed.items():
         if wanted and parts.tasks.size(split) == 0:
-            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[split]
-            raise TaskError(f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}")
+            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
+                split
+            ]
+            raise TaskError(
+                f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
+            )
