@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from midstream.agents import AgentFlowBase, MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, register
+    from midstream.api import ask, load_config, train
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
-    from midstream.learn.config import load_config
-    from midstream.learn.trainer import train
     from midstream.rewards import component
-    from midstream.tasks import TaskSet
+    from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
     from midstream.tools import tool
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AgentFlowBase",
+    "FiniteTaskSet",
     "MultiStepAgentFlow",
     "SamplingParams",
     "SingleStepSingleTurnAgentFlow",
@@ -29,15 +29,18 @@ __all__ = [
     "Task",
     "TaskSet",
     "Trajectory",
+    "ask",
     "component",
     "load_config",
     "register",
+    "register_tasks",
     "tool",
     "train",
 ]
 
 _HOME = {
     "AgentFlowBase": "midstream.agents",
+    "FiniteTaskSet": "midstream.tasks",
     "MultiStepAgentFlow": "midstream.agents",
     "SamplingParams": "midstream.core.sampling",
     "SingleStepSingleTurnAgentFlow": "midstream.agents",
@@ -45,11 +48,13 @@ _HOME = {
     "Task": "midstream.core.types",
     "TaskSet": "midstream.tasks",
     "Trajectory": "midstream.core.types",
+    "ask": "midstream.api",
     "component": "midstream.rewards",
-    "load_config": "midstream.learn.config",
+    "load_config": "midstream.api",
     "register": "midstream.agents",
+    "register_tasks": "midstream.tasks",
     "tool": "midstream.tools",
-    "train": "midstream.learn.trainer",
+    "train": "midstream.api",
 }
 
 

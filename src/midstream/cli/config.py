@@ -21,7 +21,8 @@ def command(config: str | None, overrides: tuple[str, ...], schema: bool) -> Non
 
     Without CONFIG: every setting with its default and what it does.
     """
-    from midstream.learn.config import TrainConfig, load_config
+    from midstream.api import load_config
+    from midstream.learn.config import TrainConfig
 
     if schema:
         click.echo(json.dumps(TrainConfig.model_json_schema(), indent=2))
@@ -31,7 +32,7 @@ def command(config: str | None, overrides: tuple[str, ...], schema: bool) -> Non
     else:
         import yaml
 
-        resolved = load_config(config, list(overrides))
+        resolved = load_config(config, overrides)
         click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False, allow_unicode=True), nl=False)
 
 

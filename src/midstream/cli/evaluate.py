@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from midstream.evaluate.runs import Row
+
+LINE_EVERY_S = 10.0
 
 
 @click.command(name="eval")
@@ -11,10 +21,15 @@ import click
 @click.option("--model", help="A model by name, directory or hub id.")
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
 @click.option("--run", "run_name", help="A run, by name or directory: its last checkpoint.")
-@click.option("--tasks", help="A task file, or the name of a built-in task set.")
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]))
+@click.option("--tasks", help="A task file, or the name of a task set. Default: the tasks of the run or config.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    help="Default: all of a task file named by --tasks, else test.",
+)
 @click.option("--n", "count", type=click.IntRange(min=1), help="Only the first N tasks.")
 @click.option("--flow", help="The agent flow, by its registered name.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the result with every attempt to this JSON file.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
     config: str | None,
@@ -23,28 +38,111 @@ def command(
     checkpoint: str | None,
     run_name: str | None,
     tasks: str | None,
-    split: str,
+    split: str | None,
     count: int | None,
     flow: str | None,
+    out: str | None,
     runs_dir: str,
 ) -> None:
     """Evaluate on held-out tasks: success by kind.
 
-    Greedy, with 95 % intervals. CONFIG gives the flow and the reward where no run does.
-    """
-    from midstream.cli.tables import console, evaluation_table
-    from midstream.evaluate.evaluation import evaluate_run
-    from midstream.evaluate.runs import find_run
+    Greedy, with 95 % intervals. The agent is that of --run, --checkpoint or CONFIG; with none of them it is --model (by
+    default the model a config would have) answering in one go:
 
-    row = evaluate_run(
-        config=config,
-        overrides=list(overrides),
-        model=model,
-        checkpoint=checkpoint,
-        run=find_run(run_name, runs_dir) if run_name else None,
-        tasks=tasks,
-        split=split,
-        n=count,
-        flow=flow,
-    )
+    \b
+    midstream eval --run last
+    midstream eval --tasks gsm8k/test.jsonl --n 100
+    """
+    from midstream.api import evaluate
+    from midstream.cli.tables import console, evaluation_table, number, seconds
+
+    if config is not None and "=" in config and not Path(config).exists():
+        config, overrides = None, (config, *overrides)
+    if out is not None:
+        _check_writable(Path(out))
+    with _ProgressLine() as line:
+        row = evaluate(
+            config=config,
+            model=model,
+            checkpoint=checkpoint,
+            run=run_name,
+            overrides=overrides,
+            tasks=tasks,
+            split=split,
+            n=count,
+            flow=flow,
+            runs_dir=runs_dir,
+            progress=line.show,
+        )
     console().print(evaluation_table([row]))
+    click.echo(f"{row['tasks']}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
+    _print_errors(row)
+    if out is not None:
+        _write(Path(out), row)
+
+
+def _print_errors(row: Row) -> None:
+    from midstream.evaluate.evaluation import SHOWN_ERRORS
+
+    errors: list[dict[str, Any]] = row["errors"]
+    if not errors:
+        return
+    failed = sum(error["count"] for error in errors)
+    click.echo(f"\n{failed} of {row['n']} attempts failed and count as not solved:")
+    for error in errors[:SHOWN_ERRORS]:
+        click.echo(f"  {error['count']} x {error['reason']}  (first: {error['task']})")
+    if len(errors) > SHOWN_ERRORS:
+        click.echo(f"  and {len(errors) - SHOWN_ERRORS} other reasons")
+
+
+def _check_writable(path: Path) -> None:
+    """Say so before the work, not after it."""
+    from midstream.core.errors import RunError
+
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"cannot write '{path}': {error.strerror}", "give --out a file in a folder you can write to"
+        ) from None
+    if path.stat().st_size == 0:
+        path.unlink()
+
+
+def _write(path: Path, row: Row) -> None:
+    from midstream.core.errors import RunError
+
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        partial.write_text(json.dumps(row, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"cannot write '{path}': {error.strerror}", "free some disk space") from None
+    click.echo(f"written to {path}")
+
+
+class _ProgressLine:
+    """How far an evaluation is, on stderr: one line that changes on a terminal, else one every ten seconds."""
+
+    def __init__(self) -> None:
+        self._live = click.get_text_stream("stderr").isatty()
+        self._last = time.monotonic()
+        self._shown = False
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown and self._live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def show(self, done: int, total: int, tokens_per_s: float) -> None:
+        text = f"{done} of {total} done, {tokens_per_s:.0f} tokens/s"
+        if self._live:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+        elif time.monotonic() - self._last >= LINE_EVERY_S:
+            self._last = time.monotonic()
+            click.echo(text, err=True)
+        self._shown = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 
@@ -22,11 +20,11 @@ def command(config: str, overrides: tuple[str, ...], resume: bool, force: bool) 
 
     Ctrl-C saves and stops; --resume goes on to the same numbers.
     """
+    from midstream.api import load_config, train
+    from midstream.cli import INTERRUPTED
     from midstream.cli.live import LiveTable
-    from midstream.learn.config import load_config
-    from midstream.learn.trainer import train
 
-    resolved = load_config(config, list(overrides))
+    resolved = load_config(config, overrides)
     with LiveTable() as live:
-        result: Any = train(resolved, resume=resume, force=force, listeners=[live])
-    return 130 if getattr(result, "status", "") == "stopped" else 0
+        result = train(resolved, resume=resume, force=force, listeners=[live])
+    return INTERRUPTED if result.status == "stopped" else 0

@@ -1,0 +1,124 @@
+"""What the package and the command line call: training with its pictures, evaluation, asking, configs from anywhere.
+
+Composes rooms; nothing is decided here. Where a config is taken, so are a mapping of settings and a YAML file's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midstream.core.config import apply_overrides, parse_config
+from midstream.core.errors import RunError
+from midstream.core.types import Trajectory
+from midstream.evaluate.runs import find_run
+from midstream.learn.config import TrainConfig
+from midstream.learn.config import load_config as _load_file
+
+if TYPE_CHECKING:
+    from midstream.evaluate.evaluation import Progress
+    from midstream.evaluate.runs import Row
+    from midstream.learn.trainer import Listener, TrainResult
+
+Settings = TrainConfig | Mapping[str, Any] | str | Path
+"""A config, a mapping of settings, or the path of a YAML file."""
+
+
+def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The config that a YAML file or a mapping of settings holds, with dotted overrides (`trainer.max_steps=30`).
+
+    Raises `ConfigError` that names everything that is wrong.
+    """
+    if isinstance(source, Mapping):
+        return parse_config(TrainConfig, apply_overrides(dict(source), overrides), "the config")
+    return _load_file(source, overrides)
+
+
+def train(
+    config: Settings, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
+) -> TrainResult:
+    """Train, then draw `curve.png` and write `report.html` in the run's directory, when it was stopped by Ctrl-C too.
+
+    `resume` goes on with the run in its directory, to the same numbers; `force` does so although the config changed.
+    Raises `UserError` for anything the user can mend; what was saved stays.
+    """
+    from midstream.learn import trainer
+
+    resolved = config if isinstance(config, TrainConfig) else load_config(config)
+    # First, so that the other listeners can point to what was drawn.
+    return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *listeners])
+
+
+def evaluate(
+    *,
+    config: Settings | None = None,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    tasks: str | None = None,
+    split: str | None = None,
+    n: int | None = None,
+    flow: str | None = None,
+    runs_dir: str | Path = "runs",
+    progress: Progress | None = None,
+) -> Row:
+    """How good an agent is: `midstream.evaluate.evaluation.evaluate_run`, with runs found by name in `runs_dir`."""
+    from midstream.evaluate.evaluation import evaluate_run
+
+    return evaluate_run(
+        config=config,
+        run=None if run is None else find_run(str(run), runs_dir),
+        checkpoint=checkpoint,
+        model=model,
+        overrides=overrides,
+        tasks=tasks,
+        split=split,
+        n=n,
+        flow=flow,
+        progress=progress,
+    )
+
+
+def ask(
+    question: str,
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    config: Settings | None = None,
+    model: str | None = None,
+    runs_dir: str | Path = "runs",
+) -> Trajectory:
+    """Put a question to an agent and get everything it did. By default that of the last finished run."""
+    from midstream.evaluate.agent import last_finished
+    from midstream.evaluate.ask import ask as put
+
+    if run is None and checkpoint is None and config is None and model is None:
+        run = last_finished(runs_dir)
+    elif run is not None:
+        run = find_run(str(run), runs_dir)
+    return put(question, run=run, checkpoint=checkpoint, config=config, model=model)
+
+
+class _Pictures:
+    """A listener that draws the curve and writes the report once a run has ended."""
+
+    def on_start(self, info: dict[str, Any]) -> None: ...
+
+    def on_metrics(self, row: dict[str, Any]) -> None: ...
+
+    def on_eval(self, row: dict[str, Any]) -> None: ...
+
+    def on_finish(self, result: dict[str, Any]) -> None:
+        from midstream.evaluate.curve import draw_curve
+        from midstream.evaluate.report import write_report
+
+        try:
+            draw_curve(result["run_dir"])
+            write_report(result["run_dir"])
+        except OSError as error:
+            raise RunError(
+                f"the run is saved, but its report cannot be written to '{result['run_dir']}': {error.strerror}",
+                "free some disk space; --resume writes it again",
+            ) from None

@@ -1,0 +1,122 @@
+"""The agent to evaluate or ask: that of a run, of a checkpoint, of a config, or a bare model; with its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midstream.core.config import apply_overrides, load_yaml, parse_config
+from midstream.core.errors import ConfigError, RunError
+from midstream.evaluate.runs import is_run, list_runs, load_run
+from midstream.learn.config import PolicyConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from midstream.learn.setup import Parts
+
+BARE_FLOW = "single_step_single_turn_agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where an agent comes from: its config as written, the checkpoint its weights are in, and a name for tables."""
+
+    config: Mapping[str, Any]
+    checkpoint: Path | None
+    name: str
+
+
+def find_agent(
+    *,
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+) -> Source:
+    """The agent that was named. With nothing but a model, or nothing at all: the model in the simplest flow."""
+    named = [
+        name for name, value in (("config", config), ("run", run), ("checkpoint", checkpoint)) if value is not None
+    ]
+    if len(named) > 1:
+        raise ConfigError(f"both a {named[0]} and a {named[1]} were given", "each says which agent is meant: give one")
+    if model is not None and named and named[0] != "config":
+        raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} brings its model: give one")
+    if run is not None:
+        folder = _newest_checkpoint(Path(run))
+        return Source(load_yaml(folder / "config.yaml"), folder, f"{load_run(run).name}, {_at(folder)}")
+    if checkpoint is not None:
+        folder = _checkpoint(Path(checkpoint))
+        return Source(load_yaml(folder / "config.yaml"), folder, f"{_run_name(folder)}{_at(folder)}")
+    if config is not None:
+        data = _as_data(config)
+        if model is not None:
+            data = apply_overrides(data, [f"policy.model={json.dumps(model)}"])
+        name = str(data.get("name") or (Path(config).stem if isinstance(config, str | Path) else "run"))
+        return Source({"name": name, **data}, None, f"{name}, untrained")
+    model = model or PolicyConfig().model
+    return Source({"name": model, "policy": {"model": model}, "flow": {"name": BARE_FLOW}}, None, model)
+
+
+def load_agent(
+    source: Source, overrides: Sequence[str] = (), *, sections: Mapping[str, Mapping[str, Any] | None] | None = None
+) -> Parts:
+    """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
+    `overrides` come last."""
+    from midstream.learn.setup import build
+
+    data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
+    data |= {key: dict(value) for key, value in (sections or {}).items() if value is not None}
+    parts = build(parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'"))
+    if source.checkpoint is not None:
+        parts.weights.load(source.checkpoint)
+    return parts
+
+
+def last_finished(root: str | Path) -> Path:
+    """The run in `root` that finished last; raises `RunError` that says what there is when none has."""
+    runs = [load_run(path) for path in list_runs(root)]
+    for run in runs:
+        if run.status == "finished":
+            return run.path
+    if not runs:
+        raise RunError(f"there is no run in '{root}' yet", "midstream train configs/quickstart.yaml makes one")
+    newest = runs[0]
+    raise RunError(
+        f"no run in '{root}' has finished; the last one, '{newest.name}', is {newest.status}",
+        f"--run {newest.path} takes its last checkpoint all the same; midstream train CONFIG --resume goes on with it",
+    )
+
+
+def _as_data(config: TrainConfig | Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    if isinstance(config, TrainConfig):
+        return config.model_dump(mode="json")
+    return dict(config) if isinstance(config, Mapping) else load_yaml(config)
+
+
+def _newest_checkpoint(run: Path) -> Path:
+    from midstream.learn.checkpoint import checkpoints
+
+    found = checkpoints(run)
+    if not found:
+        raise RunError(f"the run '{run}' has no checkpoint yet", "wait for its first one, or go on with it by --resume")
+    return found[-1]
+
+
+def _checkpoint(path: Path) -> Path:
+    if is_run(path):
+        raise RunError(f"'{path}' is a run, not a checkpoint of one", f"use --run {path}, or one of its checkpoints/")
+    if not (path / "state.json").is_file() or not (path / "config.yaml").is_file():
+        raise RunError(f"'{path}' is not a checkpoint", "give a folder such as runs/NAME/checkpoints/step-000010")
+    return path
+
+
+def _at(folder: Path) -> str:
+    step = folder.name.removeprefix("step-")
+    return f"step {int(step)}" if step.isdigit() else folder.name
+
+
+def _run_name(folder: Path) -> str:
+    run = folder.resolve().parent.parent
+    return f"{load_run(run).name}, " if is_run(run) else ""

@@ -1,0 +1,129 @@
+"""How good an agent is on a task set: one greedy attempt at each task, scored, with intervals. Writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from midstream.core.errors import ConfigError, TaskError
+from midstream.core.types import Status, Task, Trajectory
+from midstream.evaluate.agent import Source, find_agent, load_agent
+
+if TYPE_CHECKING:
+    from midstream.evaluate.runs import Row
+    from midstream.learn.config import TrainConfig
+    from midstream.learn.setup import Parts
+
+Progress = Callable[[int, int, float], None]
+"""Called with how many attempts are done, of how many, and the tokens sampled a second."""
+
+REPORT_EVERY_S = 0.5
+SHOWN_ERRORS = 5
+
+
+def evaluate_run(
+    *,
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    tasks: str | None = None,
+    split: str | None = None,
+    n: int | None = None,
+    flow: str | None = None,
+    progress: Progress | None = None,
+) -> Row:
+    """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
+
+    The agent is that of a `run` (its newest checkpoint), a `checkpoint`, a `config`, or a bare `model`. `tasks` is a
+    task file or the name of a task set, in place of the config's; a file is taken whole unless `split` names a part of
+    it, anything else by its split `test`. `n` takes the first tasks only. Beside success and its Wilson interval, by
+    kind too, the row holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one
+    without success. `samples` holds every attempt.
+    """
+    source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model)
+    sections: dict[str, Mapping[str, Any] | None] = {}
+    if flow is not None:
+        sections["flow"] = {"name": flow}
+    whole_file = tasks is not None and tasks.endswith((".jsonl", ".json")) and split is None
+    if tasks is not None:
+        sections["tasks"] = {"sources": [{"type": tasks, **({"split": "test"} if whole_file else {})}]}
+    elif "tasks" not in source.config:
+        raise ConfigError(
+            "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
+        )
+    parts = load_agent(source, overrides, sections=sections)
+    return asyncio.run(_evaluate(parts, source, split or "test", n, progress))
+
+
+async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, progress: Progress | None) -> Row:
+    from midstream.learn.samples import sample_row
+    from midstream.learn.trainer import evaluate_tasks
+    from midstream.rewards.summary import summarise
+
+    tasks = _chosen(parts, split, n)
+    done = 0
+    began = time.perf_counter()
+
+    def tell() -> None:
+        if progress is not None:
+            progress(done, len(tasks), parts.engine.tokens_sampled / max(time.perf_counter() - began, 1e-9))
+
+    def count(_: Trajectory) -> None:
+        nonlocal done
+        done += 1
+        tell()
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY_S)
+            tell()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        trajectories = await evaluate_tasks(parts, tasks, "eval", 0, None, split, count)
+    finally:
+        watcher.cancel()
+    elapsed = time.perf_counter() - began
+    succeeded = parts.reward.succeeded
+    return {
+        "label": source.name,
+        "split": split,
+        "tasks": parts.tasks.name,
+        **summarise(trajectories, succeeded),
+        "errors": reasons(trajectories),
+        "tokens": parts.engine.tokens_sampled,
+        "tokens_per_s": parts.engine.tokens_sampled / elapsed,
+        "time_s": elapsed,
+        "samples": [
+            {"task": t.task.id, **sample_row(source.name, 0, t, succeeded(t)), "error": t.error} for t in trajectories
+        ],
+    }
+
+
+def _chosen(parts: Parts, split: str, n: int | None) -> list[Task]:
+    from midstream.tasks import check, take
+
+    size = parts.tasks.size(split)
+    if size is None and n is None:
+        raise TaskError(f"the task set '{parts.tasks.name}' is made without end", "say how many tasks with --n 100")
+    check(parts.tasks, [split])
+    return take(parts.tasks, split, n if n is not None else size or 0)
+
+
+def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
+    found: dict[str, dict[str, Any]] = {}
+    for trajectory in trajectories:
+        if trajectory.status is Status.COMPLETED:
+            continue
+        # The same reason with another number in it, a prompt's length say, is the same reason.
+        key = re.sub(r"\d+", "#", trajectory.error)
+        entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
+        entry["count"] += 1
+    return sorted(found.values(), key=lambda entry: -entry["count"])
