@@ -236,6 +236,8 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
         )
     if config.get("sliding_window") and config.get("use_sliding_window", architecture == "MistralForCausalLM"):
         raise ModelError(f"'{folder}' uses sliding-window attention, which the torch engine does not run")
+    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise ModelError(f"'{folder}' uses the activation {activation}, which the torch engine does not run")
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"'{folder}' has no .safetensors weights", "convert the checkpoint with save_pretrained first")

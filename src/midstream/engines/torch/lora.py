@@ -80,7 +80,7 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
 
 
 def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:
-    """Read peft's format into `adapters`; raises `ModelError` when rank, targets or shapes differ."""
+    """Read peft's format into `adapters`; raises `ModelError` when rank, scale, targets or shapes differ."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise ModelError(f"no adapter at '{folder}'", "give a checkpoint folder that holds adapter_model.safetensors")
@@ -94,6 +94,22 @@ def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:
             f"the adapter at '{folder}' does not fit this model ({', '.join(what)}; first: {example})",
             "use the model, rank and targets it was trained with (see adapter_config.json there)",
         )
+    scale, ours = _saved_scale(folder), {adapter.scale for adapter in adapters.values()}
+    if scale is not None and any(not math.isclose(scale, one) for one in ours):
+        raise ModelError(
+            f"the adapter at '{folder}' does not fit this model (scaled by {scale:g}, here by {min(ours):g})",
+            "use the policy.lora.alpha it was trained with (see adapter_config.json there)",
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(saved[name])
+
+
+def _saved_scale(folder: Path) -> float | None:
+    """What B A is multiplied by, as `adapter_config.json` says; None when there is no such file."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rank, alpha = float(config["r"]), float(config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,117 @@
+"""Tokens come with the frequencies they should, and each draw belongs to its seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.core.sampling import SamplingParams
+from midstream.engines.torch.sampling import _invert, sample
+
+DRAWS = 4000
+LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.5, -3.0, 1.2])
+
+
+def draw(logits: torch.Tensor, n: int = DRAWS, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    params = [SamplingParams(**sampling)] * n
+    return sample(logits.expand(n, -1).clone(), params, range(n), [3] * n)
+
+
+def chi_square(tokens: torch.Tensor, expected: torch.Tensor) -> float:
+    """Pearson's statistic over the tokens that can come; infinite when another one came."""
+    counts = torch.bincount(tokens, minlength=len(expected)).double()
+    if counts[expected == 0].any():
+        return math.inf
+    wanted = expected[expected > 0].double() * len(tokens)
+    return float(((counts[expected > 0] - wanted) ** 2 / wanted).sum())
+
+
+# The 0.999 quantiles of chi-square for 1 to 5 degrees of freedom.
+LIMIT = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_tokens_come_as_often_as_the_softmax_at_the_temperature_says(temperature: float) -> None:
+    expected = torch.softmax(LOGITS / temperature, -1)
+    tokens, log_probs = draw(LOGITS, temperature=temperature)
+    assert chi_square(tokens, expected) < LIMIT[5]
+    assert torch.allclose(log_probs, expected.log()[tokens], atol=1e-6)
+    assert chi_square(tokens, torch.softmax(LOGITS / (temperature * 1.3), -1)) > LIMIT[5]
+
+
+def test_one_request_draws_afresh_at_every_position() -> None:
+    n = DRAWS
+    tokens, _ = sample(LOGITS.expand(n, -1).clone(), [SamplingParams()] * n, [11] * n, range(n))
+    assert chi_square(tokens, torch.softmax(LOGITS, -1)) < LIMIT[5]
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ({"top_k": 1}, [0]),
+        ({"top_k": 2}, [0, 5]),
+        ({"top_p": 0.5}, [0]),
+        ({"top_p": 0.7}, [0, 5]),
+        ({"top_k": 2, "top_p": 0.8}, [0, 5]),
+        ({"top_k": 2, "top_p": 0.6}, [0]),
+        ({"top_p": 0.999999}, [0, 1, 2, 3, 4, 5]),
+        ({"top_k": 50}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_top_k_and_top_p_keep_the_likeliest_and_leave_the_reported_log_probability(cut, kept: list[int]) -> None:
+    whole = torch.softmax(LOGITS, -1)
+    expected = torch.zeros_like(whole)
+    expected[kept] = whole[kept] / whole[kept].sum()
+    tokens, log_probs = draw(LOGITS, **cut)
+    assert chi_square(tokens, expected) < LIMIT.get(len(kept) - 1, 1e-9)
+    assert torch.allclose(log_probs, whole.log()[tokens], atol=1e-6)
+
+
+def test_rows_of_a_batch_keep_to_their_own_settings() -> None:
+    params = [SamplingParams(temperature=0), SamplingParams(top_k=1), SamplingParams(temperature=0.7), SamplingParams()]
+    rows = LOGITS.expand(4, -1).clone()
+    for seed in range(20):
+        together, log_probs = sample(rows, params, [seed] * 4, [0] * 4)
+        assert together[0] == together[1] == 0
+        for row, one in enumerate(params):
+            alone, alone_log_prob = sample(rows[row : row + 1], [one], [seed], [0])
+            assert alone[0] == together[row]
+            assert alone_log_prob[0] == log_probs[row]
+        assert log_probs[0] == torch.log_softmax(LOGITS, -1)[0]
+
+
+weights = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1.0)), min_size=1, max_size=600).filter(any)
+
+
+@settings(max_examples=150, deadline=None)
+@given(weights=weights, uniform=st.floats(0, 1, exclude_max=True))
+def test_inverting_the_distribution_finds_the_token_whose_share_holds_the_number(
+    weights: Sequence[float], uniform: float
+) -> None:
+    probs = torch.tensor([weights])
+    token = int(_invert(probs, torch.tensor([uniform], dtype=torch.float64))[0])
+    assert probs[0, token] > 0, "a token without mass was drawn"
+    running = probs[0].double().cumsum(0)
+    goal, slack = uniform * float(running[-1]), 1e-9 * float(running[-1])
+    assert running[token] - probs[0, token].double() - slack <= goal <= running[token] + slack
+
+
+@settings(max_examples=40, deadline=None)
+@given(place=st.integers(0, 49_151), uniform=st.floats(0, 1, exclude_max=True))
+def test_a_sure_token_is_drawn_wherever_it_stands_in_a_large_vocabulary(place: int, uniform: float) -> None:
+    probs = torch.zeros(1, 49_152)
+    probs[0, place] = 1
+    assert int(_invert(probs, torch.tensor([uniform], dtype=torch.float64))[0]) == place
+
+
+@pytest.mark.parametrize(
+    "bad", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
+)
+def test_settings_that_mean_nothing_are_refused(bad) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        SamplingParams(**bad)
