@@ -36,18 +36,20 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
 
 
 def train(
-    config: Settings, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
+    config: Settings, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] | None = None
 ) -> TrainResult:
     """Train, then draw `curve.png` and write `report.html` in the run's directory, when it was stopped by Ctrl-C too.
 
-    `resume` goes on with the run in its directory, to the same numbers; `force` does so although the config changed.
-    Raises `UserError` for anything the user can mend; what was saved stays.
+    `listeners` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
+    to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
+    what was saved stays.
     """
     from midstream.learn import trainer
 
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
     # First, so that the other listeners can point to what was drawn.
-    return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *listeners])
+    hearing = [_Lines()] if listeners is None else listeners
+    return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
 
 
 def evaluate(
@@ -122,3 +124,21 @@ class _Pictures:
                 f"the run is saved, but its report cannot be written to '{result['run_dir']}': {error.strerror}",
                 "free some disk space; --resume writes it again",
             ) from None
+
+
+class _Lines:
+    """A listener that prints a plain line for each step and each evaluation."""
+
+    def on_start(self, info: dict[str, Any]) -> None:
+        print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
+
+    def on_metrics(self, row: dict[str, Any]) -> None:
+        if row["stage"] == "rl":
+            reward = "-" if row["reward"] is None else f"{row['reward']:.3f}"
+            print(f"step {row['step']}: reward {reward}, success {row['success']:.0%}", flush=True)
+
+    def on_eval(self, row: dict[str, Any]) -> None:
+        print(f"{row['label']} ({row['split']}, n = {row['n']}): success {row['success']:.0%}", flush=True)
+
+    def on_finish(self, result: dict[str, Any]) -> None:
+        print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

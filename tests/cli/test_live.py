@@ -21,14 +21,14 @@ EVALUATION = {"label": "step 10", "split": "val", "n": 60, "success": 0.7, "low"
 def test_a_log_gets_one_plain_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     with LiveTable(Console(file=io.StringIO())) as live:
         live.on_start(START)
-        live.on_metrics({"stage": "warm_start", "step": 3, "loss": 1.25})
+        live.on_metrics({"stage": "warm_start", "step": 0, "update": 3, "loss": 1.25})
         live.on_metrics({**ROW, "time_s": 3.0, "tokens_per_s": 412.3})
         live.on_eval(EVALUATION)
         live.on_finish({"status": "finished"})
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "quick  tiny  seed 0",
-        "warm start 3  loss 1.250",
+        "warm start, update 3: loss 1.250",
         "step 10/30  reward 0.500  success 25 %  turns 2.0  tool err 10 %  entropy -  KL -  "
         "tok/s 412  s/step 3.0  ETA 1m00s",
         "evaluation: step 10 (val, n = 60): success 70 % (57-80)",

@@ -20,7 +20,7 @@ def run_dir(tmp_path: Path) -> Path:
     (path / "config.yaml").write_text(f'seed: 3\nname: "{HOSTILE}"\n')
     info = {"name": "first", "created": "2026-01-02T03:04:05", "status": "finished", "model": "tiny", "seed": 3}
     (path / "run.json").write_text(json.dumps({**info, "versions": {"torch": "2.13.0"}}))
-    warm = [{"stage": "warm_start", "step": step, "loss": 2 / step, "time_s": 1.0} for step in (1, 2, 3)]
+    warm = [{"stage": "warm_start", "step": 0, "update": n, "loss": 2 / n, "time_s": 1.0} for n in (1, 2, 3)]
     rl = [_metrics(step) for step in range(1, 41)]
     write_rows(path / "metrics.jsonl", warm + rl)
     write_rows(

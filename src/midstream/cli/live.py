@@ -80,7 +80,7 @@ class LiveTable:
         """One row of `metrics.jsonl`."""
         if row.get("stage") == "warm_start":
             self._warm = row
-            self._show(f"warm start {row.get('step')}  loss {number(row.get('loss'))}")
+            self._show(f"warm start, update {row.get('update')}: loss {number(row.get('loss'))}")
             return
         self._rows.append(row)
         if _is_number(row.get("time_s")):
@@ -129,7 +129,7 @@ class LiveTable:
         parts: list[Any] = [Text(self._title, style="bold")]
         parts += [Text(f"{_evaluation(row)}", style="dim") for row in self._evals[-4:]]
         if self._warm is not None and not self._rows:
-            parts.append(Text(f"warm start, step {self._warm.get('step')}: loss {number(self._warm.get('loss'))}"))
+            parts.append(Text(f"warm start, update {self._warm.get('update')}: loss {number(self._warm.get('loss'))}"))
         if self._rows:
             table = Table(box=None, header_style="bold cyan", pad_edge=False)
             for heading in ("step", *(heading for heading, _ in COLUMNS)):

@@ -20,14 +20,19 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
     task = trajectory.task
     out.print(f"[bold]{escape(task.question)}[/bold]")
     out.print(f"{escape(task.id)}  {escape(task.kind)}  {trajectory.status}", style="dim")
+    spoke = {step.role for step in trajectory.steps}
+    verdicts = {} if "verifier" in spoke else _verdicts(trajectory)
+    by_rule = "executor" if verdicts and "executor" not in spoke else ""
     for step in trajectory.steps:
         _print_step(out, step, tokens)
         for call in trajectory.tool_calls:
             if call.step_index == step.step_index:
-                _print_call(out, call)
+                _print_call(out, call, by_rule)
+        if step.step_index in verdicts:
+            _print_by_rule(out, "verifier", verdicts[step.step_index])
     for call in trajectory.tool_calls:
         if call.step_index is None:
-            _print_call(out, call)
+            _print_call(out, call, by_rule)
     if trajectory.error:
         out.print(f"\n[red]{trajectory.status}[/red] {escape(trajectory.error)}")
     out.print(f"\n[bold]answer[/bold] {escape(trajectory.answer or '(none)')}")
@@ -55,13 +60,34 @@ def _print_step(out: Console, step: Step, tokens: bool) -> None:
             out.print(f"rollout_log_probs {rounded}", style="dim", markup=False)
 
 
-def _print_call(out: Console, call: ToolCall) -> None:
+def _print_call(out: Console, call: ToolCall, role: str) -> None:
     from rich.markup import escape
 
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
-    mark, colour = ("->", "yellow") if call.ok else (f"-> {call.error_kind}:", "red")
-    asked = f"{call.tool}({arguments}) {mark}"
-    out.print(f"  [{colour}]{escape(asked)}[/{colour}] {escape(_shortened(call.result))}")
+    colour = "yellow" if call.ok else "red"
+    asked = f"{call.tool}({arguments}) ->" if call.tool else "no call:"
+    told = call.result if call.ok or not call.tool else f"{call.error_kind}: {call.result}"
+    line = f"[{colour}]{escape(asked)}[/{colour}] {escape(_shortened(told))}"
+    if role:
+        _print_by_rule(out, role, line)
+    else:
+        out.print(f"  {line}")
+
+
+def _print_by_rule(out: Console, role: str, line: str) -> None:
+    """What a module without a model did."""
+    out.print(f"[{COLOURS[role]}]{role}[/{COLOURS[role]}]  {line}")
+
+
+def _verdicts(trajectory: Trajectory) -> dict[int, str]:
+    """What a flow with a verifier noted after each turn, by the step whose action it judged."""
+    from rich.markup import escape
+
+    return {
+        turn["call"]: f"{'enough' if turn['verdict'] else 'go on'}: {escape(str(turn['reason']))}"
+        for turn in trajectory.metadata.get("turns", ())
+        if turn.get("call") is not None
+    }
 
 
 def _shortened(text: str) -> str:

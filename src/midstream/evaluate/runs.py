@@ -116,10 +116,10 @@ def _is_cut(line: str) -> bool:
 
 def _one_a_step(rows: list[Row]) -> list[Row]:
     """A resumed run writes steps again that it had written before it died: the later row counts."""
-    by_step: dict[tuple[str, int], Row] = {}
+    by_step: dict[tuple[str, int, int], Row] = {}
     for row in rows:
-        by_step[str(row.get("stage", "rl")), int(row.get("step") or 0)] = row
-    return [by_step[key] for key in sorted(by_step, key=lambda key: (key[0] == "rl", key[1]))]
+        by_step[str(row.get("stage", "rl")), int(row.get("step") or 0), int(row.get("update") or 0)] = row
+    return [by_step[key] for key in sorted(by_step, key=lambda key: (key[0] == "rl", *key[1:]))]
 
 
 def _read_info(path: Path) -> Row:

@@ -10,11 +10,19 @@ from midstream.core.types import Trajectory
 def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> dict[str, Any]:
     """What was asked, each turn with its call and verdict, the answer and its reward by component."""
     calls = {call.step_index: call for call in trajectory.tool_calls}
-    verdicts = {turn["call"]: turn["verdict"] for turn in trajectory.metadata.get("turns", ())}
+    verdicts = {
+        turn["call"]: f"verifier: {'enough' if turn['verdict'] else 'go on'}, {turn['reason']}"
+        for turn in trajectory.metadata.get("turns", ())
+    }
     turns: list[dict[str, Any]] = []
     for step_ in trajectory.steps:
         call = calls.get(step_.step_index)
-        turn: dict[str, Any] = {"role": step_.role, "text": step_.text, "tokens": len(step_.response_ids), "reward": step_.reward}
+        turn: dict[str, Any] = {
+            "role": step_.role,
+            "text": step_.text,
+            "tokens": len(step_.response_ids),
+            "reward": step_.reward,
+        }
         if call is not None:
             turn |= {"tool": call.tool, "arguments": dict(call.arguments), "result": call.result, "ok": call.ok}
         if step_.step_index in verdicts:
