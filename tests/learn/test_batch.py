@@ -1,0 +1,173 @@
+"""Who carries loss and with what weight: only what the policy sampled in a trainable role, and the weights are a mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.core.errors import TrainingError
+from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.learn.batch import LearningBatch, make_batch
+
+TASK = Task(id="t", prompt="?", answer="1")
+CENTRED = FlowGRPO(std="none")
+
+
+def trajectory(
+    uid: str, reward: float | None, lengths=(2,), status=Status.COMPLETED, roles: tuple[str, ...] = (), group="g"
+) -> Trajectory:
+    """A trajectory whose steps have that many response tokens; roles named `frozen` are not trainable."""
+    roles = roles or ("planner",) * len(lengths)
+    steps = tuple(
+        Step(
+            prompt_ids=(1, 2, index),
+            response_ids=tuple(range(10, 10 + length)),
+            rollout_log_probs=(-0.5,) * length,
+            trajectory_uid=uid,
+            step_index=index,
+            role=role,
+            trainable=role != "frozen",
+        )
+        for index, (length, role) in enumerate(zip(lengths, roles, strict=True))
+    )
+    return Trajectory(uid=uid, prompt_uid=group, task=TASK, steps=steps, reward=reward, status=status)
+
+
+def batch_of(*groups: list[Trajectory], algorithm=CENTRED, aggregation=None, failed="mask", **options) -> LearningBatch:
+    return make_batch(groups, algorithm.advantages, aggregation or algorithm.aggregation, failed=failed, **options)
+
+
+def shares(batch: LearningBatch) -> list[float]:
+    """Each turn's part of the whole weight."""
+    return [turn.weight * len(turn.old_log_probs) for turn in batch.turns]
+
+
+def test_every_trainable_turn_of_a_trajectory_gets_its_outcome() -> None:
+    """A: R = 1 in one turn; B: R = 0 in three: the baseline is 0.5."""
+    batch = batch_of([trajectory("A", 1.0), trajectory("B", 0.0, lengths=(2, 3, 4))])
+    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5, -0.5]
+
+
+def test_only_sampled_tokens_of_trainable_roles_become_turns() -> None:
+    mixed = trajectory("A", 1.0, lengths=(2, 3, 4), roles=("planner", "frozen", "generator"))
+    batch = batch_of([mixed, trajectory("B", 0.0, lengths=(3,), roles=("frozen",))])
+    assert [(turn.role, turn.sequence.response_ids) for turn in batch.turns] == [
+        ("planner", (10, 11)),
+        ("generator", (10, 11, 12, 13)),
+    ]
+    assert batch.counts["untrainable_trajectories"] == 1
+    assert sum(shares(batch)) == pytest.approx(1.0)
+
+
+LONG = [trajectory("A", 1.0, lengths=(2,)), trajectory("B", 0.0, lengths=(3, 5))]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("trajectory_turn_token", [1 / 2, 1 / 4, 1 / 4]),
+        ("sequence_mean", [1 / 3, 1 / 3, 1 / 3]),
+        ("token_mean", [2 / 10, 3 / 10, 5 / 10]),
+    ],
+)
+def test_weights_are_the_mean_their_name_says(aggregation, expected) -> None:
+    batch = batch_of(LONG, aggregation=aggregation)
+    assert shares(batch) == pytest.approx(expected)
+
+
+lengths = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+members = st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.5]), lengths), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(members, min_size=1, max_size=3),
+    aggregation=st.sampled_from(["trajectory_turn_token", "sequence_mean", "token_mean"]),
+)
+def test_weights_of_all_tokens_sum_to_one(groups, aggregation) -> None:
+    made = [
+        [trajectory(f"{g}-{m}", reward, size, group=str(g)) for m, (reward, size) in enumerate(group)]
+        for g, group in enumerate(groups)
+    ]
+    batch = batch_of(*made, aggregation=aggregation, keep_zero=True)
+    assert sum(shares(batch)) == pytest.approx(1.0)
+    assert all(turn.weight > 0 for turn in batch.turns)
+    dropped = batch_of(*made, aggregation=aggregation)
+    kept = {(t.group, t.sequence, t.advantage, t.weight) for t in batch.turns if t.advantage}
+    assert kept == {(t.group, t.sequence, t.advantage, t.weight) for t in dropped.turns}
+
+
+def test_a_group_of_equal_rewards_costs_nothing_and_stays_in_the_denominator() -> None:
+    flat = [trajectory("C", 1.0, group="h"), trajectory("D", 1.0, group="h")]
+    batch = batch_of(LONG, flat)
+    assert batch.counts["zero_variance_groups"] == 1
+    assert shares(batch) == pytest.approx([1 / 4, 1 / 8, 1 / 8])
+    kept = batch_of(LONG, flat, keep_zero=True)
+    assert [turn.advantage for turn in kept.turns] == [0.5, -0.5, -0.5, 0.0, 0.0]
+    assert sum(shares(kept)) == pytest.approx(1.0)
+
+
+CRASHED = trajectory("C", None, status=Status.FAILED)
+
+
+def test_drop_leaves_a_failed_trajectory_out_altogether() -> None:
+    with_it, without = batch_of([*LONG, CRASHED], failed="drop"), batch_of(LONG)
+    assert with_it.turns == without.turns
+    assert with_it.counts["failed_trajectories"] == 1
+
+
+def test_mask_leaves_it_out_of_the_statistics_and_keeps_its_place_in_the_mean() -> None:
+    batch = batch_of([*LONG, CRASHED], failed="mask")
+    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+    assert shares(batch) == pytest.approx([1 / 3, 1 / 6, 1 / 6])
+
+
+def test_score_trains_on_it_with_the_reward_it_was_given() -> None:
+    scored = replace(CRASHED, reward=-0.5)
+    batch = batch_of([*LONG, scored], failed="score")
+    mean = 0.5 / 3
+    assert [turn.advantage for turn in batch.turns] == pytest.approx([1 - mean, -mean, -mean, -0.5 - mean])
+    # A reward does not make a failed trajectory count under the other two rules.
+    assert batch_of([*LONG, scored], failed="drop").turns == batch_of(LONG).turns
+
+
+@pytest.mark.parametrize("failed", ["drop", "mask"])
+def test_a_group_of_failures_is_counted_as_empty(failed) -> None:
+    batch = batch_of(LONG, [replace(CRASHED, prompt_uid="h")], failed=failed)
+    assert batch.counts["empty_groups"] == 1
+    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+
+
+def test_a_timed_out_trajectory_is_a_failed_one_and_an_unscored_one_has_no_advantage() -> None:
+    late = trajectory("late", 9.0, status=Status.TIMED_OUT)
+    unscored = trajectory("unscored", None)
+    batch = batch_of([*LONG, late, unscored], failed="drop")
+    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_stops_training_and_names_its_trajectory(reward: float) -> None:
+    with pytest.raises(TrainingError, match="'broken'"):
+        batch_of([trajectory("A", 1.0), trajectory("broken", reward)])
+
+
+def test_minibatches_are_means_of_their_own_groups_and_together_the_whole() -> None:
+    groups = [[trajectory(f"{g}-{m}", float(m), (1 + g, 2), group=str(g)) for m in range(2)] for g in range(3)]
+    whole = batch_of(*groups)
+    assert whole.parts(1) == [whole]
+    parts = whole.parts(3)
+    assert [sorted({turn.group for turn in part.turns}) for part in parts] == [["0"], ["1"], ["2"]]
+    for part in parts:
+        assert sum(shares(part)) == pytest.approx(1.0)
+    assert [turn.sequence for part in parts for turn in part.turns] == [turn.sequence for turn in whole.turns]
+
+
+def test_nothing_to_learn_from_is_an_empty_batch() -> None:
+    batch = batch_of([CRASHED], failed="drop")
+    assert batch.turns == []
+    assert batch.parts(2) == []
