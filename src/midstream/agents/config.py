@@ -12,13 +12,13 @@ from midstream.core.config import Config
 class SamplingConfig(Config):
     """Sampling of one role; a key left out falls back to `rollout.sampling`."""
 
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of one response."""
-    temperature: float | None = Field(None, ge=0)
+    temperature: float | None = Field(default=None, ge=0)
     """0 is greedy."""
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
     """Sample from the smallest set of tokens with this mass."""
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(default=None, ge=0)
     """Sample from this many likeliest tokens; 0 is all."""
     stop: tuple[str, ...] | None = None
     """Text that ends a response."""
@@ -53,24 +53,24 @@ class FlowConfig(Config):
     """Who speaks for each module role; a role that is not named is the policy."""
     tools: tuple[str, ...] = ()
     """Tools the agent has: built-in names, or `package.module:attribute`."""
-    max_tool_calls: int | None = Field(None, ge=0)
+    max_tool_calls: int | None = Field(default=None, ge=0)
     """Tool calls a trajectory may make."""
-    max_result_chars: int = Field(2000, ge=80)
+    max_result_chars: int = Field(default=2000, ge=80)
     """Longest tool result shown to the agent."""
 
 
 class RolloutConfig(Config):
     """How trajectories are made."""
 
-    group_size: int = Field(8, ge=1)
+    group_size: int = Field(default=8, ge=1)
     """Trajectories per task (G)."""
-    tasks_per_step: int = Field(6, ge=1)
+    tasks_per_step: int = Field(default=6, ge=1)
     """Tasks per training step."""
     sampling: SamplingConfig = SamplingConfig(max_tokens=256, temperature=1.0)
     """Sampling of every role that does not say otherwise."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(default=64, ge=1)
     """Trajectories under way at once."""
-    timeout_s: float = Field(300.0, gt=0)
+    timeout_s: float = Field(default=300.0, gt=0)
     """Wall time one trajectory may take."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in the

@@ -19,9 +19,9 @@ from midstream.tasks import TasksConfig
 class LoraConfig(Config):
     """Low-rank adapters beside the frozen model."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank r of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Projections that get one (`q_proj`, `down_proj`, ...); none named means all."""
@@ -45,59 +45,59 @@ class PolicyConfig(Config):
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019)."""
 
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     """Learning rate after warm-up, constant."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the two moments."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
 
 
 class WarmStartConfig(Config):
     """A short supervised start that shows the notation before reinforcement learning begins."""
 
-    examples: int = Field(0, ge=0)
+    examples: int = Field(default=0, ge=0)
     """Demonstrations, made from training tasks that carry a plan; 0 is no warm start."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over them."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Demonstrations an update."""
-    lr: float = Field(5e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0)
     """Learning rate."""
-    scramble: float = Field(0.0, ge=0, le=1)
+    scramble: float = Field(default=0.0, ge=0, le=1)
     """Share of the actions shown with a tool drawn at random: teaches how to write actions, not which to choose."""
 
 
 class TrainerConfig(Config):
     """The loop."""
 
-    max_steps: int = Field(100, ge=1)
+    max_steps: int = Field(default=100, ge=1)
     """Updates of the policy."""
     seed: int = 0
     """Fixes everything that is drawn."""
     deterministic: bool = False
     """What is computed together depends on the trajectories, never on timing: a run repeats to the bit on one machine."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads; torch's default when not given."""
-    epochs_per_batch: int = Field(1, ge=1)
+    epochs_per_batch: int = Field(default=1, ge=1)
     """Passes over each batch of trajectories."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: int = Field(default=1, ge=1)
     """Updates a pass over the batch is cut into."""
-    max_tokens_per_pass: int = Field(4096, ge=256)
+    max_tokens_per_pass: int = Field(default=4096, ge=256)
     """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
-    save_every: int = Field(10, ge=1)
+    save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
-    eval_every: int = Field(10, ge=0)
+    eval_every: int = Field(default=10, ge=0)
     """Steps between evaluations on val; 0 never."""
-    val_tasks: int = Field(32, ge=1)
+    val_tasks: int = Field(default=32, ge=1)
     """Tasks of an evaluation on val."""
-    test_tasks: int = Field(64, ge=0)
+    test_tasks: int = Field(default=64, ge=0)
     """Tasks of the evaluations on test, before and after; 0 for none."""
     run_dir: str | None = None
     """Where the run is kept; `runs/<name of the config>` when not given."""
@@ -135,9 +135,13 @@ class TrainConfig(Config):
                 "raise rollout.group_size or set algorithm.name=reinforce"
             )
         if self.rollout.failed == "score" and self.reward.failed is None:
-            raise ValueError("rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth")
+            raise ValueError(
+                "rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth"
+            )
         if self.policy.tuning == "full" and self.algorithm.kl.reference == "base" and self.algorithm.kl.coef > 0:
-            raise ValueError("algorithm.kl.reference 'base' needs policy.tuning 'lora' (the base is the model without its adapter); set algorithm.kl.coef=0")
+            raise ValueError(
+                "algorithm.kl.reference 'base' needs policy.tuning 'lora' (the base is the model without its adapter); set algorithm.kl.coef=0"
+            )
         return self
 
 

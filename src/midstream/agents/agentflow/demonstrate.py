@@ -37,7 +37,9 @@ class Demonstrator:
     policy_version = 0
     name = "demonstration"
 
-    def __init__(self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, scramble: float, seed: int) -> None:
+    def __init__(
+        self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, scramble: float, seed: int
+    ) -> None:
         self._tokenizer, self._notation = tokenizer, notation
         self._scramble, self._seed = scramble, seed
         self._tools = [tool.name for tool in toolbox.tools]
@@ -50,7 +52,10 @@ class Demonstrator:
         """Say which task each trajectory works on."""
         for uid, task in tasks.items():
             if "plan" not in task.metadata:
-                raise ConfigError(f"task '{task.id}' has no plan to demonstrate", "set warm_start.examples=0, or give tasks metadata['plan']")
+                raise ConfigError(
+                    f"task '{task.id}' has no plan to demonstrate",
+                    "set warm_start.examples=0, or give tasks metadata['plan']",
+                )
             self._running[uid] = _Progress(task, Random(derive_seed(self._seed, "demonstration", uid)))
 
     def join(self, session: str) -> None: ...
@@ -62,7 +67,9 @@ class Demonstrator:
         if progress is None:
             raise EngineError(f"no demonstration for trajectory '{request.session}'")
         heard = [message["content"].rpartition("\n")[0] for message in request.messages if message["role"] == "user"]
-        text = self._planner(progress, heard) if request.role == "planner" else self._other(progress, request.role, heard)
+        text = (
+            self._planner(progress, heard) if request.role == "planner" else self._other(progress, request.role, heard)
+        )
         ids = (*self._tokenizer.encode(text), self._end)
         return Completion(ids=ids, log_probs=(0.0,) * len(ids), text=text, finish_reason=FinishReason.STOP)
 

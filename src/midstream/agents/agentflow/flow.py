@@ -35,13 +35,13 @@ none() - Nothing to look up or work out.
 class AgentFlowSettings(Config):
     """`flow.settings` of the flow `agentflow`."""
 
-    max_turns: int = Field(3, ge=1)
+    max_turns: int = Field(default=3, ge=1)
     """Most turns of plan, execute, verify (T_max)."""
     notation: Notation = "json"
     """How the planner writes its actions: `json`, or `compact` for small models."""
     fields: tuple[PlanField, ...] = ("justification", "context", "sub_goal")
     """What the planner must give beside tool and arguments. Fewer fields cost fewer tokens."""
-    memory_tokens: int = Field(2048, ge=64)
+    memory_tokens: int = Field(default=2048, ge=64)
     """Token budget of the memory; beyond it the longest old results are shortened."""
     instructions: str | None = None
     """System prompt in place of ours; `{tools}` in it becomes the tools' cards."""

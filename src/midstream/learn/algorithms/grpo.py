@@ -24,7 +24,7 @@ class _GroupRelative(PolicyLoss):
     """What the centred reward is divided by."""
     ddof: Literal[0, 1] = 1
     """Degrees of freedom taken from a group's standard deviation."""
-    eps: float = Field(1e-6, ge=0)
+    eps: float = Field(default=1e-6, ge=0)
     """Added to the divisor."""
 
     def advantages(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
