@@ -120,7 +120,7 @@ def test_config_mixes_sources_and_names_mistakes(tmp_path):
         ({"type": str(tmp_path / "none.jsonl")}, "no task file"),
     ]:
         with pytest.raises((ConfigError, TaskError), match=message):
-            load_tasks(TasksConfig(sources=[SourceConfig(**wrong)]))
+            load_tasks(TasksConfig(sources=[SourceConfig.model_validate(wrong)]))
 
 
 def own_tasks(seed):

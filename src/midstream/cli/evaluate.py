@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ class _ProgressLine:
     """How far an evaluation is, on stderr: one line that changes on a terminal, else one every ten seconds."""
 
     def __init__(self) -> None:
-        self._live = click.get_text_stream("stderr").isatty()
+        self._live = sys.stderr.isatty()
         self._last = time.monotonic()
         self._shown = False
 

@@ -58,8 +58,8 @@ class AgentFlow(AgentFlowBase):
         super().__init__(session, config)
         assert isinstance(self.config, AgentFlowSettings)
         self.chosen = self.config
-        voice = session.voices["policy"]
-        count = (lambda text: len(voice.tokenizer.encode(text))) if voice.tokenizer else (lambda text: len(text) // 4)
+        tokenizer = session.voices["policy"].tokenizer
+        count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda text: len(text) // 4)
         self.memory = WorkingMemory(self._instructions(), self.task.question, count, self.chosen.memory_tokens)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:

@@ -63,7 +63,7 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
     targets = sorted({name.rsplit(".", 1)[1] for adapter in adapters.values() for name in adapter.names})
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by any number, and says int
         target_modules=targets,
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
