@@ -67,7 +67,7 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
         with torch.no_grad():
             if sharp:
                 # Untouched, every logit is within 0.3 of the others and attention is all but uniform.
-                decoder.final_norm *= 8
+                decoder.final_norm.mul_(8)
                 for layer in decoder.layers:
                     assert isinstance(layer, Layer)
                     layer.norms["attention"] *= 4

@@ -1,4 +1,4 @@
-"""Who carries loss and with what weight: only what the policy sampled in a trainable role, and the weights are a mean."""
+"""Who carries loss and with what weight: only sampled tokens of trainable roles, and the weights are a mean."""
 
 from __future__ import annotations
 

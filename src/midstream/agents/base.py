@@ -62,7 +62,7 @@ class AgentFlowBase(ABC):
     @property
     def steps(self) -> list[Step]:
         """Model calls recorded so far."""
-        return [step for step in self.session.recorder.steps if step.response_ids or step.text]
+        return self.session.recorder.finished()
 
     async def chat(
         self,

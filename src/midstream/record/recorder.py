@@ -37,6 +37,7 @@ class Recorder:
         self.trajectory_uid, self.prompt_uid = trajectory_uid, prompt_uid
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
+        self._pending: set[int] = set()
 
     async def chat(
         self,
@@ -62,13 +63,16 @@ class Recorder:
             step_index=index,
         )
         self.steps.append(placeholder)
+        self._pending.add(index)
         try:
             completion = await voice.engine.generate(
                 Request(prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, role=role, messages=messages)
             )
         except BaseException:
+            # A call made later keeps its place; then this one's stays behind, unfinished.
             if self.steps[-1] is placeholder:
                 self.steps.pop()
+                self._pending.discard(index)
             raise
         step = Step(
             prompt_ids=prompt_ids,
@@ -92,6 +96,7 @@ class Recorder:
         if self._store is not None:
             await self._store.append(step, self._channel)
         self.steps[index] = step
+        self._pending.discard(index)
         return step
 
     def annotate(self, step_index: int, **metadata: Any) -> None:
@@ -99,9 +104,13 @@ class Recorder:
         step = self.steps[step_index]
         self.steps[step_index] = replace(step, metadata={**step.metadata, **metadata})
 
+    def finished(self) -> list[Step]:
+        """The steps that were answered, in order."""
+        return [step for step in self.steps if step.step_index not in self._pending]
+
     def recorded(self) -> tuple[Step, ...]:
         """The finished steps, in order; the last one marked."""
-        steps = [step for step in self.steps if step.response_ids or step.text]
+        steps = self.finished()
         return tuple(replace(step, is_last=step is steps[-1]) for step in steps)
 
     def _prompt(self, voice: Voice, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], int | None, str]:
@@ -109,14 +118,19 @@ class Recorder:
         if voice.tokenizer is None:
             return (), None, ""
         reason = ""
+        sampled = {step.text for step in self.steps if step.response_ids}
         for step in sorted(self.steps, key=lambda step: -len(step.messages)):
             if not step.response_ids:
                 continue
             history = (*step.messages, {"role": "assistant", "content": step.text})
             if len(history) < len(messages) and messages[: len(history)] == history:
-                delta = voice.tokenizer.extension(step.messages, step.text, step.response_ids, messages[len(history) :])
+                new = messages[len(history) :]
+                delta = voice.tokenizer.extension(step.messages, step.text, step.response_ids, new)
                 if delta is not None:
-                    return step.prompt_ids + step.response_ids + delta, step.step_index, ""
+                    # A later reply of the policy among the new messages is encoded again: its own step could not go on.
+                    again = any(one["role"] == "assistant" and one["content"] in sampled for one in new)
+                    why = (reason or "edited_history") if again else ""
+                    return step.prompt_ids + step.response_ids + delta, step.step_index, why
                 reason = "template"
             elif not reason and step.messages and messages[0] == step.messages[0]:
                 reason = "edited_history"

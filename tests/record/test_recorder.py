@@ -1,0 +1,261 @@
+"""A trajectory's calls as exact tokens: each prompt goes on from the recorded one, or says why it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from midstream.core.errors import EngineError
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import FinishReason, Step, Task
+from midstream.engines.base import Completion, Request
+from midstream.engines.chat import ChatTokenizer, load_tokenizer
+from midstream.record.recorder import Recorder, Voice
+from midstream.record.store import Store
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+TEN = SamplingParams(max_tokens=10)
+
+
+class Scripted:
+    """An engine that says what it is told to, each text in tokens as odd as `spell` makes them."""
+
+    speaks_tokens, policy_version, context_length, name = True, 3, 4096, "scripted"
+
+    def __init__(
+        self, tokenizer: ChatTokenizer, says: Callable[[int], str | Exception], *, tokens: bool = True
+    ) -> None:
+        self.tokenizer, self.says, self.tokens, self.calls = tokenizer, says, tokens, 0
+        self.requests: list[Request] = []
+
+    async def generate(self, request: Request) -> Completion:
+        self.requests.append(request)
+        said = self.says(self.calls)
+        self.calls += 1
+        await asyncio.sleep(0)
+        if isinstance(said, Exception):
+            raise said
+        # One token a character: never how the tokenizer itself would write it.
+        ids = tuple(i for letter in said for i in self.tokenizer.encode(letter)) if self.tokens else ()
+        return Completion(ids=ids, log_probs=(-0.5,) * len(ids), text=said, finish_reason=FinishReason.STOP)
+
+    def join(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder("t", "p", seed=1)
+
+
+def voice(tokenizer: ChatTokenizer, *texts: str | Exception, tokens: bool = True) -> Voice:
+    engine = Scripted(tokenizer, lambda call: texts[call % len(texts)], tokens=tokens)
+    return Voice(engine, tokenizer if tokens else None, tokens)
+
+
+def talk(recorder: Recorder, *calls: tuple[Voice, list[dict[str, Any]]]) -> list[Step]:
+    async def go() -> list[Step]:
+        return [await recorder.chat(voice, messages, TEN) for voice, messages in calls]
+
+    return asyncio.run(go())
+
+
+def test_a_second_turn_keeps_the_sampled_ids_and_adds_the_templates_delta(recorder, tiny_tokenizer) -> None:
+    says = voice(tiny_tokenizer, "The result is known")
+    first = [SYSTEM, user("one")]
+    second = [*first, assistant("The result is known"), user("two")]
+    one, two = talk(recorder, (says, first), (says, second))
+    assert one.response_ids != tiny_tokenizer.encode(one.text)
+    assert two.prompt_ids[: len(one.prompt_ids + one.response_ids)] == one.prompt_ids + one.response_ids
+    assert tiny_tokenizer.decode(two.prompt_ids) == tiny_tokenizer.template(second, open_reply=True)
+    assert (two.parent, two.branch_reason) == (0, "")
+    assert (one.parent, one.branch_reason) == (None, "")
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=8)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.tuples(texts, texts.filter(bool)), min_size=1, max_size=5))
+def test_prompts_of_a_conversation_extend_each_other_token_for_token(tiny_tokenizer, turns) -> None:
+    recorder = Recorder("t", "p", seed=1)
+    says = voice(tiny_tokenizer, *[reply for _, reply in turns])
+    messages: list[dict[str, Any]] = [SYSTEM]
+    before: tuple[int, ...] = ()
+    for number, (asked, reply) in enumerate(turns):
+        messages.append(user(asked))
+        (step,) = talk(recorder, (says, list(messages)))
+        assert tiny_tokenizer.decode(step.prompt_ids) == tiny_tokenizer.template(messages, open_reply=True)
+        assert step.prompt_ids[: len(before)] == before
+        assert step.parent == (number - 1 if number else None)
+        before = step.prompt_ids + step.response_ids
+        messages.append(assistant(reply))
+
+
+def test_history_that_was_edited_starts_a_branch_and_says_so(recorder, tiny_tokenizer) -> None:
+    says = voice(tiny_tokenizer, "yes", "no", "so")
+    _, two, three = talk(
+        recorder,
+        (says, [SYSTEM, user("one"), assistant("made up"), user("a")]),
+        (says, [SYSTEM, user("ONE"), assistant("made up"), user("a"), assistant("yes"), user("b")]),
+        (says, [user("something else altogether")]),
+    )
+    assert (two.parent, two.branch_reason) == (None, "edited_history")
+    assert two.prompt_ids == tiny_tokenizer.render(two.messages)
+    assert (three.parent, three.branch_reason) == (None, "new_conversation")
+
+
+def test_going_on_from_before_an_edited_turn_is_a_branch_too(recorder, tiny_tokenizer) -> None:
+    """The second turn was shortened afterwards: only the first one's tokens are kept, and that is counted."""
+    says = voice(tiny_tokenizer, "first", "second", "third")
+    opening = [SYSTEM, user("one")]
+    longer = [*opening, assistant("first"), user("a very long result")]
+    edited = [*opening, assistant("first"), user("a [...] result"), assistant("second"), user("three")]
+    one, two, three = talk(recorder, (says, opening), (says, longer), (says, edited))
+    assert (two.parent, two.branch_reason) == (0, "")
+    assert three.branch_reason == "edited_history"
+    kept = one.prompt_ids + one.response_ids
+    assert three.parent == 0 and three.prompt_ids[: len(kept)] == kept
+    assert tiny_tokenizer.decode(three.prompt_ids) == tiny_tokenizer.template(edited, open_reply=True)
+
+
+def test_two_answers_to_one_question_are_siblings_and_each_can_go_on(recorder, tiny_tokenizer) -> None:
+    says = voice(tiny_tokenizer, "left", "right", "more", "even more")
+    asked = [SYSTEM, user("which way?")]
+    left, right, after_right, after_left = talk(
+        recorder,
+        (says, asked),
+        (says, asked),
+        (says, [*asked, assistant("right"), user("then?")]),
+        (says, [*asked, assistant("left"), user("then?")]),
+    )
+    assert left.prompt_ids == right.prompt_ids
+    assert (after_right.parent, after_right.branch_reason) == (1, "")
+    assert (after_left.parent, after_left.branch_reason) == (0, "")
+
+
+def test_a_template_that_rewrites_history_is_the_reason_of_its_branch(recorder, tiny_path: Path) -> None:
+    tokenizer = load_tokenizer(tiny_path)
+    tokenizer._tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    says = voice(tokenizer, "plain", "<think>well</think>two", "three")
+    one = [user("1")]
+    two = [*one, assistant("plain"), user("2")]
+    three = [*two, assistant("<think>well</think>two"), user("3")]
+    steps = talk(recorder, (says, one), (says, two), (says, three))
+    assert [step.branch_reason for step in steps] == ["", "", "template"]
+    assert "well" not in tokenizer.decode(steps[2].prompt_ids)
+
+
+def test_what_another_engine_said_is_part_of_the_delta(recorder, tiny_tokenizer) -> None:
+    policy, remote = voice(tiny_tokenizer, "plan"), voice(tiny_tokenizer, "yes, done", tokens=False)
+    asked = [SYSTEM, user("do it")]
+    judged = [*asked, assistant("plan"), user("good?")]
+    final = [*judged, assistant("yes, done"), user("so?")]
+    plan, verdict, answer = talk(recorder, (policy, asked), (remote, judged), (policy, final))
+    assert (verdict.prompt_ids, verdict.response_ids, verdict.trainable) == ((), (), False)
+    assert (answer.parent, answer.branch_reason) == (0, "")
+    assert answer.prompt_ids[: len(plan.prompt_ids + plan.response_ids)] == plan.prompt_ids + plan.response_ids
+    assert not any(verdict.loss_mask)
+
+
+def test_only_a_trainable_voice_makes_a_step_that_carries_loss(recorder, tiny_tokenizer) -> None:
+    trained, frozen = voice(tiny_tokenizer, "abc"), voice(tiny_tokenizer, "abc")
+    frozen = replace(frozen, trainable=False)
+    one, two = talk(recorder, (trained, [user("x")]), (frozen, [user("x")]))
+    assert one.loss_mask == (0,) * len(one.prompt_ids) + (1, 1, 1)
+    assert two.loss_mask == (0,) * (len(two.prompt_ids) + 3)
+    assert (one.policy_version, one.rollout_log_probs) == (0, (-0.5,) * 3)
+
+
+def test_an_engine_that_fails_leaves_no_step_behind(recorder, tiny_tokenizer) -> None:
+    says = voice(tiny_tokenizer, EngineError("down"), "up")
+    with pytest.raises(EngineError, match="down"):
+        talk(recorder, (says, [user("x")]))
+    assert recorder.recorded() == ()
+    talk(recorder, (says, [user("x")]))
+    (step,) = recorder.recorded()
+    assert (step.step_index, step.is_last, step.text) == (0, True, "up")
+
+
+def test_calls_made_side_by_side_keep_the_order_they_were_made_in(recorder, tiny_tokenizer) -> None:
+    says = voice(tiny_tokenizer, "a", EngineError("lost"), "c")
+
+    async def go() -> None:
+        calls = [recorder.chat(says, [user(text)], TEN) for text in ("first", "second", "third")]
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(go())
+    found = [(step.step_index, step.messages[0]["content"], step.text) for step in recorder.recorded()]
+    assert found == [(0, "first", "a"), (2, "third", "c")]
+    assert [step.is_last for step in recorder.recorded()] == [False, True]
+
+
+def test_an_empty_answer_of_a_text_engine_is_a_step_all_the_same(recorder, tiny_tokenizer) -> None:
+    talk(recorder, (voice(tiny_tokenizer, "", tokens=False), [user("x")]))
+    assert [step.text for step in recorder.recorded()] == [""]
+
+
+def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokenizer) -> None:
+    def seeds(seed: int) -> list[int | None]:
+        says = voice(tiny_tokenizer, "a", "b")
+        talk(Recorder("t", "p", seed=seed), (says, [user("x")]), (says, [user("y")]))
+        assert isinstance(says.engine, Scripted)
+        return [request.sampling.seed for request in says.engine.requests]
+
+    assert seeds(1) == seeds(1)
+    assert len({*seeds(1), *seeds(2)}) == 4
+
+
+def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: Path) -> None:
+    with Store(tmp_path / "store.sqlite") as store:
+        store.begin("t", "p", Task(id="q", prompt="?"), "train")
+        recorder = Recorder("t", "p", seed=1, store=store)
+        (step,) = talk(recorder, (voice(tiny_tokenizer, "kept"), [user("x")]))
+        assert store.trajectory("t").steps == (step,)
+
+
+def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:
+    import torch
+
+    from midstream.learn.log_probs import TokenSequence, score
+
+    for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.0)):
+        policy = make_policy(dtype)
+        recorder = Recorder("t", "p", seed=5)
+
+        async def go(policy=policy, recorder=recorder) -> list[Step]:
+            messages, steps = [SYSTEM, user("What is 3 times 7?")], []
+            for _ in range(3):
+                sampling = SamplingParams(max_tokens=9, temperature=0.7)
+                steps.append(await recorder.chat(policy.voice, messages, sampling))
+                messages = [*messages, assistant(steps[-1].text), user("The tool returned 21.")]
+            return steps
+
+        steps = asyncio.run(go())
+        for before, after in zip(steps, steps[1:], strict=False):
+            known = before.prompt_ids + before.response_ids
+            assert after.prompt_ids[: len(known)] == known
+            assert policy.tokenizer.text_of(before.response_ids) == before.text
+        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
+        with torch.no_grad():
+            assert (score(policy.decoder, sequences).log_probs - reported).abs().max() <= tolerance
