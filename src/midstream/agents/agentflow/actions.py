@@ -51,16 +51,21 @@ def read_action(text: str, notation: Notation, toolbox: Toolbox, required: tuple
 
 
 def write_action(action: NextStep, notation: Notation) -> str:
-    """`action` in a notation; `read_action` gives it back."""
+    """`action` in a notation; `read_action` gives it back, a lone text argument as the one parameter of its tool."""
     if notation == "json":
         return action.model_dump_json()
     lines = [
         f"{name}: {getattr(action, name)}" for name in ("justification", "context", "sub_goal") if getattr(action, name)
     ]
     values = list(action.arguments.values())
-    plain = len(values) == 1 and isinstance(values[0], str) and not values[0].startswith("{")
+    plain = len(values) == 1 and _is_plain(values[0])
     given = "" if not values else f": {values[0] if plain else json.dumps(action.arguments)}"
     return "\n".join([*lines, f"{'last' if action.last else 'next'} {action.tool}{given}"])
+
+
+def _is_plain(value: Any) -> bool:
+    """True for text that reads back as it is: reading strips it and takes every line break for the same."""
+    return isinstance(value, str) and value != "" and value == "\n".join(value.strip().splitlines()) and value[0] != "{"
 
 
 def _read_compact(text: str, toolbox: Toolbox) -> NextStep:
@@ -80,8 +85,8 @@ def _arguments(name: str, given: str, toolbox: Toolbox) -> dict[str, Any]:
     if given.startswith("{"):
         try:
             parsed = json.loads(given)
-        except json.JSONDecodeError:
-            raise UnreadableAction(f"the arguments of {name} are not a JSON object") from None
+        except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or nested too deep
+            raise UnreadableAction(f"the arguments of {_short(name)} are not a JSON object") from None
         return parsed if isinstance(parsed, dict) else {}
     tool = toolbox.get(name)
     if not given or tool is None:
@@ -100,6 +105,11 @@ def _read_json(text: str) -> NextStep:
         return NextStep.model_validate_json(text[start : end + 1])
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = _short(".".join(str(part) for part in first["loc"]))
         hint = nearest(where, NextStep.model_fields) if first["type"] == "extra_forbidden" else first["msg"]
         raise UnreadableAction(f"the JSON object is wrong at {where or 'its start'}: {hint}") from None
+
+
+def _short(text: str) -> str:
+    """What a model wrote, short enough to tell it."""
+    return text if len(text) <= 64 else f"{text[:60]}..."

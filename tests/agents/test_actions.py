@@ -1,0 +1,133 @@
+"""What the planner writes becomes an action, or a message that says what to write instead."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.agents.agentflow.actions import NextStep, UnreadableAction, read_action, write_action
+from midstream.tools import Toolbox, load_tools, tool
+
+
+@tool
+def convert(amount: float, rate: float) -> float:
+    """Convert an amount."""
+    return amount * rate
+
+
+TOOLBOX = Toolbox([*load_tools(["calculator", "echo"]), convert])
+ONE_ARGUMENT = {"calculator": "expression", "echo": "text"}
+
+lines = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), max_size=30).map(str.strip)
+values = st.one_of(st.integers(-1000, 1000), st.booleans(), st.none(), st.text(max_size=10))
+
+
+@st.composite
+def actions(draw, name: str | None = None) -> NextStep:
+    name = name or draw(st.sampled_from(["calculator", "echo", "convert", "none", "no_such-tool"]))
+    if name in ONE_ARGUMENT:
+        arguments = {ONE_ARGUMENT[name]: draw(st.text(max_size=30))}
+    elif name == "none":
+        arguments = {}
+    else:
+        arguments = draw(st.dictionaries(st.sampled_from(["amount", "rate", "x"]), values, max_size=3))
+        if len(arguments) == 1 and isinstance(next(iter(arguments.values())), str):
+            # A lone text is written without its name, which only a tool of one argument gives back.
+            arguments["y"] = 1
+    fields = {field: draw(lines) for field in ("justification", "context", "sub_goal")}
+    return NextStep(tool=name, arguments=arguments, last=draw(st.booleans()), **fields)
+
+
+@settings(max_examples=300, deadline=None)
+@given(actions())
+def test_what_is_written_in_either_notation_is_read_back(action: NextStep) -> None:
+    for notation in ("json", "compact"):
+        assert read_action(write_action(action, notation), notation, TOOLBOX) == action, notation
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60) | st.text("{}\"':nextlaso calculator\n", max_size=60))
+def test_whatever_a_model_writes_is_an_action_or_a_message(text: str) -> None:
+    for notation in ("json", "compact"):
+        try:
+            action = read_action(text, notation, TOOLBOX)
+        except UnreadableAction as error:
+            assert 0 < len(str(error)) < 300
+        else:
+            assert isinstance(action, NextStep)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("next calculator: 12 * 3", NextStep(tool="calculator", arguments={"expression": "12 * 3"})),
+        ("last echo: hi", NextStep(tool="echo", arguments={"text": "hi"}, last=True)),
+        (" last none \n", NextStep(tool="none", last=True)),
+        ("next echo:", NextStep(tool="echo")),
+        ("next echo: a\nb", NextStep(tool="echo", arguments={"text": "a\nb"})),
+        ('next convert: {"amount": 2, "rate": 3.5}', NextStep(tool="convert", arguments={"amount": 2, "rate": 3.5})),
+        ("next nothing: x", NextStep(tool="nothing", arguments={"input": "x"})),
+        (
+            "justification: we need it\nsub_goal: multiply\nnext calculator: 2*3",
+            NextStep(
+                justification="we need it", sub_goal="multiply", tool="calculator", arguments={"expression": "2*3"}
+            ),
+        ),
+    ],
+)
+def test_the_compact_notation(text: str, expected: NextStep) -> None:
+    assert read_action(text, "compact", TOOLBOX) == expected
+
+
+def test_json_is_found_inside_what_is_said_around_it() -> None:
+    text = 'Sure!\n```json\n{"tool": "echo", "arguments": {"text": "{}"}, "last": true}\n```'
+    assert read_action(text, "json", TOOLBOX) == NextStep(tool="echo", arguments={"text": "{}"}, last=True)
+
+
+@pytest.mark.parametrize(
+    ("notation", "text", "message"),
+    [
+        ("compact", "I would multiply", "write `next TOOL: INPUT` or `last TOOL: INPUT`"),
+        ("compact", "", "write `next TOOL: INPUT`"),
+        ("compact", "next", "write `next TOOL: INPUT`"),
+        ("compact", "next 7up: x", "write `next TOOL: INPUT`"),
+        ("compact", 'next convert: {"amount": 2,', "the arguments of convert are not a JSON object"),
+        ("compact", 'next convert: {"a":' + "1" * 5000 + "}", "the arguments of convert are not a JSON object"),
+        ("compact", "next convert: " + '{"a":' * 50_000, "the arguments of convert are not a JSON object"),
+        ("compact", "next convert: 2 by 3", "give the arguments of convert as a JSON object with amount, rate"),
+        ("json", "nothing here", "write one JSON object with tool, arguments and last"),
+        ("json", "} {", "write one JSON object with tool, arguments and last"),
+        ("json", "{tool}", "the JSON object is wrong at its start"),
+        ("json", "{}", "the JSON object is wrong at tool: Field required"),
+        ("json", '{"tool": "echo", "argments": {}}', "wrong at argments: did you mean 'arguments'?"),
+        ("json", '{"tool": "echo", "last": "perhaps"}', "wrong at last: Input should be a valid boolean"),
+        ("json", '{"tool": "echo", "arguments": "hi"}', "wrong at arguments: Input should be"),
+    ],
+)
+def test_what_cannot_be_read_says_what_to_write(notation, text: str, message: str) -> None:
+    with pytest.raises(UnreadableAction) as error:
+        read_action(text, notation, TOOLBOX)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("notation", ["json", "compact"])
+def test_fields_that_are_required_and_missing_are_all_named(notation) -> None:
+    text = write_action(NextStep(tool="echo", context="known"), notation)
+    with pytest.raises(UnreadableAction, match="also give justification, sub_goal"):
+        read_action(text, notation, TOOLBOX, ("justification", "context", "sub_goal"))
+    assert read_action(text, notation, TOOLBOX, ("context",)).context == "known"
+
+
+@pytest.mark.parametrize(
+    ("notation", "text"),
+    [
+        ("json", '{"tool": "echo", "' + "k" * 5000 + '": 1}'),
+        ("compact", "next " + "k" * 5000 + ": {1"),
+        ("json", '{"tool": "echo", "last": "' + "k" * 5000 + '"}'),
+    ],
+)
+def test_a_message_does_not_grow_with_what_was_written(notation, text: str) -> None:
+    with pytest.raises(UnreadableAction) as error:
+        read_action(text, notation, TOOLBOX)
+    assert len(str(error.value)) < 300

@@ -1,0 +1,97 @@
+"""The memory of a trajectory: everything said, in order, within its budget."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.core.types import ToolCall
+from midstream.memory.working import Said, Turn, WorkingMemory
+
+
+def words(text: str) -> int:
+    return len(text.split())
+
+
+def memory_of(budget: int) -> WorkingMemory:
+    return WorkingMemory("Answer with tools.", "What is asked?", words, budget)
+
+
+RESULT = "fact " * 100
+
+
+def test_it_shows_the_conversation_in_order_and_ends_with_what_is_asked_next() -> None:
+    memory = memory_of(500)
+    memory.remember(Said("planner", "What is asked?\n[planner 1/3]", "next search: Peru"))
+    memory.remember(Said("generator", "Lima\n[generator]", "Lima"))
+    assert memory.messages("[verifier]") == (
+        {"role": "system", "content": "Answer with tools."},
+        {"role": "user", "content": "What is asked?\n[planner 1/3]"},
+        {"role": "assistant", "content": "next search: Peru"},
+        {"role": "user", "content": "Lima\n[generator]"},
+        {"role": "assistant", "content": "Lima"},
+        {"role": "user", "content": "[verifier]"},
+    )
+
+
+def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_one_before() -> None:
+    memory = memory_of(1000)
+    before = memory.messages("")[:-1]
+    for turn in range(4):
+        memory.remember(Said("planner", f"{RESULT}\n[planner {turn}/4]", "next search: Peru"))
+        after = memory.messages("")[:-1]
+        assert after[: len(before)] == before
+        before = after
+    assert memory.shortened == 0
+
+
+def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
+    memory = memory_of(250)
+    said: list[Said] = []
+    for turn in range(5):
+        said.append(Said("planner", f"{RESULT}\n[planner {turn}/5]", f"next search: {turn}"))
+        memory.remember(said[-1])
+        assert memory.tokens() <= 250
+    assert memory.shortened > 0
+    assert memory.said[0] == said[0], "the question stays whole"
+    for kept, was in zip(memory.said, said, strict=True):
+        assert (kept.role, kept.answered) == (was.role, was.answered)
+        assert kept == was or (" [...] " in kept.asked and len(kept.asked) < len(was.asked))
+    assert memory.said[-1].asked.endswith("[planner 4/5]")
+
+
+def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
+    memory = memory_of(64)
+    memory.remember(Said("planner", "question " * 100, "answer " * 100))
+    assert memory.tokens() > 64
+    assert memory.shortened == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 60)), min_size=1, max_size=8),
+    budget=st.integers(200, 900),
+)
+def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes, budget) -> None:
+    memory = WorkingMemory("system", "?", len, budget)
+    for asked, answered in sizes:
+        memory.remember(Said("planner", "x" * asked, "y" * answered))
+    if memory.tokens() > budget:
+        assert all(len(said.asked) <= 160 for said in memory.said[1:]), "there was more to cut"
+
+
+def test_findings_are_the_results_of_calls_that_went_through() -> None:
+    memory = memory_of(100)
+    for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10")):
+        call = ToolCall(tool="search", arguments={}, ok=ok, result=result)
+        memory.turns.append(Turn(len(memory.turns) + 1, "", call))
+    assert memory.found() == ["Lima", "10"]
+
+
+@pytest.mark.parametrize("field", ["said", "turns"])
+def test_two_memories_share_nothing(field: str) -> None:
+    one, other = memory_of(100), memory_of(100)
+    one.remember(Said("planner", "secret", "secret"))
+    one.turns.append(Turn(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
+    assert getattr(other, field) == []
