@@ -64,6 +64,8 @@ class Learner:
 
     def _policy_pass(self, turns: Sequence[LearningTurn], loss: PolicyLoss, reference: Reference | None) -> Passes:
         sequences = [turn.sequence for turn in turns]
+        # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.
+        reference_log_probs = None if reference is None else reference(sequences)
         scored = score(self.decoder, sequences)
         per_token = [(turn, i) for turn in turns for i in range(len(turn.old_log_probs))]
         tokens = TokenBatch(
@@ -72,7 +74,7 @@ class Learner:
             old_log_probs=self._tensor([turn.old_log_probs[i] for turn, i in per_token]),
             advantages=self._tensor([turn.advantage for turn, _ in per_token]),
             weights=self._tensor([turn.weight for turn, _ in per_token]),
-            reference_log_probs=None if reference is None else reference(sequences),
+            reference_log_probs=reference_log_probs,
         )
         result = policy_loss(tokens, loss)
         result.total.backward()

@@ -163,6 +163,9 @@ class _Run:
                     ):
                         self._save(state, reference)
                     await self._evaluations(state.step)
+                if self.stopping and state.step and not self._folder(state).exists():
+                    # Ctrl-C came while the step's evaluation ran, after the time to save had passed.
+                    self._save(state, reference)
                 status = "stopped" if self.stopping and not self._complete(state.step) else "finished"
         finally:
             self._write_info("stopped" if status == "failed" and self.stopping else status)
@@ -251,9 +254,13 @@ class _Run:
             },
         )
 
+    def _folder(self, state: TrainState) -> Path:
+        return self.directory / "checkpoints" / f"step-{state.step:06d}"
+
     def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
-        folder = self.directory / "checkpoints" / f"step-{state.step:06d}"
-        save_checkpoint(folder, self.parts.learner, state, self.yaml, str(self.config.policy.model), reference)
+        save_checkpoint(
+            self._folder(state), self.parts.learner, state, self.yaml, str(self.config.policy.model), reference
+        )
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
