@@ -10,6 +10,7 @@ from typing import Any
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig, SamplingConfig
 from midstream.agents.registry import find_flow, load_flows
+from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, MidstreamError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
@@ -48,6 +49,7 @@ class AgentFlowWorker:
         if flow.flows_file is not None:
             load_flows(flow.flows_file)
         self._flow = find_flow(flow.name)
+        parse_config(self._flow.settings, flow.settings, f"flow.settings of '{flow.name}'")
         self._config = flow
         if "policy" not in voices:
             raise ConfigError("a flow needs an engine for the role 'policy'")

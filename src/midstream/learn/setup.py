@@ -78,7 +78,10 @@ def build(config: TrainConfig) -> Parts:
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass)
     voices = make_voices(config.flow, engine)
-    return Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices)
+    parts = Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices)
+    # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
+    parts.manager(None)
+    return parts
 
 
 def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
@@ -90,7 +93,9 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
             voices[role] = Voice(policy, policy.tokenizer, config.train)
         elif config.engine == "frozen":
             if policy.decoder.adapter_rank == 0:
-                raise ConfigError(f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL")
+                raise ConfigError(
+                    f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL"
+                )
             if frozen is None:
                 base = TorchEngine(
                     policy.decoder,
@@ -106,7 +111,10 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
         elif config.engine.startswith(("http://", "https://")):
             voices[role] = Voice(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
         elif config.engine != "rules":
-            raise ConfigError(f"flow.roles.{role}.engine is '{config.engine}'", "use policy, frozen, rules, or the URL of an OpenAI-compatible server")
+            raise ConfigError(
+                f"flow.roles.{role}.engine is '{config.engine}'",
+                "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
+            )
     return voices
 
 

@@ -134,6 +134,7 @@ class _Run:
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
+        _check_demonstrations(parts, config)
         self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
         state, saved = self._resume_state()
         reference = load_reference(saved) if saved else {}
@@ -428,11 +429,6 @@ async def evaluate_tasks(
 
 async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
     config = parts.config
-    if config.flow.name != "agentflow":
-        raise ConfigError(
-            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of",
-            "set warm_start.examples=0",
-        )
     toolbox = Toolbox(load_tools(config.flow.tools))
     demonstrator = Demonstrator(
         parts.tokenizer,
@@ -480,4 +476,22 @@ def _check_splits(parts: Parts, config: TrainConfig) -> None:
             ]
             raise TaskError(
                 f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
+            )
+
+
+def _check_demonstrations(parts: Parts, config: TrainConfig) -> None:
+    """A warm start has what it needs."""
+    if not config.warm_start.examples:
+        return
+    if config.flow.name != "agentflow":
+        raise ConfigError(
+            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of",
+            "set warm_start.examples=0",
+        )
+    for place in range(config.warm_start.examples):
+        task = parts.tasks.get("train", place)
+        if "plan" not in task.metadata:
+            raise ConfigError(
+                f"warm_start needs tasks that carry a plan, and the task '{task.id}' has none",
+                "set warm_start.examples=0, or give tasks the tool calls that solve them as metadata 'plan'",
             )

@@ -1,0 +1,193 @@
+"""What a user can get wrong, by the command line: exit code 2, one message with what to do, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from midstream import cli
+
+Refused = Callable[..., str]
+
+SETTINGS: dict[str, Any] = {
+    "policy": {"model": "MODEL", "dtype": "float32", "lora": {"rank": 2}},
+    "tasks": {"sources": [{"type": "direct"}]},
+    "rollout": {"tasks_per_step": 2, "group_size": 2, "sampling": {"max_tokens": 2}},
+    "trainer": {"max_steps": 1, "eval_every": 0, "test_tasks": 0, "threads": 1},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config that would train, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "good.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS).replace("MODEL", str(tiny_path)))
+    return path
+
+
+@pytest.fixture
+def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """`midstream train` with overrides must refuse; returns its message."""
+
+    def call(*overrides: object, command: str = "train") -> str:
+        before = sorted(config.parent.rglob("*"))
+        code = cli.run([command, str(config), *map(str, overrides)])
+        printed = capsys.readouterr()
+        assert code == 2, printed
+        assert printed.err.startswith("error: ") and printed.err.count("error: ") == 1
+        assert "Traceback" not in printed.err
+        assert sorted(config.parent.rglob("*")) == before, "something was left behind"
+        return printed.err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_step=3", "trainer.max_step: unknown key; did you mean 'max_steps'?"),
+        ("trianer.max_steps=3", "trianer: unknown key; did you mean 'trainer'?"),
+        ("algorithm={name: flow_grpo, clip_hi: 0.3}", "unknown key; did you mean 'clip_high'?"),
+        ("algorithm.name=gpro", "'flow_grpo', 'grpo', 'reinforce'"),
+        ("trainer.max_steps=many", "trainer.max_steps: Input should be a valid integer"),
+        ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
+        ("optimizer.lr", "is not of the form key=value"),
+        ("rollout.group_size=1", "raise rollout.group_size or set algorithm.name=reinforce"),
+        ("tasks.sources=[]", "tasks.sources: List should have at least 1 item"),
+        ("reward.preset=seed002-3-1", "no reward preset 'seed002-3-1'; did you mean 'seed002-3-"),
+        ("reward.components={corectness: 1.0}", "no reward component 'corectness'"),
+        ("reward.components={corectness: 1.0}", "did you mean 'correctness'?"),
+        ("flow.name=agentflwo", "no agent flow 'agentflwo'"),
+        ("flow.name=agentflwo", "did you mean 'agentflow'?"),
+        ("flow.name=no_such_module:Agent", "cannot import 'no_such_module.Agent'"),
+        ("flow.tools=[calculater]", "unknown tool 'calculater'"),
+        ("flow.tools=[calculater]", "did you mean 'calculator'?"),
+        ("flow.roles={plannr: {engine: policy}}", "has no such role"),
+        ("flow.settings={max_turn: 3}", "flow.settings of 'single_step_single_turn_agent' is not valid"),
+        ("flow={name: agentflow, settings: {max_turn: 3}}", "max_turn: unknown key; did you mean 'max_turns'?"),
+        ("flow.roles={policy: {engine: magic}}", "use policy, frozen, rules, or the URL"),
+        ("tasks.sources=[{type: fact}]", "did you mean 'facts'?"),
+        ("policy.model=smolm2-135m", "did you mean 'smollm2-135m'?"),
+        ("policy.model=./nowhere", "there is no model directory './nowhere'"),
+        ("policy.device=cudda", "policy.device 'cudda' cannot be used"),
+        ("policy.lora.targets=[z_proj]", "z_proj"),
+        ("warm_start.examples=4", "set warm_start.examples=0"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_to_do(refused: Refused, override: str, message: str) -> None:
+    assert message in refused(override)
+
+
+def test_everything_wrong_is_said_at_once(refused: Refused) -> None:
+    told = refused("trainer.max_step=3", "optimizer.lr=fast")
+    assert "max_step: unknown key" in told and "optimizer.lr: Input should be a valid number" in told
+
+
+def test_a_model_that_is_not_causal_is_refused(refused: Refused, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], "model_type": "bert"}))
+    told = refused(f"policy.model={folder}")
+    assert "BertForMaskedLM" in told and "causal" in told
+
+
+def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "ans')
+    assert f"{file}, line 2: is not valid JSON" in refused(f"tasks.sources=[{{type: {file}}}]")
+    file.write_text('{"question": "a?", "answer": "b"}\n{"question": "", "answer": "b"}\n')
+    told = refused(f"tasks.sources=[{{type: {file}}}]")
+    assert f"{file}, line 2" in told and "question" in told
+
+
+def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"question": "a?", "answer": "b", "split": "test"}\n')
+    assert "split 'train' of the task set 'mine' is empty" in refused(f"tasks.sources=[{{type: {file}}}]")
+    file.write_text('{"question": "a?", "answer": "b", "split": "train"}\n')
+    told = refused(f"tasks.sources=[{{type: {file}}}]", "trainer.test_tasks=4")
+    assert "split 'test'" in told and "trainer.test_tasks=0" in told
+
+
+def test_a_warm_start_needs_tasks_with_a_plan(refused: Refused, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"id": "one", "question": "a?", "answer": "b", "split": "train"}\n')
+    told = refused(f"tasks.sources=[{{type: {file}}}]", "flow.name=agentflow", "warm_start.examples=1")
+    assert "the task 'one' has none" in told and "warm_start.examples=0" in told
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = refused(f"trainer.run_dir={tmp_path}/file/run")
+    assert f"cannot write to the run directory '{tmp_path}/file/run'" in told and "trainer.run_dir" in told
+
+
+def test_two_runs_in_one_directory_are_refused(refused: Refused, tmp_path: Path) -> None:
+    from midstream.learn.run_dir import RunDirectory
+
+    path = tmp_path / "mine"
+    held = RunDirectory(path)
+    try:
+        assert "another process is using" in refused(f"trainer.run_dir={path}")
+    finally:
+        held.release()
+    path.mkdir()
+    (path / "config.yaml").write_text("name: mine\n")
+    (path / ".lock").touch()
+    assert "there is a run in" in refused(f"trainer.run_dir={path}")
+
+
+def test_a_prompt_longer_than_the_context_costs_its_own_task_only(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "long.jsonl"
+    rows = [{"id": "short", "question": "a?", "answer": "b"}, {"id": "long", "question": "a " * 6000, "answer": "b"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "result.json"
+    code = cli.run(["eval", str(config), "--tasks", str(file), "--out", str(out)])
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "1 of 2 attempts failed" in printed.out and "leaves no room in a context of 4096" in printed.out
+    row = json.loads(out.read_text())
+    assert row["n"] == 2 and row["errors"][0]["task"] == "long"
+    assert {sample["task"]: sample["status"] for sample in row["samples"]} == {"short": "completed", "long": "failed"}
+
+
+def test_eval_and_ask_say_what_is_missing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(*arguments: object) -> str:
+        assert cli.run([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "there is no run in 'runs' yet" in told("ask", "What is 1 + 1?")
+    assert "no tasks to evaluate on" in told("eval", "--model", "tiny")
+    assert "say how many tasks with --n" in told("eval", config, "--tasks", "calculate")
+    assert "is not a checkpoint" in told("eval", "--checkpoint", tmp_path, "--tasks", "direct")
+    assert "both a config and a checkpoint" in told("eval", config, "--checkpoint", tmp_path)
+    assert "cannot write" in told("eval", config, "--tasks", "direct", "--out", tmp_path / "no" / "o.json")
+    run = tmp_path / "runs" / "half"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"name": "half", "status": "stopped"}))
+    assert "'half', is stopped" in told("ask", "What is 1 + 1?")
+    assert "has no checkpoint yet" in told("ask", "What is 1 + 1?", "--run", "half")
+
+
+def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(config: Path, tmp_path: Path) -> None:
+    # A limit on the size of a file is what a disk that fills up looks like, and needs no rights.
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+    script = limited + "from midstream import cli; cli.main(sys.argv[1:])"
+    command = ["train", str(config), f"trainer.run_dir={tmp_path}/run", "trainer.max_steps=2"]
+    done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert "resume" in done.stderr
+    assert cli.run([*command, "--resume"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]

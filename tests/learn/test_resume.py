@@ -1,0 +1,246 @@
+"""A run that is killed, stopped or crowded out goes on to the numbers it would have had."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from midstream.core.errors import RunError
+from midstream.learn.config import TrainConfig
+from midstream.learn.run_dir import RunDirectory
+from midstream.learn.trainer import train
+from midstream.record.store import Store
+
+# Forked from a process that has imported torch and computed nothing: real processes, without seconds of start-up each.
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(
+    [
+        "midstream.learn.trainer",
+        "midstream.agents.agentflow.flow",
+        "peft",
+        "torch.utils.tensorboard",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.configuration_llama",
+        "transformers.tokenization_utils_tokenizers",
+    ]
+)
+KILLS = 4
+
+Configure = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose modules this process and those it starts can import; a reward with something to learn is there."""
+    path = tmp_path_factory.mktemp("resume")
+    (path / "letters_reward.py").write_text(
+        "def letters(steps):\n"
+        "    text = ''.join(step.text for step in steps)\n"
+        "    return sum(c.islower() for c in text) / max(len(text), 1)\n"
+    )
+    sys.path.insert(0, str(path))
+    yield path
+    sys.path.remove(str(path))
+
+
+@pytest.fixture(scope="module")
+def configure(folder: Path, tiny_path: Path) -> Configure:
+    """Configs of a short run with everything a run can have: warm start, reference, evaluations, checkpoints."""
+    rules = {"engine": "rules"}
+    roles = {"analysis": rules, "executor": rules, "verifier": rules, "planner": {"sampling": {"max_tokens": 5}}}
+
+    def make(name: str, **trainer: Any) -> TrainConfig:
+        return TrainConfig.model_validate(
+            {
+                "name": "resumed",
+                "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 2, "alpha": 4}},
+                "tasks": {"sources": [{"type": "calculate"}, {"type": "direct"}]},
+                "flow": {
+                    "name": "agentflow",
+                    "tools": ["calculator"],
+                    "roles": roles,
+                    "settings": {"notation": "compact", "fields": [], "max_turns": 2},
+                },
+                "reward": {"components": {"letters_reward:letters": 1.0}},
+                "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 3}},
+                "algorithm": {"name": "flow_grpo", "kl": {"coef": 0.01, "reference": "start"}},
+                "optimizer": {"lr": 0.01},
+                "warm_start": {"examples": 4, "epochs": 1, "batch_size": 2},
+                "trainer": {
+                    "run_dir": str(folder / name),
+                    "deterministic": True,
+                    "threads": 1,
+                    "max_steps": 8,
+                    "save_every": 2,
+                    "eval_every": 3,
+                    "val_tasks": 3,
+                    "test_tasks": 3,
+                    **trainer,
+                },
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(configure: Configure) -> tuple[Path, float]:
+    """A run nobody disturbed, and how long it took."""
+    config = configure("uninterrupted")
+    began = time.monotonic()
+    assert finish(config) == 0
+    return run_dir(config), time.monotonic() - began
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_never_was(
+    configure: Configure, uninterrupted: tuple[Path, float]
+) -> None:
+    reference, takes_s = uninterrupted
+    config = configure("killed")
+    moments = random.Random(7)
+    killed = 0
+    for _ in range(KILLS):
+        process = start(config)
+        process.join(moments.uniform(0.15, 0.8) * takes_s)
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed >= KILLS - 1
+    assert finish(config) == 0
+    assert outcome(run_dir(config)) == outcome(reference)
+
+
+def test_the_run_of_this_test_learns_something(uninterrupted: tuple[Path, float]) -> None:
+    # Else equal outcomes would say little.
+    path, _ = uninterrupted
+    rows = [row for row in logged(path / "metrics.jsonl") if row["stage"] == "rl"]
+    assert len(rows) == 8 and all(row["grad_norm"] > 0 for row in rows)
+    assert len({row["reward"] for row in rows}) > 1
+    assert [row["label"] for row in logged(path / "evals.jsonl")] == [
+        "base",
+        "warm start",
+        "step 0",
+        "step 3",
+        "step 6",
+        "final",
+    ]
+
+
+def test_ctrl_c_saves_and_stops_and_resume_ends_the_same(
+    configure: Configure, uninterrupted: tuple[Path, float], folder: Path
+) -> None:
+    config = configure("stopped")
+    file, path = folder / "stopped.yaml", run_dir(config)
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "midstream", "train", str(file)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    with pytest.raises(RunError, match="another process is using"):
+        train(config, resume=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert json.loads((path / "run.json").read_text())["status"] == "stopped"
+    assert (path / "curve.png").is_file() and (path / "report.html").is_file()
+    steps = [row["step"] for row in logged(path / "metrics.jsonl")]
+    assert (path / "checkpoints" / f"step-{steps[-1]:06d}" / "state.json").is_file() and steps[-1] < 8
+    assert finish(config) == 0
+    assert outcome(path) == outcome(uninterrupted[0])
+
+
+def test_a_changed_config_is_refused_with_the_difference_and_taken_with_force(
+    configure: Configure, uninterrupted: tuple[Path, float]
+) -> None:
+    path, _ = uninterrupted
+    longer = configure("uninterrupted", max_steps=9)
+    before = (path / "config.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"trainer\.max_steps: 8 -> 9"):
+        train(longer, resume=True)
+    assert (path / "config.yaml").read_bytes() == before
+
+
+def test_force_goes_on_under_the_new_config(configure: Configure) -> None:
+    assert finish(configure("forced", max_steps=1)) == 0
+    longer = configure("forced", max_steps=2)
+    assert finish(longer, force=True) == 0
+    rows = logged(run_dir(longer) / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["stage"] == "rl"] == [1, 2]
+    assert yaml.safe_load((run_dir(longer) / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+
+
+def test_a_directory_with_a_run_in_it_is_refused(configure: Configure, uninterrupted: tuple[Path, float]) -> None:
+    before = outcome(uninterrupted[0])
+    with pytest.raises(RunError, match=r"there is a run in .* already"):
+        train(configure("uninterrupted"))
+    assert outcome(uninterrupted[0]) == before
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(configure: Configure, folder: Path) -> None:
+    config = configure("nested/never")
+    with pytest.raises(RunError, match="another process"):
+        held = RunDirectory(run_dir(config))
+        try:
+            train(config)
+        finally:
+            held.release()
+    missing = config.model_copy(update={"policy": config.policy.model_copy(update={"model": str(folder / "no-model")})})
+    with pytest.raises(Exception, match="no model directory"):
+        train(missing)
+    assert not (folder / "nested").exists()
+
+
+def run_dir(config: TrainConfig) -> Path:
+    assert config.trainer.run_dir is not None
+    return Path(config.trainer.run_dir)
+
+
+def start(config: TrainConfig, force: bool = False) -> Any:
+    """A process that begins the run, or goes on with it."""
+    process = SPAWN.Process(target=train, args=(config,), kwargs={"resume": True, "force": force})
+    process.start()
+    return process
+
+
+def finish(config: TrainConfig, force: bool = False) -> int | None:
+    process = start(config, force)
+    process.join()
+    return process.exitcode
+
+
+def outcome(path: Path) -> dict[str, Any]:
+    """What of a run must not depend on how fast it went: weights, optimizer, logs, trajectories."""
+    checkpoint = max((path / "checkpoints").glob("step-*"))
+    binary = {file.name: file.read_bytes() for file in checkpoint.iterdir() if file.name != "config.yaml"}
+    with Store(path / "store.sqlite") as store:
+        trajectories = {
+            t.uid: (
+                t.status,
+                t.rewards,
+                [(s.prompt_ids, s.response_ids, s.rollout_log_probs, s.policy_version) for s in t.steps],
+            )
+            for t in store.trajectories()
+        }
+    logs = {name: logged(path / name) for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl")}
+    return {"step": checkpoint.name, **binary, **logs, "trajectories": trajectories}
+
+
+def logged(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log without the keys that measure time."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
