@@ -1,7 +1,7 @@
 """Demonstrations of the flow `agentflow`: an engine that answers as a plan says, for a supervised start.
 
-With `scramble`, a share of the actions uses a tool, and `next` or `last`, drawn at random: the demonstrations then teach how an action
-is written and not which one to choose.
+With `scramble`, a share of the actions uses a tool drawn at random: the demonstrations then teach how an action is
+written and not which tool a question needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class _Progress:
 
 
 class Demonstrator:
-    """Speaks for every role of one flow at once. Tasks need `metadata["plan"]`: tool calls in order, `{1}` standing for a value found."""
+    """Speaks for every role of one flow at once.
+
+    Tasks need `metadata["plan"]`: tool calls in order, `{1}` standing for a value found.
+    """
 
     speaks_tokens = True
     policy_version = 0
@@ -40,7 +43,8 @@ class Demonstrator:
     def __init__(
         self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, scramble: float, seed: int
     ) -> None:
-        self._tokenizer, self._notation = tokenizer, notation
+        self._tokenizer = tokenizer
+        self._notation: Notation = notation
         self._scramble, self._seed = scramble, seed
         self._tools = [tool.name for tool in toolbox.tools]
         self._parameters = {tool.name: next(iter(tool.parameters["properties"]), "input") for tool in toolbox.tools}
@@ -85,7 +89,7 @@ class Demonstrator:
             tool, last = plan[place]["tool"], place == len(plan) - 1
             given = _filled(str(next(iter(plan[place]["arguments"].values()), "")), progress.values)
         if progress.random.random() < self._scramble:
-            tool, last = progress.random.choice(self._tools), progress.random.random() < 0.5
+            tool = progress.random.choice(self._tools)
             given = given or progress.task.question
         arguments = {} if tool == NO_TOOL else {self._parameters[tool]: given}
         return write_action(NextStep(tool=tool, arguments=arguments, last=last), self._notation)

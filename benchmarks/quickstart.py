@@ -1,0 +1,147 @@
+"""The quickstart over several seeds: success before and after, by kind, wall time and peak memory, bad seeds included.
+
+    python benchmarks/quickstart.py --seeds 0 1 2 3 4
+
+Each seed is a run of its own in a fresh process, as `midstream train` makes it. Prints a table, and writes
+`quickstart.json` and `quickstart.png` into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def run_seed(config: str, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Train once; returns what the run wrote, and its wall time."""
+    run_dir = folder / f"seed-{seed}"
+    command = [sys.executable, "-m", "midstream", "train", config, f"trainer.seed={seed}", f"tasks.seed={seed}"]
+    began = time.perf_counter()
+    subprocess.run([*command, f"trainer.run_dir={run_dir}", *overrides], check=True)
+    elapsed = time.perf_counter() - began
+    return {"wall_s": elapsed, **read_run(run_dir, seed)}
+
+
+def read_run(run_dir: Path, seed: int) -> dict[str, Any]:
+    evals = {row["label"]: row for row in _rows(run_dir / "evals.jsonl") if row["split"] == "test"}
+    steps = [row for row in _rows(run_dir / "metrics.jsonl") if row["stage"] == "rl"]
+    info = json.loads((run_dir / "run.json").read_text())
+    live = [row["time_s"] for row in steps if row["zero_variance_groups"] < row["groups"] / 2]
+    return {
+        "seed": seed,
+        "evals": evals,
+        "steps": [{"step": row["step"], "reward": row["reward"], "success": row["success"]} for row in steps],
+        "peak_memory_mb": info["peak_memory_mb"],
+        "versions": info["versions"],
+        "live_step_s": statistics.median(live) if live else None,
+        "sampling_tokens_per_s": statistics.median(row["tokens_per_s"] for row in steps),
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row a seed, means below."""
+    kinds = sorted(results[0]["evals"]["final"]["by_kind"])
+    head = ["seed", "base", "warm start", "after RL", "RL's share", *kinds, "wall", "peak memory"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    shares, finals = [], []
+    for result in results:
+        base, warm, final = (result["evals"][label]["success"] for label in ("base", "warm start", "final"))
+        by_kind = [result["evals"]["final"]["by_kind"][kind]["success"] for kind in kinds]
+        shares.append(final - warm)
+        finals.append(final)
+        cells = [
+            str(result["seed"]),
+            *(f"{v:.2f}" for v in (base, warm, final)),
+            f"+{final - warm:.2f}",
+            *(f"{v:.2f}" for v in by_kind),
+        ]
+        lines.append(
+            "| " + " | ".join([*cells, f"{result['wall_s']:.0f} s", f"{result['peak_memory_mb'] / 1024:.1f} GB"]) + " |"
+        )
+    mean = [
+        "mean",
+        "",
+        "",
+        f"{statistics.mean(finals):.2f} (lowest {min(finals):.2f})",
+        f"+{statistics.mean(shares):.2f}",
+        *[""] * len(kinds),
+    ]
+    slowest, largest = max(r["wall_s"] for r in results), max(r["peak_memory_mb"] for r in results) / 1024
+    lines.append("| " + " | ".join([*mean, f"at most {slowest:.0f} s", f"at most {largest:.1f} GB"]) + " |")
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Success while training, one faint line a seed (mean of 5 steps) and their mean; greedy test success as dots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.2), dpi=150)
+    smooth = [_smooth([row["success"] for row in result["steps"]]) for result in results]
+    length = min(len(line) for line in smooth)
+    for result, line in zip(results, smooth, strict=True):
+        axes.plot(range(1, len(line) + 1), line, color="#4c78a8", alpha=0.35, linewidth=1.2)
+        axes.plot([0], [result["evals"]["warm start"]["success"]], "o", color="#9a9a9a", markersize=5)
+        axes.plot([len(line) + 1], [result["evals"]["final"]["success"]], "o", color="#e45756", markersize=5)
+    axes.plot(
+        range(1, length + 1),
+        [statistics.mean(line[i] for line in smooth) for i in range(length)],
+        color="#1f3f6e",
+        linewidth=2.4,
+    )
+    axes.set(
+        xlabel="training step",
+        ylabel="success",
+        ylim=(-0.02, 1.02),
+        title=f"Quickstart over {len(results)} seeds (SmolLM2-135M, CPU)",
+    )
+    axes.plot([], [], color="#1f3f6e", linewidth=2.4, label="while training, mean of seeds")
+    axes.plot([], [], "o", color="#9a9a9a", label="held-out, greedy: warm start")
+    axes.plot([], [], "o", color="#e45756", label="held-out, greedy: after RL")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _smooth(values: list[float], window: int = 5) -> list[float]:
+    return [statistics.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/quickstart.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-quickstart"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for seed in arguments.seeds:
+        results.append(run_seed(arguments.config, seed, arguments.out, arguments.overrides))
+        (arguments.out / "quickstart.json").write_text(json.dumps(results, indent=1))
+        print(table(results), flush=True)
+    draw(results, arguments.out / "quickstart.png")
+    versions = results[0]["versions"]
+    print(f"\n{platform.processor() or platform.machine()}, {versions}")
+    print(
+        f"median live step {statistics.median(r['live_step_s'] or 0 for r in results):.1f} s, sampling {statistics.median(r['sampling_tokens_per_s'] for r in results):.0f} tokens/s"
+    )
+
+
+if __name__ == "__main__":
+    main()
