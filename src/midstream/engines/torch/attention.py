@@ -160,48 +160,43 @@ def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], 
 
 
 class SlotCache:
-    """Keys and values of up to `slots` sequences, each in its own slot, grown in steps as they get longer."""
+    """Keys and values of sequences, each in its own slot; grown as there are more of them and as they get longer."""
 
-    def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self._shape = (layers, slots, kv_heads, head_dim)
-        self._dtype, self._device = dtype, device
-        self.capacity = 0
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+    def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        # One tensor [layers, slots, kv_heads, capacity, head_dim] for all layers: large enough that the allocator gives
+        # it back whole.
+        self.keys = torch.zeros(layers, 0, kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.values = self.keys
 
     @property
-    def slots(self) -> int:
-        return self._shape[1]
+    def capacity(self) -> int:
+        """Most tokens a slot holds."""
+        return self.keys.shape[3]
 
-    def reserve(self, length: int) -> None:
-        """Make room for sequences of `length` tokens."""
-        if length <= self.capacity:
-            return
-        layers, slots, kv_heads, head_dim = self._shape
-        # No larger than needed: products over a cache that is used to its end read it in place.
-        capacity = _ceil(length)
-
-        def grown(old: list[Tensor], layer: int) -> Tensor:
-            new = torch.zeros(slots, kv_heads, capacity, head_dim, dtype=self._dtype, device=self._device)
-            if old:
-                new[:, :, : self.capacity] = old[layer]
-            return new
-
-        self.keys = [grown(self.keys, layer) for layer in range(layers)]
-        self.values = [grown(self.values, layer) for layer in range(layers)]
-        self.capacity = capacity
+    def reserve(self, slots: int, length: int) -> None:
+        """Make room for `length` tokens in each of `slots` slots: no more than they need, as products over a cache that is
+        used to its end read it in place."""
+        slots, capacity = max(slots, self.keys.shape[1]), max(_ceil(length), self.capacity)
+        if (slots, capacity) != (self.keys.shape[1], self.capacity):
+            self.keys, self.values = _grown(self.keys, slots, capacity), _grown(self.values, slots, capacity)
 
     def fill(self, slot: int, kept: list[tuple[Tensor, Tensor]], path: Tensor) -> None:
         """Copy a sequence computed by a keeping `TreeAttention` into `slot`."""
         for layer, (k, v) in enumerate(kept):
-            self.keys[layer][slot, :, : len(path)] = k[path].transpose(0, 1)
-            self.values[layer][slot, :, : len(path)] = v[path].transpose(0, 1)
+            self.keys[layer, slot, :, : len(path)] = k[path].transpose(0, 1)
+            self.values[layer, slot, :, : len(path)] = v[path].transpose(0, 1)
 
     def clear(self) -> None:
         """Free the memory; slots start over."""
-        self.keys, self.values, self.capacity = [], [], 0
+        layers, _, kv_heads, _, head_dim = self.keys.shape
+        self.keys = self.values = self.keys.new_zeros(layers, 0, kv_heads, 0, head_dim)
+
+
+def _grown(old: Tensor, slots: int, capacity: int) -> Tensor:
+    layers, had, kv_heads, held, head_dim = old.shape
+    new = old.new_zeros(layers, slots, kv_heads, capacity, head_dim)
+    new[:, :had, :, :held] = old
+    return new
 
 
 class SlotAttention:
@@ -213,7 +208,7 @@ class SlotAttention:
     def __init__(
         self, cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int], group: int
     ) -> None:
-        device = cache.keys[0].device
+        device = cache.keys.device
         self._cache = cache
         n_q = max(counts)
         n_k = min(_ceil(max(length + count for length, count in zip(lengths, counts, strict=True))), cache.capacity)
@@ -233,7 +228,7 @@ class SlotAttention:
         self._shape = (rows, n_q, n_k)
         positions = torch.zeros(rows, n_q, dtype=torch.long, device=device)
         positions[self._row, self._column] = self.positions
-        self._mask = _causal_mask(positions, n_k, group, cache.keys[0].dtype)
+        self._mask = _causal_mask(positions, n_k, group, cache.keys.dtype)
         self._dense = n_q == 1 and rows == len(slots) and (self._run is None or list(slots) == list(range(low, high)))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class TorchEngine:
         self.tokens_prefilled = 0
         self.busy_s = 0.0
         self._cache = SlotCache(
-            len(decoder.layers), slots, decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device
+            len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device
         )
         self._held: dict[str, int] = {}
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
@@ -210,7 +210,7 @@ class TorchEngine:
                 if not self._free:
                     idle = [name for name in self._held if name not in busy and not self._awaited(name)]
                     if not idle:
-                        break
+                        continue  # those that hold a slot go on; one of them ends or idles before long
                     self._drop(idle[0])
                 slot = self._held[session] = self._free.pop()
             row.slot = slot
@@ -268,7 +268,7 @@ class TorchEngine:
 
     def _prefill(self, rows: list[_Row]) -> Tensor:
         """Hidden state [rows, hidden] of each prompt's last token; slots are filled with what was not there yet."""
-        self._cache.reserve(max(len(row.request.prompt_ids) for row in rows))
+        self._reserve(rows, [len(row.request.prompt_ids) for row in rows])
         last: dict[int, Tensor] = {}
         fresh: list[_Row] = []
         known: list[_Row] = []
@@ -284,6 +284,9 @@ class TorchEngine:
             for row, hidden in zip(known, self._extend(known, deltas), strict=True):
                 last[row.order] = hidden
         return torch.stack([last[row.order] for row in rows])
+
+    def _reserve(self, rows: list[_Row], lengths: list[int]) -> None:
+        self._cache.reserve(max(row.slot for row in rows) + 1, max(lengths))
 
     def _prefill_tree(self, rows: list[_Row]) -> Tensor:
         decoder = self.decoder
@@ -302,7 +305,7 @@ class TorchEngine:
         decoder = self.decoder
         lengths = [len(self._tokens[row.slot]) for row in rows]
         counts = [len(delta) for delta in deltas]
-        self._cache.reserve(max(length + count for length, count in zip(lengths, counts, strict=True)))
+        self._reserve(rows, [length + count for length, count in zip(lengths, counts, strict=True)])
         attend = SlotAttention(
             self._cache, [row.slot for row in rows], lengths, counts, decoder.heads // decoder.kv_heads
         )
