@@ -5,16 +5,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 CONFIG ?= configs/quickstart.yaml
+KILLS ?= 20
 
-.PHONY: help setup train test check format clean
+.PHONY: help setup train test test-kill check format clean
 
 help:
-	@echo "make train    train the quickstart ($(CONFIG)); CONFIG=... trains another"
-	@echo "make test     run the tests"
-	@echo "make check    formatting, lint and types"
-	@echo "make format   format and fix what can be fixed"
-	@echo "make setup    create .venv with everything the above need"
-	@echo "make clean    delete .venv and caches; runs and models stay"
+	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
+	@echo "make test       run the tests"
+	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make check      formatting, lint and types"
+	@echo "make format     format and fix what can be fixed"
+	@echo "make setup      create .venv with everything the above need"
+	@echo "make clean      delete .venv and caches; runs and models stay"
 
 setup: $(READY)
 
@@ -35,6 +37,9 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-kill: $(READY)
+	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

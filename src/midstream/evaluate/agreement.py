@@ -1,0 +1,51 @@
+"""Whether two runs came to the same: weights and optimizer byte for byte, logs, and every sampled token.
+
+What says how fast a run went is left out: keys of logs that end in `_s`, latencies, tensorboard's files, and the
+config, which names the run's directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from midstream.core.errors import RunError
+from midstream.core.types import Trajectory
+from midstream.evaluate.runs import read_rows
+
+LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
+
+
+def contents(run_dir: str | Path) -> dict[str, Any]:
+    """By name, all of a run that must not depend on how fast it went or how often it was resumed."""
+    from midstream.learn.checkpoint import checkpoints
+    from midstream.record.store import Store
+
+    run_dir = Path(run_dir)
+    found = checkpoints(run_dir)
+    if not found:
+        raise RunError(f"the run '{run_dir}' has no checkpoint to compare")
+    newest = found[-1]
+    result: dict[str, Any] = {"checkpoint": newest.name}
+    for file in sorted(newest.iterdir()):
+        if file.name != "config.yaml":
+            result[f"{newest.name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for name in LOGS:
+        result[name] = [
+            {key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run_dir / name)
+        ]
+    with Store(run_dir / "store.sqlite") as store:
+        result["trajectories"] = {trajectory.uid: _told(trajectory) for trajectory in store.trajectories()}
+    return result
+
+
+def differences(one: str | Path, other: str | Path) -> list[str]:
+    """The names of what is not the same in two runs; empty when they agree."""
+    left, right = contents(one), contents(other)
+    return [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
+
+
+def _told(trajectory: Trajectory) -> tuple[Any, ...]:
+    steps = [(s.prompt_ids, s.response_ids, s.rollout_log_probs, s.policy_version) for s in trajectory.steps]
+    return trajectory.status, trajectory.answer, dict(trajectory.rewards), steps
