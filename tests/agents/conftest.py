@@ -40,6 +40,11 @@ class ScriptedEngine:
     def leave(self, session: str) -> None: ...
 
 
+@pytest.fixture(name="by_role")
+def by_role_fixture() -> Callable[..., Says]:
+    return by_role
+
+
 def by_role(**texts: str | list[str] | Exception) -> Says:
     """Each role says its texts in turn, over and over, counted per trajectory."""
     turns: dict[tuple[str, str], int] = {}
@@ -82,7 +87,7 @@ def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
         return AgentFlowWorker(
             FlowConfig(name=name, **flow),
             {"policy": policy, **(voices or {})},
-            sampling=SamplingConfig(max_tokens=32, temperature=1.0),
+            sampling=SamplingConfig(max_tokens=8, temperature=1.0),
             **(worker or {}),
         )
 

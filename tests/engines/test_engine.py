@@ -154,6 +154,21 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         assert completion.ids == expected
 
 
+def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy) -> None:
+    engine = make_policy(slots=1).engine
+
+    async def call(session: str) -> Completion:
+        request = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=2, seed=1), session=session)
+        return await engine.generate(request)
+
+    async def go() -> list[Completion]:
+        async with asyncio.timeout(20):
+            return [await call("a"), *await asyncio.gather(call("b"), call("a"))]
+
+    first, newcomer, second = asyncio.run(go())
+    assert first.ids == newcomer.ids == second.ids
+
+
 def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_policy, tiny_tokenizer) -> None:
     """One trajectory waits for the policy while another waits for the frozen model: both go on."""
     from midstream.engines.torch.engine import TorchEngine

@@ -115,9 +115,11 @@ class AgentFlowWorker:
             "prompt_uid": attempt.prompt_uid,
         }
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 await flow.run(sampling, **{**fields, **own})
-        except TimeoutError:
+        except TimeoutError as error:
+            if not limit.expired():  # the flow's own, of something it waited for
+                return flow.trajectory(Status.FAILED, f"TimeoutError: {error}")
             return flow.trajectory(Status.TIMED_OUT, f"took longer than rollout.timeout_s = {self._timeout_s:g} s")
         except UserError:
             raise

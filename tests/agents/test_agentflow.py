@@ -1,0 +1,150 @@
+"""The four modules around their memory: who speaks when, what each hears, and when the loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from midstream.agents.config import RoleConfig
+from midstream.core.errors import ConfigError
+from midstream.core.types import Status, Trajectory
+
+
+def run(worker, attempt) -> Trajectory:
+    return asyncio.run(worker.run(attempt))
+
+
+def roles(trajectory: Trajectory) -> list[str]:
+    return [step.role for step in trajectory.steps]
+
+
+def asked(trajectory: Trajectory) -> list[str]:
+    """What each step heard last."""
+    return [step.messages[-1]["content"] for step in trajectory.steps]
+
+
+def test_plan_execute_verify_until_the_planner_calls_it_the_last_step(make_worker, by_role, attempt) -> None:
+    says = by_role(planner=["next calculator: 12 * 3", "last calculator: 36 + 1"], generator=" 37 ")
+    trajectory = run(make_worker(says), attempt("What is 12 * 3 + 1?"))
+    assert roles(trajectory) == ["planner", "planner", "generator"]
+    assert asked(trajectory) == ["What is 12 * 3 + 1?\n[planner 1/3]", "36\n[planner 2/3]", "37\n[generator]"]
+    assert (trajectory.answer, trajectory.turns, trajectory.status) == ("37", 2, Status.COMPLETED)
+    assert [(call.tool, call.ok, call.step_index) for call in trajectory.tool_calls] == [
+        ("calculator", True, 0),
+        ("calculator", True, 1),
+    ]
+    assert [turn["verdict"] for turn in trajectory.metadata["turns"]] == [False, True]
+    assert trajectory.steps[0].metadata["action"]["arguments"] == {"expression": "12 * 3"}
+
+
+def test_turns_end_at_the_limit_and_the_planner_is_told_how_many_there_are(make_worker, by_role, attempt) -> None:
+    says = by_role(planner="next echo: on", generator="done")
+    settings = {"notation": "compact", "fields": [], "max_turns": 4}
+    trajectory = run(make_worker(says, settings=settings), attempt())
+    assert roles(trajectory) == ["planner"] * 4 + ["generator"]
+    assert [text.splitlines()[-1] for text in asked(trajectory)[:4]] == [f"[planner {n}/4]" for n in (1, 2, 3, 4)]
+    assert trajectory.turns == 4
+
+
+def test_the_last_step_does_not_stop_a_flow_whose_call_failed(make_worker, by_role, attempt) -> None:
+    says = by_role(planner=["last calculator: 2 +", "last calculator: 2 + 1"], generator="3")
+    trajectory = run(make_worker(says), attempt())
+    assert trajectory.turns == 2
+    assert [turn["reason"] for turn in trajectory.metadata["turns"]] == [
+        "the call failed: raised",
+        "the planner's last step went through",
+    ]
+
+
+def test_a_planner_that_needs_no_tool_calls_none(make_worker, by_role, attempt) -> None:
+    trajectory = run(make_worker(by_role(planner="last none", generator="blue")), attempt("Which colour?"))
+    assert (trajectory.tool_calls, trajectory.turns, trajectory.answer) == ((), 1, "blue")
+
+
+def test_what_cannot_be_read_is_told_to_the_planner_and_counted(make_worker, by_role, attempt) -> None:
+    says = by_role(planner=["I think...", "next calcualtor: 1", "next calculator: ", "x"], generator="?")
+    settings = {"notation": "compact", "fields": [], "max_turns": 3}
+    trajectory = run(make_worker(says, settings=settings), attempt())
+    assert [call.error_kind for call in trajectory.tool_calls] == ["unparsed", "unknown_tool", "invalid_arguments"]
+    heard = asked(trajectory)
+    assert heard[1].startswith("Error: write `next TOOL: INPUT`")
+    assert "did you mean 'calculator'?" in heard[2]
+    assert "expression" in heard[3]
+    assert "write `next TOOL" in trajectory.steps[0].metadata["parse_error"]
+    assert trajectory.steps[1].metadata["parsed"] is True
+
+
+@pytest.mark.parametrize("written", ["k" * 9000, '{"' + "k" * 9000 + '": 1}', "next " + "k" * 9000 + ": 1"])
+@pytest.mark.parametrize("notation", ["json", "compact"])
+def test_feedback_on_an_error_is_bounded_whatever_was_written(make_worker, by_role, attempt, written, notation) -> None:
+    worker = make_worker(
+        by_role(planner=written, generator="?"), settings={"notation": notation, "fields": []}, max_result_chars=400
+    )
+    trajectory = run(worker, attempt())
+    assert all(len(call.result) <= 400 for call in trajectory.tool_calls)
+    assert all(len(text) < 500 for text in asked(trajectory))
+
+
+def test_a_verifier_with_a_voice_decides_when_to_stop(make_worker, by_role, attempt) -> None:
+    says = by_role(planner="last calculator: 2 * 3", verifier=["No, look again", " Yes: 6 answers it"], generator="6")
+    trajectory = run(make_worker(says, rules=("analysis", "executor")), attempt())
+    assert roles(trajectory) == ["planner", "verifier", "planner", "verifier", "generator"]
+    assert [step.metadata["verdict"] for step in trajectory.steps if step.role == "verifier"] == [False, True]
+    assert trajectory.metadata["turns"][1]["reason"] == "Yes: 6 answers it"
+
+
+def test_an_analysis_and_an_executor_with_voices_speak_in_their_turn(make_worker, by_role, attempt) -> None:
+    says = by_role(analysis="needs arithmetic", planner="last calculator: all of it", executor="7 * 8", generator="56")
+    trajectory = run(make_worker(says, rules=("verifier",)), attempt())
+    assert roles(trajectory) == ["analysis", "planner", "executor", "generator"]
+    assert trajectory.metadata["analysis"] == "needs arithmetic"
+    (call,) = trajectory.tool_calls
+    assert (call.arguments, call.result, call.step_index) == ({"expression": "7 * 8"}, "56", 2)
+
+
+def test_a_generator_by_rule_answers_with_the_last_thing_found(make_worker, by_role, attempt) -> None:
+    silent = ("analysis", "executor", "verifier", "generator")
+    says = by_role(planner=["next calculator: 5 + 5", "next calculator: 1 +", "next calculator: ("])
+    trajectory = run(make_worker(says, rules=silent), attempt())
+    assert (trajectory.answer, roles(trajectory)) == ("10", ["planner"] * 3)
+    assert run(make_worker(by_role(planner="hm"), rules=silent), attempt()).answer == ""
+
+
+def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attempt) -> None:
+    says = by_role(planner="next calculator: 1 + 1", generator="2")
+    worker = make_worker(says, max_tool_calls=2)
+    for uid in ("a", "b"):
+        trajectory = run(worker, attempt(uid=uid))
+        assert [call.error_kind for call in trajectory.tool_calls] == ["", "", "over_budget"]
+
+
+def test_a_memory_that_outgrows_its_budget_starts_a_counted_branch(make_worker, by_role, attempt) -> None:
+    says = by_role(planner="next echo: " + "many words " * 40, generator="done")
+    settings: dict[str, Any] = {"notation": "compact", "fields": [], "max_turns": 5, "memory_tokens": 900}
+    trajectory = run(make_worker(says, settings=settings), attempt())
+    assert trajectory.metadata["shortened"] > 0
+    reasons = [step.branch_reason for step in trajectory.steps]
+    assert set(reasons) == {"", "edited_history"}
+    for step in trajectory.steps:
+        if step.parent is not None:
+            parent = trajectory.steps[step.parent]
+            known = parent.prompt_ids + parent.response_ids
+            assert step.prompt_ids[: len(known)] == known
+    roomy = run(make_worker(says, settings={**settings, "memory_tokens": 9000}), attempt())
+    assert {step.branch_reason for step in roomy.steps} == {""}
+
+
+def test_settings_and_roles_that_are_not_there_are_named(make_worker, by_role, attempt) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_turns'"):
+        run(make_worker(by_role(), settings={"max_turn": 3}), attempt())
+    with pytest.raises(ConfigError, match=r"flow\.roles\.planer: (?s:.*)did you mean 'planner'"):
+        make_worker(by_role(), roles={"planer": RoleConfig()})
+
+
+def test_a_task_that_shows_its_plan_does_not_show_it_to_the_agent(make_worker, by_role, attempt) -> None:
+    says = by_role(planner="last none", generator="x")
+    plan = [{"tool": "calculator", "arguments": {"expression": "SECRET"}}]
+    trajectory = run(make_worker(says), attempt(plan=plan, needs=("calculator",)))
+    assert all("SECRET" not in message["content"] for step in trajectory.steps for message in step.messages)

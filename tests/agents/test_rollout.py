@@ -1,0 +1,145 @@
+"""Whatever happens inside one trajectory costs that one its status, and no other anything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream.agents.base import AgentFlowBase
+from midstream.agents.registry import register
+from midstream.agents.rollout import AgentFlowManager, groups_of
+from midstream.core.errors import ConfigError, EngineError
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Status, Task, Trajectory
+from midstream.engines.base import Request
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+
+
+@register("test_moody")
+class Moody(AgentFlowBase):
+    """Does what its task says."""
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        step = await self.chat([{"role": "user", "content": self.task.question}], sampling_params=sampling_params)
+        self.answer = step.text
+        match self.task.question:
+            case "raise":
+                raise KeyError("gone")
+            case "hang":
+                await asyncio.sleep(60)
+            case "time out by itself":
+                raise TimeoutError("the weather service")
+            case "typo":
+                await self.chat([], role="planer")
+            case "exit":
+                raise SystemExit(3)
+        return 1
+
+
+def says(request: Request) -> str | Exception:
+    text = request.messages[-1]["content"]
+    return EngineError("the server is down") if text == "engine down" else f"fine: {text}"
+
+
+def run(make_worker, questions: list[str], *, store: Store | None = None, **manager: Any) -> list[Trajectory]:
+    worker = make_worker(says, "test_moody", worker={"timeout_s": 0.2, "score": RewardFunction().score, "store": store})
+    tasks = [Task(id=str(place), prompt=question, answer="x") for place, question in enumerate(questions)]
+    return asyncio.run(AgentFlowManager(worker, **manager).run(groups_of(tasks, 1, prefix="r", seed=0)))
+
+
+@pytest.mark.parametrize("manager", [{"concurrency": 8}, {"concurrency": 1}, {"concurrency": 8, "in_order": True}])
+def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dict[str, Any], tmp_path: Path) -> None:
+    questions = ["well", "raise", "hang", "engine down", "time out by itself", "also well"]
+    with Store(tmp_path / "store.sqlite") as store:
+        done = run(make_worker, questions, store=store, **manager)
+        kept = [store.trajectory(trajectory.uid) for trajectory in done]
+    assert [(trajectory.status, trajectory.error) for trajectory in done] == [
+        (Status.COMPLETED, ""),
+        (Status.FAILED, "KeyError: 'gone'"),
+        (Status.TIMED_OUT, "took longer than rollout.timeout_s = 0.2 s"),
+        (Status.FAILED, "the server is down"),
+        (Status.FAILED, "TimeoutError: the weather service"),
+        (Status.COMPLETED, ""),
+    ]
+    assert [len(trajectory.steps) for trajectory in done] == [1, 1, 1, 0, 1, 1]
+    assert [trajectory.reward for trajectory in done] == [0.0, None, None, None, None, 0.0]
+    assert [(t.status, t.steps, t.reward) for t in kept] == [(t.status, t.steps, t.reward) for t in done]
+
+
+def test_an_error_of_the_user_stops_the_rollout_and_is_told_once(make_worker) -> None:
+    with pytest.raises(ConfigError, match="no engine for the role 'planer'"):
+        run(make_worker, ["well", "typo", "typo"])
+
+
+def test_at_most_so_many_trajectories_are_under_way(make_worker) -> None:
+    under_way: list[int] = [0, 0]
+
+    @register("test_counted")
+    class Counted(AgentFlowBase):
+        async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+            under_way[0] += 1
+            under_way[1] = max(under_way)
+            await asyncio.sleep(0.002)
+            under_way[0] -= 1
+            return 0
+
+    worker = make_worker(says, "test_counted")
+    attempts = groups_of([Task(id="t", prompt="?")], 20, prefix="r", seed=0)
+    asyncio.run(AgentFlowManager(worker, concurrency=3).run(attempts))
+    assert under_way[1] == 3
+
+
+def test_a_slow_tool_holds_nobody_else(make_worker, attempt) -> None:
+    """Twenty trajectories with tools that sleep take about as long as one."""
+    from midstream.tools import tool
+
+    @tool
+    def nap() -> str:
+        """Sleep a little."""
+        time.sleep(0.2)
+        return "rested"
+
+    @register("test_napper")
+    class Napper(AgentFlowBase):
+        async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+            self.answer = (await self.call_tool("nap", {})).result
+            return 0
+
+    worker = make_worker(says, "test_napper")
+    worker._toolbox = type(worker._toolbox)([nap])
+    attempts = groups_of([Task(id="t", prompt="?")], 20, prefix="r", seed=0)
+    began = time.perf_counter()
+    done = asyncio.run(AgentFlowManager(worker, concurrency=20).run(attempts))
+    assert {trajectory.answer for trajectory in done} == {"rested"}
+    assert time.perf_counter() - began < 2.0  # one after the other they take 4 s
+
+
+def test_attempts_are_the_same_whenever_they_are_drawn() -> None:
+    tasks = [Task(id="a", prompt="?"), Task(id="b", prompt="?")]
+    once, again = (groups_of(tasks, 3, prefix="train-7", seed=1) for _ in range(2))
+    assert once == again
+    assert len({attempt.seed for attempt in once}) == len({attempt.uid for attempt in once}) == 6
+    assert [attempt.prompt_uid for attempt in once] == ["train-7-0000"] * 3 + ["train-7-0001"] * 3
+    other = groups_of(tasks, 3, prefix="train-8", seed=1)
+    assert not {attempt.seed for attempt in other} & {attempt.seed for attempt in once}
+
+
+def test_sampling_of_a_role_falls_back_to_the_rollouts(make_worker, by_role, attempt) -> None:
+    from midstream.agents.config import RoleConfig, SamplingConfig
+
+    planner = RoleConfig(sampling=SamplingConfig(max_tokens=7, stop=("\n",)))
+    worker = make_worker(by_role(planner="last none", generator="x"), roles={"planner": planner})
+    asyncio.run(worker.run(attempt()))
+    asyncio.run(worker.run(attempt(), temperature=0.0))
+    heard = [(r.role, r.sampling.max_tokens, r.sampling.stop, r.sampling.temperature) for r in worker.engines[0].heard]
+    assert heard == [
+        ("planner", 7, ("\n",), 1.0),
+        ("generator", 8, (), 1.0),
+        ("planner", 7, ("\n",), 0.0),
+        ("generator", 8, (), 0.0),
+    ]
