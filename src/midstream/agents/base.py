@@ -48,7 +48,7 @@ class AgentFlowBase(ABC):
         """The final answer; what rewards grade."""
         self.turns = 0
         """Turns taken, as the flow counts them."""
-        self._generated: dict[tuple[int, ...], Step] = {}
+        self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], Step] = {}
 
     @abstractmethod
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
@@ -91,16 +91,17 @@ class AgentFlowBase(ABC):
         """Sample a reply; returns (text, response_ids, prompt_ids). `kwargs` are sampling settings."""
         self._own(trajectory_uid)
         step = await self.chat(messages, **kwargs)
-        self._generated[step.response_ids] = step
+        self._generated[step.prompt_ids, step.response_ids] = step
         return step.text, step.response_ids, step.prompt_ids
 
     async def gateway_submit_steps(self, steps: Sequence[Step], channel: str = "train") -> int:
-        """Hand in steps made from `gateway_generate`: their reward, order and metadata join what was recorded. Returns how many."""
+        """Hand in steps made from `gateway_generate`: their reward, order and metadata join what was recorded. Returns
+        how many."""
         recorder = self.session.recorder
         for step in steps:
             self._own(step.trajectory_uid)
-            known = self._generated.get(step.response_ids)
-            if known is None or known.prompt_ids != step.prompt_ids:
+            known = self._generated.get((step.prompt_ids, step.response_ids))
+            if known is None:
                 raise ConfigError(
                     f"step {step.step_index} of '{step.trajectory_uid}' was not sampled through gateway_generate",
                     "submit the prompt_ids and response_ids that it returned, unchanged",

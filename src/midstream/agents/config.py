@@ -1,4 +1,5 @@
-"""Config of the rollout: which flow, who speaks for its roles, which tools, and what happens to an attempt that fails."""
+"""Config of the rollout: which flow, who speaks for its roles, which tools, and what happens to an attempt that
+fails."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ class RoleConfig(Config):
     """Who speaks for a module role."""
 
     engine: str = "policy"
-    """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's rule),
-    or the URL of an OpenAI-compatible server."""
+    """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's
+    rule), or the URL of an OpenAI-compatible server."""
     model: str | None = None
     """The model to ask for at a URL."""
     api_key_env: str | None = None
@@ -73,5 +74,5 @@ class RolloutConfig(Config):
     timeout_s: float = Field(default=300.0, gt=0)
     """Wall time one trajectory may take."""
     failed: Literal["drop", "mask", "score"] = "mask"
-    """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in the
-    denominators of the loss; `score` gives it `reward.failed` and trains on it."""
+    """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in
+    the denominators of the loss; `score` gives it `reward.failed` and trains on it."""

@@ -52,7 +52,8 @@ def find_flow(name: str) -> type[AgentFlowBase]:
 
 
 def load_flows(path: str | Path) -> list[str]:
-    """Register the flows a YAML file lists (`- name: ...` with `_target_: package.module.Class`); returns their names."""
+    """Register the flows a YAML file lists (`- name: ...` with `_target_: package.module.Class`); returns their
+    names."""
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

@@ -104,7 +104,6 @@ class AgentFlowWorker:
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
-        flow: AgentFlowBase = self._flow(session, self._config.settings)
         hidden = {"plan", "needs"}
         fields = {key: value for key, value in attempt.task.metadata.items() if key not in hidden}
         question = attempt.task.question
@@ -114,20 +113,22 @@ class AgentFlowWorker:
             "trajectory_uid": attempt.uid,
             "prompt_uid": attempt.prompt_uid,
         }
+        flow: AgentFlowBase | None = None
+        limit = asyncio.timeout(self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with limit:
+                flow = self._flow(session, self._config.settings)
                 await flow.run(sampling, **{**fields, **own})
-        except TimeoutError as error:
-            if not limit.expired():  # the flow's own, of something it waited for
-                return flow.trajectory(Status.FAILED, f"TimeoutError: {error}")
-            return flow.trajectory(Status.TIMED_OUT, f"took longer than rollout.timeout_s = {self._timeout_s:g} s")
+            return flow.trajectory()
         except UserError:
             raise
         except MidstreamError as error:
-            return flow.trajectory(Status.FAILED, str(error))
+            return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
-            return flow.trajectory(Status.FAILED, f"{type(error).__name__}: {error}")
-        return flow.trajectory()
+            if isinstance(error, TimeoutError) and limit.expired():
+                late = f"took longer than rollout.timeout_s = {self._timeout_s:g} s"
+                return _ended(session, flow, Status.TIMED_OUT, late)
+            return _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         given = self._config.roles[role].sampling if role in self._config.roles else SamplingConfig()
@@ -140,8 +141,29 @@ class AgentFlowWorker:
         return SamplingParams(**settings)
 
 
+def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:
+    """The trajectory of a flow that did not end well; all that was recorded, where the flow itself cannot say."""
+    if flow is not None:
+        try:
+            return flow.trajectory(status, error)
+        except Exception as broken:  # a flow's own `metadata`, which may need what it never came to set
+            error = f"{error}; then its metadata() raised {type(broken).__name__}: {broken}"
+    recorder = session.recorder
+    return Trajectory(
+        uid=recorder.trajectory_uid,
+        prompt_uid=recorder.prompt_uid,
+        task=session.task,
+        steps=recorder.recorded(),
+        tool_calls=tuple(session.tool_calls),
+        turns=len(recorder.finished()),
+        status=status,
+        error=error,
+    )
+
+
 class AgentFlowManager:
-    """Runs many attempts at once. `in_order` runs them in fixed cohorts, so that what shares a batch never depends on timing."""
+    """Runs many attempts at once. `in_order` runs them in fixed cohorts, so that what shares a batch never depends on
+    timing."""
 
     def __init__(self, worker: AgentFlowWorker, *, concurrency: int = 64, in_order: bool = False) -> None:
         self._worker, self._concurrency, self._in_order = worker, concurrency, in_order
@@ -194,7 +216,8 @@ async def _gather(runs: Sequence[Any]) -> list[Trajectory]:
 def groups_of(
     tasks: Sequence[Task], size: int, *, prefix: str, seed: int, channel: str = "train", train_step: int | None = None
 ) -> list[Attempt]:
-    """`size` attempts at each of `tasks`; uids and seeds come from `prefix` and the places alone, so a repeated step repeats them."""
+    """`size` attempts at each of `tasks`; uids and seeds come from `prefix` and the places alone, so a repeated step
+    repeats them."""
     return [
         Attempt(
             task=task,

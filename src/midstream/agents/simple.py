@@ -23,19 +23,19 @@ class SingleStepSingleTurnAgentFlow(AgentFlowBase):
 
 @register("multi_step_agent")
 class MultiStepAgentFlow(AgentFlowBase):
-    """Chat until `is_terminal`, answering each reply with `execute_tool`. As it is, it reads calls written `tool: argument`."""
+    """Chat until `is_terminal`, answering each reply with `execute_tool`. As it is, it reads calls written `tool:
+    argument`."""
 
     max_turns = 6
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
-            {
-                "role": "system",
-                "content": f"Answer the question. To use a tool write its name, a colon and its argument.\n{self.session.tools.toolbox.cards()}",
-            },
+            {"role": "system", "content": f"{asked}\n{self.session.tools.toolbox.cards()}"},
             {"role": "user", "content": self.task.question},
         ]
-        for self.turns in range(1, self.max_turns + 1):
+        while self.turns < self.max_turns:
+            self.turns += 1
             reply = await self.chat(messages, sampling_params=sampling_params)
             self.answer = reply.text
             if self.is_terminal(reply.text):

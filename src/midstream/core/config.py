@@ -28,7 +28,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no config file at '{path}'", "give the path of a YAML file, such as configs/quickstart.yaml") from None
+        raise ConfigError(
+            f"no config file at '{path}'", "give the path of a YAML file, such as configs/quickstart.yaml"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None
     try:
@@ -59,7 +61,9 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         try:
             target[leaf] = _number(yaml.safe_load(raw))
         except yaml.YAMLError:
-            raise ConfigError(f"override '{override}': the value is not valid YAML", "quote text that holds : { [ or #") from None
+            raise ConfigError(
+                f"override '{override}': the value is not valid YAML", "quote text that holds : { [ or #"
+            ) from None
     return result
 
 
@@ -85,7 +89,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 
 
 def _section(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
-    """The config class at `path` inside `model`; steps that pydantic adds (union tags, mapping keys, indices) are passed over."""
+    """The config class at `path` inside `model`; steps that pydantic adds (union tags, mapping keys, indices) are
+    passed over."""
     current: type[BaseModel] | None = model
     pending: Any = None
     for part in path:

@@ -1,4 +1,5 @@
-"""Sampling parameters, as every engine honours them. A setting an engine cannot honour is an error there, never ignored."""
+"""Sampling parameters, as every engine honours them. A setting an engine cannot honour is an error there, never
+ignored."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 class SamplingParams:
     """How to sample one response.
 
-    `temperature` 0 is greedy. Log-probabilities are taken at the sampling temperature over the whole vocabulary (greedy: at
-    temperature 1), before `top_k`/`top_p` cut it. `seed` fixes the response given the prompt and the weights.
-    """
+    `temperature` 0 is greedy. Log-probabilities are taken at the sampling temperature over the whole vocabulary
+    (greedy: at temperature 1), before `top_k`/`top_p` cut it. `seed` fixes the response given the prompt and the
+    weights."""
 
     max_tokens: int = 256
     temperature: float = 1.0

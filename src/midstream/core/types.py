@@ -13,7 +13,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One problem. `answer` is the reference a reward grades against: a string, a number, or a list of accepted ones."""
+    """One problem. `answer` is the reference a reward grades against: a string, a number, or a list of accepted
+    ones."""
 
     id: str
     prompt: str | tuple[Message, ...]
@@ -110,8 +111,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One tool call as it happened. `error_kind` is empty on success, else why it failed (`unknown_tool`, `invalid_arguments`,
-    `timeout`, `raised`, `over_budget`, or `unparsed` when no call could be read from what the planner wrote)."""
+    """One tool call as it happened. `error_kind` is empty on success, else why it failed (`unknown_tool`,
+    `invalid_arguments`, `timeout`, `raised`, `over_budget`, or `unparsed` when no call could be read from what the
+    planner wrote)."""
 
     tool: str
     arguments: Mapping[str, Any]

@@ -13,10 +13,9 @@ from midstream.core.types import FinishReason, Message
 class Request:
     """One model call.
 
-    `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session. `role` is
-    the module role that speaks.
-    `messages` is what `prompt_ids` was rendered from, for engines that take text only.
-    """
+    `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session.
+    `role` is the module role that speaks. `messages` is what `prompt_ids` was rendered from, for engines that take text
+    only."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -27,7 +26,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What was sampled: `ids` and `log_probs` have one entry per token (both empty from an engine that speaks text only).
+    """What was sampled: `ids` and `log_probs` have one entry per token (both empty from an engine that speaks text
+    only).
 
     `ids` include the end token when the model sampled one. `policy_version` is the one version all tokens came from.
     """

@@ -1,4 +1,5 @@
-"""A frozen remote model behind an OpenAI-compatible server. It takes messages and returns text: nothing it says is trained on."""
+"""A frozen remote model behind an OpenAI-compatible server. It takes messages and returns text: nothing it says is
+trained on."""
 
 from __future__ import annotations
 
@@ -23,14 +24,18 @@ class OpenAIEngine:
     policy_version = 0
     context_length = 1 << 20
 
-    def __init__(self, url: str, model: str | None = None, api_key_env: str | None = None, timeout_s: float = 120.0) -> None:
+    def __init__(
+        self, url: str, model: str | None = None, api_key_env: str | None = None, timeout_s: float = 120.0
+    ) -> None:
         self.name = url
         self._url, self._model, self._timeout_s = url.rstrip("/"), model, timeout_s
         key = None
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
             if not key:
-                raise ConfigError(f"the environment variable {api_key_env} holds no key for {url}", f"export {api_key_env}=...")
+                raise ConfigError(
+                    f"the environment variable {api_key_env} holds no key for {url}", f"export {api_key_env}=..."
+                )
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def join(self, session: str) -> None: ...
@@ -58,7 +63,9 @@ class OpenAIEngine:
             choice = data["choices"][0]
             text = choice["message"]["content"] or ""
         except (KeyError, IndexError, TypeError):
-            raise EngineError(f"{self.name} answered with something that is not a chat completion: {str(data)[:200]}") from None
+            raise EngineError(
+                f"{self.name} answered with something that is not a chat completion: {str(data)[:200]}"
+            ) from None
         reason = FinishReason.LENGTH if choice.get("finish_reason") == "length" else FinishReason.STOP
         return Completion(ids=(), log_probs=(), text=text, finish_reason=reason, latency_s=time.perf_counter() - began)
 

@@ -19,7 +19,8 @@ Advantages = Callable[[Sequence[Sequence[float]]], list[list[float]]]
 
 @dataclass(frozen=True, slots=True)
 class LearningTurn:
-    """One trainable step: its tokens, the log-probabilities they were sampled with, its advantage, and each token's weight."""
+    """One trainable step: its tokens, the log-probabilities they were sampled with, its advantage, and each token's
+    weight."""
 
     sequence: TokenSequence
     old_log_probs: tuple[float, ...]
@@ -47,25 +48,35 @@ class LearningBatch:
             chosen = set(groups[start : start + size])
             share = len(chosen) / len(groups)
             turns = [t for t in self.turns if t.group in chosen]
-            scaled = [LearningTurn(t.sequence, t.old_log_probs, t.advantage, t.weight / share, t.role, t.group) for t in turns]
+            scaled = [
+                LearningTurn(t.sequence, t.old_log_probs, t.advantage, t.weight / share, t.role, t.group) for t in turns
+            ]
             parts.append(LearningBatch(scaled, self.counts))
         return parts
 
 
 def make_batch(
-    groups: Sequence[Sequence[Trajectory]], advantages: Advantages, aggregation: Aggregation, *, failed: str, keep_zero: bool = False
+    groups: Sequence[Sequence[Trajectory]],
+    advantages: Advantages,
+    aggregation: Aggregation,
+    *,
+    failed: str,
+    keep_zero: bool = False,
 ) -> LearningBatch:
     """Advantages by trajectory, weights by token.
 
-    `failed` is the rule `rollout.failed`. `keep_zero` keeps turns of zero advantage: a KL term or entropy bonus acts on them too. Raises
-    `TrainingError` for a reward that is not finite.
-    """
-    scored = [[t for t in group if t.reward is not None and (t.status is Status.COMPLETED or failed == "score")] for group in groups]
+    `failed` is the rule `rollout.failed`. `keep_zero` keeps turns of zero advantage: a KL term or entropy bonus acts on
+    them too. Raises `TrainingError` for a reward that is not finite."""
+    scored = [
+        [t for t in group if t.reward is not None and (t.status is Status.COMPLETED or failed == "score")]
+        for group in groups
+    ]
     for group in scored:
         for trajectory in group:
             if not math.isfinite(trajectory.reward or 0.0):
                 raise TrainingError(
-                    f"the reward of trajectory '{trajectory.uid}' is {trajectory.reward}", f"its components: {dict(trajectory.rewards)}"
+                    f"the reward of trajectory '{trajectory.uid}' is {trajectory.reward}",
+                    f"its components: {dict(trajectory.rewards)}",
                 )
     live = [group for group in scored if len(group) > 0]
     by_group = advantages([[float(t.reward or 0.0) for t in group] for group in live])
@@ -81,7 +92,9 @@ def make_batch(
                 sequence = TokenSequence(step.prompt_ids, step.response_ids, step.temperature)
                 weight = weigh(trajectory, step, len(steps))
                 turns.append(
-                    LearningTurn(sequence, step.rollout_log_probs or (), advantage, weight, step.role, trajectory.prompt_uid)
+                    LearningTurn(
+                        sequence, step.rollout_log_probs or (), advantage, weight, step.role, trajectory.prompt_uid
+                    )
                 )
     flat = [sum(1 for v in values if v != 0) == 0 for values in by_group]
     counts = {

@@ -1,4 +1,5 @@
-"""Checkpoints: weights, optimizer moments, counters and the config, in safetensors and JSON; written whole or not at all."""
+"""Checkpoints: weights, optimizer moments, counters and the config, in safetensors and JSON; written whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from midstream.learn.learner import Learner
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where a run is: `step` updates done, `position` training tasks drawn. Everything drawn is derived from these and the seed."""
+    """Where a run is: `step` updates done, `position` training tasks drawn. Everything drawn is derived from these and
+    the seed."""
 
     step: int
     position: int
@@ -26,7 +28,14 @@ class TrainState:
     policy_version: int
 
 
-def save_checkpoint(folder: Path, learner: Learner, state: TrainState, config_yaml: str, base: str, extra: dict[str, torch.Tensor] | None = None) -> None:
+def save_checkpoint(
+    folder: Path,
+    learner: Learner,
+    state: TrainState,
+    config_yaml: str,
+    base: str,
+    extra: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a checkpoint; readers never see a part of one. `extra` are tensors to keep with it (a reference policy)."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
@@ -35,7 +44,9 @@ def save_checkpoint(folder: Path, learner: Learner, state: TrainState, config_ya
         learner.weights.save(temporary, base)
         save_file(_moments(learner), temporary / "optimizer.safetensors")
         if extra:
-            save_file({name: value.cpu().contiguous() for name, value in extra.items()}, temporary / "reference.safetensors")
+            save_file(
+                {name: value.cpu().contiguous() for name, value in extra.items()}, temporary / "reference.safetensors"
+            )
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         for file in temporary.iterdir():
@@ -48,7 +59,8 @@ def save_checkpoint(folder: Path, learner: Learner, state: TrainState, config_ya
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
-            f"cannot write the checkpoint '{folder}': {error}", "free some disk space, then go on with --resume; earlier checkpoints are intact"
+            f"cannot write the checkpoint '{folder}': {error}",
+            "free some disk space, then go on with --resume; earlier checkpoints are intact",
         ) from None
 
 
@@ -80,7 +92,9 @@ def read_state(folder: Path) -> TrainState:
     try:
         return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"'{folder}' is not a checkpoint: {error}", "give a folder such as runs/NAME/checkpoints/step-000010") from None
+        raise ModelError(
+            f"'{folder}' is not a checkpoint: {error}", "give a folder such as runs/NAME/checkpoints/step-000010"
+        ) from None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -25,9 +25,14 @@ class Check:
 
 
 def first_batch(
-    groups: Sequence[Sequence[Trajectory]], batch: LearningBatch, sums: Mapping[str, float], dtype: str, kl_at_start: float | None
+    groups: Sequence[Sequence[Trajectory]],
+    batch: LearningBatch,
+    sums: Mapping[str, float],
+    dtype: str,
+    kl_at_start: float | None,
 ) -> list[Check]:
-    """The checks of DESIGN: ratio, sampler against learner, reference KL, mask coverage, zero-variance groups, truncation."""
+    """The checks of DESIGN: ratio, sampler against learner, reference KL, mask coverage, zero-variance groups,
+    truncation."""
     trajectories = [t for group in groups for t in group]
     steps = [step for t in trajectories for step in t.steps]
     largest = sums.get("max:log_ratio", 0.0)
@@ -38,14 +43,24 @@ def first_batch(
             "sampler and learner agree",
             largest,
             largest <= tolerance,
-            f"largest difference of a sampled token's log-probability between engine and learner (at most {tolerance:g} in {dtype}); "
-            "more means other weights, another temperature, dropout, or shifted tokens",
+            "largest difference of a sampled token's log-probability between engine and learner "
+            f"(at most {tolerance:g} in {dtype}); more means other weights, another temperature, dropout, or shifted tokens",
         ),
-        Check("ratio is 1", mean, mean <= tolerance / 10, "mean log-ratio of policy to sampler before the first update; 0 on fresh samples"),
+        Check(
+            "ratio is 1",
+            mean,
+            mean <= tolerance / 10,
+            "mean log-ratio of policy to sampler before the first update; 0 on fresh samples",
+        ),
     ]
     if kl_at_start is not None:
         checks.append(
-            Check("reference KL is 0", kl_at_start, kl_at_start <= tolerance / 10, "the policy starts as its reference; more means another reference")
+            Check(
+                "reference KL is 0",
+                kl_at_start,
+                kl_at_start <= tolerance / 10,
+                "the policy starts as its reference; more means another reference",
+            )
         )
     roles = Counter[str]()
     masked = Counter[str]()
@@ -55,15 +70,32 @@ def first_batch(
     for role in sorted(roles):
         share = masked[role] / roles[role] if roles[role] else 0.0
         checks.append(
-            Check(f"loss on {role}", share, share in (0.0, 1.0), "share of this role's sampled tokens that carry loss: 1 trained, 0 not")
+            Check(
+                f"loss on {role}",
+                share,
+                share in (0.0, 1.0),
+                "share of this role's sampled tokens that carry loss: 1 trained, 0 not",
+            )
         )
     counts = batch.counts
     flat = counts["zero_variance_groups"] / counts["groups"] if counts.get("groups") else None
     checks.append(
-        Check("zero-variance groups", flat, True, "share of groups whose rewards are all equal: they teach nothing; near 1 the task is too hard or too easy")
+        Check(
+            "zero-variance groups",
+            flat,
+            True,
+            "share of groups whose rewards are all equal: they teach nothing; near 1 the task is too hard or too easy",
+        )
     )
     truncated = sum(step.finish_reason == FinishReason.LENGTH for step in steps) / len(steps) if steps else None
-    checks.append(Check("truncated responses", truncated, True, "share of responses that hit max_tokens; much above 0 wastes samples"))
+    checks.append(
+        Check(
+            "truncated responses",
+            truncated,
+            True,
+            "share of responses that hit max_tokens; much above 0 wastes samples",
+        )
+    )
     return checks
 
 

@@ -68,8 +68,9 @@ class WarmStartConfig(Config):
     """Demonstrations an update."""
     lr: float = Field(default=5e-4, gt=0)
     """Learning rate."""
-    scramble: float = Field(default=0.0, ge=0, le=1)
-    """Share of the actions shown with a tool drawn at random: teaches how to write actions, not which to choose."""
+    wrong: float = Field(default=0.0, ge=0, le=1)
+    """Share of the demonstrations that show only a first action, with a wrong tool: teaches how to write actions, not
+    which to choose."""
 
 
 class TrainerConfig(Config):
@@ -80,7 +81,8 @@ class TrainerConfig(Config):
     seed: int = 0
     """Fixes everything that is drawn."""
     deterministic: bool = False
-    """What is computed together depends on the trajectories, never on timing: a run repeats to the bit on one machine."""
+    """What is computed together depends on the trajectories, never on timing: a run repeats to the bit on one
+    machine."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; torch's default when not given."""
     epochs_per_batch: int = Field(default=1, ge=1)
@@ -140,13 +142,15 @@ class TrainConfig(Config):
             )
         if self.policy.tuning == "full" and self.algorithm.kl.reference == "base" and self.algorithm.kl.coef > 0:
             raise ValueError(
-                "algorithm.kl.reference 'base' needs policy.tuning 'lora' (the base is the model without its adapter); set algorithm.kl.coef=0"
+                "algorithm.kl.reference 'base' is the model without its adapter, which needs policy.tuning 'lora'; "
+                "set algorithm.kl.coef=0"
             )
         return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is wrong."""
+    """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is
+    wrong."""
     data: dict[str, Any] = apply_overrides(load_yaml(path), overrides)
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

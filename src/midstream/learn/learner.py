@@ -1,4 +1,5 @@
-"""The learner: one update of the policy from a batch of turns, in passes that bound memory and never change the gradient."""
+"""The learner: one update of the policy from a batch of turns, in passes that bound memory and never change the
+gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Reference = Callable[[Sequence[TokenSequence]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """What one update computed: weighted sums of the losses' logs, tokens with loss, and distinct tokens that were run."""
+    """What one update computed: weighted sums of the losses' logs, tokens with loss, and distinct tokens that were
+    run."""
 
     sums: dict[str, float]
     tokens: int
@@ -35,7 +37,9 @@ class Passes:
 class Learner:
     """Owns the optimizer of one decoder's trainable weights."""
 
-    def __init__(self, decoder: Decoder, weights: Weights, config: OptimizerConfig, max_tokens_per_pass: int = 4096) -> None:
+    def __init__(
+        self, decoder: Decoder, weights: Weights, config: OptimizerConfig, max_tokens_per_pass: int = 4096
+    ) -> None:
         self.decoder, self.weights, self.config = decoder, weights, config
         self._max_tokens = max_tokens_per_pass
         self.optimizer = torch.optim.AdamW(
@@ -44,12 +48,18 @@ class Learner:
         self.updates = 0
 
     def update(self, batch: LearningBatch, loss: PolicyLoss, reference: Reference | None = None) -> dict[str, float]:
-        """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not finite."""
+        """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
+        finite."""
         self.weights.zero_grad()
         passes = [self._policy_pass(turns, loss, reference) for turns in self._packs(batch.turns)]
         norm = self._step()
         total = _added(passes)
-        return {**total.sums, "grad_norm": norm, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
+        return {
+            **total.sums,
+            "grad_norm": norm,
+            "loss_tokens": float(total.tokens),
+            "computed_tokens": float(total.computed),
+        }
 
     def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""
@@ -79,7 +89,11 @@ class Learner:
         result = policy_loss(tokens, loss)
         result.total.backward()
         largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
-        return Passes({**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())}, len(per_token), scored.computed)
+        return Passes(
+            {**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
+            len(per_token),
+            scored.computed,
+        )
 
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
         return _split(turns, self._max_tokens, lambda turn: turn.sequence)
@@ -90,7 +104,8 @@ class Learner:
         broken = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
         if broken:
             raise TrainingError(
-                f"the gradient of {broken[0]} is not finite at update {self.updates + 1} ({len(broken)} tensors in all); the weights did not move",
+                f"the gradient of {broken[0]} is not finite at update {self.updates + 1} "
+                f"({len(broken)} tensors in all); the weights did not move",
                 "resume from the last checkpoint with a lower optimizer.lr, and look at the rewards of this step",
             )
         total = sum(norm**2 for norm in norms.values()) ** 0.5
@@ -116,7 +131,9 @@ def _split(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSeq
     for item in items:
         s = sequence(item)
         tokens = s.prompt_ids + s.response_ids
-        shared = next((i for i, (a, b) in enumerate(zip(tokens, last, strict=False)) if a != b), min(len(tokens), len(last)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(tokens, last, strict=False)) if a != b), min(len(tokens), len(last))
+        )
         fresh = len(tokens) - shared
         if not packs or size + fresh > max_tokens:
             packs.append([])

@@ -1,8 +1,7 @@
 """Log-probabilities of chosen tokens, and their gradients, without ever holding the whole vocabulary for all of them.
 
-Forward keeps only the hidden states; backward computes the logits of a chunk again. Sequences that share a prefix share its
-computation (see `merge_prefixes`), and the gradient through it is exact.
-"""
+Forward keeps only the hidden states; backward computes the logits of a chunk again. Sequences that share a prefix share
+its computation (see `merge_prefixes`), and the gradient through it is exact."""
 
 from __future__ import annotations
 
@@ -32,7 +31,8 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32; `computed` counts distinct tokens."""
+    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32; `computed` counts
+    distinct tokens."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -93,7 +93,8 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             every = _log_softmax(hidden[part], head, temperatures[part] if ctx.scaled else None)
-            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H); in place, as each pass over the vocabulary costs.
+            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H); in place, as each pass over the
+            # vocabulary costs.
             by = grad_log_prob[part, None]
             if with_entropy:
                 by = by + grad_entropy[part, None] * (every + entropy[part, None])

@@ -1,8 +1,7 @@
 """Policy losses: pure functions of flat token tensors, all [tokens].
 
-Weights are folded in before a batch is split: each token's weight is its share of the mean over the whole optimizer batch, so summing
-parts gives the same loss and gradient however the batch is cut.
-"""
+Weights are folded in before a batch is split: each token's weight is its share of the mean over the whole optimizer
+batch, so summing parts gives the same loss and gradient however the batch is cut."""
 
 from __future__ import annotations
 
@@ -59,6 +58,7 @@ def policy_loss(batch: TokenBatch, config: PolicyLoss) -> Loss:
 
 
 def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """exp(d) - d - 1 with d = log pi_ref - log pi: unbiased for KL(pi || pi_ref) on samples of pi, never negative (Schulman 2020)."""
+    """exp(d) - d - 1 with d = log pi_ref - log pi: unbiased for KL(pi || pi_ref) on samples of pi, never negative
+    (Schulman 2020)."""
     difference = reference - log_probs
     return difference.exp() - difference - 1

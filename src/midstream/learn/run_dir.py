@@ -1,7 +1,7 @@
 """The directory of a run: who holds it, what it was configured as, and its append-only logs.
 
-Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`, `checkpoints/`, `tensorboard/`.
-"""
+Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`,
+`checkpoints/`, `tensorboard/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From a config to the parts of a run: model, engines, tasks, reward, rollout, learner. Used by training, evaluation and asking alike."""
+"""From a config to the parts of a run: model, engines, tasks, reward, rollout, learner. Used by training, evaluation
+and asking alike."""
 
 from __future__ import annotations
 

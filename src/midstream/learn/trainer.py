@@ -1,8 +1,7 @@
 """The training loop: roll out, score, learn, log, evaluate, save; and go on from a checkpoint to the same numbers.
 
-Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed one
-would have done. What was logged after the last checkpoint is dropped and made again.
-"""
+Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed
+one would have done. What was logged after the last checkpoint is dropped and made again."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +68,8 @@ class TrainResult:
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved stays."""
+    """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved
+    stays."""
     directory = RunDirectory(_run_path(config, resume))
     try:
         if directory.started and not resume:
@@ -434,7 +434,7 @@ async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
         parts.tokenizer,
         toolbox,
         config.flow.settings.get("notation", "json"),
-        scramble=config.warm_start.scramble,
+        wrong=config.warm_start.wrong,
         seed=config.trainer.seed,
     )
     voices = {
@@ -444,7 +444,8 @@ async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
     }
     attempts = groups_of(tasks, 1, prefix="demonstration", seed=config.trainer.seed)
     demonstrator.assign({attempt.uid: attempt.task for attempt in attempts})
-    return await parts.manager(None, voices).run(attempts)
+    trajectories = await parts.manager(None, voices).run(attempts)
+    return [replace(trajectory, steps=demonstrator.lesson(trajectory)) for trajectory in trajectories]
 
 
 def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

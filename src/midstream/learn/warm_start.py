@@ -1,4 +1,5 @@
-"""The supervised start: cross-entropy on demonstrations that the flow itself records, in the exact tokens training will see."""
+"""The supervised start: cross-entropy on demonstrations that the flow itself records, in the exact tokens training will
+see."""
 
 from __future__ import annotations
 
@@ -13,7 +14,11 @@ from midstream.learn.log_probs import TokenSequence
 
 
 def imitate(
-    learner: Learner, demonstrations: Sequence[Trajectory], config: WarmStartConfig, seed: int, log: Callable[[int, dict[str, float]], None]
+    learner: Learner,
+    demonstrations: Sequence[Trajectory],
+    config: WarmStartConfig,
+    seed: int,
+    log: Callable[[int, dict[str, float]], None],
 ) -> None:
     """Train on what the trainable roles said in `demonstrations`; `log(update, metrics)` after each update."""
     update = 0

@@ -1,8 +1,7 @@
 """The trainable weights of a decoder: its adapters, or all of it.
 
-Adapters are fp32 and cast where they are used. In full tuning of a bf16 model the optimizer moves fp32 masters, whose rounded copies
-are what the engine samples from: updates smaller than bf16 can hold are not lost.
-"""
+Adapters are fp32 and cast where they are used. In full tuning of a bf16 model the optimizer moves fp32 masters, whose
+rounded copies are what the engine samples from: updates smaller than bf16 can hold are not lost."""
 
 from __future__ import annotations
 
@@ -35,7 +34,9 @@ class Weights:
                 parameter.requires_grad_(True)
             self._live = dict(decoder.named_parameters())
             needs = decoder.dtype != torch.float32
-            self._masters = {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()} if needs else None
+            self._masters = (
+                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()} if needs else None
+            )
 
     def parameters(self) -> list[Tensor]:
         """What the optimizer moves."""
@@ -96,7 +97,8 @@ class Weights:
             self.decoder.version = version
 
     def save(self, folder: Path, base: str) -> None:
-        """Write adapters in peft's format, or the full weights as Hugging Face names them (fp32 masters where there are any)."""
+        """Write adapters in peft's format, or the full weights as Hugging Face names them (fp32 masters where there are
+        any)."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.tuning == "lora":
             decoder = self.decoder
@@ -112,7 +114,9 @@ class Weights:
         else:
             path = folder / "model.safetensors"
             if not path.is_file():
-                raise ModelError(f"no weights at '{folder}'", "give a checkpoint folder of a run with policy.tuning=full")
+                raise ModelError(
+                    f"no weights at '{folder}'", "give a checkpoint folder of a run with policy.tuning=full"
+                )
             self.restore(fused(self.decoder, load_file(path)))
         self.decoder.version += 1
 
@@ -128,7 +132,12 @@ def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
 
 
 _WHOLE = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}
-_NORMS = {"attention": "input_layernorm", "mlp": "post_attention_layernorm", "q": "self_attn.q_norm", "k": "self_attn.k_norm"}
+_NORMS = {
+    "attention": "input_layernorm",
+    "mlp": "post_attention_layernorm",
+    "q": "self_attn.q_norm",
+    "k": "self_attn.k_norm",
+}
 
 
 def _parts(decoder: Decoder, name: str) -> list[tuple[str, int]]:
@@ -158,7 +167,8 @@ def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `unfused`."""
     try:
         return {
-            name: torch.cat([values[part] for part, _ in _parts(decoder, name)]) for name, _ in decoder.named_parameters()
+            name: torch.cat([values[part] for part, _ in _parts(decoder, name)])
+            for name, _ in decoder.named_parameters()
         }
     except KeyError as error:
         raise ModelError(f"the checkpoint lacks {error}", "it was saved from another architecture") from None

@@ -1,8 +1,9 @@
-"""The evolving memory of one trajectory: typed records of what was asked, done, found and judged, within a token budget.
+"""The evolving memory of one trajectory: typed records of what was asked, done, found and judged, within a token
+budget.
 
-It is append-only and shown as the conversation the modules share, so each prompt goes on from the one before. When it outgrows
-its budget the results of the oldest turns are shortened: that edits history, and the next call starts a branch.
-"""
+It is append-only and shown as the conversation the modules share, so each prompt goes on from the one before. When it
+outgrows its budget the results of the oldest turns are shortened: that edits history, and the next call starts a
+branch."""
 
 from __future__ import annotations
 

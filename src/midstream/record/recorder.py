@@ -66,7 +66,9 @@ class Recorder:
         self._pending.add(index)
         try:
             completion = await voice.engine.generate(
-                Request(prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, role=role, messages=messages)
+                Request(
+                    prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, role=role, messages=messages
+                )
             )
         except BaseException:
             # A call made later keeps its place; then this one's stays behind, unfinished.

@@ -17,7 +17,9 @@ def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[
     kinds = sorted({t.task.kind for t in trajectories})
     return {
         **_success(won),
-        "by_kind": {kind: _success([w for t, w in zip(trajectories, won, strict=True) if t.task.kind == kind]) for kind in kinds},
+        "by_kind": {
+            kind: _success([w for t, w in zip(trajectories, won, strict=True) if t.task.kind == kind]) for kind in kinds
+        },
         **describe(trajectories),
     }
 

@@ -1,9 +1,9 @@
 """What a planner decides each turn, as data, and the two notations it may be written in.
 
-`json` is one object with every field. `compact` is a few lines for small models: optional `justification:`, `context:` and
-`sub_goal:` lines, then `next TOOL: INPUT` or, for the step expected to finish the plan, `last TOOL: INPUT`. INPUT is the one argument
-of the tool as plain text, or a JSON object of arguments. `none` is the tool of a planner that needs no tool.
-"""
+`json` is one object with every field. `compact` is a few lines for small models: optional `justification:`, `context:`
+and `sub_goal:` lines, then `next TOOL: INPUT` or, for the step expected to finish the plan, `last TOOL: INPUT`. INPUT
+is the one argument of the tool as plain text, or a JSON object of arguments. `none` is the tool of a planner that needs
+no tool."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class NextStep(BaseModel):
 
 
 def read_action(text: str, notation: Notation, toolbox: Toolbox, required: tuple[PlanField, ...] = ()) -> NextStep:
-    """Parse the planner's `text`. Raises `UnreadableAction` for text that is not an action; arguments are checked later."""
+    """Parse the planner's `text`. Raises `UnreadableAction` for text that is not an action; arguments are checked
+    later."""
     action = _read_json(text) if notation == "json" else _read_compact(text, toolbox)
     missing = [name for name in required if not getattr(action, name)]
     if missing:

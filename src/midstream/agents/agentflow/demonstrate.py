@@ -1,8 +1,7 @@
 """Demonstrations of the flow `agentflow`: an engine that answers as a plan says, for a supervised start.
 
-With `scramble`, a share of the actions uses a tool drawn at random: the demonstrations then teach how an action is
-written and not which tool a question needs.
-"""
+A share of them shows a first action with a wrong tool, and nothing after it: the demonstrations then teach how actions
+are written and how a plan goes on, and not which tool a question needs."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from random import Random
 from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, write_action
 from midstream.core.errors import ConfigError, EngineError
 from midstream.core.seeds import derive_seed
-from midstream.core.types import FinishReason, Task
+from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.tools import Toolbox
@@ -25,7 +24,7 @@ _FACT = re.compile(r".* is (.+?)( km2)?\.")
 @dataclass(slots=True)
 class _Progress:
     task: Task
-    random: Random
+    wrong_tool: str | None
     done: int = 0
     values: list[str] = field(default_factory=list)
 
@@ -41,11 +40,11 @@ class Demonstrator:
     name = "demonstration"
 
     def __init__(
-        self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, scramble: float, seed: int
+        self, tokenizer: ChatTokenizer, toolbox: Toolbox, notation: Notation, *, wrong: float, seed: int
     ) -> None:
         self._tokenizer = tokenizer
         self._notation: Notation = notation
-        self._scramble, self._seed = scramble, seed
+        self._wrong, self._seed = wrong, seed
         self._tools = [tool.name for tool in toolbox.tools]
         self._parameters = {tool.name: next(iter(tool.parameters["properties"]), "input") for tool in toolbox.tools}
         self._end = min(tokenizer.end_ids)
@@ -60,7 +59,17 @@ class Demonstrator:
                     f"task '{task.id}' has no plan to demonstrate",
                     "set warm_start.examples=0, or give tasks metadata['plan']",
                 )
-            self._running[uid] = _Progress(task, Random(derive_seed(self._seed, "demonstration", uid)))
+            self._running[uid] = _Progress(task, self._wrong_tool(uid, task))
+
+    def lesson(self, trajectory: Trajectory) -> tuple[Step, ...]:
+        """The steps of a demonstration to imitate: all of a right one, the first of a wrong one."""
+        return trajectory.steps if self._running[trajectory.uid].wrong_tool is None else trajectory.steps[:1]
+
+    def _wrong_tool(self, uid: str, task: Task) -> str | None:
+        random = Random(derive_seed(self._seed, "demonstration", uid))
+        plan = task.metadata["plan"]
+        others = [name for name in self._tools if not plan or name != plan[0]["tool"]]
+        return random.choice(others) if others and random.random() < self._wrong else None
 
     def join(self, session: str) -> None: ...
 
@@ -88,9 +97,8 @@ class Demonstrator:
         else:
             tool, last = plan[place]["tool"], place == len(plan) - 1
             given = _filled(str(next(iter(plan[place]["arguments"].values()), "")), progress.values)
-        if progress.random.random() < self._scramble:
-            tool = progress.random.choice(self._tools)
-            given = given or progress.task.question
+        if progress.wrong_tool is not None:
+            tool, given = progress.wrong_tool, given or progress.task.question
         arguments = {} if tool == NO_TOOL else {self._parameters[tool]: given}
         return write_action(NextStep(tool=tool, arguments=arguments, last=last), self._notation)
 

@@ -1,4 +1,5 @@
-"""The flow `agentflow`: plan, execute, verify, until the verifier stops it or turns run out; then generate the answer."""
+"""The flow `agentflow`: plan, execute, verify, until the verifier stops it or turns run out; then generate the
+answer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _JSON = """Answer the question with tools, one step at a time.
 {tools}
 none() - Nothing to look up or work out.
 [analysis]: say what the question asks, which skills and which tools it needs.
-[planner t/T]: write one JSON object with the keys {fields}"tool", "arguments" (an object) and "last" (true when its result is all the answer needs). t is the turn, T the most there are.
+[planner t/T]: write one JSON object with the keys {fields}"tool", "arguments" (an object) and "last" \
+(true when its result is all the answer needs). t is the turn, T the most there are.
 [executor TOOL]: write only the arguments of TOOL as a JSON object.
 [verifier]: say yes when the results so far answer the question, else no; then why.
 [generator]: write only the final answer, from the results."""

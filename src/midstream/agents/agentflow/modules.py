@@ -12,7 +12,8 @@ from midstream.memory.working import Said, Turn, WorkingMemory
 
 @dataclass(slots=True)
 class Table:
-    """Where the modules of one trajectory sit: the flow they speak through, their memory, and what the next to speak must hear first."""
+    """Where the modules of one trajectory sit: the flow they speak through, their memory, and what the next to speak
+    must hear first."""
 
     flow: AgentFlowBase
     memory: WorkingMemory
@@ -66,7 +67,8 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """Carries an action out: checks it, calls the tool within its time and budget. With a voice it writes the arguments itself."""
+    """Carries an action out: checks it, calls the tool within its time and budget. With a voice it writes the arguments
+    itself."""
 
     async def execute(self, table: Table, plan: Plan) -> ToolCall:
         session = table.flow.session
@@ -100,7 +102,8 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Judges whether memory now holds what the answer needs: 1 stops, 0 goes on. By rule: the planner's last step went through."""
+    """Judges whether memory now holds what the answer needs: 1 stops, 0 goes on. By rule: the planner's last step went
+    through."""
 
     async def verify(self, table: Table, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
         if table.has("verifier"):

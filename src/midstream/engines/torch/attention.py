@@ -1,14 +1,14 @@
-"""Attention over flat token lists, two ways: `TreeAttention` for whole sequences that share prefixes, and `SlotAttention`
-for sequences that continue from a key/value cache.
+"""Attention over flat token lists, two ways: `TreeAttention` for whole sequences that share prefixes, and
+`SlotAttention` for sequences that continue from a key/value cache.
 
-Both lay a query's keys out in the order of its sequence from position 0, padded at the end to a multiple of `BLOCK`, and
-use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU in bf16.
-"""
+Both lay a query's keys out in the order of its sequence from position 0, padded at the end to a multiple of `BLOCK`,
+and use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU in
+bf16."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +50,8 @@ def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.
 class TokenTree:
     """Sequences with their shared prefixes merged: each distinct prefix is one token, computed once.
 
-    `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branchings, each as
-    (path up to its end, where in the path it begins): every token is in exactly one chain.
-    """
+    `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branchings,
+    each as (path up to its end, where in the path it begins): every token is in exactly one chain."""
 
     tokens: Tensor
     positions: Tensor
@@ -174,8 +173,8 @@ class SlotCache:
         return self.keys.shape[3]
 
     def reserve(self, slots: int, length: int) -> None:
-        """Make room for `length` tokens in each of `slots` slots: no more than they need, as products over a cache that is
-        used to its end read it in place."""
+        """Make room for `length` tokens in each of `slots` slots: no more than they need, as products over a cache that
+        is used to its end read it in place."""
         slots, capacity = max(slots, self.keys.shape[1]), max(_ceil(length), self.capacity)
         if (slots, capacity) != (self.keys.shape[1], self.capacity):
             self.keys, self.values = _grown(self.keys, slots, capacity), _grown(self.values, slots, capacity)
@@ -200,7 +199,8 @@ def _grown(old: Tensor, slots: int, capacity: int) -> Tensor:
 
 
 class SlotAttention:
-    """Attention of new tokens over their slots: row r continues slot `slots[r]`, which holds `lengths[r]` tokens, with `counts[r]` more.
+    """Attention of new tokens over their slots: row r continues slot `slots[r]`, which holds `lengths[r]` tokens, with
+    `counts[r]` more.
 
     Flat tokens come row after row. Writes their keys and values into the cache.
     """

@@ -1,12 +1,12 @@
 """A decoder-only transformer over flat token lists: the one forward pass that sampling, learning and checking share.
 
-Tokens of any number of sequences come as one flat list without padding; only attention knows which belong together, and it is
-given as a function (`attention.py`). Because sampler and learner run the same operations on the same weights row by
-row, the log-probabilities they give the same tokens agree.
+Tokens of any number of sequences come as one flat list without padding; only attention knows which belong together, and
+it is given as a function (`attention.py`). Because sampler and learner run the same operations on the same weights row
+by row, the log-probabilities they give the same tokens agree.
 
-Covers the Llama family as Hugging Face names it: RMSNorm, rotary positions, grouped-query attention, gated MLP; with
-or without biases on q/k/v, norms on q/k, tied embeddings. Does not cover: sliding windows, mixtures of experts, multimodal towers.
-"""
+Covers the Llama family as Hugging Face names it: RMSNorm, rotary positions, grouped-query attention, gated MLP; with or
+without biases on q/k/v, norms on q/k, tied embeddings. Does not cover: sliding windows, mixtures of experts, multimodal
+towers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Projection(nn.Module):
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
-        """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed copies."""
+        """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed
+        copies."""
         y = self._packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
         if self.adapter is None or not use_adapter:
             return y
@@ -75,8 +76,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The model: `forward` gives hidden states, `head` is the matrix that turns them into logits.
 
-    `version` counts changes of the weights. It is what `policy_version` reports, and what tells stale casts from fresh ones.
-    """
+    `version` counts changes of the weights. It is what `policy_version` reports, and what tells stale casts from fresh
+    ones."""
 
     def __init__(self, config: Mapping, weights: Mapping[str, Tensor], source: str) -> None:
         super().__init__()
@@ -164,7 +165,8 @@ class Decoder(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
 
     def add_adapters(self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = ()) -> None:
-        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`); the base stays frozen."""
+        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`); the base stays
+        frozen."""
         generator = torch.Generator().manual_seed(seed)
         self.adapter_rank, self.adapter_alpha = rank, alpha
         found = False
@@ -174,8 +176,8 @@ class Decoder(nn.Module):
                 continue
             if not all(chosen):
                 raise ModelError(
-                    f"adapter targets {list(targets)} take only some of {[n.rsplit('.', 1)[1] for n in projection.names]}",
-                    "projections that share an input take adapters together: name all of q_proj, k_proj, v_proj or of gate_proj, up_proj",
+                    f"adapter targets {list(targets)} name some of {projection.names}, not all",
+                    "projections of one input take adapters together: all of q_proj, k_proj, v_proj, or gate_proj, up_proj",
                 )
             found = True
             projection.adapter = Adapter(
@@ -221,7 +223,8 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
 
 
 def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
-    """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot run."""
+    """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot
+    run."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:

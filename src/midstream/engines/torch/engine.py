@@ -1,9 +1,8 @@
 """The torch engine: samples from the decoder the learner trains, batched over every trajectory that waits.
 
 A prompt shared by several calls is computed once. What a trajectory has already been through stays in its slot of the
-key/value cache, so its next call computes only what is new. With `deterministic`, a batch starts when every live trajectory
-waits for the engine, so what is computed together depends on the trajectories and never on timing.
-"""
+key/value cache, so its next call computes only what is new. With `deterministic`, a batch starts when every live
+trajectory waits for the engine, so what is computed together depends on the trajectories and never on timing."""
 
 from __future__ import annotations
 
@@ -66,9 +65,7 @@ class TorchEngine:
         self.tokens_sampled = 0
         self.tokens_prefilled = 0
         self.busy_s = 0.0
-        self._cache = SlotCache(
-            len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device
-        )
+        self._cache = SlotCache(len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device)
         self._held: dict[str, int] = {}
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
         self._free = list(range(slots - 1, -1, -1))
@@ -154,7 +151,7 @@ class TorchEngine:
             self._active += admitted
             try:
                 await loop.run_in_executor(self._thread, self._advance, admitted)
-            except Exception as error:  # noqa: BLE001 - whatever broke the batch is told to every call in it
+            except Exception as error:
                 self._fail(error)
                 continue
             for row in self._active:
@@ -317,7 +314,8 @@ class TorchEngine:
 
 
 def _chunks(rows: list[_Row]) -> list[list[_Row]]:
-    """Split a prefill so that no part lays out more than `PREFILL_BUDGET` pairs; group mates are neighbours and stay together."""
+    """Split a prefill so that no part lays out more than `PREFILL_BUDGET` pairs; group mates are neighbours and stay
+    together."""
     chunks: list[list[_Row]] = []
     longest = 0
     for row in rows:

@@ -1,8 +1,7 @@
 """Matrix products for sampling: weights laid out once in the processor's own format where that helps.
 
-On CPU in bf16 oneDNN's packed kernels take half the time of the plain ones at the few rows of a decoding step, and give the
-same bits. Anywhere else, and wherever a gradient is needed, this is `torch.nn.functional.linear`.
-"""
+On CPU in bf16 oneDNN's packed kernels take half the time of the plain ones at the few rows of a decoding step, and give
+the same bits. Anywhere else, and wherever a gradient is needed, this is `torch.nn.functional.linear`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, A Kaiming-uniform and B zero at the start.
+"""Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, A Kaiming-uniform and B zero at the
+start.
 
 Adapters of projections that share an input sit side by side, so that one product serves them all. On disk they are in
 peft's format: `adapter_config.json` and `adapter_model.safetensors`, which peft and vLLM load as they are.

@@ -57,7 +57,8 @@ def _truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole; two-level, summed in fp64."""
+    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole; two-level, summed in
+    fp64."""
     n, vocab = probs.shape
     blocks = -(-vocab // _CHUNK)
     padded = torch.nn.functional.pad(probs, (0, blocks * _CHUNK - vocab)).view(n, blocks, _CHUNK)

@@ -12,7 +12,8 @@ Aggregation = Literal["trajectory_turn_token", "token_mean", "sequence_mean"]
 
 
 class KLConfig(Config):
-    """Distance to the reference policy, estimated per token by k3 = exp(d) - d - 1, d = log pi_ref - log pi (Schulman 2020)."""
+    """Distance to the reference policy, estimated per token by k3 = exp(d) - d - 1, d = log pi_ref - log pi (Schulman
+    2020)."""
 
     coef: float = Field(default=0.001, ge=0)
     """Weight of the KL term in the loss; at 0 the reference is only run to measure."""
@@ -23,7 +24,8 @@ class KLConfig(Config):
 
 
 class PolicyLoss(Config):
-    """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with separate bounds: L = -min(r A, clip(r, 1 - low, 1 + high) A)."""
+    """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with separate bounds: L = -min(r A, clip(r, 1 - low, 1
+    + high) A)."""
 
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """Lower bound of the ratio is 1 - this."""

@@ -1,8 +1,9 @@
-"""Group-relative advantages: GRPO (Shao et al. 2024, arXiv 2402.03300) and Flow-GRPO (Li et al. 2025, arXiv 2510.05592).
+"""Group-relative advantages: GRPO (Shao et al. 2024, arXiv 2402.03300) and Flow-GRPO (Li et al. 2025, arXiv
+2510.05592).
 
-A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. What s is differs across the field, so it is spelled out:
-`std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std: none` is prime-rl's and Dr. GRPO's;
-`std: batch` divides by the root mean square of R_i - mean(R) over the whole batch.
+A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. What s is differs across the field, so it
+is spelled out: `std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std:
+none` is prime-rl's and Dr. GRPO's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch.
 
 Statistics are always over trajectories, never over turns: a long trajectory does not weigh more in its own baseline.
 """
@@ -51,7 +52,8 @@ class GRPO(_GroupRelative):
 
 
 class FlowGRPO(_GroupRelative):
-    """Flow-GRPO: the trajectory's outcome is the advantage of every trainable turn in it; the mean is over trajectories, turns, tokens."""
+    """Flow-GRPO: the trajectory's outcome is the advantage of every trainable turn in it; the mean is over
+    trajectories, turns, tokens."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Flow-based Group Refined Policy Optimization."""

@@ -11,7 +11,8 @@ from midstream.learn.algorithms.base import PolicyLoss
 
 
 class Reinforce(PolicyLoss):
-    """REINFORCE on the trajectory's outcome. On fresh samples the clipped ratio is 1 and the gradient is A grad log pi."""
+    """REINFORCE on the trajectory's outcome. On fresh samples the clipped ratio is 1 and the gradient is A grad log
+    pi."""
 
     name: Literal["reinforce"] = "reinforce"
     """REINFORCE."""
