@@ -163,9 +163,9 @@ def _subtitle(run: Run) -> str:
     parts = [str(run.info["model"])] if run.info.get("model") else []
     if run.info.get("seed") is not None:
         parts.append(f"seed {run.info['seed']}")
-    minutes = sum(row["time_s"] for row in run.metrics if _is_number(row.get("time_s"))) / 60
-    if minutes:
-        parts.append(f"{minutes:.1f} min of training")
+    spent_s = sum(row["time_s"] for row in run.metrics if _is_number(row.get("time_s")))
+    if spent_s:
+        parts.append(f"{spent_s / 60:.1f} min of training" if spent_s >= 60 else f"{spent_s:.0f} s of training")
     return " · ".join(parts)
 
 

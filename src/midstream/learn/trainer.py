@@ -276,9 +276,9 @@ class _Run:
         began = time.perf_counter()
 
         def log(update: int, metrics: dict[str, float]) -> None:
-            self._log(
-                {"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": time.perf_counter() - began}
-            )
+            nonlocal began
+            elapsed, began = time.perf_counter() - began, time.perf_counter()
+            self._log({"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": elapsed})
 
         imitate(learner, demonstrations, config.warm_start, config.trainer.seed, log)
 
@@ -307,6 +307,8 @@ class _Run:
             keep_zero=bool(loss.kl.coef or loss.entropy_coef),
         )
         measured = loss.kl.coef > 0 or (loss.kl.measure_every and step % loss.kl.measure_every == 0)
+        # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
+        measured = measured and not (config.policy.tuning == "full" and loss.kl.reference == "base")
         reference = self._reference() if measured else None
         sums: dict[str, float] = {}
         async with parts.engine.exclusive():
