@@ -20,6 +20,23 @@ from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 
 
+@register("test_broken")
+class Broken(AgentFlowBase):
+    """Raises outside `run`: in its constructor, or in what it says of itself."""
+
+    def __init__(self, session: Any, config: Any = None) -> None:
+        super().__init__(session, config)
+        if self.task.question == "constructor":
+            raise RuntimeError("no licence")
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        await self.chat([{"role": "user", "content": self.task.question}], sampling_params=sampling_params)
+        return 1
+
+    def metadata(self) -> dict[str, Any]:
+        return {"score": self.score}  # type: ignore[attr-defined]
+
+
 @register("test_moody")
 class Moody(AgentFlowBase):
     """Does what its task says."""
@@ -69,6 +86,16 @@ def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dic
     assert [len(trajectory.steps) for trajectory in done] == [1, 1, 1, 0, 1, 1]
     assert [trajectory.reward for trajectory in done] == [0.0, None, None, None, None, 0.0]
     assert [(t.status, t.steps, t.reward) for t in kept] == [(t.status, t.steps, t.reward) for t in done]
+
+
+def test_a_flow_that_is_broken_outside_its_run_fails_its_own_trajectory_too(make_worker) -> None:
+    worker = make_worker(says, "test_broken")
+    tasks = [Task(id=question, prompt=question) for question in ("constructor", "metadata")]
+    first, second = asyncio.run(AgentFlowManager(worker).run(groups_of(tasks, 1, prefix="r", seed=0)))
+    assert (first.status, first.error, first.steps) == (Status.FAILED, "RuntimeError: no licence", ())
+    assert second.status is Status.FAILED
+    assert "has no attribute 'score'" in second.error
+    assert [step.text for step in second.steps] == ["fine: metadata"]
 
 
 def test_an_error_of_the_user_stops_the_rollout_and_is_told_once(make_worker) -> None:

@@ -1,0 +1,193 @@
+"""Flows as the documents write them, with nothing changed but the import line."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from midstream import AgentFlowBase, MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, Step, register
+from midstream.agents.base import FlowSession
+from midstream.core.errors import ConfigError, UserError
+from midstream.core.types import Status, Trajectory
+from midstream.rewards import RewardFunction
+
+
+@register("my_agent_flow")
+class MyAgentFlow(SingleStepSingleTurnAgentFlow):
+    async def run(self, sampling_params, **kwargs) -> int:
+        messages = [{"role": "user", "content": kwargs["raw_prompt"]}]
+        text, response_ids, prompt_ids = await self.gateway_generate(  # noqa: RUF059
+            trajectory_uid=kwargs["trajectory_uid"],
+            prompt_uid=kwargs["prompt_uid"],
+            messages=messages,
+        )
+        step = Step(
+            prompt_ids=prompt_ids,
+            response_ids=response_ids,
+            reward=0.0,
+            trajectory_uid=kwargs["trajectory_uid"],
+            prompt_uid=kwargs["prompt_uid"],
+            step_index=0,
+            is_last=True,
+        )
+        await self.gateway_submit_steps([step])
+        return 1
+
+
+@register("tool_agent_flow")
+class ToolAgentFlow(MultiStepAgentFlow):
+    async def run(self, sampling_params, **kwargs) -> int:
+        messages = [{"role": "user", "content": kwargs["task"]}]
+        step_index = 0
+
+        while True:
+            text, response_ids, prompt_ids = await self.gateway_generate(
+                trajectory_uid=kwargs["trajectory_uid"], prompt_uid=kwargs["prompt_uid"], messages=messages
+            )
+            is_last = self.is_terminal(text)
+
+            step = Step(
+                prompt_ids=prompt_ids,
+                response_ids=response_ids,
+                step_index=step_index,
+                is_last=is_last,
+                trajectory_uid=kwargs["trajectory_uid"],
+                prompt_uid=kwargs["prompt_uid"],
+            )
+            await self.gateway_submit_steps([step])
+
+            if is_last:
+                break
+
+            messages.append({"role": "assistant", "content": text})
+            tool_result = await self.execute_tool(text)
+            messages.append({"role": "tool", "content": tool_result})
+            step_index += 1
+
+        return step_index + 1
+
+
+@register("helpers_agent_flow")
+class HelpersAgentFlow(AgentFlowBase):
+    found: float | None = None
+
+    async def run(self, sampling_params, **kwargs) -> int:
+        own = {"trajectory_uid": kwargs["trajectory_uid"], "prompt_uid": kwargs["prompt_uid"]}
+        messages = [{"role": "user", "content": "Summarize this document."}]
+        text, response_ids, prompt_ids = await self.gateway_generate(
+            **own, messages=messages, max_tokens=512, temperature=0.8
+        )
+        said = [*messages, {"role": "assistant", "content": text}]
+        self.found = await self.gateway_compute_reward(kwargs["trajectory_uid"], said, dataset_fields={})
+        step = Step(prompt_ids=prompt_ids, response_ids=response_ids, reward=self.found, is_last=True, **own)
+        await self.gateway_submit_steps([step], channel="val")
+        return 1
+
+    def metadata(self) -> dict[str, Any]:
+        return {"found": self.found}
+
+
+def run(make_worker, says, name: str, attempt, **worker: Any) -> Trajectory:
+    made = make_worker(says, name, tools=("calculator",), worker={"score": RewardFunction().score, **worker})
+    return asyncio.run(made.run(attempt))
+
+
+def test_one_prompt_one_response(make_worker, by_role, attempt) -> None:
+    trajectory = run(make_worker, by_role(policy="6"), "my_agent_flow", attempt())
+    assert (trajectory.status, trajectory.answer, trajectory.reward) == (Status.COMPLETED, "6", 1.0)
+    (step,) = trajectory.steps
+    assert (step.trainable, step.is_last, step.metadata["channel"]) == (True, True, "train")
+    assert step.rollout_log_probs is not None
+
+
+def test_a_loop_of_tool_calls(make_worker, by_role, attempt) -> None:
+    says = by_role(policy=["calculator: 12 * 3", "calculator: 36 / 6", "6"])
+    trajectory = run(make_worker, says, "tool_agent_flow", attempt())
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 1.0, 3)
+    assert [call.result for call in trajectory.tool_calls] == ["36", "6"]
+    for before, step in zip(trajectory.steps, trajectory.steps[1:], strict=False):
+        known = before.prompt_ids + before.response_ids
+        assert step.prompt_ids[: len(known)] == known
+    assert [message["role"] for message in trajectory.steps[1].messages] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize(("said", "reward"), [("6", 1.0), ("7", 0.0)])
+def test_the_helpers_sample_with_their_settings_and_know_the_reward(
+    make_worker, by_role, attempt, said, reward
+) -> None:
+    trajectory = run(make_worker, by_role(policy=said), "helpers_agent_flow", attempt())
+    (step,) = trajectory.steps
+    assert (trajectory.status, trajectory.metadata["found"], trajectory.reward) == (Status.COMPLETED, reward, reward)
+    assert (step.temperature, step.metadata["channel"]) == (0.8, "val")
+
+
+class Bare(AgentFlowBase):
+    """A flow to call the helpers of from outside."""
+
+    async def run(self, sampling_params: Any, **kwargs: Any) -> int:
+        return 0
+
+
+@pytest.fixture
+def flow(make_worker, by_role, attempt) -> AgentFlowBase:
+    from midstream.core.sampling import SamplingParams
+    from midstream.record.recorder import Recorder
+
+    worker = make_worker(by_role(policy="yes"), "my_agent_flow")
+    session = FlowSession(
+        task=attempt().task,
+        recorder=Recorder("mine", "p", seed=0),
+        voices=worker._voices,
+        tools=worker._toolbox.session(),
+        sampling={"policy": SamplingParams()},
+    )
+    return Bare(session)
+
+
+def ask(flow: AgentFlowBase, text: str) -> Step:
+    said, response_ids, prompt_ids = asyncio.run(
+        flow.gateway_generate("mine", "p", [{"role": "user", "content": text}])
+    )
+    assert said == "yes"
+    return Step(prompt_ids=prompt_ids, response_ids=response_ids, trajectory_uid="mine", prompt_uid="p")
+
+
+def test_steps_that_say_the_same_can_be_handed_in_together_later(flow: AgentFlowBase) -> None:
+    one, two = ask(flow, "first?"), ask(flow, "second?")
+    assert asyncio.run(flow.gateway_submit_steps([replace(one, reward=0.25), replace(two, reward=0.75)])) == 2
+    assert [step.reward for step in flow.steps] == [0.25, 0.75]
+
+
+def test_what_was_not_sampled_here_is_not_accepted(flow: AgentFlowBase) -> None:
+    step = ask(flow, "first?")
+    for changed in (
+        replace(step, response_ids=(*step.response_ids, 5)),
+        replace(step, prompt_ids=step.prompt_ids[1:]),
+    ):
+        with pytest.raises(ConfigError, match="was not sampled through gateway_generate"):
+            asyncio.run(flow.gateway_submit_steps([changed]))
+    with pytest.raises(UserError, match="trajectory 'yours' is not this flow's"):
+        asyncio.run(flow.gateway_submit_steps([replace(step, trajectory_uid="yours")]))
+    with pytest.raises(UserError, match="'yours'"):
+        asyncio.run(flow.gateway_generate("yours", "p", []))
+
+
+def test_a_misspelt_setting_or_role_is_an_error_that_names_the_nearest(flow: AgentFlowBase) -> None:
+    message = [{"role": "user", "content": "?"}]
+    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
+        asyncio.run(flow.gateway_generate("mine", "p", message, temprature=0.5))
+    with pytest.raises(ConfigError, match="no engine for the role 'polcy'"):
+        asyncio.run(flow.chat(message, role="polcy"))
+    with pytest.raises(ConfigError, match="no reward function"):
+        asyncio.run(flow.gateway_compute_reward("mine", message))
+
+
+def test_the_loop_that_ships_stops_when_no_tool_is_called(make_worker, by_role, attempt) -> None:
+    says = by_role(policy=["calculator: 2 * 3", "The result is 6."])
+    trajectory = run(make_worker, says, "multi_step_agent", attempt())
+    assert (trajectory.turns, trajectory.answer, trajectory.reward) == (2, "The result is 6.", 1.0)
+    endless = run(make_worker, by_role(policy="calculator: 1"), "multi_step_agent", attempt())
+    assert endless.turns == MultiStepAgentFlow.max_turns
