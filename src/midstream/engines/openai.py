@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from typing import Any
 
 import httpx
 
@@ -15,6 +16,7 @@ from midstream.engines.base import Completion, Request
 
 RETRIES = 3
 """Times a busy or failing server is asked again, waiting 0.5, 1, 2 s between."""
+FIRST_WAIT_S = 0.5
 
 
 class OpenAIEngine:
@@ -58,22 +60,25 @@ class OpenAIEngine:
         if sampling.seed is not None:
             body["seed"] = sampling.seed
         began = time.perf_counter()
-        data = await self._post(body)
+        response = await self._post(body)
         try:
-            choice = data["choices"][0]
-            text = choice["message"]["content"] or ""
-        except (KeyError, IndexError, TypeError):
+            choice = response.json()["choices"][0]
+            text = choice["message"]["content"]
+            if not isinstance(text, str | None):
+                raise TypeError("content is not text")
+        except (ValueError, KeyError, IndexError, TypeError):
             raise EngineError(
-                f"{self.name} answered with something that is not a chat completion: {str(data)[:200]}"
+                f"{self.name} answered with something that is not a chat completion: {response.text[:200]}"
             ) from None
         reason = FinishReason.LENGTH if choice.get("finish_reason") == "length" else FinishReason.STOP
-        return Completion(ids=(), log_probs=(), text=text, finish_reason=reason, latency_s=time.perf_counter() - began)
+        latency_s = time.perf_counter() - began
+        return Completion(ids=(), log_probs=(), text=text or "", finish_reason=reason, latency_s=latency_s)
 
-    async def _post(self, body: dict) -> dict:
+    async def _post(self, body: dict[str, Any]) -> httpx.Response:
         problem = ""
         for attempt in range(RETRIES + 1):
             if attempt:
-                await asyncio.sleep(0.5 * 2 ** (attempt - 1))
+                await asyncio.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
             try:
                 async with httpx.AsyncClient(timeout=self._timeout_s, headers=self._headers) as client:
                     response = await client.post(f"{self._url}/chat/completions", json=body)
@@ -85,5 +90,5 @@ class OpenAIEngine:
                 continue
             if response.status_code != 200:
                 raise EngineError(f"{self.name} refused the call: HTTP {response.status_code}: {response.text[:300]}")
-            return response.json()
+            return response
         raise EngineError(f"{self.name} did not answer after {RETRIES + 1} tries; last: {problem}")
