@@ -1,0 +1,79 @@
+"""The data every room passes on holds together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midstream.core.seeds import derive_seed, unit_interval
+from midstream.core.types import Step, Task
+
+
+def test_a_step_has_a_log_probability_for_every_token_it_sampled() -> None:
+    with pytest.raises(ValueError, match=r"step 2 of 'u': 2 response tokens but 1 log-prob"):
+        Step(prompt_ids=(1,), response_ids=(2, 3), rollout_log_probs=(-0.1,), trajectory_uid="u", step_index=2)
+
+
+def test_lists_of_ids_become_tuples() -> None:
+    step = Step(prompt_ids=[1, 2], response_ids=[3], rollout_log_probs=[-0.5])  # type: ignore[arg-type]
+    assert (step.prompt_ids, step.response_ids, step.rollout_log_probs) == ((1, 2), (3,), (-0.5,))
+
+
+@given(prompt=st.integers(0, 5), response=st.integers(0, 5), trainable=st.booleans(), known=st.booleans())
+def test_only_what_was_sampled_in_a_trainable_step_may_carry_loss(prompt, response, trainable, known) -> None:
+    step = Step(
+        prompt_ids=(0,) * prompt,  # the padding id of many models: never mistaken for padding
+        response_ids=(0,) * response,
+        rollout_log_probs=(-1.0,) * response if known else None,
+        trainable=trainable,
+    )
+    assert step.loss_mask == (0,) * prompt + (int(trainable and known),) * response
+
+
+def test_the_question_of_a_task_is_its_text_or_what_the_user_said_last() -> None:
+    said = (
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "hm"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "What is"}, {"type": "image"}, {"type": "text", "text": "it?"}],
+        },
+        {"role": "system", "content": "x"},
+    )
+    assert Task(id="a", prompt="plain").question == "plain"
+    assert Task(id="a", prompt=said).question == "What is it?"
+    assert Task(id="a", prompt=said[:2]).question == "first"
+    assert Task(id="a", prompt=()).question == ""
+
+
+def test_seeds_are_the_same_in_every_process_and_differ_for_different_names() -> None:
+    code = "from midstream.core.seeds import derive_seed; print(derive_seed(7, 'step', 3))"
+    for hashing in ("0", "1"):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": hashing, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+        )
+        assert int(run.stdout) == derive_seed(7, "step", 3)
+    seeds = {derive_seed(run, step, task) for run in range(5) for step in range(20) for task in ("a", "b", "ab")}
+    assert len(seeds) == 5 * 20 * 3
+    assert derive_seed("a", "bc") != derive_seed("ab", "c")
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_numbers_from_names_are_spread_evenly() -> None:
+    tenths = [0] * 10
+    for place in range(5000):
+        tenths[int(unit_interval("token", 3, place) * 10)] += 1
+    assert sum((count - 500) ** 2 / 500 for count in tenths) < 27.88  # chi-square, 9 degrees of freedom, 0.999
+
+
+def test_importing_midstream_brings_no_torch_and_no_database() -> None:
+    heavy = "('torch', 'transformers', 'sqlalchemy', 'pydantic')"
+    code = f"import midstream, sys; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)
+    assert run.stdout.decode().strip() == "[]", run.stderr.decode()
