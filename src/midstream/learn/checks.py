@@ -44,7 +44,8 @@ def first_batch(
             largest,
             largest <= tolerance,
             "largest difference of a sampled token's log-probability between engine and learner "
-            f"(at most {tolerance:g} in {dtype}); more means other weights, another temperature, dropout, or shifted tokens",
+            f"(at most {tolerance:g} in {dtype}); more means other weights, another temperature, dropout, or "
+            "shifted tokens",
         ),
         Check(
             "ratio is 1",

@@ -67,7 +67,7 @@ class WarmStartConfig(Config):
     batch_size: int = Field(default=16, ge=1)
     """Demonstrations an update."""
     lr: float = Field(default=5e-4, gt=0)
-    """Learning rate."""
+    """Learning rate at the start; it falls to 0 in a line."""
     wrong: float = Field(default=0.0, ge=0, le=1)
     """Share of the demonstrations that show only a first action, with a wrong tool: teaches how to write actions, not
     which to choose."""

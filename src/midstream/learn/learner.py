@@ -46,6 +46,8 @@ class Learner:
             weights.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=False
         )
         self.updates = 0
+        self.decay_over: int | None = None
+        """Updates over which the learning rate falls to 0; None keeps it constant."""
 
     def update(self, batch: LearningBatch, loss: PolicyLoss, reference: Reference | None = None) -> dict[str, float]:
         """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
@@ -112,13 +114,17 @@ class Learner:
         if total > self.config.max_grad_norm:
             for grad in self.weights.gradients().values():
                 grad.mul_(self.config.max_grad_norm / (total + 1e-6))
-        warm = min(1.0, (self.updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * warm
+            group["lr"] = self.config.lr * self._schedule()
         self.weights.step(self.optimizer)
         self.updates += 1
         self.decoder.version += 1
         return total
+
+    def _schedule(self) -> float:
+        """The share of the learning rate for the next update: up over the warm-up, down to 0 over `decay_over`."""
+        up = min(1.0, (self.updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        return up if self.decay_over is None else up * max(0.0, 1 - self.updates / self.decay_over)
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)

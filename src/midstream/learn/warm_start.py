@@ -22,6 +22,9 @@ def imitate(
 ) -> None:
     """Train on what the trainable roles said in `demonstrations`; `log(update, metrics)` after each update."""
     update = 0
+    # A rate that falls to 0 leaves the choices shown at the shares they were shown in; a constant one ends wherever the
+    # last batches pushed it, often at one tool for everything, from where reinforcement learning cannot explore.
+    learner.decay_over = config.epochs * -(-len(demonstrations) // config.batch_size)
     for epoch in range(config.epochs):
         order = list(demonstrations)
         Random(derive_seed(seed, "warm start", epoch)).shuffle(order)

@@ -177,7 +177,7 @@ class Decoder(nn.Module):
             if not all(chosen):
                 raise ModelError(
                     f"adapter targets {list(targets)} name some of {projection.names}, not all",
-                    "projections of one input take adapters together: all of q_proj, k_proj, v_proj, or gate_proj, up_proj",
+                    "these take adapters together: q_proj, k_proj and v_proj; gate_proj and up_proj",
                 )
             found = True
             projection.adapter = Adapter(

@@ -57,12 +57,13 @@ def _truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole; two-level, summed in
-    fp64."""
+    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole, in two levels."""
     n, vocab = probs.shape
     blocks = -(-vocab // _CHUNK)
-    padded = torch.nn.functional.pad(probs, (0, blocks * _CHUNK - vocab)).view(n, blocks, _CHUNK)
-    running = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    if vocab % _CHUNK:
+        probs = torch.nn.functional.pad(probs, (0, blocks * _CHUNK - vocab))
+    padded = probs.view(n, blocks, _CHUNK)
+    running = padded.sum(-1).double().cumsum(-1)
     goal = uniform * running[:, -1]
     block = torch.searchsorted(running, goal[:, None], right=True).clamp_(max=blocks - 1)
     before = torch.where(block > 0, running.gather(1, (block - 1).clamp(min=0)), 0.0)
