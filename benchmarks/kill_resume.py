@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 from midstream.evaluate.agreement import contents, differences
 
-QUICK = ("trainer.max_steps=4", "trainer.save_every=2", "trainer.eval_every=2", "trainer.val_tasks=6")
+QUICK: tuple[str, ...] = ("trainer.max_steps=4", "trainer.save_every=2", "trainer.eval_every=2", "trainer.val_tasks=6")
 QUICK += ("trainer.test_tasks=6", "warm_start.examples=8", "rollout.tasks_per_step=2")
 
 
@@ -32,7 +35,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     arguments = parser.parse_args()
-    overrides = arguments.overrides or list(QUICK)
+    overrides: list[str] = arguments.overrides or list(QUICK)
     with tempfile.TemporaryDirectory(prefix="kill-resume-") as folder:
         return compare(arguments.config, overrides, arguments.kills, random.Random(arguments.seed), Path(folder))
 
@@ -41,12 +44,12 @@ def compare(config: str, overrides: list[str], kills: int, moments: random.Rando
     """Run once undisturbed, then kill `kills` times over as many runs as that takes. Returns the exit code."""
     print(f"{config} {' '.join(overrides)}", flush=True)
     undisturbed = folder / "undisturbed"
-    began = time.monotonic()
+    began, spent_before = time.monotonic(), children_cpu_s()
     wait(start(config, overrides, undisturbed))
-    takes_s = time.monotonic() - began
+    takes_s, cpu_s = time.monotonic() - began, children_cpu_s() - spent_before
     reference = contents(undisturbed)
-    compared = [name for name in reference if name != "checkpoint"]
-    print(f"undisturbed: {takes_s:.1f} s, {reference['checkpoint']}; compared: {', '.join(compared)}", flush=True)
+    print(f"undisturbed: {takes_s:.1f} s ({cpu_s:.1f} s of computing), {reference['checkpoint']}")
+    print(f"compared: {', '.join(name for name in reference if name != 'checkpoint')}", flush=True)
     done, wrong, number = 0, 0, 0
     while done < kills:
         number += 1
@@ -56,11 +59,7 @@ def compare(config: str, overrides: list[str], kills: int, moments: random.Rando
             if done == kills:
                 wait(process)
                 break
-            try:
-                process.wait(moments.uniform(0, 0.8) * takes_s)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+            if kill_after(process, moments.uniform(0, 0.7) * cpu_s):
                 done, killed_here = done + 1, killed_here + 1
                 print(f"  kill {done}: {reached(run)}", flush=True)
                 continue
@@ -78,6 +77,29 @@ def start(config: str, overrides: list[str], run_dir: Path) -> subprocess.Popen[
     """A process that begins the run in `run_dir`, or goes on with it."""
     command = [sys.executable, "-m", "midstream", "train", config, *overrides, f"trainer.run_dir={run_dir}", "--resume"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def kill_after(process: subprocess.Popen[bytes], cpu_s: float) -> bool:
+    """Kill `process` once it has computed for `cpu_s`; False when it ended before that.
+
+    By the time it computed and not by the clock, or a machine with other work would kill it earlier and earlier.
+    """
+    watched = psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            times = watched.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        if times.user + times.system >= cpu_s:
+            process.send_signal(signal.SIGKILL)
+            return process.wait() == -signal.SIGKILL
+        time.sleep(0.005)
+    return False
+
+
+def children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def wait(process: subprocess.Popen[bytes]) -> None:
