@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from midstream.tasks.geography import cities, countries, plain
-from midstream.tools.declare import Tool, tool
+from midstream.tools.declare import Tool, ToolError, tool
 
 MAX_QUERY_WORDS = 32
 
@@ -43,7 +43,9 @@ def search_tool(k: int = 1) -> Tool[[str], str]:
     def search(query: str) -> str:
         """Look up a fact about a country or city, such as: capital of Peru."""
         found = best_facts(query, k)
-        return "\n".join(found) if found else f'No result for "{query}"'
+        if not found:
+            raise ToolError("no result")
+        return "\n".join(found)
 
     return search
 

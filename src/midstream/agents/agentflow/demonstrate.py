@@ -109,7 +109,7 @@ class Demonstrator:
         if len(heard) < 2 or not news:
             answer = progress.task.answer
             return str(answer[0] if isinstance(answer, list | tuple) else answer)
-        return "unknown" if news.startswith(("Error", "No result")) else value_of(news)
+        return "unknown" if news.startswith("Error") else value_of(news)
 
 
 def value_of(result: str) -> str:
