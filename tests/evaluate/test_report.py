@@ -70,4 +70,4 @@ def test_a_run_killed_at_its_start_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "step": 1, "rewa')
     (tmp_path / "samples.jsonl").write_text('{"label": "base"}\n{"label": "final", "turns": [{"role": null}, 3]}\n')
     page = _Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert page.open == [] and "cut running" in page.text
+    assert page.open == [] and "cut interrupted" in page.text

@@ -8,6 +8,7 @@ import pytest
 
 from midstream.core.errors import RunError
 from midstream.evaluate.runs import find_run, list_runs, load_run, read_rows
+from midstream.learn.run_dir import RunDirectory
 
 
 def test_a_run_reads_back(run_dir: Path) -> None:
@@ -78,3 +79,12 @@ def test_a_missing_run_names_the_nearest(run_dir: Path) -> None:
         find_run("fi", run_dir.parent)
     with pytest.raises(RunError, match="not a run directory"):
         load_run(run_dir.parent)
+
+
+def test_a_run_that_was_killed_is_interrupted_and_one_under_way_is_running(run_dir: Path) -> None:
+    (run_dir / "run.json").write_text('{"name": "first", "status": "running"}')
+    assert load_run(run_dir).status == "interrupted"
+    held = RunDirectory(run_dir)
+    assert load_run(run_dir).status == "running"
+    held.release()
+    assert load_run(run_dir).status == "interrupted"

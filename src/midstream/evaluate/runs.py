@@ -6,6 +6,7 @@ is not there yet, so it is left out. Not for writing: the trainer does that.
 
 from __future__ import annotations
 
+import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +52,12 @@ def load_run(path: str | Path) -> Run:
     path = Path(path)
     if not is_run(path):
         raise RunError(f"'{path}' is not a run directory: it has no run.json and no metrics.jsonl")
+    info = _read_info(path / "run.json")
+    if info.get("status") == "running" and not _is_held(path):
+        info["status"] = "interrupted"
     return Run(
         path=path,
-        info=_read_info(path / "run.json"),
+        info=info,
         config=_read_text(path / "config.yaml"),
         metrics=_one_a_step(read_rows(path / "metrics.jsonl")),
         evals=read_rows(path / "evals.jsonl"),
@@ -137,6 +141,18 @@ def _read_text(path: Path) -> str:
         return ""
     except OSError as error:
         raise RunError(f"cannot read '{path}': {error.strerror}") from None
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the run's lock: one that was killed says `running` for ever."""
+    try:
+        with (path / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _touched(path: Path) -> float:
