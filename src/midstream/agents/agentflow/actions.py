@@ -1,9 +1,9 @@
 """What a planner decides each turn, as data, and the two notations it may be written in.
 
 `json` is one object with every field. `compact` is a few lines for small models: optional `justification:`, `context:`
-and `sub_goal:` lines, then `next TOOL: INPUT` or, for the step expected to finish the plan, `last TOOL: INPUT`. INPUT
-is the one argument of the tool as plain text, or a JSON object of arguments. `none` is the tool of a planner that needs
-no tool."""
+and `sub_goal:` lines, then `TOOL: INPUT`. INPUT is the one argument of the tool as plain text, or a JSON object of
+arguments. `none` is the tool of a planner that needs no tool, or no other one.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from midstream.tools import Toolbox
 Notation = Literal["compact", "json"]
 PlanField = Literal["justification", "context", "sub_goal"]
 NO_TOOL = "none"
-_ACTION = re.compile(r"(next|last)\s+([A-Za-z_][\w.-]*)\s*(?::\s*(.*))?", re.DOTALL)
+_ACTION = re.compile(r"([A-Za-z_][\w.-]*)\s*(?::\s*(.*))?", re.DOTALL)
 _FIELD = re.compile(r"(justification|context|sub_goal)\s*:\s*(.*)")
 
 
@@ -37,8 +37,6 @@ class NextStep(BaseModel):
     sub_goal: str = ""
     tool: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    last: bool = False
-    """The planner expects the result of this step to be all that the answer needs."""
 
 
 def read_action(text: str, notation: Notation, toolbox: Toolbox, required: tuple[PlanField, ...] = ()) -> NextStep:
@@ -61,7 +59,7 @@ def write_action(action: NextStep, notation: Notation) -> str:
     values = list(action.arguments.values())
     plain = len(values) == 1 and _is_plain(values[0])
     given = "" if not values else f": {values[0] if plain else json.dumps(action.arguments)}"
-    return "\n".join([*lines, f"{'last' if action.last else 'next'} {action.tool}{given}"])
+    return "\n".join([*lines, f"{action.tool}{given}"])
 
 
 def _is_plain(value: Any) -> bool:
@@ -77,9 +75,9 @@ def _read_compact(text: str, toolbox: Toolbox) -> NextStep:
         lines.pop(0)
     match = _ACTION.fullmatch("\n".join(lines).strip())
     if match is None:
-        raise UnreadableAction("write `next TOOL: INPUT` or `last TOOL: INPUT`")
-    word, name, given = match.group(1), match.group(2), (match.group(3) or "").strip()
-    return NextStep(tool=name, arguments=_arguments(name, given, toolbox), last=word == "last", **fields)
+        raise UnreadableAction("write `TOOL: INPUT`")
+    name, given = match.group(1), (match.group(2) or "").strip()
+    return NextStep(tool=name, arguments=_arguments(name, given, toolbox), **fields)
 
 
 def _arguments(name: str, given: str, toolbox: Toolbox) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def _arguments(name: str, given: str, toolbox: Toolbox) -> dict[str, Any]:
 def _read_json(text: str) -> NextStep:
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
-        raise UnreadableAction("write one JSON object with tool, arguments and last")
+        raise UnreadableAction("write one JSON object with tool and arguments")
     try:
         return NextStep.model_validate_json(text[start : end + 1])
     except ValidationError as error:

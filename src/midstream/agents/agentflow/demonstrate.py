@@ -93,14 +93,14 @@ class Demonstrator:
             progress.done += 1
         place = min(progress.done, len(plan) - 1)
         if not plan:
-            tool, given, last = NO_TOOL, "", True
+            tool, given = NO_TOOL, ""
         else:
-            tool, last = plan[place]["tool"], place == len(plan) - 1
+            tool = plan[place]["tool"]
             given = _filled(str(next(iter(plan[place]["arguments"].values()), "")), progress.values)
         if progress.wrong_tool is not None:
             tool, given = progress.wrong_tool, given or progress.task.question
         arguments = {} if tool == NO_TOOL else {self._parameters[tool]: given}
-        return write_action(NextStep(tool=tool, arguments=arguments, last=last), self._notation)
+        return write_action(NextStep(tool=tool, arguments=arguments), self._notation)
 
     def _other(self, progress: _Progress, role: str, heard: Sequence[str]) -> str:
         if role == "verifier":

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from midstream.agents.agentflow.actions import Notation, PlanField
-from midstream.agents.agentflow.modules import Executor, Generator, Planner, Table, Verifier, turn_record
+from midstream.agents.agentflow.modules import Executor, Generator, Planner, StopRule, Table, Verifier, turn_record
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.registry import register
 from midstream.core.config import Config
@@ -20,15 +20,15 @@ from midstream.memory.working import WorkingMemory
 _COMPACT = """Answer the question with tools, one step at a time.
 {tools}
 none - Nothing to look up or work out.
-[planner]: write {fields}next TOOL: INPUT, or last TOOL: INPUT when its result is what was asked.
+[planner]: write {fields}TOOL: INPUT.
 [generator]: write only the answer."""
 
 _JSON = """Answer the question with tools, one step at a time.
 {tools}
 none() - Nothing to look up or work out.
 [analysis]: say what the question asks, which skills and which tools it needs.
-[planner t/T]: write one JSON object with the keys {fields}"tool", "arguments" (an object) and "last" \
-(true when its result is all the answer needs). t is the turn, T the most there are.
+[planner t/T]: write one JSON object with the keys {fields}"tool" and "arguments" (an object); \
+the tool none when the results so far are enough. t is the turn, T the most there are.
 [executor TOOL]: write only the arguments of TOOL as a JSON object.
 [verifier]: say yes when the results so far answer the question, else no; then why.
 [generator]: write only the final answer, from the results."""
@@ -43,6 +43,10 @@ class AgentFlowSettings(Config):
     """How the planner writes its actions: `json`, or `compact` for small models."""
     fields: tuple[PlanField, ...] = ("justification", "context", "sub_goal")
     """What the planner must give beside tool and arguments. Fewer fields cost fewer tokens."""
+    stop_rule: StopRule = "planner"
+    """When a verifier without an engine stops: `planner`, when the planner asks for no other tool; `evidence`, when a
+    call went through and, if the question states an operation, a calculation did. The second spares a turn, and fits
+    questions that one look-up and one calculation answer."""
     memory_tokens: int = Field(default=2048, ge=64)
     """Token budget of the memory; beyond it the longest old results are shortened."""
     instructions: str | None = None
@@ -67,7 +71,7 @@ class AgentFlow(AgentFlowBase):
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         table = Table(self, self.memory, self.task.question)
         planner, executor = Planner(self.chosen.notation, self.chosen.fields), Executor()
-        verifier, generator = Verifier(), Generator()
+        verifier, generator = Verifier(self.chosen.stop_rule), Generator()
         await planner.analyse(table)
         for turn in range(1, self.chosen.max_turns + 1):
             self.turns = turn

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
 from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, PlanField, UnreadableAction, read_action
 from midstream.agents.base import AgentFlowBase
 from midstream.core.types import Step, ToolCall
 from midstream.memory.working import Said, Turn, WorkingMemory
+
+StopRule = Literal["planner", "evidence"]
+_OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter|sum|difference|product)\b")
+"""What a question that must be worked out states: a number of its own, or one of these words."""
 
 
 @dataclass(slots=True)
@@ -95,15 +101,16 @@ class Executor:
 
     def _written(self, table: Table, tool: str, text: str) -> dict[str, object]:
         try:
-            return read_action(f"next {tool}: {text}", "compact", table.flow.session.tools.toolbox).arguments
+            return read_action(f"{tool}: {text}", "compact", table.flow.session.tools.toolbox).arguments
         except UnreadableAction:
             return {"input": text}
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Judges whether memory now holds what the answer needs: 1 stops, 0 goes on. By rule: the planner's last step went
-    through."""
+    """Judges whether memory holds what the answer needs: 1 stops, 0 goes on. By rule: see `stop_rule` of the flow."""
+
+    rule: StopRule
 
     async def verify(self, table: Table, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
         if table.has("verifier"):
@@ -116,9 +123,15 @@ class Verifier:
             return verdict, step.text.strip()
         if action is None:
             return False, "no action could be read"
+        if action.tool == NO_TOOL:
+            return True, "the planner needs no other tool"
         if not call.ok:
             return False, f"the call failed: {call.error_kind}"
-        return (True, "the planner's last step went through") if action.last else (False, "the planner has more steps")
+        if self.rule == "planner":
+            return False, "the planner has not said that it is done"
+        if call.tool != "calculator" and _OPERATION.search(table.memory.query.lower()):
+            return False, "the question asks for a calculation"
+        return True, "what was asked for is there"
 
 
 @dataclass(frozen=True, slots=True)
