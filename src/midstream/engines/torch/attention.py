@@ -211,7 +211,8 @@ class SlotAttention:
         device = cache.keys.device
         self._cache = cache
         n_q = max(counts)
-        n_k = min(_ceil(max(length + count for length, count in zip(lengths, counts, strict=True))), cache.capacity)
+        # All of every slot, masked: a part of one would have to be copied out in every layer.
+        n_k = cache.capacity
         count = torch.tensor(counts)
         self._slot = torch.tensor(slots, device=device).repeat_interleave(count.to(device))
         column = torch.cat([torch.arange(c) for c in counts])
