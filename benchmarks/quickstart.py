@@ -123,7 +123,7 @@ def _smooth(values: list[float], window: int = 5) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default="configs/quickstart.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-quickstart"))
@@ -138,9 +138,9 @@ def main() -> None:
     draw(results, arguments.out / "quickstart.png")
     versions = results[0]["versions"]
     print(f"\n{platform.processor() or platform.machine()}, {versions}")
-    print(
-        f"median live step {statistics.median(r['live_step_s'] or 0 for r in results):.1f} s, sampling {statistics.median(r['sampling_tokens_per_s'] for r in results):.0f} tokens/s"
-    )
+    live_step_s = statistics.median(result["live_step_s"] or 0 for result in results)
+    tokens_per_s = statistics.median(result["sampling_tokens_per_s"] for result in results)
+    print(f"median live step {live_step_s:.1f} s, sampling {tokens_per_s:.0f} tokens/s")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Judges whether memory holds what the answer needs: 1 stops, 0 goes on. By rule: see `stop_rule` of the flow."""
+    """Judges whether memory holds what the answer needs: 1 stops, 0 goes on. By rule: `stop_rule` of the flow."""
 
     rule: StopRule
 
