@@ -25,22 +25,59 @@ def asked(trajectory: Trajectory) -> list[str]:
     return [step.messages[-1]["content"] for step in trajectory.steps]
 
 
-def test_plan_execute_verify_until_the_planner_calls_it_the_last_step(make_worker, by_role, attempt) -> None:
-    says = by_role(planner=["next calculator: 12 * 3", "last calculator: 36 + 1"], generator=" 37 ")
+def test_plan_execute_verify_until_the_planner_needs_no_other_tool(make_worker, by_role, attempt) -> None:
+    says = by_role(planner=["calculator: 12 * 3", "calculator: 36 + 1", "none"], generator=" 37 ")
     trajectory = run(make_worker(says), attempt("What is 12 * 3 + 1?"))
-    assert roles(trajectory) == ["planner", "planner", "generator"]
-    assert asked(trajectory) == ["What is 12 * 3 + 1?\n[planner 1/3]", "36\n[planner 2/3]", "37\n[generator]"]
-    assert (trajectory.answer, trajectory.turns, trajectory.status) == ("37", 2, Status.COMPLETED)
+    assert roles(trajectory) == ["planner", "planner", "planner", "generator"]
+    assert asked(trajectory) == [
+        "What is 12 * 3 + 1?\n[planner 1/3]",
+        "36\n[planner 2/3]",
+        "37\n[planner 3/3]",
+        "[generator]",
+    ]
+    assert (trajectory.answer, trajectory.turns, trajectory.status) == ("37", 3, Status.COMPLETED)
     assert [(call.tool, call.ok, call.step_index) for call in trajectory.tool_calls] == [
         ("calculator", True, 0),
         ("calculator", True, 1),
     ]
-    assert [turn["verdict"] for turn in trajectory.metadata["turns"]] == [False, True]
+    assert [turn["verdict"] for turn in trajectory.metadata["turns"]] == [False, False, True]
     assert trajectory.steps[0].metadata["action"]["arguments"] == {"expression": "12 * 3"}
 
 
+@pytest.mark.parametrize(
+    ("question", "plans", "reasons"),
+    [
+        ("What is the capital of Peru?", ["echo: Lima"], ["what was asked for is there"]),
+        (
+            "What is twice the area?",
+            ["echo: 5", "calculator: 5 * 2"],
+            ["the question asks for a calculation", "what was asked for is there"],
+        ),
+        (
+            "What is the capital?",
+            ["calculator: 2 +", "echo: Lima"],
+            ["the call failed: raised", "what was asked for is there"],
+        ),
+        (
+            "What is the capital?",
+            ["who knows", "none"],
+            ["no action could be read", "the planner needs no other tool"],
+        ),
+        ("What is the sum?", ["echo: 1"] * 3, ["the question asks for a calculation"] * 3),
+    ],
+)
+def test_the_rule_of_evidence_stops_when_the_kind_of_result_is_there(
+    make_worker, by_role, attempt, question: str, plans: list[str], reasons: list[str]
+) -> None:
+    settings = {"notation": "compact", "fields": [], "stop_rule": "evidence"}
+    worker = make_worker(by_role(planner=plans, generator="x"), settings=settings)
+    trajectory = run(worker, attempt(question))
+    assert [turn["reason"] for turn in trajectory.metadata["turns"]] == reasons
+    assert [turn["verdict"] for turn in trajectory.metadata["turns"]][:-1] == [False] * (len(reasons) - 1)
+
+
 def test_turns_end_at_the_limit_and_the_planner_is_told_how_many_there_are(make_worker, by_role, attempt) -> None:
-    says = by_role(planner="next echo: on", generator="done")
+    says = by_role(planner="echo: on", generator="done")
     settings = {"notation": "compact", "fields": [], "max_turns": 4}
     trajectory = run(make_worker(says, settings=settings), attempt())
     assert roles(trajectory) == ["planner"] * 4 + ["generator"]
@@ -48,35 +85,25 @@ def test_turns_end_at_the_limit_and_the_planner_is_told_how_many_there_are(make_
     assert trajectory.turns == 4
 
 
-def test_the_last_step_does_not_stop_a_flow_whose_call_failed(make_worker, by_role, attempt) -> None:
-    says = by_role(planner=["last calculator: 2 +", "last calculator: 2 + 1"], generator="3")
-    trajectory = run(make_worker(says), attempt())
-    assert trajectory.turns == 2
-    assert [turn["reason"] for turn in trajectory.metadata["turns"]] == [
-        "the call failed: raised",
-        "the planner's last step went through",
-    ]
-
-
 def test_a_planner_that_needs_no_tool_calls_none(make_worker, by_role, attempt) -> None:
-    trajectory = run(make_worker(by_role(planner="last none", generator="blue")), attempt("Which colour?"))
+    trajectory = run(make_worker(by_role(planner="none", generator="blue")), attempt("Which colour?"))
     assert (trajectory.tool_calls, trajectory.turns, trajectory.answer) == ((), 1, "blue")
 
 
 def test_what_cannot_be_read_is_told_to_the_planner_and_counted(make_worker, by_role, attempt) -> None:
-    says = by_role(planner=["I think...", "next calcualtor: 1", "next calculator: ", "x"], generator="?")
+    says = by_role(planner=["I think...", "calcualtor: 1", "calculator: ", "x"], generator="?")
     settings = {"notation": "compact", "fields": [], "max_turns": 3}
     trajectory = run(make_worker(says, settings=settings), attempt())
     assert [call.error_kind for call in trajectory.tool_calls] == ["unparsed", "unknown_tool", "invalid_arguments"]
     heard = asked(trajectory)
-    assert heard[1].startswith("Error: write `next TOOL: INPUT`")
+    assert heard[1].startswith("Error: write `TOOL: INPUT`")
     assert "did you mean 'calculator'?" in heard[2]
     assert "expression" in heard[3]
-    assert "write `next TOOL" in trajectory.steps[0].metadata["parse_error"]
+    assert "write `TOOL" in trajectory.steps[0].metadata["parse_error"]
     assert trajectory.steps[1].metadata["parsed"] is True
 
 
-@pytest.mark.parametrize("written", ["k" * 9000, '{"' + "k" * 9000 + '": 1}', "next " + "k" * 9000 + ": 1"])
+@pytest.mark.parametrize("written", ["k" * 9000, '{"' + "k" * 9000 + '": 1}', "k" * 9000 + ": 1"])
 @pytest.mark.parametrize("notation", ["json", "compact"])
 def test_feedback_on_an_error_is_bounded_whatever_was_written(make_worker, by_role, attempt, written, notation) -> None:
     worker = make_worker(
@@ -88,7 +115,7 @@ def test_feedback_on_an_error_is_bounded_whatever_was_written(make_worker, by_ro
 
 
 def test_a_verifier_with_a_voice_decides_when_to_stop(make_worker, by_role, attempt) -> None:
-    says = by_role(planner="last calculator: 2 * 3", verifier=["No, look again", " Yes: 6 answers it"], generator="6")
+    says = by_role(planner="calculator: 2 * 3", verifier=["No, look again", " Yes: 6 answers it"], generator="6")
     trajectory = run(make_worker(says, rules=("analysis", "executor")), attempt())
     assert roles(trajectory) == ["planner", "verifier", "planner", "verifier", "generator"]
     assert [step.metadata["verdict"] for step in trajectory.steps if step.role == "verifier"] == [False, True]
@@ -96,8 +123,9 @@ def test_a_verifier_with_a_voice_decides_when_to_stop(make_worker, by_role, atte
 
 
 def test_an_analysis_and_an_executor_with_voices_speak_in_their_turn(make_worker, by_role, attempt) -> None:
-    says = by_role(analysis="needs arithmetic", planner="last calculator: all of it", executor="7 * 8", generator="56")
-    trajectory = run(make_worker(says, rules=("verifier",)), attempt())
+    says = by_role(analysis="needs arithmetic", planner="calculator: all of it", executor="7 * 8", generator="56")
+    settings = {"notation": "compact", "fields": [], "stop_rule": "evidence"}
+    trajectory = run(make_worker(says, rules=("verifier",), settings=settings), attempt())
     assert roles(trajectory) == ["analysis", "planner", "executor", "generator"]
     assert trajectory.metadata["analysis"] == "needs arithmetic"
     (call,) = trajectory.tool_calls
@@ -106,14 +134,15 @@ def test_an_analysis_and_an_executor_with_voices_speak_in_their_turn(make_worker
 
 def test_a_generator_by_rule_answers_with_the_last_thing_found(make_worker, by_role, attempt) -> None:
     silent = ("analysis", "executor", "verifier", "generator")
-    says = by_role(planner=["next calculator: 5 + 5", "next calculator: 1 +", "next calculator: ("])
-    trajectory = run(make_worker(says, rules=silent), attempt())
-    assert (trajectory.answer, roles(trajectory)) == ("10", ["planner"] * 3)
+    for last in ("calculator: (", "none"):
+        says = by_role(planner=["calculator: 5 + 5", "calculator: 1 +", last])
+        trajectory = run(make_worker(says, rules=silent), attempt())
+        assert (trajectory.answer, roles(trajectory)) == ("10", ["planner"] * 3)
     assert run(make_worker(by_role(planner="hm"), rules=silent), attempt()).answer == ""
 
 
 def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attempt) -> None:
-    says = by_role(planner="next calculator: 1 + 1", generator="2")
+    says = by_role(planner="calculator: 1 + 1", generator="2")
     worker = make_worker(says, max_tool_calls=2)
     for uid in ("a", "b"):
         trajectory = run(worker, attempt(uid=uid))
@@ -121,7 +150,7 @@ def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attem
 
 
 def test_a_memory_that_outgrows_its_budget_starts_a_counted_branch(make_worker, by_role, attempt) -> None:
-    says = by_role(planner="next echo: " + "many words " * 40, generator="done")
+    says = by_role(planner="echo: " + "many words " * 40, generator="done")
     settings: dict[str, Any] = {"notation": "compact", "fields": [], "max_turns": 5, "memory_tokens": 900}
     trajectory = run(make_worker(says, settings=settings), attempt())
     assert trajectory.metadata["shortened"] > 0
@@ -144,7 +173,7 @@ def test_settings_and_roles_that_are_not_there_are_named(make_worker, by_role, a
 
 
 def test_a_task_that_shows_its_plan_does_not_show_it_to_the_agent(make_worker, by_role, attempt) -> None:
-    says = by_role(planner="last none", generator="x")
+    says = by_role(planner="none", generator="x")
     plan = [{"tool": "calculator", "arguments": {"expression": "SECRET"}}]
     trajectory = run(make_worker(says), attempt(plan=plan, needs=("calculator",)))
     assert all("SECRET" not in message["content"] for step in trajectory.steps for message in step.messages)

@@ -63,7 +63,7 @@ def stirred(parts: Parts) -> Parts:
     return parts
 
 
-PLANS = ("next calculator: 12 * 3", "next calculator: 36 -", "last calculator: 36 + 1")
+PLANS = ("calculator: 12 * 3", "calculator: 36 -", "calculator: 36 + 1")
 """What guided planners say, turn by turn: a good call, a bad one, the last."""
 
 

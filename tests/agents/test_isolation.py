@@ -19,7 +19,7 @@ def whispering(request: Request) -> str:
     """Every reply holds words of its own trajectory only, and the planner writes one into its tool call."""
     own = request.session.split("-")[-2:]
     word = f"secret-{int(own[0])}-{int(own[1])}"
-    return f"next echo: {word}" if request.role == "planner" else f"{word} yes"
+    return f"echo: {word}" if request.role == "planner" else f"{word} yes"
 
 
 def spoken(trajectory: Trajectory) -> set[str]:

@@ -19,7 +19,7 @@ from midstream.rewards import RewardFunction
 class MyAgentFlow(SingleStepSingleTurnAgentFlow):
     async def run(self, sampling_params, **kwargs) -> int:
         messages = [{"role": "user", "content": kwargs["raw_prompt"]}]
-        text, response_ids, prompt_ids = await self.gateway_generate(  # noqa: RUF059
+        text, response_ids, prompt_ids = await self.gateway_generate(  # noqa: RUF059  # pyright: ignore
             trajectory_uid=kwargs["trajectory_uid"],
             prompt_uid=kwargs["prompt_uid"],
             messages=messages,

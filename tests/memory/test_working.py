@@ -23,12 +23,12 @@ RESULT = "fact " * 100
 
 def test_it_shows_the_conversation_in_order_and_ends_with_what_is_asked_next() -> None:
     memory = memory_of(500)
-    memory.remember(Said("planner", "What is asked?\n[planner 1/3]", "next search: Peru"))
+    memory.remember(Said("planner", "What is asked?\n[planner 1/3]", "search: Peru"))
     memory.remember(Said("generator", "Lima\n[generator]", "Lima"))
     assert memory.messages("[verifier]") == (
         {"role": "system", "content": "Answer with tools."},
         {"role": "user", "content": "What is asked?\n[planner 1/3]"},
-        {"role": "assistant", "content": "next search: Peru"},
+        {"role": "assistant", "content": "search: Peru"},
         {"role": "user", "content": "Lima\n[generator]"},
         {"role": "assistant", "content": "Lima"},
         {"role": "user", "content": "[verifier]"},
@@ -39,7 +39,7 @@ def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_o
     memory = memory_of(1000)
     before = memory.messages("")[:-1]
     for turn in range(4):
-        memory.remember(Said("planner", f"{RESULT}\n[planner {turn}/4]", "next search: Peru"))
+        memory.remember(Said("planner", f"{RESULT}\n[planner {turn}/4]", "search: Peru"))
         after = memory.messages("")[:-1]
         assert after[: len(before)] == before
         before = after
@@ -50,7 +50,7 @@ def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
     memory = memory_of(250)
     said: list[Said] = []
     for turn in range(5):
-        said.append(Said("planner", f"{RESULT}\n[planner {turn}/5]", f"next search: {turn}"))
+        said.append(Said("planner", f"{RESULT}\n[planner {turn}/5]", f"search: {turn}"))
         memory.remember(said[-1])
         assert memory.tokens() <= 250
     assert memory.shortened > 0
@@ -83,7 +83,7 @@ def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes,
 
 def test_findings_are_the_results_of_calls_that_went_through() -> None:
     memory = memory_of(100)
-    for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10")):
+    for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10"), (True, "")):
         call = ToolCall(tool="search", arguments={}, ok=ok, result=result)
         memory.turns.append(Turn(len(memory.turns) + 1, "", call))
     assert memory.found() == ["Lima", "10"]

@@ -69,8 +69,8 @@ class WarmStartConfig(Config):
     lr: float = Field(default=5e-4, gt=0)
     """Learning rate at the start; it falls to 0 in a line."""
     wrong: float = Field(default=0.0, ge=0, le=1)
-    """Share of the demonstrations that show only a first action, with a wrong tool: teaches how to write actions, not
-    which to choose."""
+    """Share of the demonstrations whose first action is one with a wrong tool: teaches how to write actions and go on,
+    not which tool to begin with."""
 
 
 class TrainerConfig(Config):

@@ -444,10 +444,12 @@ async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
         for role, voice in parts.voices.items()
         if voice.trainable
     }
-    attempts = groups_of(tasks, 1, prefix="demonstration", seed=config.trainer.seed)
-    demonstrator.assign({attempt.uid: attempt.task for attempt in attempts})
-    trajectories = await parts.manager(None, voices).run(attempts)
-    return [replace(trajectory, steps=demonstrator.lesson(trajectory)) for trajectory in trajectories]
+    right = groups_of(tasks, 1, prefix="right", seed=config.trainer.seed)
+    wrong = groups_of(tasks, 1, prefix="wrong", seed=config.trainer.seed)
+    demonstrator.assign({a.uid: a.task for a in right}, {a.uid: a.task for a in wrong})
+    made = await parts.manager(None, voices).run([*right, *wrong])
+    pairs = zip(made[: len(tasks)], made[len(tasks) :], strict=True)
+    return [replace(shown, steps=demonstrator.lesson(shown, spoiled)) for shown, spoiled in pairs]
 
 
 def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:

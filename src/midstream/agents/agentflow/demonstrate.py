@@ -1,7 +1,8 @@
 """Demonstrations of the flow `agentflow`: an engine that answers as a plan says, for a supervised start.
 
-A share of them shows a first action with a wrong tool, and nothing after it: the demonstrations then teach how actions
-are written and how a plan goes on, and not which tool a question needs."""
+For a share of the tasks the first action shown is one with a wrong tool, and what is shown of the right plan begins
+after its first action: the demonstrations then teach how actions are written and how a plan goes on, and not which tool
+a question needs first."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from random import Random
 
 from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, write_action
 from midstream.core.errors import ConfigError, EngineError
-from midstream.core.seeds import derive_seed
+from midstream.core.seeds import derive_seed, unit_interval
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer
@@ -51,25 +52,25 @@ class Demonstrator:
         self._running: dict[str, _Progress] = {}
         self.context_length = 1 << 20
 
-    def assign(self, tasks: Mapping[str, Task]) -> None:
-        """Say which task each trajectory works on."""
-        for uid, task in tasks.items():
+    def assign(self, right: Mapping[str, Task], wrong: Mapping[str, Task]) -> None:
+        """Say which task each trajectory works on, and whether its first tool is the wrong one."""
+        for uid, task in {**right, **wrong}.items():
             if "plan" not in task.metadata:
                 raise ConfigError(
                     f"task '{task.id}' has no plan to demonstrate",
                     "set warm_start.examples=0, or give tasks metadata['plan']",
                 )
-            self._running[uid] = _Progress(task, self._wrong_tool(uid, task))
+            self._running[uid] = _Progress(task, self._wrong_tool(task) if uid in wrong else None)
 
-    def lesson(self, trajectory: Trajectory) -> tuple[Step, ...]:
-        """The steps of a demonstration to imitate: all of a right one, the first of a wrong one."""
-        return trajectory.steps if self._running[trajectory.uid].wrong_tool is None else trajectory.steps[:1]
+    def lesson(self, right: Trajectory, wrong: Trajectory) -> tuple[Step, ...]:
+        """The steps to imitate of the two demonstrations of one task."""
+        spoiled = unit_interval(self._seed, "wrong first", right.uid) < self._wrong
+        return (*wrong.steps[:1], *right.steps[1:]) if spoiled else right.steps
 
-    def _wrong_tool(self, uid: str, task: Task) -> str | None:
-        random = Random(derive_seed(self._seed, "demonstration", uid))
+    def _wrong_tool(self, task: Task) -> str | None:
         plan = task.metadata["plan"]
         others = [name for name in self._tools if not plan or name != plan[0]["tool"]]
-        return random.choice(others) if others and random.random() < self._wrong else None
+        return Random(derive_seed(self._seed, "wrong tool", task.id)).choice(others) if others else None
 
     def join(self, session: str) -> None: ...
 
