@@ -139,7 +139,7 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         engine.join("given up")
         engine.join("steady")
         steady = asyncio.create_task(engine.generate(call("steady", 30)))
-        given_up = asyncio.create_task(engine.generate(call("given up", 2000)))
+        given_up = asyncio.create_task(engine.generate(call("given up", 4000)))
         await asyncio.sleep(0.02)
         given_up.cancel()
         await asyncio.sleep(0)
@@ -147,7 +147,7 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         later = await asyncio.gather(engine.generate(call("later", 30)), steady)
         engine.leave("later")
         # The engine is not busy with what nobody waits for.
-        async with asyncio.timeout(1), engine.exclusive():
+        async with asyncio.timeout(5), engine.exclusive():
             return later
 
     for completion in asyncio.run(go()):

@@ -113,6 +113,24 @@ def test_nothing_computed_with_old_weights_is_used_after_an_update(make_policy, 
     assert largest_difference(policy, [(prompt, before)]) > 0.01
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prompt_that_does_not_go_on_from_the_last_one_is_computed_afresh(make_policy, dtype) -> None:
+    policy = make_policy(dtype)
+    encode = policy.tokenizer.encode
+    story = encode("The query is the question of the user.")
+    prompts = [story, (*encode("Another"), *story, *story), story[:4], story[:4], (*story[:4], *encode(" and"))]
+
+    async def go() -> list[Turn]:
+        turns: list[Turn] = []
+        for place, prompt in enumerate(prompts):
+            sampling = SamplingParams(max_tokens=5, seed=place)
+            request = Request(prompt_ids=prompt, sampling=sampling, session="a")
+            turns.append((prompt, await policy.engine.generate(request)))
+        return turns
+
+    assert largest_difference(policy, asyncio.run(go())) <= TOLERANCE[dtype]
+
+
 def test_an_update_waits_for_calls_under_way_and_new_calls_wait_for_it(make_policy) -> None:
     policy = make_policy()
     engine, prompt = policy.engine, policy.tokenizer.encode("one two three")

@@ -98,9 +98,9 @@ def test_garbage_is_an_engine_error_and_never_an_answer(chat_server, garbage) ->
 
 
 def test_a_slow_server_and_an_absent_one_are_given_up(chat_server) -> None:
-    chat_server.answers = [0.5]
-    with pytest.raises(EngineError, match="ReadTimeout"):
-        ask(OpenAIEngine(chat_server.url, timeout_s=0.02))
+    chat_server.answers = [1.0]
+    with pytest.raises(EngineError, match="Timeout"):
+        ask(OpenAIEngine(chat_server.url, timeout_s=0.05))
     with pytest.raises(EngineError, match="ConnectError"):
         ask(OpenAIEngine("http://127.0.0.1:9/v1", timeout_s=0.5))
 

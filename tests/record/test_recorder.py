@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -251,7 +252,7 @@ def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners
             return steps
 
         steps = asyncio.run(go())
-        for before, after in zip(steps, steps[1:], strict=False):
+        for before, after in itertools.pairwise(steps):
             known = before.prompt_ids + before.response_ids
             assert after.prompt_ids[: len(known)] == known
             assert policy.tokenizer.text_of(before.response_ids) == before.text
