@@ -40,6 +40,9 @@ SPAWN.set_forkserver_preload(
 )
 KILLS = 4
 
+# Seconds on an idle machine; a dozen processes that share theirs with other work may take minutes.
+pytestmark = pytest.mark.timeout(600)
+
 Configure = Callable[..., TrainConfig]
 
 

@@ -29,7 +29,7 @@ def command(runs_dir: str) -> None:
     for heading in ("step", "reward", "before", "after"):
         table.add_column(heading, justify="right")
     for run in runs:
-        table.add_row(run.name, run.status, str(run.info.get("model") or ""), _created(run), *_progress(run))
+        table.add_row(run.path.name, run.status, str(run.info.get("model") or ""), _created(run), *_progress(run))
     console().print(table)
 
 

@@ -45,7 +45,7 @@ def find_agent(
         raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} brings its model: give one")
     if run is not None:
         folder = _newest_checkpoint(Path(run))
-        return Source(load_yaml(folder / "config.yaml"), folder, f"{load_run(run).name}, {_at(folder)}")
+        return Source(load_yaml(folder / "config.yaml"), folder, f"{Path(run).name}, {_at(folder)}")
     if checkpoint is not None:
         folder = _checkpoint(Path(checkpoint))
         return Source(load_yaml(folder / "config.yaml"), folder, f"{_run_name(folder)}{_at(folder)}")
@@ -119,4 +119,4 @@ def _at(folder: Path) -> str:
 
 def _run_name(folder: Path) -> str:
     run = folder.resolve().parent.parent
-    return f"{load_run(run).name}, " if is_run(run) else ""
+    return f"{run.name}, " if is_run(run) else ""
