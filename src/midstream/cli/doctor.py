@@ -18,7 +18,7 @@ import click
 CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
 TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "avx512_vnni", "asimd", "bf16")
-NEEDED_MEMORY_GB = 4.0
+NEEDED_MEMORY_GB = 5.0
 NEEDED_DISK_GB = 2.0
 
 
