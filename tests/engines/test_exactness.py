@@ -64,7 +64,19 @@ def test_a_second_turn_computes_only_what_is_new(make_policy, dtype) -> None:
     policy = make_policy(dtype)
     ((first, answer), (second, _)) = converse(policy, ["s 3"])["s 3"]
     assert second[: len(first) + len(answer.ids)] == first + answer.ids
-    assert policy.engine.tokens_prefilled == len(first)
+    # The last token sampled was never run: it goes with the new part of the prompt.
+    assert policy.engine.tokens_prefilled == len(first) + len(second) - (len(first) + len(answer.ids) - 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_conversations_that_go_the_same_way_are_computed_once(make_policy, dtype) -> None:
+    one, three = make_policy(dtype, deterministic=True), make_policy(dtype, deterministic=True)
+    alone = converse(one, ["s 3"], turns=3)["s 3"]
+    alike = converse(three, ["s 3 a", "s 3 b", "s 3 c"], turns=3)
+    assert three.engine.tokens_prefilled == one.engine.tokens_prefilled
+    for turns in alike.values():
+        assert [c.ids for _, c in turns] == [c.ids for _, c in alone]
+        assert largest_difference(three, turns) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -64,14 +64,20 @@ def load_agent(
 ) -> Parts:
     """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
     `overrides` come last."""
+    from midstream.engines.torch.compute import submit
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
     data |= {key: dict(value) for key, value in (sections or {}).items() if value is not None}
-    parts = build(parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'"))
-    if source.checkpoint is not None:
-        parts.weights.load(source.checkpoint)
-    return parts
+    config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
+
+    def load() -> Parts:
+        parts = build(config)
+        if source.checkpoint is not None:
+            parts.weights.load(source.checkpoint)
+        return parts
+
+    return submit(load).result()
 
 
 def last_finished(root: str | Path) -> Path:

@@ -26,9 +26,9 @@ def ask(
     model: str | None = None,
 ) -> Trajectory:
     """Put `question` to the agent of a run (its newest checkpoint), of a checkpoint or of a config; greedy."""
-    from midstream.learn.trainer import evaluate_tasks
+    from midstream.learn.held_out import attempt
 
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model)
     parts = load_agent(source, sections=_NOT_NEEDED)
     task = Task(id="question", prompt=question, kind="question", split="test")
-    return asyncio.run(evaluate_tasks(parts, [task], "ask", 0, None, "ask"))[0]
+    return asyncio.run(attempt(parts, [task], "ask", 0, None, "ask"))[0]

@@ -62,8 +62,8 @@ def evaluate_run(
 
 
 async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, progress: Progress | None) -> Row:
+    from midstream.learn.held_out import attempt
     from midstream.learn.samples import sample_row
-    from midstream.learn.trainer import evaluate_tasks
     from midstream.rewards.summary import summarise
 
     tasks = _chosen(parts, split, n)
@@ -86,7 +86,7 @@ async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, pro
 
     watcher = asyncio.create_task(watch())
     try:
-        trajectories = await evaluate_tasks(parts, tasks, "eval", 0, None, split, count)
+        trajectories = await attempt(parts, tasks, "eval", 0, None, split, count)
     finally:
         watcher.cancel()
     elapsed = time.perf_counter() - began

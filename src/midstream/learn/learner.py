@@ -3,7 +3,7 @@ gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,3 +156,16 @@ def _added(passes: Sequence[Passes]) -> Passes:
         for name, value in one.sums.items():
             sums[name] = max(sums.get(name, 0.0), value) if name.startswith("max:") else sums.get(name, 0.0) + value
     return Passes(sums, sum(p.tokens for p in passes), sum(p.computed for p in passes))
+
+
+def together(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics of several updates as one row: weighted sums and token counts added up, the largest of maxima, the
+    mean of losses and of gradient norms."""
+    row: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        if name.startswith("max:"):
+            row[name] = max(values)
+        else:
+            row[name] = sum(values) / (len(values) if name in ("loss", "policy_loss", "grad_norm") else 1)
+    return row

@@ -12,8 +12,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,25 +22,22 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.agents.agentflow.demonstrate import Demonstrator
 from midstream.agents.rollout import groups_of
-from midstream.core.errors import ConfigError, RunError, TaskError
-from midstream.core.types import Task, Trajectory
+from midstream.core.errors import RunError, TaskError
+from midstream.core.types import Trajectory
+from midstream.engines.torch.compute import compute
 from midstream.learn.batch import make_batch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import first_batch, insist
 from midstream.learn.config import TrainConfig
-from midstream.learn.learner import Learner, Reference
+from midstream.learn.held_out import HeldOut
+from midstream.learn.learner import Reference, together
 from midstream.learn.log_probs import score
 from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.samples import sample_row
 from midstream.learn.setup import Parts, build
-from midstream.learn.warm_start import imitate
-from midstream.record.recorder import Voice
+from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
-from midstream.rewards.summary import describe, summarise
-from midstream.tasks import take
-from midstream.tools import Toolbox, load_tools
+from midstream.rewards.summary import describe
 
 
 class Listener(Protocol):
@@ -129,31 +126,30 @@ class _Run:
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = build(config)
-        await self._hear()
+        self.parts = parts = await compute(build, config)
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
-        _check_demonstrations(parts, config)
+        check_demonstrations(parts)
         self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
-        state, saved = self._resume_state()
+        state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
         self._begin(state)
         status = "failed"
         try:
             with Store(self.directory / "store.sqlite") as self.store:
+                self.held_out = HeldOut(parts, self.directory, self.store, self.listeners, lambda: self.stopping)
                 if saved is None:
                     self.store.discard_from(0)
-                    await self._evaluate("base", 0, "test")
+                    await self.held_out.before()
+                    await self._warm_start()
                     if not self.stopping:
-                        await self._warm_start()
-                        await self._hear()
                         reference = self._start_of(config.algorithm.kl.reference)
                         state = TrainState(0, 0, 0, parts.decoder.version)
-                        self._save(state, reference)
+                        await self._save(state, reference)
                 else:
                     self.store.discard_from(state.step + 1)
-                await self._evaluations(state.step)
+                await self.held_out.after(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:
                     state = await self._step(state)
@@ -162,12 +158,13 @@ class _Run:
                         or state.step == config.trainer.max_steps
                         or self.stopping
                     ):
-                        self._save(state, reference)
-                    await self._evaluations(state.step)
+                        await self._save(state, reference)
+                    await self.held_out.after(state.step)
                 if self.stopping and state.step and not self._folder(state).exists():
                     # Ctrl-C came while the step's evaluation ran, after the time to save had passed.
-                    self._save(state, reference)
-                status = "stopped" if self.stopping and not self._complete(state.step) else "finished"
+                    await self._save(state, reference)
+                complete = state.step == config.trainer.max_steps and self.held_out.complete
+                status = "stopped" if self.stopping and not complete else "finished"
         finally:
             self._write_info("stopped" if status == "failed" and self.stopping else status)
             if self.tensorboard is not None:
@@ -176,16 +173,6 @@ class _Run:
         for listener in self.listeners:
             listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
-
-    async def _hear(self) -> None:
-        """Let a Ctrl-C that came while the loop was busy be noticed."""
-        await asyncio.sleep(0)
-
-    def _complete(self, step: int) -> bool:
-        """True when nothing is left to do after `step`, the evaluation on test included."""
-        trainer = self.config.trainer
-        evaluated = not trainer.test_tasks or any(row["label"] == "final" for row in self.directory.rows("evals.jsonl"))
-        return step >= trainer.max_steps and evaluated
 
     def _stop(self) -> None:
         if self.stopping:
@@ -258,29 +245,32 @@ class _Run:
     def _folder(self, state: TrainState) -> Path:
         return self.directory / "checkpoints" / f"step-{state.step:06d}"
 
-    def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
-        save_checkpoint(
-            self._folder(state), self.parts.learner, state, self.yaml, str(self.config.policy.model), reference
+    async def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
+        await compute(
+            save_checkpoint,
+            self._folder(state),
+            self.parts.learner,
+            state,
+            self.yaml,
+            str(self.config.policy.model),
+            reference,
         )
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
-        """Imitate demonstrations, when the config asks for them; the optimizer starts fresh afterwards."""
+        """Imitate demonstrations, when the config asks for them. Left by a Ctrl-C, it begins anew on resume."""
         config, parts = self.config, self.parts
-        if not config.warm_start.examples:
+        if not config.warm_start.examples or self.stopping:
             return
-        tasks = [parts.tasks.get("train", place) for place in range(config.warm_start.examples)]
-        demonstrations = await _demonstrate(parts, tasks)
-        optimizer = config.optimizer.model_copy(update={"lr": config.warm_start.lr, "warmup_steps": 0})
-        learner = Learner(parts.decoder, parts.weights, optimizer, config.trainer.max_tokens_per_pass)
-        began = time.perf_counter()
-
-        def log(update: int, metrics: dict[str, float]) -> None:
-            nonlocal began
-            elapsed, began = time.perf_counter() - began, time.perf_counter()
+        demonstrations = await demonstrate(parts)
+        learner = make_learner(parts)
+        for update, sequences in enumerate(lessons(demonstrations, config.warm_start, config.trainer.seed), 1):
+            began = time.perf_counter()
+            metrics = await compute(learner.imitate, sequences)
+            elapsed = time.perf_counter() - began
             self._log({"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": elapsed})
-
-        imitate(learner, demonstrations, config.warm_start, config.trainer.seed, log)
+            if self.stopping:
+                return
 
     def _start_of(self, kind: str) -> dict[str, torch.Tensor]:
         return self.parts.weights.snapshot() if kind == "start" else {}
@@ -310,14 +300,15 @@ class _Run:
         # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
         measured = measured and not (config.policy.tuning == "full" and loss.kl.reference == "base")
         reference = self._reference() if measured else None
-        sums: dict[str, float] = {}
+        updates: list[dict[str, float]] = []
         async with parts.engine.exclusive():
             for _ in range(config.trainer.epochs_per_batch):
                 for part in batch.parts(config.trainer.minibatches):
                     if part.turns:
-                        sums = parts.learner.update(part, loss, reference)
+                        updates.append(await compute(parts.learner.update, part, loss, reference))
                         if step == 1 and parts.learner.updates == 1:
-                            self._check(groups, part, sums)
+                            self._check(groups, part, updates[0])
+        sums = together(updates)
         elapsed = time.perf_counter() - began
         tokens = parts.engine.tokens_sampled - sampled
         share = sums.pop("weight", 0.0) or 1.0
@@ -375,36 +366,6 @@ class _Run:
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
         insist(checks)
 
-    async def _evaluations(self, step: int) -> None:
-        """Whatever evaluation is due after `step` and not in the log yet."""
-        trainer = self.config.trainer
-        if step == 0 and self.config.warm_start.examples:
-            await self._evaluate("warm start", 0, "test")
-        if trainer.eval_every and step % trainer.eval_every == 0:
-            await self._evaluate(f"step {step}", step, "val")
-        if step == trainer.max_steps:
-            await self._evaluate("final", step, "test")
-
-    async def _evaluate(self, label: str, step: int, split: str) -> None:
-        """Greedy success on held-out tasks, logged once under `label`."""
-        trainer = self.config.trainer
-        count = trainer.val_tasks if split == "val" else trainer.test_tasks
-        if not count or self.stopping or any(row["label"] == label for row in self.directory.rows("evals.jsonl")):
-            return
-        began = time.perf_counter()
-        trajectories = await evaluate_tasks(
-            self.parts, take(self.parts.tasks, split, count), label, step, self.store, split
-        )
-        row = {"label": label, "step": step, "split": split, **summarise(trajectories, self.parts.reward.succeeded)}
-        if split == "test":
-            for trajectory in _spread(trajectories):
-                self.directory.append(
-                    "samples.jsonl", sample_row(label, step, trajectory, self.parts.reward.succeeded(trajectory))
-                )
-        self.directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
-        for listener in self.listeners:
-            listener.on_eval(row)
-
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)
         for name, value in row.items():
@@ -414,60 +375,11 @@ class _Run:
             listener.on_metrics(row)
 
 
-async def evaluate_tasks(
-    parts: Parts,
-    tasks: Sequence[Task],
-    label: str,
-    step: int,
-    store: Store | None,
-    channel: str,
-    on_done: Callable[[Trajectory], None] | None = None,
-) -> list[Trajectory]:
-    """Greedy attempts at `tasks`, one each, scored; `on_done` hears of each as it ends."""
-    prefix = f"{channel}-{label.replace(' ', '-')}"
-    attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
-    return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)
-
-
-async def _demonstrate(parts: Parts, tasks: Sequence[Task]) -> list[Trajectory]:
-    config = parts.config
-    toolbox = Toolbox(load_tools(config.flow.tools))
-    demonstrator = Demonstrator(
-        parts.tokenizer,
-        toolbox,
-        config.flow.settings.get("notation", "json"),
-        wrong=config.warm_start.wrong,
-        seed=config.trainer.seed,
-    )
-    voices = {
-        role: Voice(demonstrator, parts.tokenizer, voice.trainable)
-        for role, voice in parts.voices.items()
-        if voice.trainable
-    }
-    right = groups_of(tasks, 1, prefix="right", seed=config.trainer.seed)
-    wrong = groups_of(tasks, 1, prefix="wrong", seed=config.trainer.seed)
-    demonstrator.assign({a.uid: a.task for a in right}, {a.uid: a.task for a in wrong})
-    made = await parts.manager(None, voices).run([*right, *wrong])
-    pairs = zip(made[: len(tasks)], made[len(tasks) :], strict=True)
-    return [replace(shown, steps=demonstrator.lesson(shown, spoiled)) for shown, spoiled in pairs]
-
-
 def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     groups: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         groups.setdefault(trajectory.prompt_uid, []).append(trajectory)
     return list(groups.values())
-
-
-def _spread(trajectories: Sequence[Trajectory], per_kind: int = 2) -> list[Trajectory]:
-    """The first few of each kind."""
-    seen: dict[str, int] = {}
-    chosen: list[Trajectory] = []
-    for trajectory in trajectories:
-        seen[trajectory.task.kind] = seen.get(trajectory.task.kind, 0) + 1
-        if seen[trajectory.task.kind] <= per_kind:
-            chosen.append(trajectory)
-    return chosen
 
 
 def _check_splits(parts: Parts, config: TrainConfig) -> None:
@@ -481,22 +393,4 @@ def _check_splits(parts: Parts, config: TrainConfig) -> None:
             ]
             raise TaskError(
                 f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
-            )
-
-
-def _check_demonstrations(parts: Parts, config: TrainConfig) -> None:
-    """A warm start has what it needs."""
-    if not config.warm_start.examples:
-        return
-    if config.flow.name != "agentflow":
-        raise ConfigError(
-            f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of",
-            "set warm_start.examples=0",
-        )
-    for place in range(config.warm_start.examples):
-        task = parts.tasks.get("train", place)
-        if "plan" not in task.metadata:
-            raise ConfigError(
-                f"warm_start needs tasks that carry a plan, and the task '{task.id}' has none",
-                "set warm_start.examples=0, or give tasks the tool calls that solve them as metadata 'plan'",
             )

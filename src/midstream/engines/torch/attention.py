@@ -185,6 +185,11 @@ class SlotCache:
             self.keys[layer, slot, :, : len(path)] = k[path].transpose(0, 1)
             self.values[layer, slot, :, : len(path)] = v[path].transpose(0, 1)
 
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Give slot `target` what slot `source` holds at positions `start` to `stop`."""
+        for part in (self.keys, self.values):
+            part[:, target, :, start:stop] = part[:, source, :, start:stop]
+
     def clear(self) -> None:
         """Free the memory; slots start over."""
         layers, _, kv_heads, _, head_dim = self.keys.shape

@@ -10,7 +10,6 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.torch.attention import SlotAttention, SlotCache, TreeAttention, merge_prefixes
+from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.sampling import sample
 
@@ -80,7 +80,6 @@ class TorchEngine:
         self._arrivals = 0
         self._runner: asyncio.Task[None] | None = None
         self._idle: asyncio.Event = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"engine-{name}")
 
     @property
     def policy_version(self) -> int:
@@ -143,14 +142,13 @@ class TorchEngine:
         return not any(engine._active for engine in self._together) and self._live <= waiting
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             admitted = self._admit() if self._admissible() else []
             if not admitted and not self._active:
                 break
             self._active += admitted
             try:
-                await loop.run_in_executor(self._thread, self._advance, admitted)
+                await compute(self._advance, admitted)
             except Exception as error:
                 self._fail(error)
                 continue
@@ -234,7 +232,7 @@ class TorchEngine:
 
     @torch.no_grad()
     def _advance(self, admitted: list[_Row]) -> None:
-        """In the engine's thread: the first token of `admitted` calls, or else the next token of every active one."""
+        """In the compute thread: the first token of `admitted` calls, or else the next token of every active one."""
         began = time.perf_counter()
         if admitted:
             hidden = self._prefill(admitted)
@@ -277,8 +275,7 @@ class TorchEngine:
             for row, hidden in zip(chunk, self._prefill_tree(chunk), strict=True):
                 last[row.order] = hidden
         if known:
-            deltas = [list(row.request.prompt_ids[len(self._tokens[row.slot]) :]) for row in known]
-            for row, hidden in zip(known, self._extend(known, deltas), strict=True):
+            for row, hidden in zip(known, self._continue(known), strict=True):
                 last[row.order] = hidden
         return torch.stack([last[row.order] for row in rows])
 
@@ -297,6 +294,25 @@ class TorchEngine:
             self._tokens[row.slot] = list(row.request.prompt_ids)
         self.tokens_prefilled += len(tree.tokens)
         return hidden[torch.tensor([path[-1] for path in tree.paths], device=decoder.device)]
+
+    def _continue(self, rows: list[_Row]) -> list[Tensor]:
+        """Hidden state of the last token of each prompt that goes on from what its slot holds. Of prompts that are the
+        same, as those of a group's members who made the same call are, one is computed and the others copy it."""
+        held = [len(self._tokens[row.slot]) for row in rows]
+        alike = [(row.request.prompt_ids, length) for row, length in zip(rows, held, strict=True)]
+        first: dict[tuple[tuple[int, ...], int], int] = {}
+        for index, key in enumerate(alike):
+            first.setdefault(key, index)
+        chosen = [rows[index] for index in first.values()]
+        deltas = [list(prompt[length:]) for prompt, length in first]
+        hidden = dict(zip(first, self._extend(chosen, deltas), strict=True))
+        for index, (row, key) in enumerate(zip(rows, alike, strict=True)):
+            if index != first[key]:
+                prompt, length = key
+                self._cache.copy(rows[first[key]].slot, row.slot, length, len(prompt))
+                self._tokens[row.slot].extend(prompt[length:])
+        self.tokens_prefilled += sum(len(delta) for delta in deltas)
+        return [hidden[key] for key in alike]
 
     def _extend(self, rows: list[_Row], deltas: list[list[int]]) -> Tensor:
         decoder = self.decoder

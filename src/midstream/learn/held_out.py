@@ -1,0 +1,105 @@
+"""Greedy attempts at held-out tasks, before, while and after a run trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from midstream.agents.rollout import groups_of
+from midstream.core.types import Task, Trajectory
+from midstream.learn.run_dir import RunDirectory
+from midstream.learn.samples import sample_row
+from midstream.learn.setup import Parts
+from midstream.record.store import Store
+from midstream.rewards.summary import summarise
+from midstream.tasks import take
+
+SAMPLES_PER_KIND = 2
+
+
+class Hears(Protocol):
+    """Who is told of an evaluation."""
+
+    def on_eval(self, row: dict[str, Any]) -> None: ...
+
+
+class HeldOut:
+    """The evaluations of one run, each made and logged once under its label; a resumed run makes what is missing."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        directory: RunDirectory,
+        store: Store,
+        listeners: Sequence[Hears],
+        stopping: Callable[[], bool],
+    ) -> None:
+        """While `stopping()`, what is due is left for a resumed run."""
+        self._parts, self._directory, self._store = parts, directory, store
+        self._listeners, self._stopping = listeners, stopping
+
+    async def before(self) -> None:
+        """The base model, before anything is trained."""
+        await self._evaluate("base", 0, "test")
+
+    async def after(self, step: int) -> None:
+        """Whatever is due after `step` and not in the log yet."""
+        config = self._parts.config
+        trainer = config.trainer
+        if step == 0 and config.warm_start.examples:
+            await self._evaluate("warm start", 0, "test")
+        if trainer.eval_every and step % trainer.eval_every == 0:
+            await self._evaluate(f"step {step}", step, "val")
+        if step == trainer.max_steps:
+            await self._evaluate("final", step, "test")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last evaluation was made, or none was asked for."""
+        return not self._parts.config.trainer.test_tasks or "final" in self._made()
+
+    def _made(self) -> set[str]:
+        return {row["label"] for row in self._directory.rows("evals.jsonl")}
+
+    async def _evaluate(self, label: str, step: int, split: str) -> None:
+        trainer = self._parts.config.trainer
+        count = trainer.val_tasks if split == "val" else trainer.test_tasks
+        if not count or self._stopping() or label in self._made():
+            return
+        began = time.perf_counter()
+        tasks = take(self._parts.tasks, split, count)
+        trajectories = await attempt(self._parts, tasks, label, step, self._store, split)
+        succeeded = self._parts.reward.succeeded
+        row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
+        if split == "test":
+            for trajectory in _first_of_each_kind(trajectories):
+                self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
+        self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
+        for listener in self._listeners:
+            listener.on_eval(row)
+
+
+async def attempt(
+    parts: Parts,
+    tasks: Sequence[Task],
+    label: str,
+    step: int,
+    store: Store | None,
+    channel: str,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Greedy attempts at `tasks`, one each, scored; `on_done` hears of each as it ends."""
+    prefix = f"{channel}-{label.replace(' ', '-')}"
+    attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
+    return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)
+
+
+def _first_of_each_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    seen: dict[str, int] = {}
+    chosen: list[Trajectory] = []
+    for trajectory in trajectories:
+        seen[trajectory.task.kind] = seen.get(trajectory.task.kind, 0) + 1
+        if seen[trajectory.task.kind] <= SAMPLES_PER_KIND:
+            chosen.append(trajectory)
+    return chosen
