@@ -113,9 +113,11 @@ def test_what_the_decoder_cannot_run_is_refused(tmp_path: Path) -> None:
             load_decoder(tmp_path, torch.float32)
 
 
-def stirred(decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = ()) -> Decoder:
+def stirred(
+    decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = (), last_layers: int | None = None
+) -> Decoder:
     """`decoder` with an adapter whose B is not zero."""
-    decoder.add_adapters(rank, 2.5 * rank, seed=5, targets=targets)
+    decoder.add_adapters(rank, 2.5 * rank, seed=5, targets=targets, last_layers=last_layers)
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         for adapter in decoder.adapters().values():
@@ -124,13 +126,14 @@ def stirred(decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = ()) -> D
     return decoder
 
 
+@pytest.mark.parametrize("last_layers", [None, 1])
 @pytest.mark.parametrize("targets", [(), ("q_proj", "k_proj", "v_proj", "down_proj")])
-def test_peft_reads_a_saved_adapter_and_gives_the_same_logits(targets: tuple[str, ...], tmp_path: Path) -> None:
+def test_peft_reads_a_saved_adapter_and_gives_the_same_logits(targets, last_layers, tmp_path: Path) -> None:
     from peft import PeftModel
 
     model = save_hugging_face("qwen2, biases on q, k and v", tmp_path / "base")
     plain = logits_of(load_decoder(tmp_path / "base", torch.float32), IDS)
-    decoder = stirred(load_decoder(tmp_path / "base", torch.float32), targets=targets)
+    decoder = stirred(load_decoder(tmp_path / "base", torch.float32), targets=targets, last_layers=last_layers)
     save_adapter(decoder.adapters(), tmp_path / "adapter", rank=3, alpha=7.5, base=str(tmp_path / "base"))
     adapted: Any = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
@@ -186,3 +189,12 @@ def test_adapter_targets_that_are_not_there_are_named(make_policy) -> None:
         make_policy(rank=0).decoder.add_adapters(2, 4.0, seed=0, targets=("out_proj",))
     with pytest.raises(ModelError, match="take adapters together"):
         make_policy(rank=0).decoder.add_adapters(2, 4.0, seed=0, targets=("q_proj",))
+
+
+def test_adapters_in_the_last_layers_only(make_policy) -> None:
+    decoder = make_policy(rank=0).decoder
+    with pytest.raises(ModelError, match=r"last 99 layers"):
+        decoder.add_adapters(2, 4.0, seed=0, last_layers=99)
+    decoder.add_adapters(2, 4.0, seed=0, last_layers=1)
+    last = len(decoder.layers) - 1
+    assert {name.split(".")[1] for name in decoder.adapters()} == {str(last)}

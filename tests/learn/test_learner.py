@@ -14,7 +14,7 @@ from midstream.core.errors import ModelError, TrainingError
 from midstream.learn.algorithms.base import KLConfig, PolicyLoss
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.learner import Learner
+from midstream.learn.learner import Learner, together
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.weights import Weights
 
@@ -221,3 +221,18 @@ def test_swapped_weights_speak_inside_and_are_gone_after(make_policy) -> None:
     with learner.weights.swapped(start):
         assert torch.equal(found(), first)
     assert torch.equal(found(), moved)
+
+
+def test_several_updates_make_one_row_of_metrics() -> None:
+    first = {"loss": 1.0, "grad_norm": 2.0, "entropy": 0.5, "weight": 1.0, "max:log_ratio": 0.1, "loss_tokens": 10.0}
+    second = {**first, "loss": 3.0, "entropy": 1.5, "max:log_ratio": 0.3, "loss_tokens": 5.0, "kl": 0.2}
+    assert together([first, second]) == {
+        "loss": 2.0,
+        "grad_norm": 2.0,
+        "entropy": 2.0,
+        "weight": 2.0,
+        "max:log_ratio": 0.3,
+        "loss_tokens": 15.0,
+        "kl": 0.2,
+    }
+    assert together([]) == {}

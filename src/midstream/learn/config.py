@@ -25,6 +25,8 @@ class LoraConfig(Config):
     """The adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Projections that get one (`q_proj`, `down_proj`, ...); none named means all."""
+    last_layers: int | None = Field(default=None, ge=1)
+    """Only this many of the last layers get one: those below then cost no backward pass and keep no activations."""
 
 
 class PolicyConfig(Config):

@@ -75,7 +75,8 @@ def build(config: TrainConfig) -> Parts:
         )
     if config.policy.tuning == "lora":
         lora = config.policy.lora
-        decoder.add_adapters(lora.rank, lora.alpha, derive_seed(config.trainer.seed, "adapters"), lora.targets)
+        seed = derive_seed(config.trainer.seed, "adapters")
+        decoder.add_adapters(lora.rank, lora.alpha, seed, lora.targets, lora.last_layers)
     weights = Weights(decoder, config.policy.tuning)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)

@@ -164,13 +164,22 @@ class Decoder(nn.Module):
             x = x + layer.down(F.silu(gate) * up, version, adapter)
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
 
-    def add_adapters(self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = ()) -> None:
-        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`); the base stays
-        frozen."""
+    def add_adapters(
+        self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
+    ) -> None:
+        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`) of every layer (or
+        the `last_layers`); the base stays frozen."""
         generator = torch.Generator().manual_seed(seed)
         self.adapter_rank, self.adapter_alpha = rank, alpha
         found = False
-        for projection in self.projections().values():
+        first = 0 if last_layers is None else len(self.layers) - last_layers
+        if first < 0:
+            raise ModelError(
+                f"adapters are asked for in the last {last_layers} layers, but '{self.source}' has {len(self.layers)}",
+                "set policy.lora.last_layers to fewer, or leave it out for all",
+            )
+        adapted = [p for layer in self.layers[first:] for p in layer.modules() if isinstance(p, Projection)]
+        for projection in adapted:
             chosen = [not targets or name.rsplit(".", 1)[1] in targets for name in projection.names]
             if not any(chosen):
                 continue

@@ -61,11 +61,13 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
     """Write peft's two files into `folder`."""
     from peft import LoraConfig
 
-    targets = sorted({name.rsplit(".", 1)[1] for adapter in adapters.values() for name in adapter.names})
+    names = [name for adapter in adapters.values() for name in adapter.names]
+    targets = sorted({name.rsplit(".", 1)[1] for name in names})
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by any number, and says int
         target_modules=targets,
+        layers_to_transform=sorted({int(name.split(".")[2]) for name in names}),
         base_model_name_or_path=base,
         task_type="CAUSAL_LM",
         inference_mode=True,
