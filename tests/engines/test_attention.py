@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midstream.engines.torch.attention import merge_prefixes
+from midstream.engines.torch.attention import WHOLE, merge_prefixes
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=9)
 
@@ -19,7 +19,8 @@ def test_paths_spell_their_sequences_and_every_distinct_prefix_is_one_token(sequ
         assert [tokens[node] for node in path] == sequence
         assert [positions[node] for node in path] == list(range(len(sequence)))
     prefixes = {tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)}
-    assert len(tokens) == len(prefixes)
+    assert tree.size == len(prefixes)
+    assert len(tokens) % WHOLE == 0 and len(tokens) - tree.size < WHOLE
     spelled = {tuple(tokens[n] for n in path[:length]) for path in tree.paths for length in range(1, len(path) + 1)}
     assert spelled == prefixes
 
@@ -38,10 +39,10 @@ def test_every_token_is_in_exactly_one_chain_and_sees_exactly_what_comes_before_
         queried += path[start:]
         for place in range(start, len(path)):
             assert path[: place + 1] == before[path[place]]
-    assert sorted(queried) == list(range(len(tree.tokens)))
+    assert sorted(queried) == list(range(tree.size))
 
 
 def test_a_group_of_answers_to_one_prompt_pays_for_the_prompt_once() -> None:
     prompt = list(range(50))
     tree = merge_prefixes([[*prompt, 100 + answer, 200 + answer] for answer in range(8)])
-    assert len(tree.tokens) == 50 + 8 * 2
+    assert tree.size == 50 + 8 * 2

@@ -73,7 +73,7 @@ def logits_of(decoder: Decoder, ids: list[int]) -> torch.Tensor:
     tree = merge_prefixes([ids])
     attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype)
     with torch.no_grad():
-        return decoder.logits(decoder(tree.tokens, tree.positions, attend))
+        return decoder.logits(decoder(tree.tokens, tree.positions, attend)[: tree.size])
 
 
 IDS = [(7 * place * place + 3) % 94 for place in range(70)]
@@ -113,9 +113,7 @@ def test_what_the_decoder_cannot_run_is_refused(tmp_path: Path) -> None:
             load_decoder(tmp_path, torch.float32)
 
 
-def stirred(
-    decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = (), last_layers: int | None = None
-) -> Decoder:
+def stirred(decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = (), last_layers: int | None = None) -> Decoder:
     """`decoder` with an adapter whose B is not zero."""
     decoder.add_adapters(rank, 2.5 * rank, seed=5, targets=targets, last_layers=last_layers)
     generator = torch.Generator().manual_seed(6)

@@ -57,7 +57,7 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
     temperatures = torch.tensor([temperature for _, temperature in predictor], device=device)
     log_probs, entropy = token_log_probs(hidden[before], decoder.head, tree.tokens[nodes], temperatures)
     gather = torch.tensor(where, device=device)
-    return Scored(log_probs[gather], entropy[gather], len(tree.tokens))
+    return Scored(log_probs[gather], entropy[gather], tree.size)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@ and asking alike."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +59,6 @@ class Parts:
 
 def build(config: TrainConfig) -> Parts:
     """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do."""
-    _share_one_heap()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
@@ -86,16 +84,6 @@ def build(config: TrainConfig) -> Parts:
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
     return parts
-
-
-def _share_one_heap() -> None:
-    """Let all threads allocate from one heap: with one each, as glibc has it, what the engine's thread freed is no use
-    to the learner's, and a process holds both peaks at once. Elsewhere than on glibc this does nothing."""
-    arena_max = -8  # M_ARENA_MAX of malloc.h
-    try:
-        ctypes.CDLL("libc.so.6").mallopt(arena_max, 1)
-    except (OSError, AttributeError):
-        return
 
 
 def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:

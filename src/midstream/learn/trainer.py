@@ -25,7 +25,7 @@ from midstream import __version__
 from midstream.agents.rollout import groups_of
 from midstream.core.errors import RunError, TaskError
 from midstream.core.types import Trajectory
-from midstream.engines.torch.compute import compute
+from midstream.engines.torch.compute import compute, trim
 from midstream.learn.batch import make_batch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import first_batch, insist
@@ -308,6 +308,7 @@ class _Run:
                         updates.append(await compute(parts.learner.update, part, loss, reference))
                         if step == 1 and parts.learner.updates == 1:
                             self._check(groups, part, updates[0])
+            await compute(trim)
         sums = together(updates)
         elapsed = time.perf_counter() - began
         tokens = parts.engine.tokens_sampled - sampled

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 32
+WHOLE = 64
+"""Token trees are filled up to a multiple of this: for each number of rows oneDNN makes and keeps kernels of its own."""
 
 
 def _ceil(n: int) -> int:
@@ -51,12 +53,14 @@ class TokenTree:
     """Sequences with their shared prefixes merged: each distinct prefix is one token, computed once.
 
     `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branchings,
-    each as (path up to its end, where in the path it begins): every token is in exactly one chain."""
+    each as (path up to its end, where in the path it begins): every token of a sequence is in exactly one chain."""
 
     tokens: Tensor
     positions: Tensor
     paths: list[list[int]]
     chains: list[tuple[list[int], int]]
+    size: int
+    """Distinct tokens. What follows them in `tokens`, up to a multiple of `WHOLE`, belongs to no sequence."""
 
 
 def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> TokenTree:
@@ -90,7 +94,11 @@ def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | st
             if fan_out[path[place]] != 1 or place == len(path) - 1:
                 chains.append((path[: place + 1], start))
                 start = place + 1
-    return TokenTree(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), paths, chains)
+    size = len(tokens)
+    spare = -size % WHOLE
+    tokens += [tokens[0]] * spare
+    positions += [0] * spare
+    return TokenTree(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), paths, chains, size)
 
 
 @dataclass(frozen=True, slots=True)

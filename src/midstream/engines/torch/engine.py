@@ -292,7 +292,7 @@ class TorchEngine:
         for row, path in zip(rows, tree.paths, strict=True):
             self._cache.fill(row.slot, attend.kept, torch.tensor(path, device=decoder.device))
             self._tokens[row.slot] = list(row.request.prompt_ids)
-        self.tokens_prefilled += len(tree.tokens)
+        self.tokens_prefilled += tree.size
         return hidden[torch.tensor([path[-1] for path in tree.paths], device=decoder.device)]
 
     def _continue(self, rows: list[_Row]) -> list[Tensor]:
