@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.core.config import apply_overrides, parse_config
 from midstream.core.errors import RunError
-from midstream.core.types import Trajectory
-from midstream.evaluate.runs import find_run
+from midstream.evaluate.ask import ask
+from midstream.evaluate.evaluation import evaluate
 from midstream.learn.config import TrainConfig
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
-    from midstream.evaluate.evaluation import Progress
-    from midstream.evaluate.runs import Row
     from midstream.learn.trainer import Listener, TrainResult
+
+__all__ = ["ask", "evaluate", "load_config", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -50,57 +50,6 @@ def train(
     # First, so that the other listeners can point to what was drawn.
     hearing = [_Lines()] if listeners is None else listeners
     return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
-
-
-def evaluate(
-    *,
-    config: Settings | None = None,
-    run: str | Path | None = None,
-    checkpoint: str | Path | None = None,
-    model: str | None = None,
-    overrides: Sequence[str] = (),
-    tasks: str | None = None,
-    split: str | None = None,
-    n: int | None = None,
-    flow: str | None = None,
-    runs_dir: str | Path = "runs",
-    progress: Progress | None = None,
-) -> Row:
-    """How good an agent is: `midstream.evaluate.evaluation.evaluate_run`, with runs found by name in `runs_dir`."""
-    from midstream.evaluate.evaluation import evaluate_run
-
-    return evaluate_run(
-        config=config,
-        run=None if run is None else find_run(str(run), runs_dir),
-        checkpoint=checkpoint,
-        model=model,
-        overrides=overrides,
-        tasks=tasks,
-        split=split,
-        n=n,
-        flow=flow,
-        progress=progress,
-    )
-
-
-def ask(
-    question: str,
-    *,
-    run: str | Path | None = None,
-    checkpoint: str | Path | None = None,
-    config: Settings | None = None,
-    model: str | None = None,
-    runs_dir: str | Path = "runs",
-) -> Trajectory:
-    """Put a question to an agent and get everything it did. By default that of the last finished run."""
-    from midstream.evaluate.agent import last_finished
-    from midstream.evaluate.ask import ask as put
-
-    if run is None and checkpoint is None and config is None and model is None:
-        run = last_finished(runs_dir)
-    elif run is not None:
-        run = find_run(str(run), runs_dir)
-    return put(question, run=run, checkpoint=checkpoint, config=config, model=model)
 
 
 class _Pictures:

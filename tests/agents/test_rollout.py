@@ -157,9 +157,9 @@ def test_attempts_are_the_same_whenever_they_are_drawn() -> None:
 
 
 def test_sampling_of_a_role_falls_back_to_the_rollouts(make_worker, by_role, attempt) -> None:
-    from midstream.agents.config import RoleConfig, SamplingConfig
+    from midstream.agents.config import RoleConfig, RoleSamplingConfig
 
-    planner = RoleConfig(sampling=SamplingConfig(max_tokens=7, stop=("\n",)))
+    planner = RoleConfig(sampling=RoleSamplingConfig(max_tokens=7, stop=("\n",)))
     worker = make_worker(by_role(planner="none", generator="x"), roles={"planner": planner})
     asyncio.run(worker.run(attempt()))
     asyncio.run(worker.run(attempt(), temperature=0.0))

@@ -11,6 +11,21 @@ from midstream.core.config import Config
 
 
 class SamplingConfig(Config):
+    """Sampling of every role that does not say otherwise."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Most tokens of one response."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this mass."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from this many likeliest tokens; 0 is all."""
+    stop: tuple[str, ...] = ()
+    """Text that ends a response."""
+
+
+class RoleSamplingConfig(Config):
     """Sampling of one role; a key left out falls back to `rollout.sampling`."""
 
     max_tokens: int | None = Field(default=None, ge=1)
@@ -37,7 +52,7 @@ class RoleConfig(Config):
     """Environment variable that holds the key for a URL."""
     train: bool = True
     """Whether what this role says is trained on; only ever true of the engine `policy`."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: RoleSamplingConfig = RoleSamplingConfig()
     """Sampling settings of this role."""
 
 
@@ -67,7 +82,7 @@ class RolloutConfig(Config):
     """Trajectories per task (G)."""
     tasks_per_step: int = Field(default=6, ge=1)
     """Tasks per training step."""
-    sampling: SamplingConfig = SamplingConfig(max_tokens=256, temperature=1.0)
+    sampling: SamplingConfig = SamplingConfig()
     """Sampling of every role that does not say otherwise."""
     concurrency: int = Field(default=64, ge=1)
     """Trajectories under way at once."""

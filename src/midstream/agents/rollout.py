@@ -131,11 +131,9 @@ class AgentFlowWorker:
             return _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
-        given = self._config.roles[role].sampling if role in self._config.roles else SamplingConfig()
-        settings: dict[str, Any] = {
-            **self._sampling.model_dump(exclude_none=True),
-            **given.model_dump(exclude_none=True),
-        }
+        settings: dict[str, Any] = self._sampling.model_dump()
+        if role in self._config.roles:
+            settings |= self._config.roles[role].sampling.model_dump(exclude_none=True)
         if temperature is not None:
             settings["temperature"] = temperature
         return SamplingParams(**settings)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.types import Task, Trajectory
-from midstream.evaluate.agent import find_agent, load_agent
+from midstream.evaluate.agent import find_agent, last_finished, load_agent
+from midstream.evaluate.runs import find_run
 
 if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
@@ -24,10 +25,19 @@ def ask(
     checkpoint: str | Path | None = None,
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     model: str | None = None,
+    runs_dir: str | Path = "runs",
 ) -> Trajectory:
-    """Put `question` to the agent of a run (its newest checkpoint), of a checkpoint or of a config; greedy."""
+    """Put `question` to an agent, greedily, and get everything it did.
+
+    The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
+    or a bare `model`; with none of them, of the run in `runs_dir` that finished last.
+    """
     from midstream.learn.held_out import attempt
 
+    if run is None and checkpoint is None and config is None and model is None:
+        run = last_finished(runs_dir)
+    elif run is not None:
+        run = find_run(str(run), runs_dir)
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model)
     parts = load_agent(source, sections=_NOT_NEEDED)
     task = Task(id="question", prompt=question, kind="question", split="test")

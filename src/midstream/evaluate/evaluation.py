@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from midstream.core.errors import ConfigError, TaskError
 from midstream.core.types import Status, Task, Trajectory
 from midstream.evaluate.agent import Source, find_agent, load_agent
+from midstream.evaluate.runs import find_run
 
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
@@ -25,7 +26,7 @@ REPORT_EVERY_S = 0.5
 SHOWN_ERRORS = 5
 
 
-def evaluate_run(
+def evaluate(
     *,
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     run: str | Path | None = None,
@@ -36,17 +37,20 @@ def evaluate_run(
     split: str | None = None,
     n: int | None = None,
     flow: str | None = None,
+    runs_dir: str | Path = "runs",
     progress: Progress | None = None,
 ) -> Row:
     """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
 
-    The agent is that of a `run` (its newest checkpoint), a `checkpoint`, a `config`, or a bare `model`. `tasks` is a
+    The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
+    or a bare `model`. `tasks` is a
     task file or the name of a task set, in place of the config's; a file is taken whole unless `split` names a part of
     it, anything else by its split `test`. `n` takes the first tasks only. Beside success and its Wilson interval, by
     kind too, the row holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one
     without success. `samples` holds every attempt.
     """
-    source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model)
+    folder = None if run is None else find_run(str(run), runs_dir)
+    source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model)
     sections: dict[str, Mapping[str, Any] | None] = {}
     if flow is not None:
         sections["flow"] = {"name": flow}

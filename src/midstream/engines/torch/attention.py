@@ -17,7 +17,7 @@ from torch import Tensor
 
 BLOCK = 32
 WHOLE = 64
-"""Token trees are filled up to a multiple of this: for each number of rows oneDNN makes and keeps kernels of its own."""
+"""Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
 
 
 def _ceil(n: int) -> int:
