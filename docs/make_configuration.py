@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.core.config import models_in, suffix
 from midstream.learn.config import TrainConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -54,20 +55,20 @@ def _section(
     model: type[BaseModel], prefix: str, heading: str, about: str, defaults: BaseModel | None = None
 ) -> Iterator[str]:
     """A heading and a table of the plain settings of `model`, then a section for each nested one."""
-    nested = {name: models for name, field in model.model_fields.items() if (models := _models_in(field.annotation))}
+    nested = {name: models for name, field in model.model_fields.items() if (models := models_in(field.annotation))}
     plain = {
-        name: field for name, field in model.model_fields.items() if name not in nested or _suffix(field.annotation)
+        name: field for name, field in model.model_fields.items() if name not in nested or suffix(field.annotation)
     }
     yield f"{heading}\n" + (f"\n{about}\n" if about else "")
     yield _table(prefix, plain, defaults)
     for name, models in nested.items():
-        field, key = model.model_fields[name], f"{prefix}{name}{_suffix(model.model_fields[name].annotation)}"
+        field, key = model.model_fields[name], f"{prefix}{name}{suffix(model.model_fields[name].annotation)}"
         if len(models) > 1:
             yield from _variants(models, key, field)
             continue
-        given = None if field.is_required() or _suffix(field.annotation) else field.get_default()
+        given = None if field.is_required() or suffix(field.annotation) else field.get_default()
         level = "###" if "." in key or "[]" in key else "##"
-        told = _words(models[0].__doc__ if _suffix(field.annotation) else field.description)
+        told = _words(models[0].__doc__ if suffix(field.annotation) else field.description)
         yield from _section(models[0], f"{key}.", f"{level} `{key}`", told, given)
     if prefix == "flow.":
         for flow, settings in SETTINGS_OF_FLOWS.items():
@@ -82,11 +83,11 @@ def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> 
         for name, info in first.model_fields.items()
         if all(name in other.model_fields and _row("", info) == _row("", other.model_fields[name]) for other in others)
     }
-    plain = {name: info for name, info in shared.items() if not _models_in(info.annotation)}
+    plain = {name: info for name, info in shared.items() if not models_in(info.annotation)}
     yield f"## `{key}`\n\n{_words(field.description)} {ALGORITHMS}\n"
     yield _table(f"{key}.", plain)
     for name in (name for name in shared if name not in plain):
-        (section,) = _models_in(shared[name].annotation)
+        (section,) = models_in(shared[name].annotation)
         yield from _section(section, f"{key}.{name}.", f"### `{key}.{name}`", _words(section.__doc__))
     for model in models:
         name = model.model_fields["name"].default
@@ -149,17 +150,6 @@ def _type_name(annotation: Any) -> str:
 
 def _plural(annotation: Any) -> str:
     return {"section": "sections", "number": "numbers"}.get(name := _type_name(annotation), name)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
-
-
-def _suffix(annotation: Any) -> str:
-    """What stands between the key of a collection and the keys of its items."""
-    return {list: "[]", dict: ".NAME"}.get(typing.get_origin(annotation), "")
 
 
 if __name__ == "__main__":

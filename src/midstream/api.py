@@ -17,7 +17,8 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
-    from midstream.learn.trainer import Listener, TrainResult
+    from midstream.learn.listener import Listener
+    from midstream.learn.trainer import TrainResult
 
 __all__ = ["ask", "evaluate", "load_config", "train"]
 
@@ -85,9 +86,15 @@ class _Lines:
         if row["stage"] == "rl":
             reward = "-" if row["reward"] is None else f"{row['reward']:.3f}"
             print(f"step {row['step']}: reward {reward}, success {row['success']:.0%}", flush=True)
+            self._tell(row)
 
     def on_eval(self, row: dict[str, Any]) -> None:
         print(f"{row['label']} ({row['split']}, n = {row['n']}): success {row['success']:.0%}", flush=True)
+        self._tell(row)
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        for error in row["errors"][:1]:
+            print(f"  {error['count']} attempts failed: {error['reason']}", flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

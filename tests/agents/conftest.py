@@ -21,7 +21,7 @@ Says = Callable[[Request], str | Exception]
 class ScriptedEngine:
     """Says what `says` gives for a request; an exception is raised."""
 
-    speaks_tokens, policy_version, context_length, name = True, 0, 1 << 20, "scripted"
+    policy_version, context_length, name = 0, 1 << 20, "scripted"
 
     def __init__(self, tokenizer: ChatTokenizer, says: Says) -> None:
         self.tokenizer, self.says = tokenizer, says

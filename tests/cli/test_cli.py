@@ -167,7 +167,19 @@ def test_doctor_exits_2_where_runs_cannot_be_written(tmp_path: Path) -> None:
 
 def test_config_without_a_file_lists_every_setting_with_its_meaning(run) -> None:
     code, out, _ = run("config")
-    assert code == 0 and "trainer.max_steps = " in out
+    assert code == 0
+    listed = [line.split(" = ")[0] for line in out.splitlines() if not line.startswith(" ")]
+    for setting in (
+        "trainer.max_steps",
+        "tasks.sources[].ratio",
+        "flow.roles.NAME.sampling.max_tokens",
+        "flow.settings.notation",
+        "algorithm.clip_low",
+        "algorithm.kl.coef",
+        "algorithm.baseline",
+        "rollout.sampling.temperature",
+    ):
+        assert setting in listed
 
 
 def test_config_schema_is_a_json_schema(run) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from midstream import api, cli
 from midstream.core.types import Status, Task, Trajectory
-from midstream.evaluate.evaluation import reasons
 from midstream.evaluate.runs import read_rows
+from midstream.rewards.summary import reasons
 
 
 @pytest.fixture(scope="module")

@@ -156,9 +156,10 @@ def test_a_reward_that_is_not_finite_stops_training_and_names_its_trajectory(rew
         batch_of([trajectory("A", 1.0), trajectory("broken", reward)])
 
 
-def test_minibatches_are_means_of_their_own_groups_and_together_the_whole() -> None:
-    groups = [[trajectory(f"{g}-{m}", float(m), (1 + g, 2), group=str(g)) for m in range(2)] for g in range(3)]
-    whole = batch_of(*groups)
+@pytest.mark.parametrize("aggregation", ["trajectory_turn_token", "token_mean", "sequence_mean"])
+def test_minibatches_are_means_of_their_own_groups_and_together_the_whole(aggregation) -> None:
+    groups = [[trajectory(f"{g}-{m}", float(m), (1 + 9 * g, 2), group=str(g)) for m in range(2)] for g in range(3)]
+    whole = batch_of(*groups, aggregation=aggregation)
     assert whole.parts(1) == [whole]
     parts = whole.parts(3)
     assert [sorted({turn.group for turn in part.turns}) for part in parts] == [["0"], ["1"], ["2"]]

@@ -40,6 +40,8 @@ class AgentFlowBase(ABC):
     settings: ClassVar[type[Config]] = Config
     roles: ClassVar[tuple[str, ...]] = ("policy",)
     """The module roles that speak in this flow."""
+    by_rule: ClassVar[tuple[str, ...]] = ()
+    """Those that can do without an engine."""
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         self.session = session
@@ -119,12 +121,19 @@ class AgentFlowBase(ABC):
     async def gateway_compute_reward(
         self, trajectory_uid: str, messages: Sequence[Message], dataset_fields: Mapping[str, Any] | None = None
     ) -> float | None:
-        """The reward this trajectory would have if the last assistant message of `messages` were its answer."""
+        """The reward this trajectory would have if the last assistant message of `messages` were its answer.
+
+        `dataset_fields` take the place of what the task says: `answer` of its answer, others of its metadata."""
         self._own(trajectory_uid)
         if self.session.score is None:
             raise ConfigError("this run has no reward function", "declare `reward` in the config")
         said = [message["content"] for message in messages if message["role"] == "assistant"]
-        scored = await self.session.score(replace(self.trajectory(), answer=said[-1] if said else None))
+        fields = dict(dataset_fields or {})
+        task = replace(
+            self.task, answer=fields.pop("answer", self.task.answer), metadata={**self.task.metadata, **fields}
+        )
+        answered = replace(self.trajectory(), task=task, answer=said[-1] if said else None)
+        scored = await self.session.score(answered)
         return scored.reward
 
     def trajectory(self, status: Status = Status.COMPLETED, error: str = "") -> Trajectory:

@@ -48,7 +48,10 @@ def find_flow(name: str) -> type[AgentFlowBase]:
         return _FLOWS[name]
     if ":" in name:
         return _imported(name.replace(":", "."), name)
-    raise ConfigError(f"no agent flow '{name}'", f"{nearest(name, {*_FLOWS, *_BUILT_IN})} Or package.module:Class")
+    raise ConfigError(
+        f"no agent flow '{name}'",
+        f"{nearest(name, {*_FLOWS, *_BUILT_IN})} One registered in a script of yours: name it as module:Class",
+    )
 
 
 def load_flows(path: str | Path) -> list[str]:
@@ -56,7 +59,7 @@ def load_flows(path: str | Path) -> list[str]:
     names."""
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read agent flows from '{path}': {error}") from None
     if not isinstance(entries, list):
         raise ConfigError(f"'{path}' must hold a list", "of entries with `name` and `_target_`")
@@ -64,6 +67,8 @@ def load_flows(path: str | Path) -> list[str]:
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or set(entry) != {"name", "_target_"}:
             raise ConfigError(f"entry {number} of '{path}' must have exactly `name` and `_target_`", f"got: {entry!r}")
+        if not all(isinstance(value, str) for value in entry.values()):
+            raise ConfigError(f"`name` and `_target_` of entry {number} of '{path}' must be text", f"got: {entry!r}")
         _FLOWS[entry["name"]] = _imported(entry["_target_"], f"entry {number} of '{path}'")
         names.append(entry["name"])
     return names

@@ -58,16 +58,27 @@ class AgentFlowWorker:
             if role in self._voices or (role in flow.roles and flow.roles[role].engine == "rules"):
                 continue
             self._voices[role] = self._voices["policy"]
-        for role in flow.roles:
+        for role, config in flow.roles.items():
             if role not in (*self._flow.roles, "policy"):
                 raise ConfigError(
                     f"flow.roles.{role}: the flow '{flow.name}' has no such role", nearest(role, self._flow.roles)
+                )
+            if config.engine == "rules" and role not in self._flow.by_rule:
+                able = f"its roles that do: {', '.join(self._flow.by_rule)}; " if self._flow.by_rule else ""
+                raise ConfigError(
+                    f"flow.roles.{role}.engine is 'rules', but the flow '{flow.name}' has no rule for that role",
+                    f"{able}use policy, frozen, or a URL here",
                 )
         self._toolbox = Toolbox(
             load_tools(flow.tools), max_calls=flow.max_tool_calls, max_result_chars=flow.max_result_chars
         )
         self._sampling = sampling
         self._store, self._score, self._timeout_s = store, score, timeout_s
+
+    @property
+    def roles(self) -> dict[str, bool]:
+        """The flow's roles that have a voice, and whether what each says is trained on."""
+        return {role: self._voices[role].trainable for role in self._flow.roles if role in self._voices}
 
     @property
     def engines(self) -> list[Engine]:
@@ -122,6 +133,11 @@ class AgentFlowWorker:
             return flow.trajectory()
         except UserError:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the whole rollout is being given up
+            return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
@@ -165,6 +181,11 @@ class AgentFlowManager:
 
     def __init__(self, worker: AgentFlowWorker, *, concurrency: int = 64, in_order: bool = False) -> None:
         self._worker, self._concurrency, self._in_order = worker, concurrency, in_order
+
+    @property
+    def roles(self) -> dict[str, bool]:
+        """As `AgentFlowWorker.roles`."""
+        return self._worker.roles
 
     async def run(
         self,

@@ -27,6 +27,8 @@ COMMANDS = {
     "doctor": "doctor",
 }
 INTERRUPTED = 130
+EXTRAS = ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib")
+"""Top-level modules that come with the extra `train` only."""
 
 
 class _Commands(click.Group):
@@ -67,12 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _log_to_stderr()
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # flows, tools, tasks and rewards of one's own are modules where one works
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()
     except UserError as error:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(str(error), err=True)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(f"this needs the package '{error.name}': pip install 'midstream[train]'", err=True)
         return 2
     except click.ClickException as error:
         error.show()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,17 +37,42 @@ def command(config: str | None, overrides: tuple[str, ...], schema: bool) -> Non
 
 
 def reference(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """One line a setting: its dotted name, its default, and the docstring under the field."""
-    from pydantic import BaseModel
+    """One entry a setting: its dotted name, its default, and the docstring under the field. `[]` stands for an item of
+    a list, NAME for a name."""
+    from midstream.core.config import models_in, suffix
 
     for name, field in model.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            yield from reference(section, f"{prefix}{name}.")
-            continue
-        default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
-        about = " ".join((field.description or "").split())
-        yield f"{prefix}{name} = {default}" + (f"\n    {about}" if about else "")
+        sections, key = models_in(field.annotation), f"{prefix}{name}{suffix(field.annotation)}"
+        if len(sections) == 1:
+            yield from reference(sections[0], f"{key}.")
+        elif sections:
+            yield from _choices(sections, key)
+        else:
+            default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
+            about = " ".join((field.description or "").split())
+            yield f"{prefix}{name} = {default}" + (f"\n    {about}" if about else "")
+    if prefix == "flow.":
+        from midstream.agents.agentflow.flow import AgentFlowSettings
+
+        for entry in reference(AgentFlowSettings, "flow.settings."):
+            yield _only(entry, "of the flow agentflow")
+
+
+def _choices(sections: Sequence[type[BaseModel]], key: str) -> Iterator[str]:
+    """The settings that all of `sections` have, then those of single ones."""
+    entries = {section.model_fields["name"].default: list(reference(section, f"{key}.")) for section in sections}
+    shared = [entry for entry in next(iter(entries.values())) if all(entry in other for other in entries.values())]
+    yield f"{key}.name = {_text(next(iter(entries)))}\n    One of {', '.join(entries)}."
+    yield from shared
+    for name, own in entries.items():
+        yield from (
+            _only(entry, f"of {name}") for entry in own if entry not in shared and not entry.startswith(f"{key}.name ")
+        )
+
+
+def _only(entry: str, where: str) -> str:
+    first, newline, rest = entry.partition("\n")
+    return f"{first}  ({where}){newline}{rest}"
 
 
 def _text(value: Any) -> str:

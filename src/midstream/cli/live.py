@@ -50,6 +50,7 @@ class LiveTable:
         self._success: list[float] = []
         self._evals: list[Row] = []
         self._warm: Row | None = None
+        self._failures = ""
 
     def __enter__(self) -> Self:
         return self
@@ -87,14 +88,20 @@ class LiveTable:
             self._times.append(row["time_s"])
         if _is_number(row.get("success")):
             self._success.append(row["success"])
+        self._failures = failures(row)
         of = f"/{self._max_steps}" if self._max_steps else ""
         cells = "  ".join(f"{heading} {cell(row)}" for heading, cell in COLUMNS)
         self._show(f"step {row.get('step')}{of}  {cells}  ETA {self._eta()}")
+        if self._failures:
+            self._show(self._failures)
 
     def on_eval(self, row: Row) -> None:
         """One row of `evals.jsonl`."""
         self._evals.append(row)
+        self._failures = failures(row)
         self._show(f"evaluation: {_evaluation(row)}")
+        if self._failures:
+            self._show(self._failures)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         """`result`: `status`, and `run_dir`, whose before/after table and samples are printed."""
@@ -139,6 +146,8 @@ class LiveTable:
             of = f"step {self._rows[-1].get('step')}" + (f" of {self._max_steps}" if self._max_steps else "")
             parts += [table, Text(f"success {sparkline(self._success)}", style="green")]
             parts.append(Text(f"{of}, about {self._eta()} left; Ctrl-C saves and stops", style="dim"))
+        if self._failures:
+            parts.append(Text(self._failures, style="red"))
         return Group(*parts)
 
 
@@ -188,6 +197,15 @@ def _print_sample(console: Console, title: str, sample: Row) -> None:
         if turn.get("tool"):
             result = " ".join(str(turn.get("result") or "").split())[:160]
             console.print(f"  {'':<10} {escape(str(turn['tool']))} -> {escape(result)}", style="dim")
+
+
+def failures(row: Row) -> str:
+    """What went wrong in the attempts of a step or an evaluation, in a line; empty when nothing did."""
+    errors = row.get("errors") or []
+    if not errors:
+        return ""
+    more = f" (and {len(errors) - 1} other reasons)" if len(errors) > 1 else ""
+    return f"{sum(e['count'] for e in errors)} attempts failed: {errors[0]['reason']}{more}"
 
 
 def _evaluation(row: Row) -> str:

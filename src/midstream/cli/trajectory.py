@@ -17,11 +17,13 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
     """Print `trajectory`; `tokens` adds the ids and log-probabilities of every step."""
     from rich.markup import escape
 
+    from midstream.learn.samples import verdicts_of
+
     task = trajectory.task
     out.print(f"[bold]{escape(task.question)}[/bold]")
     out.print(f"{escape(task.id)}  {escape(task.kind)}  {trajectory.status}", style="dim")
     spoke = {step.role for step in trajectory.steps}
-    verdicts = {} if "verifier" in spoke else _verdicts(trajectory)
+    verdicts = {} if "verifier" in spoke else verdicts_of(trajectory)
     by_rule = "executor" if verdicts and "executor" not in spoke else ""
     for step in trajectory.steps:
         _print_step(out, step, tokens)
@@ -29,7 +31,8 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
             if call.step_index == step.step_index:
                 _print_call(out, call, by_rule)
         if step.step_index in verdicts:
-            _print_by_rule(out, "verifier", verdicts[step.step_index])
+            enough, reason = verdicts[step.step_index]
+            _print_by_rule(out, "verifier", f"{'enough' if enough else 'go on'}: {escape(reason)}")
     for call in trajectory.tool_calls:
         if call.step_index is None:
             _print_call(out, call, by_rule)
@@ -77,17 +80,6 @@ def _print_call(out: Console, call: ToolCall, role: str) -> None:
 def _print_by_rule(out: Console, role: str, line: str) -> None:
     """What a module without a model did."""
     out.print(f"[{COLOURS[role]}]{role}[/{COLOURS[role]}]  {line}")
-
-
-def _verdicts(trajectory: Trajectory) -> dict[int, str]:
-    """What a flow with a verifier noted after each turn, by the step whose action it judged."""
-    from rich.markup import escape
-
-    return {
-        turn["call"]: f"{'enough' if turn['verdict'] else 'go on'}: {escape(str(turn['reason']))}"
-        for turn in trajectory.metadata.get("turns", ())
-        if turn.get("call") is not None
-    }
 
 
 def _shortened(text: str) -> str:

@@ -96,21 +96,27 @@ def _section(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | N
     for part in path:
         if current is not None and part in current.model_fields:
             pending = current.model_fields[part].annotation
-            models = _models_in(pending)
+            models = models_in(pending)
             current = models[0] if models else None
         elif pending is not None:
-            named = [m for m in _models_in(pending) if m.__name__ == part or _tag(m) == part]
+            named = [m for m in models_in(pending) if m.__name__ == part or _tag(m) == part]
             if named:
                 current = named[0]
     return current
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The config classes a field of type `annotation` may hold, in collections too."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
-        return [model for arg in typing.get_args(annotation) for model in _models_in(arg)]
+        return [model for arg in typing.get_args(annotation) for model in models_in(arg)]
     return []
+
+
+def suffix(annotation: Any) -> str:
+    """What stands between the key of a collection and the keys of its items: `[]`, `.NAME` or nothing."""
+    return {list: "[]", dict: ".NAME"}.get(typing.get_origin(annotation), "")
 
 
 def _tag(model: type[BaseModel]) -> str | None:

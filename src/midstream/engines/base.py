@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from midstream.core.sampling import SamplingParams
@@ -38,7 +38,6 @@ class Completion:
     finish_reason: FinishReason
     policy_version: int = 0
     latency_s: float = 0.0
-    metadata: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):
@@ -49,11 +48,6 @@ class Engine(Protocol):
     """Turns prompt token ids into sampled token ids with log-probabilities."""
 
     name: str
-
-    @property
-    def speaks_tokens(self) -> bool:
-        """False for an engine that takes messages and returns text; its steps carry no ids and are never trained on."""
-        ...
 
     @property
     def policy_version(self) -> int: ...

@@ -40,6 +40,14 @@ class ChatTokenizer:
         """The conversation as text; with `open_reply` it ends where the assistant begins to speak."""
         return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=open_reply)
 
+    def closing_id(self) -> int:
+        """The token that ends a reply, as the template writes it; any end token where it writes none."""
+        asked: list[Message] = [{"role": "user", "content": "?"}]
+        opened = self.template(asked, open_reply=True)
+        closed = self.template([*asked, {"role": "assistant", "content": "."}], open_reply=False)
+        after = self.encode(closed[len(opened) + 1 :]) if closed.startswith(f"{opened}.") else ()
+        return after[0] if after and after[0] in self.end_ids else min(self.end_ids)
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt ids of a conversation in which the assistant speaks next."""
         return self.encode(self.template(messages, open_reply=True))

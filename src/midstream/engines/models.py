@@ -246,12 +246,13 @@ def _fetch_hub(hub_id: str, target: Path) -> bool:
     """Download `hub_id` into the empty `target`; False, with `target` empty, when the hub cannot serve it."""
     if not _hub_reachable(hub_id):
         return False
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         snapshot_download(hub_id, local_dir=target, allow_patterns=list(_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
         _log.warning("the hub could not serve %s: %s", hub_id, error)
         shutil.rmtree(target)
         target.mkdir()
@@ -261,6 +262,7 @@ def _fetch_hub(hub_id: str, target: Path) -> bool:
 
 
 def _from_hub(hub_id: str) -> Path:
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -278,7 +280,7 @@ def _from_hub(hub_id: str) -> Path:
             raise ModelError(
                 f"the hub has no model '{hub_id}', or it is private", "log in, or check the name"
             ) from None
-        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
             raise ModelError(f"the hub did not serve '{hub_id}': {error}", "try again, or give a directory") from None
     check_directory(path)
     return path

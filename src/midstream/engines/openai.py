@@ -22,7 +22,6 @@ FIRST_WAIT_S = 0.5
 class OpenAIEngine:
     """Calls `{url}/chat/completions`. `url` ends where the OpenAI client's `base_url` does, usually in `/v1`."""
 
-    speaks_tokens = False
     policy_version = 0
     context_length = 1 << 20
 

@@ -56,7 +56,7 @@ def find_agent(
         name = str(data.get("name") or (Path(config).stem if isinstance(config, str | Path) else "run"))
         return Source({"name": name, **data}, None, f"{name}, untrained")
     model = model or PolicyConfig().model
-    return Source({"name": model, "policy": {"model": model}, "flow": {"name": BARE_FLOW}}, None, model)
+    return Source({"policy": {"model": model}, "flow": {"name": BARE_FLOW}}, None, model)
 
 
 def load_agent(

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
 
 # What a run was trained and graded on does not matter to a question, and may not even be there any more.
-_NOT_NEEDED: Mapping[str, Mapping[str, Any] | None] = {"tasks": {"sources": [{"type": "direct"}]}, "reward": None}
+_NOT_NEEDED: Mapping[str, Mapping[str, Any] | None] = {
+    "tasks": {"sources": [{"type": "direct"}]},
+    "reward": {"failed": 0.0},
+}
 
 
 def ask(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midstream.core.errors import ConfigError, TaskError
-from midstream.core.types import Status, Task, Trajectory
+from midstream.core.errors import ConfigError
+from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import Source, find_agent, load_agent
 from midstream.evaluate.runs import find_run
 
@@ -24,6 +23,7 @@ Progress = Callable[[int, int, float], None]
 
 REPORT_EVERY_S = 0.5
 SHOWN_ERRORS = 5
+DEFAULT_TASKS = 64
 
 
 def evaluate(
@@ -43,11 +43,11 @@ def evaluate(
     """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
 
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
-    or a bare `model`. `tasks` is a
-    task file or the name of a task set, in place of the config's; a file is taken whole unless `split` names a part of
-    it, anything else by its split `test`. `n` takes the first tasks only. Beside success and its Wilson interval, by
-    kind too, the row holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one
-    without success. `samples` holds every attempt.
+    or a bare `model`. `tasks` is a task file or the name of a task set, in place of the config's; a file is taken whole
+    unless `split` names a part of it, anything else by its split `test`. `n` takes the first tasks only; of a set made
+    without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
+    holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
+    `samples` holds every attempt.
     """
     folder = None if run is None else find_run(str(run), runs_dir)
     source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model)
@@ -56,7 +56,11 @@ def evaluate(
         sections["flow"] = {"name": flow}
     whole_file = tasks is not None and tasks.endswith((".jsonl", ".json")) and split is None
     if tasks is not None:
-        sections["tasks"] = {"sources": [{"type": tasks, **({"split": "test"} if whole_file else {})}]}
+        own_seed = (source.config.get("tasks") or {}).get("seed", 0)
+        sections["tasks"] = {
+            "sources": [{"type": tasks, **({"split": "test"} if whole_file else {})}],
+            "seed": own_seed,
+        }
     elif "tasks" not in source.config:
         raise ConfigError(
             "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
@@ -100,13 +104,10 @@ async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, pro
         "split": split,
         "tasks": parts.tasks.name,
         **summarise(trajectories, succeeded),
-        "errors": reasons(trajectories),
         "tokens": parts.engine.tokens_sampled,
         "tokens_per_s": parts.engine.tokens_sampled / elapsed,
         "time_s": elapsed,
-        "samples": [
-            {"task": t.task.id, **sample_row(source.name, 0, t, succeeded(t)), "error": t.error} for t in trajectories
-        ],
+        "samples": [{"task": t.task.id, **sample_row(source.name, 0, t, succeeded(t))} for t in trajectories],
     }
 
 
@@ -114,20 +115,8 @@ def _chosen(parts: Parts, split: str, n: int | None) -> list[Task]:
     from midstream.tasks import check, take
 
     size = parts.tasks.size(split)
-    if size is None and n is None:
-        raise TaskError(f"the task set '{parts.tasks.name}' is made without end", "say how many tasks with --n 100")
     check(parts.tasks, [split])
-    return take(parts.tasks, split, n if n is not None else size or 0)
-
-
-def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
-    found: dict[str, dict[str, Any]] = {}
-    for trajectory in trajectories:
-        if trajectory.status is Status.COMPLETED:
-            continue
-        # The same reason with another number in it, a prompt's length say, is the same reason.
-        key = re.sub(r"\d+", "#", trajectory.error)
-        entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
-        entry["count"] += 1
-    return sorted(found.values(), key=lambda entry: -entry["count"])
+    if n is None:
+        # A set that is made without end has no whole: as many then as the run's own evaluations take.
+        n = size if size is not None else parts.config.trainer.test_tasks or DEFAULT_TASKS
+    return take(parts.tasks, split, n)

@@ -46,13 +46,17 @@ class LearningBatch:
         parts: list[LearningBatch] = []
         for start in range(0, len(groups), size):
             chosen = set(groups[start : start + size])
-            share = len(chosen) / len(groups)
             turns = [t for t in self.turns if t.group in chosen]
+            share = _mass(turns) / _mass(self.turns)
             scaled = [
                 LearningTurn(t.sequence, t.old_log_probs, t.advantage, t.weight / share, t.role, t.group) for t in turns
             ]
             parts.append(LearningBatch(scaled, self.counts))
         return parts
+
+
+def _mass(turns: Sequence[LearningTurn]) -> float:
+    return sum(turn.weight * len(turn.old_log_probs) for turn in turns)
 
 
 def make_batch(

@@ -54,7 +54,7 @@ def save_checkpoint(
                 os.fsync(handle.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
-    except (OSError, Exception) as error:
+    except Exception as error:
         if not isinstance(error, OSError) and "No space" not in str(error) and "I/O error" not in str(error):
             raise
         shutil.rmtree(temporary, ignore_errors=True)

@@ -31,12 +31,11 @@ def first_batch(
     dtype: str,
     kl_at_start: float | None,
 ) -> list[Check]:
-    """The checks of DESIGN: ratio, sampler against learner, reference KL, mask coverage, zero-variance groups,
-    truncation."""
+    """Ratio, sampler against learner, reference KL, mask coverage, zero-variance groups, truncation."""
     trajectories = [t for group in groups for t in group]
     steps = [step for t in trajectories for step in t.steps]
     largest = sums.get("max:log_ratio", 0.0)
-    mean = abs(sums.get("sampler_kl", 0.0))
+    mean = abs(sums.get("sampler_kl", 0.0)) / (sums.get("weight") or 1.0)
     tolerance = TOLERANCE.get(dtype, 0.25)
     checks = [
         Check(
@@ -105,4 +104,4 @@ def insist(checks: Sequence[Check]) -> None:
     failed = [check for check in checks if not check.ok]
     if failed:
         lines = "\n  ".join(f"{check.name} = {check.value:.4g}: {check.meaning}" for check in failed)
-        raise TrainingError(f"the self-check on the first batch failed; nothing was trained\n  {lines}")
+        raise TrainingError(f"the self-check on the first batch failed; nothing was saved\n  {lines}")

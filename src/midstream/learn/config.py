@@ -50,7 +50,7 @@ class OptimizerConfig(Config):
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate after warm-up, constant."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises linearly."""
+    """Updates over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -79,7 +79,7 @@ class TrainerConfig(Config):
     """The loop."""
 
     max_steps: int = Field(default=100, ge=1)
-    """Updates of the policy."""
+    """Steps of the loop: a rollout, then `minibatches` updates for each of `epochs_per_batch`."""
     seed: int = 0
     """Fixes everything that is drawn."""
     deterministic: bool = False
@@ -110,7 +110,7 @@ class TrainerConfig(Config):
 class TrainConfig(Config):
     """Everything a run needs."""
 
-    name: str = "run"
+    name: str = Field(default="run", pattern=r"^[^./\\][^/\\]*$")
     """Name of the run; the config file's name when loaded from one."""
     policy: PolicyConfig = PolicyConfig()
     """The model."""

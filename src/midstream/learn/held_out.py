@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 from midstream.agents.rollout import groups_of
 from midstream.core.types import Task, Trajectory
+from midstream.learn.listener import Listener
 from midstream.learn.run_dir import RunDirectory
 from midstream.learn.samples import sample_row
 from midstream.learn.setup import Parts
@@ -18,12 +18,6 @@ from midstream.tasks import take
 SAMPLES_PER_KIND = 2
 
 
-class Hears(Protocol):
-    """Who is told of an evaluation."""
-
-    def on_eval(self, row: dict[str, Any]) -> None: ...
-
-
 class HeldOut:
     """The evaluations of one run, each made and logged once under its label; a resumed run makes what is missing."""
 
@@ -32,7 +26,7 @@ class HeldOut:
         parts: Parts,
         directory: RunDirectory,
         store: Store,
-        listeners: Sequence[Hears],
+        listeners: Sequence[Listener],
         stopping: Callable[[], bool],
     ) -> None:
         """While `stopping()`, what is due is left for a resumed run."""

@@ -71,6 +71,7 @@ class Learner:
             weights = self._tensor([1 / (len(sequences) * len(s.response_ids)) for s in pack for _ in s.response_ids])
             value = -(weights * score(self.decoder, pack).log_probs).sum()
             value.backward()
+            self.weights.collect()
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
@@ -90,6 +91,7 @@ class Learner:
         )
         result = policy_loss(tokens, loss)
         result.total.backward()
+        self.weights.collect()
         largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
         return Passes(
             {**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},

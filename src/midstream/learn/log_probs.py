@@ -55,9 +55,10 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
     nodes = torch.tensor([node for node, _ in predictor], device=device)
     before = torch.tensor([previous for _, previous in predictor.values()], device=device)
     temperatures = torch.tensor([temperature for _, temperature in predictor], device=device)
-    log_probs, entropy = token_log_probs(hidden[before], decoder.head, tree.tokens[nodes], temperatures)
+    log_probs, entropy = token_log_probs(hidden.index_select(0, before), decoder.head, tree.tokens[nodes], temperatures)
     gather = torch.tensor(where, device=device)
-    return Scored(log_probs[gather], entropy[gather], tree.size)
+    # index_select: on several threads the backward pass of plain indexing adds up in an order of its own each time.
+    return Scored(log_probs.index_select(0, gather), entropy.index_select(0, gather), tree.size)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:

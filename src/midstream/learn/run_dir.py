@@ -82,14 +82,15 @@ class RunDirectory:
         """Add one line to a log."""
         try:
             with (self / name).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise full(self / name, error) from None
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Lines of a log; one cut off by a kill is passed over."""
         if (self / name).exists():
-            for line in (self / name).read_text(encoding="utf-8").splitlines():
+            # Not splitlines, which also splits at characters that a JSON string may hold as they are.
+            for line in (self / name).read_text(encoding="utf-8").split("\n"):
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError:
@@ -98,9 +99,7 @@ class RunDirectory:
     def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the lines of a log that are not `wanted`."""
         if (self / name).exists():
-            self.write(
-                name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows(name) if wanted(row))
-            )
+            self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if wanted(row)))
 
     def config_changes(self, config: dict[str, Any]) -> list[str]:
         """How `config` differs from the one this run began with, a line each."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midstream.core.types import Trajectory
+
+
+def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
+    """What a flow with a verifier noted after each turn, by the step whose action it judged: enough or not, and why."""
+    noted = trajectory.metadata.get("turns")
+    turns = [turn for turn in noted if isinstance(turn, Mapping)] if isinstance(noted, Sequence) else []
+    return {
+        turn["call"]: (bool(turn.get("verdict")), str(turn.get("reason", "")))
+        for turn in turns
+        if isinstance(turn.get("call"), int)
+    }
 
 
 def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> dict[str, Any]:
     """What was asked, each turn with its call and verdict, the answer and its reward by component."""
     calls = {call.step_index: call for call in trajectory.tool_calls}
     verdicts = {
-        turn["call"]: f"verifier: {'enough' if turn['verdict'] else 'go on'}, {turn['reason']}"
-        for turn in trajectory.metadata.get("turns", ())
+        place: f"verifier: {'enough' if enough else 'go on'}, {reason}"
+        for place, (enough, reason) in verdicts_of(trajectory).items()
     }
     turns: list[dict[str, Any]] = []
     for step_ in trajectory.steps:
@@ -39,5 +51,6 @@ def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> 
         "reward": trajectory.reward,
         "rewards": dict(trajectory.rewards),
         "status": str(trajectory.status),
+        "error": trajectory.error,
         "turns": turns,
     }

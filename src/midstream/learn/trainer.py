@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
+import re
 import resource
 import signal
 import threading
@@ -16,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
 
 from midstream import __version__
 from midstream.agents.rollout import groups_of
-from midstream.core.errors import RunError, TaskError
+from midstream.core.errors import ConfigError, RunError, TaskError
 from midstream.core.types import Trajectory
 from midstream.engines.torch.compute import compute, trim
 from midstream.learn.batch import make_batch
@@ -32,24 +33,13 @@ from midstream.learn.checks import first_batch, insist
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.learner import Reference, together
+from midstream.learn.listener import Listener
 from midstream.learn.log_probs import score
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
-from midstream.rewards.summary import describe
-
-
-class Listener(Protocol):
-    """Hears of a run as it goes."""
-
-    def on_start(self, info: dict[str, Any]) -> None: ...
-
-    def on_metrics(self, row: dict[str, Any]) -> None: ...
-
-    def on_eval(self, row: dict[str, Any]) -> None: ...
-
-    def on_finish(self, result: dict[str, Any]) -> None: ...
+from midstream.rewards.summary import describe, reasons
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +84,11 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
     if config.trainer.run_dir is not None:
         return Path(config.trainer.run_dir)
     root = Path("runs")
-    taken = sorted(
-        (path for path in root.glob(f"{config.name}*") if (path / "config.yaml").exists()),
-        key=lambda path: path.stat().st_mtime,
-    )
+    own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
+    names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
     if resume:
-        return taken[-1] if taken else root / config.name
-    names = {path.name for path in root.glob(f"{config.name}*")}
+        taken = [root / name for name in names if (root / name / "config.yaml").exists()]
+        return max(taken, key=lambda path: path.stat().st_mtime, default=root / config.name)
     number = 1
     while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
         number += 1
@@ -130,10 +118,16 @@ class _Run:
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
+        _check_trained(parts)
         check_demonstrations(parts)
         self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
         state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
+        if saved and not reference and config.algorithm.kl.reference == "start":
+            raise RunError(
+                f"the run in '{self.directory.path}' kept no copy of the policy it started from",
+                "resume with algorithm.kl.reference=base",
+            )
         self._begin(state)
         status = "failed"
         try:
@@ -144,7 +138,7 @@ class _Run:
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
-                        reference = self._start_of(config.algorithm.kl.reference)
+                        reference = await compute(self._start_of, config.algorithm.kl.reference)
                         state = TrainState(0, 0, 0, parts.decoder.version)
                         await self._save(state, reference)
                 else:
@@ -186,7 +180,12 @@ class _Run:
         if found:
             state = load_checkpoint(found[-1], self.parts.learner)
             self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
-            self.directory.keep("evals.jsonl", lambda row: row["step"] <= state.step)
+            # A finished run that is to go on has a final evaluation that is none any more.
+            last = self.config.trainer.max_steps
+            self.directory.keep(
+                "evals.jsonl",
+                lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
+            )
             # Samples of an evaluation are written before its row: without the row they will be written again.
             evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
             self.directory.keep("samples.jsonl", lambda row: row["label"] in evaluated)
@@ -296,7 +295,9 @@ class _Run:
             failed=config.rollout.failed,
             keep_zero=bool(loss.kl.coef or loss.entropy_coef),
         )
-        measured = loss.kl.coef > 0 or (loss.kl.measure_every and step % loss.kl.measure_every == 0)
+        # Before the first update too: the self-check wants to know.
+        every = loss.kl.measure_every
+        measured = loss.kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
         # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
         measured = measured and not (config.policy.tuning == "full" and loss.kl.reference == "base")
         reference = self._reference() if measured else None
@@ -306,7 +307,7 @@ class _Run:
                 for part in batch.parts(config.trainer.minibatches):
                     if part.turns:
                         updates.append(await compute(parts.learner.update, part, loss, reference))
-                        if step == 1 and parts.learner.updates == 1:
+                        if parts.learner.updates == 1:
                             self._check(groups, part, updates[0])
             await compute(trim)
         sums = together(updates)
@@ -323,6 +324,7 @@ class _Run:
                 "step": step,
                 "success": sum(won) / len(won),
                 **describe(trajectories),
+                "errors": reasons(trajectories),
                 **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
                 **{
                     name: value
@@ -381,6 +383,16 @@ def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
     for trajectory in trajectories:
         groups.setdefault(trajectory.prompt_uid, []).append(trajectory)
     return list(groups.values())
+
+
+def _check_trained(parts: Parts) -> None:
+    """Something that speaks is trained."""
+    roles = parts.manager(None).roles
+    if not any(roles.values()):
+        raise ConfigError(
+            f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
+            "give one of flow.roles the engine policy, and train: true",
+        )
 
 
 def _check_splits(parts: Parts, config: TrainConfig) -> None:

@@ -8,10 +8,11 @@ from dataclasses import replace
 from random import Random
 
 from midstream.agents.agentflow.demonstrate import Demonstrator
+from midstream.agents.agentflow.flow import AgentFlowSettings
 from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError
 from midstream.core.seeds import derive_seed
-from midstream.core.types import Trajectory
+from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.config import WarmStartConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence
@@ -30,38 +31,59 @@ def check_demonstrations(parts: Parts) -> None:
             f"warm_start needs demonstrations, which the flow '{config.flow.name}' has none of",
             "set warm_start.examples=0",
         )
-    for place in range(config.warm_start.examples):
-        task = parts.tasks.get("train", place)
-        if "plan" not in task.metadata:
+    for role in parts.manager(None).roles:
+        if role not in Demonstrator.roles:
             raise ConfigError(
-                f"warm_start needs tasks that carry a plan, and the task '{task.id}' has none",
-                "set warm_start.examples=0, or give tasks the tool calls that solve them as metadata 'plan'",
+                f"warm_start cannot show what the role '{role}' should say",
+                f"set flow.roles.{role}.engine=rules, or warm_start.examples=0",
             )
+    demonstrator = _demonstrator(parts)
+    for task in _tasks(parts):
+        demonstrator.check(task)
 
 
 async def demonstrate(parts: Parts) -> list[Trajectory]:
-    """Let the flow solve the first training tasks with a demonstrator in place of the trainable roles."""
+    """Let the flow solve the first training tasks with a demonstrator in place of its engines."""
+    seed, tasks = parts.config.trainer.seed, _tasks(parts)
+    demonstrator = _demonstrator(parts)
+    # Roles that are not trained are spoken for too, and stay untrained.
+    voices = {role: Voice(demonstrator, parts.tokenizer, voice.trainable) for role, voice in parts.voices.items()}
+    right = groups_of(tasks, 1, prefix="right", seed=seed)
+    wrong = groups_of(tasks, 1, prefix="wrong", seed=seed)
+    demonstrator.assign({a.uid: a.task for a in right}, {a.uid: a.task for a in wrong})
+    made = await parts.manager(None, voices).run([*right, *wrong])
+    shown, spoiled = made[: len(tasks)], made[len(tasks) :]
+    for trajectory in shown:
+        _insist(trajectory)
+    return [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(shown, spoiled, strict=True)]
+
+
+def _tasks(parts: Parts) -> list[Task]:
+    return [parts.tasks.get("train", place) for place in range(parts.config.warm_start.examples)]
+
+
+def _demonstrator(parts: Parts) -> Demonstrator:
     config = parts.config
-    tasks = [parts.tasks.get("train", place) for place in range(config.warm_start.examples)]
+    settings = AgentFlowSettings.model_validate(config.flow.settings)
     toolbox = Toolbox(load_tools(config.flow.tools))
-    demonstrator = Demonstrator(
+    return Demonstrator(
         parts.tokenizer,
         toolbox,
-        config.flow.settings.get("notation", "json"),
+        settings.notation,
+        settings.fields,
         wrong=config.warm_start.wrong,
         seed=config.trainer.seed,
     )
-    voices = {
-        role: Voice(demonstrator, parts.tokenizer, voice.trainable)
-        for role, voice in parts.voices.items()
-        if voice.trainable
-    }
-    right = groups_of(tasks, 1, prefix="right", seed=config.trainer.seed)
-    wrong = groups_of(tasks, 1, prefix="wrong", seed=config.trainer.seed)
-    demonstrator.assign({a.uid: a.task for a in right}, {a.uid: a.task for a in wrong})
-    made = await parts.manager(None, voices).run([*right, *wrong])
-    pairs = zip(made[: len(tasks)], made[len(tasks) :], strict=True)
-    return [replace(shown, steps=demonstrator.lesson(shown, spoiled)) for shown, spoiled in pairs]
+
+
+def _insist(shown: Trajectory) -> None:
+    """Raise `ConfigError` unless the demonstration went as planned: nothing must be taught that does not work."""
+    failed = [call.result for call in shown.tool_calls if not call.ok]
+    if shown.status is not Status.COMPLETED or failed:
+        raise ConfigError(
+            f"the demonstration of the task '{shown.task.id}' went wrong: {shown.error or failed[0]}",
+            "mend the plan in the task's metadata, or set warm_start.examples=0",
+        )
 
 
 def make_learner(parts: Parts) -> Learner:

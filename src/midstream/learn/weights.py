@@ -47,24 +47,27 @@ class Weights:
         return list(self._live)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients there are, by name."""
-        return {name: p.grad for name, p in self._live.items() if p.grad is not None}
+        """Gradients there are, by name, of what the optimizer moves."""
+        return {name: p.grad for name, p in (self._masters or self._live).items() if p.grad is not None}
 
     def zero_grad(self) -> None:
-        for parameter in self._live.values():
+        for parameter in (*self._live.values(), *(self._masters or {}).values()):
             parameter.grad = None
+
+    def collect(self) -> None:
+        """After each backward pass: add its gradients up in fp32, so that they do not depend on how many passes there
+        were."""
+        for name, master in (self._masters or {}).items():
+            live = self._live[name]
+            if live.grad is not None:
+                master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
+                live.grad = None
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let `optimizer` move the weights by the gradients on the live ones."""
-        if self._masters is None:
-            optimizer.step()
-            return
-        for name, master in self._masters.items():
-            grad = self._live[name].grad
-            master.grad = None if grad is None else grad.float()
+        """Let `optimizer` move the weights by their gradients."""
         optimizer.step()
-        for name, master in self._masters.items():
+        for name, master in (self._masters or {}).items():
             self._live[name].copy_(master)
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -89,7 +89,7 @@ def resolve(name: str) -> Component:
         raise ConfigError(f"no reward component '{name}'", nearest(name, _registered))
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+    except (ImportError, ValueError) as error:
         raise ConfigError(f"reward component '{name}': {error}", "the module must be importable from here") from None
     function = getattr(module, function_name, None)
     if not callable(function):

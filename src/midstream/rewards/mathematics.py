@@ -8,6 +8,7 @@ import json
 import selectors
 import subprocess
 import sys
+import tempfile
 import threading
 from typing import Any
 
@@ -16,7 +17,7 @@ from midstream.rewards.graders import extract_answer
 from midstream.rewards.numbers import last_number, whole_number
 
 START_TIMEOUT_S = 60.0
-"""The first answer of a process waits for sympy to load."""
+"""A process that starts has sympy to load."""
 
 
 def math_verify(prediction: str, answer: Any, timeout_s: float = 5.0) -> float:
@@ -53,7 +54,6 @@ class _Worker:
                 if importlib.util.find_spec("math_verify") is None:
                     raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
                 self._process = self._start()
-                timeout_s += START_TIMEOUT_S
             reply = self._ask(self._process, request, timeout_s)
             if reply is None:
                 self._end()
@@ -61,9 +61,19 @@ class _Worker:
             return bool(json.loads(reply)["correct"])
 
     def _start(self) -> subprocess.Popen[bytes]:
+        """Start the process and wait until it can compare; raises `UserError` with its last words when it cannot."""
         command = [sys.executable, "-m", "midstream.rewards.math_worker"]
-        quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet)
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+            if self._line(process, START_TIMEOUT_S) is None:
+                process.kill()
+                process.communicate()
+                said.seek(0)
+                words = said.read().decode(errors="replace").strip().splitlines()
+                raise UserError(
+                    f"the process that grades mathematics did not start: {words[-1] if words else 'it said nothing'}",
+                    "see whether `python -c 'import math_verify'` works",
+                )
         atexit.register(self._end)
         return process
 
@@ -75,6 +85,10 @@ class _Worker:
             process.stdin.flush()
         except BrokenPipeError:
             return None
+        return self._line(process, timeout_s)
+
+    def _line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
+        assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from midstream.core.statistics import wilson
+from midstream.core.statistics import bootstrap_mean, wilson
 from midstream.core.types import FinishReason, Status, Trajectory
 
 Succeeded = Callable[[Trajectory], bool]
 
 
 def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[str, Any]:
-    """Success (Wilson 95 %), by kind too; failed attempts count as tried and not succeeded."""
+    """Success (Wilson 95 %), by kind too, and reward (bootstrap 95 %); failed attempts count as tried and not
+    succeeded. `errors` says why attempts failed."""
     won = [succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
     return {
@@ -21,6 +23,8 @@ def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[
             kind: _success([w for t, w in zip(trajectories, won, strict=True) if t.task.kind == kind]) for kind in kinds
         },
         **describe(trajectories),
+        **_reward_interval([t.reward for t in trajectories if t.reward is not None]),
+        "errors": reasons(trajectories),
     }
 
 
@@ -38,6 +42,26 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         "branches": float(sum(bool(step.branch_reason) for step in steps)),
         "failed": _mean([float(t.status is not Status.COMPLETED) for t in trajectories]),
     }
+
+
+def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
+    found: dict[str, dict[str, Any]] = {}
+    for trajectory in trajectories:
+        if trajectory.status is Status.COMPLETED:
+            continue
+        # The same reason with another number in it, a prompt's length say, is the same reason.
+        key = re.sub(r"\d+", "#", trajectory.error)
+        entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
+        entry["count"] += 1
+    return sorted(found.values(), key=lambda entry: -entry["count"])
+
+
+def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:
+    if len(rewards) < 2:
+        return {}
+    low, high = bootstrap_mean(rewards)
+    return {"reward_low": low, "reward_high": high}
 
 
 def _success(won: Sequence[bool]) -> dict[str, Any]:

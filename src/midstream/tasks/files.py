@@ -82,6 +82,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
             ) from None
         except RecursionError:
             raise TaskError(f"{where}: is nested too deeply") from None
+        except ValueError as error:  # a number of thousands of digits
+            raise TaskError(f"{where}: cannot be read: {error}") from None
         yield number, where, row
 
 

@@ -59,6 +59,7 @@ class AgentFlow(AgentFlowBase):
 
     settings = AgentFlowSettings
     roles = ("analysis", "planner", "executor", "verifier", "generator")
+    by_rule = ("analysis", "executor", "verifier", "generator")
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(session, config)

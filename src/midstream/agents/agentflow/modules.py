@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """The policy of seed systems: analyses the query once, then each turn chooses one action."""
+    """Analyses the query once, then each turn chooses one action."""
 
     notation: Notation
     required: tuple[PlanField, ...]
@@ -60,7 +60,9 @@ class Planner:
             table.memory.analysis = (await table.ask("analysis", "[analysis]")).text
 
     async def next_step(self, table: Table, turn: int, turns: int) -> Plan:
-        step = await table.ask("planner", f"[planner {turn}/{turns}]")
+        left = table.flow.session.tools.remaining
+        budget = "" if left is None else f", {left} calls left"
+        step = await table.ask("planner", f"[planner {turn}/{turns}{budget}]")
         recorder = table.flow.session.recorder
         try:
             action = read_action(step.text, self.notation, table.flow.session.tools.toolbox, self.required)

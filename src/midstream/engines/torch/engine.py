@@ -26,7 +26,7 @@ from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.sampling import sample
 
 PREFILL_BUDGET = 1 << 25
-"""Most query-key pairs (rows x longest x longest) one prefill lays out at a time."""
+"""Most query-key pairs (rows x queries x keys) one pass over prompts lays out at a time."""
 
 
 @dataclass(slots=True)
@@ -47,8 +47,6 @@ class TorchEngine:
     """Samples from `decoder`. `adapter=False` makes the frozen base model of the same weights an engine of its own; it
     goes `beside` the engine whose trajectories it serves too."""
 
-    speaks_tokens = True
-
     def __init__(
         self,
         decoder: Decoder,
@@ -64,7 +62,6 @@ class TorchEngine:
         self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
         self.tokens_sampled = 0
         self.tokens_prefilled = 0
-        self.busy_s = 0.0
         self._cache = SlotCache(len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device)
         self._held: dict[str, int] = {}
         self._tokens: list[list[int]] = [[] for _ in range(slots)]
@@ -233,7 +230,6 @@ class TorchEngine:
     @torch.no_grad()
     def _advance(self, admitted: list[_Row]) -> None:
         """In the compute thread: the first token of `admitted` calls, or else the next token of every active one."""
-        began = time.perf_counter()
         if admitted:
             hidden = self._prefill(admitted)
             rows = admitted
@@ -249,7 +245,6 @@ class TorchEngine:
             row.log_probs.append(log_prob)
             row.finish = self._finished(row)
         self.tokens_sampled += len(rows)
-        self.busy_s += time.perf_counter() - began
 
     def _finished(self, row: _Row) -> FinishReason | None:
         if row.ids[-1] in self.tokenizer.end_ids:
@@ -305,7 +300,12 @@ class TorchEngine:
             first.setdefault(key, index)
         chosen = [rows[index] for index in first.values()]
         deltas = [list(prompt[length:]) for prompt, length in first]
-        hidden = dict(zip(first, self._extend(chosen, deltas), strict=True))
+        self._reserve(chosen, [len(prompt) for prompt, _ in first])
+        most = max(1, PREFILL_BUDGET // (max(map(len, deltas)) * self._cache.capacity))
+        ends: list[Tensor] = []
+        for start in range(0, len(chosen), most):
+            ends += self._extend(chosen[start : start + most], deltas[start : start + most])
+        hidden = dict(zip(first, ends, strict=True))
         for index, (row, key) in enumerate(zip(rows, alike, strict=True)):
             if index != first[key]:
                 prompt, length = key
