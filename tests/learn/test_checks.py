@@ -9,6 +9,7 @@ import pytest
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.learn.algorithms.base import PolicyLoss
+from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.batch import LearningBatch, LearningTurn, make_batch
 from midstream.learn.checks import first_batch, insist
 from midstream.learn.config import OptimizerConfig
@@ -36,7 +37,7 @@ def findings(make_policy, shift: float = 0.0, temperature: float = 1.0) -> dict[
             finish_reason=FinishReason.STOP,
         )
         groups[0].append(Trajectory(uid=str(number), prompt_uid="g", task=Task(id="t", prompt="?"), steps=(step,)))
-    counts = make_batch(groups, lambda rewards: rewards, "token_mean", failed="mask").counts
+    counts = make_batch(groups, FlowGRPO().advantages, "token_mean", failed="mask").counts
     batch = LearningBatch(turns, {**counts, "groups": 1.0})
     sums = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).update(batch, PolicyLoss(), None)
     checks = first_batch(groups, batch, sums, "float32", None)

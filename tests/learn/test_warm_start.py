@@ -111,7 +111,7 @@ def test_roles_nobody_can_show_are_refused(parts_of, role: str) -> None:
 
 
 def test_a_plan_that_calls_a_tool_there_is_not_is_refused(parts_of) -> None:
-    with pytest.raises(ConfigError, match="calls 'calculator', which is not in flow.tools"):
+    with pytest.raises(ConfigError, match=r"calls 'calculator', which is not in flow\.tools"):
         shown(parts_of(tools=("search",)))
 
 
