@@ -170,3 +170,48 @@ def test_sampling_of_a_role_falls_back_to_the_rollouts(make_worker, by_role, att
         ("planner", 7, ("\n",), 0.0),
         ("generator", 8, (), 0.0),
     ]
+
+
+def test_a_flow_that_is_cancelled_from_within_fails_its_own_trajectory(make_worker, attempt, by_role) -> None:
+    @register("cancels_itself")
+    class CancelsItself(AgentFlowBase):
+        async def run(self, sampling_params, **kwargs) -> int:
+            raise asyncio.CancelledError
+
+    worker = make_worker(by_role(policy="hello"), "cancels_itself")
+    made = asyncio.run(AgentFlowManager(worker).run([attempt(uid="a"), attempt(uid="b")]))
+    assert [(t.status, t.error) for t in made] == [(Status.FAILED, "the flow was cancelled from within")] * 2
+
+
+@pytest.mark.parametrize("noted", [3, "text", [1, 2], [{"call": None}], [{"call": 0}]])
+def test_what_a_flow_notes_for_itself_can_always_be_shown(make_worker, attempt, by_role, noted) -> None:
+    from midstream.learn.samples import sample_row
+
+    @register("notes_turns")
+    class NotesTurns(AgentFlowBase):
+        async def run(self, sampling_params, **kwargs) -> int:
+            self.answer = (await self.chat([{"role": "user", "content": "?"}])).text
+            return 1
+
+        def metadata(self) -> dict[str, object]:
+            return {"turns": noted}
+
+    worker = make_worker(by_role(policy="hello"), "notes_turns")
+    (made,) = asyncio.run(AgentFlowManager(worker).run([attempt()]))
+    assert sample_row("base", 0, made, True)["turns"][0]["text"] == "hello"
+
+
+@pytest.mark.parametrize("role", ["planner", "policy"])
+def test_a_role_without_a_rule_cannot_be_rules(make_worker, by_role, role) -> None:
+    from midstream.agents.config import RoleConfig
+
+    with pytest.raises(ConfigError, match=rf"flow\.roles\.{role}\.engine is 'rules'"):
+        make_worker(by_role(), roles={role: RoleConfig(engine="rules")})
+
+
+def test_the_planner_is_told_how_many_calls_are_left(make_worker, attempt, by_role) -> None:
+    says = by_role(planner=["calculator: 1 + 1", "echo: hi"], generator="2")
+    worker = make_worker(says, max_tool_calls=2)
+    asyncio.run(AgentFlowManager(worker).run([attempt()]))
+    asked = [r.messages[-1]["content"].splitlines()[-1] for r in worker.engines[0].heard if r.role == "planner"]
+    assert asked[:2] == ["[planner 1/3, calls left: 2]", "[planner 2/3, calls left: 1]"]

@@ -191,3 +191,26 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(confi
     assert cli.run([*command, "--resume"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_a_run_that_would_train_nothing_is_refused(refused: Refused) -> None:
+    told = refused("flow.roles={policy: {train: false}}")
+    assert "no role of the flow" in told and "train: true" in told
+
+
+def test_why_attempts_fail_is_told_while_training(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "broken_flow.py").write_text(
+        "import midstream as ms\n\n\n"
+        "class Broken(ms.AgentFlowBase):\n"
+        "    async def run(self, sampling_params, **kwargs):\n"
+        "        return undefined\n"
+    )
+    assert cli.run(["train", str(config), "flow.name=broken_flow:Broken", "trainer.test_tasks=2"]) == 0
+    out = capsys.readouterr().out
+    assert "4 attempts failed: NameError: name 'undefined' is not defined" in out
+    assert "2 attempts failed: NameError" in out
+
+
+@pytest.mark.parametrize("name", ["/absolute", "../up", "", "a/b"])
+def test_a_name_that_is_no_file_name_is_refused(refused: Refused, name: str) -> None:
+    assert "name:" in refused(f"name={name!r}")

@@ -124,3 +124,20 @@ def test_failed_attempts_are_grouped_by_reason() -> None:
         {"reason": "5000 tokens", "count": 2, "task": "b"},
         {"reason": "boom", "count": 1, "task": "a"},
     ]
+
+
+def test_ask_takes_an_agent_whatever_its_run_did_with_failed_attempts(trained: Path, tmp_path: Path) -> None:
+    config = (trained / "checkpoints" / "step-000002" / "config.yaml").read_text()
+    scored = tmp_path / "agent.yaml"
+    scored.write_text(config.replace("failed: mask", "failed: score").replace("failed: null", "failed: -1.0"))
+    assert "failed: score" in scored.read_text()
+    assert api.ask("What is 2 + 3?", config=scored).status is Status.COMPLETED
+
+
+def test_a_set_made_without_end_is_evaluated_on_as_many_as_its_run_was(trained: Path) -> None:
+    assert api.evaluate(run=trained, tasks="calculate")["n"] == 6
+
+
+def test_a_row_holds_an_interval_of_the_reward(trained: Path) -> None:
+    row = api.evaluate(run=trained, n=6)
+    assert row["reward_low"] <= row["reward"] <= row["reward_high"] and row["reward_low"] < row["reward_high"]

@@ -21,7 +21,7 @@ from midstream.core.errors import RunError
 from midstream.evaluate.agreement import contents
 from midstream.learn.config import TrainConfig
 from midstream.learn.run_dir import RunDirectory
-from midstream.learn.trainer import train
+from midstream.learn.trainer import _run_path, train
 
 # Forked from a process that has imported torch and computed nothing: real processes, without seconds of start-up each.
 SPAWN = multiprocessing.get_context("forkserver")
@@ -182,10 +182,44 @@ def test_a_changed_config_is_refused_with_the_difference_and_taken_with_force(
     assert (path / "config.yaml").read_bytes() == before
 
 
+def test_a_run_that_kept_no_start_policy_cannot_go_on_with_one_as_reference(configure: Configure) -> None:
+    data = configure("unreferenced", max_steps=1).model_dump(mode="json")
+    data["algorithm"]["kl"]["reference"] = "base"
+    plain = TrainConfig.model_validate(data)
+    assert finish(plain) == 0
+    with pytest.raises(RunError, match=r"kept no copy of the policy it started from"):
+        train(configure("unreferenced", max_steps=2), resume=True, force=True)
+
+
+def test_resume_takes_the_run_of_its_own_name(configure: Configure, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("own", "own-2", "own-other", "own_tasks")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+        os.utime(tmp_path / "runs" / name, (number, number))
+    config = configure("unused").model_copy(update={"name": "own"})
+    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"run_dir": None})})
+    assert _run_path(config, resume=True) == Path("runs/own-2")
+    assert _run_path(config, resume=False) == Path("runs/own-3")
+
+
+def test_a_log_gives_back_every_character_it_was_given(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    row = {"text": "one\u2028two\u0085three\n\ud800"}
+    directory.append("samples.jsonl", row)
+    directory.keep("samples.jsonl", lambda _: True)
+    assert list(directory.rows("samples.jsonl")) == [row]
+    directory.release()
+
+
 def test_force_goes_on_under_the_new_config(configure: Configure) -> None:
     assert finish(configure("forced", max_steps=1)) == 0
+    assert [row["step"] for row in logged(run_dir(configure("forced")) / "evals.jsonl")][-1] == 1
     longer = configure("forced", max_steps=2)
     assert finish(longer, force=True) == 0
+    finals = [row for row in logged(run_dir(longer) / "evals.jsonl") if row["label"] == "final"]
+    samples = [row for row in logged(run_dir(longer) / "samples.jsonl") if row["label"] == "final"]
+    assert [row["step"] for row in finals] == [2] and {row["step"] for row in samples} == {2}
     rows = logged(run_dir(longer) / "metrics.jsonl")
     assert [row["step"] for row in rows if row["stage"] == "rl"] == [1, 2]
     assert yaml.safe_load((run_dir(longer) / "config.yaml").read_text())["trainer"]["max_steps"] == 2

@@ -61,7 +61,7 @@ class Planner:
 
     async def next_step(self, table: Table, turn: int, turns: int) -> Plan:
         left = table.flow.session.tools.remaining
-        budget = "" if left is None else f", {left} calls left"
+        budget = "" if left is None else f", calls left: {left}"
         step = await table.ask("planner", f"[planner {turn}/{turns}{budget}]")
         recorder = table.flow.session.recorder
         try:
