@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
-from midstream.learn.algorithms.grpo import GRPO, FlowGRPO
-from midstream.learn.algorithms.reinforce import Reinforce
+from midstream.core.types import Step, Task, Trajectory
+from midstream.learn.algorithms import AlgorithmConfig
+from midstream.learn.algorithms.base import Algorithm
+from midstream.learn.algorithms.grpo import GDPO, GRPO, DrGRPO, FlowGRPO, GiGPO, RoleGRPO, StepwiseGRPO
+from midstream.learn.algorithms.outcome import Outcome, TurnOutcome, outcome_of, returns
+from midstream.learn.algorithms.reinforce import (
+    GPG,
+    OPO,
+    RLOO,
+    MaxRL,
+    Reinforce,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+)
 
 WINNER = [1.0, 0.0, 0.0, 0.0]
+
+
+def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence[int] = (), **told) -> Outcome:
+    """A trajectory whose turns earned that much each and have that many tokens, two where nothing is said."""
+    sizes = tokens or (2,) * len(earned)
+    roles, states = told.pop("roles", ("planner",) * len(earned)), told.pop("states", range(len(earned)))
+    turns = zip(sizes, roles, earned, states, strict=True)
+    return Outcome(reward, tuple(TurnOutcome(*turn) for turn in turns), **told)
+
+
+def of(algorithm: Algorithm, groups: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The advantages of trajectories of one turn that earned those rewards."""
+    found = algorithm.advantages([[trajectory(reward, (reward,)) for reward in group] for group in groups])
+    return [[credit[0] for credit in group] for group in found]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("algorithm", [GRPO, FlowGRPO])
@@ -29,7 +57,7 @@ WINNER = [1.0, 0.0, 0.0, 0.0]
     ids=["TRL", "verl", "rLLM", "prime-rl", "default is verl's"],
 )
 def test_one_winner_of_four(algorithm, settings_, winner: float, losers: float) -> None:
-    (found,) = algorithm(**settings_).advantages([WINNER])
+    (found,) = of(algorithm(**settings_), [WINNER])
     assert found[0] == pytest.approx(winner, abs=6e-6)
     assert found[1:] == pytest.approx([losers] * 3, abs=6e-6)
 
@@ -39,32 +67,33 @@ def test_one_winner_of_four(algorithm, settings_, winner: float, losers: float) 
 def test_a_group_of_equal_rewards_teaches_nothing_in_any_variant(std, value: float) -> None:
     for ddof in (0, 1):
         algorithm = GRPO(std=std, ddof=ddof, eps=0.0)
-        assert algorithm.advantages([[value] * 3, WINNER])[0] == [0.0] * 3
-        assert algorithm.advantages([[value] * 7]) == [[0.0] * 7]
+        assert of(algorithm, [[value] * 3, WINNER])[0] == [0.0] * 3
+        assert of(algorithm, [[value] * 7]) == [[0.0] * 7]
 
 
 @pytest.mark.parametrize("std", ["group", "batch", "none"])
 def test_a_group_of_one_has_no_advantage(std) -> None:
-    assert GRPO(std=std).advantages([[5.0], WINNER])[0] == [0.0]
+    assert of(GRPO(std=std), [[5.0], WINNER])[0] == [0.0]
 
 
 def test_the_batch_variant_divides_every_group_by_one_number() -> None:
-    (first, second) = GRPO(std="batch", eps=0.0).advantages([[1.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
+    (first, second) = of(GRPO(std="batch", eps=0.0), [[1.0, 0.0], [0.5, 0.5, 0.5, 0.5]])
     scale = math.sqrt((0.25 + 0.25) / 6)
     assert first == pytest.approx([0.5 / scale, -0.5 / scale])
     assert second == [0.0] * 4
-    (one, other) = GRPO(std="batch").advantages([[1.0, 0.0], [10.0, 0.0]])
+    (one, other) = of(GRPO(std="batch"), [[1.0, 0.0], [10.0, 0.0]])
     assert other[0] == pytest.approx(10 * one[0])
 
 
 def test_statistics_are_over_trajectories_and_not_over_turns() -> None:
     """A: R = 1 in one turn; B: R = 0 in three. The baseline is 0.5, where counting turns would make it 0.25."""
-    assert FlowGRPO(std="none").advantages([[1.0, 0.0]]) == [[0.5, -0.5]]
+    group = [trajectory(1.0, (0.0,)), trajectory(0.0, (0.0, 0.0, 0.0))]
+    assert FlowGRPO(std="none").advantages([group]) == [[[0.5], [-0.5, -0.5, -0.5]]]
 
 
 def test_reinforce_takes_the_mean_of_the_batch_or_nothing() -> None:
-    assert Reinforce().advantages([[1.0, 0.0], [0.0, 0.0]]) == [[0.75, -0.25], [-0.25, -0.25]]
-    assert Reinforce(baseline="none").advantages([[1.0, 0.0]]) == [[1.0, 0.0]]
+    assert of(Reinforce(), [[1.0, 0.0], [0.0, 0.0]]) == [[0.75, -0.25], [-0.25, -0.25]]
+    assert of(Reinforce(baseline="none"), [[1.0, 0.0]]) == [[1.0, 0.0]]
 
 
 rewards = st.lists(st.lists(st.sampled_from([0.0, 0.3, 1.0, -2.0]), min_size=2, max_size=6), min_size=1, max_size=4)
@@ -74,8 +103,8 @@ rewards = st.lists(st.lists(st.sampled_from([0.0, 0.3, 1.0, -2.0]), min_size=2, 
 @given(groups=rewards, std=st.sampled_from(["group", "batch", "none"]), shift=st.sampled_from([0.0, 3.0]))
 def test_advantages_of_a_group_sum_to_zero_and_ignore_what_all_rewards_share(groups, std, shift) -> None:
     algorithm = GRPO(std=std)
-    found = algorithm.advantages(groups)
-    moved = algorithm.advantages([[reward + shift for reward in group] for group in groups])
+    found = of(algorithm, groups)
+    moved = of(algorithm, [[reward + shift for reward in group] for group in groups])
     for group, values, others in zip(groups, found, moved, strict=True):
         assert sum(values) == pytest.approx(0.0, abs=1e-6)
         assert values == pytest.approx(others, abs=1e-5)
@@ -88,3 +117,132 @@ def test_flow_grpo_and_grpo_differ_in_how_they_average() -> None:
     assert GRPO().aggregation == "token_mean"
     with pytest.raises(ConfigError, match="did you mean 'eps'"):
         parse_config(GRPO, {"epsilon": 1.0, "esp": 1e-6})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "winner", "losers"),
+    [(RLOO(), 1.0, -1 / 3), (MaxRL(), 3.0, -1.0), (GPG(), 3.0, -1.0), (DrGRPO(), 0.75, -0.25), (OPO(), 0.75, -0.25)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_one_winner_of_four_by_other_names(algorithm: Algorithm, winner: float, losers: float) -> None:
+    (found,) = of(algorithm, [WINNER])
+    assert found == pytest.approx([winner, *[losers] * 3], abs=2e-5)
+
+
+@pytest.mark.parametrize("algorithm", [RLOO(), MaxRL(), GPG(), DrGRPO(), GDPO()], ids=lambda a: a.name)
+def test_alone_or_equal_in_its_group_a_trajectory_teaches_nothing(algorithm: Algorithm) -> None:
+    assert of(algorithm, [[5.0], [0.1, 0.1, 0.1]]) == [[0.0], [0.0] * 3]
+
+
+def test_leave_one_out_is_the_mean_of_the_others() -> None:
+    rewards = [1.0, 0.25, -2.0]
+    (found,) = of(RLOO(), [rewards])
+    assert found == pytest.approx([r - (sum(rewards) - r) / 2 for r in rewards])
+
+
+def test_the_optimal_baseline_weighs_rewards_by_length() -> None:
+    group = [trajectory(1.0, (1.0,), (9,)), trajectory(0.0, (0.0,), (1,))]
+    assert OPO().advantages([group])[0] == [[pytest.approx(0.1)], [pytest.approx(-0.9)]]
+
+
+def test_returns_credit_a_turn_with_what_came_after_it() -> None:
+    outcome = trajectory(1.75, (0.25, 0.5, 1.0))
+    assert returns(outcome, 1.0) == [1.75, 1.5, 1.0]
+    assert returns(outcome, 0.5) == [0.75, 1.0, 1.0]
+    found = Reinforce(baseline="none", credit="return", discount=0.5).advantages([[outcome]])
+    assert found == [[[0.75, 1.0, 1.0]]]
+    found = Reinforce(baseline="none", credit="return", discount=0.5, horizon=2).advantages([[outcome]])
+    assert found == [[[0.5, 1.0, 1.0]]]
+    found = Reinforce(credit="return").advantages([[outcome]])
+    assert found[0][0] == pytest.approx([1.75 - 17 / 12, 1.5 - 17 / 12, 1.0 - 17 / 12])
+
+
+def test_reinforce_plus_plus_whitens_the_reward_to_go_of_every_token() -> None:
+    """To go at discount 0.5: [0.25, 0.5, 1] over two turns, the observation between them taking no time; and 0."""
+    first = trajectory(1.0, (0.0, 1.0), (1, 2))
+    groups = [[first, trajectory(0.0, (0.0,), (1,))]]
+    raw = [0.25, 0.5, 1.0, 0.0]
+    mean = sum(raw) / 4
+    scale = math.sqrt(sum((r - mean) ** 2 for r in raw) / 3 + 1e-8)
+    expected = [(r - mean) / scale for r in raw]
+    found = ReinforcePlusPlus(discount=0.5).advantages(groups)
+    assert found[0][0][0] == pytest.approx(expected[:1]) and found[0][0][1] == pytest.approx(expected[1:3])
+    assert found[0][1][0] == pytest.approx(expected[3:])
+
+
+def test_with_a_baseline_the_group_is_centred_before_the_batch_is_whitened() -> None:
+    groups = [[trajectory(1.0, (1.0,), (1,)), trajectory(0.0, (0.0,), (3,))], [trajectory(7.0, (7.0,), (2,))]]
+    raw = [0.5, -0.5, -0.5, -0.5, 0.0, 0.0]
+    mean = sum(raw) / 6
+    scale = math.sqrt(sum((r - mean) ** 2 for r in raw) / 5 + 1e-8)
+    found = ReinforcePlusPlusBaseline().advantages(groups)
+    flat = [value for group in found for own in group for turn in own for value in turn]  # type: ignore[union-attr]
+    assert flat == pytest.approx([(r - mean) / scale for r in raw])
+
+
+def test_each_role_is_compared_with_itself() -> None:
+    roles = ("planner", "generator")
+    group = [trajectory(1.0, (1.0, 0.0), roles=roles), trajectory(3.0, (1.0, 2.0), roles=roles)]
+    # Planner: returns 1 and 3; generator: 0 and 2.
+    assert RoleGRPO(std="none").advantages([group]) == [[[-1.0, -1.0], [1.0, 1.0]]]
+    last = [trajectory(1.0, (0.0, 1.0), roles=roles), trajectory(1.0, (1.0, 0.0), roles=roles)]
+    assert RoleGRPO(std="none").advantages([last]) == [[[0.0, 0.5], [0.0, -0.5]]]
+
+
+def test_steps_add_to_the_outcome_by_their_weight() -> None:
+    group = [trajectory(1.0, (0.0, 1.0)), trajectory(0.0, (0.0, 0.0))]
+    plain = FlowGRPO(std="none").advantages([group])
+    assert plain == [[[0.5, 0.5], [-0.5, -0.5]]]
+    # Returns of the planner's four turns: 1, 1, 0, 0.
+    assert StepwiseGRPO(std="none", step_weight=0.5).advantages([group]) == [[[0.75, 0.75], [-0.75, -0.75]]]
+    assert StepwiseGRPO(std="none", step_weight=0.0).advantages([group]) == plain
+
+
+def test_turns_that_began_in_the_same_state_are_a_group_of_their_own() -> None:
+    """Both begin in `a`; from there one reaches `b` and wins, the other `c` and loses; `b` and `c` are alone."""
+    group = [trajectory(1.0, (0.0, 1.0), states="ab"), trajectory(0.0, (0.0, 0.0), states="ac")]
+    found = GiGPO(std="none", discount=0.5, step_weight=2.0).advantages([group])
+    assert found == [[[0.5 + 2 * 0.25, 0.5], [-0.5 - 2 * 0.25, -0.5]]]
+
+
+def test_every_component_counts_for_its_own_spread() -> None:
+    """Component a: 100, 0; b: 0.01, 0 in one group; each is +-1/sqrt(2) normalised, whatever its size."""
+    big, small = {"a": 100.0, "b": 0.0}, {"a": 0.0, "b": 0.01}
+    found = GDPO(eps=0.0).advantages([[trajectory(100.0, components=big), trajectory(0.01, components=small)]])
+    assert found == [[[0.0], [0.0]]]
+    found = GDPO(eps=0.0, weights={"b": 3.0}).advantages(
+        [[trajectory(100.0, components=big), trajectory(0.01, components=small)]]
+    )
+    assert found[0][0][0] == pytest.approx(-1 / math.sqrt(2)) and found[0][1][0] == pytest.approx(1 / math.sqrt(2))
+    missing = [trajectory(1.0, components={"a": 1.0, "b": None}), trajectory(0.0, components={"a": 0.0, "b": 1.0})]
+    assert GDPO(eps=0.0).advantages([missing])[0][0][0] == pytest.approx(1 / math.sqrt(2))
+
+
+def test_an_outcome_says_what_each_trainable_turn_earned_until_the_next() -> None:
+    def step(index: int, reward: float | None, trainable: bool = True) -> Step:
+        return Step(
+            prompt_ids=(1, index),
+            response_ids=(2, 3),
+            rollout_log_probs=(-1.0, -1.0),
+            step_index=index,
+            reward=reward,
+            role="planner" if trainable else "executor",
+            trainable=trainable,
+        )
+
+    steps = (step(0, 0.25), step(1, 0.5, trainable=False), step(2, None), step(3, 1.0, trainable=False))
+    whole = Trajectory(uid="u", prompt_uid="p", task=Task(id="t", prompt="?"), steps=steps, reward=1.75)
+    found = outcome_of(whole, [steps[0], steps[2]])
+    assert [turn.reward for turn in found.turns] == [0.75, 1.0] and found.reward == 1.75
+    assert [turn.state for turn in found.turns] == [(1, 0), (1, 2)] and found.tokens == 4
+
+
+def test_every_algorithm_has_a_name_and_takes_groups_of_any_shape() -> None:
+    adapter: TypeAdapter[Algorithm] = TypeAdapter(AlgorithmConfig)
+    names = list(adapter.json_schema()["discriminator"]["mapping"])
+    assert len(names) == 14
+    group = [trajectory(1.0, (0.5, 0.5)), trajectory(0.0, ()), trajectory(-1.0, (-1.0,))]
+    for name in names:
+        for groups in ([], [group], [[trajectory(1.0)], group], [group, group]):
+            found = adapter.validate_python({"name": name}).advantages(groups)
+            assert [[len(own) for own in g] for g in found] == [[len(o.turns) for o in g] for g in groups], name

@@ -39,7 +39,8 @@ def trajectory(
 
 
 def batch_of(*groups: list[Trajectory], algorithm=CENTRED, aggregation=None, failed="mask", **options) -> LearningBatch:
-    return make_batch(groups, algorithm.advantages, aggregation or algorithm.aggregation, failed=failed, **options)
+    chosen = algorithm.model_copy(update={"aggregation": aggregation}) if aggregation else algorithm
+    return make_batch(groups, chosen, failed=failed, **options)
 
 
 def shares(batch: LearningBatch) -> list[float]:
@@ -50,7 +51,7 @@ def shares(batch: LearningBatch) -> list[float]:
 def test_every_trainable_turn_of_a_trajectory_gets_its_outcome() -> None:
     """A: R = 1 in one turn; B: R = 0 in three: the baseline is 0.5."""
     batch = batch_of([trajectory("A", 1.0), trajectory("B", 0.0, lengths=(2, 3, 4))])
-    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5, -0.5]
+    assert [turn.advantages[0] for turn in batch.turns] == [0.5, -0.5, -0.5, -0.5]
 
 
 def test_only_sampled_tokens_of_trainable_roles_become_turns() -> None:
@@ -98,8 +99,8 @@ def test_weights_of_all_tokens_sum_to_one(groups, aggregation) -> None:
     assert sum(shares(batch)) == pytest.approx(1.0)
     assert all(turn.weight > 0 for turn in batch.turns)
     dropped = batch_of(*made, aggregation=aggregation)
-    kept = {(t.group, t.sequence, t.advantage, t.weight) for t in batch.turns if t.advantage}
-    assert kept == {(t.group, t.sequence, t.advantage, t.weight) for t in dropped.turns}
+    kept = {(t.group, t.sequence, t.advantages, t.weight) for t in batch.turns if any(t.advantages)}
+    assert kept == {(t.group, t.sequence, t.advantages, t.weight) for t in dropped.turns}
 
 
 def test_a_group_of_equal_rewards_costs_nothing_and_stays_in_the_denominator() -> None:
@@ -108,7 +109,7 @@ def test_a_group_of_equal_rewards_costs_nothing_and_stays_in_the_denominator() -
     assert batch.counts["zero_variance_groups"] == 1
     assert shares(batch) == pytest.approx([1 / 4, 1 / 8, 1 / 8])
     kept = batch_of(LONG, flat, keep_zero=True)
-    assert [turn.advantage for turn in kept.turns] == [0.5, -0.5, -0.5, 0.0, 0.0]
+    assert [turn.advantages[0] for turn in kept.turns] == [0.5, -0.5, -0.5, 0.0, 0.0]
     assert sum(shares(kept)) == pytest.approx(1.0)
 
 
@@ -123,7 +124,7 @@ def test_drop_leaves_a_failed_trajectory_out_altogether() -> None:
 
 def test_mask_leaves_it_out_of_the_statistics_and_keeps_its_place_in_the_mean() -> None:
     batch = batch_of([*LONG, CRASHED], failed="mask")
-    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+    assert [turn.advantages[0] for turn in batch.turns] == [0.5, -0.5, -0.5]
     assert shares(batch) == pytest.approx([1 / 3, 1 / 6, 1 / 6])
 
 
@@ -131,7 +132,7 @@ def test_score_trains_on_it_with_the_reward_it_was_given() -> None:
     scored = replace(CRASHED, reward=-0.5)
     batch = batch_of([*LONG, scored], failed="score")
     mean = 0.5 / 3
-    assert [turn.advantage for turn in batch.turns] == pytest.approx([1 - mean, -mean, -mean, -0.5 - mean])
+    assert [turn.advantages[0] for turn in batch.turns] == pytest.approx([1 - mean, -mean, -mean, -0.5 - mean])
     # A reward does not make a failed trajectory count under the other two rules.
     assert batch_of([*LONG, scored], failed="drop").turns == batch_of(LONG).turns
 
@@ -140,14 +141,14 @@ def test_score_trains_on_it_with_the_reward_it_was_given() -> None:
 def test_a_group_of_failures_is_counted_as_empty(failed) -> None:
     batch = batch_of(LONG, [replace(CRASHED, prompt_uid="h")], failed=failed)
     assert batch.counts["empty_groups"] == 1
-    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+    assert [turn.advantages[0] for turn in batch.turns] == [0.5, -0.5, -0.5]
 
 
 def test_a_timed_out_trajectory_is_a_failed_one_and_an_unscored_one_has_no_advantage() -> None:
     late = trajectory("late", 9.0, status=Status.TIMED_OUT)
     unscored = trajectory("unscored", None)
     batch = batch_of([*LONG, late, unscored], failed="drop")
-    assert [turn.advantage for turn in batch.turns] == [0.5, -0.5, -0.5]
+    assert [turn.advantages[0] for turn in batch.turns] == [0.5, -0.5, -0.5]
 
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])

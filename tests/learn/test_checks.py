@@ -8,7 +8,6 @@ import pytest
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Step, Task, Trajectory
-from midstream.learn.algorithms.base import PolicyLoss
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.batch import LearningBatch, LearningTurn, make_batch
 from midstream.learn.checks import first_batch, insist
@@ -27,7 +26,7 @@ def findings(make_policy, shift: float = 0.0, temperature: float = 1.0) -> dict[
     for number, sequence in enumerate(sequences):
         found = score(decoder, [replace(sequence, temperature=temperature)]).log_probs.detach()
         old = tuple(float(value) + shift for value in found)
-        turns.append(LearningTurn(sequence, old, 1.0 - 2 * number, 1 / (2 * len(old)), "planner", "g"))
+        turns.append(LearningTurn(sequence, old, (1.0 - 2 * number,) * len(old), 1 / (2 * len(old)), "planner", "g"))
         step = Step(
             prompt_ids=sequence.prompt_ids,
             response_ids=sequence.response_ids,
@@ -37,9 +36,9 @@ def findings(make_policy, shift: float = 0.0, temperature: float = 1.0) -> dict[
             finish_reason=FinishReason.STOP,
         )
         groups[0].append(Trajectory(uid=str(number), prompt_uid="g", task=Task(id="t", prompt="?"), steps=(step,)))
-    counts = make_batch(groups, FlowGRPO().advantages, "token_mean", failed="mask").counts
+    counts = make_batch(groups, FlowGRPO(), failed="mask").counts
     batch = LearningBatch(turns, {**counts, "groups": 1.0})
-    sums = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).update(batch, PolicyLoss(), None)
+    sums = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).update(batch, FlowGRPO(), None)
     checks = first_batch(groups, batch, sums, "float32", None)
     return {check.name: check.ok for check in checks}
 

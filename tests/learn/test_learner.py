@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from midstream.core.errors import ModelError, TrainingError
-from midstream.learn.algorithms.base import KLConfig, PolicyLoss
+from midstream.learn.algorithms import FlowGRPO
+from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.learner import Learner, together
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.weights import Weights
 
-LOSS = PolicyLoss(clip_low=0.2, clip_high=0.3, entropy_coef=0.01, kl=KLConfig(coef=0.1))
+LOSS = FlowGRPO(entropy_coef=0.01, kl=KLConfig(coef=0.1))
 
 
 def learner_of(make_policy, max_tokens: int = 4096, tuning: str = "lora", dtype: str = "float32", **config) -> Learner:
@@ -40,7 +41,7 @@ def batch_for(learner: Learner) -> LearningBatch:
                     old = score(learner.decoder, [sequence]).log_probs
                 moved = tuple(float(value) + generator.uniform(-0.4, 0.4) for value in old)
                 weight = 1 / (6 * (1 + member) * len(said))
-                turns.append(LearningTurn(sequence, moved, member - 1.0, weight, "planner", str(group)))
+                turns.append(LearningTurn(sequence, moved, (member - 1.0,) * len(said), weight, "planner", str(group)))
                 history = (*history, *said, 8, 9, 10)
     return LearningBatch(turns)
 
@@ -127,12 +128,12 @@ def test_an_update_raises_what_had_an_advantage_and_counts_a_version(make_policy
     def advantage_weighted() -> float:
         with torch.no_grad():
             found = score(learner.decoder, [turn.sequence for turn in batch.turns]).log_probs
-        by = torch.tensor([turn.advantage * turn.weight for turn in batch.turns for _ in turn.old_log_probs])
+        by = torch.tensor([advantage * turn.weight for turn in batch.turns for advantage in turn.advantages])
         return float((by * found).sum())
 
     before = advantage_weighted()
     for update in range(4):
-        learner.update(batch, PolicyLoss(), None)
+        learner.update(batch, FlowGRPO(), None)
         assert learner.decoder.version == learner.updates == update + 1
     assert advantage_weighted() > before + 0.01
 
@@ -142,7 +143,7 @@ def test_small_updates_of_a_bf16_model_are_not_lost(make_policy) -> None:
     assert learner.weights.parameters()[0].dtype == torch.float32
     before = [parameter.detach().clone() for parameter in learner.weights.parameters()]
     live = learner.weights.snapshot()
-    learner.update(batch_for(learner), PolicyLoss(), None)
+    learner.update(batch_for(learner), FlowGRPO(), None)
     moved = [not torch.equal(a, b.detach()) for a, b in zip(before, learner.weights.parameters(), strict=True)]
     assert all(moved)
     after = learner.weights.snapshot()
@@ -155,16 +156,18 @@ def test_a_gradient_that_is_not_finite_stops_training_before_the_weights_move(ma
     learner = learner_of(make_policy)
     batch = batch_for(learner)
     before, version = learner.weights.snapshot(), learner.decoder.version
-    broken = LearningBatch([*batch.turns[:-1], replace(batch.turns[-1], advantage=bad)])
+    broken = LearningBatch(
+        [*batch.turns[:-1], replace(batch.turns[-1], advantages=(bad,) * len(batch.turns[-1].advantages))]
+    )
     with pytest.raises(TrainingError, match=r"gradient of model\.layers\.\d\.\S+lora_[AB] is not finite at update 1"):
-        learner.update(broken, PolicyLoss(), None)
+        learner.update(broken, FlowGRPO(), None)
     assert learner.decoder.version == version and learner.updates == 0
     for name, value in learner.weights.snapshot().items():
         assert torch.equal(value, before[name]), name
     assert not learner.optimizer.state
     # What went wrong is forgotten: the next update is a clean one's.
     clean = learner_of(make_policy)
-    assert learner.update(batch, PolicyLoss(), None) == clean.update(batch, PolicyLoss(), None)
+    assert learner.update(batch, FlowGRPO(), None) == clean.update(batch, FlowGRPO(), None)
 
 
 def test_gradients_are_clipped_to_the_norm_that_was_set(make_policy) -> None:
@@ -191,7 +194,7 @@ def test_imitation_is_the_mean_over_sequences_of_the_mean_over_tokens(make_polic
 @pytest.mark.parametrize(("tuning", "dtype"), [("lora", "bfloat16"), ("full", "float32"), ("full", "bfloat16")])
 def test_saved_weights_are_read_back_to_the_bit(make_policy, tmp_path: Path, tuning: str, dtype: str) -> None:
     learner = learner_of(make_policy, tuning=tuning, dtype=dtype, lr=1e-3)
-    learner.update(batch_for(learner), PolicyLoss(), None)
+    learner.update(batch_for(learner), FlowGRPO(), None)
     learner.weights.save(tmp_path, "tiny")
     other = learner_of(make_policy, tuning=tuning, dtype=dtype)
     assert not all(torch.equal(v, other.weights.snapshot()[n]) for n, v in learner.weights.snapshot().items())
@@ -227,7 +230,7 @@ def test_swapped_weights_speak_inside_and_are_gone_after(make_policy) -> None:
 
     start, first = learner.weights.snapshot(), found()
     learner.config = OptimizerConfig(lr=1e-2)
-    learner.update(batch_for(learner), PolicyLoss(), None)
+    learner.update(batch_for(learner), FlowGRPO(), None)
     moved = found()
     assert not torch.equal(first, moved)
     with learner.weights.swapped(start):

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import Status, Step, Trajectory
-from midstream.learn.algorithms.base import Aggregation
+from midstream.learn.algorithms.base import Algorithm
+from midstream.learn.algorithms.outcome import Credit, outcome_of
 from midstream.learn.log_probs import TokenSequence
-
-Advantages = Callable[[Sequence[Sequence[float]]], list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class LearningTurn:
-    """One trainable step: its tokens, the log-probabilities they were sampled with, its advantage, and each token's
-    weight."""
+    """One trainable step: its tokens, the log-probability each was sampled with, the advantage of each, and the weight
+    that all of them have."""
 
     sequence: TokenSequence
     old_log_probs: tuple[float, ...]
-    advantage: float
+    advantages: tuple[float, ...]
     weight: float
     role: str
     group: str
@@ -48,9 +47,7 @@ class LearningBatch:
             chosen = set(groups[start : start + size])
             turns = [t for t in self.turns if t.group in chosen]
             share = _mass(turns) / _mass(self.turns)
-            scaled = [
-                LearningTurn(t.sequence, t.old_log_probs, t.advantage, t.weight / share, t.role, t.group) for t in turns
-            ]
+            scaled = [replace(turn, weight=turn.weight / share) for turn in turns]
             parts.append(LearningBatch(scaled, self.counts))
         return parts
 
@@ -61,13 +58,12 @@ def _mass(turns: Sequence[LearningTurn]) -> float:
 
 def make_batch(
     groups: Sequence[Sequence[Trajectory]],
-    advantages: Advantages,
-    aggregation: Aggregation,
+    algorithm: Algorithm,
     *,
     failed: str,
     keep_zero: bool = False,
 ) -> LearningBatch:
-    """Advantages by trajectory, weights by token.
+    """Advantages and weights by `algorithm`.
 
     `failed` is the rule `rollout.failed`. `keep_zero` keeps turns of zero advantage: a KL term or entropy bonus acts on
     them too. Raises `TrainingError` for a reward that is not finite."""
@@ -83,24 +79,29 @@ def make_batch(
                     f"its components: {dict(trajectory.rewards)}",
                 )
     live = [group for group in scored if len(group) > 0]
-    by_group = advantages([[float(t.reward or 0.0) for t in group] for group in live])
+    by_group = algorithm.advantages([[outcome_of(t, _trainable(t)) for t in group] for group in live])
     counted = [t for group in groups for t in group] if failed == "mask" else [t for group in live for t in group]
-    weigh = _weights(counted, aggregation)
+    weigh = _weights(counted, algorithm)
     turns: list[LearningTurn] = []
+    flat: list[bool] = []
     for group, values in zip(live, by_group, strict=True):
-        for trajectory, advantage in zip(group, values, strict=True):
-            if advantage == 0 and not keep_zero:
-                continue
+        before = len(turns)
+        for trajectory, credits in zip(group, values, strict=True):
             steps = _trainable(trajectory)
-            for step in steps:
-                sequence = TokenSequence(step.prompt_ids, step.response_ids, step.temperature)
-                weight = weigh(trajectory, step, len(steps))
-                turns.append(
-                    LearningTurn(
-                        sequence, step.rollout_log_probs or (), advantage, weight, step.role, trajectory.prompt_uid
+            for step, credit in zip(steps, credits, strict=True):
+                advantages = _by_token(credit, len(step.response_ids))
+                if keep_zero or any(advantages):
+                    turns.append(
+                        LearningTurn(
+                            TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
+                            step.rollout_log_probs or (),
+                            advantages,
+                            weigh(trajectory, step, len(steps)),
+                            step.role,
+                            trajectory.prompt_uid,
+                        )
                     )
-                )
-    flat = [sum(1 for v in values if v != 0) == 0 for values in by_group]
+        flat.append(not any(any(turn.advantages) for turn in turns[before:]))
     counts = {
         "groups": float(len(groups)),
         "zero_variance_groups": float(sum(flat)),
@@ -115,8 +116,17 @@ def _trainable(trajectory: Trajectory) -> list[Step]:
     return [step for step in trajectory.steps if step.trainable and step.response_ids and step.rollout_log_probs]
 
 
-def _weights(trajectories: Sequence[Trajectory], aggregation: Aggregation) -> Callable[[Trajectory, Step, int], float]:
-    """The weight of one token of a step, such that all weights of the batch sum to 1."""
+def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:
+    values = (float(credit),) * tokens if isinstance(credit, int | float) else tuple(map(float, credit))
+    if len(values) != tokens:
+        raise TrainingError(f"{len(values)} advantages for a turn of {tokens} tokens")
+    return values
+
+
+def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callable[[Trajectory, Step, int], float]:
+    """The weight of one token of a step. All weights of the batch sum to 1, but for the two aggregations that add the
+    tokens of a turn up."""
+    aggregation = algorithm.aggregation
     trainable = [steps for t in trajectories if (steps := _trainable(t))]
     n_trajectories = len(trainable)
     n_turns = sum(len(steps) for steps in trainable)
@@ -125,4 +135,15 @@ def _weights(trajectories: Sequence[Trajectory], aggregation: Aggregation) -> Ca
         return lambda trajectory, step, turns: 1 / n_tokens
     if aggregation == "sequence_mean":
         return lambda trajectory, step, turns: 1 / (n_turns * len(step.response_ids))
+    if aggregation == "sequence_sum":
+        return lambda trajectory, step, turns: 1 / n_turns
+    if aggregation == "constant_length":
+        return lambda trajectory, step, turns: 1 / (n_turns * algorithm.longest)
+    if aggregation == "prompt_mean":
+        by_prompt: dict[str, int] = {}
+        for trajectory in trajectories:
+            tokens = sum(len(step.response_ids) for step in _trainable(trajectory))
+            by_prompt[trajectory.prompt_uid] = by_prompt.get(trajectory.prompt_uid, 0) + tokens
+        n_prompts = sum(tokens > 0 for tokens in by_prompt.values())
+        return lambda trajectory, step, turns: 1 / (n_prompts * by_prompt[trajectory.prompt_uid])
     return lambda trajectory, step, turns: 1 / (n_trajectories * turns * len(step.response_ids))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from midstream.core.errors import TrainingError
 from midstream.engines.torch.decoder import Decoder
-from midstream.learn.algorithms.base import PolicyLoss
+from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.losses import TokenBatch, policy_loss
+from midstream.learn.losses.objective import objective
+from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.weights import Weights
 
 T = TypeVar("T")
@@ -49,11 +50,13 @@ class Learner:
         self.decay_over: int | None = None
         """Updates over which the learning rate falls to 0; None keeps it constant."""
 
-    def update(self, batch: LearningBatch, loss: PolicyLoss, reference: Reference | None = None) -> dict[str, float]:
+    def update(
+        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+    ) -> dict[str, float]:
         """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
         finite."""
         self.weights.zero_grad()
-        passes = [self._policy_pass(turns, loss, reference) for turns in self._packs(batch.turns)]
+        passes = [self._policy_pass(turns, algorithm, reference) for turns in self._packs(batch.turns)]
         norm = self._step()
         total = _added(passes)
         return {
@@ -75,27 +78,30 @@ class Learner:
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
-    def _policy_pass(self, turns: Sequence[LearningTurn], loss: PolicyLoss, reference: Reference | None) -> Passes:
+    def _policy_pass(self, turns: Sequence[LearningTurn], algorithm: Algorithm, reference: Reference | None) -> Passes:
         sequences = [turn.sequence for turn in turns]
         # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.
         reference_log_probs = None if reference is None else reference(sequences)
         scored = score(self.decoder, sequences)
-        per_token = [(turn, i) for turn in turns for i in range(len(turn.old_log_probs))]
+        sizes = [len(turn.old_log_probs) for turn in turns]
         tokens = TokenBatch(
             log_probs=scored.log_probs,
             entropy=scored.entropy,
-            old_log_probs=self._tensor([turn.old_log_probs[i] for turn, i in per_token]),
-            advantages=self._tensor([turn.advantage for turn, _ in per_token]),
-            weights=self._tensor([turn.weight for turn, _ in per_token]),
+            old_log_probs=self._tensor([value for turn in turns for value in turn.old_log_probs]),
+            advantages=self._tensor([value for turn in turns for value in turn.advantages]),
+            weights=self._tensor([turn.weight for turn, size in zip(turns, sizes, strict=True) for _ in range(size)]),
+            turns=torch.tensor(
+                [number for number, size in enumerate(sizes) for _ in range(size)], device=self.decoder.device
+            ),
             reference_log_probs=reference_log_probs,
         )
-        result = policy_loss(tokens, loss)
+        result = objective(tokens, algorithm)
         result.total.backward()
         self.weights.collect()
         largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
         return Passes(
             {**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
-            len(per_token),
+            sum(sizes),
             scored.computed,
         )
 

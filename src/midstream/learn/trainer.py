@@ -287,26 +287,25 @@ class _Run:
         trajectories = await parts.manager(self.store).run(attempts)
         rollout_s = time.perf_counter() - began
         groups = _grouped(trajectories)
-        loss = config.algorithm
+        algorithm = config.algorithm
         batch = make_batch(
             groups,
-            loss.advantages,
-            loss.aggregation,
+            algorithm,
             failed=config.rollout.failed,
-            keep_zero=bool(loss.kl.coef or loss.entropy_coef),
+            keep_zero=bool(algorithm.kl.coef or algorithm.entropy_coef),
         )
         # Before the first update too: the self-check wants to know.
-        every = loss.kl.measure_every
-        measured = loss.kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
+        every = algorithm.kl.measure_every
+        measured = algorithm.kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
         # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
-        measured = measured and not (config.policy.tuning == "full" and loss.kl.reference == "base")
+        measured = measured and not (config.policy.tuning == "full" and algorithm.kl.reference == "base")
         reference = self._reference() if measured else None
         updates: list[dict[str, float]] = []
         async with parts.engine.exclusive():
             for _ in range(config.trainer.epochs_per_batch):
                 for part in batch.parts(config.trainer.minibatches):
                     if part.turns:
-                        updates.append(await compute(parts.learner.update, part, loss, reference))
+                        updates.append(await compute(parts.learner.update, part, algorithm, reference))
                         if parts.learner.updates == 1:
                             self._check(groups, part, updates[0])
             await compute(trim)

@@ -1,4 +1,5 @@
-"""Algorithms: each a short module with its config, whose `advantages` turns rewards by group into advantages by group.
+"""Algorithms: each a config whose `advantages` turns what trajectories earned into the advantage of every turn, and
+which names the loss those go into.
 
 The trainer does not know which one it runs.
 """
@@ -9,7 +10,31 @@ from typing import Annotated
 
 from pydantic import Field
 
-from midstream.learn.algorithms.grpo import GRPO, FlowGRPO
-from midstream.learn.algorithms.reinforce import Reinforce
+from midstream.learn.algorithms.grpo import GDPO, GRPO, DrGRPO, FlowGRPO, GiGPO, RoleGRPO, StepwiseGRPO
+from midstream.learn.algorithms.reinforce import (
+    GPG,
+    OPO,
+    RLOO,
+    MaxRL,
+    Reinforce,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+)
 
-AlgorithmConfig = Annotated[FlowGRPO | GRPO | Reinforce, Field(discriminator="name")]
+AlgorithmConfig = Annotated[
+    FlowGRPO
+    | GRPO
+    | DrGRPO
+    | StepwiseGRPO
+    | RoleGRPO
+    | GiGPO
+    | GDPO
+    | RLOO
+    | Reinforce
+    | ReinforcePlusPlus
+    | ReinforcePlusPlusBaseline
+    | OPO
+    | MaxRL
+    | GPG,
+    Field(discriminator="name"),
+]

@@ -1,4 +1,4 @@
-"""What every algorithm's config holds: the shape of its policy loss, its KL term, and how token losses are averaged."""
+"""What every algorithm's config holds: the policy loss, the KL term, and how token losses are averaged."""
 
 from __future__ import annotations
 
@@ -7,34 +7,47 @@ from typing import Literal
 from pydantic import Field
 
 from midstream.core.config import Config
+from midstream.learn.algorithms.outcome import Credits, Groups
+from midstream.learn.losses import LossConfig
+from midstream.learn.losses.kl import Estimator
+from midstream.learn.losses.ratio import PPOClip
 
-Aggregation = Literal["trajectory_turn_token", "token_mean", "sequence_mean"]
+Aggregation = Literal[
+    "trajectory_turn_token", "token_mean", "sequence_mean", "sequence_sum", "constant_length", "prompt_mean"
+]
 
 
 class KLConfig(Config):
-    """Distance to the reference policy, estimated per token by k3 = exp(d) - d - 1, d = log pi_ref - log pi (Schulman
-    2020)."""
+    """Distance to the reference policy, estimated by token."""
 
     coef: float = Field(default=0.001, ge=0)
     """Weight of the KL term in the loss; at 0 the reference is only run to measure."""
+    estimator: Estimator = "k3"
+    """With d = log pi_ref - log pi: `k1` = -d, `k2` = d^2 / 2, `k3` = exp(d) - d - 1 (Schulman 2020); `k1_st` and
+    `k3_st` have the value of k1 or k3 and the gradient of k2."""
     reference: Literal["base", "start"] = "base"
     """`base`: the model with its adapter off. `start`: the policy as it was when reinforcement learning began."""
     measure_every: int = Field(default=10, ge=0)
     """With `coef` 0, measure the KL every so many steps; 0 never."""
 
 
-class PolicyLoss(Config):
-    """The clipped surrogate of PPO (Schulman et al. 2017, eq. 7) with separate bounds: L = -min(r A, clip(r, 1 - low, 1
-    + high) A)."""
+class Algorithm(Config):
+    """An advantage estimator with its settings, and the loss its advantages go into."""
 
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """Lower bound of the ratio is 1 - this."""
-    clip_high: float = Field(default=0.3, gt=0)
-    """Upper bound of the ratio is 1 + this."""
+    loss: LossConfig = PPOClip()
+    """The policy loss."""
     aggregation: Aggregation = "trajectory_turn_token"
     """`trajectory_turn_token`: mean over trajectories of the mean over turns of the mean over tokens (Flow-GRPO).
-    `token_mean`: mean over all tokens of the batch. `sequence_mean`: mean over turns of the mean over tokens."""
+    `token_mean`: mean over all tokens of the batch (DAPO). `sequence_mean`: mean over turns of the mean over tokens.
+    `sequence_sum`: mean over turns of the sum over tokens. `constant_length`: the same divided by `longest` (Dr. GRPO).
+    `prompt_mean`: mean over prompts of the mean over their tokens."""
+    longest: int = Field(default=256, ge=1)
+    """Tokens that `constant_length` divides by: the most a response may have."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
     kl: KLConfig = KLConfig()
     """The KL term."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """The advantage of every trainable turn, by group and trajectory."""
+        raise NotImplementedError

@@ -1,9 +1,9 @@
-"""Group-relative advantages: GRPO (Shao et al. 2024, arXiv 2402.03300) and Flow-GRPO (Li et al. 2025, arXiv
-2510.05592).
+"""Group-relative advantages: GRPO (Shao et al. 2024, arXiv 2402.03300), Flow-GRPO (Li et al. 2025, arXiv 2510.05592)
+and what others made of them.
 
 A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. What s is differs across the field, so it
 is spelled out: `std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std:
-none` is prime-rl's and Dr. GRPO's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch.
+none` is prime-rl's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch.
 
 Statistics are always over trajectories, never over turns: a long trajectory does not weigh more in its own baseline.
 """
@@ -11,35 +11,47 @@ Statistics are always over trajectories, never over turns: a long trajectory doe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from midstream.learn.algorithms.base import Aggregation, PolicyLoss
+from midstream.learn.algorithms.base import Aggregation, Algorithm
+from midstream.learn.algorithms.outcome import Credits, Groups, TurnOutcome, returns, to_every_turn
+
+Std = Literal["group", "batch", "none"]
 
 
-class _GroupRelative(PolicyLoss):
-    std: Literal["group", "batch", "none"] = "group"
+def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float) -> list[list[float]]:
+    """(value - mean of its group) / (s + eps), s by `std`. A group whose values are all equal gets zeros."""
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    centred = [a - a.mean() if len(a) and np.ptp(a) > 0 else np.zeros(len(a)) for a in arrays]
+    if std == "batch":
+        everyone = np.concatenate(centred) if centred else np.zeros(1)
+        divisors = [math.sqrt(float(np.mean(everyone**2))) + eps if len(everyone) else 1.0] * len(groups)
+    elif std == "group":
+        divisors = [float(np.std(g, ddof=ddof)) + eps if len(g) > ddof else 1.0 for g in groups]
+    else:
+        divisors = [1.0] * len(groups)
+    return [(c / d).tolist() if d > 0 else c.tolist() for c, d in zip(centred, divisors, strict=True)]
+
+
+class _GroupRelative(Algorithm):
+    std: Std = "group"
     """What the centred reward is divided by."""
     ddof: Literal[0, 1] = 1
     """Degrees of freedom taken from a group's standard deviation."""
     eps: float = Field(default=1e-6, ge=0)
     """Added to the divisor."""
 
-    def advantages(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Advantages of each trajectory, by group. A group whose rewards are all equal gets zeros."""
-        centred = [np.asarray(group, dtype=np.float64) - np.mean(group) for group in groups]
-        centred = [np.where(np.ptp(group) == 0, 0.0, c) for group, c in zip(groups, centred, strict=True)]
-        if self.std == "batch":
-            everyone = np.concatenate(centred) if centred else np.zeros(1)
-            divisors = [math.sqrt(float(np.mean(everyone**2))) + self.eps] * len(groups)
-        elif self.std == "group":
-            divisors = [float(np.std(g, ddof=self.ddof)) + self.eps if len(g) > self.ddof else 1.0 for g in groups]
-        else:
-            divisors = [1.0] * len(groups)
-        return [(c / d).tolist() if d > 0 else c.tolist() for c, d in zip(centred, divisors, strict=True)]
+    def relative(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
+        """`relative` by this config."""
+        return relative(groups, self.std, self.ddof, self.eps)
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        return to_every_turn(groups, self.relative([[outcome.reward for outcome in group] for group in groups]))
 
 
 class GRPO(_GroupRelative):
@@ -48,7 +60,7 @@ class GRPO(_GroupRelative):
     name: Literal["grpo"] = "grpo"
     """Group Relative Policy Optimization."""
     aggregation: Aggregation = "token_mean"
-    """How token losses are averaged; see PolicyLoss."""
+    """How token losses are averaged."""
 
 
 class FlowGRPO(_GroupRelative):
@@ -57,3 +69,133 @@ class FlowGRPO(_GroupRelative):
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Flow-based Group Refined Policy Optimization."""
+
+
+class DrGRPO(Algorithm):
+    """Dr. GRPO (Liu et al. 2025): A = R - mean, and token losses divided by a constant, so that neither easy tasks nor
+    short answers weigh more."""
+
+    name: Literal["dr_grpo"] = "dr_grpo"
+    """GRPO done right."""
+    aggregation: Aggregation = "constant_length"
+    """How token losses are averaged."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        rewards = [[outcome.reward for outcome in group] for group in groups]
+        return to_every_turn(groups, relative(rewards, "none", 0, 0.0))
+
+
+class StepwiseGRPO(_GroupRelative):
+    """Step-wise and terminal credit: the trajectory's relative outcome, plus what a turn earned from itself on relative
+    to the group's other turns of the same role."""
+
+    name: Literal["stepwise_grpo"] = "stepwise_grpo"
+    """GRPO on outcomes and steps."""
+    step_weight: float = Field(default=0.5, ge=0)
+    """Weight of the step's part beside the outcome's."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Per turn."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        outcome = super().advantages(groups)
+        steps = by_key(groups, self.discount, lambda turn: turn.role, self.relative)
+        return _sum(outcome, steps, self.step_weight)
+
+
+class RoleGRPO(_GroupRelative):
+    """Each role is a group of its own: a turn's return is compared with those of the same role in its group."""
+
+    name: Literal["role_grpo"] = "role_grpo"
+    """GRPO by role."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Per turn."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        return by_key(groups, self.discount, lambda turn: turn.role, self.relative)
+
+
+class GiGPO(_GroupRelative):
+    """Group in group (Feng et al. 2025): the trajectory's relative outcome, plus `step_weight` times a turn's return
+    relative to the turns of its group that began in the same state. A state only one turn began in adds nothing."""
+
+    name: Literal["gigpo"] = "gigpo"
+    """Group-in-group policy optimization."""
+    step_weight: float = Field(default=1.0, ge=0)
+    """Weight (omega) of the step's part beside the outcome's."""
+    discount: float = Field(default=0.95, gt=0, le=1)
+    """Per turn."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        outcome = super().advantages(groups)
+        return _sum(outcome, by_key(groups, self.discount, lambda turn: turn.state, self.relative), self.step_weight)
+
+
+class GDPO(Algorithm):
+    """Group reward-decoupled normalisation (GDPO, 2026): each component of the reward is normalised in its group, their
+    weighted sum is whitened over the batch. So a component with a small spread is not drowned by one with a large one.
+    A component that did not apply to a trajectory counts as its group's mean."""
+
+    name: Literal["gdpo"] = "gdpo"
+    """GRPO with decoupled components."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Weight by component; a component not named has 1."""
+    eps: float = Field(default=1e-6, ge=0)
+    """Added to standard deviations."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        names = list(dict.fromkeys(name for group in groups for outcome in group for name in outcome.components))
+        totals = [np.zeros(len(group)) for group in groups]
+        for name in names:
+            for place, group in enumerate(groups):
+                (own,) = relative([_filled([o.components.get(name) for o in group])], "group", 1, self.eps)
+                totals[place] += self.weights.get(name, 1.0) * np.array(own)
+        everyone = np.concatenate(totals) if totals else np.zeros(0)
+        if len(everyone) < 2 or np.ptp(everyone) == 0:
+            return to_every_turn(groups, [[0.0] * len(group) for group in groups])
+        mean, scale = float(everyone.mean()), float(everyone.std(ddof=1)) + self.eps
+        return to_every_turn(groups, [((total - mean) / scale).tolist() for total in totals])
+
+
+def by_key(
+    groups: Groups,
+    discount: float,
+    key: Callable[[TurnOutcome], object],
+    relate: Callable[[Sequence[Sequence[float]]], list[list[float]]],
+) -> Credits:
+    """Each turn's return relative to those of the turns of its group with the same `key(turn)`."""
+    found: Credits = []
+    for group in groups:
+        earned = [returns(outcome, discount) for outcome in group]
+        places: dict[object, list[tuple[int, int]]] = {}
+        for member, outcome in enumerate(group):
+            for place, turn in enumerate(outcome.turns):
+                places.setdefault(key(turn), []).append((member, place))
+        sets = list(places.values())
+        values = relate([[earned[member][place] for member, place in members] for members in sets])
+        credit: list[list] = [[0.0] * len(outcome.turns) for outcome in group]
+        for members, own in zip(sets, values, strict=True):
+            for (member, place), value in zip(members, own, strict=True):
+                credit[member][place] = value
+        found.append(credit)
+    return found
+
+
+def _sum(one: Credits, other: Credits, weight: float) -> Credits:
+    return [
+        [
+            [float(a) + weight * float(b) for a, b in zip(own, others, strict=True)]  # type: ignore[arg-type]
+            for own, others in zip(group, other_group, strict=True)
+        ]
+        for group, other_group in zip(one, other, strict=True)
+    ]
+
+
+def _filled(values: Sequence[float | None]) -> list[float]:
+    present = [value for value in values if value is not None]
+    mean = float(np.mean(present)) if present else 0.0
+    return [mean if value is None else value for value in values]

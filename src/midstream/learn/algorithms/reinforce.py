@@ -1,4 +1,4 @@
-"""REINFORCE (Williams 1992): A_i = R_i - b, with the batch mean as baseline or none. The plain yardstick."""
+"""REINFORCE and what is nearest to it: returns, baselines, whitening."""
 
 from __future__ import annotations
 
@@ -6,20 +6,177 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from midstream.learn.algorithms.base import PolicyLoss
+from midstream.learn.algorithms.base import Aggregation, Algorithm
+from midstream.learn.algorithms.outcome import Credits, Groups, Outcome, returns, to_every_turn
+from midstream.learn.losses import LossConfig
+from midstream.learn.losses.ratio import ReinforceLoss
+
+WHITEN_EPS = 1e-8
 
 
-class Reinforce(PolicyLoss):
-    """REINFORCE on the trajectory's outcome. On fresh samples the clipped ratio is 1 and the gradient is A grad log
-    pi."""
+class Reinforce(Algorithm):
+    """REINFORCE (Williams 1992): A = R - b. On fresh samples the clipped ratio is 1 and the gradient is A grad log pi.
+    With `credit: return` a turn is credited with what was earned from it on, G_t = r_t + discount G_{t+1}, over at most
+    `horizon` turns."""
 
     name: Literal["reinforce"] = "reinforce"
     """REINFORCE."""
     baseline: Literal["batch", "none"] = "batch"
-    """What is taken from each reward."""
+    """What is taken from each: the batch's mean, or nothing."""
+    credit: Literal["trajectory", "return"] = "trajectory"
+    """The trajectory's reward to every turn, or to each turn what came after it."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Per turn, with `credit: return`."""
+    horizon: int | None = Field(default=None, ge=1)
+    """Turns whose rewards count, with `credit: return`; all when not given."""
 
-    def advantages(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
-        """Advantages of each trajectory, by group."""
-        baseline = float(np.mean([reward for group in groups for reward in group])) if self.baseline == "batch" else 0.0
-        return [[reward - baseline for reward in group] for group in groups]
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        if self.credit == "trajectory":
+            values = [[[outcome.reward] * len(outcome.turns) for outcome in group] for group in groups]
+            mean = _mean([outcome.reward for group in groups for outcome in group])
+        else:
+            values = [[_within(outcome, self.discount, self.horizon) for outcome in group] for group in groups]
+            mean = _mean([value for group in values for own in group for value in own])
+        taken = mean if self.baseline == "batch" else 0.0
+        return [[[value - taken for value in own] for own in group] for group in values]
+
+
+class ReinforcePlusPlus(Algorithm):
+    """REINFORCE++ (Hu 2025): each token's discounted reward to go, whitened over all trainable tokens of the batch. A
+    turn's reward is earned at its last token, and tokens the policy did not sample take no time."""
+
+    name: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    """REINFORCE++."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Per token."""
+    aggregation: Aggregation = "token_mean"
+    """How token losses are averaged; the statistics are over tokens too."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`, by token."""
+        return whitened([[_by_token(outcome, self.discount) for outcome in group] for group in groups])
+
+
+class ReinforcePlusPlusBaseline(Algorithm):
+    """REINFORCE++ with the group's mean as baseline, then whitened over all trainable tokens of the batch (Hu 2025)."""
+
+    name: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
+    """REINFORCE++ with a baseline."""
+    aggregation: Aggregation = "token_mean"
+    """How token losses are averaged; the statistics are over tokens too."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`, by token."""
+        centred = [[o.reward - _mean([m.reward for m in group]) for o in group] for group in groups]
+        return whitened(
+            [
+                [[[value] * turn.tokens for turn in outcome.turns] for outcome, value in zip(group, own, strict=True)]
+                for group, own in zip(groups, centred, strict=True)
+            ]
+        )
+
+
+class RLOO(Algorithm):
+    """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline of a trajectory is the mean of the others in its
+    group, A = n / (n - 1) (R - mean). Alone in its group it has none, and teaches nothing."""
+
+    name: Literal["rloo"] = "rloo"
+    """REINFORCE leave-one-out."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        return to_every_turn(groups, [_scaled(group, len(group) / max(len(group) - 1, 1)) for group in groups])
+
+
+class MaxRL(Algorithm):
+    """A = (R - mean) / (mean + eps): weighs rare successes by how rare they are (Tajwar et al. 2026)."""
+
+    name: Literal["maxrl"] = "maxrl"
+    """Maximum-likelihood reinforcement learning."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Added to the mean."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        return to_every_turn(
+            groups, [_scaled(group, 1 / (_mean([o.reward for o in group]) + self.eps)) for group in groups]
+        )
+
+
+class GPG(Algorithm):
+    """A = alpha (R - mean), alpha = trajectories / trajectories with a reward other than 0, over the batch (Chu et al.
+    2025). Its loss is that of REINFORCE."""
+
+    name: Literal["gpg"] = "gpg"
+    """Group policy gradient."""
+    loss: LossConfig = ReinforceLoss()
+    """The policy loss."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        rewards = [outcome.reward for group in groups for outcome in group]
+        alpha = len(rewards) / max(sum(reward != 0 for reward in rewards), 1)
+        return to_every_turn(groups, [_scaled(group, alpha) for group in groups])
+
+
+class OPO(Algorithm):
+    """A = R - b, b the group's mean reward weighed by length: the baseline of least variance when the gradient's size
+    grows with the number of tokens (OPO, Hao et al. 2025)."""
+
+    name: Literal["opo"] = "opo"
+    """On-policy RL with optimal baseline."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        values: list[list[float]] = []
+        for group in groups:
+            tokens = sum(outcome.tokens for outcome in group)
+            baseline = sum(outcome.tokens * outcome.reward for outcome in group) / tokens if tokens else 0.0
+            values.append([outcome.reward - baseline for outcome in group])
+        return to_every_turn(groups, values)
+
+
+def whitened(values: list[list[list[list[float]]]]) -> Credits:
+    """(x - mean) / sqrt(var + 1e-8) over every token of the batch, var unbiased: verl's and TRL's `masked_whiten`."""
+    flat = np.array([token for group in values for own in group for turn in own for token in turn], dtype=np.float64)
+    if len(flat) < 2:
+        return [[[[0.0] * len(turn) for turn in own] for own in group] for group in values]
+    mean, scale = float(flat.mean()), 1 / float(np.sqrt(flat.var(ddof=1) + WHITEN_EPS))
+    return [[[[(token - mean) * scale for token in turn] for turn in own] for own in group] for group in values]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
+
+
+def _scaled(group: Sequence[Outcome], scale: float) -> list[float]:
+    rewards = [outcome.reward for outcome in group]
+    mean = _mean(rewards)
+    # Of equal rewards the mean may be off by a rounding; they teach nothing all the same.
+    return [0.0 if max(rewards) == min(rewards) else (reward - mean) * scale for reward in rewards]
+
+
+def _within(outcome: Outcome, discount: float, horizon: int | None) -> list[float]:
+    if horizon is None:
+        return returns(outcome, discount)
+    rewards = [turn.reward for turn in outcome.turns]
+    return [
+        sum(discount**ahead * reward for ahead, reward in enumerate(rewards[t : t + horizon]))
+        for t in range(len(rewards))
+    ]
+
+
+def _by_token(outcome: Outcome, discount: float) -> list[list[float]]:
+    """The discounted reward to go of each token; the last token of a turn earns its reward."""
+    found: list[list[float]] = []
+    ahead = 0.0
+    for turn in reversed(outcome.turns):
+        own: list[float] = []
+        for place in range(turn.tokens):
+            ahead = (turn.reward if place == 0 else 0.0) + discount * ahead
+            own.append(ahead)
+        found.append(own[::-1])
+    return found[::-1]

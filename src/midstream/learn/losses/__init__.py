@@ -1,0 +1,12 @@
+"""Policy losses by name: each a config with `loss`, which turns a `TokenBatch` into a loss by token."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from midstream.learn.losses.ratio import CISPO, DPPO, DRO, SAPO, PPOClip, ReinforceLoss
+from midstream.learn.losses.sequence import GMPO, GSPO
+
+LossConfig = Annotated[PPOClip | ReinforceLoss | CISPO | SAPO | DPPO | DRO | GSPO | GMPO, Field(discriminator="name")]

@@ -1,0 +1,28 @@
+"""What an update minimises: the policy loss, the KL term and the entropy bonus, each by token and weighted."""
+
+from __future__ import annotations
+
+import torch
+
+from midstream.learn.algorithms.base import Algorithm
+from midstream.learn.losses.kl import kl_estimate
+from midstream.learn.losses.tokens import Loss, TokenBatch
+
+
+def objective(batch: TokenBatch, algorithm: Algorithm) -> Loss:
+    """sum w L + beta sum w KL - c sum w H over the tokens of `batch`."""
+    token = algorithm.loss.loss(batch)
+    total = (batch.weights * token.values).sum()
+    sums = {"policy_loss": float(total.detach())}
+    if batch.reference_log_probs is not None:
+        kl = (batch.weights * kl_estimate(algorithm.kl.estimator, batch.log_probs, batch.reference_log_probs)).sum()
+        total = total + algorithm.kl.coef * kl
+        sums["kl"] = float(kl.detach())
+    if algorithm.entropy_coef:
+        total = total - algorithm.entropy_coef * (batch.weights * batch.entropy).sum()
+    with torch.no_grad():
+        sums["entropy"] = float((batch.weights * batch.entropy).sum())
+        sums["clipped"] = float((batch.weights * token.clipped).sum())
+        sums["sampler_kl"] = float((batch.weights * -batch.log_ratio).sum())
+        sums["loss"] = float(total)
+    return Loss(total, sums)
