@@ -41,6 +41,9 @@ from midstream.learn.warm_start import check_demonstrations, demonstrate, lesson
 from midstream.record.store import Store
 from midstream.rewards.summary import describe, reasons
 
+TRIM_EVERY = 4
+"""Steps after which unused memory is given back: it costs a little each time, as it is soon asked for again."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -308,7 +311,8 @@ class _Run:
                         updates.append(await compute(parts.learner.update, part, algorithm, reference))
                         if parts.learner.updates == 1:
                             self._check(groups, part, updates[0])
-            await compute(trim)
+            if step % TRIM_EVERY == 0:
+                await compute(trim)
         sums = together(updates)
         elapsed = time.perf_counter() - began
         tokens = parts.engine.tokens_sampled - sampled
