@@ -39,7 +39,8 @@ that does. The one section that must be given is `tasks.sources`.
 
 Below, `null` means not set, `NAME` in a key stands for a name, and `[]` for an item of a list.
 """
-ALGORITHMS = "`algorithm.name` says which algorithm is meant, and a section `algorithm` must hold it. All of them have:"
+CHOICE = "`{key}.name` says which is meant, and a section `{key}` must hold it."
+ALL_OF_THEM = "All of them have:"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
 SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {"agentflow": AgentFlowSettings}
@@ -84,15 +85,20 @@ def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> 
         if all(name in other.model_fields and _row("", info) == _row("", other.model_fields[name]) for other in others)
     }
     plain = {name: info for name, info in shared.items() if not models_in(info.annotation)}
-    yield f"## `{key}`\n\n{_words(field.description)} {ALGORITHMS}\n"
+    level = "###" if "." in key else "##"
+    common = f" {ALL_OF_THEM}" if plain else ""
+    yield f"{level} `{key}`\n\n{_words(field.description)} {CHOICE.format(key=key)}{common}\n"
     yield _table(f"{key}.", plain)
     for name in (name for name in shared if name not in plain):
-        (section,) = models_in(shared[name].annotation)
-        yield from _section(section, f"{key}.{name}.", f"### `{key}.{name}`", _words(section.__doc__))
+        sections = models_in(shared[name].annotation)
+        if len(sections) > 1:
+            yield from _variants(sections, f"{key}.{name}", shared[name])
+        else:
+            yield from _section(sections[0], f"{key}.{name}.", f"### `{key}.{name}`", _words(sections[0].__doc__))
     for model in models:
         name = model.model_fields["name"].default
         default = ", the default" if isinstance(field.get_default(), model) else ""
-        yield f"### `{key}.name: {name}`{default}\n\n{_words(model.__doc__)}\n"
+        yield f"#{level} `{key}.name: {name}`{default}\n\n{_words(model.__doc__)}\n"
         own = {one: info for one, info in model.model_fields.items() if one not in shared and one != "name"}
         yield _table(f"{key}.", own)
 

@@ -174,7 +174,7 @@ def test_config_without_a_file_lists_every_setting_with_its_meaning(run) -> None
         "tasks.sources[].ratio",
         "flow.roles.NAME.sampling.max_tokens",
         "flow.settings.notation",
-        "algorithm.clip_low",
+        "algorithm.loss.clip_low",
         "algorithm.kl.coef",
         "algorithm.baseline",
         "rollout.sampling.temperature",

@@ -69,7 +69,10 @@ def test_what_does_not_fit_is_an_error_that_says_where(tiny_path: Path, roles, p
     [
         ({"rollout": {"group_size": 1}}, "at least 2 trajectories"),
         ({"rollout": {"failed": "score"}}, "does not say what a failed trajectory is worth"),
-        ({"algorithm": {"name": "flow_grpo", "clip_hi": 0.3}}, "did you mean 'clip_high'"),
+        (
+            {"algorithm": {"name": "flow_grpo", "loss": {"name": "ppo_clip", "clip_hi": 0.3}}},
+            "did you mean 'clip_high'",
+        ),
         ({"algorithm": {"name": "ppo"}}, "algorithm"),
     ],
 )

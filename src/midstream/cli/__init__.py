@@ -23,6 +23,7 @@ COMMANDS = {
     "runs": "runs",
     "show": "show",
     "models": "models",
+    "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
 }

@@ -46,7 +46,8 @@ def reference(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if len(sections) == 1:
             yield from reference(sections[0], f"{key}.")
         elif sections:
-            yield from _choices(sections, key)
+            default = getattr(field.get_default(call_default_factory=True), "name", None)
+            yield from _choices(sections, key, default)
         else:
             default = "required" if field.is_required() else _text(field.get_default(call_default_factory=True))
             about = " ".join((field.description or "").split())
@@ -58,11 +59,11 @@ def reference(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield _only(entry, "of the flow agentflow")
 
 
-def _choices(sections: Sequence[type[BaseModel]], key: str) -> Iterator[str]:
+def _choices(sections: Sequence[type[BaseModel]], key: str, default: str | None) -> Iterator[str]:
     """The settings that all of `sections` have, then those of single ones."""
     entries = {section.model_fields["name"].default: list(reference(section, f"{key}.")) for section in sections}
     shared = [entry for entry in next(iter(entries.values())) if all(entry in other for other in entries.values())]
-    yield f"{key}.name = {_text(next(iter(entries)))}\n    One of {', '.join(entries)}."
+    yield f"{key}.name = {_text(default)}\n    One of {', '.join(entries)}."
     yield from shared
     for name, own in entries.items():
         yield from (

@@ -10,8 +10,6 @@ from pydantic import Field
 
 from midstream.learn.algorithms.base import Aggregation, Algorithm
 from midstream.learn.algorithms.outcome import Credits, Groups, Outcome, returns, to_every_turn
-from midstream.learn.losses import LossConfig
-from midstream.learn.losses.ratio import ReinforceLoss
 
 WHITEN_EPS = 1e-8
 
@@ -92,7 +90,8 @@ class RLOO(Algorithm):
 
 
 class MaxRL(Algorithm):
-    """A = (R - mean) / (mean + eps): weighs rare successes by how rare they are (Tajwar et al. 2026)."""
+    """A = (R - mean) / (mean + eps): weighs rare successes by how rare they are, as MaxRL and SkyRL compute
+    it."""
 
     name: Literal["maxrl"] = "maxrl"
     """Maximum-likelihood reinforcement learning."""
@@ -108,12 +107,10 @@ class MaxRL(Algorithm):
 
 class GPG(Algorithm):
     """A = alpha (R - mean), alpha = trajectories / trajectories with a reward other than 0, over the batch (Chu et al.
-    2025). Its loss is that of REINFORCE."""
+    2025). The paper's loss is `reinforce`."""
 
     name: Literal["gpg"] = "gpg"
     """Group policy gradient."""
-    loss: LossConfig = ReinforceLoss()
-    """The policy loss."""
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""

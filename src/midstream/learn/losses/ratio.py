@@ -69,7 +69,7 @@ class CISPO(Config):
 
 class SAPO(Config):
     """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip, with a temperature for good actions and one
-    for bad ones (Gao et al. 2025)."""
+    for bad ones (Gao et al. 2025, arXiv 2511.20347)."""
 
     name: Literal["sapo"] = "sapo"
     """Soft adaptive policy optimization."""
@@ -88,8 +88,8 @@ class SAPO(Config):
 
 class DPPO(Config):
     """-A sg[min(r, 20)] log pi, without the tokens whose probability has moved too far in the direction the advantage
-    pushes it: by total variation |pi - pi_old|, or by the KL divergence of "this token or another" (DPPO, 2026, in
-    verl's form)."""
+    pushes it: by total variation |pi - pi_old|, or by the KL divergence of "this token or another" (arXiv
+    2602.04879, in verl's form)."""
 
     name: Literal["dppo"] = "dppo"
     """Divergence proximal policy optimization."""
