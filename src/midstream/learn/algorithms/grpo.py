@@ -72,8 +72,8 @@ class FlowGRPO(_GroupRelative):
 
 
 class DrGRPO(Algorithm):
-    """GRPO done right (Dr. GRPO, Liu et al. 2025): A = R - mean, and token losses divided by a constant, so that neither easy tasks nor
-    short answers weigh more."""
+    """GRPO done right (Dr. GRPO, Liu et al. 2025): A = R - mean, and token losses divided by a constant, so that
+    neither easy tasks nor short answers weigh more."""
 
     name: Literal["dr_grpo"] = "dr_grpo"
     """GRPO done right."""
@@ -135,9 +135,9 @@ class GiGPO(_GroupRelative):
 
 
 class GDPO(Algorithm):
-    """Group reward-decoupled normalisation (Liu et al. 2026, arXiv 2601.05242): each component of the reward is normalised in its group, their
-    weighted sum is whitened over the batch. So a component with a small spread is not drowned by one with a large one.
-    A component that did not apply to a trajectory counts as its group's mean."""
+    """Group reward-decoupled normalisation (Liu et al. 2026, arXiv 2601.05242): each component of the reward is
+    normalised in its group, their weighted sum is whitened over the batch. So a component with a small spread is not
+    drowned by one with a large one. A component that did not apply to a trajectory counts as its group's mean."""
 
     name: Literal["gdpo"] = "gdpo"
     """GRPO with decoupled components."""
