@@ -84,6 +84,9 @@ class RolloutConfig(Config):
     """Tasks per training step."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling of every role that does not say otherwise."""
+    backfill: int = Field(default=0, ge=0)
+    """Drop groups whose rewards are all equal and attempt other tasks in their place, for at most this many rounds a
+    step; 0 keeps them, with their place in the denominators of the loss."""
     concurrency: int = Field(default=64, ge=1)
     """Trajectories under way at once."""
     timeout_s: float = Field(default=300.0, gt=0)

@@ -23,13 +23,13 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError, RunError, TaskError
 from midstream.core.types import Trajectory
 from midstream.engines.torch.compute import compute, trim
 from midstream.learn.batch import make_batch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import first_batch, insist
+from midstream.learn.collect import collect
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.learner import Reference, together
@@ -281,15 +281,10 @@ class _Run:
         config, parts = self.config, self.parts
         step = state.step + 1
         began = time.perf_counter()
-        size = config.rollout.tasks_per_step
-        tasks = [parts.tasks.get("train", place) for place in range(state.position, state.position + size)]
         sampled, prefilled = parts.engine.tokens_sampled, parts.engine.tokens_prefilled
-        attempts = groups_of(
-            tasks, config.rollout.group_size, prefix=f"train-{step:06d}", seed=config.trainer.seed, train_step=step
-        )
-        trajectories = await parts.manager(self.store).run(attempts)
+        collected = await collect(parts, self.store, state.position, step)
+        groups, trajectories = collected.groups, collected.trajectories
         rollout_s = time.perf_counter() - began
-        groups = _grouped(trajectories)
         algorithm = config.algorithm
         batch = make_batch(
             groups,
@@ -336,6 +331,7 @@ class _Run:
                 },
                 **{"entropy": None, "kl": None, **scale},
                 **batch.counts,
+                "dropped_groups": float(collected.dropped),
                 "loss_tokens": sums.get("loss_tokens", 0.0),
                 "computed_tokens": sums.get("computed_tokens", 0.0),
                 "tokens": tokens,
@@ -347,7 +343,7 @@ class _Run:
                 "time_s": elapsed,
             }
         )
-        return TrainState(step, state.position + size, parts.learner.updates, parts.decoder.version)
+        return TrainState(step, collected.position, parts.learner.updates, parts.decoder.version)
 
     def _reference(self) -> Reference:
         parts = self.parts
@@ -379,13 +375,6 @@ class _Run:
                 self.tensorboard.add_scalar(name, value, row["step"])
         for listener in self.listeners:
             listener.on_metrics(row)
-
-
-def _grouped(trajectories: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    groups: dict[str, list[Trajectory]] = {}
-    for trajectory in trajectories:
-        groups.setdefault(trajectory.prompt_uid, []).append(trajectory)
-    return list(groups.values())
 
 
 def _check_trained(parts: Parts) -> None:

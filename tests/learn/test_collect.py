@@ -1,0 +1,71 @@
+"""Groups without a difference give way to others when asked to, and no task is drawn twice or skipped."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from midstream.core.types import Task, Trajectory
+from midstream.learn.collect import Collected, collect
+
+
+def made(backfill: int, live: set[int], tasks_per_step: int = 3, position: int = 10) -> tuple[Collected, list[int]]:
+    """Collect where only tasks at the places `live` have attempts that differ; also the places in the order drawn."""
+    drawn: list[int] = []
+
+    def get(split: str, place: int) -> Task:
+        drawn.append(place)
+        return Task(id=str(place), prompt="?", split="train")
+
+    async def run(attempts: list[Any]) -> list[Trajectory]:
+        return [
+            Trajectory(
+                uid=attempt.uid,
+                prompt_uid=attempt.prompt_uid,
+                task=attempt.task,
+                reward=float(int(attempt.task.id) in live and attempt.uid.endswith("0")),
+            )
+            for attempt in attempts
+        ]
+
+    parts = SimpleNamespace(
+        config=SimpleNamespace(
+            rollout=SimpleNamespace(tasks_per_step=tasks_per_step, group_size=2, backfill=backfill),
+            trainer=SimpleNamespace(seed=0),
+        ),
+        tasks=SimpleNamespace(get=get),
+        manager=lambda store: SimpleNamespace(run=run),
+    )
+    return asyncio.run(collect(parts, None, position, 1)), drawn  # type: ignore[arg-type]
+
+
+def kept(collected: Collected) -> list[str]:
+    return [group[0].task.id for group in collected.groups]
+
+
+def test_without_backfill_every_group_is_kept() -> None:
+    collected, drawn = made(0, live={11})
+    assert kept(collected) == ["10", "11", "12"] and drawn == [10, 11, 12]
+    assert (collected.position, collected.dropped) == (13, 0)
+
+
+@pytest.mark.parametrize(
+    ("backfill", "live", "expected", "position"),
+    [
+        (2, {10, 11, 12}, ["10", "11", "12"], 13),
+        (2, {11, 13, 14}, ["11", "13", "14"], 15),
+        (2, {11, 14, 15}, ["11", "14", "15"], 16),
+        (1, {11, 14, 15}, ["11", "14"], 15),  # rounds run out
+        (3, set(), [], 22),
+    ],
+)
+def test_flat_groups_give_way_to_the_next_tasks(backfill, live, expected, position) -> None:
+    collected, drawn = made(backfill, live)
+    assert kept(collected) == expected
+    assert drawn == list(range(10, position)) and collected.position == position
+    assert collected.dropped == len(drawn) - len(expected)
+    assert len(collected.trajectories) == 2 * len(drawn)
+    assert len({t.uid for t in collected.trajectories}) == len(collected.trajectories)
