@@ -79,7 +79,7 @@ def make_batch(
                     f"its components: {dict(trajectory.rewards)}",
                 )
     live = [group for group in scored if len(group) > 0]
-    by_group = algorithm.advantages([[outcome_of(t, _trainable(t)) for t in group] for group in live])
+    by_group = algorithm.advantages([[outcome_of(t, trainable_steps(t)) for t in group] for group in live])
     counted = [t for group in groups for t in group] if failed == "mask" else [t for group in live for t in group]
     weigh = _weights(counted, algorithm)
     turns: list[LearningTurn] = []
@@ -87,7 +87,7 @@ def make_batch(
     for group, values in zip(live, by_group, strict=True):
         before = len(turns)
         for trajectory, credits in zip(group, values, strict=True):
-            steps = _trainable(trajectory)
+            steps = trainable_steps(trajectory)
             for step, credit in zip(steps, credits, strict=True):
                 advantages = _by_token(credit, len(step.response_ids))
                 if keep_zero or any(advantages):
@@ -107,12 +107,13 @@ def make_batch(
         "zero_variance_groups": float(sum(flat)),
         "empty_groups": float(len(groups) - len(live)),
         "failed_trajectories": float(sum(t.status is not Status.COMPLETED for group in groups for t in group)),
-        "untrainable_trajectories": float(sum(not _trainable(t) for t in counted)),
+        "untrainable_trajectories": float(sum(not trainable_steps(t) for t in counted)),
     }
     return LearningBatch(turns, counts)
 
 
-def _trainable(trajectory: Trajectory) -> list[Step]:
+def trainable_steps(trajectory: Trajectory) -> list[Step]:
+    """The steps whose tokens carry loss."""
     return [step for step in trajectory.steps if step.trainable and step.response_ids and step.rollout_log_probs]
 
 
@@ -127,7 +128,7 @@ def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callab
     """The weight of one token of a step. All weights of the batch sum to 1, but for the two aggregations that add the
     tokens of a turn up."""
     aggregation = algorithm.aggregation
-    trainable = [steps for t in trajectories if (steps := _trainable(t))]
+    trainable = [steps for t in trajectories if (steps := trainable_steps(t))]
     n_trajectories = len(trainable)
     n_turns = sum(len(steps) for steps in trainable)
     n_tokens = sum(len(step.response_ids) for steps in trainable for step in steps)
@@ -142,7 +143,7 @@ def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callab
     if aggregation == "prompt_mean":
         by_prompt: dict[str, int] = {}
         for trajectory in trajectories:
-            tokens = sum(len(step.response_ids) for step in _trainable(trajectory))
+            tokens = sum(len(step.response_ids) for step in trainable_steps(trajectory))
             by_prompt[trajectory.prompt_uid] = by_prompt.get(trajectory.prompt_uid, 0) + tokens
         n_prompts = sum(tokens > 0 for tokens in by_prompt.values())
         return lambda trajectory, step, turns: 1 / (n_prompts * by_prompt[trajectory.prompt_uid])

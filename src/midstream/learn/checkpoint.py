@@ -26,6 +26,8 @@ class TrainState:
     position: int
     updates: int
     policy_version: int
+    kl_coef: float | None = None
+    """Where an adaptive KL coefficient had come to."""
 
 
 def save_checkpoint(

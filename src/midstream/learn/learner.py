@@ -78,6 +78,13 @@ class Learner:
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
+    def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
+        """What `reference` gives every response token, in passes as an update makes them."""
+        found: list[float] = []
+        for pack in _split(sequences, self._max_tokens, lambda s: s):
+            found += reference(pack).tolist()
+        return found
+
     def _policy_pass(self, turns: Sequence[LearningTurn], algorithm: Algorithm, reference: Reference | None) -> Passes:
         sequences = [turn.sequence for turn in turns]
         # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from midstream.learn.held_out import HeldOut
 from midstream.learn.learner import Reference, together
 from midstream.learn.listener import Listener
 from midstream.learn.log_probs import score
+from midstream.learn.penalty import penalised
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
@@ -285,19 +287,24 @@ class _Run:
         collected = await collect(parts, self.store, state.position, step)
         groups, trajectories = collected.groups, collected.trajectories
         rollout_s = time.perf_counter() - began
-        algorithm = config.algorithm
+        kl = config.algorithm.kl.model_copy(update={"coef": state.kl_coef or config.algorithm.kl.coef})
+        algorithm = config.algorithm.model_copy(update={"kl": kl})
+        # Before the first update too: the self-check wants to know.
+        every = kl.measure_every
+        measured = kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
+        # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
+        measured = measured and not (config.policy.tuning == "full" and kl.reference == "base")
+        reference = self._reference() if measured else None
+        drift: float | None = None
+        if reference is not None and kl.placement == "reward" and kl.coef:
+            groups, drift = await compute(penalised, groups, partial(parts.learner.measure, reference), kl.coef)
+            reference = None
         batch = make_batch(
             groups,
             algorithm,
             failed=config.rollout.failed,
-            keep_zero=bool(algorithm.kl.coef or algorithm.entropy_coef),
+            keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef),
         )
-        # Before the first update too: the self-check wants to know.
-        every = algorithm.kl.measure_every
-        measured = algorithm.kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
-        # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
-        measured = measured and not (config.policy.tuning == "full" and algorithm.kl.reference == "base")
-        reference = self._reference() if measured else None
         updates: list[dict[str, float]] = []
         async with parts.engine.exclusive():
             for _ in range(config.trainer.epochs_per_batch):
@@ -330,6 +337,8 @@ class _Run:
                     if name in ("loss", "policy_loss", "grad_norm", "max:log_ratio")
                 },
                 **{"entropy": None, "kl": None, **scale},
+                **({"kl": drift} if drift is not None else {}),
+                "kl_coef": kl.coef,
                 **batch.counts,
                 "dropped_groups": float(collected.dropped),
                 "loss_tokens": sums.get("loss_tokens", 0.0),
@@ -343,7 +352,11 @@ class _Run:
                 "time_s": elapsed,
             }
         )
-        return TrainState(step, collected.position, parts.learner.updates, parts.decoder.version)
+        found = drift if drift is not None else scale.get("kl")
+        coef = state.kl_coef
+        if kl.target is not None and found is not None:
+            coef = kl.followed(kl.coef, found, len(trajectories))
+        return TrainState(step, collected.position, parts.learner.updates, parts.decoder.version, coef)
 
     def _reference(self) -> Reference:
         parts = self.parts

@@ -25,10 +25,24 @@ class KLConfig(Config):
     estimator: Estimator = "k3"
     """With d = log pi_ref - log pi: `k1` = -d, `k2` = d^2 / 2, `k3` = exp(d) - d - 1 (Schulman 2020); `k1_st` and
     `k3_st` have the value of k1 or k3 and the gradient of k2."""
+    placement: Literal["loss", "reward"] = "loss"
+    """`loss`: a term by token. `reward`: `coef` times k1, summed over its tokens, is taken from each step's reward, and
+    goes through the advantages."""
+    target: float | None = Field(default=None, gt=0)
+    """Let `coef` follow the KL so that it stays near this, by token (Ziegler et al. 2019); None keeps it."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Trajectories over which `coef` follows, with `target`: it changes by at most 20 % over that many."""
     reference: Literal["base", "start"] = "base"
     """`base`: the model with its adapter off. `start`: the policy as it was when reinforcement learning began."""
     measure_every: int = Field(default=10, ge=0)
     """With `coef` 0, measure the KL every so many steps; 0 never."""
+
+    def followed(self, coef: float, kl: float, trajectories: int) -> float:
+        """`coef` after a step of that many trajectories with that KL."""
+        if self.target is None:
+            return coef
+        error = min(max(kl / self.target - 1, -0.2), 0.2)
+        return coef * (1 + error * trajectories / self.horizon)
 
 
 class Algorithm(Config):

@@ -16,7 +16,8 @@ def objective(batch: TokenBatch, algorithm: Algorithm) -> Loss:
     sums = {"policy_loss": float(total.detach())}
     if batch.reference_log_probs is not None:
         kl = (batch.weights * kl_estimate(algorithm.kl.estimator, batch.log_probs, batch.reference_log_probs)).sum()
-        total = total + algorithm.kl.coef * kl
+        if algorithm.kl.placement == "loss":
+            total = total + algorithm.kl.coef * kl
         sums["kl"] = float(kl.detach())
     if algorithm.entropy_coef:
         total = total - algorithm.entropy_coef * (batch.weights * batch.entropy).sum()
