@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.core.errors import TrainingError
-from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.batch import LearningBatch, make_batch
 
@@ -167,6 +167,18 @@ def test_minibatches_are_means_of_their_own_groups_and_together_the_whole(aggreg
     for part in parts:
         assert sum(shares(part)) == pytest.approx(1.0)
     assert [turn.sequence for part in parts for turn in part.turns] == [turn.sequence for turn in whole.turns]
+
+
+def test_truncated_trajectories_are_kept_masked_or_dropped() -> None:
+    whole, cut, lost = trajectory("A", 1.0), trajectory("B", 0.0), trajectory("C", 0.0)
+    steps = tuple(replace(step, finish_reason=FinishReason.LENGTH) for step in cut.steps)
+    group = [whole, replace(cut, steps=steps), lost]
+    kept = batch_of(group)
+    assert len(kept.turns) == 3 and batch_of(group, truncated="keep") == kept
+    masked = batch_of(group, truncated="mask")
+    assert masked.turns == [kept.turns[0], kept.turns[2]]  # same advantages, same weights
+    dropped = batch_of(group, truncated="drop")
+    assert [turn.advantages[0] for turn in dropped.turns] == [0.5, -0.5] and sum(shares(dropped)) == pytest.approx(1.0)
 
 
 def test_nothing_to_learn_from_is_an_empty_batch() -> None:

@@ -91,6 +91,9 @@ class RolloutConfig(Config):
     """Trajectories under way at once."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Wall time one trajectory may take."""
+    truncated: Literal["keep", "mask", "drop"] = "keep"
+    """A trajectory with a response that hit `max_tokens`: `keep` trains on it; `mask` counts it in its group's
+    statistics and in the denominators of the loss and trains nothing on it; `drop` leaves it out."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in
     the denominators of the loss; `score` gives it `reward.failed` and trains on it."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from midstream.core.errors import TrainingError
-from midstream.core.types import Status, Step, Trajectory
+from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Credit, outcome_of
 from midstream.learn.log_probs import TokenSequence
@@ -61,12 +61,15 @@ def make_batch(
     algorithm: Algorithm,
     *,
     failed: str,
+    truncated: str = "keep",
     keep_zero: bool = False,
 ) -> LearningBatch:
     """Advantages and weights by `algorithm`.
 
-    `failed` is the rule `rollout.failed`. `keep_zero` keeps turns of zero advantage: a KL term or entropy bonus acts on
-    them too. Raises `TrainingError` for a reward that is not finite."""
+    `failed` and `truncated` are the rules of those names in `rollout`. `keep_zero` keeps turns of zero advantage: a KL
+    term or entropy bonus acts on them too. Raises `TrainingError` for a reward that is not finite."""
+    if truncated == "drop":
+        groups = [[t for t in group if not _is_truncated(t)] for group in groups]
     scored = [
         [t for t in group if t.reward is not None and (t.status is Status.COMPLETED or failed == "score")]
         for group in groups
@@ -90,6 +93,8 @@ def make_batch(
             steps = trainable_steps(trajectory)
             for step, credit in zip(steps, credits, strict=True):
                 advantages = _by_token(credit, len(step.response_ids))
+                if truncated == "mask" and _is_truncated(trajectory):
+                    continue
                 if keep_zero or any(advantages):
                     turns.append(
                         LearningTurn(
@@ -115,6 +120,10 @@ def make_batch(
 def trainable_steps(trajectory: Trajectory) -> list[Step]:
     """The steps whose tokens carry loss."""
     return [step for step in trajectory.steps if step.trainable and step.response_ids and step.rollout_log_probs]
+
+
+def _is_truncated(trajectory: Trajectory) -> bool:
+    return any(step.finish_reason == FinishReason.LENGTH for step in trainable_steps(trajectory))
 
 
 def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:

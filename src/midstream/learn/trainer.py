@@ -303,6 +303,7 @@ class _Run:
             groups,
             algorithm,
             failed=config.rollout.failed,
+            truncated=config.rollout.truncated,
             keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef),
         )
         updates: list[dict[str, float]] = []
