@@ -154,10 +154,9 @@ def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: Parts, rolled
 def test_what_other_roles_said_changes_no_gradient(parts: Parts, rolled: list[Trajectory]) -> None:
     rewarded = [replace(t, reward=float(place % 2)) for place, t in enumerate(rolled)]
     groups = [rewarded[:4], rewarded[4:]]
-    loss = parts.config.algorithm
 
     def batch(groups: list[list[Trajectory]]) -> LearningBatch:
-        return make_batch(groups, loss.advantages, loss.aggregation, failed="mask")
+        return make_batch(groups, parts.config.algorithm, failed="mask")
 
     plain = batch(groups)
     assert {turn.role for turn in plain.turns} == {"planner"}

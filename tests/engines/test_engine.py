@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -198,8 +199,17 @@ def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_polic
 
 
 def test_what_a_deterministic_engine_computes_together_does_not_depend_on_when_calls_arrive(make_policy) -> None:
-    def run(delays: dict[str, float]) -> list[tuple[float, ...]]:
+    def run(delays: dict[str, float]) -> tuple[list[tuple[float, ...]], list[list[str]]]:
         policy = make_policy(deterministic=True)
+        together: list[list[str]] = []
+        admit = policy.engine._admit
+
+        def noted() -> list[Any]:
+            rows = admit()
+            together.extend([[row.request.session for row in rows]] if rows else [])
+            return rows
+
+        policy.engine._admit = noted
 
         async def speak(session: str) -> tuple[float, ...]:
             heard: list[float] = []
@@ -218,7 +228,8 @@ def test_what_a_deterministic_engine_computes_together_does_not_depend_on_when_c
                 policy.engine.join(session)
             return await asyncio.gather(*[speak(session) for session in delays])
 
-        return asyncio.run(go())
+        return asyncio.run(go()), together
 
     quick = run({"one": 0.0, "two": 0.0, "three": 0.0})
+    assert quick[1] == [["one", "three", "two"]] * 2
     assert quick == run({"one": 0.02, "two": 0.0, "three": 0.01})
