@@ -25,6 +25,7 @@ from midstream.learn.algorithms.reinforce import (
     Reinforce,
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
+    ReMax,
 )
 
 WINNER = [1.0, 0.0, 0.0, 0.0]
@@ -140,6 +141,12 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
     assert found == pytest.approx([r - (sum(rewards) - r) / 2 for r in rewards])
 
 
+def test_the_greedy_attempt_is_the_baseline_or_else_the_mean() -> None:
+    told = [trajectory(1.0, greedy=0.25), trajectory(0.0, greedy=0.25)]
+    assert ReMax().advantages([told]) == [[[0.75], [-0.25]]]
+    assert ReMax().advantages([[trajectory(1.0), trajectory(0.0)]]) == [[[0.5], [-0.5]]]
+
+
 def test_the_optimal_baseline_weighs_rewards_by_length() -> None:
     group = [trajectory(1.0, (1.0,), (9,)), trajectory(0.0, (0.0,), (1,))]
     assert OPO().advantages([group])[0] == [[pytest.approx(0.1)], [pytest.approx(-0.9)]]
@@ -240,7 +247,7 @@ def test_an_outcome_says_what_each_trainable_turn_earned_until_the_next() -> Non
 def test_every_algorithm_has_a_name_and_takes_groups_of_any_shape() -> None:
     adapter: TypeAdapter[Algorithm] = TypeAdapter(AlgorithmConfig)
     names = list(adapter.json_schema()["discriminator"]["mapping"])
-    assert len(names) == 14
+    assert len(names) == 15
     group = [trajectory(1.0, (0.5, 0.5)), trajectory(0.0, ()), trajectory(-1.0, (-1.0,))]
     for name in names:
         for groups in ([], [group], [[trajectory(1.0)], group], [group, group]):

@@ -12,7 +12,9 @@ from midstream.core.types import Task, Trajectory
 from midstream.learn.collect import Collected, collect
 
 
-def made(backfill: int, live: set[int], tasks_per_step: int = 3, position: int = 10) -> tuple[Collected, list[int]]:
+def made(
+    backfill: int, live: set[int], tasks_per_step: int = 3, position: int = 10, greedy: bool = False
+) -> tuple[Collected, list[int]]:
     """Collect where only tasks at the places `live` have attempts that differ; also the places in the order drawn."""
     drawn: list[int] = []
 
@@ -20,7 +22,11 @@ def made(backfill: int, live: set[int], tasks_per_step: int = 3, position: int =
         drawn.append(place)
         return Task(id=str(place), prompt="?", split="train")
 
-    async def run(attempts: list[Any]) -> list[Trajectory]:
+    async def run(attempts: list[Any], temperature: float | None = None) -> list[Trajectory]:
+        if temperature == 0:
+            return [
+                Trajectory(uid=a.uid, prompt_uid=a.prompt_uid, task=a.task, reward=float(a.task.id)) for a in attempts
+            ]
         return [
             Trajectory(
                 uid=attempt.uid,
@@ -35,6 +41,7 @@ def made(backfill: int, live: set[int], tasks_per_step: int = 3, position: int =
         config=SimpleNamespace(
             rollout=SimpleNamespace(tasks_per_step=tasks_per_step, group_size=2, backfill=backfill),
             trainer=SimpleNamespace(seed=0),
+            algorithm=SimpleNamespace(greedy_baseline=greedy),
         ),
         tasks=SimpleNamespace(get=get),
         manager=lambda store: SimpleNamespace(run=run),
@@ -69,3 +76,14 @@ def test_flat_groups_give_way_to_the_next_tasks(backfill, live, expected, positi
     assert collected.dropped == len(drawn) - len(expected)
     assert len(collected.trajectories) == 2 * len(drawn)
     assert len({t.uid for t in collected.trajectories}) == len(collected.trajectories)
+
+
+def test_a_greedy_attempt_at_each_task_is_the_baseline_of_its_group() -> None:
+    collected, _ = made(1, live={10, 12, 13}, greedy=True)
+    assert kept(collected) == ["10", "12", "13"]
+    assert {g[0].task.id: collected.greedy[g[0].prompt_uid] for g in collected.groups} == {
+        "10": 10.0,
+        "12": 12.0,
+        "13": 13.0,
+    }
+    assert made(0, live={10})[0].greedy == {}

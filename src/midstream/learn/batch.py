@@ -6,7 +6,7 @@ Groups without variance and trajectories that are masked keep their place in eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midstream.core.errors import TrainingError
@@ -63,6 +63,7 @@ def make_batch(
     failed: str,
     truncated: str = "keep",
     keep_zero: bool = False,
+    greedy: Mapping[str, float] | None = None,
 ) -> LearningBatch:
     """Advantages and weights by `algorithm`.
 
@@ -82,7 +83,9 @@ def make_batch(
                     f"its components: {dict(trajectory.rewards)}",
                 )
     live = [group for group in scored if len(group) > 0]
-    by_group = algorithm.advantages([[outcome_of(t, trainable_steps(t)) for t in group] for group in live])
+    by_group = algorithm.advantages(
+        [[outcome_of(t, trainable_steps(t), (greedy or {}).get(t.prompt_uid)) for t in group] for group in live]
+    )
     counted = [t for group in groups for t in group] if failed == "mask" else [t for group in live for t in group]
     weigh = _weights(counted, algorithm)
     turns: list[LearningTurn] = []

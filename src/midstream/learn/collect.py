@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from midstream.agents.rollout import groups_of
-from midstream.core.types import Trajectory
+from midstream.core.types import Task, Trajectory
 from midstream.learn.setup import Parts
 from midstream.record.store import Store
 
@@ -15,13 +15,14 @@ Group = list[Trajectory]
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """`groups` to learn from; `trajectories` are all that were made, `position` is that of the next task to draw, and
-    `dropped` counts groups that gave way to others."""
+    """`groups` to learn from; `trajectories` are all that were sampled, `position` is that of the next task to draw,
+    `dropped` counts groups that gave way to others, and `greedy` is what a greedy attempt earned, by `prompt_uid`."""
 
     groups: list[Group]
     trajectories: list[Trajectory]
     position: int
     dropped: int
+    greedy: dict[str, float]
 
 
 async def collect(parts: Parts, store: Store | None, position: int, step: int) -> Collected:
@@ -30,19 +31,34 @@ async def collect(parts: Parts, store: Store | None, position: int, step: int) -
     sampling, Yu et al. 2025)."""
     config = parts.config
     wanted, kept, made, drawn = config.rollout.tasks_per_step, [], [], 0
+    greedy: dict[str, float] = {}
     for turn in range(1 + config.rollout.backfill):
         missing = wanted - len(kept)
         tasks = [parts.tasks.get("train", position + drawn + place) for place in range(missing)]
         prefix = f"train-{step:06d}" + (f"-more-{turn}" if turn else "")
         attempts = groups_of(tasks, config.rollout.group_size, prefix=prefix, seed=config.trainer.seed, train_step=step)
         trajectories = await parts.manager(store).run(attempts)
+        if config.algorithm.greedy_baseline:
+            greedy |= await _greedily(parts, store, tasks, prefix, step)
         made += trajectories
         drawn += missing
         groups = _grouped(trajectories)
         kept += [group for group in groups if not config.rollout.backfill or _differ(group)]
         if len(kept) >= wanted:
             break
-    return Collected(kept, made, position + drawn, drawn - len(kept))
+    return Collected(kept, made, position + drawn, drawn - len(kept), greedy)
+
+
+async def _greedily(
+    parts: Parts, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
+) -> dict[str, float]:
+    """What one greedy attempt at each task earned, by the `prompt_uid` its sampled attempts have."""
+    attempts = groups_of(
+        tasks, 1, prefix=f"{prefix}-greedy", seed=parts.config.trainer.seed, channel="greedy", train_step=step
+    )
+    made = await parts.manager(store).run(attempts, temperature=0.0)
+    sampled = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed)
+    return {s.prompt_uid: t.reward for s, t in zip(sampled, made, strict=True) if t.reward is not None}
 
 
 def _grouped(trajectories: Sequence[Trajectory]) -> list[Group]:

@@ -304,6 +304,7 @@ class _Run:
             algorithm,
             failed=config.rollout.failed,
             truncated=config.rollout.truncated,
+            greedy=collected.greedy,
             keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef),
         )
         updates: list[dict[str, float]] = []

@@ -19,6 +19,7 @@ from midstream.learn.algorithms.reinforce import (
     Reinforce,
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
+    ReMax,
 )
 
 AlgorithmConfig = Annotated[
@@ -33,6 +34,7 @@ AlgorithmConfig = Annotated[
     | Reinforce
     | ReinforcePlusPlus
     | ReinforcePlusPlusBaseline
+    | ReMax
     | OPO
     | MaxRL
     | GPG,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -61,6 +61,9 @@ class Algorithm(Config):
     """Weight of an entropy bonus."""
     kl: KLConfig = KLConfig()
     """The KL term."""
+
+    greedy_baseline: ClassVar[bool] = False
+    """Whether it needs a greedy attempt at each task."""
 
     def advantages(self, groups: Groups) -> Credits:
         """The advantage of every trainable turn, by group and trajectory."""

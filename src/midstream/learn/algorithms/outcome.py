@@ -21,11 +21,13 @@ class TurnOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One trajectory: its reward, that reward by component, and its trainable turns in order."""
+    """One trajectory: its reward, that reward by component, its trainable turns in order, and what a greedy attempt at
+    the same task earned, for an algorithm that asks for one."""
 
     reward: float
     turns: tuple[TurnOutcome, ...] = ()
     components: Mapping[str, float | None] = field(default_factory=dict)
+    greedy: float | None = None
 
     @property
     def tokens(self) -> int:
@@ -40,7 +42,7 @@ Credits = list[list[list[Credit]]]
 """By group, trajectory, turn."""
 
 
-def outcome_of(trajectory: Trajectory, trainable: Sequence[Step]) -> Outcome:
+def outcome_of(trajectory: Trajectory, trainable: Sequence[Step], greedy: float | None = None) -> Outcome:
     """`trajectory` as an estimator sees it; `trainable` are its steps that carry loss, in order. Two turns began in the
     same state when the flow says so (`metadata["state"]` of the step), else when their prompts are the same tokens."""
     begins = [step.step_index for step in trainable]
@@ -56,6 +58,7 @@ def outcome_of(trajectory: Trajectory, trainable: Sequence[Step]) -> Outcome:
             for step, reward in zip(trainable, earned, strict=True)
         ),
         dict(trajectory.rewards),
+        greedy,
     )
 
 

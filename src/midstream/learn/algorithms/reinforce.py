@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -117,6 +117,23 @@ class GPG(Algorithm):
         rewards = [outcome.reward for group in groups for outcome in group]
         alpha = len(rewards) / max(sum(reward != 0 for reward in rewards), 1)
         return to_every_turn(groups, [_scaled(group, alpha) for group in groups])
+
+
+class ReMax(Algorithm):
+    """A = R - R_greedy, where R_greedy is what a greedy attempt at the same task earned (Li et al. 2024, arXiv
+    2310.10505). Costs one attempt more a task; where that one failed, the group's mean takes its place."""
+
+    name: Literal["remax"] = "remax"
+    """REINFORCE with the greedy attempt as baseline."""
+    greedy_baseline: ClassVar[bool] = True
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        values: list[list[float]] = []
+        for group in groups:
+            mean = _mean([outcome.reward for outcome in group])
+            values.append([o.reward - (mean if o.greedy is None else o.greedy) for o in group])
+        return to_every_turn(groups, values)
 
 
 class OPO(Algorithm):
