@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from midstream.learn.algorithms.base import Aggregation, Algorithm
-from midstream.learn.algorithms.outcome import Credits, Groups, TurnOutcome, returns, to_every_turn
+from midstream.learn.algorithms.outcome import Credit, Credits, Groups, TurnOutcome, returns, to_every_turn
 
 Std = Literal["group", "batch", "none"]
 
@@ -155,7 +155,8 @@ class GDPO(Algorithm):
                 (own,) = relative([_filled([o.components.get(name) for o in group])], "group", 1, self.eps)
                 totals[place] += self.weights.get(name, 1.0) * np.array(own)
         everyone = np.concatenate(totals) if totals else np.zeros(0)
-        if len(everyone) < 2 or np.ptp(everyone) == 0:
+        # Components that cancel out leave rounding, which must not be blown up to a difference.
+        if len(everyone) < 2 or np.ptp(everyone) < 1e-9:
             return to_every_turn(groups, [[0.0] * len(group) for group in groups])
         mean, scale = float(everyone.mean()), float(everyone.std(ddof=1)) + self.eps
         return to_every_turn(groups, [((total - mean) / scale).tolist() for total in totals])
@@ -177,7 +178,7 @@ def by_key(
                 places.setdefault(key(turn), []).append((member, place))
         sets = list(places.values())
         values = relate([[earned[member][place] for member, place in members] for members in sets])
-        credit: list[list] = [[0.0] * len(outcome.turns) for outcome in group]
+        credit: list[list[Credit]] = [[0.0] * len(outcome.turns) for outcome in group]
         for members, own in zip(sets, values, strict=True):
             for (member, place), value in zip(members, own, strict=True):
                 credit[member][place] = value

@@ -156,7 +156,7 @@ class OPO(Algorithm):
 def whitened(values: list[list[list[list[float]]]]) -> Credits:
     """(x - mean) / sqrt(var + 1e-8) over every token of the batch, var unbiased: verl's and TRL's `masked_whiten`."""
     flat = np.array([token for group in values for own in group for turn in own for token in turn], dtype=np.float64)
-    if len(flat) < 2:
+    if len(flat) < 2 or np.ptp(flat) == 0:
         return [[[[0.0] * len(turn) for turn in own] for own in group] for group in values]
     mean, scale = float(flat.mean()), 1 / float(np.sqrt(flat.var(ddof=1) + WHITEN_EPS))
     return [[[[(token - mean) * scale for token in turn] for turn in own] for own in group] for group in values]
