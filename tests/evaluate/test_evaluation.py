@@ -11,7 +11,7 @@ import pytest
 from midstream import api, cli
 from midstream.core.types import Status, Task, Trajectory
 from midstream.evaluate.runs import read_rows
-from midstream.rewards.summary import reasons
+from midstream.rewards.summary import reasons, summarise
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,10 @@ def test_a_set_made_without_end_is_evaluated_on_as_many_as_its_run_was(trained: 
     assert api.evaluate(run=trained, tasks="calculate")["n"] == 6
 
 
-def test_a_row_holds_an_interval_of_the_reward(trained: Path) -> None:
-    row = api.evaluate(run=trained, n=6)
-    assert row["reward_low"] <= row["reward"] <= row["reward_high"] and row["reward_low"] < row["reward_high"]
+def test_a_row_holds_an_interval_of_the_reward() -> None:
+    def worth(reward: float | None) -> Trajectory:
+        return Trajectory(uid="u", prompt_uid="u", task=Task(id="t", prompt="?"), reward=reward)
+
+    row = summarise([worth(1.0), worth(0.0), worth(1.0), worth(0.0), worth(None)], lambda t: t.reward == 1.0)
+    assert row["reward"] == 0.5 and 0.0 <= row["reward_low"] < 0.5 < row["reward_high"] <= 1.0
+    assert "reward_low" not in summarise([worth(1.0), worth(None)], lambda t: True)
