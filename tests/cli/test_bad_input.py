@@ -56,7 +56,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("trainer.max_step=3", "trainer.max_step: unknown key; did you mean 'max_steps'?"),
         ("trianer.max_steps=3", "trianer: unknown key; did you mean 'trainer'?"),
         ("algorithm={name: flow_grpo, loss: {name: ppo_clip, clip_hi: 0.3}}", "unknown key; did you mean 'clip_high'?"),
-        ("algorithm.name=gpro", "'flow_grpo', 'grpo', 'reinforce'"),
+        ("algorithm.name=gpro", "'flow_grpo', 'grpo', 'dr_grpo'"),
         ("trainer.max_steps=many", "trainer.max_steps: Input should be a valid integer"),
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("optimizer.lr", "is not of the form key=value"),

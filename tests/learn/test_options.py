@@ -1,0 +1,62 @@
+"""Settings of the loop at work in a whole run: the KL in the reward, a coefficient that follows, groups dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream import api
+from midstream.evaluate.runs import Row, read_rows
+from midstream.rewards import component
+
+
+@component("letters_for_options")
+def letters(answer: str | None) -> float:
+    """Share of letters in the answer."""
+    return sum(c.isalpha() for c in answer or "") / max(len(answer or ""), 1)
+
+
+def rows_of(tiny_path: Path, run: Path, steps: int, resume: bool = False, **changed: Any) -> list[Row]:
+    settings: dict[str, Any] = {
+        "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
+        "tasks": {"sources": [{"type": "direct"}]},
+        "reward": {"components": changed.get("components", {"letters_for_options": 1.0})},
+        "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 3}, **changed.get("rollout", {})},
+        "algorithm": {"name": "rloo", **changed.get("algorithm", {})},
+        "optimizer": {"lr": 0.01},
+        "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)},
+    }
+    api.train(settings, listeners=(), resume=resume, force=resume)
+    return read_rows(run / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("placement", ["loss", "reward"])
+def test_a_coefficient_that_follows_is_gone_on_with_after_a_resume(tiny_path, tmp_path: Path, placement: str) -> None:
+    kl = {"coef": 0.1, "placement": placement, "target": 1e-6, "horizon": 6, "estimator": "k3"}
+    whole = rows_of(tiny_path, tmp_path / "whole", 3, algorithm={"kl": kl})
+    assert whole[0]["kl"] == pytest.approx(0.0, abs=1e-6) and abs(whole[2]["kl"]) > 1e-6
+    moved = [row["kl_coef"] for row in whole]
+    # Below the target it falls by a fifth over six trajectories, above it rises as fast.
+    assert moved[0] == 0.1 and moved[1] == pytest.approx(0.08, rel=0.02) and moved[2] != moved[1]
+    rows_of(tiny_path, tmp_path / "cut", 2, algorithm={"kl": kl})
+    cut = rows_of(tiny_path, tmp_path / "cut", 3, resume=True, algorithm={"kl": kl})
+    assert [row["kl_coef"] for row in cut] == moved
+    assert cut[2]["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
+
+
+def test_groups_without_a_difference_are_replaced_and_counted(tiny_path, tmp_path: Path) -> None:
+    # One token each, and a reward by length: no group ever differs, so every round is used up.
+    flat = {"backfill": 2, "sampling": {"max_tokens": 1}}
+    (row,) = rows_of(tiny_path, tmp_path / "flat", 1, rollout=flat, components={"length": -1.0})
+    assert row["dropped_groups"] == 6 and row["groups"] == 0 and row["loss_tokens"] == 0
+
+
+def test_truncated_trajectories_carry_no_loss_when_masked(tiny_path, tmp_path: Path) -> None:
+    (kept,) = rows_of(tiny_path, tmp_path / "kept", 1, algorithm={"name": "reinforce", "baseline": "none"})
+    masked = {"truncated": "mask"}
+    (row,) = rows_of(
+        tiny_path, tmp_path / "masked", 1, rollout=masked, algorithm={"name": "reinforce", "baseline": "none"}
+    )
+    assert kept["truncated"] > 0.5 and row["loss_tokens"] < kept["loss_tokens"] / 2
