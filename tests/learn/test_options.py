@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,29 @@ def rows_of(tiny_path: Path, run: Path, steps: int, resume: bool = False, **chan
         "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 3}, **changed.get("rollout", {})},
         "algorithm": {"name": "rloo", **changed.get("algorithm", {})},
         "optimizer": {"lr": 0.01},
-        "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)},
+        "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)}
+        | changed.get("trainer", {}),
     }
     api.train(settings, listeners=(), resume=resume, force=resume)
     return read_rows(run / "metrics.jsonl")
+
+
+def test_everything_that_runs_the_model_runs_in_the_compute_thread(tiny_path, tmp_path: Path, monkeypatch) -> None:
+    """Two threads that use OpenMP slow each other down, and no result would show it."""
+    from midstream.engines.torch.decoder import Decoder
+
+    seen: set[str] = set()
+    forward = Decoder.forward
+
+    def noted(self: Decoder, *given: Any, **named: Any) -> Any:
+        seen.add(threading.current_thread().name)
+        return forward(self, *given, **named)
+
+    monkeypatch.setattr(Decoder, "forward", noted)
+    kl = {"coef": 0.1, "placement": "reward", "reference": "start"}
+    rows_of(tiny_path, tmp_path / "run", 2, algorithm={"kl": kl}, trainer={"eval_every": 1, "val_tasks": 2})
+    api.ask("Who?", run=tmp_path / "run")
+    assert seen == {"compute_0"}
 
 
 @pytest.mark.parametrize("placement", ["loss", "reward"])

@@ -91,7 +91,7 @@ def make_batch(
     turns: list[LearningTurn] = []
     flat: list[bool] = []
     for group, values in zip(live, by_group, strict=True):
-        before = len(turns)
+        flat.append(not any(_teaches(credit) for own in values for credit in own))
         for trajectory, credits in zip(group, values, strict=True):
             steps = trainable_steps(trajectory)
             for step, credit in zip(steps, credits, strict=True):
@@ -109,7 +109,6 @@ def make_batch(
                             trajectory.prompt_uid,
                         )
                     )
-        flat.append(not any(any(turn.advantages) for turn in turns[before:]))
     counts = {
         "groups": float(len(groups)),
         "zero_variance_groups": float(sum(flat)),
@@ -127,6 +126,10 @@ def trainable_steps(trajectory: Trajectory) -> list[Step]:
 
 def _is_truncated(trajectory: Trajectory) -> bool:
     return any(step.finish_reason == FinishReason.LENGTH for step in trainable_steps(trajectory))
+
+
+def _teaches(credit: Credit) -> bool:
+    return credit != 0 if isinstance(credit, int | float) else any(credit)
 
 
 def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:

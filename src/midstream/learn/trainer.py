@@ -1,4 +1,4 @@
-"""The training loop: roll out, score, learn, log, evaluate, save; and go on from a checkpoint to the same numbers.
+"""The training loop: step, log, evaluate, save; and go on from a checkpoint to the same numbers.
 
 Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed
 one would have done. What was logged after the last checkpoint is dropped and made again."""
@@ -13,10 +13,9 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,19 @@ import yaml
 
 from midstream import __version__
 from midstream.core.errors import ConfigError, RunError, TaskError
-from midstream.core.types import Trajectory
-from midstream.engines.torch.compute import compute, trim
-from midstream.learn.batch import make_batch
+from midstream.engines.torch.compute import compute
+from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import first_batch, insist
-from midstream.learn.collect import collect
+from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
-from midstream.learn.learner import Reference, together
 from midstream.learn.listener import Listener
-from midstream.learn.log_probs import score
-from midstream.learn.penalty import penalised
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build
+from midstream.learn.step import take_step
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
-from midstream.rewards.summary import describe, reasons
-
-TRIM_EVERY = 4
-"""Steps after which unused memory is given back: it costs a little each time, as it is soon asked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,103 +272,11 @@ class _Run:
         return self.parts.weights.snapshot() if kind == "start" else {}
 
     async def _step(self, state: TrainState) -> TrainState:
-        config, parts = self.config, self.parts
-        step = state.step + 1
-        began = time.perf_counter()
-        sampled, prefilled = parts.engine.tokens_sampled, parts.engine.tokens_prefilled
-        collected = await collect(parts, self.store, state.position, step)
-        groups, trajectories = collected.groups, collected.trajectories
-        rollout_s = time.perf_counter() - began
-        kl = config.algorithm.kl.model_copy(update={"coef": state.kl_coef or config.algorithm.kl.coef})
-        algorithm = config.algorithm.model_copy(update={"kl": kl})
-        # Before the first update too: the self-check wants to know.
-        every = kl.measure_every
-        measured = kl.coef > 0 or (every > 0 and (step % every == 0 or parts.learner.updates == 0))
-        # In full tuning there is no base left to compare with: without its adapter, the policy is itself.
-        measured = measured and not (config.policy.tuning == "full" and kl.reference == "base")
-        reference = self._reference() if measured else None
-        drift: float | None = None
-        if reference is not None and kl.placement == "reward" and kl.coef:
-            groups, drift = await compute(penalised, groups, partial(parts.learner.measure, reference), kl.coef)
-            reference = None
-        batch = make_batch(
-            groups,
-            algorithm,
-            failed=config.rollout.failed,
-            truncated=config.rollout.truncated,
-            greedy=collected.greedy,
-            keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef),
-        )
-        updates: list[dict[str, float]] = []
-        async with parts.engine.exclusive():
-            for _ in range(config.trainer.epochs_per_batch):
-                for part in batch.parts(config.trainer.minibatches):
-                    if part.turns:
-                        updates.append(await compute(parts.learner.update, part, algorithm, reference))
-                        if parts.learner.updates == 1:
-                            self._check(groups, part, updates[0])
-            if step % TRIM_EVERY == 0:
-                await compute(trim)
-        sums = together(updates)
-        elapsed = time.perf_counter() - began
-        tokens = parts.engine.tokens_sampled - sampled
-        share = sums.pop("weight", 0.0) or 1.0
-        scale = {name: sums[name] / share for name in ("entropy", "clipped", "sampler_kl", "kl") if name in sums}
-        won = [parts.reward.succeeded(t) for t in trajectories]
-        kinds = sorted({t.task.kind for t in trajectories})
-        by_kind = {k: [w for t, w in zip(trajectories, won, strict=True) if t.task.kind == k] for k in kinds}
-        self._log(
-            {
-                "stage": "rl",
-                "step": step,
-                "success": sum(won) / len(won),
-                **describe(trajectories),
-                "errors": reasons(trajectories),
-                **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
-                **{
-                    name: value
-                    for name, value in sums.items()
-                    if name in ("loss", "policy_loss", "grad_norm", "max:log_ratio")
-                },
-                **{"entropy": None, "kl": None, **scale},
-                **({"kl": drift} if drift is not None else {}),
-                "kl_coef": kl.coef,
-                **batch.counts,
-                "dropped_groups": float(collected.dropped),
-                "loss_tokens": sums.get("loss_tokens", 0.0),
-                "computed_tokens": sums.get("computed_tokens", 0.0),
-                "tokens": tokens,
-                "prefilled_tokens": parts.engine.tokens_prefilled - prefilled,
-                "policy_version": parts.decoder.version,
-                "tokens_per_s": tokens / rollout_s,
-                "rollout_s": rollout_s,
-                "learn_s": elapsed - rollout_s,
-                "time_s": elapsed,
-            }
-        )
-        found = drift if drift is not None else scale.get("kl")
-        coef = state.kl_coef
-        if kl.target is not None and found is not None:
-            coef = kl.followed(kl.coef, found, len(trajectories))
-        return TrainState(step, collected.position, parts.learner.updates, parts.decoder.version, coef)
+        done = await take_step(self.parts, self.store, state, self.reference, self._check)
+        self._log(done.row)
+        return done.state
 
-    def _reference(self) -> Reference:
-        parts = self.parts
-        if self.config.algorithm.kl.reference == "base":
-
-            def base(sequences: Any) -> torch.Tensor:
-                with torch.no_grad():
-                    return score(parts.decoder, sequences, adapter=False).log_probs
-
-            return base
-
-        def start(sequences: Any) -> torch.Tensor:
-            with torch.no_grad(), parts.weights.swapped(self.reference):
-                return score(parts.decoder, sequences).log_probs
-
-        return start
-
-    def _check(self, groups: list[list[Trajectory]], batch: Any, sums: dict[str, float]) -> None:
+    def _check(self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float]) -> None:
         fresh = not self.config.warm_start.examples or self.config.algorithm.kl.reference == "start"
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
         checks = first_batch(groups, batch, sums, str(self.parts.decoder.dtype).removeprefix("torch."), kl)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -45,7 +46,7 @@ class KLConfig(Config):
         return coef * (1 + error * trajectories / self.horizon)
 
 
-class Algorithm(Config):
+class Algorithm(Config, ABC):
     """An advantage estimator with its settings, and the loss its advantages go into."""
 
     loss: LossConfig = PPOClip()
@@ -65,6 +66,6 @@ class Algorithm(Config):
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
 
+    @abstractmethod
     def advantages(self, groups: Groups) -> Credits:
         """The advantage of every trainable turn, by group and trajectory."""
-        raise NotImplementedError

@@ -86,38 +86,49 @@ class DrGRPO(Algorithm):
         return to_every_turn(groups, relative(rewards, "none", 0, 0.0))
 
 
-class StepwiseGRPO(_GroupRelative):
+class _StepRelative(_GroupRelative):
+    """A turn's return, relative to those of its group's other turns with the same `key`."""
+
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """Per turn."""
+
+    def key(self, turn: TurnOutcome) -> object:
+        """Turns of a group are compared when this is equal: here, those of the same role."""
+        return turn.role
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        return by_key(groups, self.discount, self.key, self.relative)
+
+
+class RoleGRPO(_StepRelative):
+    """Each role is a group of its own: a turn's return is compared with those of the same role in its group."""
+
+    name: Literal["role_grpo"] = "role_grpo"
+    """GRPO by role."""
+
+
+class _OutcomeAndSteps(_StepRelative):
+    """The trajectory's relative outcome, plus `step_weight` times the relative return of the turn."""
+
+    step_weight: float = Field(default=0.5, ge=0)
+    """Weight (omega) of the step's part beside the outcome's."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        outcome = self.relative([[outcome.reward for outcome in group] for group in groups])
+        return _sum(to_every_turn(groups, outcome), super().advantages(groups), self.step_weight)
+
+
+class StepwiseGRPO(_OutcomeAndSteps):
     """Step-wise and terminal credit: the trajectory's relative outcome, plus what a turn earned from itself on relative
     to the group's other turns of the same role."""
 
     name: Literal["stepwise_grpo"] = "stepwise_grpo"
     """GRPO on outcomes and steps."""
-    step_weight: float = Field(default=0.5, ge=0)
-    """Weight of the step's part beside the outcome's."""
-    discount: float = Field(default=1.0, gt=0, le=1)
-    """Per turn."""
-
-    def advantages(self, groups: Groups) -> Credits:
-        """As `Algorithm.advantages`."""
-        outcome = super().advantages(groups)
-        steps = by_key(groups, self.discount, lambda turn: turn.role, self.relative)
-        return _sum(outcome, steps, self.step_weight)
 
 
-class RoleGRPO(_GroupRelative):
-    """Each role is a group of its own: a turn's return is compared with those of the same role in its group."""
-
-    name: Literal["role_grpo"] = "role_grpo"
-    """GRPO by role."""
-    discount: float = Field(default=1.0, gt=0, le=1)
-    """Per turn."""
-
-    def advantages(self, groups: Groups) -> Credits:
-        """As `Algorithm.advantages`."""
-        return by_key(groups, self.discount, lambda turn: turn.role, self.relative)
-
-
-class GiGPO(_GroupRelative):
+class GiGPO(_OutcomeAndSteps):
     """Group in group (Feng et al. 2025): the trajectory's relative outcome, plus `step_weight` times a turn's return
     relative to the turns of its group that began in the same state. A state only one turn began in adds nothing."""
 
@@ -128,10 +139,9 @@ class GiGPO(_GroupRelative):
     discount: float = Field(default=0.95, gt=0, le=1)
     """Per turn."""
 
-    def advantages(self, groups: Groups) -> Credits:
-        """As `Algorithm.advantages`."""
-        outcome = super().advantages(groups)
-        return _sum(outcome, by_key(groups, self.discount, lambda turn: turn.state, self.relative), self.step_weight)
+    def key(self, turn: TurnOutcome) -> object:
+        """The state it began in."""
+        return turn.state
 
 
 class GDPO(Algorithm):
