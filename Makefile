@@ -4,6 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH := .venv/.bench
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
@@ -44,6 +45,11 @@ test: $(READY)
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+# What the comparisons need beside the rest; never a part of `make test`.
+$(BENCH): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev,bench]'
+	@touch $(BENCH)
 
 check: $(READY)
 	$(BIN)/ruff format --check .
