@@ -16,7 +16,7 @@ from midstream.core.types import Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.grpo import GDPO, GRPO, DrGRPO, FlowGRPO, GiGPO, RoleGRPO, StepwiseGRPO
-from midstream.learn.algorithms.outcome import Outcome, TurnOutcome, outcome_of, returns
+from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome, outcome_of, returns
 from midstream.learn.algorithms.reinforce import (
     GPG,
     OPO,
@@ -26,16 +26,24 @@ from midstream.learn.algorithms.reinforce import (
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
     ReMax,
+    RoleBaseline,
 )
+from midstream.learn.algorithms.supervised import DPO, Distill, Imitate
 
 WINNER = [1.0, 0.0, 0.0, 0.0]
+
+
+def blank(tokens: int) -> Reading:
+    """A turn of which everything was read, and all of it 0."""
+    return Reading(*[(0.0,) * tokens] * 4)
 
 
 def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence[int] = (), **told) -> Outcome:
     """A trajectory whose turns earned that much each and have that many tokens, two where nothing is said."""
     sizes = tokens or (2,) * len(earned)
     roles, states = told.pop("roles", ("planner",) * len(earned)), told.pop("states", range(len(earned)))
-    turns = zip(sizes, roles, earned, states, strict=True)
+    readings = told.pop("readings", [blank(size) for size in sizes])
+    turns = zip(sizes, roles, earned, states, readings, strict=True)
     return Outcome(reward, tuple(TurnOutcome(*turn) for turn in turns), **told)
 
 
@@ -212,6 +220,63 @@ def test_turns_that_began_in_the_same_state_are_a_group_of_their_own() -> None:
     assert found == [[[0.5 + 2 * 0.25, 0.5], [-0.5 - 2 * 0.25, -0.5]]]
 
 
+def test_each_role_has_a_baseline_that_runs_from_step_to_step() -> None:
+    algorithm = RoleBaseline(decay=0.9)
+    won, lost = (
+        [trajectory(0.0, earned, roles=("x", "o", "x")) for earned in ((0.0, -1.0, 1.0), (0.0, 1.0, -1.0))],
+        [trajectory(1.0, (0.25, 0.75), roles=("x", "x"), memory={"x": 0.5, "y": 7.0})],
+    )
+    assert algorithm.advantages([won]) == [[[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]]
+    assert algorithm.remember([won]) == {"o": 0.0, "x": 0.0}
+    assert algorithm.advantages([lost]) == [[[0.5, 0.5]]]
+    assert algorithm.remember([lost]) == {"x": pytest.approx(0.9 * 0.5 + 0.1 * 1.0), "y": 7.0}
+    whole = RoleBaseline(credit="trajectory").advantages(
+        [[trajectory(1.0, (0.0, 0.0), roles=("x", "o"), memory={"o": 0.25})]]
+    )
+    assert whole == [[[0.0, 0.75]]]
+
+
+def test_imitation_averages_over_the_tokens_of_those_chosen() -> None:
+    group = [
+        trajectory(1.0, (0.0, 1.0), tokens=(3, 2)),
+        trajectory(0.5, (0.5,), tokens=(9,)),
+        trajectory(2.0, (2.0,), tokens=(5,)),
+    ]
+    assert Imitate().advantages([group]) == [[[0.1, 0.1], [0.0], [0.1]]]
+    assert Imitate(best=True).advantages([group]) == [[[0.0, 0.0], [0.0], [0.2]]]
+    assert Imitate().metrics([group]) == {"chosen": 2.0}
+    assert Imitate(at_least=3.0).advantages([group]) == [[[0.0, 0.0], [0.0], [0.0]]]
+
+
+def preferred(reward: float, policy: Sequence[float], reference: Sequence[float]) -> Outcome:
+    return trajectory(reward, (reward,), (len(policy),), readings=[Reading(policy, reference=reference)])
+
+
+def test_pairs_pull_by_how_wrong_the_policy_ranks_them() -> None:
+    """d of the better is 0.5, of the worse -0.25: the margin is beta 0.75."""
+    pair = [
+        preferred(1.0, (-1.0, -2.0), (-1.5, -2.0)),
+        preferred(0.0, (-1.25,), (-1.0,)),
+        preferred(0.5, (-1.0,), (-1.0,)),
+    ]
+    margin = 0.4 * 0.75
+    pull = 0.4 / (1 + math.exp(margin))
+    assert DPO(beta=0.4).advantages([pair]) == [[[pytest.approx(pull)], [pytest.approx(-pull)], [0.0]]]
+    found = DPO(beta=0.4).metrics([pair])
+    assert found["pair_loss"] == pytest.approx(-math.log(1 / (1 + math.exp(-margin))))
+    assert found["pair_margin"] == pytest.approx(margin) and found["pair_accuracy"] == 1.0 and found["pairs"] == 1.0
+    every = DPO(beta=0.4, pairs="all")
+    assert every.metrics([pair])["pairs"] == 3.0
+    assert sum(a[0] for a in every.advantages([pair])[0]) == pytest.approx(0.0)  # type: ignore[misc]
+    assert DPO().advantages([pair[:1]]) == [[[0.0]]]
+
+
+def test_a_teacher_judges_every_token() -> None:
+    turn = preferred(0.0, (-1.0, -2.0), (-0.5, -3.0))
+    assert Distill().advantages([[turn]]) == [[[[0.5, -1.0]]]]
+    assert Distill().metrics([[turn]]) == {"teacher_kl": pytest.approx(0.25)}
+
+
 def test_every_component_counts_for_its_own_spread() -> None:
     """Component a: 100, 0; b: 0.01, 0 in one group; each is +-1/sqrt(2) normalised, whatever its size."""
     big, small = {"a": 100.0, "b": 0.0}, {"a": 0.0, "b": 0.01}
@@ -247,7 +312,7 @@ def test_an_outcome_says_what_each_trainable_turn_earned_until_the_next() -> Non
 def test_every_algorithm_has_a_name_and_takes_groups_of_any_shape() -> None:
     adapter: TypeAdapter[Algorithm] = TypeAdapter(AlgorithmConfig)
     names = list(adapter.json_schema()["discriminator"]["mapping"])
-    assert len(names) == 15
+    assert len(names) == 20
     group = [trajectory(1.0, (0.5, 0.5)), trajectory(0.0, ()), trajectory(-1.0, (-1.0,))]
     for name in names:
         for groups in ([], [group], [[trajectory(1.0)], group], [group, group]):

@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import torch
 from midstream.core.errors import ModelError, TrainingError
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.algorithms.base import KLConfig
+from midstream.learn.algorithms.ppo import PPO, CriticConfig
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
+from midstream.learn.critic import Critic
 from midstream.learn.learner import Learner, together
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.weights import Weights
@@ -251,3 +254,80 @@ def test_several_updates_make_one_row_of_metrics() -> None:
         "kl": 0.2,
     }
     assert together([]) == {}
+
+
+def with_critic(make_policy, max_tokens: int = 4096, own: bool = False, **config: Any) -> Learner:
+    policy = make_policy()
+    mine = Weights(make_policy().decoder, "lora") if own else None
+    critic = Critic(CriticConfig(**config), policy.decoder, mine, max_grad_norm=1e9)
+    with torch.no_grad():
+        critic.head["critic.weight"].normal_(0, 0.3, generator=torch.Generator().manual_seed(3))
+    optimizer = OptimizerConfig(max_grad_norm=1e9)
+    return Learner(policy.decoder, Weights(policy.decoder, "lora"), optimizer, max_tokens, critic)
+
+
+def valued_batch(learner: Learner) -> LearningBatch:
+    turns = batch_for(learner).turns
+    values = learner.look([turn.sequence for turn in turns], values=True).values
+    made, start = [], 0
+    for turn in turns:
+        part = slice(start, start := start + len(turn.old_log_probs))
+        made.append(replace(turn, values=tuple(values[part]), targets=(1.0,) * len(turn.old_log_probs)))
+    return LearningBatch(made)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_size_of_a_pass_changes_no_gradient_of_the_critic(make_policy, own: bool) -> None:
+    found = []
+    for size in (4096, 60):
+        learner = with_critic(make_policy, size, own=own, coef=0.5)
+        batch = valued_batch(learner)
+        policy, sums = gradient_of(learner, batch)
+        assert learner.critic is not None
+        found.append(
+            (policy, {n: p.grad.clone() for n, p in learner.critic.parameters().items() if p.grad is not None}, sums)
+        )
+    (policy, critic, sums), (policy_cut, critic_cut, sums_cut) = found
+    assert critic.keys() == critic_cut.keys() and len(critic) == (2 if not own else 2 + len(policy))
+    for one, other in ((policy, policy_cut), (critic, critic_cut)):
+        for name, value in one.items():
+            assert (value - other[name]).abs().max() <= 1e-5 * max(1.0, float(value.abs().max())), name
+    assert sums["value_loss"] == pytest.approx(sums_cut["value_loss"], rel=1e-5) and sums["value_loss"] > 0.01
+
+
+def test_the_policy_feels_the_critic_by_its_coefficient_alone(make_policy) -> None:
+    gradients = {}
+    for coef in (0.0, 0.5, 1.0):
+        learner = with_critic(make_policy, coef=coef)
+        gradients[coef] = gradient_of(learner, valued_batch(learner))[0]
+    alone = with_critic(make_policy, own=True)
+    without = gradient_of(alone, valued_batch(alone))[0]
+    for name, value in without.items():
+        assert (gradients[0.0][name] - value).abs().max() <= 1e-6, name
+        half, whole = gradients[0.5][name] - value, gradients[1.0][name] - value
+        assert float(whole.abs().max()) > 0
+        assert (2 * half - whole).abs().max() <= 1e-4 * float(whole.abs().max()) + 1e-6, name
+
+
+def test_a_broken_target_moves_neither_policy_nor_critic(make_policy) -> None:
+    learner = with_critic(make_policy, coef=0.0)
+    batch = valued_batch(learner)
+    broken = replace(batch.turns[0], targets=(math.nan,) * len(batch.turns[0].targets))
+    assert learner.critic is not None
+    before = [p.detach().clone() for p in (*learner.weights.parameters(), *learner.critic.parameters().values())]
+    with pytest.raises(TrainingError, match=r"critic's gradient is not finite"):
+        learner.update(LearningBatch([broken, *batch.turns[1:]]), PPO(), None)
+    after = [*learner.weights.parameters(), *learner.critic.parameters().values()]
+    assert all(torch.equal(a, b.detach()) for a, b in zip(before, after, strict=True)) and learner.updates == 0
+
+
+def test_during_the_warm_up_only_the_critic_learns(make_policy) -> None:
+    learner = with_critic(make_policy, warmup=1, coef=1.0)
+    batch = valued_batch(learner)
+    assert learner.critic is not None
+    policy, head = learner.weights.snapshot(), learner.critic.head["critic.weight"].detach().clone()
+    learner.update(batch, PPO(), None)
+    assert all(torch.equal(value, policy[name]) for name, value in learner.weights.snapshot().items())
+    assert not torch.equal(head, learner.critic.head["critic.weight"].detach())
+    learner.update(batch, PPO(), None)
+    assert not all(torch.equal(value, policy[name]) for name, value in learner.weights.snapshot().items())

@@ -80,3 +80,31 @@ def test_truncated_trajectories_carry_no_loss_when_masked(tiny_path, tmp_path: P
         tiny_path, tmp_path / "masked", 1, rollout=masked, algorithm={"name": "reinforce", "baseline": "none"}
     )
     assert kept["truncated"] > 0.5 and row["loss_tokens"] < kept["loss_tokens"] / 2
+
+
+def test_a_policy_is_taught_by_the_checkpoint_of_another_run(tiny_path, tmp_path: Path) -> None:
+    rows_of(tiny_path, tmp_path / "teacher", 2)
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "step-000002")
+    settings = {"name": "distill", "kl": {"coef": 0.0, "reference": teacher, "measure_every": 1}}
+    rows = rows_of(tiny_path, tmp_path / "pupil", 6, algorithm=settings)
+    # The pupil begins where the teacher began, and comes nearer to it.
+    assert rows[0]["kl"] > 1e-3 and rows[-1]["kl"] < rows[0]["kl"] / 2
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"name": "dpo", "kl": {"coef": 0.0, "reference": "start"}},
+        {"name": "imitate", "at_least": 0.5},
+        {"name": "role_baseline", "credit": "trajectory"},
+        {"name": "rloo", "correction": {"level": "sequence", "rule": "band", "low": 0.5, "high": 2.0}},
+        {"name": "rloo", "top_entropy": 0.5},
+    ],
+    ids=str,
+)
+def test_what_an_algorithm_reads_and_remembers_is_gone_on_with(tiny_path, tmp_path: Path, algorithm) -> None:
+    whole = rows_of(tiny_path, tmp_path / "whole", 3, algorithm=algorithm)
+    rows_of(tiny_path, tmp_path / "cut", 2, algorithm=algorithm)
+    cut = rows_of(tiny_path, tmp_path / "cut", 3, resume=True, algorithm=algorithm)
+    assert cut[2]["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5) and whole[2]["loss"] != 0
+    assert cut[2]["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-4) and whole[2]["grad_norm"] > 0

@@ -6,6 +6,7 @@ import pytest
 
 from midstream.core.types import Step, Task, Trajectory
 from midstream.learn.algorithms.base import KLConfig
+from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.penalty import penalised
 
 
@@ -25,15 +26,10 @@ def test_a_trajectory_pays_for_what_its_tokens_drifted() -> None:
     steps = (step(0, (-1.0, -2.0), 0.5), step(1, (-1.0,), 0.25, trainable=False), step(2, (-3.0,), None))
     drifted = Trajectory(uid="a", prompt_uid="p", task=Task(id="t", prompt="?"), steps=steps, reward=0.75)
     unscored = Trajectory(uid="b", prompt_uid="p", task=Task(id="t", prompt="?"), steps=(step(0, (-1.0,)),))
-    asked: list[tuple[int, ...]] = []
-
-    def reference(sequences):
-        asked.extend(sequence.prompt_ids for sequence in sequences)
-        return [-1.5, -2.0, -2.0, -1.0]
-
-    ((found, other),), by_token = penalised([[drifted, unscored]], reference, coef=0.5)
+    readings = {("a", 0): (-1.5, -2.0), ("a", 2): (-2.0,), ("b", 0): (-1.0,)}
+    read = {place: Reading(reference=values) for place, values in readings.items()}
+    ((found, other),), by_token = penalised([[drifted, unscored]], read, coef=0.5)
     # log pi_old - log pi_ref: 0.5 and 0 in the first step, -1 in the third.
-    assert asked == [(1, 0), (1, 2), (1, 0)]
     assert [s.reward for s in found.steps] == [0.5 - 0.25, 0.25, 0.5]
     assert found.reward == pytest.approx(0.75 - 0.25 + 0.5)
     assert sum(s.reward or 0.0 for s in found.steps) == pytest.approx(found.reward)
@@ -43,7 +39,7 @@ def test_a_trajectory_pays_for_what_its_tokens_drifted() -> None:
 
 def test_nothing_trainable_pays_nothing() -> None:
     still = Trajectory(uid="a", prompt_uid="p", task=Task(id="t", prompt="?"), reward=1.0)
-    assert penalised([[still]], lambda sequences: [], 1.0) == ([[still]], 0.0)
+    assert penalised([[still]], {}, 1.0) == ([[still]], 0.0)
 
 
 def test_the_coefficient_follows_its_target_by_a_fifth_at_most() -> None:

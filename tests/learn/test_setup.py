@@ -73,7 +73,9 @@ def test_what_does_not_fit_is_an_error_that_says_where(tiny_path: Path, roles, p
             {"algorithm": {"name": "flow_grpo", "loss": {"name": "ppo_clip", "clip_hi": 0.3}}},
             "did you mean 'clip_high'",
         ),
-        ({"algorithm": {"name": "ppo"}}, "algorithm"),
+        ({"algorithm": {"name": "pppo"}}, "algorithm"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"minibatches": 2}}, "hold for one update"),
+        ({"algorithm": {"name": "distill"}, "policy": {"tuning": "full"}}, "needs policy.tuning"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(change: dict[str, Any], message: str) -> None:

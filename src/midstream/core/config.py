@@ -85,7 +85,11 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         return f"{dotted}: unknown key; {nearest(str(location[-1]), known)}"
     if item["type"] == "missing":
         return f"{dotted}: is required"
-    return f"{dotted}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+    message = item["msg"].removeprefix("Value error, ")
+    # Of settings that do not go together the message names those that matter; the input would be a whole section.
+    if isinstance(item["input"], dict) and item["type"] == "value_error":
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted}: {message} (got {item['input']!r})"
 
 
 def _section(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:

@@ -24,6 +24,10 @@ class ChatTokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, by its text."""
+        return self._tokenizer.get_vocab()
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
-from midstream.learn.algorithms.outcome import Credit, outcome_of
+from midstream.learn.algorithms.outcome import Credit, Place, Reading, outcome_of
 from midstream.learn.log_probs import TokenSequence
 
 
@@ -27,6 +27,13 @@ class LearningTurn:
     weight: float
     role: str
     group: str
+    place: Place = ("", 0)
+    scale: tuple[float, ...] = ()
+    """What the policy loss of each token is multiplied by; 1 when empty."""
+    values: tuple[float, ...] = ()
+    """What the critic said of each token as the step began; empty without a critic."""
+    targets: tuple[float, ...] = ()
+    """What it should have said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class LearningBatch:
 
     turns: list[LearningTurn]
     counts: dict[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """What the algorithm remembers after this batch."""
 
     def parts(self, n: int) -> list[LearningBatch]:
         """`n` batches of neighbouring groups for separate updates, each with weights of its own mean."""
@@ -48,7 +57,7 @@ class LearningBatch:
             turns = [t for t in self.turns if t.group in chosen]
             share = _mass(turns) / _mass(self.turns)
             scaled = [replace(turn, weight=turn.weight / share) for turn in turns]
-            parts.append(LearningBatch(scaled, self.counts))
+            parts.append(LearningBatch(scaled, self.counts, self.memory))
         return parts
 
 
@@ -64,11 +73,14 @@ def make_batch(
     truncated: str = "keep",
     keep_zero: bool = False,
     greedy: Mapping[str, float] | None = None,
+    readings: Mapping[Place, Reading] | None = None,
+    memory: Mapping[str, float] | None = None,
 ) -> LearningBatch:
     """Advantages and weights by `algorithm`.
 
     `failed` and `truncated` are the rules of those names in `rollout`. `keep_zero` keeps turns of zero advantage: a KL
-    term or entropy bonus acts on them too. Raises `TrainingError` for a reward that is not finite."""
+    term or entropy bonus acts on them too. `greedy`, `readings` and `memory` are what estimators may ask for: see
+    `Outcome`. Raises `TrainingError` for a reward that is not finite."""
     if truncated == "drop":
         groups = [[t for t in group if not _is_truncated(t)] for group in groups]
     scored = [
@@ -83,22 +95,30 @@ def make_batch(
                     f"its components: {dict(trajectory.rewards)}",
                 )
     live = [group for group in scored if len(group) > 0]
-    by_group = algorithm.advantages(
-        [[outcome_of(t, trainable_steps(t), (greedy or {}).get(t.prompt_uid)) for t in group] for group in live]
-    )
+    outcomes = [
+        [
+            outcome_of(t, trainable_steps(t), greedy=(greedy or {}).get(t.prompt_uid), readings=readings, memory=memory)
+            for t in group
+        ]
+        for group in live
+    ]
+    by_group = algorithm.advantages(outcomes)
+    targets = algorithm.targets(outcomes) or [[[()] * len(o.turns) for o in group] for group in outcomes]
     counted = [t for group in groups for t in group] if failed == "mask" else [t for group in live for t in group]
     weigh = _weights(counted, algorithm)
     turns: list[LearningTurn] = []
     flat: list[bool] = []
-    for group, values in zip(live, by_group, strict=True):
+    for group, values, wanted in zip(live, by_group, targets, strict=True):
         flat.append(not any(_teaches(credit) for own in values for credit in own))
-        for trajectory, credits in zip(group, values, strict=True):
+        for trajectory, credits, goals in zip(group, values, wanted, strict=True):
             steps = trainable_steps(trajectory)
-            for step, credit in zip(steps, credits, strict=True):
+            for step, credit, goal in zip(steps, credits, goals, strict=True):
                 advantages = _by_token(credit, len(step.response_ids))
                 if truncated == "mask" and _is_truncated(trajectory):
                     continue
                 if keep_zero or any(advantages):
+                    place = (trajectory.uid, step.step_index)
+                    said = (readings or {}).get(place, Reading()).values
                     turns.append(
                         LearningTurn(
                             TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
@@ -107,6 +127,9 @@ def make_batch(
                             weigh(trajectory, step, len(steps)),
                             step.role,
                             trajectory.prompt_uid,
+                            place,
+                            values=tuple(said),
+                            targets=tuple(goal) if isinstance(goal, Sequence) else (),
                         )
                     )
     counts = {
@@ -115,8 +138,9 @@ def make_batch(
         "empty_groups": float(len(groups) - len(live)),
         "failed_trajectories": float(sum(t.status is not Status.COMPLETED for group in groups for t in group)),
         "untrainable_trajectories": float(sum(not trainable_steps(t) for t in counted)),
+        **algorithm.metrics(outcomes),
     }
-    return LearningBatch(turns, counts)
+    return LearningBatch(turns, counts, algorithm.remember(outcomes))
 
 
 def trainable_steps(trajectory: Trajectory) -> list[Step]:
@@ -140,13 +164,15 @@ def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:
 
 
 def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callable[[Trajectory, Step, int], float]:
-    """The weight of one token of a step. All weights of the batch sum to 1, but for the two aggregations that add the
-    tokens of a turn up."""
+    """The weight of one token of a step. All weights of the batch sum to 1, but for the aggregations that add tokens
+    up."""
     aggregation = algorithm.aggregation
     trainable = [steps for t in trajectories if (steps := trainable_steps(t))]
     n_trajectories = len(trainable)
     n_turns = sum(len(steps) for steps in trainable)
     n_tokens = sum(len(step.response_ids) for steps in trainable for step in steps)
+    if aggregation == "sum":
+        return lambda trajectory, step, turns: 1.0
     if aggregation == "token_mean":
         return lambda trajectory, step, turns: 1 / n_tokens
     if aggregation == "sequence_mean":

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,8 @@ class TrainState:
     policy_version: int
     kl_coef: float | None = None
     """Where an adaptive KL coefficient had come to."""
+    memory: Mapping[str, float] = field(default_factory=dict)
+    """What the algorithm remembers from step to step."""
 
 
 def save_checkpoint(
@@ -44,7 +46,10 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         learner.weights.save(temporary, base)
-        save_file(_moments(learner), temporary / "optimizer.safetensors")
+        save_file(_moments(learner.optimizer, _named(learner)), temporary / "optimizer.safetensors")
+        if (critic := learner.critic) is not None:
+            values = {name: value.detach().cpu().contiguous() for name, value in critic.parameters().items()}
+            save_file(values | _moments(critic.optimizer, critic.parameters()), temporary / "critic.safetensors")
         if extra:
             save_file(
                 {name: value.cpu().contiguous() for name, value in extra.items()}, temporary / "reference.safetensors"
@@ -70,14 +75,22 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
     """Put weights, moments and counters back as `save_checkpoint` found them."""
     state = read_state(folder)
     learner.weights.load(folder)
-    saved = load_file(folder / "optimizer.safetensors")
-    for name, parameter in zip(learner.weights.names(), learner.weights.parameters(), strict=True):
-        if f"{name}.exp_avg" in saved:
-            learner.optimizer.state[parameter] = {
-                "step": saved[f"{name}.step"],
-                "exp_avg": saved[f"{name}.exp_avg"].to(parameter.device),
-                "exp_avg_sq": saved[f"{name}.exp_avg_sq"].to(parameter.device),
-            }
+    _put_back(learner.optimizer, _named(learner), load_file(folder / "optimizer.safetensors"))
+    if (critic := learner.critic) is not None:
+        path = folder / "critic.safetensors"
+        if not path.is_file():
+            raise ModelError(
+                f"'{folder}' holds no critic", "it is of a run whose algorithm had none; start another run"
+            )
+        saved = load_file(path)
+        try:
+            critic.restore(saved)
+        except (KeyError, RuntimeError) as error:
+            raise ModelError(
+                f"the critic in '{folder}' does not fit this one: {error}",
+                "resume with the algorithm.critic and policy it was trained with",
+            ) from None
+        _put_back(critic.optimizer, critic.parameters(), saved)
     learner.updates = state.updates
     learner.decoder.version = state.policy_version
     return state
@@ -110,9 +123,26 @@ def prune(run: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _moments(learner: Learner) -> dict[str, torch.Tensor]:
-    moments: dict[str, Any] = {}
-    for name, parameter in zip(learner.weights.names(), learner.weights.parameters(), strict=True):
-        for key, value in learner.optimizer.state.get(parameter, {}).items():
-            moments[f"{name}.{key}"] = torch.as_tensor(value).cpu().contiguous()
-    return moments
+def _named(learner: Learner) -> dict[str, torch.Tensor]:
+    return dict(zip(learner.weights.names(), learner.weights.parameters(), strict=True))
+
+
+def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": torch.as_tensor(value).cpu().contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _put_back(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
+) -> None:
+    """What `_moments` gave."""
+    for name, parameter in parameters.items():
+        if f"{name}.exp_avg" in saved:
+            optimizer.state[parameter] = {
+                "step": saved[f"{name}.step"],
+                "exp_avg": saved[f"{name}.exp_avg"].to(parameter.device),
+                "exp_avg_sq": saved[f"{name}.exp_avg_sq"].to(parameter.device),
+            }

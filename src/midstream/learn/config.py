@@ -142,10 +142,16 @@ class TrainConfig(Config):
             raise ValueError(
                 "rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth"
             )
-        if self.policy.tuning == "full" and self.algorithm.kl.reference == "base" and self.algorithm.kl.coef > 0:
+        algorithm, kl = self.algorithm, self.algorithm.kl
+        if self.policy.tuning == "full" and kl.reference == "base" and (kl.coef > 0 or "reference" in algorithm.reads):
             raise ValueError(
                 "algorithm.kl.reference 'base' is the model without its adapter, which needs policy.tuning 'lora'; "
-                "set algorithm.kl.coef=0"
+                "set algorithm.kl.coef=0 or algorithm.kl.reference=start"
+            )
+        if algorithm.one_update and self.trainer.epochs_per_batch * self.trainer.minibatches > 1:
+            raise ValueError(
+                f"the advantages of '{algorithm.name}' hold for one update; "
+                "set trainer.epochs_per_batch=1 and trainer.minibatches=1"
             )
         return self
 

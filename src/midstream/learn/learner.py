@@ -13,9 +13,11 @@ from torch import Tensor
 from midstream.core.errors import TrainingError
 from midstream.engines.torch.decoder import Decoder
 from midstream.learn.algorithms.base import Algorithm
+from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.critic import Critic
+from midstream.learn.log_probs import States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.weights import Weights
@@ -39,9 +41,14 @@ class Learner:
     """Owns the optimizer of one decoder's trainable weights."""
 
     def __init__(
-        self, decoder: Decoder, weights: Weights, config: OptimizerConfig, max_tokens_per_pass: int = 4096
+        self,
+        decoder: Decoder,
+        weights: Weights,
+        config: OptimizerConfig,
+        max_tokens_per_pass: int = 4096,
+        critic: Critic | None = None,
     ) -> None:
-        self.decoder, self.weights, self.config = decoder, weights, config
+        self.decoder, self.weights, self.config, self.critic = decoder, weights, config, critic
         self._max_tokens = max_tokens_per_pass
         self.optimizer = torch.optim.AdamW(
             weights.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=False
@@ -56,7 +63,12 @@ class Learner:
         """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
         finite."""
         self.weights.zero_grad()
-        passes = [self._policy_pass(turns, algorithm, reference) for turns in self._packs(batch.turns)]
+        if self.critic is not None:
+            self.critic.zero_grad()
+        packs = self._packs(batch.turns)
+        passes = [self._policy_pass(turns, algorithm, reference) for turns in packs]
+        if self.critic is not None and self.critic.own is not None:
+            passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
         norm = self._step()
         total = _added(passes)
         return {
@@ -77,6 +89,22 @@ class Learner:
             self.weights.collect()
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
+
+    def look(self, sequences: Sequence[TokenSequence], *, values: bool = False) -> Reading:
+        """What the policy, and with `values` the critic, says of every response token of `sequences` together."""
+        log_probs: list[float] = []
+        entropy: list[float] = []
+        worth: list[float] = []
+        with torch.no_grad():
+            for pack in _split(sequences, self._max_tokens, lambda s: s):
+                scored = score(self.decoder, pack)
+                log_probs += scored.log_probs.tolist()
+                entropy += scored.entropy.tolist()
+                if values and self.critic is not None:
+                    own = self.critic.own
+                    states = scored.states if own is None else run(own.decoder, pack)
+                    worth += self.critic.values(states).tolist()
+        return Reading(log_probs, entropy, values=worth)
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
         """What `reference` gives every response token, in passes as an update makes them."""
@@ -100,17 +128,51 @@ class Learner:
             turns=torch.tensor(
                 [number for number, size in enumerate(sizes) for _ in range(size)], device=self.decoder.device
             ),
+            scale=self._scale(turns),
             reference_log_probs=reference_log_probs,
         )
         result = objective(tokens, algorithm)
-        result.total.backward()
+        total, sums = result.total, result.sums
+        critic = self.critic
+        if critic is not None and critic.own is None:
+            worth = scored.states if critic.config.coef and not self._warming else scored.states.detached()
+            value_loss, found = self._value_loss(turns, critic, worth, tokens.weights)
+            # The head learns at its own rate; `coef` says how much of it the policy's weights feel.
+            total, sums = total + value_loss * (critic.config.coef or 1.0), sums | found
+        total.backward()
         self.weights.collect()
         largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
         return Passes(
-            {**result.sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
+            {**sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
             sum(sizes),
             scored.computed,
         )
+
+    def _critic_pass(self, turns: Sequence[LearningTurn], critic: Critic, own: Weights) -> Passes:
+        """The pass of a critic with a model of its own."""
+        states = run(own.decoder, [turn.sequence for turn in turns])
+        weights = self._tensor([turn.weight for turn in turns for _ in turn.old_log_probs])
+        loss, sums = self._value_loss(turns, critic, states, weights)
+        loss.backward()
+        own.collect()
+        return Passes(sums, 0, states.computed)
+
+    def _value_loss(
+        self, turns: Sequence[LearningTurn], critic: Critic, states: States, weights: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        before = self._tensor([value for turn in turns for value in turn.values])
+        targets = self._tensor([value for turn in turns for value in turn.targets])
+        return critic.loss(critic.values(states), before, targets, weights)
+
+    def _scale(self, turns: Sequence[LearningTurn]) -> Tensor | None:
+        if not any(turn.scale for turn in turns):
+            return None
+        return self._tensor([value for turn in turns for value in turn.scale or (1.0,) * len(turn.old_log_probs)])
+
+    @property
+    def _warming(self) -> bool:
+        """Whether only the critic learns yet."""
+        return self.critic is not None and self.updates < self.critic.config.warmup
 
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
         return _split(turns, self._max_tokens, lambda turn: turn.sequence)
@@ -131,7 +193,12 @@ class Learner:
                 grad.mul_(self.config.max_grad_norm / (total + 1e-6))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule()
-        self.weights.step(self.optimizer)
+        if self.critic is not None:
+            self.critic.check(self.updates + 1)
+        if not self._warming:
+            self.weights.step(self.optimizer)
+        if self.critic is not None:
+            self.critic.step()
         self.updates += 1
         self.decoder.version += 1
         return total

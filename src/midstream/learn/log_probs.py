@@ -6,7 +6,7 @@ its computation (see `merge_prefixes`), and the gradient through it is exact."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,17 +30,43 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """What the decoder holds before each response token. `hidden` [distinct, d] are the states after which one was
+    sampled, each once, with the token itself (`targets`) and its temperature; `where` [tokens] is each response token's
+    place among them, sequence after sequence. `computed` counts the distinct tokens that were run."""
+
+    hidden: Tensor
+    targets: Tensor
+    temperatures: Tensor
+    where: Tensor
+    computed: int
+
+    def detached(self) -> States:
+        """The same, with no way back to the decoder."""
+        return replace(self, hidden=self.hidden.detach())
+
+    def by_token(self, values: Tensor) -> Tensor:
+        """`values` [distinct] given to each response token."""
+        # index_select: on several threads the backward pass of plain indexing adds up in an order of its own each time.
+        return values.index_select(0, self.where)
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32; `computed` counts
-    distinct tokens."""
+    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32, from `states`."""
 
     log_probs: Tensor
     entropy: Tensor
-    computed: int
+    states: States
+
+    @property
+    def computed(self) -> int:
+        """Distinct tokens that were run."""
+        return self.states.computed
 
 
-def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
-    """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
+def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> States:
+    """`decoder` over every sequence, each shared prefix computed once."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences], decoder.device)
     attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype)
     hidden = decoder(tree.tokens, tree.positions, attend, adapter=adapter)
@@ -55,10 +81,20 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
     nodes = torch.tensor([node for node, _ in predictor], device=device)
     before = torch.tensor([previous for _, previous in predictor.values()], device=device)
     temperatures = torch.tensor([temperature for _, temperature in predictor], device=device)
-    log_probs, entropy = token_log_probs(hidden.index_select(0, before), decoder.head, tree.tokens[nodes], temperatures)
-    gather = torch.tensor(where, device=device)
-    # index_select: on several threads the backward pass of plain indexing adds up in an order of its own each time.
-    return Scored(log_probs.index_select(0, gather), entropy.index_select(0, gather), tree.size)
+    return States(
+        hidden.index_select(0, before),
+        tree.tokens[nodes],
+        temperatures,
+        torch.tensor(where, device=device),
+        tree.size,
+    )
+
+
+def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
+    """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
+    states = run(decoder, sequences, adapter=adapter)
+    log_probs, entropy = token_log_probs(states.hidden, decoder.head, states.targets, states.temperatures)
+    return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 
 def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,11 @@ from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
+from midstream.learn.algorithms import PPO
 from midstream.learn.config import PolicyConfig, TrainConfig
-from midstream.learn.learner import Learner
+from midstream.learn.critic import Critic
+from midstream.learn.learner import Learner, Reference
+from midstream.learn.reference import base_reference, swapped_reference
 from midstream.learn.weights import Weights
 from midstream.record.recorder import Voice
 from midstream.record.store import Store
@@ -41,6 +44,8 @@ class Parts:
     tasks: TaskSet
     reward: RewardFunction
     voices: dict[str, Voice]
+    reference: Reference | None = None
+    """The reference policy where it does not depend on where the run began: see `kl.reference`."""
 
     def manager(self, store: Store | None, voices: Mapping[str, Voice] | None = None) -> AgentFlowManager:
         """A rollout through the config's flow; `voices` in place of the config's engines."""
@@ -71,19 +76,64 @@ def build(config: TrainConfig) -> Parts:
             f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
             "use the tokenizer the model was trained with",
         )
-    if config.policy.tuning == "lora":
-        lora = config.policy.lora
-        seed = derive_seed(config.trainer.seed, "adapters")
-        decoder.add_adapters(lora.rank, lora.alpha, seed, lora.targets, lora.last_layers)
-    weights = Weights(decoder, config.policy.tuning)
+    weights = tuned(config, decoder, "adapters")
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
-    learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass)
+    critic = make_critic(config, decoder, tokenizer)
+    learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
+    reference = make_reference(config, decoder, weights, tokenizer)
     voices = make_voices(config.flow, engine)
-    parts = Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices)
+    parts = Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices, reference)
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
     return parts
+
+
+def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
+    """What is trained of `decoder`, as `policy` says; fresh adapters are drawn by `seed`."""
+    if config.policy.tuning == "lora":
+        lora = config.policy.lora
+        drawn = derive_seed(config.trainer.seed, seed)
+        decoder.add_adapters(lora.rank, lora.alpha, drawn, lora.targets, lora.last_layers)
+    return Weights(decoder, config.policy.tuning)
+
+
+def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
+    """The critic of an algorithm that has one. Raises `ModelError` when its model does not fit the policy's tokens."""
+    if not isinstance(config.algorithm, PPO):
+        return None
+    chosen = config.algorithm.critic
+    if chosen.model is None:
+        return Critic(chosen, policy, None, config.optimizer.max_grad_norm)
+    decoder = load_alike(chosen.model, policy, tokenizer, "algorithm.critic.model")
+    return Critic(chosen, policy, tuned(config, decoder, "critic"), config.optimizer.max_grad_norm)
+
+
+def make_reference(
+    config: TrainConfig, decoder: Decoder, weights: Weights, tokenizer: ChatTokenizer
+) -> Reference | None:
+    """The reference policy; None for `start`, which is not known yet, and where there is no base left to go back to:
+    in full tuning the policy without its adapter is the policy."""
+    name = config.algorithm.kl.reference
+    if name == "base":
+        return base_reference(decoder) if config.policy.tuning == "lora" else None
+    if name == "start":
+        return None
+    folder = Path(name)
+    if (folder / "state.json").is_file():
+        return swapped_reference(decoder, weights, weights.read(folder))
+    return base_reference(load_alike(name, decoder, tokenizer, "algorithm.kl.reference"))
+
+
+def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
+    """A model that reads the policy's tokens; raises `ModelError` when its vocabulary is another."""
+    path = resolve(name)
+    if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
+        raise ModelError(
+            f"{setting} '{name}' has another vocabulary than the policy: it cannot read what the policy says",
+            "name a model with the policy's own tokenizer",
+        )
+    return load_decoder(path, policy.dtype, policy.device)
 
 
 def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from midstream.core.types import Trajectory
@@ -17,9 +15,11 @@ from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
-from midstream.learn.learner import Reference, together
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.correction import corrected
+from midstream.learn.learner import together
 from midstream.learn.penalty import penalised
+from midstream.learn.readings import read, wanted
+from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import Parts
 from midstream.record.store import Store
 from midstream.rewards.summary import describe, reasons
@@ -53,24 +53,30 @@ async def take_step(
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
     algorithm = config.algorithm.model_copy(update={"kl": kl})
     groups, drift = collected.groups, None
-    reference = _reference(parts, kl, start) if _is_measured(parts, kl, step) else None
-    if reference is not None and kl.placement == "reward" and kl.coef:
-        groups, drift = await compute(penalised, groups, partial(learner.measure, reference), kl.coef)
-        reference = None
+    reference = parts.reference
+    if reference is None and start:
+        reference = swapped_reference(parts.decoder, parts.weights, start)
+    readings = await compute(read, learner, groups, wanted(algorithm), reference)
+    if kl.placement == "reward" and kl.coef:
+        groups, drift = penalised(groups, readings, kl.coef)
     batch = make_batch(
         groups,
         algorithm,
         failed=config.rollout.failed,
         truncated=config.rollout.truncated,
         greedy=collected.greedy,
-        keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef),
+        readings=readings,
+        memory=state.memory,
+        keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
     )
+    batch = corrected(batch, readings, algorithm)
+    measured = reference if drift is None and _is_measured(parts, kl, step) else None
     updates: list[dict[str, float]] = []
     async with engine.exclusive():
         for _ in range(config.trainer.epochs_per_batch):
             for part in batch.parts(config.trainer.minibatches):
                 if part.turns:
-                    updates.append(await compute(learner.update, part, algorithm, reference))
+                    updates.append(await compute(learner.update, part, algorithm, measured))
                     if learner.updates == 1:
                         on_first_update(groups, part, updates[0])
         if step % TRIM_EVERY == 0:
@@ -99,7 +105,8 @@ async def take_step(
         "time_s": elapsed,
     }
     adapted = coef if kl.target is not None else state.kl_coef
-    return Stepped(TrainState(step, collected.position, learner.updates, parts.decoder.version, adapted), row)
+    after = TrainState(step, collected.position, learner.updates, parts.decoder.version, adapted, batch.memory)
+    return Stepped(after, row)
 
 
 def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
@@ -119,7 +126,11 @@ def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """What the step's updates came to; sums over tokens as means, None for what was not measured."""
     sums = together(updates)
     share = sums.get("weight") or 1.0
-    means = {name: sums[name] / share for name in ("entropy", "clipped", "sampler_kl", "kl") if name in sums}
+    averaged = ("entropy", "clipped", "sampler_kl", "kl", "value_loss", "value_clipped")
+    means = {name: sums[name] / share for name in averaged if name in sums}
+    if squared := sums.get("ratio_squared"):
+        means["importance_ess"] = sums["ratio"] ** 2 / (share * squared)
+        means["importance_chi2"] = squared / share - 1
     as_they_are = ("loss", "policy_loss", "grad_norm", "max:log_ratio")
     return {
         **{name: sums[name] for name in as_they_are if name in sums},
@@ -132,22 +143,6 @@ def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _is_measured(parts: Parts, kl: KLConfig, step: int) -> bool:
     """Whether this step asks for the distance to the reference: always when it counts, else now and then, and before
     the first update, as the self-check wants to know."""
-    if parts.config.policy.tuning == "full" and kl.reference == "base":
-        return False  # there is no base left to compare with: without its adapter, the policy is itself
     if kl.coef > 0:
         return True
     return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
-
-
-def _reference(parts: Parts, kl: KLConfig, start: Mapping[str, Tensor]) -> Reference:
-    decoder, weights = parts.decoder, parts.weights
-
-    def base(sequences: Sequence[TokenSequence]) -> Tensor:
-        with torch.no_grad():
-            return score(decoder, sequences, adapter=False).log_probs
-
-    def as_it_started(sequences: Sequence[TokenSequence]) -> Tensor:
-        with torch.no_grad(), weights.swapped(start):
-            return score(decoder, sequences).log_probs
-
-    return base if kl.reference == "base" else as_it_started

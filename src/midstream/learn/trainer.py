@@ -277,7 +277,8 @@ class _Run:
         return done.state
 
     def _check(self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float]) -> None:
-        fresh = not self.config.warm_start.examples or self.config.algorithm.kl.reference == "start"
+        reference = self.config.algorithm.kl.reference
+        fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
         checks = first_batch(groups, batch, sums, str(self.parts.decoder.dtype).removeprefix("torch."), kl)
         self.directory.write_json("checks.json", [asdict(check) for check in checks])

@@ -83,6 +83,16 @@ class Weights:
                 self._masters[name].copy_(values[name])
         self.decoder.version += 1
 
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """What `load` would put in place, by name, as `snapshot` gives it; nothing changes."""
+        kept, version = self.snapshot(), self.decoder.version
+        try:
+            self.load(folder)
+            return self.snapshot()
+        finally:
+            self.restore(kept)
+            self.decoder.version = version
+
     @contextmanager
     def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Other weights inside, these again after: for a reference policy of the same shape."""

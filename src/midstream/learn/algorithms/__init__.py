@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from midstream.learn.algorithms.grpo import GDPO, GRPO, DrGRPO, FlowGRPO, GiGPO, RoleGRPO, StepwiseGRPO
+from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.algorithms.reinforce import (
     GPG,
     OPO,
@@ -20,7 +21,9 @@ from midstream.learn.algorithms.reinforce import (
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
     ReMax,
+    RoleBaseline,
 )
+from midstream.learn.algorithms.supervised import DPO, Distill, Imitate
 
 AlgorithmConfig = Annotated[
     FlowGRPO
@@ -34,9 +37,14 @@ AlgorithmConfig = Annotated[
     | Reinforce
     | ReinforcePlusPlus
     | ReinforcePlusPlusBaseline
+    | RoleBaseline
     | ReMax
     | OPO
     | MaxRL
-    | GPG,
+    | GPG
+    | PPO
+    | Imitate
+    | DPO
+    | Distill,
     Field(discriminator="name"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -14,8 +15,9 @@ from midstream.learn.losses.kl import Estimator
 from midstream.learn.losses.ratio import PPOClip
 
 Aggregation = Literal[
-    "trajectory_turn_token", "token_mean", "sequence_mean", "sequence_sum", "constant_length", "prompt_mean"
+    "trajectory_turn_token", "token_mean", "sequence_mean", "sequence_sum", "constant_length", "prompt_mean", "sum"
 ]
+Reads = Literal["policy", "reference", "values"]
 
 
 class KLConfig(Config):
@@ -33,8 +35,9 @@ class KLConfig(Config):
     """Let `coef` follow the KL so that it stays near this, by token (Ziegler et al. 2019); None keeps it."""
     horizon: int = Field(default=10_000, ge=1)
     """Trajectories over which `coef` follows, with `target`: it changes by at most 20 % over that many."""
-    reference: Literal["base", "start"] = "base"
-    """`base`: the model with its adapter off. `start`: the policy as it was when reinforcement learning began."""
+    reference: str = "base"
+    """`base`: the model with its adapter off. `start`: the policy as it was when reinforcement learning began. Else a
+    checkpoint of a run, or a model with the same vocabulary, by name or directory."""
     measure_every: int = Field(default=10, ge=0)
     """With `coef` 0, measure the KL every so many steps; 0 never."""
 
@@ -46,6 +49,24 @@ class KLConfig(Config):
         return coef * (1 + error * trajectories / self.horizon)
 
 
+class CorrectionConfig(Config):
+    """Importance weights rho = pi_old / pi_sampler, where pi_old is the learner's policy as the step begins and
+    pi_sampler the engine's, which is another when the engine computes otherwise or the samples are old. The policy loss
+    of a token is multiplied by what its weight comes to, and its ratio is taken to pi_old. With `none`, the ratio is
+    taken to pi_sampler itself, which is right while the two agree, and saves a pass."""
+
+    level: Literal["none", "token", "sequence", "sequence_mean"] = "none"
+    """`token`: rho of each token. `sequence`: the product over a turn, for all its tokens. `sequence_mean`: its
+    geometric mean."""
+    rule: Literal["truncate", "mask", "band"] = "truncate"
+    """`truncate`: min(rho, high) (Yao et al. 2025, TIS). `mask`: 0 where rho > high, else rho. `band`: 0 where rho is
+    outside [low, high], else 1."""
+    high: float = Field(default=2.0, gt=0)
+    """Upper bound."""
+    low: float = Field(default=0.0, ge=0)
+    """Lower bound, for `band`."""
+
+
 class Algorithm(Config, ABC):
     """An advantage estimator with its settings, and the loss its advantages go into."""
 
@@ -55,17 +76,39 @@ class Algorithm(Config, ABC):
     """`trajectory_turn_token`: mean over trajectories of the mean over turns of the mean over tokens (Flow-GRPO).
     `token_mean`: mean over all tokens of the batch (DAPO). `sequence_mean`: mean over turns of the mean over tokens.
     `sequence_sum`: mean over turns of the sum over tokens. `constant_length`: the same divided by `longest` (Dr. GRPO).
-    `prompt_mean`: mean over prompts of the mean over their tokens."""
+    `prompt_mean`: mean over prompts of the mean over their tokens. `sum`: tokens added up, for advantages that are
+    shares already."""
     longest: int = Field(default=256, ge=1)
     """Tokens that `constant_length` divides by: the most a response may have."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
+    top_entropy: float = Field(default=1.0, gt=0, le=1)
+    """Share of the batch's tokens, those of highest entropy, that carry the policy loss (Wang et al. 2025, "Beyond the
+    80/20 rule", with 0.2); the denominators still count every token."""
+    correction: CorrectionConfig = CorrectionConfig()
+    """Correction for samples of another policy than the learner's."""
     kl: KLConfig = KLConfig()
     """The KL term."""
 
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
+    reads: ClassVar[frozenset[Reads]] = frozenset()
+    """What it needs to be read of every turn before there are advantages."""
+    one_update: ClassVar[bool] = False
+    """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
 
     @abstractmethod
     def advantages(self, groups: Groups) -> Credits:
         """The advantage of every trainable turn, by group and trajectory."""
+
+    def targets(self, groups: Groups) -> Credits | None:
+        """What a critic should say of every token; None without a critic."""
+        return None
+
+    def remember(self, groups: Groups) -> Mapping[str, float]:
+        """What to keep for the next steps, kept in checkpoints: every outcome's `memory` there."""
+        return {}
+
+    def metrics(self, groups: Groups) -> Mapping[str, float]:
+        """What the step's row should say of it."""
+        return {}

@@ -9,6 +9,20 @@ from midstream.core.types import Step, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What models say of one trainable step as the weights are now, by response token. Empty is what was not asked for:
+    an algorithm `reads` what it needs."""
+
+    log_probs: Sequence[float] = ()
+    """The policy's own."""
+    entropy: Sequence[float] = ()
+    reference: Sequence[float] = ()
+    """Log-probabilities by the reference policy."""
+    values: Sequence[float] = ()
+    """What the critic expects to be earned from each token on."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnOutcome:
     """One trainable turn. `reward` is what was earned from it until the next one; all of them, and what was earned
     before the first, add up to the trajectory's reward. `state` is equal for turns that began in the same state."""
@@ -17,17 +31,19 @@ class TurnOutcome:
     role: str = ""
     reward: float = 0.0
     state: object = None
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One trajectory: its reward, that reward by component, its trainable turns in order, and what a greedy attempt at
-    the same task earned, for an algorithm that asks for one."""
+    """One trajectory: its reward, that reward by component, its trainable turns in order, what a greedy attempt at the
+    same task earned, for an algorithm that asks for one, and what the algorithm remembers of earlier steps."""
 
     reward: float
     turns: tuple[TurnOutcome, ...] = ()
     components: Mapping[str, float | None] = field(default_factory=dict)
     greedy: float | None = None
+    memory: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -42,7 +58,18 @@ Credits = list[list[list[Credit]]]
 """By group, trajectory, turn."""
 
 
-def outcome_of(trajectory: Trajectory, trainable: Sequence[Step], greedy: float | None = None) -> Outcome:
+Place = tuple[str, int]
+"""A step: the uid of its trajectory, and its index there."""
+
+
+def outcome_of(
+    trajectory: Trajectory,
+    trainable: Sequence[Step],
+    *,
+    greedy: float | None = None,
+    readings: Mapping[Place, Reading] | None = None,
+    memory: Mapping[str, float] | None = None,
+) -> Outcome:
     """`trajectory` as an estimator sees it; `trainable` are its steps that carry loss, in order. Two turns began in the
     same state when the flow says so (`metadata["state"]` of the step), else when their prompts are the same tokens."""
     begins = [step.step_index for step in trainable]
@@ -54,11 +81,18 @@ def outcome_of(trajectory: Trajectory, trainable: Sequence[Step], greedy: float 
     return Outcome(
         float(trajectory.reward or 0.0),
         tuple(
-            TurnOutcome(len(step.response_ids), step.role, reward, step.metadata.get("state", step.prompt_ids))
+            TurnOutcome(
+                len(step.response_ids),
+                step.role,
+                reward,
+                step.metadata.get("state", step.prompt_ids),
+                (readings or {}).get((trajectory.uid, step.step_index), Reading()),
+            )
             for step, reward in zip(trainable, earned, strict=True)
         ),
         dict(trajectory.rewards),
         greedy,
+        memory or {},
     )
 
 

@@ -77,6 +77,54 @@ class ReinforcePlusPlusBaseline(Algorithm):
         )
 
 
+class RoleBaseline(Algorithm):
+    """REINFORCE with a running baseline for each role, b <- decay b + (1 - decay) mean R, kept from step to step: for
+    self-play, where one role's gain is another's loss (SPIRAL, Liu et al. 2025). R is what the role earned in the
+    trajectory, and a step's advantages are taken from the baseline before it; in the first, from its own mean."""
+
+    name: Literal["role_baseline"] = "role_baseline"
+    """REINFORCE with running baselines by role."""
+    decay: float = Field(default=0.95, ge=0, lt=1)
+    """How much of the baseline stays, by step."""
+    credit: Literal["role", "trajectory"] = "role"
+    """What a role earned: the rewards of its own turns, or the trajectory's."""
+
+    def advantages(self, groups: Groups) -> Credits:
+        """As `Algorithm.advantages`."""
+        means = self._means(groups)
+        return [
+            [
+                [
+                    self._earned(outcome, turn.role) - outcome.memory.get(turn.role, means[turn.role])
+                    for turn in outcome.turns
+                ]
+                for outcome in group
+            ]
+            for group in groups
+        ]
+
+    def remember(self, groups: Groups) -> dict[str, float]:
+        """The baselines after this step."""
+        before = next((dict(outcome.memory) for group in groups for outcome in group), {})
+        after = {
+            role: self.decay * before.get(role, mean) + (1 - self.decay) * mean
+            for role, mean in self._means(groups).items()
+        }
+        return before | after
+
+    def _means(self, groups: Groups) -> dict[str, float]:
+        earned: dict[str, list[float]] = {}
+        for outcome in (outcome for group in groups for outcome in group):
+            for role in {turn.role for turn in outcome.turns}:
+                earned.setdefault(role, []).append(self._earned(outcome, role))
+        return {role: _mean(values) for role, values in sorted(earned.items())}
+
+    def _earned(self, outcome: Outcome, role: str) -> float:
+        if self.credit == "trajectory":
+            return outcome.reward
+        return sum(turn.reward for turn in outcome.turns if turn.role == role)
+
+
 class RLOO(Algorithm):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline of a trajectory is the mean of the others in its
     group, A = n / (n - 1) (R - mean). Alone in its group it has none, and teaches nothing."""

@@ -1,4 +1,4 @@
-"""What an update minimises: the policy loss, the KL term and the entropy bonus, each by token and weighted."""
+"""What an update of the policy minimises: its loss, the KL term and the entropy bonus, each by token and weighted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from midstream.learn.losses.tokens import Loss, TokenBatch
 
 
 def objective(batch: TokenBatch, algorithm: Algorithm) -> Loss:
-    """sum w L + beta sum w KL - c sum w H over the tokens of `batch`."""
+    """sum w s L + beta sum w KL - c sum w H over the tokens of `batch`, s being what the loss is scaled by."""
     token = algorithm.loss.loss(batch)
-    total = (batch.weights * token.values).sum()
+    weights = batch.weights if batch.scale is None else batch.weights * batch.scale
+    total = (weights * token.values).sum()
     sums = {"policy_loss": float(total.detach())}
     if batch.reference_log_probs is not None:
         kl = (batch.weights * kl_estimate(algorithm.kl.estimator, batch.log_probs, batch.reference_log_probs)).sum()
@@ -23,6 +24,9 @@ def objective(batch: TokenBatch, algorithm: Algorithm) -> Loss:
         total = total - algorithm.entropy_coef * (batch.weights * batch.entropy).sum()
     with torch.no_grad():
         sums["entropy"] = float((batch.weights * batch.entropy).sum())
+        ratio = batch.log_ratio.exp()
+        sums["ratio"] = float((batch.weights * ratio).sum())
+        sums["ratio_squared"] = float((batch.weights * ratio.square()).sum())
         sums["clipped"] = float((batch.weights * token.clipped).sum())
         sums["sampler_kl"] = float((batch.weights * -batch.log_ratio).sum())
         sums["loss"] = float(total)

@@ -23,6 +23,8 @@ class TokenBatch:
     weights: Tensor
     turns: Tensor
     """Number of the turn each token belongs to, from 0."""
+    scale: Tensor | None = None
+    """What the policy loss is multiplied by; None is 1."""
     reference_log_probs: Tensor | None = None
 
     @property
