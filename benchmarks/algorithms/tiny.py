@@ -44,7 +44,7 @@ def train(algorithm: dict[str, Any], steps: int, seed: int, run: Path) -> list[f
             "optimizer": {"lr": 2e-3},
             "trainer": {
                 "max_steps": steps,
-                "minibatches": 1 if named[algorithm["name"]].one_update else 2,
+                "minibatches": 1 if getattr(named[algorithm["name"]], "one_update", False) else 2,
                 "eval_every": 0,
                 "test_tasks": 0,
                 "save_every": steps,

@@ -93,6 +93,21 @@ def test_the_size_of_a_pass_changes_no_loss_and_no_gradient(make_policy, tuning:
     )
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_computing_activations_again_changes_no_gradient_and_keeps_less(make_policy, tuning: str) -> None:
+    found, kept = [], []
+    for again in (False, True):
+        learner = learner_of(make_policy, tuning=tuning, max_grad_norm=1e9)
+        learner.decoder.gradient_checkpointing = again
+        batch = batch_for(learner)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.numel()), t)[1], lambda t: t):  # noqa: B023
+            found.append(gradient_of(learner, batch))
+        kept.append(sum(sizes))
+    assert_same_update(*found)
+    assert kept[1] < kept[0] / 2
+
+
 def test_in_bf16_the_gradients_of_many_passes_add_up_as_those_of_one(make_policy) -> None:
     def gradient(size: int) -> dict[str, torch.Tensor]:
         learner = learner_of(make_policy, size, tuning="full", dtype="bfloat16", max_grad_norm=1e9)

@@ -93,6 +93,9 @@ class TrainerConfig(Config):
     """Updates a pass over the batch is cut into."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
     """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer for the backward pass and compute the rest again there: less memory, a third
+    more work."""
     save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)

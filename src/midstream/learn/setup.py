@@ -91,6 +91,7 @@ def build(config: TrainConfig) -> Parts:
 
 def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
     """What is trained of `decoder`, as `policy` says; fresh adapters are drawn by `seed`."""
+    decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
     if config.policy.tuning == "lora":
         lora = config.policy.lora
         drawn = derive_seed(config.trainer.seed, seed)

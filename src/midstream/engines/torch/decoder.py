@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
 from midstream.engines.torch.linear import PackedWeight
@@ -90,6 +91,8 @@ class Decoder(nn.Module):
         self.context_length = int(config["max_position_embeddings"])
         self.adapter_rank, self.adapter_alpha = 0, 0.0
         self.version = 0
+        self.gradient_checkpointing = False
+        """Keep no activations inside a layer for the backward pass, and compute them again there."""
         self._packed_head = PackedWeight()
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
         tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
@@ -143,26 +146,36 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, adapter: bool = True) -> Tensor:
         """Hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]."""
-        version, n = self.version, len(tokens)
         x = F.embedding(tokens, self.embed)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
-        n_rotary = self.heads + self.kv_heads
-        for index, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            normed = F.rms_norm(x, (x.shape[-1],), layer.norms["attention"], self.eps)
-            qkv = layer.qkv(normed, version, adapter).view(n, n_rotary + self.kv_heads, self.head_dim)
-            rotary, v = qkv[:, :n_rotary], qkv[:, n_rotary:]
-            if "q" in layer.norms:
-                q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), layer.norms["q"], self.eps)
-                k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), layer.norms["k"], self.eps)
-                rotary = torch.cat([q, k], 1)
-            rotary = _rotate(rotary, cos, sin)
-            attended = attend(index, rotary[:, : self.heads], rotary[:, self.heads :], v)
-            x = x + layer.out(attended, version, adapter)
-            normed = F.rms_norm(x, (x.shape[-1],), layer.norms["mlp"], self.eps)
-            gate, up = layer.gate_up(normed, version, adapter).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up, version, adapter)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
+        for index in range(len(self.layers)):
+            if again:
+                x = checkpoint(
+                    self._block, index, x, cos, sin, attend, adapter, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = self._block(index, x, cos, sin, attend, adapter)
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
+
+    def _block(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, adapter: bool) -> Tensor:
+        """x [n, hidden] through layer `index`."""
+        layer, version = self.layers[index], self.version
+        assert isinstance(layer, Layer)
+        n_rotary = self.heads + self.kv_heads
+        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["attention"], self.eps)
+        qkv = layer.qkv(normed, version, adapter).view(len(x), n_rotary + self.kv_heads, self.head_dim)
+        rotary, v = qkv[:, :n_rotary], qkv[:, n_rotary:]
+        if "q" in layer.norms:
+            q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), layer.norms["q"], self.eps)
+            k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), layer.norms["k"], self.eps)
+            rotary = torch.cat([q, k], 1)
+        rotary = _rotate(rotary, cos, sin)
+        attended = attend(index, rotary[:, : self.heads], rotary[:, self.heads :], v)
+        x = x + layer.out(attended, version, adapter)
+        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["mlp"], self.eps)
+        gate, up = layer.gate_up(normed, version, adapter).chunk(2, -1)
+        return x + layer.down(F.silu(gate) * up, version, adapter)
 
     def add_adapters(
         self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
