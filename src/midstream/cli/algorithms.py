@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import click
+from pydantic import BaseModel
+
+WIDTH = 120
 
 
 @click.command(name="algorithms")
@@ -27,7 +33,7 @@ def command(name: str | None) -> None:
         for key, models in sections.items():
             click.secho(key, bold=True)
             for one, model in models.items():
-                click.echo(f"  {one:<30}{_first_sentence(model.__doc__)}")
+                _paragraph(one, _first_sentence(model.__doc__))
             click.echo()
         return
     found = [(key, models[name]) for key, models in sections.items() if name in models]
@@ -37,18 +43,40 @@ def command(name: str | None) -> None:
         )
     for key, model in found:
         click.secho(f"{key}: {name}", bold=True)
-        click.echo(f"{' '.join((model.__doc__ or '').split())}\n")
-        for setting, field in model.model_fields.items():
-            if setting not in ("name", "loss", "kl"):
-                told = " ".join((field.description or "").split())
-                click.echo(f"  {key.removesuffix('name')}{setting} = {field.get_default(call_default_factory=True)}")
-                click.echo(f"      {told}")
+        click.echo(click.wrap_text(" ".join((model.__doc__ or "").split()), WIDTH) + "\n")
+        for setting, default, told in _settings(model, key.removesuffix("name")):
+            click.echo(f"  {setting} = {default}")
+            click.echo(click.wrap_text(told, WIDTH, "      ", "      "))
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any, str]]:
+    """Every setting of `model` with its default and what it does, those of its sections too; the loss and the KL term
+    are the same for all and left out."""
+    for name, field in model.model_fields.items():
+        if name in ("name", "loss", "kl"):
+            continue
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            yield from _settings(type(default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+
+
+def _paragraph(name: str, text: str) -> None:
+    indent = " " * 32
+    click.echo(click.wrap_text(text, WIDTH, f"  {name:<30}", indent))
 
 
 def _first_sentence(text: str | None) -> str:
     words = " ".join((text or "").split())
-    # A sentence ends where a capital follows; "et al." and "eq." do not end one.
+    # A sentence ends where a capital follows; abbreviations and what stands in brackets do not end one.
     for place, character in enumerate(words):
-        if character == "." and words[place + 1 : place + 3].strip()[:1].isupper() and not words[:place].endswith("al"):
+        before = words[:place]
+        if (
+            character == "."
+            and words[place + 1 : place + 3].strip()[:1].isupper()
+            and not before.endswith(("al", "eq"))
+            and before.count("(") == before.count(")")
+        ):
             return words[: place + 1]
     return words

@@ -55,7 +55,8 @@ class _GroupRelative(Algorithm):
 
 
 class GRPO(_GroupRelative):
-    """GRPO with the token mean over the batch that DAPO (Yu et al. 2025) made usual."""
+    """A = (R - mean) / (s + eps) over the group (Shao et al. 2024), with the mean over all tokens of the batch that DAPO
+    (Yu et al. 2025) made usual."""
 
     name: Literal["grpo"] = "grpo"
     """Group Relative Policy Optimization."""
@@ -64,15 +65,15 @@ class GRPO(_GroupRelative):
 
 
 class FlowGRPO(_GroupRelative):
-    """Flow-GRPO: the trajectory's outcome is the advantage of every trainable turn in it; the mean is over
-    trajectories, turns, tokens."""
+    """A = (R - mean) / (s + eps) over the group's trajectories, for every trainable turn of one (Li et al. 2025, arXiv
+    2510.05592); the mean is over trajectories, turns, tokens."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Flow-based Group Refined Policy Optimization."""
 
 
 class DrGRPO(Algorithm):
-    """GRPO done right (Dr. GRPO, Liu et al. 2025): A = R - mean, and token losses divided by a constant, so that
+    """A = R - mean (Dr. GRPO, "GRPO done right", Liu et al. 2025), and token losses divided by a constant, so that
     neither easy tasks nor short answers weigh more."""
 
     name: Literal["dr_grpo"] = "dr_grpo"
