@@ -138,6 +138,21 @@ def test_a_turn_without_weight_or_advantage_changes_nothing_else(make_policy) ->
         assert (gradient - with_extra[name]).abs().max() <= 1e-6, name
 
 
+def test_the_policy_loss_of_a_token_is_scaled_and_nothing_else(make_policy) -> None:
+    learner = learner_of(make_policy, max_grad_norm=1e9)
+    batch = batch_for(learner)
+    halved = LearningBatch([replace(turn, scale=(0.5,) * len(turn.old_log_probs)) for turn in batch.turns])
+    silent = LearningBatch([replace(turn, scale=(0.0,) * len(turn.old_log_probs)) for turn in batch.turns])
+    (whole, sums), (half, half_sums), (none, none_sums) = (gradient_of(learner, b) for b in (batch, halved, silent))
+    assert half_sums["policy_loss"] == pytest.approx(sums["policy_loss"] / 2) and none_sums["policy_loss"] == 0
+    assert none_sums["kl"] == pytest.approx(sums["kl"]) and none_sums["loss"] != 0
+    for name, gradient in whole.items():
+        # What is left without the policy loss is the KL term and the entropy bonus.
+        by_loss = gradient - none[name]
+        assert (half[name] - none[name] - by_loss / 2).abs().max() <= 1e-5 * max(1.0, float(by_loss.abs().max())), name
+        assert float(by_loss.abs().max()) > 0
+
+
 @pytest.mark.parametrize(("tuning", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("full", "bfloat16")])
 def test_an_update_raises_what_had_an_advantage_and_counts_a_version(make_policy, tuning: str, dtype: str) -> None:
     learner = learner_of(make_policy, tuning=tuning, dtype=dtype, lr=1e-3)
