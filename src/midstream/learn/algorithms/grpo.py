@@ -55,8 +55,8 @@ class _GroupRelative(Algorithm):
 
 
 class GRPO(_GroupRelative):
-    """A = (R - mean) / (s + eps) over the group (Shao et al. 2024), with the mean over all tokens of the batch that DAPO
-    (Yu et al. 2025) made usual."""
+    """A = (R - mean) / (s + eps) over the group (Shao et al. 2024), with the mean over all tokens of the batch that
+    DAPO (Yu et al. 2025) made usual."""
 
     name: Literal["grpo"] = "grpo"
     """Group Relative Policy Optimization."""
