@@ -10,6 +10,7 @@ import pytest
 
 from midstream import api
 from midstream.evaluate.runs import Row, read_rows
+from midstream.learn.checkpoint import read_state
 from midstream.rewards import component
 
 
@@ -108,3 +109,12 @@ def test_what_an_algorithm_reads_and_remembers_is_gone_on_with(tiny_path, tmp_pa
     cut = rows_of(tiny_path, tmp_path / "cut", 3, resume=True, algorithm=algorithm)
     assert cut[2]["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5) and whole[2]["loss"] != 0
     assert cut[2]["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-4) and whole[2]["grad_norm"] > 0
+
+
+def test_a_running_baseline_runs_on_from_step_to_step(tiny_path, tmp_path: Path) -> None:
+    algorithm = {"name": "role_baseline", "credit": "trajectory", "decay": 0.5}
+    rows = rows_of(tiny_path, tmp_path / "run", 3, algorithm=algorithm)
+    first, second, third = (row["reward"] for row in rows)
+    kept = read_state(tmp_path / "run" / "checkpoints" / "step-000003").memory
+    assert list(kept.values()) == pytest.approx([0.25 * first + 0.25 * second + 0.5 * third])
+    assert first != pytest.approx(second, abs=1e-4)
