@@ -11,12 +11,13 @@ KILLS ?= 20
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup train test test-kill check format clean
+.PHONY: help setup train test test-kill parity check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything the above need"
@@ -50,6 +51,9 @@ test-kill: $(READY)
 $(BENCH): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev,bench]'
 	@touch $(BENCH)
+
+parity: $(BENCH)
+	$(BIN)/python -m benchmarks.parity
 
 check: $(READY)
 	$(BIN)/ruff format --check .

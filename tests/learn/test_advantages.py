@@ -71,7 +71,7 @@ def test_one_winner_of_four(algorithm, settings_, winner: float, losers: float) 
     assert found[1:] == pytest.approx([losers] * 3, abs=6e-6)
 
 
-@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize("std", ["group", "batch", "batch_rewards", "none"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.3, 0.1])
 def test_a_group_of_equal_rewards_teaches_nothing_in_any_variant(std, value: float) -> None:
     for ddof in (0, 1):
@@ -80,7 +80,7 @@ def test_a_group_of_equal_rewards_teaches_nothing_in_any_variant(std, value: flo
         assert of(algorithm, [[value] * 7]) == [[0.0] * 7]
 
 
-@pytest.mark.parametrize("std", ["group", "batch", "none"])
+@pytest.mark.parametrize("std", ["group", "batch", "batch_rewards", "none"])
 def test_a_group_of_one_has_no_advantage(std) -> None:
     assert of(GRPO(std=std), [[5.0], WINNER])[0] == [0.0]
 
@@ -92,6 +92,14 @@ def test_the_batch_variant_divides_every_group_by_one_number() -> None:
     assert second == [0.0] * 4
     (one, other) = of(GRPO(std="batch"), [[1.0, 0.0], [10.0, 0.0]])
     assert other[0] == pytest.approx(10 * one[0])
+
+
+def test_the_spread_of_the_batchs_rewards_holds_what_lies_between_groups_too() -> None:
+    """Of 3, 1, 0, 0 the mean is 1 and the squares of what is left sum to 6: s is sqrt(6 / 3), or sqrt(6 / 4)."""
+    groups = [[3.0, 1.0], [0.0, 0.0]]
+    assert of(GRPO(std="batch_rewards", eps=0.0), groups) == [pytest.approx([2**-0.5, -(2**-0.5)]), [0.0, 0.0]]
+    (first, _) = of(GRPO(std="batch_rewards", ddof=0, eps=0.5), groups)
+    assert first[0] == pytest.approx(1 / (1.5**0.5 + 0.5))
 
 
 def test_statistics_are_over_trajectories_and_not_over_turns() -> None:
@@ -109,7 +117,7 @@ rewards = st.lists(st.lists(st.sampled_from([0.0, 0.3, 1.0, -2.0]), min_size=2, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(groups=rewards, std=st.sampled_from(["group", "batch", "none"]), shift=st.sampled_from([0.0, 3.0]))
+@given(groups=rewards, std=st.sampled_from(["group", "batch", "batch_rewards", "none"]), shift=st.sampled_from([0.0, 3.0]))
 def test_advantages_of_a_group_sum_to_zero_and_ignore_what_all_rewards_share(groups, std, shift) -> None:
     algorithm = GRPO(std=std)
     found = of(algorithm, groups)

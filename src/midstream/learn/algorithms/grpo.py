@@ -3,7 +3,9 @@ and what others made of them.
 
 A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. What s is differs across the field, so it
 is spelled out: `std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std:
-none` is prime-rl's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch.
+none` is prime-rl's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch, `std:
+batch_rewards` by the standard deviation of the whole batch's rewards (Lite PPO, Liu et al. 2025, arXiv 2508.08221; with
+`ddof` 1 TRL's `scale_rewards: batch`).
 
 Statistics are always over trajectories, never over turns: a long trajectory does not weigh more in its own baseline.
 """
@@ -20,7 +22,7 @@ from pydantic import Field
 from midstream.learn.algorithms.base import Aggregation, Algorithm
 from midstream.learn.algorithms.outcome import Credit, Credits, Groups, TurnOutcome, returns, to_every_turn
 
-Std = Literal["group", "batch", "none"]
+Std = Literal["group", "batch", "batch_rewards", "none"]
 
 
 def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float) -> list[list[float]]:
@@ -30,6 +32,9 @@ def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float)
     if std == "batch":
         everyone = np.concatenate(centred) if centred else np.zeros(1)
         divisors = [math.sqrt(float(np.mean(everyone**2))) + eps if len(everyone) else 1.0] * len(groups)
+    elif std == "batch_rewards":
+        rewards = np.concatenate(arrays) if arrays else np.zeros(0)
+        divisors = [float(np.std(rewards, ddof=ddof)) + eps if len(rewards) > ddof else 1.0] * len(groups)
     elif std == "group":
         divisors = [float(np.std(g, ddof=ddof)) + eps if len(g) > ddof else 1.0 for g in groups]
     else:
@@ -41,7 +46,7 @@ class _GroupRelative(Algorithm):
     std: Std = "group"
     """What the centred reward is divided by."""
     ddof: Literal[0, 1] = 1
-    """Degrees of freedom taken from a group's standard deviation."""
+    """Degrees of freedom taken from the standard deviation of a group, or of the batch's rewards."""
     eps: float = Field(default=1e-6, ge=0)
     """Added to the divisor."""
 
