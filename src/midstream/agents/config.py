@@ -73,6 +73,9 @@ class FlowConfig(Config):
     """Tool calls a trajectory may make."""
     max_result_chars: int = Field(default=2000, ge=80)
     """Longest tool result shown to the agent."""
+    mask_results: dict[str, float] = Field(default_factory=dict)
+    """Input masking: share of the words of a tool's results that the agent is shown as `[MASK]`, by the tool's name
+    (`{search: 0.3}`), in attempts that are trained on and in no other. Not to be mixed up with the loss mask."""
 
 
 class RolloutConfig(Config):

@@ -36,7 +36,8 @@ async def collect(parts: Parts, store: Store | None, position: int, step: int) -
         missing = wanted - len(kept)
         tasks = [parts.tasks.get("train", position + drawn + place) for place in range(missing)]
         prefix = f"train-{step:06d}" + (f"-more-{turn}" if turn else "")
-        attempts = groups_of(tasks, config.rollout.group_size, prefix=prefix, seed=config.trainer.seed, train_step=step)
+        size, seed = config.rollout.group_size, config.trainer.seed
+        attempts = groups_of(tasks, size, prefix=prefix, seed=seed, train_step=step, masked=True)
         trajectories = await parts.manager(store).run(attempts)
         if config.algorithm.greedy_baseline:
             greedy |= await _greedily(parts, store, tasks, prefix, step)
@@ -53,11 +54,10 @@ async def _greedily(
     parts: Parts, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
 ) -> dict[str, float]:
     """What one greedy attempt at each task earned, by the `prompt_uid` its sampled attempts have."""
-    attempts = groups_of(
-        tasks, 1, prefix=f"{prefix}-greedy", seed=parts.config.trainer.seed, channel="greedy", train_step=step
-    )
+    seed = parts.config.trainer.seed
+    attempts = groups_of(tasks, 1, prefix=f"{prefix}-greedy", seed=seed, channel="greedy", train_step=step, masked=True)
     made = await parts.manager(store).run(attempts, temperature=0.0)
-    sampled = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed)
+    sampled = groups_of(tasks, 1, prefix=prefix, seed=seed)
     return {s.prompt_uid: t.reward for s, t in zip(sampled, made, strict=True) if t.reward is not None}
 
 
