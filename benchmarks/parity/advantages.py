@@ -26,8 +26,8 @@ from midstream.core.errors import TrainingError
 from midstream.core.types import Task, Trajectory
 from midstream.learn.algorithms import GDPO, GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm
+from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import make_batch
-from midstream.learn.log_probs import TokenSequence
 from midstream.learn.penalty import penalised
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
@@ -236,8 +236,11 @@ def _charged(
         ]
         return replace(trajectory, steps=tuple(steps))
 
-    def under_reference(sequences: Sequence[TokenSequence]) -> list[float]:
-        return [value for s in sequences for value in reference[s.prompt_ids, s.response_ids]]
-
-    charged, _ = penalised([[sampled(t) for t in group] for group in groups], under_reference, BETA)
+    readings = {
+        (trajectory.uid, step.step_index): Reading(reference=reference[step.prompt_ids, step.response_ids])
+        for group in groups
+        for trajectory in group
+        for step in trajectory.steps
+    }
+    charged, _ = penalised([[sampled(t) for t in group] for group in groups], readings, BETA)
     return charged

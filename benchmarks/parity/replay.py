@@ -30,6 +30,7 @@ from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.losses.ratio import PPOClip
 from midstream.learn.losses.sequence import GSPO
 from midstream.learn.penalty import penalised
+from midstream.learn.readings import read, wanted
 
 STEPS = 20
 TOLERANCE = 1e-4
@@ -247,7 +248,7 @@ def _ours(
         unknown = [replace(row, old_log_probs=(0.0,) * len(row.mask)) for row in rows]
         groups, drift = _sampled(groups_of(unknown), partial(learner.measure, policy)), None
         if kl.placement == "reward":
-            groups, drift = penalised(groups, partial(learner.measure, reference), kl.coef)
+            groups, drift = penalised(groups, read(learner, groups, wanted(algorithm), reference), kl.coef)
         in_loss = kl.coef > 0 and kl.placement == "loss"
         batch = make_batch(groups, algorithm, failed="mask", truncated=scenario.truncated, keep_zero=in_loss)
         for _ in range(scenario.epochs):

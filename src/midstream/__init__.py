@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
-    from midstream.tools import tool
+    from midstream.tools import mask_retrieved_tokens, tool
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ __all__ = [
     "ask",
     "component",
     "load_config",
+    "mask_retrieved_tokens",
     "register",
     "register_tasks",
     "tool",
@@ -51,6 +52,7 @@ _HOME = {
     "ask": "midstream.api",
     "component": "midstream.rewards",
     "load_config": "midstream.api",
+    "mask_retrieved_tokens": "midstream.tools",
     "register": "midstream.agents",
     "register_tasks": "midstream.tasks",
     "tool": "midstream.tools",

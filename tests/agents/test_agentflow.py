@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from midstream.agents.config import RoleConfig
+from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError
-from midstream.core.types import Status, Trajectory
+from midstream.core.types import Status, Task, Trajectory
+from midstream.record.store import Store
 
 
 def run(worker, attempt) -> Trajectory:
@@ -139,6 +142,34 @@ def test_a_generator_by_rule_answers_with_the_last_thing_found(make_worker, by_r
         trajectory = run(make_worker(says, rules=silent), attempt())
         assert (trajectory.answer, roles(trajectory)) == ("10", ["planner"] * 3)
     assert run(make_worker(by_role(planner="hm"), rules=silent), attempt()).answer == ""
+
+
+def test_masked_results_are_what_the_agent_hears_and_not_what_a_rule_answers_with(
+    make_worker, by_role, attempt, tmp_path
+) -> None:
+    says = by_role(planner=["echo: one two three four", "none"])
+    silent = ("analysis", "executor", "verifier", "generator")
+    with Store(tmp_path / "store.sqlite") as store:
+        worker = make_worker(says, rules=silent, mask_results={"echo": 0.5}, worker={"store": store})
+        trained = run(worker, replace(attempt(uid="trained"), mask_seed=7))
+        evaluated = run(worker, attempt(uid="evaluated"))
+        assert store.trajectory("trained").tool_calls == trained.tool_calls
+    (call,) = trained.tool_calls
+    assert call.result.split().count("[MASK]") == 2 and call.unmasked == "one two three four"
+    assert asked(trained)[1] == f"{call.result}\n[planner 2/3]"
+    assert asked(evaluated)[1] == "one two three four\n[planner 2/3]"
+    assert trained.answer == evaluated.answer == "one two three four"
+
+
+def test_all_attempts_at_a_task_in_a_step_miss_the_same_words() -> None:
+    tasks = [Task(id=name, prompt="?") for name in "ab"]
+    first = groups_of(tasks, 2, prefix="train-1", seed=0, train_step=1, masked=True)
+    greedy = groups_of(tasks, 1, prefix="train-1-greedy", seed=0, train_step=1, masked=True)
+    later = groups_of(tasks, 1, prefix="train-2", seed=0, train_step=2, masked=True)
+    seeds = [attempt.mask_seed for attempt in first]
+    assert seeds[0] == seeds[1] == greedy[0].mask_seed != seeds[2] == seeds[3]
+    assert None not in seeds and not {a.mask_seed for a in later} & set(seeds)
+    assert {a.mask_seed for a in groups_of(tasks, 2, prefix="val", seed=0, train_step=1)} == {None}
 
 
 def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attempt) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midstream.core.config import models_in
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.batch import LearningBatch, make_batch
 
@@ -128,6 +130,37 @@ def test_mask_leaves_it_out_of_the_statistics_and_keeps_its_place_in_the_mean() 
     assert shares(batch) == pytest.approx([1 / 3, 1 / 6, 1 / 6])
 
 
+SILENT = trajectory("S", None, lengths=(), status=Status.FAILED)
+"""It failed before anything was said."""
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "places"),
+    [
+        ("trajectory_turn_token", 3),
+        ("prompt_mean", 1),
+        ("token_mean", 2),  # where tokens or turns have places, it has none to give one to
+        ("sequence_mean", 2),
+    ],
+)
+def test_a_masked_trajectory_keeps_its_place_though_it_never_came_to_speak(aggregation: str, places: int) -> None:
+    one_turn = [trajectory("A", 1.0), trajectory("B", 0.0)]
+    batch = batch_of([*one_turn, SILENT], aggregation=aggregation)
+    own = 2 if aggregation != "prompt_mean" else 1
+    assert sum(shares(batch)) == pytest.approx(own / places)
+    assert batch.counts["untrainable_trajectories"] == batch.counts["failed_trajectories"] == 1
+    assert batch_of([*one_turn, SILENT], aggregation=aggregation, failed="drop").turns == (
+        batch_of(one_turn, aggregation=aggregation).turns
+    )
+
+
+def test_a_prompt_whose_attempts_all_failed_keeps_its_place_among_prompts() -> None:
+    lost = [replace(SILENT, prompt_uid="h"), replace(SILENT, uid="T", prompt_uid="h")]
+    assert sum(shares(batch_of(LONG, lost, aggregation="prompt_mean"))) == pytest.approx(1 / 2)
+    assert sum(shares(batch_of(LONG, lost, aggregation="prompt_mean", failed="drop"))) == pytest.approx(1)
+    assert sum(shares(batch_of(LONG, lost, aggregation="trajectory_turn_token"))) == pytest.approx(2 / 4)
+
+
 def test_score_trains_on_it_with_the_reward_it_was_given() -> None:
     scored = replace(CRASHED, reward=-0.5)
     batch = batch_of([*LONG, scored], failed="score")
@@ -155,6 +188,45 @@ def test_a_timed_out_trajectory_is_a_failed_one_and_an_unscored_one_has_no_advan
 def test_a_reward_that_is_not_finite_stops_training_and_names_its_trajectory(reward: float) -> None:
     with pytest.raises(TrainingError, match="'broken'"):
         batch_of([trajectory("A", 1.0), trajectory("broken", reward)])
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_what_is_not_finite_beside_a_reward_names_its_trajectory_too() -> None:
+    good, broken = trajectory("A", 1.0), trajectory("broken", 0.0)
+    steps = tuple(replace(step, rollout_log_probs=(-0.5, math.nan)) for step in broken.steps)
+    with pytest.raises(TrainingError, match="log-probability of trajectory 'broken' in the group 'g' is nan"):
+        batch_of([good, replace(broken, steps=steps)])
+    with pytest.raises(TrainingError, match="an advantage of trajectory 'A' in the group 'g' is "):
+        batch_of([replace(good, reward=1.7e308), replace(broken, reward=1.6e308)])  # their sum is infinite
+
+
+ALGORITHMS = models_in(AlgorithmConfig)
+ALONE = ("reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+"""Those that compare over the whole batch, so that a trajectory alone in its group may have an advantage."""
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
+def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algorithm) -> None:
+    alone = [trajectory("only", 1.0, group="h")]
+    batch = batch_of(LONG, alone, [], algorithm=algorithm(), aggregation="trajectory_turn_token", keep_zero=True)
+    assert batch.counts["groups"] == 3 and batch.counts["empty_groups"] == 1
+    assert sum(shares(batch)) == pytest.approx(1.0)
+    assert all(math.isfinite(value) for turn in batch.turns for value in turn.advantages)
+    if algorithm().name not in ALONE:
+        # It has nobody to be compared with.
+        assert [turn.advantages for turn in batch.turns if turn.group == "h"] == [(0.0, 0.0)]
+        assert batch.counts["zero_variance_groups"] >= 1
+
+
+def test_a_turn_keeps_the_version_that_sampled_it_and_leaves_no_gap_when_it_is_too_old() -> None:
+    old, new = trajectory("A", 1.0), trajectory("B", 0.0)
+    aged = replace(old, steps=tuple(replace(step, policy_version=4) for step in old.steps))
+    fresh = replace(new, steps=tuple(replace(step, policy_version=6) for step in new.steps))
+    batch = batch_of([aged, fresh])
+    assert [turn.version for turn in batch.turns] == [4, 6]
+    assert batch.since(4) == batch
+    assert batch.since(5).turns == [batch.turns[1]]  # with the weight it had
+    assert batch.since(7).turns == []
 
 
 @pytest.mark.parametrize("aggregation", ["trajectory_turn_token", "token_mean", "sequence_mean"])

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from midstream.core.types import Task, Trajectory
-from midstream.learn.collect import Collected, collect
+from midstream.core.types import Status, Task, Trajectory
+from midstream.learn.collect import Collected, attempt_tasks, pass_rates
+from midstream.tasks.curriculum import InOrder, Progress
 
 
 def made(
@@ -39,14 +40,17 @@ def made(
 
     parts = SimpleNamespace(
         config=SimpleNamespace(
-            rollout=SimpleNamespace(tasks_per_step=tasks_per_step, group_size=2, backfill=backfill),
+            rollout=SimpleNamespace(group_size=2, backfill=backfill),
+            tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
             algorithm=SimpleNamespace(greedy_baseline=greedy),
         ),
         tasks=SimpleNamespace(get=get),
+        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1),
         manager=lambda store: SimpleNamespace(run=run),
     )
-    return asyncio.run(collect(parts, None, position, 1)), drawn  # type: ignore[arg-type]
+    collected = attempt_tasks(parts, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]
+    return asyncio.run(collected), drawn
 
 
 def kept(collected: Collected) -> list[str]:
@@ -56,7 +60,7 @@ def kept(collected: Collected) -> list[str]:
 def test_without_backfill_every_group_is_kept() -> None:
     collected, drawn = made(0, live={11})
     assert kept(collected) == ["10", "11", "12"] and drawn == [10, 11, 12]
-    assert (collected.position, collected.dropped) == (13, 0)
+    assert (collected.progress, collected.counts) == (Progress(13), {"dropped_groups": 0})
 
 
 @pytest.mark.parametrize(
@@ -72,8 +76,8 @@ def test_without_backfill_every_group_is_kept() -> None:
 def test_flat_groups_give_way_to_the_next_tasks(backfill, live, expected, position) -> None:
     collected, drawn = made(backfill, live)
     assert kept(collected) == expected
-    assert drawn == list(range(10, position)) and collected.position == position
-    assert collected.dropped == len(drawn) - len(expected)
+    assert drawn == list(range(10, position)) and collected.progress.position == position
+    assert collected.counts["dropped_groups"] == len(drawn) - len(expected)
     assert len(collected.trajectories) == 2 * len(drawn)
     assert len({t.uid for t in collected.trajectories}) == len(collected.trajectories)
 
@@ -87,3 +91,11 @@ def test_a_greedy_attempt_at_each_task_is_the_baseline_of_its_group() -> None:
         "13": 13.0,
     }
     assert made(0, live={10})[0].greedy == {}
+
+
+def test_an_attempt_that_failed_or_was_not_scored_says_nothing_about_its_task() -> None:
+    def one(task: str, reward: float | None, status: Status = Status.COMPLETED) -> Trajectory:
+        return Trajectory(uid="u", prompt_uid="p", task=Task(id=task, prompt="?"), reward=reward, status=status)
+
+    attempts = [one("a", 1.0), one("a", 0.0), one("a", 0.0, Status.FAILED), one("a", None), one("b", None)]
+    assert pass_rates(attempts, lambda trajectory: trajectory.reward == 1) == {"a": 0.5}

@@ -1,4 +1,5 @@
-"""Settings of the loop at work in a whole run: the KL in the reward, a coefficient that follows, groups dropped."""
+"""Settings of the loop at work in a whole run: the KL in the reward, a coefficient that follows, groups dropped, groups
+learned from again, rewards normalised, tasks by difficulty."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import pytest
 
 from midstream import api
 from midstream.evaluate.runs import Row, read_rows
+from midstream.learn import step
 from midstream.learn.checkpoint import read_state
+from midstream.record.store import Store
 from midstream.rewards import component
 
 
@@ -23,8 +26,11 @@ def letters(answer: str | None) -> float:
 def rows_of(tiny_path: Path, run: Path, steps: int, resume: bool = False, **changed: Any) -> list[Row]:
     settings: dict[str, Any] = {
         "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
-        "tasks": {"sources": [{"type": "direct"}]},
-        "reward": {"components": changed.get("components", {"letters_for_options": 1.0})},
+        "tasks": {"sources": [{"type": "direct"}], **changed.get("tasks", {})},
+        "reward": {
+            "components": changed.get("components", {"letters_for_options": 1.0}),
+            **changed.get("reward", {}),
+        },
         "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 3}, **changed.get("rollout", {})},
         "algorithm": {"name": "rloo", **changed.get("algorithm", {})},
         "optimizer": {"lr": 0.01},
@@ -118,3 +124,54 @@ def test_a_running_baseline_runs_on_from_step_to_step(tiny_path, tmp_path: Path)
     kept = read_state(tmp_path / "run" / "checkpoints" / "step-000003").memory
     assert list(kept.values()) == pytest.approx([0.25 * first + 0.25 * second + 0.5 * third])
     assert first != pytest.approx(second, abs=1e-4)
+
+
+def test_groups_of_earlier_steps_are_learned_from_again_beside_fresh_ones(tiny_path, tmp_path: Path) -> None:
+    replay = {"replay": {"capacity": 3, "share": 0.5, "sampling": "recent"}, "tasks_per_step": 4}
+    rows = rows_of(tiny_path, tmp_path / "run", 3, rollout=replay)
+    # The first step has nothing to replay, so the first update has fresh samples only: its ratio is 1.
+    assert [row["replayed_groups"] for row in rows] == [0, 2, 2]
+    assert [row["groups"] for row in rows] == [4, 4, 4] and [row["replay_size"] for row in rows] == [3, 3, 3]
+    assert rows[0]["max:log_ratio"] < 1e-4
+    assert all(row["max:log_ratio"] > 1e-3 for row in rows[1:])
+    with Store(tmp_path / "run" / "store.sqlite") as store:
+        assert [store.count("train", step) for step in (1, 2, 3)] == [12, 6, 6]
+
+
+def test_what_an_older_policy_sampled_is_not_learned_from_and_counted(tiny_path, tmp_path: Path) -> None:
+    limited = {"max_staleness": 0, "tasks_per_step": 4, "replay": {"capacity": 4, "share": 0.25}}
+    rows = rows_of(tiny_path, tmp_path / "run", 2, rollout=limited, trainer={"minibatches": 2})
+    for row in rows:  # the second half of a step's updates comes a version too late
+        assert row["policy_version"] - rows[0]["policy_version"] == row["step"] - 1
+        assert row["stale_turns"] == 6 and row["loss_tokens"] <= 18
+    assert [row["stale_groups"] for row in rows] == [0, 4] and rows[1]["replayed_groups"] == 0
+
+
+@pytest.mark.parametrize("normalize", ["group", "batch", "running"])
+def test_what_is_learned_from_is_normalised_and_what_is_logged_is_not(
+    tiny_path, tmp_path: Path, monkeypatch, normalize: str
+) -> None:
+    seen: list[list[float]] = []
+    make = step.make_batch
+
+    def noted(groups: Any, *given: Any, **named: Any) -> Any:
+        seen.append([t.reward for group in groups for t in group])
+        return make(groups, *given, **named)
+
+    monkeypatch.setattr(step, "make_batch", noted)
+    plain = rows_of(tiny_path, tmp_path / "plain", 2)
+    rows = rows_of(tiny_path, tmp_path / "run", 2, reward={"normalize": normalize, "clip": [0.2, 0.9]})
+    raw, scaled = seen[0], seen[2]
+    assert rows[0]["reward"] == pytest.approx(sum(min(max(r, 0.2), 0.9) for r in raw) / 6)
+    assert rows[0]["rewards/letters_for_options"] == plain[0]["rewards/letters_for_options"]
+    assert sum(scaled) == pytest.approx(0.0, abs=1e-6) and sum(r**2 for r in scaled) == pytest.approx(6, rel=0.01)
+    assert (abs(sum(seen[3])) < 1e-6) == (normalize != "running")
+
+
+def test_tasks_come_again_by_how_well_they_went(tiny_path, tmp_path: Path) -> None:
+    pools = {"name": "pools", "hard": 0.0, "normal": 0.0, "easy": 0.0, "solved": 1.0}
+    won = {"success": "letters_for_options", "success_at": 0.0}
+    rows = rows_of(tiny_path, tmp_path / "run", 3, tasks={"curriculum": pools}, reward=won)
+    assert [row["pool/solved"] for row in rows] == [2, 2, 2]
+    lost = rows_of(tiny_path, tmp_path / "lost", 3, tasks={"curriculum": pools}, reward=won | {"success_at": 2.0})
+    assert [row["pool/hard"] for row in lost] == [2, 4, 6]

@@ -62,7 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def configure(folder: Path, tiny_path: Path) -> Configure:
-    """Configs of a short run with everything a run can have: warm start, reference, evaluations, checkpoints."""
+    """Configs of a short run with everything that must come back after a kill: warm start, reference, evaluations,
+    pools of tasks, a replay buffer, running statistics of the reward."""
     rules = {"engine": "rules"}
     roles = {"analysis": rules, "executor": rules, "verifier": rules, "planner": {"sampling": {"max_tokens": 5}}}
 
@@ -71,15 +72,29 @@ def configure(folder: Path, tiny_path: Path) -> Configure:
             {
                 "name": "resumed",
                 "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 2, "alpha": 4}},
-                "tasks": {"sources": [{"type": "calculate"}, {"type": "direct"}]},
+                "tasks": {
+                    "sources": [{"type": "calculate"}, {"type": "direct"}],
+                    "curriculum": {"name": "pools", "hard": 0.3, "normal": 0.3, "easy": 0.2},
+                },
                 "flow": {
                     "name": "agentflow",
                     "tools": ["calculator"],
                     "roles": roles,
                     "settings": {"notation": "compact", "fields": [], "max_turns": 2},
                 },
-                "reward": {"components": {"letters_reward:letters": 1.0}},
-                "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 3}},
+                "reward": {
+                    "components": {"letters_reward:letters": 1.0},
+                    "success": "letters_reward:letters",
+                    "success_at": 0.8,
+                    "normalize": "running",
+                },
+                "rollout": {
+                    "tasks_per_step": 3,
+                    "group_size": 3,
+                    "sampling": {"max_tokens": 3},
+                    "max_staleness": 3,
+                    "replay": {"capacity": 12, "share": 0.34, "sampling": "prioritised"},
+                },
                 "algorithm": {"name": "flow_grpo", "kl": {"coef": 0.01, "reference": "start"}},
                 "optimizer": {"lr": 0.01},
                 "warm_start": {"examples": 4, "epochs": 1, "batch_size": 2},
@@ -136,6 +151,8 @@ def test_the_run_of_this_test_learns_something(uninterrupted: tuple[Path, float]
     rows = [row for row in logged(path / "metrics.jsonl") if row["stage"] == "rl"]
     assert len(rows) == 8 and all(row["grad_norm"] > 0 for row in rows)
     assert len({row["reward"] for row in rows}) > 1
+    assert sum(row["replayed_groups"] for row in rows) >= 5 and sum(row["stale_groups"] for row in rows) >= 1
+    assert rows[-1]["pool/hard"] + rows[-1]["pool/normal"] + rows[-1]["pool/easy"] >= 3
     assert [row["label"] for row in logged(path / "evals.jsonl")] == [
         "base",
         "warm start",

@@ -99,6 +99,7 @@ def a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
         error_kind=text,
         latency_s=floats,
         step_index=st.none() | st.integers(0, 9),
+        unmasked=text,
     )
     task = st.builds(Task, id=text, prompt=text | messages, answer=values, kind=text, split=text, metadata=mappings)
     return Trajectory(

@@ -239,9 +239,10 @@ def test_cancelling_the_trajectory_cancels_the_tool():
 
 
 def test_wrong_toolboxes_are_refused():
-    for options in ({"max_calls": -1}, {"max_result_chars": 10}):
-        with pytest.raises(ConfigError):
-            Toolbox([add], **options)
+    with pytest.raises(ConfigError):
+        Toolbox([add], max_calls=-1)
+    with pytest.raises(ConfigError):
+        Toolbox([add], max_result_chars=10)
     with pytest.raises(ConfigError, match="two tools are named 'add'"):
         Toolbox([add, add])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 
@@ -73,6 +73,26 @@ class FlowConfig(Config):
     """Tool calls a trajectory may make."""
     max_result_chars: int = Field(default=2000, ge=80)
     """Longest tool result shown to the agent."""
+    mask_results: dict[str, float] = Field(default_factory=dict)
+    """Input masking: share of the words of a tool's results that the agent is shown as `[MASK]`, by the tool's name
+    (`{search: 0.3}`), in attempts that are trained on and in no other. Not to be mixed up with the loss mask."""
+
+
+class ReplayConfig(Config):
+    """Groups of earlier steps, learned from again."""
+
+    capacity: int = Field(default=0, ge=0)
+    """Groups kept, the newest ones; 0 is no replay."""
+    share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of a step's groups that come from the buffer, as far as it has them; the others are sampled afresh. Rounded
+    to whole groups, at least one of each."""
+    sampling: Literal["uniform", "recent", "prioritised"] = "uniform"
+    """`uniform`: every group in the buffer with the same chance. `recent`: the newest. `prioritised`: in proportion to
+    the variance of the group's rewards."""
+
+    def groups(self, tasks_per_step: int) -> int:
+        """How many of a step's groups are to come from the buffer."""
+        return min(max(round(self.share * tasks_per_step), 1), tasks_per_step - 1) if self.capacity else 0
 
 
 class RolloutConfig(Config):
@@ -87,6 +107,12 @@ class RolloutConfig(Config):
     backfill: int = Field(default=0, ge=0)
     """Drop groups whose rewards are all equal and attempt other tasks in their place, for at most this many rounds a
     step; 0 keeps them, with their place in the denominators of the loss."""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """Most policy versions (updates) between sampling a step and learning from it. An older step keeps its place in the
+    denominators of the loss, and its trajectory in its group's statistics, and is not trained on; a group whose oldest
+    step is older leaves the replay buffer. `null` is no limit."""
+    replay: ReplayConfig = ReplayConfig()
+    """Groups of earlier steps, learned from again."""
     concurrency: int = Field(default=64, ge=1)
     """Trajectories under way at once."""
     timeout_s: float = Field(default=300.0, gt=0)
@@ -97,3 +123,9 @@ class RolloutConfig(Config):
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in
     the denominators of the loss; `score` gives it `reward.failed` and trains on it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RolloutConfig:
+        if self.replay.capacity and self.tasks_per_step < 2:
+            raise ValueError("rollout.replay needs rollout.tasks_per_step of 2 or more: one group is sampled afresh")
+        return self

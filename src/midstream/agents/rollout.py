@@ -31,6 +31,8 @@ class Attempt:
     seed: int
     channel: str = "train"
     train_step: int | None = None
+    mask_seed: int | None = None
+    """Decides which words `flow.mask_results` hides; None hides none."""
 
 
 class AgentFlowWorker:
@@ -70,7 +72,10 @@ class AgentFlowWorker:
                     f"{able}use policy, frozen, or a URL here",
                 )
         self._toolbox = Toolbox(
-            load_tools(flow.tools), max_calls=flow.max_tool_calls, max_result_chars=flow.max_result_chars
+            load_tools(flow.tools),
+            max_calls=flow.max_tool_calls,
+            max_result_chars=flow.max_result_chars,
+            mask=flow.mask_results,
         )
         self._sampling = sampling
         self._store, self._score, self._timeout_s = store, score, timeout_s
@@ -97,7 +102,7 @@ class AgentFlowWorker:
             task=attempt.task,
             recorder=recorder,
             voices=self._voices,
-            tools=self._toolbox.session(),
+            tools=self._toolbox.session(attempt.mask_seed),
             sampling=sampling,
             score=self._score,
         )
@@ -233,10 +238,17 @@ async def _gather(runs: Sequence[Any]) -> list[Trajectory]:
 
 
 def groups_of(
-    tasks: Sequence[Task], size: int, *, prefix: str, seed: int, channel: str = "train", train_step: int | None = None
+    tasks: Sequence[Task],
+    size: int,
+    *,
+    prefix: str,
+    seed: int,
+    channel: str = "train",
+    train_step: int | None = None,
+    masked: bool = False,
 ) -> list[Attempt]:
     """`size` attempts at each of `tasks`; uids and seeds come from `prefix` and the places alone, so a repeated step
-    repeats them."""
+    repeats them. `masked` hides what `flow.mask_results` says: all attempts at a task in a step miss the same words."""
     return [
         Attempt(
             task=task,
@@ -245,6 +257,7 @@ def groups_of(
             seed=derive_seed(seed, prefix, place, task.id, member),
             channel=channel,
             train_step=train_step,
+            mask_seed=derive_seed(seed, "mask", train_step, task.id) if masked else None,
         )
         for place, task in enumerate(tasks)
         for member in range(size)

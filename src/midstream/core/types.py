@@ -123,6 +123,8 @@ class ToolCall:
     latency_s: float = 0.0
     step_index: int | None = None
     """The step that asked for it."""
+    unmasked: str = ""
+    """The result before part of it was hidden from the agent (`flow.mask_results`); empty when nothing was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,8 @@ class LearningTurn:
     role: str
     group: str
     place: Place = ("", 0)
+    version: int = 0
+    """The policy version that sampled it."""
     scale: tuple[float, ...] = ()
     """What the policy loss of each token is multiplied by; 1 when empty."""
     values: tuple[float, ...] = ()
@@ -60,6 +62,10 @@ class LearningBatch:
             parts.append(LearningBatch(scaled, self.counts, self.memory))
         return parts
 
+    def since(self, version: int) -> LearningBatch:
+        """Without the turns that an older policy sampled; weights stay, and so do their places in the denominators."""
+        return replace(self, turns=[turn for turn in self.turns if turn.version >= version])
+
 
 def _mass(turns: Sequence[LearningTurn]) -> float:
     return sum(turn.weight * len(turn.old_log_probs) for turn in turns)
@@ -80,20 +86,12 @@ def make_batch(
 
     `failed` and `truncated` are the rules of those names in `rollout`. `keep_zero` keeps turns of zero advantage: a KL
     term or entropy bonus acts on them too. `greedy`, `readings` and `memory` are what estimators may ask for: see
-    `Outcome`. Raises `TrainingError` for a reward that is not finite."""
+    `Outcome`. Raises `TrainingError` for a reward, advantage or log-probability that is not finite."""
     if truncated == "drop":
         groups = [[t for t in group if not _is_truncated(t)] for group in groups]
-    scored = [
-        [t for t in group if t.reward is not None and (t.status is Status.COMPLETED or failed == "score")]
-        for group in groups
-    ]
-    for group in scored:
-        for trajectory in group:
-            if not math.isfinite(trajectory.reward or 0.0):
-                raise TrainingError(
-                    f"the reward of trajectory '{trajectory.uid}' is {trajectory.reward}",
-                    f"its components: {dict(trajectory.rewards)}",
-                )
+    scored = [[t for t in group if is_scored(t, failed, truncated)] for group in groups]
+    for trajectory in (t for group in scored for t in group):
+        finite_reward(trajectory)
     live = [group for group in scored if len(group) > 0]
     outcomes = [
         [
@@ -113,7 +111,7 @@ def make_batch(
         for trajectory, credits, goals in zip(group, values, wanted, strict=True):
             steps = trainable_steps(trajectory)
             for step, credit, goal in zip(steps, credits, goals, strict=True):
-                advantages = _by_token(credit, len(step.response_ids))
+                advantages = _finite("an advantage", _by_token(credit, len(step.response_ids)), trajectory)
                 if truncated == "mask" and _is_truncated(trajectory):
                     continue
                 if keep_zero or any(advantages):
@@ -122,12 +120,13 @@ def make_batch(
                     turns.append(
                         LearningTurn(
                             TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
-                            step.rollout_log_probs or (),
+                            _finite("a log-probability", step.rollout_log_probs or (), trajectory),
                             advantages,
                             weigh(trajectory, step, len(steps)),
                             step.role,
                             trajectory.prompt_uid,
                             place,
+                            step.policy_version,
                             values=tuple(said),
                             targets=tuple(goal) if isinstance(goal, Sequence) else (),
                         )
@@ -148,6 +147,23 @@ def trainable_steps(trajectory: Trajectory) -> list[Step]:
     return [step for step in trajectory.steps if step.trainable and step.response_ids and step.rollout_log_probs]
 
 
+def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
+    """Whether a trajectory counts in its group's statistics, by the rules of those names in `rollout`."""
+    if truncated == "drop" and _is_truncated(trajectory):
+        return False
+    return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
+
+
+def finite_reward(trajectory: Trajectory) -> float:
+    """The reward of a scored trajectory; `TrainingError` when it is not finite."""
+    if trajectory.reward is None or not math.isfinite(trajectory.reward):
+        raise TrainingError(
+            f"the reward of trajectory '{trajectory.uid}' is {trajectory.reward}",
+            f"its components: {dict(trajectory.rewards)}",
+        )
+    return trajectory.reward
+
+
 def _is_truncated(trajectory: Trajectory) -> bool:
     return any(step.finish_reason == FinishReason.LENGTH for step in trainable_steps(trajectory))
 
@@ -163,12 +179,23 @@ def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:
     return values
 
 
+def _finite(what: str, values: tuple[float, ...], trajectory: Trajectory) -> tuple[float, ...]:
+    broken = next((value for value in values if not math.isfinite(value)), None)
+    if broken is not None:
+        raise TrainingError(
+            f"{what} of trajectory '{trajectory.uid}' in the group '{trajectory.prompt_uid}' is {broken}",
+            f"its reward is {trajectory.reward}; if that is as it should be, this is a fault of engine or algorithm",
+        )
+    return values
+
+
 def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callable[[Trajectory, Step, int], float]:
     """The weight of one token of a step. All weights of the batch sum to 1, but for the aggregations that add tokens
-    up."""
+    up. In a mean over trajectories or prompts, one that failed has its place though it came to say nothing; in a mean
+    over turns or tokens it has that of those it has."""
     aggregation = algorithm.aggregation
     trainable = [steps for t in trajectories if (steps := trainable_steps(t))]
-    n_trajectories = len(trainable)
+    placed = [t for t in trajectories if t.status is not Status.COMPLETED or trainable_steps(t)]
     n_turns = sum(len(steps) for steps in trainable)
     n_tokens = sum(len(step.response_ids) for steps in trainable for step in steps)
     if aggregation == "sum":
@@ -186,6 +213,6 @@ def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callab
         for trajectory in trajectories:
             tokens = sum(len(step.response_ids) for step in trainable_steps(trajectory))
             by_prompt[trajectory.prompt_uid] = by_prompt.get(trajectory.prompt_uid, 0) + tokens
-        n_prompts = sum(tokens > 0 for tokens in by_prompt.values())
+        n_prompts = len({trajectory.prompt_uid for trajectory in placed})
         return lambda trajectory, step, turns: 1 / (n_prompts * by_prompt[trajectory.prompt_uid])
-    return lambda trajectory, step, turns: 1 / (n_trajectories * turns * len(step.response_ids))
+    return lambda trajectory, step, turns: 1 / (len(placed) * turns * len(step.response_ids))

@@ -11,16 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from midstream.core.errors import ModelError, RunError
 from midstream.learn.learner import Learner
+from midstream.learn.normalise import Moments
+from midstream.learn.replay import Kept
+from midstream.tasks.curriculum import Seen
 
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where a run is: `step` updates done, `position` training tasks drawn. Everything drawn is derived from these and
-    the seed."""
+    """Where a run is: `step` steps done, `position` the next place in the order of the training tasks. Everything drawn
+    is derived from these and the seed."""
 
     step: int
     position: int
@@ -30,6 +34,12 @@ class TrainState:
     """Where an adaptive KL coefficient had come to."""
     memory: Mapping[str, float] = field(default_factory=dict)
     """What the algorithm remembers from step to step."""
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    """What a curriculum knows of the tasks drawn, by id."""
+    rewards: Moments = field(default_factory=Moments)
+    """Mean and spread of all rewards so far, for `reward.normalize: running`."""
+    replay: tuple[Kept, ...] = ()
+    """The replay buffer, oldest first."""
 
 
 def save_checkpoint(
@@ -105,8 +115,8 @@ def load_reference(folder: Path) -> dict[str, torch.Tensor]:
 def read_state(folder: Path) -> TrainState:
     """Counters of a checkpoint; raises `ModelError` when `folder` is not one."""
     try:
-        return TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return TypeAdapter(TrainState).validate_json((folder / "state.json").read_bytes())
+    except (OSError, ValidationError) as error:
         raise ModelError(
             f"'{folder}' is not a checkpoint: {error}", "give a folder such as runs/NAME/checkpoints/step-000010"
         ) from None

@@ -1,63 +1,111 @@
-"""What a step learns from: attempts at freshly drawn tasks, in groups."""
+"""What a step learns from: attempts at freshly drawn tasks, in groups, and groups of earlier steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from midstream.agents.rollout import groups_of
-from midstream.core.types import Task, Trajectory
+from midstream.core.types import Status, Task, Trajectory
+from midstream.learn.checkpoint import TrainState
+from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
 from midstream.record.store import Store
+from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """`groups` to learn from; `trajectories` are all that were sampled, `position` is that of the next task to draw,
-    `dropped` counts groups that gave way to others, and `greedy` is what a greedy attempt earned, by `prompt_uid`."""
+    """`groups` to learn from, those of earlier steps last; `trajectories` are all that were sampled now, `progress` is
+    how far the drawing of tasks has come, `replay` the buffer after the step, `greedy` what a greedy attempt earned, by
+    `prompt_uid`, and `counts` says what became of groups."""
 
     groups: list[Group]
     trajectories: list[Trajectory]
-    position: int
-    dropped: int
-    greedy: dict[str, float]
+    progress: Progress
+    replay: tuple[Kept, ...] = ()
+    greedy: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
-async def collect(parts: Parts, store: Store | None, position: int, step: int) -> Collected:
-    """Attempt the next `rollout.tasks_per_step` tasks. With `rollout.backfill` above 0, groups whose rewards are all
-    equal are dropped, and other tasks are attempted in their place, for at most that many rounds more (DAPO's dynamic
-    sampling, Yu et al. 2025)."""
-    config = parts.config
-    wanted, kept, made, drawn = config.rollout.tasks_per_step, [], [], 0
+async def collect(parts: Parts, store: Store, state: TrainState, step: int) -> Collected:
+    """What the step after `state` learns from, by `rollout`."""
+    rollout, replay, version = parts.config.rollout, parts.config.rollout.replay, parts.decoder.version
+    oldest = 0 if rollout.max_staleness is None else version - rollout.max_staleness
+    buffer = [kept for kept in state.replay if kept.version >= oldest]
+    wanted = replay.groups(rollout.tasks_per_step)
+    again = choose(buffer, replay, wanted, seed=parts.config.trainer.seed, step=step)
+    fresh = await attempt_tasks(
+        parts, store, Progress(state.position, state.seen), step, rollout.tasks_per_step - len(again)
+    )
+    if not replay.capacity:
+        return fresh
+    buffer = keep(buffer, fresh.groups, fresh.greedy, replay.capacity)
+    counts = {
+        "replayed_groups": float(len(again)),
+        "replay_size": float(len(buffer)),
+        "stale_groups": float(sum(kept.version < oldest for kept in state.replay)),
+    }
+    greedy = {kept.prompt_uid: kept.greedy for kept in again if kept.greedy is not None}
+    return Collected(
+        [*fresh.groups, *read(store, again)],
+        fresh.trajectories,
+        fresh.progress,
+        buffer,
+        fresh.greedy | greedy,
+        fresh.counts | counts,
+    )
+
+
+async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, step: int, wanted: int) -> Collected:
+    """Attempt the next `wanted` tasks. With `rollout.backfill` above 0, groups whose rewards are all equal are dropped,
+    and other tasks are attempted in their place, for at most that many rounds more (DAPO's dynamic sampling, Yu et al.
+    2025)."""
+    config, curriculum = parts.config, parts.config.tasks.curriculum
+    size, seed = config.rollout.group_size, config.trainer.seed
+    kept: list[Group] = []
+    made: list[Trajectory] = []
+    drawn: list[str] = []
     greedy: dict[str, float] = {}
     for turn in range(1 + config.rollout.backfill):
         missing = wanted - len(kept)
-        tasks = [parts.tasks.get("train", position + drawn + place) for place in range(missing)]
+        tasks, progress = curriculum.draw(parts.tasks, progress, missing, seed=seed, step=step, drawn=drawn)
         prefix = f"train-{step:06d}" + (f"-more-{turn}" if turn else "")
-        attempts = groups_of(tasks, config.rollout.group_size, prefix=prefix, seed=config.trainer.seed, train_step=step)
+        attempts = groups_of(tasks, size, prefix=prefix, seed=seed, train_step=step, masked=True)
         trajectories = await parts.manager(store).run(attempts)
         if config.algorithm.greedy_baseline:
             greedy |= await _greedily(parts, store, tasks, prefix, step)
         made += trajectories
-        drawn += missing
+        drawn += [task.id for task in tasks]
         groups = _grouped(trajectories)
         kept += [group for group in groups if not config.rollout.backfill or _differ(group)]
         if len(kept) >= wanted:
             break
-    return Collected(kept, made, position + drawn, drawn - len(kept), greedy)
+    progress = curriculum.observed(progress, pass_rates(made, parts.reward.succeeded))
+    counts = {"dropped_groups": float(len(drawn) - len(kept)), **curriculum.metrics(progress, step)}
+    return Collected(kept, made, progress, greedy=greedy, counts=counts)
+
+
+def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajectory], bool]) -> dict[str, float]:
+    """The share of attempts that succeeded, by the id of the task. An attempt that failed or could not be scored says
+    nothing about its task: an outage must not make tasks hard."""
+    won: dict[str, list[bool]] = {}
+    for trajectory in trajectories:
+        if trajectory.status is Status.COMPLETED and trajectory.reward is not None:
+            won.setdefault(trajectory.task.id, []).append(succeeded(trajectory))
+    return {task_id: sum(own) / len(own) for task_id, own in won.items()}
 
 
 async def _greedily(
     parts: Parts, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
 ) -> dict[str, float]:
     """What one greedy attempt at each task earned, by the `prompt_uid` its sampled attempts have."""
-    attempts = groups_of(
-        tasks, 1, prefix=f"{prefix}-greedy", seed=parts.config.trainer.seed, channel="greedy", train_step=step
-    )
+    seed = parts.config.trainer.seed
+    attempts = groups_of(tasks, 1, prefix=f"{prefix}-greedy", seed=seed, channel="greedy", train_step=step, masked=True)
     made = await parts.manager(store).run(attempts, temperature=0.0)
-    sampled = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed)
+    sampled = groups_of(tasks, 1, prefix=prefix, seed=seed)
     return {s.prompt_uid: t.reward for s, t in zip(sampled, made, strict=True) if t.reward is not None}
 
 

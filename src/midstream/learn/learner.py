@@ -60,8 +60,8 @@ class Learner:
     def update(
         self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
     ) -> dict[str, float]:
-        """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
-        finite."""
+        """One optimizer step on `batch`. Raises `TrainingError`, which names tensor and group, before the weights move
+        when a gradient is not finite."""
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
@@ -69,7 +69,7 @@ class Learner:
         passes = [self._policy_pass(turns, algorithm, reference) for turns in packs]
         if self.critic is not None and self.critic.own is not None:
             passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
-        norm = self._step()
+        norm = self._step(lambda name: self._origin(name, batch, algorithm, reference))
         total = _added(passes)
         return {
             **total.sums,
@@ -177,13 +177,24 @@ class Learner:
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
         return _split(turns, self._max_tokens, lambda turn: turn.sequence)
 
-    def _step(self) -> float:
-        """Clip, check, move. Returns the norm before clipping."""
+    def _origin(self, name: str, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None) -> str:
+        """Which group of `batch` gives the tensor `name` a gradient that is not finite, for a message."""
+        for group in dict.fromkeys(turn.group for turn in batch.turns):
+            self.weights.zero_grad()
+            for turns in self._packs([turn for turn in batch.turns if turn.group == group]):
+                self._policy_pass(turns, algorithm, reference)
+            if not bool(torch.isfinite(self.weights.gradients()[name].norm())):
+                return f", from the group '{group}'"
+        return ", from all groups together"
+
+    def _step(self, origin: Callable[[str], str] = lambda name: "") -> float:
+        """Check, clip, move. Returns the norm before clipping. `origin` says where a tensor's broken gradient is
+        from."""
         norms = {name: float(grad.norm()) for name, grad in self.weights.gradients().items()}
         broken = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
         if broken:
             raise TrainingError(
-                f"the gradient of {broken[0]} is not finite at update {self.updates + 1} "
+                f"the gradient of {broken[0]} is not finite at update {self.updates + 1}{origin(broken[0])} "
                 f"({len(broken)} tensors in all); the weights did not move",
                 "resume from the last checkpoint with a lower optimizer.lr, and look at the rewards of this step",
             )

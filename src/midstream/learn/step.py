@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -12,11 +13,12 @@ from torch import Tensor
 from midstream.core.types import Trajectory
 from midstream.engines.torch.compute import compute, trim
 from midstream.learn.algorithms.base import KLConfig
-from midstream.learn.batch import LearningBatch, make_batch
+from midstream.learn.batch import LearningBatch, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
 from midstream.learn.correction import corrected
 from midstream.learn.learner import together
+from midstream.learn.normalise import normalised
 from midstream.learn.penalty import penalised
 from midstream.learn.readings import read, wanted
 from midstream.learn.reference import swapped_reference
@@ -47,12 +49,16 @@ async def take_step(
     config, engine, learner = parts.config, parts.engine, parts.learner
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
-    collected = await collect(parts, store, state.position, step)
+    collected = await collect(parts, store, state, step)
     rollout_s = time.perf_counter() - began
     coef = config.algorithm.kl.coef if state.kl_coef is None else state.kl_coef
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
     algorithm = config.algorithm.model_copy(update={"kl": kl})
-    groups, drift = collected.groups, None
+    rollout = config.rollout
+    counts = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
+    rewards = state.rewards.including(finite_reward(t) for t in collected.trajectories if counts(t))
+    groups, greedy = normalised(collected.groups, collected.greedy, config.reward.normalize, counts, rewards)
+    drift, stale = None, 0
     reference = parts.reference
     if reference is None and start:
         reference = swapped_reference(parts.decoder, parts.weights, start)
@@ -62,9 +68,9 @@ async def take_step(
     batch = make_batch(
         groups,
         algorithm,
-        failed=config.rollout.failed,
-        truncated=config.rollout.truncated,
-        greedy=collected.greedy,
+        failed=rollout.failed,
+        truncated=rollout.truncated,
+        greedy=greedy,
         readings=readings,
         memory=state.memory,
         keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
@@ -75,6 +81,10 @@ async def take_step(
     async with engine.exclusive():
         for _ in range(config.trainer.epochs_per_batch):
             for part in batch.parts(config.trainer.minibatches):
+                turns = len(part.turns)
+                if rollout.max_staleness is not None:
+                    part = part.since(parts.decoder.version - rollout.max_staleness)
+                stale += turns - len(part.turns)
                 if part.turns:
                     updates.append(await compute(learner.update, part, algorithm, measured))
                     if learner.updates == 1:
@@ -95,7 +105,8 @@ async def take_step(
         **learned,
         "kl_coef": kl.coef,
         **batch.counts,
-        "dropped_groups": float(collected.dropped),
+        **collected.counts,
+        **({} if rollout.max_staleness is None else {"stale_turns": float(stale)}),
         "tokens": tokens,
         "prefilled_tokens": engine.tokens_prefilled - prefilled,
         "policy_version": parts.decoder.version,
@@ -104,9 +115,18 @@ async def take_step(
         "learn_s": elapsed - rollout_s,
         "time_s": elapsed,
     }
-    adapted = coef if kl.target is not None else state.kl_coef
-    after = TrainState(step, collected.position, learner.updates, parts.decoder.version, adapted, batch.memory)
-    return Stepped(after, row)
+    reached = TrainState(
+        step,
+        collected.progress.position,
+        learner.updates,
+        parts.decoder.version,
+        kl_coef=coef if kl.target is not None else state.kl_coef,
+        seen=collected.progress.seen,
+        memory=batch.memory,
+        rewards=rewards,
+        replay=collected.replay,
+    )
+    return Stepped(reached, row)
 
 
 def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.core.errors import ConfigError, RunError, TaskError
+from midstream.core.errors import ConfigError, RunError, TaskError, TrainingError
 from midstream.engines.torch.compute import compute
 from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
@@ -272,7 +272,10 @@ class _Run:
         return self.parts.weights.snapshot() if kind == "start" else {}
 
     async def _step(self, state: TrainState) -> TrainState:
-        done = await take_step(self.parts, self.store, state, self.reference, self._check)
+        try:
+            done = await take_step(self.parts, self.store, state, self.reference, self._check)
+        except TrainingError as error:
+            raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
         self._log(done.row)
         return done.state
 

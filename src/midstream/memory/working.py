@@ -67,8 +67,8 @@ class WorkingMemory:
         )
 
     def found(self) -> list[str]:
-        """Results of the successful calls that gave one, oldest first."""
-        return [turn.call.result for turn in self.turns if turn.call.ok and turn.call.result]
+        """Results of the successful calls that gave one, oldest first, as the tools gave them."""
+        return [turn.call.unmasked or turn.call.result for turn in self.turns if turn.call.ok and turn.call.result]
 
     def _shorten(self) -> bool:
         """Halve the longest thing asked after the first; False when nothing is left to shorten."""

@@ -274,6 +274,7 @@ def trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
             "error_kind": call.error_kind,
             "latency_s": call.latency_s,
             "step_index": call.step_index,
+            "unmasked": call.unmasked,
         }
         for call in trajectory.tool_calls
     ]

@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +20,8 @@ from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.presets import PRESETS
+
+Normalize = Literal["none", "group", "batch", "running"]
 
 
 class RewardConfig(Config):
@@ -42,6 +45,11 @@ class RewardConfig(Config):
 
     clip: tuple[float, float] | None = None
     """The range the total is cut to: [lowest, highest]."""
+
+    normalize: Normalize = "none"
+    """What training makes of the total, once it is cut: (reward - mean) / (std + 1e-8), with mean and standard
+    deviation over its `group`, over the `batch` of a step, or over all rewards of the run so far (`running`). Rewards
+    are recorded and logged as they were."""
 
     @field_validator("preset")
     @classmethod

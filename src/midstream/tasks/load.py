@@ -11,6 +11,7 @@ from pydantic import Field
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.tasks.calculate import calculate
+from midstream.tasks.curriculum import CurriculumConfig, InOrder
 from midstream.tasks.direct import direct
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
@@ -60,6 +61,8 @@ class TasksConfig(Config):
     """Where tasks come from."""
     seed: int = 0
     """Decides the order of tasks and what generators draw. Splits do not depend on it."""
+    curriculum: CurriculumConfig = InOrder()
+    """Which training task is attempted next."""
 
 
 def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:

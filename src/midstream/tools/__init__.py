@@ -2,6 +2,7 @@
 
 from midstream.tools.declare import Tool, ToolError, tool
 from midstream.tools.load import load_tools
+from midstream.tools.mask import mask_retrieved_tokens
 from midstream.tools.session import Toolbox, ToolSession
 
-__all__ = ["Tool", "ToolError", "ToolSession", "Toolbox", "load_tools", "tool"]
+__all__ = ["Tool", "ToolError", "ToolSession", "Toolbox", "load_tools", "mask_retrieved_tokens", "tool"]

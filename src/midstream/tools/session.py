@@ -14,13 +14,15 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core.errors import ConfigError, nearest
+from midstream.core.seeds import derive_seed
 from midstream.core.types import ToolCall
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool, ToolError
+from midstream.tools.mask import mask_retrieved_tokens
 
 MIN_RESULT_CHARS = 80
 MAX_NAME_CHARS = 64
@@ -29,11 +31,13 @@ MAX_NAME_CHARS = 64
 
 @dataclass(frozen=True)
 class Toolbox:
-    """A fixed set of tools. `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result."""
+    """A fixed set of tools. `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask`
+    is the share of a tool's results, by its name, that a session with a `mask_seed` hides."""
 
     tools: Sequence[Tool[..., Any]]
     max_calls: int | None = None
     max_result_chars: int = 2000
+    mask: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -43,6 +47,13 @@ class Toolbox:
             raise ConfigError(f"max_calls must not be negative, not {self.max_calls}")
         if self.max_result_chars < MIN_RESULT_CHARS:
             raise ConfigError(f"max_result_chars must be at least {MIN_RESULT_CHARS}, not {self.max_result_chars}")
+        for name, ratio in self.mask.items():
+            if name not in names:
+                raise ConfigError(
+                    f"results of the tool '{name}' are to be masked, but it is not there", nearest(name, names)
+                )
+            if not 0 <= ratio <= 1:
+                raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
 
     def get(self, name: str) -> Tool[..., Any] | None:
         """The tool of that name, or None."""
@@ -52,16 +63,18 @@ class Toolbox:
         """One line a tool, for a prompt."""
         return "\n".join(tool.card for tool in self.tools)
 
-    def session(self) -> ToolSession:
-        """A fresh budget, for one trajectory."""
-        return ToolSession(self)
+    def session(self, mask_seed: int | None = None) -> ToolSession:
+        """A fresh budget, for one trajectory. `mask_seed` decides which words of results `mask` hides; None hides
+        none."""
+        return ToolSession(self, mask_seed)
 
 
 class ToolSession:
     """One trajectory's calls. Only calls that ran count against the budget: a refused one cost nothing."""
 
-    def __init__(self, toolbox: Toolbox) -> None:
+    def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
         self.toolbox = toolbox
+        self._mask_seed = mask_seed
         self.calls_made = 0
 
     @property
@@ -82,14 +95,17 @@ class ToolSession:
         started = time.perf_counter()
 
         def finished(error_kind: str, result: str, used: Mapping[str, Any]) -> ToolCall:
+            whole = _storable(f"Error: {result}" if error_kind else result)
+            shown = whole if error_kind else self._masked(name, whole)
             return ToolCall(
                 tool=_storable(str(name)[:MAX_NAME_CHARS]),
                 arguments=used,
                 ok=not error_kind,
-                result=_shorten(_storable(f"Error: {result}" if error_kind else result), self.toolbox.max_result_chars),
+                result=_shorten(shown, self.toolbox.max_result_chars),
                 error_kind=error_kind,
                 latency_s=time.perf_counter() - started,
                 step_index=step_index,
+                unmasked="" if shown == whole else _shorten(whole, self.toolbox.max_result_chars),
             )
 
         given = arguments if isinstance(arguments, Mapping) else {}
@@ -104,6 +120,12 @@ class ToolSession:
         self.calls_made += 1
         error_kind, result = await _run(tool, checked.values)
         return finished(error_kind, result, checked.raw)
+
+    def _masked(self, name: str, result: str) -> str:
+        ratio = self.toolbox.mask.get(name, 0.0)
+        if self._mask_seed is None or not ratio:
+            return result
+        return mask_retrieved_tokens(result, ratio, seed=derive_seed(self._mask_seed, name))
 
     def _unknown(self, name: str) -> str:
         name = str(name)[:MAX_NAME_CHARS]

@@ -1,0 +1,66 @@
+"""Replay: groups of earlier steps, learned from again.
+
+The buffer keeps where the store has a group; what comes back is what was sampled, token for token. Its
+log-probabilities are those of the policy that sampled it, so the ratio of the loss accounts for how far the policy has
+moved since."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from midstream.agents.config import ReplayConfig
+from midstream.core.seeds import unit_interval
+from midstream.core.types import Trajectory
+from midstream.learn.batch import trainable_steps
+from midstream.record.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A group in the buffer: the uids of its trajectories, the policy version of its oldest trainable step, its
+    priority (the variance of its rewards: largest where half of the attempts succeed, 0 where a group teaches nothing),
+    and what a greedy attempt at the task earned, if there was one."""
+
+    prompt_uid: str
+    uids: tuple[str, ...]
+    version: int
+    priority: float
+    greedy: float | None = None
+
+
+def choose(buffer: Sequence[Kept], config: ReplayConfig, count: int, *, seed: int, step: int) -> list[Kept]:
+    """At most `count` groups to learn from again, none twice. `uniform`: each with the same chance. `recent`: the last
+    that came in. `prioritised`: in proportion to their priority, so never one without (weighted draws without
+    replacement by the largest u^(1/w), Efraimidis & Spirakis 2006)."""
+    if config.sampling == "recent":
+        return list(buffer[max(len(buffer) - count, 0) :])
+
+    def key(kept: Kept) -> float:
+        weight = kept.priority if config.sampling == "prioritised" else 1.0
+        return math.log(1 - unit_interval(seed, "replay", step, kept.prompt_uid)) / weight
+
+    drawable = [kept for kept in buffer if config.sampling == "uniform" or kept.priority > 0]
+    return sorted(drawable, key=key, reverse=True)[:count]
+
+
+def read(store: Store, chosen: Sequence[Kept]) -> list[list[Trajectory]]:
+    """The groups themselves."""
+    return [[store.trajectory(uid) for uid in kept.uids] for kept in chosen]
+
+
+def keep(
+    buffer: Sequence[Kept], groups: Sequence[Sequence[Trajectory]], greedy: Mapping[str, float], capacity: int
+) -> tuple[Kept, ...]:
+    """The buffer with `groups` at its end, those there is something to learn from; the oldest make room."""
+    fresh: list[Kept] = []
+    for group in groups:
+        versions = [step.policy_version for trajectory in group for step in trainable_steps(trajectory)]
+        rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
+        if versions and rewards:
+            uid = group[0].prompt_uid
+            uids = tuple(trajectory.uid for trajectory in group)
+            fresh.append(Kept(uid, uids, min(versions), statistics.pvariance(rewards), greedy.get(uid)))
+    return (*buffer, *fresh)[-capacity:]

@@ -1,0 +1,38 @@
+"""Input masking: part of what a tool retrieved is hidden from the agent, which then has to work with the rest instead
+of copying. It changes what the agent reads, and so what it samples.
+
+Not to be mixed up with loss masking (`Step.loss_mask`), which keeps tokens that the policy did not sample out of the
+loss and hides nothing from anybody.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+from midstream.core.seeds import derive_seed
+
+MASK = "[MASK]"
+
+# Hiragana and katakana, Han with its extension A, compatibility Han: written without spaces.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+
+def mask_retrieved_tokens(retrieved_text: str, mask_ratio: float = 0.3, *, seed: int = 0) -> str:
+    """`retrieved_text` with `int(n * mask_ratio)` of its n words replaced by `[MASK]`; the space between them stays.
+
+    A word is what stands between spaces, or a single character of Chinese or Japanese. Which ones are hidden is drawn
+    from `seed` and the text, so the same text is always masked the same way. Raises `ValueError` unless `mask_ratio` is
+    from 0 to 1.
+    """
+    if not 0 <= mask_ratio <= 1:
+        raise ValueError(f"mask_ratio is a share from 0 to 1, not {mask_ratio}")
+    words = list(_WORD.finditer(retrieved_text))
+    chosen = random.Random(derive_seed(seed, retrieved_text)).sample(range(len(words)), int(len(words) * mask_ratio))
+    parts: list[str] = []
+    end = 0
+    for index in sorted(chosen):
+        parts += [retrieved_text[end : words[index].start()], MASK]
+        end = words[index].end()
+    return "".join([*parts, retrieved_text[end:]])
