@@ -14,6 +14,7 @@ from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import LearningBatch, make_batch
 
 TASK = Task(id="t", prompt="?", answer="1")
@@ -201,14 +202,28 @@ def test_what_is_not_finite_beside_a_reward_names_its_trajectory_too() -> None:
 
 
 ALGORITHMS = models_in(AlgorithmConfig)
-ALONE = ("reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
-"""Those that compare over the whole batch, so that a trajectory alone in its group may have an advantage."""
+ALONE = ("reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo", "imitate")
+"""Those that compare over the whole batch or with nothing, so that a trajectory alone in its group may have an
+advantage."""
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
 def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algorithm) -> None:
     alone = [trajectory("only", 1.0, group="h")]
-    batch = batch_of(LONG, alone, [], algorithm=algorithm(), aggregation="trajectory_turn_token", keep_zero=True)
+    readings = {
+        (t.uid, step.step_index): Reading(*[(0.0,) * len(step.response_ids)] * 4)
+        for t in [*LONG, *alone]
+        for step in t.steps
+    }
+    batch = batch_of(
+        LONG,
+        alone,
+        [],
+        algorithm=algorithm(),
+        aggregation="trajectory_turn_token",
+        keep_zero=True,
+        readings=readings,
+    )
     assert batch.counts["groups"] == 3 and batch.counts["empty_groups"] == 1
     assert sum(shares(batch)) == pytest.approx(1.0)
     assert all(math.isfinite(value) for turn in batch.turns for value in turn.advantages)
