@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from midstream.core.errors import ConfigError
@@ -40,6 +40,7 @@ def test_a_share_of_the_words_is_hidden_and_the_rest_stays_in_its_place() -> Non
     assert all(new in (old, "[MASK]") for old, new in zip(before, after, strict=True))
 
 
+@example("\ud800", 0.5, 0)
 @given(st.text(st.characters(exclude_characters="[")), st.floats(0, 1), st.integers(0, 2**62))
 def test_the_number_hidden_is_the_share_rounded_down_and_a_seed_repeats_it(text: str, ratio: float, seed: int) -> None:
     masked, all_of_it = mask_retrieved_tokens(text, ratio, seed=seed), mask_retrieved_tokens(text, 1.0)

@@ -29,7 +29,8 @@ def mask_retrieved_tokens(retrieved_text: str, mask_ratio: float = 0.3, *, seed:
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio is a share from 0 to 1, not {mask_ratio}")
     words = list(_WORD.finditer(retrieved_text))
-    chosen = random.Random(derive_seed(seed, retrieved_text)).sample(range(len(words)), int(len(words) * mask_ratio))
+    drawn = random.Random(derive_seed(seed, ascii(retrieved_text)))  # ascii: a text may hold half a surrogate pair
+    chosen = drawn.sample(range(len(words)), int(len(words) * mask_ratio))
     parts: list[str] = []
     end = 0
     for index in sorted(chosen):
