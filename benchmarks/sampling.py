@@ -1,21 +1,28 @@
-"""The torch engine beside transformers' `generate`: tokens a second by number of sequences, and seconds to load.
+"""The torch engine beside transformers' `generate` and vLLM: tokens a second by number of sequences, seconds to load.
 
-    python benchmarks/sampling.py --sequences 1 8 16 32
+    python benchmarks/sampling.py --sequences 1 8 16 32 --vllm .venv-vllm/bin/python
 
 SmolLM2-135M, prompts of 200 tokens, 64 new tokens for every sequence, temperature 1, the end token never ends one. `own
-prompts` gives each sequence another prompt; `shared` gives one prompt to each group of 8, which the engine computes
-once. The two take turns in one process; the numbers are medians of --repeats with the lowest and highest.
+prompts` gives each sequence another prompt; `shared` gives one prompt to each group of 8, which the engine and vLLM
+compute once. They take turns, vLLM in a process with the interpreter that has it (`make setup-vllm`), the others in
+this one; the numbers are medians of --repeats with the lowest and highest.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import platform
 import random
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -32,7 +39,8 @@ GROUP, PROMPT, NEW = 8, 200, 64
 
 
 def prompts_of(sequences: int, shared: bool, vocabulary: int, seed: int) -> list[tuple[int, ...]]:
-    draw = random.Random(seed)
+    # No prompt twice in a run: vLLM would know it.
+    draw = random.Random(f"{sequences}-{shared}-{seed}")
     distinct = -(-sequences // GROUP) if shared else sequences
     made = [tuple(draw.randrange(100, vocabulary) for _ in range(PROMPT)) for _ in range(distinct)]
     return [made[i // GROUP if shared else i] for i in range(sequences)]
@@ -69,13 +77,50 @@ def by_transformers(model: transformers.PreTrainedModel, prompts: list[tuple[int
     return (out.shape[1] - PROMPT) * len(prompts)
 
 
+class VLLM:
+    """vLLM's offline engine in a process of its own, which times itself; see `sampling_vllm.py`."""
+
+    def __init__(self, python: Path, model: Path, sequences: int) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  lives as long as the process
+        libraries = [os.environ.get("LD_PRELOAD"), *map(str, (python.parent.parent / "lib").glob("libiomp5.so"))]
+        environment = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "LD_PRELOAD": ":".join(filter(None, libraries))}
+        self._process = subprocess.Popen(
+            [python, Path(__file__).with_name("sampling_vllm.py"), model, str(sequences), str(PROMPT + NEW)],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.version = self._answer()["version"]
+
+    def rate(self, prompts: list[tuple[int, ...]]) -> float:
+        """Tokens a second for `prompts`."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "new": NEW}) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        assert answer["tokens"] == NEW * len(prompts)
+        # For a while after its work OpenMP waits for more with a processor in its hands.
+        time.sleep(0.5)
+        return answer["tokens"] / answer["seconds"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise SystemExit("vLLM ended; its last words:\n" + "".join(self._log.readlines()[-20:]))
+        return json.loads(line)
+
+
 def rate(sample: Callable[[], int]) -> float:
     began = time.perf_counter()
     tokens = sample()
     return tokens / (time.perf_counter() - began)
 
 
-def shown(rates: list[float]) -> str:
+def shown(rates: Sequence[float]) -> str:
     return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
 
 
@@ -84,8 +129,10 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 16, 32])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--vllm", type=Path, metavar="PYTHON", help="compare with the vLLM that this interpreter has")
     arguments = parser.parse_args()
     path = resolve(arguments.model)
+    vllm = VLLM(arguments.vllm, path, max(arguments.sequences)) if arguments.vllm else None
     began = time.perf_counter()
     decoder = submit(load_decoder, path, torch.bfloat16).result()
     tokenizer = load_tokenizer(path)
@@ -93,27 +140,31 @@ def main() -> None:
     tokenizer.end_ids = frozenset()
     engine = TorchEngine(decoder, tokenizer, slots=max(arguments.sequences))
     model = submit(transformers.AutoModelForCausalLM.from_pretrained, path, dtype=torch.bfloat16).result().eval()
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, ", end="")
-    print(f"transformers {transformers.__version__}, {arguments.model} in bfloat16")
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    versions += f", vLLM {vllm.version}" if vllm else ""
+    threads = torch.get_num_threads()
+    print(f"{platform.machine()}, {threads} threads, {versions}, {arguments.model} in bfloat16")
     print(f"model and tokenizer loaded from the cache in {loading:.1f} s\n")
-    print("| sequences | prompts | midstream, tokens/s | generate, tokens/s | ratio of medians |")
-    print("| --- | --- | --- | --- | --- |")
+    others = ["generate", *(["vLLM"] if vllm else [])]
+    columns = ["sequences", "prompts", "midstream, tokens/s", *(f"{name}, tokens/s" for name in others)]
+    columns += [f"midstream / {name}" for name in others]
+    print(f"| {' | '.join(columns)} |")
+    print("|" + " --- |" * len(columns))
     for sequences in arguments.sequences:
         for shared in (False, True) if sequences > 1 else (False,):
-            ours: list[float] = []
-            theirs: list[float] = []
-            # The first round warms both up and is not counted.
+            rates: list[list[float]] = []
+            # The first round warms all up and is not counted.
             for repeat in range(arguments.repeats + 1):
                 prompts = prompts_of(sequences, shared, decoder.embed.shape[0], repeat)
                 one = rate(lambda prompts=prompts, repeat=repeat: by_engine(engine, prompts, 1000 * repeat))
                 # In the same thread as ours: with two, each would slow the other down.
                 other = submit(rate, lambda prompts=prompts: by_transformers(model, prompts)).result()
-                if repeat:
-                    ours.append(one)
-                    theirs.append(other)
-            ratio = statistics.median(ours) / statistics.median(theirs)
-            kind = "shared" if shared else "own"
-            print(f"| {sequences} | {kind} | {shown(ours)} | {shown(theirs)} | {ratio:.1f} |", flush=True)
+                rates.append([one, other, *([vllm.rate(prompts)] if vllm else [])])
+            sides = list(zip(*rates[1:], strict=True))
+            medians = [statistics.median(side) for side in sides]
+            cells = [str(sequences), "shared" if shared else "own", *(shown(side) for side in sides)]
+            cells += [f"{medians[0] / median:.2f}" for median in medians[1:]]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
