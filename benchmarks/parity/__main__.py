@@ -30,7 +30,9 @@ def main() -> int:
             "A": lambda: advantages.level(models["qwen3"]),
             "B": lambda: losses.level(models),
             "C": lambda: replay.level(models["qwen3"]),
-            "D": lambda: learning.level(save_model(folder / "words", "qwen3", vocab=learning.VOCAB), folder / "runs"),
+            "D": lambda: learning.level(
+                save_model(folder / "words", "qwen3", vocab=learning.VOCAB, spread=learning.SPREAD), folder / "runs"
+            ),
         }
         for letter in arguments.levels:
             began = time.perf_counter()

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from benchmarks.parity.models import log_probs_of
-from benchmarks.parity.ours import groups_of
+from benchmarks.parity.ours import groups_of, stored_reference
 from benchmarks.parity.rows import Row
 from benchmarks.parity.table import Level, Line, small
-from benchmarks.parity.theirs import grpo_trainer, rloo_trainer
+from benchmarks.parity.theirs import Stored, grpo_trainer, rloo_trainer
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import Task, Trajectory
@@ -28,6 +28,7 @@ from midstream.learn.algorithms import GDPO, GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import make_batch
+from midstream.learn.log_probs import TokenSequence
 from midstream.learn.penalty import penalised
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
@@ -96,9 +97,8 @@ def _lines(folder: Path) -> Iterator[Line]:
             yield _compared(case, "GRPO, normalize_then_sum", "gdpo", theirs, found)
         yield _compared(case, "RLOO", "rloo", _rloo(folder, case, 0.0)[0], _ours(case, RLOO()))
     case = CASES[2]
-    theirs, old, reference = _rloo(folder, case, BETA)
-    found = _ours(case, RLOO(), lambda groups: _charged(groups, old, reference))
-    yield _compared(case, f"RLOO, beta {BETA}", "rloo, kl in the reward", theirs, found)
+    theirs, rows = _rloo(folder, case, BETA)
+    yield _compared(case, f"RLOO, beta {BETA}", "rloo, kl in the reward", theirs, _ours(case, RLOO(), rows, BETA))
     yield _refusal()
 
 
@@ -111,7 +111,7 @@ def _compared(case: Case, their_name: str, our_name: str, theirs: Sequence[float
 
 def _refusal() -> Line:
     """A reward that is not a number is left out by TRL as None is; here it ends the step, by name."""
-    row = replace(_rows(1, 1)[0], reward=math.nan, old_log_probs=(-1.0,) * 3)
+    row = replace(_rows(CASES[0])[0], reward=math.nan)
     try:
         make_batch(groups_of([row]), GRPO(), failed="mask")
     except TrainingError as error:
@@ -119,18 +119,14 @@ def _refusal() -> Line:
     return Line(("a reward that is NaN", "left out", "taken", "1", "", ""), False)
 
 
-def _rows(count: int, size: int) -> list[Row]:
-    draw = random.Random(count)
-    return [
-        Row(
-            tuple(draw.randrange(4, 512) for _ in range(3)),
-            tuple(draw.randrange(4, 512) for _ in range(3 + number % 4)),
-            (1,) * (3 + number % 4),
-            0.0,
-            number // size,
-        )
-        for number in range(count)
-    ]
+def _rows(case: Case) -> list[Row]:
+    """A completion for each reward of `case`, of three to six tokens."""
+    draw, rows = random.Random(3), []
+    for number in range(len(case.columns[0])):
+        length = 3 + number % 4
+        prompt, said = (tuple(draw.randrange(4, 512) for _ in range(n)) for n in (3, length))
+        rows.append(Row(prompt, said, (1,) * length, 0.0, number // case.size, (-1.0,) * length))
+    return rows
 
 
 def _returns(column: Sequence[float | None]) -> Callable[..., Sequence[float | None]]:
@@ -139,17 +135,12 @@ def _returns(column: Sequence[float | None]) -> Callable[..., Sequence[float | N
 
 def _grpo(folder: Path, case: Case, **settings: Any) -> list[float]:
     """TRL's advantages."""
-    rows = _rows(len(case.columns[0]), case.size)
-    stored = {
-        "prompt_ids": [list(row.prompt_ids) for row in rows],
-        "completion_ids": [list(row.completion_ids) for row in rows],
-        "logprobs": None,
-    }
+    rows = _rows(case)
     trainer = grpo_trainer(
         folder,
         len(rows),
         rewards=[_returns(column) for column in case.columns],
-        rollout=lambda prompts, trainer: dict(stored),
+        stored=Stored([rows]),
         num_generations=case.size,
         reward_weights=list(case.weights),
         **settings,
@@ -157,34 +148,33 @@ def _grpo(folder: Path, case: Case, **settings: Any) -> list[float]:
     return trainer._generate_and_score_completions([{"prompt": "w0"} for _ in rows])["advantages"].tolist()
 
 
-def _rloo(folder: Path, case: Case, beta: float) -> tuple[list[float], dict[Any, list[float]], dict[Any, list[float]]]:
-    """TRL's advantages, and log-probabilities under its policy and its reference, by prompt and response."""
-    rows = _rows(len(case.columns[0]), case.size)
+def _rloo(folder: Path, case: Case, beta: float) -> tuple[list[float], list[Row]]:
+    """TRL's advantages, and the completions with their log-probabilities under its policy and its reference, where it
+    has one."""
+    rows = _rows(case)
     trainer = rloo_trainer(
         folder,
         len(rows),
         rewards=[_returns(column) for column in case.columns],
+        stored=Stored([rows]),
         num_generations=case.size,
         reward_weights=list(case.weights),
         beta=beta,
     )
-    trainer._generate = lambda prompts: (
-        [list(row.prompt_ids) for row in rows],
-        [list(row.completion_ids) for row in rows],
-        [""] * len(rows),
-    )
-    found: list[dict[Any, list[float]]] = []
-    for model in (trainer.model, trainer.ref_model) if beta else ():
-        if model is trainer.ref_model:
-            torch.manual_seed(1)
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(torch.randn_like(parameter), alpha=0.02)
-        keys = [(row.prompt_ids, row.completion_ids) for row in rows]
-        found.append({key: log_probs_of(model, *key, 1.0).tolist() for key in keys})
-    old, reference = found or ({}, {})
-    advantages = trainer._generate_and_score_completions([{"prompt": "w0"} for _ in rows])["advantages"].tolist()
-    return advantages, old, reference
+    if beta:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for parameter in trainer.ref_model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+
+        def scored(model: Any, row: Row) -> tuple[float, ...]:
+            return tuple(log_probs_of(model, row.prompt_ids, row.completion_ids, 1.0).tolist())
+
+        rows = [
+            replace(row, old_log_probs=scored(trainer.model, row), reference_log_probs=scored(trainer.ref_model, row))
+            for row in rows
+        ]
+    return trainer._generate_and_score_completions([{"prompt": "w0"} for _ in rows])["advantages"].tolist(), rows
 
 
 _NAMES: tuple[str, ...] = ("parity_first", "parity_second")
@@ -200,17 +190,13 @@ def _second(task: Task) -> float | None:
     return task.metadata[_NAMES[1]]
 
 
-def _ours(
-    case: Case,
-    algorithm: Algorithm,
-    change: Callable[[list[list[Trajectory]]], list[list[Trajectory]]] = lambda groups: groups,
-) -> list[float]:
-    """Our advantages, of what is scored and trained on; 0 for the rest. `change` is called on what was scored."""
+def _ours(case: Case, algorithm: Algorithm, rows: Sequence[Row] = (), beta: float = 0.0) -> list[float]:
+    """Our advantages, of what is scored and trained on; 0 for the rest. With `beta`, the KL of `rows` is taken from
+    what they earned."""
+    rows = rows or _rows(case)
     names = _NAMES[: len(case.columns)]
     weights = dict(zip(names, case.weights, strict=True))
     reward = RewardFunction(RewardConfig(components=weights, success=names[0]))
-    rows = [replace(row, old_log_probs=(-1.0,) * len(row.mask)) for row in _rows(len(case.columns[0]), case.size)]
-    groups = groups_of(rows)
     given = iter(zip(*case.columns, strict=True))
 
     async def scored(trajectory: Trajectory) -> Trajectory:
@@ -218,29 +204,20 @@ def _ours(
         return await reward.score(replace(trajectory, task=replace(trajectory.task, metadata=metadata)))
 
     async def all_scored() -> list[list[Trajectory]]:
-        return [[await scored(trajectory) for trajectory in group] for group in groups]
+        return [[await scored(trajectory) for trajectory in group] for group in groups_of(rows)]
 
-    batch = make_batch(change(asyncio.run(all_scored())), algorithm, failed="mask", keep_zero=True)
+    groups = asyncio.run(all_scored())
+    if beta:
+        reference = stored_reference(rows)
+        readings = {
+            (trajectory.uid, step.step_index): Reading(
+                reference=reference([TokenSequence(step.prompt_ids, step.response_ids)]).tolist()
+            )
+            for group in groups
+            for trajectory in group
+            for step in trajectory.steps
+        }
+        groups, _ = penalised(groups, readings, beta)
+    batch = make_batch(groups, algorithm, failed="mask", keep_zero=True)
     found = {turn.sequence.response_ids: turn.advantages[0] for turn in batch.turns}
     return [found.get(row.completion_ids, 0.0) for row in rows]
-
-
-def _charged(
-    groups: list[list[Trajectory]], old: dict[Any, list[float]], reference: dict[Any, list[float]]
-) -> list[list[Trajectory]]:
-    """`groups` with the log-probabilities they were sampled with, their rewards less the KL to the reference."""
-
-    def sampled(trajectory: Trajectory) -> Trajectory:
-        steps = [
-            replace(step, rollout_log_probs=tuple(old[step.prompt_ids, step.response_ids])) for step in trajectory.steps
-        ]
-        return replace(trajectory, steps=tuple(steps))
-
-    readings = {
-        (trajectory.uid, step.step_index): Reading(reference=reference[step.prompt_ids, step.response_ids])
-        for group in groups
-        for trajectory in group
-        for step in trajectory.steps
-    }
-    charged, _ = penalised([[sampled(t) for t in group] for group in groups], readings, BETA)
-    return charged

@@ -26,7 +26,7 @@ from benchmarks.parity.theirs import grpo_trainer
 import midstream as ms
 from midstream.learn import trainer
 
-VOCAB = 12
+VOCAB, SPREAD = 12, 0.06
 ASKED = 8
 TASKS, GROUP, STEPS = 8, 8, 100
 LR, ADAM, CLIP = 1e-4, (0.9, 0.99), 0.2

@@ -23,7 +23,7 @@ def words(vocab: int) -> list[str]:
     return [f"w{number}" for number in range(vocab - len(SPECIAL))]
 
 
-def save_model(folder: Path, architecture: str, *, vocab: int = 512, spread: float = 0.06, seed: int = 0) -> Path:
+def save_model(folder: Path, architecture: str, *, vocab: int = 512, spread: float = 0.02, seed: int = 0) -> Path:
     """Write a model of about 1.3 million weights to `folder`. `spread` is the standard deviation of its matrices."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 

@@ -23,6 +23,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src/midstream")
+NAMED = {"A": 2, "B": 3, "C": 1}
+"""Cells of a line that say what was compared, by level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def _try(mutation: Mutation | None) -> str | None:
     level = next((line[4] for line in reversed(lines) if line.startswith("### ")), "?")
     red = [line.strip("| ").split(" | ") for line in lines if line.endswith("| RED |")]
     if red:
-        return f"{level}: {', '.join(red[0][:3])}"
+        return f"{level}: {', '.join(red[0][: NAMED[level]])}"
     return f"{level}: {(ran.stderr.strip().splitlines() or ['?'])[-1]}"
 
 

@@ -1,8 +1,8 @@
 """Level C: twenty optimizer steps on the same tokens and rewards, from the same weights.
 
-TRL's side is `train()` of its trainer, with a `rollout_func` (GRPO) or a `_generate` put in its place (RLOO) that hands
-it stored tokens. Ours is what a step of training does once it has trajectories: `make_batch` and `Learner.update`, with
-the log-probabilities that the policy of that moment gives them, as an engine would have reported.
+TRL's side is `train()` of its trainers, handed stored tokens in place of sampling. Ours is what a step of training does
+once it has trajectories: `make_batch` and `Learner.update`, with the log-probabilities that the policy of that moment
+gives them, as an engine would have reported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from benchmarks.parity.models import load_model
 from benchmarks.parity.ours import groups_of, make_learner, weights_of
 from benchmarks.parity.rows import Row
 from benchmarks.parity.table import Level, Line, small
-from benchmarks.parity.theirs import grpo_trainer, rloo_trainer
+from benchmarks.parity.theirs import Stored, grpo_trainer, rloo_trainer
 from torch import Tensor
 
-from midstream.core.types import Trajectory
 from midstream.learn.algorithms import GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm, KLConfig
 from midstream.learn.batch import make_batch
@@ -133,7 +132,6 @@ _THEIR_NAMES = {"clipped": "clip_ratio/region_mean"}
 def level(folder: Path) -> Level:
     header = (
         "run",
-        "steps",
         "largest difference in what is logged, of its largest value",
         "weights moved by",
         "weights off by",
@@ -153,7 +151,7 @@ def _lines(folder: Path) -> Iterator[Line]:
         weights = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
         told = ", ".join(f"{name} {small(value)}" for name, value in off.items())
         ok = max(weights, *off.values()) <= TOLERANCE
-        yield Line((scenario.name, str(STEPS), told, f"{moved:.4f}", small(weights)), ok)
+        yield Line((scenario.name, told, f"{moved:.4f}", small(weights)), ok)
 
 
 def _apart(name: str, ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> float:
@@ -184,45 +182,20 @@ def _theirs(
     folder: Path, scenario: Scenario, batches: Sequence[Sequence[Row]]
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
     """What TRL logged at each step, and its weights in the end."""
-    stored = iter(batches)
-    accumulated = scenario.theirs.get("gradient_accumulation_steps", 1)
-    settings: dict[str, Any] = {
-        "num_generations": GROUP,
-        "max_steps": STEPS,
-        "learning_rate": LR,
-        "adam_beta1": ADAM[0],
-        "adam_beta2": ADAM[1],
+    stored = Stored(batches)
+    make = rloo_trainer if scenario.rloo else grpo_trainer
+    trainer = make(
+        folder,
+        TASKS * GROUP // scenario.theirs.get("gradient_accumulation_steps", 1),
+        rewards=[stored.reward],
+        stored=stored,
+        num_generations=GROUP,
+        max_steps=STEPS,
+        learning_rate=LR,
+        adam_beta1=ADAM[0],
+        adam_beta2=ADAM[1],
         **scenario.theirs,
-    }
-    rows = TASKS * GROUP // accumulated
-    if scenario.rloo:
-        rewards: list[list[float]] = []
-
-        def generate(prompts: Sequence[Any]) -> tuple[list[list[int]], list[list[int]], list[str]]:
-            batch = next(stored)
-            rewards.append([row.reward for row in batch])
-            return (
-                [list(row.prompt_ids) for row in batch],
-                [list(row.completion_ids) for row in batch],
-                [""] * len(batch),
-            )
-
-        trainer = rloo_trainer(folder, rows, rewards=[lambda completions, **columns: rewards[-1]], **settings)
-        trainer._generate = generate
-    else:
-
-        def rollout(prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
-            batch = next(stored)
-            told: dict[str, Any] = {
-                "prompt_ids": [list(row.prompt_ids) for row in batch],
-                "completion_ids": [list(row.completion_ids) for row in batch],
-                "logprobs": None,
-                "earned": [row.reward for row in batch],
-            }
-            return told | ({"env_mask": [list(row.mask) for row in batch]} if scenario.tools else {})
-
-        reward = lambda completions, earned, **columns: earned  # noqa: E731
-        trainer = grpo_trainer(folder, rows, rewards=[reward], rollout=rollout, **settings)
+    )
     trainer.train()
     log = [row for row in trainer.state.log_history if "grad_norm" in row]
     return log, {name: p.detach() for name, p in trainer.model.named_parameters()}
@@ -245,8 +218,9 @@ def _ours(
 
     log: list[dict[str, float]] = []
     for rows in batches:
-        unknown = [replace(row, old_log_probs=(0.0,) * len(row.mask)) for row in rows]
-        groups, drift = _sampled(groups_of(unknown), partial(learner.measure, policy)), None
+        found = iter(learner.measure(policy, [TokenSequence(row.prompt_ids, row.completion_ids) for row in rows]))
+        sampled = [replace(row, old_log_probs=tuple(islice(found, len(row.mask)))) for row in rows]
+        groups, drift = groups_of(sampled), None
         if kl.placement == "reward":
             groups, drift = penalised(groups, read(learner, groups, wanted(algorithm), reference), kl.coef)
         in_loss = kl.coef > 0 and kl.placement == "loss"
@@ -255,23 +229,6 @@ def _ours(
             sums = learner.update(batch, algorithm, reference if in_loss else None)
             log.append(_means(sums) | ({} if drift is None else {"kl": drift}))
     return log, weights_of(learner)
-
-
-def _sampled(groups: Sequence[Sequence[Trajectory]], policy: Any) -> list[list[Trajectory]]:
-    """`groups` with the log-probabilities that `policy` gives their tokens."""
-    steps = [step for group in groups for trajectory in group for step in trajectory.steps]
-    found = iter(policy([TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]))
-
-    def told(trajectory: Trajectory) -> Trajectory:
-        return replace(
-            trajectory,
-            steps=tuple(
-                replace(step, rollout_log_probs=tuple(next(found) for _ in step.response_ids))
-                for step in trajectory.steps
-            ),
-        )
-
-    return [[told(trajectory) for trajectory in group] for group in groups]
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,37 @@ def _no_reward(completions: Sequence[Any], **columns: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
+class Stored:
+    """Completions that a trainer is handed in place of sampling, batch after batch, and what they earned."""
+
+    def __init__(self, batches: Iterable[Sequence[Row]]) -> None:
+        self._batches = iter(batches)
+        self._rows: Sequence[Row] = ()
+
+    def rollout(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
+        """A `rollout_func` of `GRPOTrainer`."""
+        prompt_ids, completion_ids, _ = self.generate(prompts)
+        told = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+        masked = any(0 in row.mask for row in self._rows)
+        return told | ({"env_mask": [list(row.mask) for row in self._rows]} if masked else {})
+
+    def generate(self, prompts: Sequence[Any]) -> tuple[list[list[int]], list[list[int]], list[str]]:
+        """A `_generate` of `RLOOTrainer`: ids of prompts and of completions, and texts, which nothing reads."""
+        rows = self._rows = next(self._batches)
+        assert len(rows) == len(prompts)
+        return [list(row.prompt_ids) for row in rows], [list(row.completion_ids) for row in rows], [""] * len(rows)
+
+    def reward(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+        """A reward function."""
+        return [row.reward for row in self._rows]
+
+
 def grpo_trainer(
     folder: Path,
     rows: int,
     *,
     rewards: Sequence[RewardFunction] = (_no_reward,),
-    rollout: Callable[..., dict[str, Any]] | None = None,
+    stored: Stored | None = None,
     prompts: Sequence[Any] = (),
     **settings: Any,
 ) -> Any:
@@ -81,14 +106,14 @@ def grpo_trainer(
             args=trl.GRPOConfig(**_shared(rows, {"num_generations": 2, **settings})),
             train_dataset=datasets.Dataset.from_list([{"prompt": prompt} for prompt in prompts or ["w0"] * rows]),
             processing_class=load_tokenizer(folder),
-            rollout_func=rollout,
+            rollout_func=stored.rollout if stored else None,
         )
     )
 
 
-def rloo_trainer(folder: Path, rows: int, *, rewards: Sequence[RewardFunction], **settings: Any) -> Any:
+def rloo_trainer(folder: Path, rows: int, *, rewards: Sequence[RewardFunction], stored: Stored, **settings: Any) -> Any:
     """A `RLOOTrainer` of the model in `folder`; `settings` go to `RLOOConfig`."""
-    return _ready(
+    trainer = _ready(
         trl.RLOOTrainer(
             model=load_model(folder),
             reward_funcs=list(rewards),
@@ -97,6 +122,8 @@ def rloo_trainer(folder: Path, rows: int, *, rewards: Sequence[RewardFunction], 
             processing_class=load_tokenizer(folder),
         )
     )
+    trainer._generate = stored.generate  # it takes no `rollout_func`
+    return trainer
 
 
 def inputs_of(rows: Sequence[Row], *, with_mask: bool, with_reference: bool) -> dict[str, Tensor]:
