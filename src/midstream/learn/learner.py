@@ -55,16 +55,16 @@ class Learner:
     ) -> dict[str, float]:
         """One optimizer step on `batch`. Raises `TrainingError` before the weights move when a gradient is not
         finite."""
+        sums = self.accumulate(batch, algorithm, reference)
+        return {**sums, "grad_norm": self._step()}
+
+    def accumulate(
+        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+    ) -> dict[str, float]:
+        """Leave the gradient of `batch` in the weights' `gradients`, and move nothing; its metrics."""
         self.weights.zero_grad()
-        passes = [self._policy_pass(turns, algorithm, reference) for turns in self._packs(batch.turns)]
-        norm = self._step()
-        total = _added(passes)
-        return {
-            **total.sums,
-            "grad_norm": norm,
-            "loss_tokens": float(total.tokens),
-            "computed_tokens": float(total.computed),
-        }
+        total = _added([self._policy_pass(turns, algorithm, reference) for turns in self._packs(batch.turns)])
+        return {**total.sums, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
 
     def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""

@@ -53,7 +53,7 @@ async def take_step(
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
     algorithm = config.algorithm.model_copy(update={"kl": kl})
     groups, drift = collected.groups, None
-    reference = _reference(parts, kl, start) if _is_measured(parts, kl, step) else None
+    reference = reference_of(parts, kl.reference, start) if _is_measured(parts, kl, step) else None
     if reference is not None and kl.placement == "reward" and kl.coef:
         groups, drift = await compute(penalised, groups, partial(learner.measure, reference), kl.coef)
         reference = None
@@ -132,14 +132,14 @@ def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _is_measured(parts: Parts, kl: KLConfig, step: int) -> bool:
     """Whether this step asks for the distance to the reference: always when it counts, else now and then, and before
     the first update, as the self-check wants to know."""
-    if parts.config.policy.tuning == "full" and kl.reference == "base":
-        return False  # there is no base left to compare with: without its adapter, the policy is itself
     if kl.coef > 0:
         return True
     return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
 
 
-def _reference(parts: Parts, kl: KLConfig, start: Mapping[str, Tensor]) -> Reference:
+def reference_of(parts: Parts, kind: str, start: Mapping[str, Tensor]) -> Reference | None:
+    """The reference policy of `kl.reference`; `start` are the weights that reinforcement learning began with. None
+    where there is no base left to compare with: in full tuning the policy without its adapter is itself."""
     decoder, weights = parts.decoder, parts.weights
 
     def base(sequences: Sequence[TokenSequence]) -> Tensor:
@@ -150,4 +150,6 @@ def _reference(parts: Parts, kl: KLConfig, start: Mapping[str, Tensor]) -> Refer
         with torch.no_grad(), weights.swapped(start):
             return score(decoder, sequences).log_probs
 
-    return base if kl.reference == "base" else as_it_started
+    if kind == "start":
+        return as_it_started
+    return base if weights.tuning == "lora" else None
