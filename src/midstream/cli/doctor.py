@@ -14,9 +14,12 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from midstream.learn.checks import Check
 
 CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
 TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -83,16 +86,18 @@ def _training(config: str | None, overrides: tuple[str, ...]) -> int:
 
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
-    checks = self_check(None, overrides) if config is None else self_check(load_config(config, overrides))
-    width = max(len(check.name) for check in checks)
-    indent = 6 + width + 2 + 9 + 2
-    for check in checks:
-        value = "-" if check.value is None else f"{check.value:.3g}"
-        _mark("ok" if check.ok else "bad")
-        click.echo(f"  {check.name:<{width}}  {value:>9}  {_wrapped(check.meaning, indent)}")
-    failed = [check for check in checks if not check.ok]
-    click.echo(f"{len(checks) - len(failed)} of {len(checks)} checks passed")
-    return 2 if failed else 0
+    chosen = None if config is None else load_config(config, overrides)
+    checks = self_check(chosen, overrides, _tell)
+    passed = sum(check.ok for check in checks)
+    click.echo(f"{passed} of {len(checks)} checks passed")
+    return 0 if passed == len(checks) else 2
+
+
+def _tell(check: Check) -> None:
+    value = "-" if check.value is None else f"{check.value:.3g}"
+    _mark("ok" if check.ok else "bad")
+    start = f"  {check.name:<29}  {value:>8}  "
+    click.echo(f"{start}{_wrapped(check.meaning, 4 + len(start))}")
 
 
 def _wrapped(text: str, indent: int) -> str:
