@@ -1,4 +1,5 @@
-"""`midstream doctor`: what this machine offers and whether anything stands in the way. Changes nothing."""
+"""`midstream doctor`: what this machine offers and whether anything stands in the way; with `--training`, whether the
+path from sampling to the gradient is right. Changes nothing."""
 
 from __future__ import annotations
 
@@ -7,13 +8,18 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from midstream.learn.checks import Check
 
 CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
 TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -31,23 +37,75 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "red")}
+
+
 @click.command(name="doctor")
+@click.argument("config", required=False, type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--training", is_flag=True, help="Check the training path instead, from sampling to the gradient.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
-def command(runs_dir: str) -> int:
+def command(config: str | None, overrides: tuple[str, ...], training: bool, runs_dir: str) -> int:
     """Check this machine: versions, speed, space, models.
+
+    With --training, check instead that what is learned from is what was sampled: two short rollouts are made and
+    learned from, and compared with the engines' own account and with the model as transformers runs it. Without CONFIG
+    they are a small built-in run's, with a model of random weights; with CONFIG that run's, its model, flow and
+    algorithm. KEY=VALUE changes a setting of either.
+
+    \b
+    midstream doctor                                      this machine
+    midstream doctor --training                           training as such
+    midstream doctor --training configs/quickstart.yaml   training as this config has it
 
     Changes nothing. Exits with 2 when something will fail.
     """
+    if training:
+        return _training(config, overrides)
+    if config is not None:
+        raise click.UsageError("CONFIG and KEY=VALUE go with --training")
     worst = 0
-    marks = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "red")}
     for finding in examine(Path(runs_dir)):
-        mark, colour = marks[finding.level]
-        click.secho(mark, fg=colour, nl=False)
+        _mark(finding.level)
         click.echo(f"  {finding.about:<14} {finding.found}")
         if finding.advice:
             click.echo(f"      {'':<14} {finding.advice}")
         worst = max(worst, 2 if finding.level == "bad" else 0)
     return worst
+
+
+def _mark(level: str) -> None:
+    mark, colour = MARKS[level]
+    click.secho(mark, fg=colour, nl=False)
+
+
+def _training(config: str | None, overrides: tuple[str, ...]) -> int:
+    """A line a check: mark, name, value, what the value says."""
+    from midstream.api import load_config
+    from midstream.learn.self_check import self_check
+
+    if config is not None and "=" in config:
+        config, overrides = None, (config, *overrides)
+    chosen = None if config is None else load_config(config, overrides)
+    checks = self_check(chosen, overrides, _tell)
+    passed = sum(check.ok for check in checks)
+    click.echo(f"{passed} of {len(checks)} checks passed")
+    return 0 if passed == len(checks) else 2
+
+
+def _tell(check: Check) -> None:
+    value = "-" if check.value is None else f"{check.value:.3g}"
+    _mark("ok" if check.ok else "bad")
+    start = f"  {check.name:<29}  {value:>8}  "
+    click.echo(f"{start}{_wrapped(check.meaning, 4 + len(start))}")
+
+
+def _wrapped(text: str, indent: int) -> str:
+    """`text` from column `indent` on, as wide as the terminal; on one line where there is none."""
+    columns = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or columns < indent + 30:
+        return text
+    return f"\n{'':<{indent}}".join(textwrap.wrap(text, columns - indent))
 
 
 def examine(runs_dir: Path) -> Iterator[Finding]:

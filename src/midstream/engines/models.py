@@ -187,7 +187,7 @@ def _build(model: KnownModel) -> Path:
         building = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=models))
         _log.info("making %s in %s (once)", model.name, target)
         try:
-            with _no_progress_bars():
+            with no_progress_bars():
                 source = model.build(building)
             check_directory(building)
             note = {"name": model.name, "source": source}
@@ -217,7 +217,8 @@ def _put_in_place(building: Path, target: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws none inside."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,5 @@
-"""What the trainer checks of itself on the first batch, before anybody believes a curve."""
+"""What a batch shows of itself. A run looks at its first one before anybody believes a curve (`first_batch`), and costs
+next to nothing; `self_check.py` goes further, and takes its time."""
 
 from __future__ import annotations
 
@@ -6,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import TrainingError
-from midstream.core.types import FinishReason, Trajectory
-from midstream.learn.batch import LearningBatch
+from midstream.core.types import FinishReason, Step, Trajectory
+from midstream.learn.batch import LearningBatch, LearningTurn
+from midstream.learn.config import TrainConfig
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
 """Largest difference of a log-probability between sampler and learner that is rounding and not a fault."""
@@ -25,83 +28,160 @@ class Check:
 
 
 def first_batch(
+    config: TrainConfig,
     groups: Sequence[Sequence[Trajectory]],
     batch: LearningBatch,
     sums: Mapping[str, float],
+    *,
     dtype: str,
+    version: int,
     kl_at_start: float | None,
 ) -> list[Check]:
-    """Ratio, sampler against learner, reference KL, mask coverage, zero-variance groups, truncation."""
-    trajectories = [t for group in groups for t in group]
-    steps = [step for t in trajectories for step in t.steps]
-    largest = sums.get("max:log_ratio", 0.0)
+    """The checks of a first update by policy `version`: `groups` were sampled, it learned from `batch` with the metrics
+    `sums`. `kl_at_start` is None where the policy does not start as its reference."""
+    steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     mean = abs(sums.get("sampler_kl", 0.0)) / (sums.get("weight") or 1.0)
-    tolerance = TOLERANCE.get(dtype, 0.25)
-    checks = [
-        Check(
-            "sampler and learner agree",
-            largest,
-            largest <= tolerance,
-            "largest difference of a sampled token's log-probability between engine and learner "
-            f"(at most {tolerance:g} in {dtype}); more means other weights, another temperature, dropout, or "
-            "shifted tokens",
-        ),
-        Check(
-            "ratio is 1",
-            mean,
-            mean <= tolerance / 10,
-            "mean log-ratio of policy to sampler before the first update; 0 on fresh samples",
-        ),
+    return [
+        whole_groups(groups, config.rollout.group_size),
+        agreement(sums.get("max:log_ratio", 0.0), dtype),
+        ratio_is_one(mean, dtype),
+        *([] if kl_at_start is None else [reference_kl(kl_at_start, dtype)]),
+        *loss_by_role(config.flow, steps),
+        as_recorded(config.flow, groups, batch.turns),
+        one_version(steps, version),
+        zero_variance(batch.counts),
+        truncated(steps),
     ]
-    if kl_at_start is not None:
-        checks.append(
-            Check(
-                "reference KL is 0",
-                kl_at_start,
-                kl_at_start <= tolerance / 10,
-                "the policy starts as its reference; more means another reference",
-            )
-        )
-    roles = Counter[str]()
-    masked = Counter[str]()
-    for step in steps:
-        roles[step.role] += len(step.response_ids)
-        masked[step.role] += sum(step.loss_mask)
-    for role in sorted(roles):
-        share = masked[role] / roles[role] if roles[role] else 0.0
-        checks.append(
-            Check(
-                f"loss on {role}",
-                share,
-                share in (0.0, 1.0),
-                "share of this role's sampled tokens that carry loss: 1 trained, 0 not",
-            )
-        )
-    counts = batch.counts
-    flat = counts["zero_variance_groups"] / counts["groups"] if counts.get("groups") else None
-    checks.append(
-        Check(
-            "zero-variance groups",
-            flat,
-            True,
-            "share of groups whose rewards are all equal: they teach nothing; near 1 the task is too hard or too easy",
-        )
-    )
-    truncated = sum(step.finish_reason == FinishReason.LENGTH for step in steps) / len(steps) if steps else None
-    checks.append(
-        Check(
-            "truncated responses",
-            truncated,
-            True,
-            "share of responses that hit max_tokens; much above 0 wastes samples",
-        )
-    )
-    return checks
 
 
 def insist(checks: Sequence[Check]) -> None:
     """Raise `TrainingError` naming every check that failed."""
     failed = [check for check in checks if not check.ok]
     if failed:
-        lines = "\n  ".join(f"{check.name} = {check.value:.4g}: {check.meaning}" for check in failed)
-        raise TrainingError(f"the self-check on the first batch failed; nothing was saved\n  {lines}")
+        lines = "\n  ".join(
+            f"{check.name}{'' if check.value is None else f' = {check.value:.4g}'}: {check.meaning}" for check in failed
+        )
+        raise TrainingError(
+            f"the self-check on the first batch failed; nothing was saved\n  {lines}",
+            "'midstream doctor --training CONFIG' looks closer",
+        )
+
+
+def is_trained(flow: FlowConfig, role: str) -> bool:
+    """Whether the config says that what `role` says is trained on."""
+    config = flow.roles.get(role) or flow.roles.get("policy") or RoleConfig()
+    return config.engine == "policy" and config.train
+
+
+def whole_groups(groups: Sequence[Sequence[Trajectory]], size: int) -> Check:
+    broken = sum(len(group) != size or len({t.task.id for t in group}) != 1 for group in groups)
+    return Check(
+        "groups are whole",
+        float(broken),
+        broken == 0,
+        f"groups that are not {size} attempts at one task; their advantages would compare what cannot be compared",
+    )
+
+
+def agreement(largest: float, dtype: str) -> Check:
+    tolerance = TOLERANCE[dtype]
+    return Check(
+        "sampler and learner agree",
+        largest,
+        largest <= tolerance,
+        f"largest difference of a log-probability between engine and learner (at most {tolerance:g} in {dtype}); "
+        "more means other weights, another temperature, dropout, or shifted tokens",
+    )
+
+
+def ratio_is_one(mean: float, dtype: str) -> Check:
+    return Check(
+        "ratio is 1",
+        mean,
+        mean <= TOLERANCE[dtype] / 10,
+        "mean log-ratio of policy to sampler before the first update; 0 on fresh samples",
+    )
+
+
+def reference_kl(kl: float, dtype: str) -> Check:
+    return Check(
+        "reference KL is 0",
+        kl,
+        abs(kl) <= TOLERANCE[dtype] / 10,
+        "the policy starts as its reference; more means another reference",
+    )
+
+
+def loss_by_role(flow: FlowConfig, steps: Sequence[Step]) -> list[Check]:
+    """For each role that spoke: whether all of what it sampled carries loss, or none, as the config says."""
+    sampled, masked = Counter[str](), Counter[str]()
+    for step in steps:
+        sampled[step.role] += len(step.response_ids)
+        masked[step.role] += sum(step.loss_mask)
+    checks: list[Check] = []
+    for role in sorted(role for role, tokens in sampled.items() if tokens):
+        share, trained = masked[role] / sampled[role], is_trained(flow, role)
+        said = "must be 1: the config trains it" if trained else "must be 0: the config does not train it"
+        checks.append(
+            Check(
+                f"loss on {role}",
+                share,
+                share == float(trained),
+                f"share of its sampled tokens that carry loss; {said}",
+            )
+        )
+    return checks
+
+
+def as_recorded(flow: FlowConfig, groups: Sequence[Sequence[Trajectory]], turns: Sequence[LearningTurn]) -> Check:
+    recorded = {
+        (t.prompt_uid, step.prompt_ids, step.response_ids, step.temperature)
+        for group in groups
+        for t in group
+        for step in t.steps
+        if is_trained(flow, step.role)
+    }
+    foreign = sum(
+        (
+            turn.group,
+            turn.sequence.prompt_ids,
+            turn.sequence.response_ids,
+            turn.sequence.temperature,
+        )
+        not in recorded
+        for turn in turns
+    )
+    return Check(
+        "learned as recorded",
+        float(foreign),
+        foreign == 0,
+        "turns of the batch that no trained role said, token for token; such a turn trains on what was never sampled",
+    )
+
+
+def one_version(steps: Sequence[Step], version: int) -> Check:
+    stale = sum(step.trainable and step.policy_version != version for step in steps)
+    return Check(
+        "sampled by this policy",
+        float(stale),
+        stale == 0,
+        "trained steps that another version of the weights sampled; their ratio is not 1",
+    )
+
+
+def zero_variance(counts: Mapping[str, float]) -> Check:
+    return Check(
+        "zero-variance groups",
+        counts["zero_variance_groups"] / counts["groups"] if counts.get("groups") else None,
+        True,
+        "share of groups whose rewards are all equal: they teach nothing; near 1 the task is too hard or too easy",
+    )
+
+
+def truncated(steps: Sequence[Step]) -> Check:
+    return Check(
+        "truncated responses",
+        sum(step.finish_reason == FinishReason.LENGTH for step in steps) / len(steps) if steps else None,
+        True,
+        "share of responses that hit max_tokens; much above 0 wastes samples",
+    )

@@ -62,6 +62,14 @@ class Learner:
     ) -> dict[str, float]:
         """One optimizer step on `batch`. Raises `TrainingError`, which names tensor and group, before the weights move
         when a gradient is not finite."""
+        sums = self.accumulate(batch, algorithm, reference)
+        return {**sums, "grad_norm": self._step(lambda name: self._origin(name, batch, algorithm, reference))}
+
+    def accumulate(
+        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+    ) -> dict[str, float]:
+        """Leave the gradient of `batch` in the weights' `gradients`, and the critic's in the critic, and move nothing;
+        its metrics."""
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
@@ -69,14 +77,8 @@ class Learner:
         passes = [self._policy_pass(turns, algorithm, reference) for turns in packs]
         if self.critic is not None and self.critic.own is not None:
             passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
-        norm = self._step(lambda name: self._origin(name, batch, algorithm, reference))
         total = _added(passes)
-        return {
-            **total.sums,
-            "grad_norm": norm,
-            "loss_tokens": float(total.tokens),
-            "computed_tokens": float(total.computed),
-        }
+        return {**total.sums, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
 
     def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""

@@ -137,6 +137,16 @@ def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: st
     return load_decoder(path, policy.dtype, policy.device)
 
 
+def check_trained(parts: Parts) -> None:
+    """Raise `ConfigError` unless something that speaks is trained."""
+    roles = parts.manager(None).roles
+    if not any(roles.values()):
+        raise ConfigError(
+            f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
+            "give one of flow.roles the engine policy, and train: true",
+        )
+
+
 def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
     """Who speaks for each role the config names; `rules` roles have no voice."""
     voices = {"policy": Voice(policy, policy.tokenizer, True)}

@@ -17,7 +17,7 @@ from midstream.learn.batch import LearningBatch, finite_reward, is_scored, make_
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
 from midstream.learn.correction import corrected
-from midstream.learn.learner import together
+from midstream.learn.learner import Reference, together
 from midstream.learn.normalise import normalised
 from midstream.learn.penalty import penalised
 from midstream.learn.readings import read, wanted
@@ -59,9 +59,7 @@ async def take_step(
     rewards = state.rewards.including(finite_reward(t) for t in collected.trajectories if counts(t))
     groups, greedy = normalised(collected.groups, collected.greedy, config.reward.normalize, counts, rewards)
     drift, stale = None, 0
-    reference = parts.reference
-    if reference is None and start:
-        reference = swapped_reference(parts.decoder, parts.weights, start)
+    reference = reference_of(parts, start)
     readings = await compute(read, learner, groups, wanted(algorithm), reference)
     if kl.placement == "reward" and kl.coef:
         groups, drift = penalised(groups, readings, kl.coef)
@@ -166,3 +164,10 @@ def _is_measured(parts: Parts, kl: KLConfig, step: int) -> bool:
     if kl.coef > 0:
         return True
     return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
+
+
+def reference_of(parts: Parts, start: Mapping[str, Tensor]) -> Reference | None:
+    """The reference policy of `kl.reference`; `start` are the weights that reinforcement learning began with."""
+    if parts.config.algorithm.kl.reference == "start":
+        return swapped_reference(parts.decoder, parts.weights, start)
+    return parts.reference

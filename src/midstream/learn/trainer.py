@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.core.errors import ConfigError, RunError, TaskError, TrainingError
+from midstream.core.errors import RunError, TaskError, TrainingError
 from midstream.engines.torch.compute import compute
 from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
@@ -33,7 +33,7 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.listener import Listener
 from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.setup import Parts, build
+from midstream.learn.setup import Parts, build, check_trained
 from midstream.learn.step import take_step
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
@@ -115,7 +115,7 @@ class _Run:
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
-        _check_trained(parts)
+        check_trained(parts)
         check_demonstrations(parts)
         self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
         state, saved = await compute(self._resume_state)
@@ -283,7 +283,15 @@ class _Run:
         reference = self.config.algorithm.kl.reference
         fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
-        checks = first_batch(groups, batch, sums, str(self.parts.decoder.dtype).removeprefix("torch."), kl)
+        checks = first_batch(
+            self.config,
+            groups,
+            batch,
+            sums,
+            dtype=str(self.parts.decoder.dtype).removeprefix("torch."),
+            version=self.parts.decoder.version - 1,  # the update has been made
+            kl_at_start=kl,
+        )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
         insist(checks)
 
@@ -294,16 +302,6 @@ class _Run:
                 self.tensorboard.add_scalar(name, value, row["step"])
         for listener in self.listeners:
             listener.on_metrics(row)
-
-
-def _check_trained(parts: Parts) -> None:
-    """Something that speaks is trained."""
-    roles = parts.manager(None).roles
-    if not any(roles.values()):
-        raise ConfigError(
-            f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
-            "give one of flow.roles the engine policy, and train: true",
-        )
 
 
 def _check_splits(parts: Parts, config: TrainConfig) -> None:

@@ -94,6 +94,8 @@ class Algorithm(Config, ABC):
     """Whether it needs a greedy attempt at each task."""
     reads: ClassVar[frozenset[Reads]] = frozenset()
     """What it needs to be read of every turn before there are advantages."""
+    by_reward: ClassVar[bool] = True
+    """Whether a trajectory with a higher reward has a higher advantage."""
     one_update: ClassVar[bool] = False
     """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
 

@@ -30,6 +30,8 @@ class Imitate(Algorithm):
     aggregation: Aggregation = "sum"
     """How token losses are averaged: advantages are shares of the mean over the chosen tokens already."""
 
+    by_reward: ClassVar[bool] = False
+
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
         chosen = {id(outcome) for group in groups for outcome in self._chosen(group)}
@@ -123,6 +125,7 @@ class Distill(Algorithm):
     kl: KLConfig = KLConfig(coef=0.0)
     """The KL term; its `reference` is the teacher."""
 
+    by_reward: ClassVar[bool] = False
     reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
 
     def advantages(self, groups: Groups) -> Credits:

@@ -1,0 +1,146 @@
+"""What the proofs are about: a rollout, its calls as the engines heard them, and the batch that was made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from midstream.core.types import Status, Trajectory
+from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
+from midstream.learn.batch import LearningBatch, make_batch
+from midstream.learn.checks import is_trained
+from midstream.learn.collect import Collected, Group
+from midstream.learn.learner import Reference
+from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.readings import read, wanted
+from midstream.learn.self_check.plain_model import PlainModel
+from midstream.learn.self_check.witness import Call
+from midstream.learn.setup import Parts
+from midstream.learn.step import reference_of
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A rollout of the policy as it is now, and the batch that was made of it.
+
+    `groups` are the attempts that ended well, `calls` theirs in the same order. `taken[i]` is the call in which turn i
+    of the batch was sampled by a role that the config trains; None when there is none. `plain` is the model as the
+    policy is, `base` what the model as it was loaded gives what was said in `calls`."""
+
+    parts: Parts
+    algorithm: Algorithm
+    groups: list[list[Trajectory]]
+    calls: list[Call]
+    batch: LearningBatch
+    taken: list[Call | None]
+    plain: PlainModel
+    base: Mapping[TokenSequence, Tensor]
+    reference: Reference | None
+
+    @property
+    def dtype(self) -> str:
+        return str(self.parts.decoder.dtype).removeprefix("torch.")
+
+    @property
+    def trained(self) -> list[Call]:
+        """Calls by roles that the config trains."""
+        return [call for call in self.calls if is_trained(self.parts.config.flow, call.role)]
+
+    @property
+    def tokens(self) -> list[tuple[float, ...]]:
+        """By turn of the batch, weight times advantage of each token: what its log-probability is moved by."""
+        return [tuple(turn.weight * a for a in turn.advantages) for turn in self.batch.turns]
+
+    def scored(self) -> list[Tensor]:
+        """By turn, the log-probabilities that the learner finds, in passes and with gradients as in an update."""
+        return self.measured(lambda sequences: score(self.parts.decoder, sequences).log_probs.detach())
+
+    def measured(self, by: Reference) -> list[Tensor]:
+        """By turn, what `by` gives its tokens."""
+        values = torch.tensor(self.parts.learner.measure(by, [turn.sequence for turn in self.batch.turns]))
+        return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
+
+    def given(self, call: Call, engine: str = "policy") -> Tensor:
+        """The log-probabilities that the plain model of `engine` gives what was said in `call`."""
+        return self.base[call.sequence] if engine == "frozen" else self.plain.read(call.sequence).log_probs
+
+    def distance(self, found: Sequence[Tensor], engine: str = "policy") -> float:
+        """`worst` of what was `found` by turn against what is `given`."""
+        pairs = zip(found, self.taken, strict=True)
+        return worst((call.role, own, self.given(call, engine)) for own, call in pairs if call is not None)
+
+
+def gather(
+    parts: Parts, moved: Collected, calls: Sequence[Call], start: Mapping[str, Tensor], plain: PlainModel
+) -> Evidence:
+    """The evidence of the rollout `moved`, in which `calls` were heard; `start` are the weights before they were moved,
+    and `plain` is the model as it was loaded, which follows the policy from here on."""
+    groups = _rewarded(moved.groups)
+    order = {t.uid: place for place, t in enumerate(t for group in groups for t in group)}
+    heard = sorted((c for c in calls if c.request.session in order), key=lambda call: order[call.request.session])
+    algorithm, reference = plain_policy_gradient(parts.config.algorithm), reference_of(parts, start)
+    readings = read(parts.learner, groups, wanted(algorithm), reference)
+    batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, readings=readings)
+    trained = [call for call in heard if is_trained(parts.config.flow, call.role)]
+    base = {c.sequence: plain.read(c.sequence).log_probs for c in heard if c.engine in ("policy", "frozen")}
+    plain.follow()
+    return Evidence(
+        parts=parts,
+        algorithm=algorithm,
+        groups=groups,
+        calls=heard,
+        batch=batch,
+        taken=_taken(groups, trained, batch),
+        plain=plain,
+        base=base,
+        reference=reference,
+    )
+
+
+def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
+    """`algorithm` without what is added to the policy loss or scales it: on fresh samples what is left has one
+    gradient, whatever the loss."""
+    kl = algorithm.kl.model_copy(update={"coef": 0.0})
+    return algorithm.model_copy(
+        update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(), "kl": kl}
+    )
+
+
+def _rewarded(groups: Sequence[Group]) -> list[Group]:
+    """The attempts that ended well, with rewards that differ, so that all of them teach something."""
+    found: list[Group] = []
+    for place, group in enumerate(groups):
+        completed = [t for t in group if t.status is Status.COMPLETED and t.steps]
+        found.append([_with_reward(t, float((place + number + 1) ** 2)) for number, t in enumerate(completed)])
+    return [group for group in found if group]
+
+
+def _with_reward(trajectory: Trajectory, reward: float) -> Trajectory:
+    steps = [replace(step, reward=0.0) for step in trajectory.steps]
+    steps[-1] = replace(steps[-1], reward=reward)
+    return replace(trajectory, steps=tuple(steps), rewards={"made up": reward}, reward=reward)
+
+
+def worst(found: Iterable[tuple[str, Tensor, Tensor]]) -> float:
+    """The largest root mean square difference of any role, of (role, values, other values)."""
+    squares: dict[str, list[Tensor]] = {}
+    for role, own, other in found:
+        squares.setdefault(role, []).append((own.cpu() - other.cpu()).square())
+    return max((float(torch.cat(values).mean().sqrt()) for values in squares.values()), default=0.0)
+
+
+def _taken(groups: Sequence[Sequence[Trajectory]], calls: Sequence[Call], batch: LearningBatch) -> list[Call | None]:
+    """For each turn of `batch`, one of `calls` in which its group sampled these tokens after these; each call once."""
+    group_of = {t.uid: t.prompt_uid for group in groups for t in group}
+    waiting: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[Call]] = {}
+    for call in calls:
+        key = (group_of[call.request.session], call.request.prompt_ids, call.completion.ids)
+        waiting.setdefault(key, []).append(call)
+    found: list[Call | None] = []
+    for turn in batch.turns:
+        left = waiting.get((turn.group, turn.sequence.prompt_ids, turn.sequence.response_ids))
+        found.append(left.pop(0) if left else None)
+    return found

@@ -1,0 +1,90 @@
+"""The policy as transformers and peft run it: one whole sequence at a time, in fp32, without a cache, packing or shared
+prefixes. Slow, and it shares no code with sampler and learner: what they are checked against."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from midstream.engines.models import no_progress_bars
+from midstream.learn.log_probs import TokenSequence
+from midstream.learn.weights import Weights, unfused
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a response looks like to the model, by token: its log-probability, the share of probability below it (of all
+    less likely tokens, and half its own), and the variance of that share when tokens are drawn from the model."""
+
+    log_probs: Tensor
+    shares: Tensor
+    variances: Tensor
+
+
+class PlainModel:
+    """The model in `folder` with `weights` rounded as the policy's are; `follow` takes over what the policy learned."""
+
+    def __init__(self, folder: Path, weights: Weights) -> None:
+        from transformers import AutoModelForCausalLM
+
+        decoder = weights.decoder
+        with no_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype=decoder.dtype, local_files_only=True)
+        # transformers keeps the gradient from the input embedding of the padding token, which may be the end token.
+        model.get_input_embeddings().padding_idx = None
+        self._model = model.float().to(decoder.device).eval()
+        self._weights = weights
+        self._known: dict[TokenSequence, Reading] = {}
+
+    def follow(self) -> None:
+        """Take over the policy's weights as they are now: adapters by the files a checkpoint has, through peft."""
+        self._known.clear()
+        weights = self._weights
+        if weights.tuning == "full":
+            found = self._model.load_state_dict(unfused(weights.decoder, weights.snapshot()), strict=False)
+            assert not found.unexpected_keys, found
+            return
+        from peft import PeftModel
+
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+            weights.save(Path(folder), "")
+            self._model = PeftModel.from_pretrained(self._model, folder, is_trainable=True).eval()
+
+    def read(self, sequence: TokenSequence) -> Reading:
+        """The response of `sequence` at its temperature."""
+        if sequence not in self._known:
+            with torch.no_grad():
+                every = self._log_softmax(sequence)
+            chosen = torch.tensor(sequence.response_ids, device=every.device)[:, None]
+            probs, own = every.exp(), every.gather(-1, chosen).exp()
+            shares = (probs * (probs < own)).sum(-1) + own[:, 0] / 2
+            variances = (1 - probs.pow(3).sum(-1)) / 12
+            self._known[sequence] = Reading(every.gather(-1, chosen)[:, 0], shares, variances)
+        return self._known[sequence]
+
+    def backward(self, sequence: TokenSequence, by: Tensor) -> None:
+        """Add the gradient of minus the sum of `by` times log-probability to `gradients`."""
+        every = self._log_softmax(sequence)
+        chosen = torch.tensor(sequence.response_ids, device=every.device)[:, None]
+        (-(by * every.gather(-1, chosen)[:, 0]).sum()).backward()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients there are, of adapters by the policy's names, of other weights by Hugging Face's."""
+        named = {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+        return {
+            name.removeprefix("base_model.model.").replace(".default.weight", ""): grad for name, grad in named.items()
+        }
+
+    def _log_softmax(self, sequence: TokenSequence) -> Tensor:
+        """[response, vocab]"""
+        ids = torch.tensor([sequence.prompt_ids + sequence.response_ids], device=self._model.device)
+        kept = len(sequence.response_ids) + 1
+        logits = self._model(ids, use_cache=False, logits_to_keep=kept).logits[0, :-1]
+        return torch.log_softmax(logits / sequence.temperature, -1)

@@ -1,0 +1,125 @@
+"""`midstream doctor --training`: a run's parts are built, make two short rollouts and learn from them under checks, and
+are thrown away. Nothing is written but to temporary folders, and to the cache a model that is not there yet.
+
+The first rollout is of the policy as the run starts with it, looked at as the first step of training looks at it.
+Before the second all weights are moved a little: adapters that still do nothing would hide what is wrong with them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from midstream.core.seeds import derive_seed
+from midstream.core.types import Status, Trajectory
+from midstream.engines.torch.compute import compute
+from midstream.learn.batch import make_batch
+from midstream.learn.checks import Check, first_batch
+from midstream.learn.collect import Collected, attempt_tasks
+from midstream.learn.config import TrainConfig
+from midstream.learn.log_probs import TokenSequence
+from midstream.learn.readings import read, wanted
+from midstream.learn.self_check.evidence import gather, worst
+from midstream.learn.self_check.plain_model import PlainModel
+from midstream.learn.self_check.proofs import PLAIN, prove
+from midstream.learn.self_check.rehearsal import rehearsal
+from midstream.learn.self_check.witness import Call, witnessed
+from midstream.learn.setup import Parts, build, check_trained
+from midstream.learn.step import reference_of
+from midstream.rewards.summary import reasons
+from midstream.tasks.curriculum import Progress
+
+TASKS, ATTEMPTS = 2, 4
+"""A rollout makes this many attempts, or the config's group, at each of so many tasks."""
+NUDGE = 0.05
+"""How far a weight is moved, as a share of its tensor's root mean square."""
+NUDGE_ZEROS = 0.02
+"""How far, where all are 0."""
+
+
+def self_check(
+    config: TrainConfig | None = None, overrides: Sequence[str] = (), tell: Callable[[Check], None] = lambda check: None
+) -> list[Check]:
+    """Check the training path of `config`, or of a small run of our own with `overrides`; `tell` hears of each finding
+    as it is made. Raises `UserError` where the run could not begin."""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = rehearsal(Path(folder), overrides) if config is None else config
+        sampled = chosen.rollout.model_copy(
+            update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
+        )
+        return asyncio.run(_examine(chosen.model_copy(update={"rollout": sampled}), tell))
+
+
+async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[Check]:
+    checks: list[Check] = []
+
+    def note(found: Iterable[Check]) -> None:
+        for check in found:
+            checks.append(check)
+            tell(check)
+
+    parts = await compute(build, config)
+    check_trained(parts)
+    begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
+    note([attempts_end_well(begun.trajectories)])
+    if not checks[-1].ok:
+        return checks
+    start = parts.weights.snapshot()
+    plain = await compute(PlainModel, parts.model_path, parts.weights)
+    note(await compute(_as_training_begins, parts, begun, start, plain))
+    await compute(_nudge, parts, start)
+    calls: list[Call] = []
+    moved = await attempt_tasks(replace(parts, voices=witnessed(parts.voices, calls)), None, Progress(TASKS), 2, TASKS)
+    again = attempts_end_well(moved.trajectories)
+    if again.ok:
+        evidence = await compute(gather, parts, moved, calls, start, plain)
+        await compute(note, prove(evidence))
+    else:
+        note([again])
+    return checks
+
+
+def attempts_end_well(trajectories: Sequence[Trajectory]) -> Check:
+    share = sum(t.status is Status.COMPLETED for t in trajectories) / len(trajectories)
+    why = "".join(f"; {one['count']} did not: {one['reason']}" for one in reasons(trajectories)[:1])
+    return Check("attempts end well", share, share > 0, f"share of attempts that did; others carry no loss{why}")
+
+
+def _as_training_begins(parts: Parts, begun: Collected, start: Mapping[str, Tensor], plain: PlainModel) -> list[Check]:
+    """As the first step of training does, but that attempts without a difference in reward are learned from too."""
+    config = parts.config
+    algorithm, reference = config.algorithm, reference_of(parts, start)
+    readings = read(parts.learner, begun.groups, wanted(algorithm), reference)
+    batch = make_batch(begun.groups, algorithm, failed="mask", keep_zero=True, greedy=begun.greedy, readings=readings)
+    sums = parts.learner.accumulate(batch, algorithm, reference)
+    parts.weights.zero_grad()
+    dtype, version = str(parts.decoder.dtype).removeprefix("torch."), parts.decoder.version
+    kl = sums["kl"] / (sums["weight"] or 1.0) if "kl" in sums else None
+    checks = first_batch(config, begun.groups, batch, sums, dtype=dtype, version=version, kl_at_start=kl)
+    steps = [step for t in begun.trajectories for step in t.steps if step.rollout_log_probs]
+    value = worst(
+        (
+            step.role,
+            torch.tensor(step.rollout_log_probs),
+            plain.read(TokenSequence(step.prompt_ids, step.response_ids, step.temperature)).log_probs,
+        )
+        for step in steps
+    )
+    meaning = "log-probabilities of the first attempts against transformers' model, as loaded (RMS, worst role)"
+    return [*checks, Check("policy starts as its model", value, value <= PLAIN[dtype], meaning)]
+
+
+def _nudge(parts: Parts, start: Mapping[str, Tensor]) -> None:
+    """Move every weight a little, by a seed."""
+    generator = torch.Generator().manual_seed(derive_seed(parts.config.trainer.seed, "nudge") % 2**63)
+    moved: dict[str, Tensor] = {}
+    for name, value in start.items():
+        far = NUDGE * float(value.float().square().mean().sqrt()) or NUDGE_ZEROS
+        noise = torch.randn(value.shape, generator=generator).to(value.device)
+        moved[name] = (value + far * noise).to(value.dtype)
+    parts.weights.restore(moved)
