@@ -23,7 +23,7 @@ from midstream.engines.torch import attention
 from midstream.engines.torch import engine as torch_engine
 from midstream.engines.torch.decoder import Decoder, Projection
 from midstream.engines.torch.lora import Adapter
-from midstream.learn import batch, collect, learner, log_probs, setup, step
+from midstream.learn import batch, collect, learner, log_probs, reference, setup
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.checks import Check
 from midstream.learn.config import TrainConfig
@@ -257,7 +257,7 @@ def reference_is_at_another_temperature(patch: Patch) -> None:
     def around(original: Any, decoder: Any, sequences: Any, **named: Any) -> Any:
         return original(decoder, [replace(s, temperature=1.0) for s in sequences], **named)
 
-    wrapped(patch, step, "score", around)
+    wrapped(patch, reference, "score", around)
 
 
 @fault("policy starts as its model", given=("policy.tuning=full", *FEW))
@@ -279,7 +279,7 @@ def weights_move_behind_the_samples(patch: Patch, by: float, versions: int) -> N
         parts.decoder.version += versions
         return found
 
-    wrapped(patch, doctor_run, "collect", around)
+    wrapped(patch, doctor_run, "attempt_tasks", around)
 
 
 @fault("sampler and learner agree", "learner is the plain model")

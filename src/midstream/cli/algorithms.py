@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 WIDTH = 120
 
@@ -52,6 +54,8 @@ def command(name: str | None) -> None:
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any, str]]:
     """Every setting of `model` with its default and what it does, those of its sections too; the loss and the KL term
     are the same for all and left out."""
+    from pydantic import BaseModel
+
     for name, field in model.model_fields.items():
         if name in ("name", "loss", "kl"):
             continue
