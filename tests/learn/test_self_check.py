@@ -260,7 +260,7 @@ def reference_is_at_another_temperature(patch: Patch) -> None:
     wrapped(patch, reference, "score", around)
 
 
-@fault("policy starts as its model", given=("policy.tuning=full", *FEW))
+@fault("policy starts as its model", given=("policy.tuning=full", "algorithm={name: grpo, kl: {coef: 0}}", *FEW))
 def weights_are_read_wrongly(patch: Patch) -> None:
     def around(original: Any, *given: Any) -> Any:
         decoder = original(*given)

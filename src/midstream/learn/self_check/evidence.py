@@ -21,6 +21,9 @@ from midstream.learn.self_check.witness import Call
 from midstream.learn.setup import Parts
 from midstream.learn.step import reference_of
 
+OURS = ("policy", "frozen")
+"""Engines that run the model in training, with its adapters and without."""
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
@@ -28,7 +31,7 @@ class Evidence:
 
     `groups` are the attempts that ended well, `calls` theirs in the same order. `taken[i]` is the call in which turn i
     of the batch was sampled by a role that the config trains; None when there is none. `plain` is the model as the
-    policy is, `base` what the model as it was loaded gives what was said in `calls`."""
+    policy is, `base` what the model as it was loaded gives what the first attempt of each group said."""
 
     parts: Parts
     algorithm: Algorithm
@@ -50,7 +53,7 @@ class Evidence:
         return [call for call in self.calls if is_trained(self.parts.config.flow, call.role)]
 
     @property
-    def tokens(self) -> list[tuple[float, ...]]:
+    def coefficients(self) -> list[tuple[float, ...]]:
         """By turn of the batch, weight times advantage of each token: what its log-probability is moved by."""
         return [tuple(turn.weight * a for a in turn.advantages) for turn in self.batch.turns]
 
@@ -63,14 +66,13 @@ class Evidence:
         values = torch.tensor(self.parts.learner.measure(by, [turn.sequence for turn in self.batch.turns]))
         return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
 
-    def given(self, call: Call, engine: str = "policy") -> Tensor:
-        """The log-probabilities that the plain model of `engine` gives what was said in `call`."""
-        return self.base[call.sequence] if engine == "frozen" else self.plain.read(call.sequence).log_probs
-
-    def distance(self, found: Sequence[Tensor], engine: str = "policy") -> float:
-        """`worst` of what was `found` by turn against what is `given`."""
-        pairs = zip(found, self.taken, strict=True)
-        return worst((call.role, own, self.given(call, engine)) for own, call in pairs if call is not None)
+    def distance(self, found: Iterable[tuple[Call | None, Tensor]], *, loaded: bool = False) -> float:
+        """`worst` of what was `found` of calls against the plain model, as the policy is or as it was loaded."""
+        return worst(
+            (call.role, own, self.base[call.sequence] if loaded else self.plain.read(call.sequence).log_probs)
+            for call, own in found
+            if call is not None and (not loaded or call.sequence in self.base)
+        )
 
 
 def gather(
@@ -85,7 +87,11 @@ def gather(
     readings = read(parts.learner, groups, wanted(algorithm), reference)
     batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, readings=readings)
     trained = [call for call in heard if is_trained(parts.config.flow, call.role)]
-    base = {c.sequence: plain.read(c.sequence).log_probs for c in heard if c.engine in ("policy", "frozen")}
+    # The first attempts are enough here: the plain model takes its time.
+    first = {group[0].uid for group in groups}
+    base = {
+        c.sequence: plain.read(c.sequence).log_probs for c in heard if c.request.session in first and c.engine in OURS
+    }
     plain.follow()
     return Evidence(
         parts=parts,

@@ -16,7 +16,7 @@ from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.checks import Check
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.log_probs import score
-from midstream.learn.self_check.evidence import Evidence, worst
+from midstream.learn.self_check.evidence import Evidence
 from midstream.learn.self_check.witness import Call
 from midstream.learn.weights import unfused
 
@@ -53,7 +53,8 @@ def prove(evidence: Evidence) -> Iterator[Check]:
     yield weights_add_up(evidence)
     together = gradient(evidence, _learner(evidence), evidence.batch.turns)
     alone, places = gradient_alone(evidence)
-    cut = gradient(evidence, _learner(evidence, max_tokens_per_pass=1), evidence.batch.turns)
+    longest = max(len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in evidence.batch.turns)
+    cut = gradient(evidence, _learner(evidence, max_tokens_per_pass=2 * longest), evidence.batch.turns)
     yield gradient_in_place(evidence, places)
     yield every_weight_learns(together)
     yield gradient_in_any_passes(evidence, together, alone, cut)
@@ -93,10 +94,10 @@ def temperature_kept(evidence: Evidence) -> Check:
 
 def sampler_is_plain(evidence: Evidence) -> Check:
     """The policy's calls against the policy, those of `frozen` roles against the model as it was loaded."""
-    value = worst(
-        (call.role, torch.tensor(call.completion.log_probs), evidence.given(call, call.engine))
-        for call in evidence.calls
-        if call.engine in ("policy", "frozen")
+    reported = [(call, torch.tensor(call.completion.log_probs)) for call in evidence.calls]
+    value = max(
+        evidence.distance(pair for pair in reported if pair[0].engine == "policy"),
+        evidence.distance((pair for pair in reported if pair[0].engine == "frozen"), loaded=True),
     )
     return Check(
         "sampler is the plain model",
@@ -180,7 +181,7 @@ def nothing_made_up(evidence: Evidence) -> Check:
 
 
 def learner_is_plain(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
-    value = evidence.distance(scored)
+    value = evidence.distance(zip(evidence.taken, scored, strict=True))
     return Check(
         "learner is the plain model",
         value,
@@ -213,7 +214,7 @@ def alone_as_together(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
 
 
 def reference_is_start(evidence: Evidence, reference: Reference) -> Check:
-    value = evidence.distance(evidence.measured(reference), "frozen")
+    value = evidence.distance(zip(evidence.taken, evidence.measured(reference), strict=True), loaded=True)
     return Check(
         "reference stays at the start",
         value,
@@ -289,7 +290,7 @@ def gradient_alone(evidence: Evidence) -> tuple[dict[str, Tensor], list[set[int]
 
 def gradient_in_place(evidence: Evidence, places: Sequence[set[int]]) -> Check:
     wrong = 0
-    for turn, call, by, found in zip(evidence.batch.turns, evidence.taken, evidence.tokens, places, strict=True):
+    for turn, call, by, found in zip(evidence.batch.turns, evidence.taken, evidence.coefficients, places, strict=True):
         prompt, probs = len(turn.sequence.prompt_ids), [math.exp(value) for value in turn.old_log_probs]
         # The output at a position predicts the token after it.
         may = set(range(prompt - 1, prompt - 1 + len(probs))) if call is not None else set[int]()
@@ -320,14 +321,14 @@ def gradient_in_any_passes(evidence: Evidence, together: Mapping[str, Tensor], *
         "gradient in any passes",
         value,
         value <= GRADIENT[evidence.dtype] / 3,
-        "difference of the gradient between turns in passes of their own and together, as a share of its norm",
+        "difference of the gradient between one turn a pass, a few, and all that fit, as a share of its norm",
     )
 
 
 def gradient_is_plain(evidence: Evidence, found: Mapping[str, Tensor]) -> Check:
     """On fresh samples every loss has the policy gradient: minus the sum of weight x advantage x grad log pi."""
     plain = evidence.plain
-    for call, by in zip(evidence.taken, evidence.tokens, strict=True):
+    for call, by in zip(evidence.taken, evidence.coefficients, strict=True):
         if call is not None and any(by):
             plain.backward(call.sequence, torch.tensor(by, device=evidence.parts.decoder.device))
     value = _difference(found, plain.gradients())
