@@ -29,17 +29,21 @@ def sample(
     if any(p.temperature not in (0.0, 1.0) for p in params):
         logits = logits / temperatures[:, None]
     log_probs = torch.log_softmax(logits, -1)
-    tokens = log_probs.argmax(-1)
     drawn = [row for row, p in enumerate(params) if p.temperature > 0]
+    # Each pass over the vocabulary costs: greedy rows alone are searched for their largest, drawn ones alone summed up.
+    everything = len(drawn) == len(params)
+    picked = torch.zeros(0, dtype=torch.long, device=logits.device)
     if drawn:
-        everything = len(drawn) == len(params)
         probs = (log_probs if everything else log_probs[drawn]).exp()
         cut = [(i, params[row]) for i, row in enumerate(drawn) if params[row].top_k or params[row].top_p < 1]
         for i, p in cut:
             probs[i] = _truncate(probs[i], p.top_k, p.top_p)
         uniform = [unit_interval("token", seeds[row], position[row]) for row in drawn]
         picked = _invert(probs, torch.tensor(uniform, dtype=torch.float64, device=logits.device))
-        tokens = picked if everything else tokens.index_copy(0, torch.tensor(drawn, device=logits.device), picked)
+    if everything:
+        tokens = picked
+    else:
+        tokens = log_probs.argmax(-1).index_copy(0, torch.tensor(drawn, dtype=torch.long, device=logits.device), picked)
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
