@@ -18,13 +18,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from datasets import Dataset
+from datasets import Dataset  # pyright: ignore[reportMissingImports]
 from peft import LoraConfig
 from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
-from trl.chat_template_utils import qwen2_5_chat_template
-from trl.trainer.grpo_config import GRPOConfig
-from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.chat_template_utils import qwen2_5_chat_template  # pyright: ignore[reportMissingImports]
+from trl.trainer.grpo_config import GRPOConfig  # pyright: ignore[reportMissingImports]
+from trl.trainer.grpo_trainer import GRPOTrainer  # pyright: ignore[reportMissingImports]
 from workloads import ALPHA, LEARNING_RATE, RANK, WORKLOADS, is_flat, lengths, peak_mb, prompt, result, reward
 
 CALL = '<tool_call>\n{"name": "lookup", "arguments": {"key": "it"}}\n</tool_call>'
