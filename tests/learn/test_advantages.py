@@ -109,7 +109,9 @@ rewards = st.lists(st.lists(st.sampled_from([0.0, 0.3, 1.0, -2.0]), min_size=2, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(groups=rewards, std=st.sampled_from(["group", "batch", "batch_rewards", "none"]), shift=st.sampled_from([0.0, 3.0]))
+@given(
+    groups=rewards, std=st.sampled_from(["group", "batch", "batch_rewards", "none"]), shift=st.sampled_from([0.0, 3.0])
+)
 def test_advantages_of_a_group_sum_to_zero_and_ignore_what_all_rewards_share(groups, std, shift) -> None:
     algorithm = GRPO(std=std)
     found = of(algorithm, groups)
