@@ -10,6 +10,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from benchmarks.parity import advantages, learning, losses, replay
 from benchmarks.parity.models import ARCHITECTURES, save_model
 from benchmarks.parity.table import show
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--levels", nargs="+", choices=["A", "B", "C", "D"], default=["A", "B", "C", "D"])
     parser.add_argument("--stop-at-red", action="store_true", help="end at the first red line")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # what is found should not depend on the processors there are
     packages = ("trl", "transformers", "torch", "numpy")
     print(", ".join([*(f"{name} {version(name)}" for name in packages), f"Python {platform.python_version()}"]))
     good = True

@@ -19,7 +19,7 @@ import torch
 from benchmarks.parity.models import log_probs_of
 from benchmarks.parity.ours import groups_of, stored_reference
 from benchmarks.parity.rows import Row
-from benchmarks.parity.table import Level, Line, small
+from benchmarks.parity.table import Level, Line, furthest, small
 from benchmarks.parity.theirs import Stored, grpo_trainer, rloo_trainer
 
 from midstream.core.errors import TrainingError
@@ -103,7 +103,7 @@ def _lines(folder: Path) -> Iterator[Line]:
 
 
 def _compared(case: Case, their_name: str, our_name: str, theirs: Sequence[float], ours: Sequence[float]) -> Line:
-    off = max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
+    off = furthest(abs(a - b) for a, b in zip(theirs, ours, strict=True))
     largest = max(map(abs, theirs))
     cells = (case.name, their_name, our_name, str(len(theirs)), f"{largest:.3f}", small(off))
     return Line(cells, off <= TOLERANCE)

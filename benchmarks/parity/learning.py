@@ -28,7 +28,7 @@ from midstream.learn import trainer
 
 VOCAB, SPREAD = 12, 0.06
 ASKED = 8
-TASKS, GROUP, STEPS = 8, 8, 100
+TASKS, GROUP, STEPS = 8, 8, 150
 LR, ADAM, CLIP = 1e-4, (0.9, 0.99), 0.2
 SEEDS = range(5)
 GOAL, OVER = 0.9, 3

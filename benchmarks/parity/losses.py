@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.parity.models import ARCHITECTURES, load_model, log_probs_of
 from benchmarks.parity.ours import gradient_of, groups_of, make_learner, stored_reference
 from benchmarks.parity.rows import Row
-from benchmarks.parity.table import Level, Line, small
+from benchmarks.parity.table import Level, Line, furthest, small
 from benchmarks.parity.theirs import grpo_trainer, inputs_of
 from torch import Tensor
 
@@ -114,7 +114,7 @@ def _lines(folders: dict[str, Path]) -> Iterator[Line]:
                 for setting, size, beta in product(settings if whole else settings[-1:], BATCHES, BETAS)
                 if whole or (size, beta) == (BATCHES[-1], BETAS[-1])
             ]
-            loss, gradient, largest = (max(values) for values in zip(*found, strict=True))
+            loss, gradient, largest = (furthest(values) for values in zip(*found, strict=True))
             cells = (architecture, name, mask, str(len(found)), small(loss), small(gradient), f"{largest:.2f}")
             yield Line(cells, loss <= LOSS_TOLERANCE and gradient <= GRADIENT_TOLERANCE)
 
@@ -136,7 +136,7 @@ class _Bench:
         their_loss, theirs = self._theirs(setting, their_rows, mask != "none" and not setting.sequence, beta)
         our_loss, ours = self._ours(setting, rows, mask, beta)
         assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
-        off = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+        off = furthest(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
         largest = max(float(gradient.abs().max()) for gradient in theirs.values())
         return abs(our_loss - their_loss) / abs(their_loss), off, largest
 

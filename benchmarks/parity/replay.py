@@ -18,7 +18,7 @@ import torch
 from benchmarks.parity.models import load_model
 from benchmarks.parity.ours import groups_of, make_learner, weights_of
 from benchmarks.parity.rows import Row
-from benchmarks.parity.table import Level, Line, small
+from benchmarks.parity.table import Level, Line, furthest, small
 from benchmarks.parity.theirs import Stored, grpo_trainer, rloo_trainer
 from torch import Tensor
 
@@ -148,9 +148,9 @@ def _lines(folder: Path) -> Iterator[Line]:
         assert len(our_log) == len(their_log) == STEPS and ours.keys() == theirs.keys()
         off = {name: _apart(name, our_log, their_log) for name in scenario.logged}
         moved = max(float((theirs[name] - start[name]).abs().max()) for name in start)
-        weights = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+        weights = furthest(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
         told = ", ".join(f"{name} {small(value)}" for name, value in off.items())
-        ok = max(weights, *off.values()) <= TOLERANCE
+        ok = furthest([weights, *off.values()]) <= TOLERANCE
         yield Line((scenario.name, told, f"{moved:.4f}", small(weights)), ok)
 
 
@@ -158,7 +158,7 @@ def _apart(name: str, ours: Sequence[dict[str, float]], theirs: Sequence[dict[st
     """The largest difference at a step, of the largest value."""
     their_values = [row[_THEIR_NAMES.get(name, name)] for row in theirs]
     largest = max(map(abs, their_values))
-    return max(abs(row[name] - value) for row, value in zip(ours, their_values, strict=True)) / (largest or 1.0)
+    return furthest(abs(row[name] - value) for row, value in zip(ours, their_values, strict=True)) / (largest or 1.0)
 
 
 def _batch(number: int, scenario: Scenario) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -44,3 +45,8 @@ def _row(cells: Sequence[str]) -> str:
 def small(value: float) -> str:
     """A difference, to two digits."""
     return "0" if value == 0 else f"{value:.1e}"
+
+
+def furthest(differences: Iterable[float]) -> float:
+    """The largest; infinite when one is not a number, which `max` would pass over."""
+    return max(math.inf if math.isnan(value) else value for value in differences)
