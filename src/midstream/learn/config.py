@@ -94,8 +94,8 @@ class TrainerConfig(Config):
     max_tokens_per_pass: int = Field(default=4096, ge=256)
     """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each layer for the backward pass and compute the rest again there: less memory, a third
-    more work."""
+    """Keep only what enters each layer for the backward pass and compute the rest again there: less memory for one more
+    forward pass."""
     save_every: int = Field(default=10, ge=1)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
