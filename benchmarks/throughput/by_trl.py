@@ -36,10 +36,11 @@ Replay = list[list[dict[str, Any]]]
 
 class Pace(LogitsProcessor):
     """Ends each row of a generation after the tokens it is to have, and none before; where a tool is to be called, the
-    last of them are a call."""
+    last of them are a call. No other token may open one: a model that has seen three calls makes a fourth."""
 
-    def __init__(self, end_id: int, call: list[int]) -> None:
-        self._end_id, self._call = end_id, call
+    def __init__(self, tokenizer: Any) -> None:
+        self._end_id, self._call = int(tokenizer.eos_token_id), list[int](tokenizer.encode(CALL))
+        self._withheld = [self._end_id, *(number for token, number in tokenizer.get_vocab().items() if "<" in token)]
         self._position, self._turn = 0, 0
         self._rows: list[list[int]] = []
 
@@ -67,7 +68,7 @@ class Pace(LogitsProcessor):
         ]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # pyright: ignore
-        scores[:, self._end_id] = float("-inf")
+        scores[:, self._withheld] = float("-inf")
         for row, turns in enumerate(self._rows):
             close = [*(self._call if self._turn < len(turns) - 1 else []), self._end_id]
             place = self._position - (turns[self._turn] - len(close))
@@ -293,7 +294,7 @@ def main() -> None:
         task_type="CAUSAL_LM",
     )
     trainer = (replaying if asked["workload"] == "W6" else scripted)(asked, tokenizer, lora, clock)
-    trainer.pace = pace = Pace(tokenizer.eos_token_id, tokenizer.encode(CALL))
+    trainer.pace = pace = Pace(tokenizer)
     model: Any = trainer.model
     model.generate = pace.around(model.generate)
     # Continuous batching takes no processor of scores; what a row is to say cannot be told, only how much.
