@@ -109,29 +109,37 @@ def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures:
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, entropies = [], []
+        log_probs, entropies, slopes = [], [], []
         scaled = bool((temperatures != 1).any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             every = _log_softmax(hidden[part], head, temperatures[part] if scaled else None)
             log_probs.append(every.gather(-1, targets[part, None])[:, 0])
-            entropies.append(-torch.linalg.vecdot(every.exp(), every))
+            probs = every.exp()
+            entropies.append(-torch.bmm(probs[:, None], every[:, :, None])[:, 0, 0])
+            if ctx.needs_input_grad[0]:
+                # d log p(t) / d logit = 1[t] - p: as p is here now, backward need not compute the logits again.
+                probs.scatter_add_(-1, targets[part, None], probs.new_full((len(probs), 1), -1.0))
+                slopes.append(probs.to(hidden.dtype) @ head)
         ctx.scaled = scaled
-        ctx.save_for_backward(hidden, head, targets, temperatures, torch.cat(entropies))
-        return torch.cat(log_probs), torch.cat(entropies)
+        entropy = torch.cat(entropies)
+        ctx.save_for_backward(hidden, head, targets, temperatures, entropy, torch.cat(slopes) if slopes else None)
+        return torch.cat(log_probs), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets, temperatures, entropy = ctx.saved_tensors
+        hidden, head, targets, temperatures, entropy, slopes = ctx.saved_tensors
         grad_log_prob, grad_entropy = grads
+        with_entropy = bool(grad_entropy.any())
+        if slopes is not None and not ctx.needs_input_grad[1] and not with_entropy:
+            by = -grad_log_prob / temperatures if ctx.scaled else -grad_log_prob
+            return slopes * by[:, None].to(slopes.dtype), None, None, None
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        with_entropy = bool(grad_entropy.any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             every = _log_softmax(hidden[part], head, temperatures[part] if ctx.scaled else None)
-            # d log p(t) / d logit = 1[t] - p, and d H / d logit = -p (log p + H); in place, as each pass over the
-            # vocabulary costs.
+            # d H / d logit = -p (log p + H); in place, as each pass over the vocabulary costs.
             by = grad_log_prob[part, None]
             if with_entropy:
                 by = by + grad_entropy[part, None] * (every + entropy[part, None])

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from midstream.core.types import Trajectory
-from midstream.engines.torch.compute import compute, trim
+from midstream.engines.torch.compute import compute
+from midstream.engines.torch.memory import trim
 from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.batch import LearningBatch, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +37,38 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
     # torch's CPU kernel rounds differently at different query counts; plain products do not.
     flat = (stacked * (1 / math.sqrt(d))).view(rows * kv_heads, -1, d)
-    scores = torch.bmm(flat, k.reshape(rows * kv_heads, -1, d).transpose(1, 2)).view(rows, kv_heads, -1, k.shape[2])
-    weights = torch.softmax(scores + mask, -1, dtype=torch.float32).to(v.dtype).view(rows * kv_heads, -1, k.shape[2])
-    return torch.bmm(weights, v.reshape(rows * kv_heads, -1, d)).view(rows, heads, n_q, d)
+    keys, values = k.reshape(rows * kv_heads, -1, d), v.reshape(rows * kv_heads, -1, d)
+    out = _Products.apply(flat, keys, values, mask) if torch.is_grad_enabled() else _products(flat, keys, values, mask)[0]
+    return out.view(rows, heads, n_q, d)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the weights of keys."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    scores.view(len(mask), -1, *scores.shape[1:]).add_(mask)
+    # In bf16 too the sums inside are fp32.
+    weights = torch.softmax(scores, -1)
+    return torch.bmm(weights, v), weights
+
+
+class _Products(torch.autograd.Function):
+    """`_products` that keeps the weights alone of all that has a row of keys for each query."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        out, weights = _products(q, k, v, mask)
+        ctx.save_for_backward(q, k, v, weights, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights, out = ctx.saved_tensors
+        (grad,) = grads
+        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        # d scores = weights * (d weights - sum over keys of weights * d weights), and that sum is grad . out.
+        inner = torch.linalg.vecdot(grad.float(), out.float()).to(grad.dtype)
+        grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(inner[..., None]).mul_(weights)
+        return torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q), grad_v, None
 
 
 def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.dtype) -> Tensor:

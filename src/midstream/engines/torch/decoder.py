@@ -24,8 +24,11 @@ from torch.utils.checkpoint import checkpoint
 from midstream.core.errors import ModelError
 from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
+from midstream.engines.torch.memory import reserve
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ROOM = 3
+"""Times a checkpoint's size that goes into huge pages: the weights, fused and packed, and keys and values."""
 
 
 class Attend(Protocol):
@@ -58,7 +61,7 @@ class Projection(nn.Module):
             if self._cached is None or self._cached[0] != version:
                 self._cached = (version, *self.adapter.matrices(x.dtype))
             _, a, b = self._cached
-        return torch.addmm(y, x @ a.t(), b)
+        return y.addmm_(x @ a.t(), b)
 
 
 class Layer(nn.Module):
@@ -266,6 +269,8 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(f"'{folder}' has no .safetensors weights", "convert the checkpoint with save_pretrained first")
+    if torch.device(device).type == "cpu":
+        reserve(ROOM * sum(file.stat().st_size for file in files))
     weights: dict[str, Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt", device=str(device)) as handle:
