@@ -46,13 +46,13 @@ class Projection(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.names, self.sizes = names, sizes
         self.adapter: Adapter | None = None
-        self._packed = PackedWeight()
+        self.packed = PackedWeight()
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
         """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed
         copies."""
-        y = self._packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
+        y = self.packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
         if self.adapter is None or not use_adapter:
             return y
         if torch.is_grad_enabled():
@@ -214,6 +214,12 @@ class Decoder(nn.Module):
             known = sorted({name.rsplit(".", 1)[1] for p in self.projections().values() for name in p.names})
             raise ModelError(f"no projection is named {list(targets)}", f"one of: {', '.join(known)}")
 
+    def pack(self) -> None:
+        """Lay the weights out for sampling now, and not when a first token is sampled."""
+        for projection in self.projections().values():
+            projection.packed.pack(projection.weight, 0)
+        self._packed_head.pack(self.head, 0)
+
     def projections(self) -> dict[str, Projection]:
         """Every fused projection by its module path."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Projection)}
@@ -277,8 +283,10 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
             for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
                 weights[name] = handle.get_tensor(name).to(dtype)
     try:
-        return Decoder(config, weights, str(folder))
+        decoder = Decoder(config, weights, str(folder))
     except KeyError as error:
         raise ModelError(
             f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again"
         ) from None
+    decoder.pack()
+    return decoder

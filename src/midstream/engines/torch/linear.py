@@ -21,12 +21,16 @@ class PackedWeight:
         """x [n, in] -> [n, out]; `version` counts changes of `weight` and is constant while it is frozen."""
         if torch.is_grad_enabled() or not _packs(weight):
             return F.linear(x, weight, bias)
-        if self._version != version:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-            self._version = version
+        self.pack(weight, version)
         # A single row takes another kernel, whose sums round differently; beside a second one it does not.
         rows = x if len(x) > 1 else x.expand(2, -1)
         return torch.ops.mkldnn._linear_pointwise(rows, self._packed, bias, "none", [], "")[: len(x)]
+
+    def pack(self, weight: Tensor, version: int) -> None:
+        """Make the copy of `weight` now, where it will be used."""
+        if self._version != version and _packs(weight):
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+            self._version = version
 
 
 def _packs(weight: Tensor) -> bool:
