@@ -38,12 +38,16 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     # torch's CPU kernel rounds differently at different query counts; plain products do not.
     flat = (stacked * (1 / math.sqrt(d))).view(rows * kv_heads, -1, d)
     keys, values = k.reshape(rows * kv_heads, -1, d), v.reshape(rows * kv_heads, -1, d)
-    out = _Products.apply(flat, keys, values, mask) if torch.is_grad_enabled() else _products(flat, keys, values, mask)[0]
-    return out.view(rows, heads, n_q, d)  # pyright: ignore[reportOptionalMemberAccess]
+    run = _Products.apply if torch.is_grad_enabled() else _attended
+    return run(flat, keys, values, mask).view(rows, heads, n_q, d)  # type: ignore[misc]
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return _products(q, k, v, mask)[0]
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the weights of keys."""
+    """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the keys' weights."""
     scores = torch.bmm(q, k.transpose(1, 2))
     scores.view(len(mask), -1, *scores.shape[1:]).add_(mask)
     # In bf16 too the sums inside are fp32.
@@ -66,7 +70,7 @@ class _Products(torch.autograd.Function):
         (grad,) = grads
         grad_v = torch.bmm(weights.transpose(1, 2), grad)
         # d scores = weights * (d weights - sum over keys of weights * d weights), and that sum is grad . out.
-        inner = torch.linalg.vecdot(grad.float(), out.float()).to(grad.dtype)
+        inner = torch.linalg.vecdot(grad.float(), out.float())
         grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(inner[..., None]).mul_(weights)
         return torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q), grad_v, None
 
