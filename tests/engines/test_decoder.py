@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama, tied, scaled positions": ("LlamaConfig", {"tie_word_embeddings": True, "rope_parameters": SCALED}),
     "llama, every bias": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "llama, a key head for each query head": ("LlamaConfig", {"num_key_value_heads": 4}),
     "mistral": ("MistralConfig", {"sliding_window": None, "tie_word_embeddings": False, "head_dim": 16}),
     "qwen2, biases on q, k and v": ("Qwen2Config", {"tie_word_embeddings": False, "rope_parameters": FAR}),
     "qwen2, tied": ("Qwen2Config", {"tie_word_embeddings": True}),
@@ -55,7 +56,7 @@ def save_hugging_face(kind: str, folder: Path) -> Any:
     import transformers
 
     name, changes = KINDS[kind]
-    config = getattr(transformers, name)(**SHAPE, **changes)
+    config = getattr(transformers, name)(**{**SHAPE, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -196,3 +197,22 @@ def test_adapters_in_the_last_layers_only(make_policy) -> None:
     decoder.add_adapters(2, 4.0, seed=0, last_layers=1)
     last = len(decoder.layers) - 1
     assert {name.split(".")[1] for name in decoder.adapters()} == {str(last)}
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama, a key head for each query head"])
+def test_sequences_are_the_same_together_as_alone_forward_and_backward(kind: str, tmp_path: Path) -> None:
+    save_hugging_face(kind, tmp_path)
+    decoder = load_decoder(tmp_path, torch.float32)
+    decoder.embed.requires_grad_(True)
+    generator = torch.Generator().manual_seed(3)
+    sequences = [torch.randint(3, 90, (n,), generator=generator).tolist() for n in (20, 17, 23)]
+
+    def last(chosen: list[list[int]]) -> torch.Tensor:
+        tree = merge_prefixes(chosen)
+        attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype)
+        return decoder(tree.tokens, tree.positions, attend)[[path[-1] for path in tree.paths]]
+
+    together, alone = last(sequences), torch.cat([last([sequence]) for sequence in sequences])
+    assert torch.allclose(together, alone, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), decoder.embed)[0] for out in (together, alone)]
+    assert gradients[0].abs().max() > 1 and torch.allclose(*gradients, atol=1e-4, rtol=1e-4)

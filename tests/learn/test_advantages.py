@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from midstream.core.config import parse_config
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, TrainingError
 from midstream.core.types import Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.base import Algorithm
@@ -298,6 +298,45 @@ def test_every_component_counts_for_its_own_spread() -> None:
     assert found[0][0][0] == pytest.approx(-1 / math.sqrt(2)) and found[0][1][0] == pytest.approx(1 / math.sqrt(2))
     missing = [trajectory(1.0, components={"a": 1.0, "b": None}), trajectory(0.0, components={"a": 0.0, "b": 1.0})]
     assert GDPO(eps=0.0).advantages([missing])[0][0][0] == pytest.approx(1 / math.sqrt(2))
+
+
+def test_a_component_that_is_not_named_has_its_weight_in_the_reward() -> None:
+    groups = [
+        [
+            trajectory(0.0, components={"correctness": right, "failed_calls": calls, "success": right})
+            for right, calls in ((1.0, 0.0), (1.0, 3.0), (0.0, 3.0))
+        ]
+    ]
+    told = GDPO(weights={"correctness": 2.0}).for_reward({"correctness": 1.0, "failed_calls": -1.0, "success": 0.0})
+    assert told.weights == {"correctness": 2.0, "failed_calls": -1.0, "success": 0.0}
+    best, middle, worst = (own[0] for own in told.advantages(groups)[0])
+    assert best > middle > worst  # type: ignore[operator]
+
+
+def test_a_negative_reward_has_no_place_in_maxrl() -> None:
+    with pytest.raises(TrainingError, match="reward of -0.5"):
+        of(MaxRL(), [[1.0, -0.5]])
+
+
+def test_nobody_chosen_has_tokens_to_learn_from() -> None:
+    assert Imitate().advantages([[trajectory(1.0, ())]]) == [[[]]]
+
+
+def test_the_spread_of_the_batch_is_over_steps_of_all_groups() -> None:
+    groups = [[trajectory(r, (r,)) for r in (0.0, 2.0)], [trajectory(r, (r,)) for r in (0.0, 20.0)]]
+    found = [[own[0] for own in group] for group in RoleGRPO(std="batch", eps=0.0).advantages(groups)]
+    scale = math.sqrt((1 + 1 + 100 + 100) / 4)
+    assert found == [pytest.approx([-1 / scale, 1 / scale]), pytest.approx([-10 / scale, 10 / scale])]
+
+
+@pytest.mark.parametrize("state", [{"room": "hall", "seen": [1, 2]}, [1, 2], (1, 2), "hall", None])
+def test_a_state_may_be_anything_that_can_be_written_down(state: object) -> None:
+    steps = [Step(prompt_ids=(n,), response_ids=(1,), metadata={"state": state}) for n in range(2)]
+    found = [
+        outcome_of(Trajectory(uid="u", prompt_uid="g", task=Task(id="t", prompt="?"), steps=(step,)), [step])
+        for step in steps
+    ]
+    assert len({outcome.turns[0].state for outcome in found}) == 1
 
 
 def test_an_outcome_says_what_each_trainable_turn_earned_until_the_next() -> None:

@@ -15,6 +15,7 @@ from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.algorithms.outcome import Reading
+from midstream.learn.algorithms.reinforce import RoleBaseline
 from midstream.learn.batch import LearningBatch, make_batch
 
 TASK = Task(id="t", prompt="?", answer="1")
@@ -254,6 +255,26 @@ def test_minibatches_are_means_of_their_own_groups_and_together_the_whole(aggreg
     for part in parts:
         assert sum(shares(part)) == pytest.approx(1.0)
     assert [turn.sequence for part in parts for turn in part.turns] == [turn.sequence for turn in whole.turns]
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_sum", "constant_length"])
+def test_where_a_turn_is_a_place_minibatches_weigh_all_tokens_alike(aggregation: str) -> None:
+    groups = [[trajectory(f"{g}-{m}", float(m), (1 + 9 * g,), group=str(g)) for m in range(2)] for g in range(2)]
+    algorithm = FlowGRPO(std="none", aggregation=aggregation, longest=10)  # type: ignore[arg-type]
+    whole = make_batch(groups, algorithm, failed="mask")
+    scale = 1 if aggregation == "sequence_sum" else 10
+    assert [turn.weight for part in whole.parts(2) for turn in part.turns] == pytest.approx([1 / (2 * scale)] * 4)
+
+
+@pytest.mark.parametrize(("groups", "n", "sizes"), [(5, 4, [1, 1, 2, 1]), (5, 2, [2, 3]), (2, 4, [1, 1])])
+def test_minibatches_are_as_many_as_asked_for_and_as_even_as_can_be(groups: int, n: int, sizes: list[int]) -> None:
+    made = [[trajectory(f"{g}-{m}", float(m), group=str(g)) for m in range(2)] for g in range(groups)]
+    assert [len({turn.group for turn in part.turns}) for part in batch_of(*made).parts(n)] == sizes
+
+
+def test_what_an_algorithm_remembers_outlives_a_step_without_an_attempt() -> None:
+    batch = batch_of([CRASHED], algorithm=RoleBaseline(), failed="drop", memory={"planner": 0.4})
+    assert batch.turns == [] and batch.memory == {"planner": 0.4}
 
 
 def test_truncated_trajectories_are_kept_masked_or_dropped() -> None:

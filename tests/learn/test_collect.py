@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from midstream.agents.config import RolloutConfig
 from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.collect import Collected, attempt_tasks, pass_rates
 from midstream.tasks.curriculum import InOrder, Progress
@@ -33,14 +34,16 @@ def made(
                 uid=attempt.uid,
                 prompt_uid=attempt.prompt_uid,
                 task=attempt.task,
-                reward=float(int(attempt.task.id) in live and attempt.uid.endswith("0")),
+                # Both attempts at task 20 failed, and one of them is worth something all the same.
+                status=Status.FAILED if attempt.task.id == "20" else Status.COMPLETED,
+                reward=float(int(attempt.task.id) in live | {20} and attempt.uid.endswith("0")),
             )
             for attempt in attempts
         ]
 
     parts = SimpleNamespace(
         config=SimpleNamespace(
-            rollout=SimpleNamespace(group_size=2, backfill=backfill),
+            rollout=RolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
             algorithm=SimpleNamespace(greedy_baseline=greedy),
@@ -80,6 +83,11 @@ def test_flat_groups_give_way_to_the_next_tasks(backfill, live, expected, positi
     assert collected.counts["dropped_groups"] == len(drawn) - len(expected)
     assert len(collected.trajectories) == 2 * len(drawn)
     assert len({t.uid for t in collected.trajectories}) == len(collected.trajectories)
+
+
+def test_a_group_that_differs_by_what_does_not_count_gives_way_too() -> None:
+    collected, _ = made(1, live={21, 22}, tasks_per_step=2, position=20)
+    assert kept(collected) == ["21", "22"]
 
 
 def test_a_greedy_attempt_at_each_task_is_the_baseline_of_its_group() -> None:

@@ -64,6 +64,9 @@ def test_the_ratio_is_taken_to_the_learner_once_it_is_corrected() -> None:
     rho = np.array([3.0, 0.5, 1.0])
     assert found.counts["importance_ess"] == pytest.approx(rho.sum() ** 2 / (3 * (rho**2).sum()))
     assert found.counts["importance_chi2"] == pytest.approx((rho**2).mean() - 1)
+    # What the losses compare is the learner with itself; the row says how far the sampler was.
+    assert found.counts["max:log_ratio"] == pytest.approx(max(map(abs, LOGS)))
+    assert found.counts["sampler_kl"] == pytest.approx(-sum((*LOGS, 0.0)) / 3)
     assert corrected(batch, readings, FlowGRPO()) == batch
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from midstream.agents.config import ReplayConfig, RolloutConfig
-from midstream.core.types import Step, Task, Trajectory
+from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.learn.replay import Kept, choose, keep, read
 from midstream.record.store import Store
 
@@ -32,6 +33,10 @@ def trajectory(uid: str, group: str, reward: float | None, versions: tuple[int, 
     return Trajectory(uid=uid, prompt_uid=group, task=Task(id="t", prompt="?"), steps=steps, reward=reward)
 
 
+def holding(capacity: int, **rules: Any) -> RolloutConfig:
+    return RolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
+
+
 def buffer_of(*priorities: float) -> list[Kept]:
     return [Kept(f"g{n}", (f"g{n}-0",), n, priority) for n, priority in enumerate(priorities)]
 
@@ -51,15 +56,23 @@ def test_a_group_comes_in_with_its_oldest_version_and_the_variance_of_its_reward
         trajectory("b", "g", 0.0, (-1, 4)),  # its first step is not trained
         trajectory("c", "g", None, (7,)),
     ]
-    (kept,) = keep((), [group], {"g": 0.5, "h": 1.0}, 4)
+    (kept,) = keep((), [group], {"g": 0.5, "h": 1.0}, holding(4))
     assert kept == Kept("g", ("a", "b", "c"), 4, 0.25, 0.5)
 
 
 def test_what_cannot_be_learned_from_stays_out_and_the_oldest_make_room() -> None:
     groups = [[trajectory("u", "unscored", None)], [trajectory("s", "silent", 1.0, ())]]
-    assert keep((), groups, {}, 4) == ()
+    assert keep((), groups, {}, holding(4)) == ()
     fresh = [[trajectory(f"{n}", f"new{n}", 1.0)] for n in range(2)]
-    assert [kept.prompt_uid for kept in keep(buffer_of(0, 0, 0), fresh, {}, 4)] == ["g1", "g2", "new0", "new1"]
+    assert [kept.prompt_uid for kept in keep(buffer_of(0, 0, 0), fresh, {}, holding(4))] == ["g1", "g2", "new0", "new1"]
+
+
+def test_what_does_not_count_gives_a_group_no_priority() -> None:
+    cut = trajectory("c", "g", 0.0)
+    cut = replace(cut, steps=tuple(replace(step, finish_reason=FinishReason.LENGTH) for step in cut.steps))
+    group = [trajectory("a", "g", 1.0), trajectory("b", "g", 1.0), cut]
+    priorities = [keep((), [group], {}, holding(4, truncated=rule))[0].priority for rule in ("keep", "drop")]
+    assert priorities == [pytest.approx(2 / 9), 0.0]
 
 
 def test_recent_takes_the_last_that_came_in() -> None:

@@ -77,12 +77,18 @@ def parse_config(model: type[C], data: dict[str, Any], source: str = "config") -
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    location = [part for part in item["loc"]]
-    dotted = ".".join(str(part) for part in location)
+    dotted = ".".join(str(part) for part in _section(model, item["loc"])[2])
     if item["type"] == "extra_forbidden":
-        section = _section(model, location[:-1])
-        known = section.model_fields if section else ()
-        return f"{dotted}: unknown key; {nearest(str(location[-1]), known)}"
+        section, variant, path = _section(model, item["loc"][:-1])
+        hint = nearest(str(item["loc"][-1]), section.model_fields if section else ())
+        if variant is None or hint.startswith("did you mean"):
+            return f"{dotted}: unknown key; {hint}"
+        # Most likely the file sets it for another variant, and an override has changed the tag alone.
+        whole = ".".join(map(str, path))
+        return (
+            f"{dotted}: unknown key; '{variant}' has no such setting, but {hint.removeprefix('one of: ')}; "
+            f"an override of the whole section drops it: '{whole}={{{_tag_field(section)}: {variant}}}'"
+        )
     if item["type"] == "missing":
         return f"{dotted}: is required"
     message = item["msg"].removeprefix("Value error, ")
@@ -92,21 +98,23 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     return f"{dotted}: {message} (got {item['input']!r})"
 
 
-def _section(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel] | None:
-    """The config class at `path` inside `model`; steps that pydantic adds (union tags, mapping keys, indices) are
-    passed over."""
+def _section(model: type[BaseModel], path: Sequence[Any]) -> tuple[type[BaseModel] | None, str | None, list[Any]]:
+    """The config class at `path` inside `model`, its tag where it is one of several, and the path as a user writes it:
+    without the tags that pydantic puts in."""
     current: type[BaseModel] | None = model
+    variant: str | None = None
     pending: Any = None
+    written: list[Any] = []
     for part in path:
         if current is not None and part in current.model_fields:
-            pending = current.model_fields[part].annotation
+            pending, variant = current.model_fields[part].annotation, None
             models = models_in(pending)
             current = models[0] if models else None
-        elif pending is not None:
-            named = [m for m in models_in(pending) if m.__name__ == part or _tag(m) == part]
-            if named:
-                current = named[0]
-    return current
+        elif named := [m for m in models_in(pending) if m.__name__ == part or _tag(m) == part]:
+            current, variant = named[0], _tag(named[0])
+            continue
+        written.append(part)
+    return current, variant, written
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -124,10 +132,13 @@ def suffix(annotation: Any) -> str:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
-    for name in ("type", "name"):
-        if name in model.model_fields:
-            return model.model_fields[name].default
-    return None
+    field = _tag_field(model)
+    return None if field is None else model.model_fields[field].default
+
+
+def _tag_field(model: type[BaseModel] | None) -> str | None:
+    """What the key is called that chooses `model` among others."""
+    return next((name for name in ("type", "name") if model is not None and name in model.model_fields), None)
 
 
 def _copy(data: Any) -> Any:

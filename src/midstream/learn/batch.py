@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Trajectory
@@ -46,29 +47,31 @@ class LearningBatch:
     counts: dict[str, float] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     """What the algorithm remembers after this batch."""
+    by_turn: bool = False
+    """Whether each turn has one place in the denominator, however many tokens it has."""
 
     def parts(self, n: int) -> list[LearningBatch]:
-        """`n` batches of neighbouring groups for separate updates, each with weights of its own mean."""
+        """`n` batches of neighbouring groups for separate updates, each with weights of its own mean; fewer when there
+        are fewer groups."""
         if n == 1:
             return [self]
         groups = list(dict.fromkeys(turn.group for turn in self.turns))
-        size = -(-len(groups) // n) or 1
+        n = min(n, len(groups))
+        cuts = [round(len(groups) * part / n) for part in range(n + 1)] if n else [0]
         parts: list[LearningBatch] = []
-        for start in range(0, len(groups), size):
-            chosen = set(groups[start : start + size])
+        for start, stop in pairwise(cuts):
+            chosen = set(groups[start:stop])
             turns = [t for t in self.turns if t.group in chosen]
-            share = _mass(turns) / _mass(self.turns)
-            scaled = [replace(turn, weight=turn.weight / share) for turn in turns]
-            parts.append(LearningBatch(scaled, self.counts, self.memory))
+            share = self._mass(turns) / self._mass(self.turns)
+            parts.append(replace(self, turns=[replace(turn, weight=turn.weight / share) for turn in turns]))
         return parts
 
     def since(self, version: int) -> LearningBatch:
         """Without the turns that an older policy sampled; weights stay, and so do their places in the denominators."""
         return replace(self, turns=[turn for turn in self.turns if turn.version >= version])
 
-
-def _mass(turns: Sequence[LearningTurn]) -> float:
-    return sum(turn.weight * len(turn.old_log_probs) for turn in turns)
+    def _mass(self, turns: Sequence[LearningTurn]) -> float:
+        return sum(turn.weight * (1 if self.by_turn else len(turn.old_log_probs)) for turn in turns)
 
 
 def make_batch(
@@ -139,7 +142,8 @@ def make_batch(
         "untrainable_trajectories": float(sum(not trainable_steps(t) for t in counted)),
         **algorithm.metrics(outcomes),
     }
-    return LearningBatch(turns, counts, algorithm.remember(outcomes))
+    kept = algorithm.remember(outcomes) if outcomes else dict(memory or {})
+    return LearningBatch(turns, counts, kept, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length"))
 
 
 def trainable_steps(trajectory: Trajectory) -> list[Step]:

@@ -40,10 +40,11 @@ def first_batch(
     """The checks of a first update by policy `version`: `groups` were sampled, it learned from `batch` with the metrics
     `sums`. `kl_at_start` is None where the policy does not start as its reference."""
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
-    mean = abs(sums.get("sampler_kl", 0.0)) / (sums.get("weight") or 1.0)
+    # A correction knows the sampler's log-probabilities; the losses then have the learner's in their place.
+    mean = abs(batch.counts.get("sampler_kl", sums.get("sampler_kl", 0.0) / (sums.get("weight") or 1.0)))
     return [
         whole_groups(groups, config.rollout.group_size),
-        agreement(sums.get("max:log_ratio", 0.0), dtype),
+        agreement(batch.counts.get("max:log_ratio", sums.get("max:log_ratio", 0.0)), dtype),
         ratio_is_one(mean, dtype),
         *([] if kl_at_start is None else [reference_kl(kl_at_start, dtype)]),
         *loss_by_role(config.flow, steps),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from midstream.agents.config import RolloutConfig
 from midstream.agents.rollout import groups_of
 from midstream.core.types import Status, Task, Trajectory
+from midstream.learn.batch import is_scored
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
@@ -42,7 +44,7 @@ async def collect(parts: Parts, store: Store, state: TrainState, step: int) -> C
     )
     if not replay.capacity:
         return fresh
-    buffer = keep(buffer, fresh.groups, fresh.greedy, replay.capacity)
+    buffer = keep(buffer, fresh.groups, fresh.greedy, rollout)
     counts = {
         "replayed_groups": float(len(again)),
         "replay_size": float(len(buffer)),
@@ -80,7 +82,7 @@ async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, s
         made += trajectories
         drawn += [task.id for task in tasks]
         groups = _grouped(trajectories)
-        kept += [group for group in groups if not config.rollout.backfill or _differ(group)]
+        kept += [group for group in groups if not config.rollout.backfill or _differ(group, config.rollout)]
         if len(kept) >= wanted:
             break
     progress = curriculum.observed(progress, pass_rates(made, parts.reward.succeeded))
@@ -116,5 +118,5 @@ def _grouped(trajectories: Sequence[Trajectory]) -> list[Group]:
     return list(groups.values())
 
 
-def _differ(group: Group) -> bool:
-    return len({trajectory.reward for trajectory in group if trajectory.reward is not None}) > 1
+def _differ(group: Group, rules: RolloutConfig) -> bool:
+    return len({t.reward for t in group if is_scored(t, rules.failed, rules.truncated)}) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,9 @@ class PolicyConfig(Config):
     """`auto` is `cuda` where there is one, else `cpu`."""
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019)."""
 
@@ -51,7 +54,7 @@ class OptimizerConfig(Config):
     """Learning rate after warm-up, constant."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates over which the learning rate rises linearly."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     """Decay of the two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
@@ -146,6 +149,21 @@ class TrainConfig(Config):
                 "rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth"
             )
         algorithm, kl = self.algorithm, self.algorithm.kl
+        if algorithm.rewards_as_given:
+            shifted = [
+                setting
+                for setting, on in (
+                    (f"reward.normalize={self.reward.normalize}", self.reward.normalize != "none"),
+                    ("algorithm.kl.placement=reward", kl.placement == "reward" and kl.coef > 0),
+                    ("rollout.failed=score", algorithm.name == "gdpo" and self.rollout.failed == "score"),
+                )
+                if on
+            ]
+            if shifted:
+                raise ValueError(
+                    f"'{algorithm.name}' needs rewards as they were given, which {' and '.join(shifted)} would change "
+                    "or not give by component; leave it out, or take another algorithm"
+                )
         if self.policy.tuning == "full" and kl.reference == "base" and (kl.coef > 0 or "reference" in algorithm.reads):
             raise ValueError(
                 "algorithm.kl.reference 'base' is the model without its adapter, which needs policy.tuning 'lora'; "

@@ -18,7 +18,8 @@ LARGEST_LOG_RATIO = 20.0
 def corrected(batch: LearningBatch, readings: Mapping[Place, Reading], algorithm: Algorithm) -> LearningBatch:
     """`batch` with `correction` and `top_entropy` of `algorithm` put into its turns, by what was read of them.
 
-    Counts: `importance_masked` (share of tokens whose weight came to 0), `importance_mean`, and what the learner's
+    Counts: `sampler_kl` and `max:log_ratio` to the sampler, which the losses' own ratio is not taken to then,
+    `importance_masked` (share of tokens whose weight came to 0), `importance_mean`, and what the learner's
     policy is to the sampler's by token: `importance_ess` = (sum rho)^2 / (n sum rho^2), the effective sample size as a
     share, and `importance_chi2` = mean rho^2 - 1."""
     turns, counts = list(batch.turns), dict(batch.counts)
@@ -62,6 +63,8 @@ def _weighed(
         ratios += log_ratios
     rho = np.exp(np.clip(np.array(ratios), -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
     return made, {
+        "sampler_kl": -float(np.mean(ratios)),
+        "max:log_ratio": float(np.abs(ratios).max()),
         "importance_mean": float(np.mean(weights)),
         "importance_masked": float(np.mean([weight == 0 for weight in weights])),
         "importance_ess": float(rho.sum() ** 2 / (len(rho) * (rho**2).sum())),

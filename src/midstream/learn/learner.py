@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +19,8 @@ from midstream.learn.critic import Critic
 from midstream.learn.log_probs import States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
+from midstream.learn.packing import Dealt, packed
 from midstream.learn.weights import Weights
-
-T = TypeVar("T")
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
 
@@ -84,7 +82,7 @@ class Learner:
         """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""
         self.weights.zero_grad()
         total = 0.0
-        for pack in _split(sequences, self._max_tokens, lambda s: s):
+        for pack in packed(sequences, self._max_tokens, lambda s: s):
             weights = self._tensor([1 / (len(sequences) * len(s.response_ids)) for s in pack for _ in s.response_ids])
             value = -(weights * score(self.decoder, pack).log_probs).sum()
             value.backward()
@@ -94,26 +92,25 @@ class Learner:
 
     def look(self, sequences: Sequence[TokenSequence], *, values: bool = False) -> Reading:
         """What the policy, and with `values` the critic, says of every response token of `sequences` together."""
-        log_probs: list[float] = []
-        entropy: list[float] = []
-        worth: list[float] = []
+        log_probs, entropy, worth = Dealt(sequences), Dealt(sequences), Dealt(sequences)
         with torch.no_grad():
-            for pack in _split(sequences, self._max_tokens, lambda s: s):
-                scored = score(self.decoder, pack)
-                log_probs += scored.log_probs.tolist()
-                entropy += scored.entropy.tolist()
+            for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
+                chosen = [sequences[n] for n in pack]
+                scored = score(self.decoder, chosen)
+                log_probs.take(pack, scored.log_probs)
+                entropy.take(pack, scored.entropy)
                 if values and self.critic is not None:
                     own = self.critic.own
-                    states = scored.states if own is None else run(own.decoder, pack)
-                    worth += self.critic.values(states).tolist()
-        return Reading(log_probs, entropy, values=worth)
+                    states = scored.states if own is None else run(own.decoder, chosen)
+                    worth.take(pack, self.critic.values(states))
+        return Reading(log_probs.all(), entropy.all(), values=worth.all())
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
         """What `reference` gives every response token, in passes as an update makes them."""
-        found: list[float] = []
-        for pack in _split(sequences, self._max_tokens, lambda s: s):
-            found += reference(pack).tolist()
-        return found
+        found = Dealt(sequences)
+        for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
+            found.take(pack, reference([sequences[n] for n in pack]))
+        return found.all()
 
     def _policy_pass(self, turns: Sequence[LearningTurn], algorithm: Algorithm, reference: Reference | None) -> Passes:
         sequences = [turn.sequence for turn in turns]
@@ -177,7 +174,7 @@ class Learner:
         return self.critic is not None and self.updates < self.critic.config.warmup
 
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
-        return _split(turns, self._max_tokens, lambda turn: turn.sequence)
+        return packed(turns, self._max_tokens, lambda turn: turn.sequence)
 
     def _origin(self, name: str, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None) -> str:
         """Which group of `batch` gives the tensor `name` a gradient that is not finite, for a message."""
@@ -223,26 +220,6 @@ class Learner:
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
-
-
-def _split(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
-    """Neighbours together, so that shared prefixes stay in one pass; a shared prefix counts once."""
-    packs: list[list[T]] = []
-    size, last = 0, ()
-    for item in items:
-        s = sequence(item)
-        tokens = s.prompt_ids + s.response_ids
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(tokens, last, strict=False)) if a != b), min(len(tokens), len(last))
-        )
-        fresh = len(tokens) - shared
-        if not packs or size + fresh > max_tokens:
-            packs.append([])
-            size, fresh = 0, len(tokens)
-        packs[-1].append(item)
-        size += fresh
-        last = tokens
-    return packs
 
 
 def _added(passes: Sequence[Passes]) -> Passes:

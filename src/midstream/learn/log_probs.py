@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens, and their gradients, without ever holding the whole vocabulary for all of them.
 
-Forward keeps only the hidden states; backward computes the logits of a chunk again. Sequences that share a prefix share
-its computation (see `merge_prefixes`), and the gradient through it is exact."""
+Forward keeps of each token's distribution its slope alone: backward computes the logits of a chunk again only for a head
+that learns or an entropy that counts. Sequences that share a prefix share its computation (see `merge_prefixes`), and
+the gradient through it is exact."""
 
 from __future__ import annotations
 
@@ -117,7 +118,7 @@ class _TokenLogProbs(torch.autograd.Function):
             log_probs.append(every.gather(-1, targets[part, None])[:, 0])
             probs = every.exp()
             entropies.append(-torch.bmm(probs[:, None], every[:, :, None])[:, 0, 0])
-            if ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
                 # d log p(t) / d logit = 1[t] - p: as p is here now, backward need not compute the logits again.
                 probs.scatter_add_(-1, targets[part, None], probs.new_full((len(probs), 1), -1.0))
                 slopes.append(probs.to(hidden.dtype) @ head)
@@ -131,7 +132,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, head, targets, temperatures, entropy, slopes = ctx.saved_tensors
         grad_log_prob, grad_entropy = grads
         with_entropy = bool(grad_entropy.any())
-        if slopes is not None and not ctx.needs_input_grad[1] and not with_entropy:
+        if slopes is not None and not with_entropy:
             by = -grad_log_prob / temperatures if ctx.scaled else -grad_log_prob
             return slopes * by[:, None].to(slopes.dtype), None, None, None
         grad_hidden = torch.empty_like(hidden)

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from midstream.agents.config import ReplayConfig
+from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.seeds import unit_interval
 from midstream.core.types import Trajectory
-from midstream.learn.batch import trainable_steps
+from midstream.learn.batch import finite_reward, is_scored, trainable_steps
 from midstream.record.store import Store
 
 
@@ -52,15 +52,15 @@ def read(store: Store, chosen: Sequence[Kept]) -> list[list[Trajectory]]:
 
 
 def keep(
-    buffer: Sequence[Kept], groups: Sequence[Sequence[Trajectory]], greedy: Mapping[str, float], capacity: int
+    buffer: Sequence[Kept], groups: Sequence[Sequence[Trajectory]], greedy: Mapping[str, float], rules: RolloutConfig
 ) -> tuple[Kept, ...]:
-    """The buffer with `groups` at its end, those there is something to learn from; the oldest make room."""
+    """The buffer with `groups` at its end, those there is something to learn from by `rules`; the oldest make room."""
     fresh: list[Kept] = []
     for group in groups:
         versions = [step.policy_version for trajectory in group for step in trainable_steps(trajectory)]
-        rewards = [trajectory.reward for trajectory in group if trajectory.reward is not None]
+        rewards = [finite_reward(t) for t in group if is_scored(t, rules.failed, rules.truncated)]
         if versions and rewards:
             uid = group[0].prompt_uid
             uids = tuple(trajectory.uid for trajectory in group)
             fresh.append(Kept(uid, uids, min(versions), statistics.pvariance(rewards), greedy.get(uid)))
-    return (*buffer, *fresh)[-capacity:]
+    return (*buffer, *fresh)[-rules.replay.capacity :]

@@ -67,6 +67,7 @@ def build(config: TrainConfig) -> Parts:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
+    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(reward.weights)})
     model_path = resolve(config.policy.model)
     device = choose_device(config.policy)
     tokenizer = load_tokenizer(model_path)

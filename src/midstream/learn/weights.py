@@ -178,10 +178,18 @@ def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `unfused`."""
-    try:
-        return {
-            name: torch.cat([values[part] for part, _ in _parts(decoder, name)])
-            for name, _ in decoder.named_parameters()
-        }
-    except KeyError as error:
-        raise ModelError(f"the checkpoint lacks {error}", "it was saved from another architecture") from None
+    whole: dict[str, Tensor] = {}
+    for name, parameter in decoder.named_parameters():
+        try:
+            parts = [values[part] for part, _ in _parts(decoder, name)]
+        except KeyError as error:
+            raise ModelError(f"the checkpoint lacks {error}", "it was saved from another architecture") from None
+        rows = sum(len(part) for part in parts)
+        if any(part.shape[1:] != parameter.shape[1:] for part in parts) or rows != len(parameter):
+            raise ModelError(
+                f"the checkpoint's {name} is {[list(part.shape) for part in parts]}, the model's "
+                f"{list(parameter.shape)}",
+                "it was saved from a model of another size",
+            )
+        whole[name] = torch.cat(parts)
+    return whole

@@ -36,7 +36,7 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
     # torch's CPU kernel rounds differently at different query counts; plain products do not.
-    flat = (stacked * (1 / math.sqrt(d))).view(rows * kv_heads, -1, d)
+    flat = (stacked * (1 / math.sqrt(d))).reshape(rows * kv_heads, -1, d)
     keys, values = k.reshape(rows * kv_heads, -1, d), v.reshape(rows * kv_heads, -1, d)
     run = _Products.apply if torch.is_grad_enabled() else _attended
     return run(flat, keys, values, mask).view(rows, heads, n_q, d)  # type: ignore[misc]
@@ -204,8 +204,7 @@ class SlotCache:
     """Keys and values of sequences, each in its own slot; grown as there are more of them and as they get longer."""
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        # One tensor [layers, slots, kv_heads, capacity, head_dim] for all layers: large enough that the allocator gives
-        # it back whole.
+        # [layers, slots, kv_heads, capacity, head_dim], one tensor for all layers.
         self.keys = torch.zeros(layers, 0, kv_heads, 0, head_dim, dtype=dtype, device=device)
         self.values = self.keys
 

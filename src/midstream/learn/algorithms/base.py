@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 from midstream.learn.algorithms.outcome import Credits, Groups
@@ -46,7 +46,13 @@ class KLConfig(Config):
         if self.target is None:
             return coef
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        return coef * (1 + error * trajectories / self.horizon)
+        return coef * (1 + error * min(trajectories / self.horizon, 1.0))
+
+    @model_validator(mode="after")
+    def _followable(self) -> KLConfig:
+        if self.target is not None and not self.coef:
+            raise ValueError("kl.target needs a kl.coef above 0 to begin with: 0 times anything stays 0")
+        return self
 
 
 class CorrectionConfig(Config):
@@ -83,8 +89,8 @@ class Algorithm(Config, ABC):
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
     top_entropy: float = Field(default=1.0, gt=0, le=1)
-    """Share of the batch's tokens, those of highest entropy, that carry the policy loss (Wang et al. 2025, "Beyond the
-    80/20 rule", with 0.2); the denominators still count every token."""
+    """Share of the step's sampled tokens, those of highest entropy, that carry the policy loss (Wang et al. 2025,
+    "Beyond the 80/20 rule", with 0.2); the denominators still count every token."""
     correction: CorrectionConfig = CorrectionConfig()
     """Correction for samples of another policy than the learner's."""
     kl: KLConfig = KLConfig()
@@ -96,8 +102,14 @@ class Algorithm(Config, ABC):
     """What it needs to be read of every turn before there are advantages."""
     by_reward: ClassVar[bool] = True
     """Whether a trajectory with a higher reward has a higher advantage."""
+    rewards_as_given: ClassVar[bool] = False
+    """Whether rewards mean something to it as they were given only: not normalised, and no KL taken from them."""
     one_update: ClassVar[bool] = False
     """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
+
+    def for_reward(self, weights: Mapping[str, float]) -> Algorithm:
+        """This algorithm, told the weight of each component of the reward."""
+        return self
 
     @abstractmethod
     def advantages(self, groups: Groups) -> Credits:

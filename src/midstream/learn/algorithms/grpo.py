@@ -13,8 +13,8 @@ Statistics are always over trajectories, never over turns: a long trajectory doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -158,9 +158,15 @@ class GDPO(Algorithm):
     name: Literal["gdpo"] = "gdpo"
     """GRPO with decoupled components."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Weight by component; a component not named has 1."""
+    """Weight by component; one that is not named has its weight in the reward."""
     eps: float = Field(default=1e-6, ge=0)
     """Added to standard deviations."""
+
+    rewards_as_given: ClassVar[bool] = True
+
+    def for_reward(self, weights: Mapping[str, float]) -> GDPO:
+        """As `Algorithm.for_reward`."""
+        return self.model_copy(update={"weights": {**weights, **self.weights}})
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
@@ -185,20 +191,19 @@ def by_key(
     relate: Callable[[Sequence[Sequence[float]]], list[list[float]]],
 ) -> Credits:
     """Each turn's return relative to those of the turns of its group with the same `key(turn)`."""
-    found: Credits = []
-    for group in groups:
-        earned = [returns(outcome, discount) for outcome in group]
-        places: dict[object, list[tuple[int, int]]] = {}
+    alike: dict[tuple[int, object], list[tuple[int, int, int]]] = {}
+    for number, group in enumerate(groups):
         for member, outcome in enumerate(group):
             for place, turn in enumerate(outcome.turns):
-                places.setdefault(key(turn), []).append((member, place))
-        sets = list(places.values())
-        values = relate([[earned[member][place] for member, place in members] for members in sets])
-        credit: list[list[Credit]] = [[0.0] * len(outcome.turns) for outcome in group]
-        for members, own in zip(sets, values, strict=True):
-            for (member, place), value in zip(members, own, strict=True):
-                credit[member][place] = value
-        found.append(credit)
+                alike.setdefault((number, key(turn)), []).append((number, member, place))
+    earned = [[returns(outcome, discount) for outcome in group] for group in groups]
+    # All of the batch at once: `relate` may look at all of it.
+    sets = list(alike.values())
+    values = relate([[earned[number][member][place] for number, member, place in own] for own in sets])
+    found: Credits = [[[0.0] * len(outcome.turns) for outcome in group] for group in groups]
+    for own, related in zip(sets, values, strict=True):
+        for (number, member, place), value in zip(own, related, strict=True):
+            found[number][member][place] = value
     return found
 
 

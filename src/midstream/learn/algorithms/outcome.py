@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -85,7 +86,7 @@ def outcome_of(
                 len(step.response_ids),
                 step.role,
                 reward,
-                step.metadata.get("state", step.prompt_ids),
+                _state(step),
                 (readings or {}).get((trajectory.uid, step.step_index), Reading()),
             )
             for step, reward in zip(trainable, earned, strict=True)
@@ -94,6 +95,13 @@ def outcome_of(
         greedy,
         memory or {},
     )
+
+
+def _state(step: Step) -> object:
+    """Equal, and hashable, where two steps began in the same state."""
+    if "state" not in step.metadata:
+        return step.prompt_ids
+    return json.dumps(step.metadata["state"], sort_keys=True, default=str)
 
 
 def to_every_turn(groups: Groups, values: Sequence[Sequence[float]]) -> Credits:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from midstream.core.errors import TrainingError
 from midstream.learn.algorithms.base import Aggregation, Algorithm
 from midstream.learn.algorithms.outcome import Credits, Groups, Outcome, returns, to_every_turn
 
@@ -146,8 +147,16 @@ class MaxRL(Algorithm):
     eps: float = Field(default=1e-6, gt=0)
     """Added to the mean."""
 
+    rewards_as_given: ClassVar[bool] = True
+
     def advantages(self, groups: Groups) -> Credits:
-        """As `Algorithm.advantages`."""
+        """As `Algorithm.advantages`. Raises `TrainingError` for a negative reward."""
+        lowest = min((outcome.reward for group in groups for outcome in group), default=0.0)
+        if lowest < 0:
+            raise TrainingError(
+                f"maxrl divides by the mean reward of a group, and there is a reward of {lowest:g}",
+                "let rewards be 0 or more (reward.clip), or take another algorithm",
+            )
         return to_every_turn(
             groups, [_scaled(group, 1 / (_mean([o.reward for o in group]) + self.eps)) for group in groups]
         )

@@ -31,13 +31,14 @@ class Imitate(Algorithm):
     """How token losses are averaged: advantages are shares of the mean over the chosen tokens already."""
 
     by_reward: ClassVar[bool] = False
+    rewards_as_given: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
         chosen = {id(outcome) for group in groups for outcome in self._chosen(group)}
         tokens = sum(outcome.tokens for group in groups for outcome in group if id(outcome) in chosen)
         return [
-            [[1 / tokens if id(outcome) in chosen else 0.0] * len(outcome.turns) for outcome in group]
+            [[1 / tokens if tokens and id(outcome) in chosen else 0.0] * len(outcome.turns) for outcome in group]
             for group in groups
         ]
 
