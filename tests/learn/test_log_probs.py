@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from midstream.core.errors import ModelError
 from midstream.learn.log_probs import CHUNK, TokenSequence, score, token_log_probs
+from midstream.learn.weights import fused, unfused
 
 
 def gradients(decoder) -> dict[str, torch.Tensor]:
@@ -85,8 +87,6 @@ def test_shared_prefixes_change_no_gradient(make_policy, tuning: str) -> None:
 def test_the_gradient_of_every_weight_is_hugging_faces(make_policy, tiny_path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from midstream.learn.weights import unfused
-
     decoder = make_policy(sharp=False, rank=0).decoder
     for parameter in decoder.parameters():
         parameter.requires_grad_(True)
@@ -109,3 +109,14 @@ def test_the_gradient_of_every_weight_is_hugging_faces(make_policy, tiny_path) -
     for name, gradient in theirs.items():
         assert gradient is not None and gradient.abs().max() > 0, name
         assert (ours[name] - gradient).abs().max() < 1e-5 * max(1.0, float(gradient.abs().max())), name
+
+
+@pytest.mark.parametrize("change", ["narrower", "shorter"])
+def test_weights_of_another_size_are_refused_before_anything_is_put_in_place(make_policy, change: str) -> None:
+    decoder = make_policy(rank=0).decoder
+    values = unfused(decoder, {name: p.detach() for name, p in decoder.named_parameters()})
+    assert fused(decoder, values).keys() == dict(decoder.named_parameters()).keys()
+    name = next(name for name, value in values.items() if value.dim() == 2)
+    cut = values[name][:, 1:] if change == "narrower" else values[name][1:]
+    with pytest.raises(ModelError, match="another size"):
+        fused(decoder, {**values, name: cut})
