@@ -314,7 +314,7 @@ def test_a_component_that_is_not_named_has_its_weight_in_the_reward() -> None:
 
 
 def test_a_negative_reward_has_no_place_in_maxrl() -> None:
-    with pytest.raises(TrainingError, match="reward of -0.5"):
+    with pytest.raises(TrainingError, match=r"reward of -0\.5"):
         of(MaxRL(), [[1.0, -0.5]])
 
 
@@ -362,8 +362,9 @@ def test_every_algorithm_has_a_name_and_takes_groups_of_any_shape() -> None:
     adapter: TypeAdapter[Algorithm] = TypeAdapter(AlgorithmConfig)
     names = list(adapter.json_schema()["discriminator"]["mapping"])
     assert len(names) == 20
-    group = [trajectory(1.0, (0.5, 0.5)), trajectory(0.0, ()), trajectory(-1.0, (-1.0,))]
     for name in names:
+        lowest = 0.0 if name == "maxrl" else -1.0
+        group = [trajectory(1.0, (0.5, 0.5)), trajectory(0.0, ()), trajectory(lowest, (lowest,))]
         for groups in ([], [group], [[trajectory(1.0)], group], [group, group]):
             found = adapter.validate_python({"name": name}).advantages(groups)
             assert [[len(own) for own in g] for g in found] == [[len(o.turns) for o in g] for g in groups], name

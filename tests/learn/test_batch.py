@@ -13,6 +13,7 @@ from midstream.core.config import models_in
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
+from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.algorithms.reinforce import RoleBaseline
@@ -42,7 +43,9 @@ def trajectory(
     return Trajectory(uid=uid, prompt_uid=group, task=TASK, steps=steps, reward=reward, status=status)
 
 
-def batch_of(*groups: list[Trajectory], algorithm=CENTRED, aggregation=None, failed="mask", **options) -> LearningBatch:
+def batch_of(
+    *groups: list[Trajectory], algorithm: Algorithm = CENTRED, aggregation=None, failed="mask", **options
+) -> LearningBatch:
     chosen = algorithm.model_copy(update={"aggregation": aggregation}) if aggregation else algorithm
     return make_batch(groups, chosen, failed=failed, **options)
 

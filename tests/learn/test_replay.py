@@ -108,7 +108,7 @@ def test_a_group_comes_back_as_it_was_sampled(tmp_path: Path) -> None:
         for member in group:
             store.begin(member.uid, "g", member.task, "train", 1)
             asyncio.run(store.finish(member))
-        buffer = keep((), [group], {}, 3)
+        buffer = keep((), [group], {}, holding(3))
         assert read(store, buffer) == [group]
 
 

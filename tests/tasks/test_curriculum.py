@@ -180,7 +180,7 @@ def test_a_ramp_says_what_it_cannot_do() -> None:
         ({"name": "pools", "hard": 0.6, "easy": 0.6}, "more than 1 together"),
         ({"name": "pools", "hard_below": 0.8}, "in the order hard_below, easy_above, solved_at"),
         ({"name": "ramp", "start": 3, "end": 1}, "start is above end"),
-        ({"name": "ramp", "start": 3}, "curriculum.ramp.end: is required"),
+        ({"name": "ramp", "start": 3}, "curriculum.end: is required"),
         ({"name": "pool"}, "pools"),
     ],
 )

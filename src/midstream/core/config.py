@@ -91,6 +91,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         )
     if item["type"] == "missing":
         return f"{dotted}: is required"
+    if item["type"] == "union_tag_not_found":
+        return f"{dotted}.{item['ctx']['discriminator'].strip(chr(39))}: is required beside other settings of {dotted}"
     message = item["msg"].removeprefix("Value error, ")
     # Of settings that do not go together the message names those that matter; the input would be a whole section.
     if isinstance(item["input"], dict) and item["type"] == "value_error":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from midstream.agents.config import FlowConfig, RolloutConfig
 from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
@@ -44,9 +44,6 @@ class PolicyConfig(Config):
     """`auto` is `cuda` where there is one, else `cpu`."""
 
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019)."""
 
@@ -54,12 +51,19 @@ class OptimizerConfig(Config):
     """Learning rate after warm-up, constant."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates over which the learning rate rises linearly."""
-    betas: tuple[Share, Share] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)
     """Decay of the two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
+
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and less than 1")
+        return betas
 
 
 class WarmStartConfig(Config):

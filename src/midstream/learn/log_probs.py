@@ -1,8 +1,8 @@
 """Log-probabilities of chosen tokens, and their gradients, without ever holding the whole vocabulary for all of them.
 
-Forward keeps of each token's distribution its slope alone: backward computes the logits of a chunk again only for a head
-that learns or an entropy that counts. Sequences that share a prefix share its computation (see `merge_prefixes`), and
-the gradient through it is exact."""
+Forward keeps of each token's distribution its slope alone: backward computes the logits of a chunk again only for a
+head that learns or an entropy that counts. Sequences that share a prefix share its computation (see `merge_prefixes`),
+and the gradient through it is exact."""
 
 from __future__ import annotations
 

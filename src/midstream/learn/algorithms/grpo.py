@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from midstream.learn.algorithms.base import Aggregation, Algorithm
-from midstream.learn.algorithms.outcome import Credit, Credits, Groups, TurnOutcome, returns, to_every_turn
+from midstream.learn.algorithms.outcome import Credits, Groups, TurnOutcome, returns, to_every_turn
 
 Std = Literal["group", "batch", "batch_rewards", "none"]
 
