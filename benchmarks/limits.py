@@ -29,8 +29,13 @@ from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.sampling import sample
 from midstream.learn.log_probs import TokenSequence, score
 
-WEIGHTS, VOCABULARY, ATTENTION, REST = "products with weights", "vocabulary", "attention's products", "all else"
-PRODUCTS = ("aten::mm", "aten::addmm_", "aten::bmm", "mkldnn::_linear_pointwise")
+REST = "all else"
+KINDS = {
+    "aten::mm": "products with weights",
+    "aten::addmm_": "products with weights",
+    "mkldnn::_linear_pointwise": "products with weights",
+    "aten::bmm": "attention's products",
+}
 
 
 def learning_pass(decoder: Decoder) -> Callable[[], None]:
@@ -81,39 +86,29 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
     return statistics.median(taken[2:])
 
 
-def kind(name: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str:
-    if any(vocabulary in shape for shape in shapes if isinstance(shape, list | tuple)):
-        return VOCABULARY
-    if name == "aten::bmm":
-        return ATTENTION
-    return WEIGHTS if name in PRODUCTS else REST
-
-
 def flops(name: str, shapes: Sequence[Sequence[int]]) -> int:
     """Of a product: twice its rows, inner size and columns."""
-    if name not in PRODUCTS:
-        return 0
     if name == "mkldnn::_linear_pointwise":
         return 2 * prod(shapes[0]) * shapes[1][0]
     left, right = shapes[1:3] if name == "aten::addmm_" else shapes[:2]
     return 2 * prod(left) * right[-1]
 
 
-def profiled(run: Callable[[], None], vocabulary: int) -> dict[str, tuple[float, float]]:
+def profiled(run: Callable[[], None]) -> dict[str, tuple[float, float]]:
     """By kind of operation: its share of the time, and what its products reached in GFLOP/s."""
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        run()
     spent: dict[str, float] = defaultdict(float)
-    multiplying: dict[str, float] = defaultdict(float)
     done: dict[str, int] = defaultdict(int)
-    for event in profiler.key_averages(group_by_input_shape=True):
-        of, work = kind(event.key, event.input_shapes, vocabulary), flops(event.key, event.input_shapes)
-        spent[of] += event.self_cpu_time_total
-        if work:
-            done[of] += work * event.count
-            multiplying[of] += event.self_cpu_time_total
+    # Twice: noting shapes costs time and memory, which must not be in the shares.
+    for with_shapes in (False, True):
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=with_shapes) as profiler:
+            run()
+        for event in profiler.key_averages(group_by_input_shape=with_shapes):
+            if not with_shapes:
+                spent[KINDS.get(event.key, REST)] += event.self_cpu_time_total
+            elif event.key in KINDS:
+                done[KINDS[event.key]] += flops(event.key, event.input_shapes) * event.count
     total = sum(spent.values())
-    return {of: (spent[of] / total, done[of] / multiplying[of] / 1e3 if done[of] else 0.0) for of in spent}
+    return {of: (spent[of] / total, done[of] / spent[of] / 1e3) for of in spent}
 
 
 def show(title: str, by_kind: dict[str, tuple[float, float]]) -> None:
@@ -129,7 +124,6 @@ def main() -> None:
     arguments = parser.parse_args()
     decoder = load_decoder(resolve(arguments.model), torch.bfloat16)
     decoder.add_adapters(16, 32, 0)
-    vocabulary = len(decoder.head)
 
     square = torch.randn(2048, 2048, dtype=torch.bfloat16)
     fastest = 2 * 2048**3 / seconds(lambda: square @ square, 20) / 1e9
@@ -139,14 +133,14 @@ def main() -> None:
     print(f"limits: {fastest:.0f} GFLOP/s in products, {widest:.0f} GB/s of memory read")
 
     once = learning_pass(decoder)
-    taken, by_kind = seconds(once, 3), profiled(once, vocabulary)
+    taken, by_kind = seconds(once, 3), profiled(once)
     show(f"A learning pass of 4,096 tokens: {taken:.1f} s", by_kind)
     for rows in arguments.sequences:
         step, read = decoding_step(decoder, rows)
         taken = seconds(step, 30)
         rate = read / taken / 1e9
         title = f"A decoding step of {rows} sequences: {1e3 * taken:.0f} ms, {read / 1e6:.0f} MB read, {rate:.1f} GB/s"
-        show(title, profiled(step, vocabulary))
+        show(title, profiled(step))
 
 
 if __name__ == "__main__":
