@@ -15,15 +15,16 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-kill parity bench-throughput bench-sampling check format clean
+.PHONY: help setup setup-vllm train test test-kill parity bench-throughput bench-sampling bench-limits check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
-	@echo "make bench-throughput  a training step beside TRL's; 25 minutes on two cores. ARGS=... goes to the benchmark"
+	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
+	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
@@ -78,6 +79,9 @@ bench-throughput: $(BENCH)
 
 bench-sampling: $(BENCH) $(VLLM)/.ready
 	$(BIN)/python benchmarks/sampling.py --vllm $(VLLM)/bin/python $(ARGS)
+
+bench-limits: $(READY)
+	$(BIN)/python benchmarks/limits.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

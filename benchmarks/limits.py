@@ -1,6 +1,6 @@
 """Where the time of a learning pass and of a decoding step goes, and how far each is from what the machine can do.
 
-    python benchmarks/limits.py
+    make bench-limits
 
 SmolLM2-135M in bfloat16 with adapters of rank 16. The learning pass is forward and backward over 4,096 distinct tokens,
 half of them sampled: two prompts of 256 tokens, 8 attempts each, 4 turns of 32 tokens with 32 between them. A decoding
