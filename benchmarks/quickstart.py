@@ -25,7 +25,9 @@ def run_seed(config: str, seed: int, folder: Path, overrides: list[str]) -> dict
     run_dir = folder / f"seed-{seed}"
     command = [sys.executable, "-m", "midstream", "train", config, f"trainer.seed={seed}", f"tasks.seed={seed}"]
     began = time.perf_counter()
-    subprocess.run([*command, f"trainer.run_dir={run_dir}", *overrides], check=True)
+    done = subprocess.run([*command, f"trainer.run_dir={run_dir}", *overrides], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
     (run_dir / "wall_s").write_text(f"{time.perf_counter() - began:.1f}\n")
     return read_run(run_dir, seed)
 
