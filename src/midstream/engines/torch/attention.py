@@ -220,11 +220,15 @@ class SlotCache:
         if (slots, capacity) != (self.keys.shape[1], self.capacity):
             self.keys, self.values = _grown(self.keys, slots, capacity), _grown(self.values, slots, capacity)
 
-    def fill(self, slot: int, kept: list[tuple[Tensor, Tensor]], path: Tensor) -> None:
-        """Copy a sequence computed by a keeping `TreeAttention` into `slot`."""
+    def fill(self, slots: Sequence[int], kept: list[tuple[Tensor, Tensor]], path: Sequence[int]) -> None:
+        """Copy a sequence computed by a keeping `TreeAttention`, its tokens at `path`, into each of `slots`."""
+        run = path[-1] - path[0] + 1 == len(path)  # then nothing has to be gathered
+        index = slice(path[0], path[-1] + 1) if run else torch.tensor(path, device=self.keys.device)
         for layer, (k, v) in enumerate(kept):
-            self.keys[layer, slot, :, : len(path)] = k[path].transpose(0, 1)
-            self.values[layer, slot, :, : len(path)] = v[path].transpose(0, 1)
+            keys, values = k[index].transpose(0, 1), v[index].transpose(0, 1)
+            for slot in slots:
+                self.keys[layer, slot, :, : len(path)] = keys
+                self.values[layer, slot, :, : len(path)] = values
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Give slot `target` what slot `source` holds at positions `start` to `stop`."""

@@ -284,9 +284,12 @@ class TorchEngine:
         attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype, keep=True)
         hidden = decoder(tree.tokens, tree.positions, attend, adapter=self._adapter)
         assert attend.kept is not None
+        sharing: dict[tuple[int, ...], list[int]] = {}
         for row, path in zip(rows, tree.paths, strict=True):
-            self._cache.fill(row.slot, attend.kept, torch.tensor(path, device=decoder.device))
+            sharing.setdefault(tuple(path), []).append(row.slot)
             self._tokens[row.slot] = list(row.request.prompt_ids)
+        for path, slots in sharing.items():
+            self._cache.fill(slots, attend.kept, path)
         self.tokens_prefilled += tree.size
         return hidden[torch.tensor([path[-1] for path in tree.paths], device=decoder.device)]
 
