@@ -47,6 +47,10 @@ class EngineError(MidstreamError):
     """An engine could not answer a call. Costs the trajectory that made it, never the run."""
 
 
+class Unsupported(MidstreamError):
+    """A call asks for something this engine or model cannot do; the message names it. Nothing was sampled."""
+
+
 class TrainingError(UserError):
     """Training cannot go on: a self-check failed or a gradient is not finite."""
 
