@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, ToolSchema
 
-
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Hears of tokens as they are sampled: their ids and log-probabilities, in order, in the event loop."""
 

@@ -141,6 +141,18 @@ class Recorder:
         self._remember(step, voice)
         return step, completion
 
+    async def submit(self, step: Step) -> None:
+        """Record a step that was sampled elsewhere, at its own `step_index`, which must be free; on disk when this
+        returns."""
+        while len(self.steps) < step.step_index:
+            self._take_place()
+        own = replace(step, parent=self._given(step.prompt_ids).parent)
+        placeholder = self._take_place() if len(self.steps) == step.step_index else self.steps[step.step_index]
+        if self._store is not None:
+            await self._store.append(own, self._channel)
+        self.steps[placeholder.step_index] = own
+        self._pending.discard(step.step_index)
+
     def annotate(self, step_index: int, **metadata: Any) -> None:
         """Add to the metadata of a recorded step (what its text was parsed into, say)."""
         step = self.steps[step_index]

@@ -1,0 +1,389 @@
+"""The ASGI application: routes, who is asking, errors in the shape a client expects, streams."""
+
+# No `from __future__ import annotations`: FastAPI must see the body classes that handlers are made with.
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from midstream import __version__
+from midstream.core.errors import MidstreamError
+from midstream.gateway import native
+from midstream.gateway.dialects import anthropic, chat, completions, responses
+from midstream.gateway.dialects.shared import Body
+from midstream.gateway.endpoints import Endpoints
+from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.service import Ask, Gateway
+from midstream.gateway.trajectories import Live
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+Uid = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+TRAJECTORY_HEADER = "X-Midstream-Trajectory"
+
+
+def make_app(gateway: Gateway) -> FastAPI:
+    """The application that serves `gateway`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(gateway.watch())
+        yield
+        await gateway.gate.drained(gateway.config.limits.drain_s)
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+    app = FastAPI(
+        title="Midstream gateway",
+        version=__version__,
+        description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
+        lifespan=lifespan,
+        max_body_size=round(gateway.config.limits.body_mb * 1e6),
+        strict_content_type=False,
+        responses={400: {"description": "What was wrong with the request, and what to do"}},
+    )
+    app.add_middleware(_Measured, gateway=gateway)
+    for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    _add_model_calls(app, gateway)
+    _add_own(app, Endpoints(gateway))
+    return app
+
+
+def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
+    """What agents call: at the root, where the token or a header names the trajectory, and under its own path."""
+
+    def both(path: str, model: type[Body], handle: Callable[[Request, Any, Live], Awaitable[Response]]) -> None:
+        async def at_root(request: Request, body: model) -> Response:  # type: ignore[valid-type]
+            return await handle(request, body, await _live(request, gateway, None, None))
+
+        async def scoped(request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: model) -> Response:  # type: ignore[valid-type]
+            return await handle(request, body, await _live(request, gateway, trajectory_uid, prompt_uid))
+
+        name = path.removeprefix("/v1/").replace("/", " ")
+        app.add_api_route(path, at_root, methods=["POST"], name=name, response_model=None)
+        under = "/{trajectory_uid}/{prompt_uid}" + path
+        app.add_api_route(under, scoped, methods=["POST"], name=f"{name} of a trajectory", response_model=None)
+
+    async def chat_completions(request: Request, body: chat.ChatRequest, live: Live) -> Response:
+        ask = _keyed(request, chat.parse(body, gateway))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(chat.chunks(body, pieces, gateway.tokenizer), "openai")
+        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(chat.body(body, answers, gateway.tokenizer))
+
+    async def text_completions(request: Request, body: completions.CompletionRequest, live: Live) -> Response:
+        ask = _keyed(request, completions.parse(body, gateway))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(completions.chunks(body, pieces, gateway.tokenizer), "openai")
+        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(completions.body(body, answers, gateway.tokenizer))
+
+    async def make_response(request: Request, body: responses.ResponseRequest, live: Live) -> Response:
+        ask = _keyed(request, responses.parse(body, gateway, live))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(responses.events(body, pieces), "openai")
+        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(responses.body(body, answer))
+
+    async def make_message(request: Request, body: anthropic.MessagesRequest, live: Live) -> Response:
+        ask = _keyed(request, anthropic.parse(body, gateway))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
+            return _Stream(anthropic.events(body, pieces, prompt_tokens), "anthropic")
+        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(anthropic.body(body, answer))
+
+    async def count_tokens(request: Request, body: anthropic.CountRequest, live: Live) -> Response:
+        gateway.model_name(body.model)
+        messages, tools = anthropic.conversation(body)
+        return _json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+
+    both("/v1/chat/completions", chat.ChatRequest, chat_completions)
+    both("/v1/completions", completions.CompletionRequest, text_completions)
+    both("/v1/responses", responses.ResponseRequest, make_response)
+    both("/v1/messages", anthropic.MessagesRequest, make_message)
+    both("/v1/messages/count_tokens", anthropic.CountRequest, count_tokens)
+
+    async def models(request: Request) -> Response:
+        gateway.caller(_secret(request))
+        return _json({"object": "list", "data": [_model(name, gateway) for name in gateway.names]})
+
+    async def model(request: Request, name: str) -> Response:
+        gateway.caller(_secret(request))
+        return _json(_model(gateway.model_name(name), gateway))
+
+    async def scoped_models(request: Request, trajectory_uid: Uid, prompt_uid: Uid) -> Response:
+        return await models(request)
+
+    app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
+    app.add_api_route("/{trajectory_uid}/{prompt_uid}/v1/models", scoped_models, methods=["GET"])
+
+
+def _add_own(app: FastAPI, own: Endpoints) -> None:
+    """The gateway's own endpoints."""
+    gateway = own.gateway
+
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    async def ready() -> Response:
+        problem = own.not_ready()
+        return _json({"status": problem or "ready"}, 503 if problem else 200)
+
+    async def metrics() -> Response:
+        page = await asyncio.to_thread(gateway.metrics.page)
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+    async def init_trajectory(request: Request, body: native.OpenRequest | None = None) -> Response:
+        opened = await own.open(
+            body or native.OpenRequest(), gateway.caller(_secret(request)), _base(request), _key(request)
+        )
+        return _json(opened.model_dump())
+
+    async def register(
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.RegisterRequest | None = None
+    ) -> Response:
+        caller = gateway.caller(_secret(request))
+        await own.register(trajectory_uid, prompt_uid, body or native.RegisterRequest(), caller)
+        return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
+
+    async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
+        caller = gateway.caller(_secret(request))
+        return _json(await own.complete(trajectory_uid, None, body or native.CompleteRequest(), caller))
+
+    async def complete_scoped(
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
+    ) -> Response:
+        caller = gateway.caller(_secret(request))
+        return _json(await own.complete(trajectory_uid, prompt_uid, body or native.CompleteRequest(), caller))
+
+    async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
+        live = await _live(request, gateway, trajectory_uid, None)
+        return _json({"status": "ok", "steps": len(live.recorder.finished())})
+
+    async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
+        return _json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
+
+    async def generate(request: Request, body: native.GenerateRequest) -> Response:
+        caller = gateway.caller(_secret(request))
+        return _json(await _until_gone(request, own.generate(body, caller, _key(request))))
+
+    async def submit_steps(
+        request: Request,
+        body: native.SubmitRequest,
+        channel: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")] = None,
+    ) -> Response:
+        return _json(await own.submit(body, channel, gateway.caller(_secret(request))))
+
+    async def compute_reward(request: Request, body: native.RewardRequest) -> Response:
+        return _json(await own.compute_reward(body, gateway.caller(_secret(request))))
+
+    async def feedback(request: Request, trajectory_uid: Uid, body: native.FeedbackRequest) -> Response:
+        return _json(await own.feedback(trajectory_uid, body, gateway.caller(_secret(request)), _key(request)))
+
+    async def curate(request: Request, trajectory_uid: Uid, body: native.CurationRequest) -> Response:
+        return _json(await own.curate(trajectory_uid, body, gateway.caller(_secret(request))))
+
+    async def pause(request: Request) -> Response:
+        gateway.caller(_secret(request)).must_be_admin()
+        gateway.gate.pause()
+        return _json({"status": "paused", "under_way": gateway.gate.inside})
+
+    async def resume(request: Request) -> Response:
+        gateway.caller(_secret(request)).must_be_admin()
+        gateway.gate.resume()
+        return _json({"status": "ok"})
+
+    under = "/{trajectory_uid}/{prompt_uid}/v1"
+    for method, path, handler in (
+        ("GET", "/health", health),
+        ("GET", "/ready", ready),
+        ("GET", "/metrics", metrics),
+        ("POST", "/init_trajectory", init_trajectory),
+        ("POST", f"{under}/register_trajectory", register),
+        ("POST", f"{under}/complete_trajectory", complete_scoped),
+        ("POST", "/complete_trajectory/{trajectory_uid}", complete),
+        ("POST", "/trajectories/{trajectory_uid}/heartbeat", heartbeat),
+        ("GET", "/trajectories/{trajectory_uid}", trajectory),
+        ("POST", "/trajectories/{trajectory_uid}/feedback", feedback),
+        ("POST", "/trajectories/{trajectory_uid}/curation", curate),
+        ("POST", "/generate", generate),
+        ("POST", "/submit_steps", submit_steps),
+        ("POST", "/compute_reward", compute_reward),
+        ("POST", "/pause", pause),
+        ("POST", "/resume", resume),
+    ):
+        app.add_api_route(path, handler, methods=[method], response_model=None)
+
+
+async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> Live:
+    """The trajectory a call belongs to: that of its path, of its token, or of a header."""
+    caller = gateway.caller(_secret(request))
+    uid = uid or caller.trajectory_uid or request.headers.get(TRAJECTORY_HEADER)
+    if uid is None:
+        raise ApiError(
+            400,
+            "no trajectory: POST /init_trajectory gives a base_url and a token; use either, or name one in the header "
+            f"{TRAJECTORY_HEADER}",
+            code="no_trajectory",
+        )
+    caller.must_reach(uid)
+    return await gateway.trajectories.get(uid, prompt_uid)
+
+
+def _secret(request: Request) -> str | None:
+    """The key or token that came with a request."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def _key(request: Request) -> str | None:
+    return request.headers.get("idempotency-key")
+
+
+def _keyed(request: Request, ask: Ask) -> Ask:
+    key = _key(request)
+    return ask if key is None else replace(ask, key=key)
+
+
+def _base(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def _model(name: str, gateway: Gateway) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "midstream",
+        "max_model_len": gateway.voice.engine.context_length,
+        "policy_version": gateway.voice.engine.policy_version,
+    }
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(errors="backslashreplace"), status, headers, "application/json")
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    told = _told(error)
+    return _json(_shaped(told, request.url.path), told.status, told.headers)
+
+
+def _told(error: Exception) -> ApiError:
+    """What a client is told of `error`. A bug of ours is logged by the server and named by its type only."""
+    if isinstance(error, RequestValidationError):
+        return invalid(list(error.errors()))
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    own = as_api_error(error)
+    return own or ApiError(500, f"the gateway failed with {type(error).__name__}; its log says where")
+
+
+def _shaped(error: ApiError, path: str) -> dict[str, Any]:
+    return anthropic_body(error) if "/v1/messages" in path else openai_body(error)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
+    it is an event of its own."""
+
+    def __init__(self, events: AsyncIterator[bytes], dialect: str) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events, self._dialect = events, dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The first event may be an error, which the exception handlers answer.
+        first = await _raced(anext(self._events, b""), receive)
+        if first is None:
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        sending = asyncio.ensure_future(self._send(first, send))
+        await _raced(sending, receive)
+
+    async def _send(self, first: bytes, send: Send) -> None:
+        event = first
+        try:
+            while event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await anext(self._events, b"")
+        except Exception as error:
+            told = _told(error)
+            if as_api_error(error) is None:
+                _log.exception("a stream failed")
+            body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
+            name = "event: error\n" if self._dialect == "anthropic" else ""
+            last = f"{name}data: {json.dumps(body)}\n\n".encode()
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, unless the client hangs up first: then it is cancelled."""
+    done = await _raced(work, request.receive)
+    if done is None:
+        raise ApiError(499, "the client hung up", code="client_closed_request")
+    return done
+
+
+async def _raced(work: Awaitable[T], receive: Receive) -> T | None:
+    """The result of `work`; None, and `work` cancelled, when the client hung up first."""
+
+    async def hung_up() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, gone):
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+class _Measured:
+    """Counts answers by route and status."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app, self._metrics = app, gateway.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 499
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        finally:
+            route = scope.get("route")
+            self._metrics.answered(getattr(route, "path", "none"), status, time.perf_counter() - began)

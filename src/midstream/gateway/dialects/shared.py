@@ -1,0 +1,69 @@
+"""What the dialects share: strict bodies, server-sent events, and the parts of a call they all can name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from midstream.core.types import ToolSchema
+from midstream.engines.base import Constraint
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.formats import ToolChoice
+from midstream.gateway.errors import ApiError
+
+
+class Body(BaseModel):
+    """A request body. An argument that is not in it is an error: nothing is ignored."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Function(Body):
+    """A function an agent offers."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+def tool_schema(name: str, description: str | None, parameters: dict[str, Any] | None) -> ToolSchema:
+    """A declaration as chat templates take it."""
+    function: dict[str, Any] = {"name": name}
+    if description:
+        function["description"] = description
+    function["parameters"] = parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
+def held_to_tools(
+    tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], choice: ToolChoice, *, parallel: bool
+) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
+    """The tools to declare, and what holds the reply to `choice`."""
+    names = [tool["function"]["name"] for tool in tools]
+    if choice == "none":
+        return (), None
+    if choice != "auto" and not tools:
+        raise ApiError(400, "tool_choice asks for a tool, but there are no tools", param="tool_choice")
+    if choice not in ("auto", "required") and choice not in names:
+        raise ApiError(
+            400, f"tool_choice names the tool '{choice}', but there are only {', '.join(names)}", param="tool_choice"
+        )
+    return tuple(tools), tokenizer.format.constraint(tools, choice, parallel)
+
+
+def only_one(tools: Constraint | None, response: Constraint | None) -> Constraint | None:
+    """One constraint of the two; `ApiError` where both would have to hold."""
+    if tools is not None and response is not None:
+        raise ApiError(400, "tool_choice demands a tool call and response_format demands JSON: a reply cannot be both")
+    return tools or response
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = f"event: {name}\n" if name is not None else ""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"{head}data: {text}\n\n".encode(errors="backslashreplace")

@@ -1,0 +1,282 @@
+"""The gateway itself, whatever dialect comes in: who is asking, which trajectory, a place at the engine, one or more
+answers, each on disk before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Step
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.formats import Delta
+from midstream.gateway.answer import Answer, AnswerStream, answer_of
+from midstream.gateway.config import GatewayConfig
+from midstream.gateway.errors import ApiError
+from midstream.gateway.gate import Gate
+from midstream.gateway.metrics import Metrics
+from midstream.gateway.tokens import TokenSigner
+from midstream.gateway.trajectories import Live, Trajectories, ended
+from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking: the holder of a key, an agent with the token of one trajectory, or, where no keys are set,
+    anybody."""
+
+    key: str | None = None
+    admin: bool = False
+    trajectory_uid: str | None = None
+
+    def must_be_admin(self) -> None:
+        if not self.admin:
+            raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
+
+    def must_reach(self, uid: str) -> None:
+        if not self.admin and self.trajectory_uid != uid:
+            raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a stream hands on: a delta of the answer at `choice`, or that answer, which ends it."""
+
+    choice: int
+    answer_id: str
+    delta: Delta | None = None
+    answer: Answer | None = None
+    log_probs: tuple[tuple[int, float], ...] = ()
+    """Tokens sampled since the last piece, with their log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A model call in no dialect: `call` without what belongs to one choice of it, and how many choices."""
+
+    call: Call
+    choices: int = 1
+    key: str | None = None
+    """The idempotency key: the same one gets the same answers."""
+
+
+class Gateway:
+    """Serves one model's trajectories from one store."""
+
+    def __init__(self, config: GatewayConfig, voice: Voice, store: Store, signer: TokenSigner) -> None:
+        if voice.tokenizer is None:
+            raise ValueError("the gateway's engine must speak tokens")
+        self.config, self.voice, self.store, self.signer = config, voice, store, signer
+        self.tokenizer: ChatTokenizer = voice.tokenizer
+        self.names = (config.model, *config.aliases)
+        self.gate = Gate(config.limits, config.keys)
+        self.reward = None if config.reward is None else RewardFunction(config.reward)
+        self.trajectories = Trajectories(
+            store,
+            voice,
+            channel=config.channel,
+            group_size=config.group_size,
+            group_timeout_s=config.group_timeout_s,
+            expiry_s=config.expiry_s,
+            reward=self.reward,
+        )
+        self.metrics = Metrics(self)
+
+    def caller(self, secret: str | None) -> Caller:
+        """Who holds `secret`, the value of an Authorization or x-api-key header; `ApiError` 401 when nobody does."""
+        if secret:
+            uid = self.signer.trajectory_of(secret)
+            if uid is not None:
+                return Caller(trajectory_uid=uid)
+            for key in self.config.keys:
+                if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
+                    return Caller(key=key.name, admin=key.admin)
+        if not self.config.keys:
+            return Caller(admin=True)
+        problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
+        raise ApiError(401, f"the key or token {problem}")
+
+    def model_name(self, name: str | None) -> str:
+        """The model a request gets; `ApiError` 404 for one that is not served."""
+        if name is not None and name not in self.names:
+            served = ", ".join(self.names)
+            raise ApiError(
+                404, f"there is no model '{name}' here; this gateway serves {served}", code="model_not_found"
+            )
+        return name or self.names[0]
+
+    def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
+        """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
+        size = len(self.tokenizer)
+        wrong = next((token for token in ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
+        return tuple(ids)
+
+    def check_backpressure(self) -> None:
+        """`ApiError` 429 while the trainer must catch up."""
+        rules = self.config.backpressure
+        if rules.max_ready_groups is None and rules.max_staleness is None:
+            return
+        counts = self.store.group_counts()
+        if rules.max_ready_groups is not None and counts["ready"] >= rules.max_ready_groups:
+            raise ApiError(
+                429, f"{counts['ready']} groups wait for training already", code="backpressure", retry_after_s=5
+            )
+        oldest = counts.get("oldest_version")
+        newest = self.voice.engine.policy_version
+        if rules.max_staleness is not None and oldest is not None and newest - oldest > rules.max_staleness:
+            raise ApiError(
+                429,
+                f"the oldest ready group is {newest - oldest} policy versions old",
+                code="backpressure",
+                retry_after_s=5,
+            )
+
+    async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
+        """All answers, in order."""
+        return [
+            piece.answer async for piece in self.stream(live, ask, caller, deltas=False) if piece.answer is not None
+        ]
+
+    async def stream(self, live: Live, ask: Ask, caller: Caller, *, deltas: bool = True) -> AsyncIterator[Piece]:
+        """The answers as they come: deltas (unless not wanted) in any order of choices, then each choice's answer, once
+        it is on disk. Closing the iterator gives up what is not finished."""
+        if live.ended is not None:
+            raise ended(live)
+        if ask.choices > self.config.limits.choices:
+            raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
+        known = live.recorded(ask.key) if ask.key is not None else {}
+        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        live.in_flight += 1
+        missing = [choice for choice in range(ask.choices) if choice not in known]
+        making = [
+            asyncio.create_task(self._make(live, ask, caller, choice, pieces, deltas=deltas)) for choice in missing
+        ]
+        try:
+            for choice, step in sorted(known.items()):
+                self.metrics.replayed.inc()
+                answer = answer_of(step, self.tokenizer)
+                for delta in _whole(answer) if deltas else ():
+                    yield Piece(choice, answer.id, delta)
+                yield Piece(choice, answer.id, answer=answer)
+            answers: dict[int, Answer] = {}
+            while len(answers) < len(missing):
+                piece = await pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                if piece.answer is None or deltas:
+                    yield piece
+                if piece.answer is not None:
+                    answers[piece.choice] = piece.answer
+            if not deltas:
+                for choice in missing:
+                    yield Piece(choice, answers[choice].id, answer=answers[choice])
+        finally:
+            for task in making:
+                task.cancel()
+            live.in_flight -= 1
+            live.touch()
+
+    async def generate(self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller) -> Step:
+        """A response to token ids that belongs to no trajectory and is not recorded: its caller submits the step."""
+        call = Call(prompt_ids=prompt_ids, sampling=self._held(sampling))
+        uid = uuid.uuid4().hex
+        async with self._place(caller):
+            try:
+                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.voice, call)
+            finally:
+                self.voice.engine.leave(uid)
+        return step
+
+    async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
+        """Change the engine's weights by `swap`: new calls wait, so that none sees two versions."""
+        self.gate.pause()
+        try:
+            await swap()
+        finally:
+            self.gate.resume()
+
+    async def watch(self) -> None:
+        """Close silent trajectories, for as long as this runs."""
+        every_s = min(1.0, self.config.expiry_s / 4)
+        while True:
+            await asyncio.sleep(every_s)
+            await self.trajectories.expire()
+
+    def sampling(self, **asked: Any) -> SamplingParams:
+        """Sampling parameters of a request; what it left out is `None`."""
+        settings = {name: value for name, value in asked.items() if value is not None}
+        settings.setdefault("max_tokens", self.config.limits.max_response_tokens)
+        try:
+            return self._held(SamplingParams(**settings))
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+
+    def _held(self, sampling: SamplingParams) -> SamplingParams:
+        fixed = self.config.sampling
+        return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in fixed.items()}) if fixed else sampling
+
+    async def _make(
+        self, live: Live, ask: Ask, caller: Caller, choice: int, pieces: asyncio.Queue[Any], *, deltas: bool
+    ) -> None:
+        """One choice of `ask`, into `pieces`."""
+        call, answer_id = ask.call, uuid.uuid4().hex
+        metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
+        if ask.key is not None:
+            metadata["idempotency_key"] = ask.key
+        if ask.choices > 1:
+            metadata["choice"] = choice
+            if call.sampling.seed is not None:
+                call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
+        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop) if deltas else None
+
+        def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
+            assert stream is not None
+            sampled = tuple(zip(ids, log_probs, strict=True))
+            for delta in stream.feed(ids) or [Delta()]:
+                pieces.put_nowait(Piece(choice, answer_id, delta, log_probs=sampled))
+                sampled = ()
+
+        try:
+            async with self._place(caller):
+                call = replace(call, metadata=metadata, on_tokens=on_tokens if deltas else None)
+                step, completion = await live.recorder.call(self.voice, call)
+            if live.ended is not None:
+                self.metrics.late.inc()
+            self.metrics.recorded(step)
+            for delta in stream.close() if stream is not None else ():
+                pieces.put_nowait(Piece(choice, answer_id, delta))
+            pieces.put_nowait(Piece(choice, answer_id, answer=answer_of(step, self.tokenizer, completion)))
+        except Exception as error:
+            pieces.put_nowait(error)
+
+    @asynccontextmanager
+    async def _place(self, caller: Caller) -> AsyncIterator[None]:
+        """A place at the engine, for as long as a call may take from now."""
+        limit = asyncio.timeout(self.config.limits.timeout_s)
+        try:
+            async with limit, self.gate.entered(caller.key):
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            told = f"no answer within {self.config.limits.timeout_s:g} s"
+            raise ApiError(504, told, retry_after_s=1) from None
+
+
+def _whole(answer: Answer) -> list[Delta]:
+    """An answer that is there already, as deltas."""
+    reply = answer.reply
+    deltas = [Delta(reasoning=reply.reasoning)] if reply.reasoning else []
+    deltas += [Delta(content=reply.content)] if reply.content else []
+    for place, called in enumerate(reply.tool_calls):
+        deltas.append(Delta(call=place, name=called.name, arguments=called.arguments))
+    return deltas
