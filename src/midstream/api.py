@@ -5,11 +5,13 @@ Composes rooms; nothing is decided here. Where a config is taken, so are a mappi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midstream.core.config import apply_overrides, parse_config
+from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import RunError
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
@@ -17,10 +19,14 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
+    from midstream.engines.chat import ChatTokenizer
+    from midstream.gateway.config import GatewayConfig
+    from midstream.learn.follow import Take
     from midstream.learn.listener import Listener
+    from midstream.record.recorder import Voice
     from midstream.learn.trainer import TrainResult
 
-__all__ = ["ask", "evaluate", "load_config", "train"]
+__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -51,6 +57,103 @@ def train(
     # First, so that the other listeners can point to what was drawn.
     hearing = [_Lines()] if listeners is None else listeners
     return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
+
+
+def load_gateway_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> GatewayConfig:
+    """The config of a gateway: a YAML file's, changed by `given` and then by dotted overrides."""
+    from midstream.gateway.config import GatewayConfig
+
+    data = {**({} if path is None else load_yaml(path)), **(given or {})}
+    source = "the gateway's config" if path is None else f"'{path}'"
+    return parse_config(GatewayConfig, apply_overrides(data, overrides), source)
+
+
+def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | None = None) -> None:
+    """Serve the gateway of `config` until it is stopped. `on_ready` hears of its URL, its model and its store."""
+    asyncio.run(_serve(config, on_ready))
+
+
+async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
+    from midstream.engines.chat import load_tokenizer
+    from midstream.engines.models import resolve
+    from midstream.gateway.server import listen, url_of
+    from midstream.gateway.server import serve as run_server
+    from midstream.gateway.service import Gateway
+    from midstream.gateway.tokens import TokenSigner, load_secret
+    from midstream.learn.follow import follow
+    from midstream.record.store import Store
+
+    listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
+    tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format)
+    async with AsyncExitStack() as stack:
+        voice, take = await _voice(config, tokenizer, stack)
+        store = stack.enter_context(Store(config.store, config.durability))
+        gateway = Gateway(config, voice, store, TokenSigner(load_secret(config.secret_env)))
+        if config.follow is not None:
+            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take)))
+            stack.callback(following.cancel)
+        if on_ready is not None:
+            on_ready(url_of(listening), config.model, store.where)
+        await run_server(gateway, listening)
+
+
+def _held_back(gateway: Any, take: Take) -> Take:
+    """`take` while new calls wait."""
+
+    async def update(folder: Path, version: int) -> None:
+        await gateway.update(lambda: take(folder, version))
+
+    return update
+
+
+async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack) -> tuple[Voice, Take]:
+    """Who answers, and how it takes the weights of a checkpoint."""
+    from midstream.record.recorder import Voice
+
+    if config.engine == ("torch",):
+        return _torch_voice(config, tokenizer)
+    from midstream.engines.replicas import Replicas
+    from midstream.engines.vllm import VLLMEngine
+
+    engines = [VLLMEngine(url, config.model) for url in config.engine]
+    for engine in engines:
+        stack.push_async_callback(engine.close)
+        await engine.check()
+
+    async def take(folder: Path, version: int) -> None:
+        for engine in engines:
+            await engine.load_adapter(folder, version)
+
+    return Voice(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
+
+
+def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+    from midstream.engines.models import resolve
+    from midstream.engines.torch.compute import compute, submit
+    from midstream.engines.torch.decoder import load_decoder
+    from midstream.engines.torch.engine import TorchEngine
+    from midstream.learn.config import PolicyConfig, TrainConfig
+    from midstream.learn.setup import choose_device, choose_dtype, tuned
+    from midstream.record.recorder import Voice
+
+    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device)
+    device = choose_device(policy)
+    decoder = submit(load_decoder, resolve(config.model), choose_dtype(policy, device), device).result()
+    engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
+    weights = None
+
+    async def take(folder: Path, version: int) -> None:
+        nonlocal weights
+        if weights is None:
+            trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
+            weights = await compute(tuned, trained, decoder, "adapters")
+        async with engine.exclusive():
+            await compute(weights.load, folder)
+            decoder.version = version
+
+    return Voice(engine, tokenizer, True), take
 
 
 class _Pictures:

@@ -1,0 +1,34 @@
+"""Following a run: an engine elsewhere takes each new checkpoint as its policy."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from midstream.core.errors import MidstreamError
+from midstream.learn.checkpoint import checkpoints, read_state
+
+_log = logging.getLogger(__name__)
+EVERY_S = 1.0
+
+Take = Callable[[Path, int], Awaitable[None]]
+"""Takes the weights of a checkpoint folder as those of a policy version."""
+
+
+async def follow(run: Path, take: Take, *, every_s: float = EVERY_S) -> None:
+    """Have `take` load the newest checkpoint of `run`, and each that comes after, for as long as this runs. One that
+    cannot be taken is logged and skipped; the policy stays as it was."""
+    taken: Path | None = None
+    while True:
+        found = await asyncio.to_thread(checkpoints, run)
+        if found and found[-1] != taken:
+            taken = found[-1]
+            try:
+                version = read_state(taken).policy_version
+                await take(taken, version)
+                _log.info("policy version %d, from %s", version, taken)
+            except (MidstreamError, OSError) as error:
+                _log.warning("%s was not taken: %s", taken, error)
+        await asyncio.sleep(every_s)
