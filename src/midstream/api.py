@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.follow import Take
     from midstream.learn.listener import Listener
-    from midstream.record.recorder import Voice
     from midstream.learn.trainer import TrainResult
+    from midstream.record.recorder import Voice
 
 __all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "serve", "train"]
 

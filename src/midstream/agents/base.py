@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from midstream.agents.door import Door
 from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
@@ -31,6 +32,8 @@ class FlowSession:
     tools: ToolSession
     sampling: Mapping[str, SamplingParams]
     score: Score | None = None
+    door: Door | None = None
+    """Where a black-box agent's calls come in; the gateway's own when None."""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
 

@@ -78,7 +78,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         app.add_api_route(under, scoped, methods=["POST"], name=f"{name} of a trajectory", response_model=None)
 
     async def chat_completions(request: Request, body: chat.ChatRequest, live: Live) -> Response:
-        ask = _keyed(request, chat.parse(body, gateway))
+        ask = _keyed(request, chat.parse(body, gateway, live))
         if body.stream:
             pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
             return _Stream(chat.chunks(body, pieces, gateway.tokenizer), "openai")
@@ -86,7 +86,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         return _json(chat.body(body, answers, gateway.tokenizer))
 
     async def text_completions(request: Request, body: completions.CompletionRequest, live: Live) -> Response:
-        ask = _keyed(request, completions.parse(body, gateway))
+        ask = _keyed(request, completions.parse(body, gateway, live))
         if body.stream:
             pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
             return _Stream(completions.chunks(body, pieces, gateway.tokenizer), "openai")
@@ -102,7 +102,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         return _json(responses.body(body, answer))
 
     async def make_message(request: Request, body: anthropic.MessagesRequest, live: Live) -> Response:
-        ask = _keyed(request, anthropic.parse(body, gateway))
+        ask = _keyed(request, anthropic.parse(body, gateway, live))
         if body.stream:
             pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
             prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
@@ -111,7 +111,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         return _json(anthropic.body(body, answer))
 
     async def count_tokens(request: Request, body: anthropic.CountRequest, live: Live) -> Response:
-        gateway.model_name(body.model)
+        gateway.model_name(body.model, live)
         messages, tools = anthropic.conversation(body)
         return _json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
 

@@ -162,7 +162,7 @@ class Endpoints:
             if over:
                 return 0
             self.gateway.metrics.late.inc()
-            await self.gateway.store.append(step, opening.channel or self.gateway.config.channel)
+            await self.gateway.kept.append(step, opening.channel or self.gateway.config.channel)
             return 1
         live = await self._opened(opening, caller)
         fresh = await trajectories.add(live, step)
@@ -201,7 +201,7 @@ class Endpoints:
         """Keep what a person thought."""
         caller.must_reach(uid)
         await self.gateway.trajectories.look_up(uid)
-        await self.gateway.store.add_feedback(
+        await self.gateway.kept.add_feedback(
             uid, asked.kind, asked.value, text=asked.text, step_index=asked.step_index, key=key
         )
         return {"status": "ok"}
@@ -210,7 +210,7 @@ class Endpoints:
         """Set what training is to do with a trajectory or a step."""
         caller.must_be_admin()
         await self.gateway.trajectories.look_up(uid)
-        await self.gateway.store.curate(
+        await self.gateway.kept.curate(
             uid,
             asked.step_index,
             trainable=asked.trainable,

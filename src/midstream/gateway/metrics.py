@@ -88,7 +88,7 @@ class _State(Collector):
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )
-        for state, count in gateway.store.group_counts().items():
+        for state, count in (gateway.store.group_counts() if gateway.store is not None else {}).items():
             if state in ("waiting", "ready", "leased", "consumed", "stale"):
                 groups.add_metric([state], count)
         yield groups

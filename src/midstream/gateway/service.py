@@ -70,7 +70,7 @@ class Ask:
 class Gateway:
     """Serves one model's trajectories from one store."""
 
-    def __init__(self, config: GatewayConfig, voice: Voice, store: Store, signer: TokenSigner) -> None:
+    def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
         if voice.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
         self.config, self.voice, self.store, self.signer = config, voice, store, signer
@@ -103,10 +103,18 @@ class Gateway:
         problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
         raise ApiError(401, f"the key or token {problem}")
 
-    def model_name(self, name: str | None) -> str:
-        """The model a request gets; `ApiError` 404 for one that is not served."""
-        if name is not None and name not in self.names:
-            served = ", ".join(self.names)
+    @property
+    def kept(self) -> Store:
+        """The store; `ApiError` 404 where a rollout keeps its own."""
+        if self.store is None:
+            raise ApiError(404, "this gateway serves a rollout, which keeps what is recorded")
+        return self.store
+
+    def model_name(self, name: str | None, live: Live | None = None) -> str:
+        """The model a request gets: the one served, or a role of its rollout. `ApiError` 404 for any other."""
+        names = (*self.names, *(live.voices if live is not None else ()))
+        if name is not None and name not in names:
+            served = ", ".join(dict.fromkeys(names))
             raise ApiError(
                 404, f"there is no model '{name}' here; this gateway serves {served}", code="model_not_found"
             )
@@ -125,7 +133,7 @@ class Gateway:
         rules = self.config.backpressure
         if rules.max_ready_groups is None and rules.max_staleness is None:
             return
-        counts = self.store.group_counts()
+        counts = self.kept.group_counts()
         if rules.max_ready_groups is not None and counts["ready"] >= rules.max_ready_groups:
             raise ApiError(
                 429, f"{counts['ready']} groups wait for training already", code="backpressure", retry_after_s=5
@@ -220,6 +228,21 @@ class Gateway:
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 
+    def _spoken(self, live: Live, call: Call) -> tuple[Voice, Call]:
+        """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
+        if not live.voices:
+            return self.voice, call
+        role = call.role if call.role in live.voices else "policy"
+        held = live.sampling[role]
+        sampling = replace(
+            call.sampling,
+            temperature=held.temperature,
+            top_p=held.top_p,
+            top_k=held.top_k,
+            max_tokens=min(call.sampling.max_tokens, held.max_tokens),
+        )
+        return live.voices[role], replace(call, role=role, sampling=sampling)
+
     def _held(self, sampling: SamplingParams) -> SamplingParams:
         fixed = self.config.sampling
         return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in fixed.items()}) if fixed else sampling
@@ -228,7 +251,8 @@ class Gateway:
         self, live: Live, ask: Ask, caller: Caller, choice: int, pieces: asyncio.Queue[Any], *, deltas: bool
     ) -> None:
         """One choice of `ask`, into `pieces`."""
-        call, answer_id = ask.call, uuid.uuid4().hex
+        voice, call = self._spoken(live, ask.call)
+        answer_id = uuid.uuid4().hex
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
             metadata["idempotency_key"] = ask.key
@@ -248,7 +272,7 @@ class Gateway:
         try:
             async with self._place(caller):
                 call = replace(call, metadata=metadata, on_tokens=on_tokens if deltas else None)
-                step, completion = await live.recorder.call(self.voice, call)
+                step, completion = await live.recorder.call(voice, call)
             if live.ended is not None:
                 self.metrics.late.inc()
             self.metrics.recorded(step)

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.errors import RunError
+from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Status, Step, Task, Trajectory
-from midstream.gateway.answer import Answer, answer_of
+from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import AlreadyEnded, Store
@@ -38,9 +39,22 @@ class Opening:
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an agent said of its trajectory on completing it."""
+
+    answer: str | None
+    reward: float | None
+    rewards: Mapping[str, float]
+    error: str
+
+
 @dataclass(slots=True)
 class Live:
-    """A trajectory under way. `prompt_uid` groups it with others."""
+    """A trajectory under way. `prompt_uid` groups it with others.
+
+    One that a rollout makes is attached: `voices` may be asked for by role, `sampling` holds whatever the agent asks
+    for, and `said` is for the rollout to finish it with."""
 
     uid: str
     prompt_uid: str
@@ -52,8 +66,9 @@ class Live:
     in_flight: int = 0
     ended: Status | None = None
     why: str = ""
-    pending: dict[str, asyncio.Task[list[Answer]]] = field(default_factory=dict[str, "asyncio.Task[list[Answer]]"])
-    """Calls under way that came with an idempotency key, by it."""
+    voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
+    sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
+    said: Said | None = None
 
     def touch(self) -> None:
         self.touched = time.monotonic()
@@ -65,11 +80,12 @@ class Live:
 
 
 class Trajectories:
-    """Every trajectory that is open, by its uid."""
+    """Every trajectory that is open, by its uid. Without a store there are those that a rollout attaches, and no
+    others."""
 
     def __init__(
         self,
-        store: Store,
+        store: Store | None,
         voice: Voice,
         *,
         channel: str,
@@ -87,15 +103,25 @@ class Trajectories:
         self._locks: dict[str, asyncio.Lock] = {}
         self.opened = 0
         self.ended: dict[str, int] = {}
-        for trajectory in store.open_trajectories():
+        for trajectory in store.open_trajectories() if store is not None else ():
             self._silent_since[trajectory.uid] = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
 
+    def attach(self, live: Live) -> None:
+        """Let a rollout's trajectory be reached until it is detached."""
+        self._live[live.uid] = live
+
+    def detach(self, live: Live) -> None:
+        live.ended = live.ended or Status.COMPLETED
+        self._live.pop(live.uid, None)
+
     async def open(self, opening: Opening) -> Live:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
         `ApiError` 409 for one that has ended."""
+        if self._store is None:
+            raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
         async with self._locks.setdefault(uid, asyncio.Lock()):
             try:
@@ -173,8 +199,9 @@ class Trajectories:
                 return False
             metadata = {**same.metadata, **step.metadata, "submitted": True}
             recorder.steps[same.step_index] = replace(same, reward=step.reward, metadata=metadata)
-            self._store.update_step(recorder.steps[same.step_index])
-            await self._store.acknowledge()
+            if self._store is not None:
+                self._store.update_step(recorder.steps[same.step_index])
+                await self._store.acknowledge()
             return True
         if any(known.step_index == step.step_index for known in recorder.finished()):
             raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
@@ -198,6 +225,8 @@ class Trajectories:
         return False
 
     async def _stored(self, uid: str) -> Trajectory | None:
+        if self._store is None:
+            return None
         try:
             return await asyncio.to_thread(self._store.trajectory, uid)
         except RunError:
@@ -206,6 +235,8 @@ class Trajectories:
     async def register(self, live: Live, opening: Opening) -> None:
         """Add to what is known of an open trajectory: its task, channel and metadata."""
         live.metadata |= opening.metadata
+        if self._store is None:
+            return
         task = _task(live.prompt_uid, replace(opening, task={**_told(live.task), **opening.task}))
         if opening.channel not in (None, live.channel) and live.recorder.steps:
             raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
@@ -228,6 +259,10 @@ class Trajectories:
         if live.ended is not None:
             raise ended(live)
         live.ended, live.why = status, error
+        if live.voices:
+            why = error or ("" if status is Status.COMPLETED else str(status))
+            live.said = Said(answer, reward, dict(rewards or {}), why)
+            return self._trajectory(live, status)
         trajectory = self._trajectory(live, status)
         by_step = [step.reward for step in trajectory.steps if step.reward is not None]
         if reward is None and by_step:

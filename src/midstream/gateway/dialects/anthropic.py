@@ -13,6 +13,7 @@ from midstream.gateway.answer import Answer, call_id
 from midstream.gateway.dialects.shared import Body, event, held_to_tools, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
@@ -117,15 +118,16 @@ class MessagesRequest(CountRequest):
     service_tier: Literal["auto", "standard_only"] | None = None
 
 
-def parse(request: MessagesRequest, gateway: Gateway) -> Ask:
+def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model)
+    request.model = gateway.model_name(request.model, live)
     messages, tools = conversation(request)
     asked = request.tool_choice
     choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
     parallel = not (asked is not None and asked.disable_parallel_tool_use)
     declared, constraint = held_to_tools(gateway.tokenizer, tools, choice, parallel=parallel)
     call = Call(
+        role=request.model,
         messages=tuple(messages),
         tools=declared,
         constraint=constraint,

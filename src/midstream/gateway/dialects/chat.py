@@ -15,6 +15,7 @@ from midstream.gateway.answer import Answer, call_id, usage_of
 from midstream.gateway.dialects.shared import Body, Function, event, held_to_tools, only_one, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
@@ -141,9 +142,9 @@ class ChatRequest(Body):
     """Prompts are cached by trajectory, whatever this says."""
 
 
-def parse(request: ChatRequest, gateway: Gateway) -> Ask:
+def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model)
+    request.model = gateway.model_name(request.model, live)
     messages = tuple(message.plain() for message in request.messages)
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
@@ -158,6 +159,7 @@ def parse(request: ChatRequest, gateway: Gateway) -> Ask:
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
+        role=request.model,
         messages=messages,
         tools=declared,
         constraint=only_one(constraint, response_constraint(request.response_format)),

@@ -14,6 +14,7 @@ from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import Body, event
 from midstream.gateway.errors import ApiError
 from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 from midstream.record.tree import told
 
@@ -44,14 +45,15 @@ class CompletionRequest(Body):
     """Kept with the step."""
 
 
-def parse(request: CompletionRequest, gateway: Gateway) -> Ask:
+def parse(request: CompletionRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model)
+    request.model = gateway.model_name(request.model, live)
     if request.logprobs and request.stream:
         raise ApiError(400, "logprobs above 0 are not given in a stream; ask without stream", param="logprobs")
     prompt = gateway.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else tuple(request.prompt)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     call = Call(
+        role=request.model,
         prompt_ids=gateway.checked_ids(prompt, "prompt"),
         top_log_probs=request.logprobs or 0,
         sampling=gateway.sampling(

@@ -129,7 +129,7 @@ class ResponseRequest(Body):
 
 def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model)
+    request.model = gateway.model_name(request.model, live)
     messages: list[Message] = []
     if request.previous_response_id is not None:
         messages += _earlier(request.previous_response_id, gateway, live)
@@ -148,6 +148,7 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
     )
     kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
+        role=request.model,
         messages=tuple(messages),
         tools=declared,
         constraint=only_one(constraint, response_constraint(_format(request))),
