@@ -31,6 +31,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 Uid = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
+ROLE_HEADER = "X-Midstream-Role"
 
 
 def make_app(gateway: Gateway) -> FastAPI:
@@ -260,8 +261,8 @@ def _key(request: Request) -> str | None:
 
 
 def _keyed(request: Request, ask: Ask) -> Ask:
-    key = _key(request)
-    return ask if key is None else replace(ask, key=key)
+    """`ask` with what the request's headers say of it."""
+    return replace(ask, key=_key(request), role=request.headers.get(ROLE_HEADER))
 
 
 def _base(request: Request) -> str:

@@ -65,6 +65,8 @@ class Ask:
     choices: int = 1
     key: str | None = None
     """The idempotency key: the same one gets the same answers."""
+    role: str | None = None
+    """The module role that speaks, where the agent says."""
 
 
 class Gateway:
@@ -228,11 +230,12 @@ class Gateway:
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 
-    def _spoken(self, live: Live, call: Call) -> tuple[Voice, Call]:
+    def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
         """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
+        call = ask.call
         if not live.voices:
-            return self.voice, call
-        role = call.role if call.role in live.voices else "policy"
+            return self.voice, replace(call, role=ask.role or "policy")
+        role = next((name for name in (ask.role, call.role) if name in live.voices), "policy")
         held = live.sampling[role]
         sampling = replace(
             call.sampling,
@@ -251,7 +254,7 @@ class Gateway:
         self, live: Live, ask: Ask, caller: Caller, choice: int, pieces: asyncio.Queue[Any], *, deltas: bool
     ) -> None:
         """One choice of `ask`, into `pieces`."""
-        voice, call = self._spoken(live, ask.call)
+        voice, call = self._spoken(live, ask)
         answer_id = uuid.uuid4().hex
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
