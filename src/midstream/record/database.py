@@ -34,7 +34,7 @@ def open_engine(url_or_path: str | Path, durability: str) -> tuple[sa.Engine, st
     if url.get_backend_name() == "sqlite":
         engine, where = _sqlite(url, DURABILITY[durability]), str(url.database)
     else:
-        engine, where = _postgresql(url, durability), url.render_as_string()
+        engine, where = _postgresql(url, durability), url.set(drivername="postgresql").render_as_string()
     try:
         with engine.connect().execution_options(writes=True) as connection, connection.begin():
             create_or_upgrade(connection, where)

@@ -23,9 +23,9 @@ KINDS: tuple[Kind, ...] = ("thumbs", "rating", "correction", "comment")
 class Feedback:
     """One thing said of a step, or of a whole trajectory where `step_index` is None.
 
-    `value` is 1 or -1 for `thumbs`, 0 to 1 for a `rating`, and None otherwise; `text` is a `comment`, or what should have
-    been said instead (`correction`). Of several with the same `key` the first counts. Raises `RunError` for what does
-    not fit.
+    `value` is 1 or -1 for `thumbs`, 0 to 1 for a `rating`, and None otherwise; `text` is a `comment`, or what should
+    have been said instead (`correction`). Of several with the same `key` the first counts. Raises `RunError` for what
+    does not fit.
     """
 
     trajectory_uid: str

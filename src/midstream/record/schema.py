@@ -6,6 +6,8 @@ JSON text (`exact_json`). Times are seconds since 1970.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
@@ -134,9 +136,7 @@ def create_or_upgrade(connection: sa.Connection, where: str) -> None:
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('midstream'))")  # one process at a time
     tables = sa.inspect(connection).get_table_names()
     if schema_version.name not in tables:
-        if any(name in tables for name in metadata.tables):
-            raise RunError(f"'{where}' holds other tables of the same names", "name another file or database")
-        metadata.create_all(connection)
+        _make(metadata.sorted_tables, connection, where)
         connection.execute(schema_version.insert(), [{"version": SCHEMA_VERSION}])
         return
     version = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
@@ -147,6 +147,7 @@ def create_or_upgrade(connection: sa.Connection, where: str) -> None:
         )
     if version == 1:
         _upgrade_from_1(connection)
+        _make(_SINCE_2, connection, where)
         connection.execute(schema_version.update().values(version=SCHEMA_VERSION))
 
 
@@ -162,4 +163,11 @@ def _upgrade_from_1(connection: sa.Connection) -> None:
     for index in trajectories.indexes:
         if index.name in new:
             index.create(connection)
-    metadata.create_all(connection, tables=_SINCE_2)
+
+
+def _make(tables: Sequence[Table], connection: sa.Connection, where: str) -> None:
+    there = sa.inspect(connection).get_table_names()
+    if any(table.name in there for table in tables):
+        raise RunError(f"'{where}' holds other tables of the same names", "name another file or database")
+    for table in tables:
+        table.create(connection)
