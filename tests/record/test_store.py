@@ -260,3 +260,41 @@ def test_without_psycopg_the_error_says_what_to_install() -> None:
     """)
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told.startswith("RunError") and "pip install 'midstream[postgres]'" in told
+
+
+def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
+    """Whatever a store holds, a call, an end, a lease and a count look at what they are about: by SQLite's own plans.
+
+    Only counting goes through all groups, in an index that has all it needs.
+    """
+    seen: list[tuple[str, Any]] = []
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool) -> None:
+        seen.append((statement, parameters[0] if many else parameters))
+
+    task = Task(id="t", prompt="q")
+    with Store(tmp_path / "store.db") as store:
+        for uid in ("u", "v"):
+            store.begin(uid, "p", task, "train", group_size=2, deadline=0.0, session={})
+        store.flush()
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            store.append_sync(a_step("u"))
+            asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=task)))
+            assert store.lease("run", 5, "train", -1, min_version=0)
+            assert store.lease("run", 5, "train", 60, min_version=0)
+            store.renew("run", 60)
+            store.consume("run", ["p"], 1)
+            store.group_counts()
+            store.group_counts("train")
+            assert list(store.open_trajectories()) == []
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    scans: set[str] = set()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        for statement, parameters in seen:
+            if statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+                plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                scans |= {detail for *_, detail in plan if re.match(r"SCAN \w", detail) and "CONSTANT" not in detail}
+    assert len(seen) > 20
+    assert scans == {"SCAN groups USING COVERING INDEX groups_by_state"}

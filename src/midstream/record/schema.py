@@ -88,6 +88,7 @@ groups = Table(
     Column("train_step", Integer),  # that consumed it
     # Holds all that counting and leasing look at.
     Index("groups_by_state", "channel", "state", "ready_at", "deadline", "ended", "lease_until"),
+    Index("groups_by_owner", "owner", "state"),
 )
 
 curation = Table(
