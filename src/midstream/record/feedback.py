@@ -59,7 +59,7 @@ def write(connection: sa.Connection, one: Feedback) -> bool:
     """Keep `one`; False when there is one with its key already."""
     row = {**asdict(one), "text": to_json(one.text, "text of feedback")}
     insert = INSERT[connection.dialect.name](schema.feedback).on_conflict_do_nothing()
-    return connection.execute(insert.values(row)).rowcount == 1
+    return connection.execute(insert.values(row).returning(schema.feedback.c.id)).first() is not None
 
 
 def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Feedback]:
