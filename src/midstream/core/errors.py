@@ -39,6 +39,14 @@ class RunError(UserError):
     """A run directory cannot be used: taken, changed, or not there."""
 
 
+class AlreadyEnded(RunError):
+    """A trajectory was to be ended a second time. What it ended with first stands."""
+
+
+class LeaseLost(RunError):
+    """A group is no longer held by who thought to hold it. Nothing was changed."""
+
+
 class PromptTooLong(MidstreamError):
     """A prompt does not fit the context. The trajectory is reported as failed; nothing is cut."""
 

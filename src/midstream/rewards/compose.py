@@ -18,6 +18,7 @@ from midstream.core.config import Config
 from midstream.core.errors import UserError, nearest
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
+from midstream.rewards import feedback as _feedback  # noqa: F401
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.presets import PRESETS
 
