@@ -55,6 +55,10 @@ class EngineError(MidstreamError):
     """An engine could not answer a call. Costs the trajectory that made it, never the run."""
 
 
+class EngineUnreachable(EngineError):
+    """Nobody answers where an engine should be, or it went away before it had answered. Another one may."""
+
+
 class Unsupported(MidstreamError):
     """A call asks for something this engine or model cannot do; the message names it. Nothing was sampled."""
 
