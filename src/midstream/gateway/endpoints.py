@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from dataclasses import replace
@@ -201,8 +202,14 @@ class Endpoints:
         """Keep what a person thought."""
         caller.must_reach(uid)
         await self.gateway.trajectories.look_up(uid)
-        await self.gateway.kept.add_feedback(
-            uid, asked.kind, asked.value, text=asked.text, step_index=asked.step_index, key=key
+        await asyncio.to_thread(
+            self.gateway.kept.add_feedback,
+            uid,
+            asked.kind,
+            asked.value,
+            text=asked.text,
+            step_index=asked.step_index,
+            key=key,
         )
         return {"status": "ok"}
 
@@ -210,7 +217,8 @@ class Endpoints:
         """Set what training is to do with a trajectory or a step."""
         caller.must_be_admin()
         await self.gateway.trajectories.look_up(uid)
-        await self.gateway.kept.curate(
+        await asyncio.to_thread(
+            self.gateway.kept.curate,
             uid,
             asked.step_index,
             trainable=asked.trainable,

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from midstream.core.errors import RunError
+from midstream.core.errors import AlreadyEnded
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Status, Step, Task, Trajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Recorder, Voice
-from midstream.record.store import AlreadyEnded, Store
+from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 
 IDLE_S = 120.0
@@ -62,6 +62,7 @@ class Live:
     task: Task
     metadata: dict[str, Any]
     recorder: Recorder
+    group_size: int = 1
     touched: float = field(default_factory=time.monotonic)
     in_flight: int = 0
     ended: Status | None = None
@@ -103,8 +104,8 @@ class Trajectories:
         self._locks: dict[str, asyncio.Lock] = {}
         self.opened = 0
         self.ended: dict[str, int] = {}
-        for trajectory in store.open_trajectories() if store is not None else ():
-            self._silent_since[trajectory.uid] = time.monotonic()
+        for recorded in store.open_trajectories() if store is not None else ():
+            self._silent_since[recorded.trajectory.uid] = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
@@ -135,19 +136,10 @@ class Trajectories:
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
             channel = opening.channel or self._channel
             task = _task(prompt_uid, opening)
-            recorder = Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
+            recorder = self._recorder(uid, prompt_uid, channel)
             live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
-            size = opening.group_size or self._group_size
-            deadline = None if self._group_timeout_s is None else time.time() + self._group_timeout_s
-            self._store.begin(
-                uid,
-                prompt_uid,
-                task,
-                channel,
-                group_size=size,
-                deadline=deadline,
-                session={"metadata": live.metadata},
-            )
+            live.group_size = opening.group_size or self._group_size
+            self._begin(live)
             self._live[uid] = live
             await self._store.acknowledge()
             self._voice.engine.join(uid)
@@ -225,23 +217,23 @@ class Trajectories:
         return False
 
     async def _stored(self, uid: str) -> Trajectory | None:
-        if self._store is None:
-            return None
-        try:
-            return await asyncio.to_thread(self._store.trajectory, uid)
-        except RunError:
-            return None
+        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        return None if found is None else found.trajectory
 
     async def register(self, live: Live, opening: Opening) -> None:
-        """Add to what is known of an open trajectory: its task, channel and metadata."""
+        """Add to what is known of an open trajectory: its task and metadata, and its channel while it has no steps."""
+        if opening.channel not in (None, live.channel) and live.recorder.steps:
+            raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
         live.metadata |= opening.metadata
         if self._store is None:
             return
-        task = _task(live.prompt_uid, replace(opening, task={**_told(live.task), **opening.task}))
-        if opening.channel not in (None, live.channel) and live.recorder.steps:
-            raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
-        live.task, live.channel = task, opening.channel or live.channel
-        self._store.amend(live.uid, task=task, channel=live.channel, session={"metadata": live.metadata})
+        live.task = _task(live.prompt_uid, replace(opening, task={**_told(live.task), **opening.task}))
+        if opening.channel not in (None, live.channel):
+            live.channel = opening.channel or live.channel
+            live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
+            self._begin(live)
+        else:
+            self._store.amend(live.uid, task=live.task, session=_session(live))
         await self._store.acknowledge()
 
     async def close(
@@ -316,22 +308,35 @@ class Trajectories:
         """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended."""
         if uid in self._live:
             return self._live[uid]
-        known = await self._stored(uid)
-        if known is None:
+        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        if found is None:
             return None
+        known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
             raise _over(uid, known.status, known.error)
-        session = await asyncio.to_thread(self._store.session, uid)
-        recorder = Recorder(
-            uid, known.prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=session.channel
-        )
+        recorder = self._recorder(uid, known.prompt_uid, found.channel)
         await asyncio.to_thread(recorder.restore, known.steps, self._voice)
-        metadata = dict(session.data.get("metadata", {}))
-        live = Live(uid, known.prompt_uid, session.channel, known.task, metadata, recorder)
+        live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
+        live.group_size = session.get("group_size", 1)
         self._live[uid] = live
         self._silent_since.pop(uid, None)
         self._voice.engine.join(uid)
         return live
+
+    def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
+        return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
+
+    def _begin(self, live: Live) -> None:
+        assert self._store is not None
+        self._store.begin(
+            live.uid,
+            live.prompt_uid,
+            live.task,
+            live.channel,
+            group_size=live.group_size,
+            deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+            session=_session(live),
+        )
 
     def _forget(self, live: Live) -> None:
         self._live.pop(live.uid, None)
@@ -359,6 +364,11 @@ def ended(live: Live) -> ApiError:
 def _over(uid: str, status: Status, why: str) -> ApiError:
     because = f": {why}" if why else ""
     return ApiError(409, f"trajectory '{uid}' has ended ({status}{because}); open another one", code="trajectory_ended")
+
+
+def _session(live: Live) -> dict[str, Any]:
+    """What a trajectory needs to go on after a restart."""
+    return {"metadata": live.metadata, "group_size": live.group_size}
 
 
 def _told(task: Task) -> dict[str, Any]:

@@ -84,11 +84,13 @@ class Store:
         row = {**_new_row(trajectory, channel, train_step), "session": kept}
         self._writer.post(lambda transaction: transaction.begin(row, group_size, deadline), trajectory_uid)
 
-    def update_session(self, trajectory_uid: str, session: Mapping[str, Any] | None) -> None:
-        """Replace what `begin` was given as `session`. Returns at once, as `begin` does."""
+    def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
+        """Replace what `begin` was given as `task` and `session`. Returns at once, as `begin` does."""
+        trajectory = Trajectory(uid=trajectory_uid, prompt_uid="", task=task)
         kept = None if session is None else to_json(session, f"session of trajectory {trajectory_uid!r}")
         table = schema.trajectories
-        changed = table.update().where(table.c.uid == trajectory_uid).values(session=kept)
+        values = {"task": trajectory_row(trajectory)["task"], "session": kept}
+        changed = table.update().where(table.c.uid == trajectory_uid).values(values)
         self._writer.post(lambda transaction: transaction.connection.execute(changed))
 
     async def append(self, step: Step, channel: str = "train") -> None:
@@ -152,6 +154,11 @@ class Store:
         for page in self._pages(conditions(filters), limit, newest_first):
             for recorded in page:
                 yield recorded.trajectory
+
+    def find(self, uid: str) -> Recorded | None:
+        """The trajectory `uid` with what is kept beside it; None when there is none."""
+        found = self._page(schema.trajectories.select().where(schema.trajectories.c.uid == uid))
+        return found[0] if found else None
 
     def recorded(self, **filters: Unpack[Filters]) -> Iterator[Recorded]:
         """As `trajectories`, with what is kept beside each."""
