@@ -67,7 +67,7 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
 
 @register("blackbox_gsm8k_agent")
 class BlackBoxGSM8KAgentFlow(BlackBoxAgentFlowBase):
-    """A small agent for grade-school mathematics, over plain HTTP: it may use a calculator, and ends with `#### number`."""
+    """A small agent for grade-school mathematics, over plain HTTP: it may use a calculator, and ends with `#### 42`."""
 
     max_turns = 4
     instructions = (

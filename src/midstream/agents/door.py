@@ -18,8 +18,8 @@ from midstream.record.recorder import Recorder, Voice
 
 @dataclass(slots=True)
 class Address:
-    """Where an agent finds its model. `base_url` is for OpenAI's clients, and `token` their API key; Anthropic's clients
-    take `root_url` and the same token. What the agent said on completing its trajectory stands in the other fields."""
+    """Where an agent finds its model. `base_url` is for OpenAI's clients, and `token` their API key; Anthropic's take
+    `root_url` and the same token. What the agent said on completing its trajectory stands in the other fields."""
 
     base_url: str
     token: str

@@ -28,8 +28,8 @@ IDLE_S = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """What a caller says of a trajectory when it begins. `task` may hold `id`, `prompt`, `answer` and `kind`; `metadata`
-    is kept with it."""
+    """What a caller says of a trajectory when it begins. `task` may hold `id`, `prompt`, `answer` and `kind`;
+    `metadata` is kept with it."""
 
     uid: str | None = None
     prompt_uid: str | None = None

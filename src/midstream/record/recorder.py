@@ -40,7 +40,7 @@ class Call:
     With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step."""
 
     messages: tuple[Message, ...] = ()
-    sampling: SamplingParams = SamplingParams()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     tools: tuple[ToolSchema, ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     role: str = "policy"

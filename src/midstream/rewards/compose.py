@@ -132,6 +132,13 @@ class RewardFunction:
         return _scored(trajectory, rewards, self.config.failed, [0.0] * len(trajectory.steps))
 
 
+def as_given(trajectory: Trajectory) -> Trajectory:
+    """`trajectory` with the reward it was recorded with, which its steps' own make up: what they leave of it belongs to
+    the last one."""
+    own = [step.reward or 0.0 for step in trajectory.steps]
+    return _scored(trajectory, dict(trajectory.rewards), trajectory.reward, own)
+
+
 def _scored(
     trajectory: Trajectory, rewards: dict[str, float | None], total: float | None, on_steps: list[float]
 ) -> Trajectory:
