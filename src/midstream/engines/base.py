@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, ToolSchema
-
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Hears of tokens as they are sampled: their ids and log-probabilities, in order, in the event loop."""
@@ -30,8 +30,8 @@ class Request:
     `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session.
     `role` is the module role that speaks. `messages` is what `prompt_ids` was rendered from, for engines that take text
     only, or that must see the images in it; `tools` are the declarations that were rendered with them.
-    `top_log_probs` asks for that many of the likeliest tokens at each place. `on_tokens` is called while the response is
-    made; the last token has been handed to it when `generate` returns."""
+    `top_log_probs` asks for that many of the likeliest tokens at each place. `on_tokens` is called while the response
+    is made; the last token has been handed to it when `generate` returns."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -66,6 +66,16 @@ class Completion:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):
             raise ValueError(f"{len(self.ids)} tokens but {len(self.log_probs)} log-probabilities")
+
+
+def room_for(request: Request, context_length: int) -> int:
+    """Most tokens that a response may have; raises `PromptTooLong` when there is no room for one."""
+    room = context_length - len(request.prompt_ids)
+    if room < 1:
+        raise PromptTooLong(
+            f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {context_length}"
+        )
+    return min(room, request.sampling.max_tokens)
 
 
 class Engine(Protocol):
