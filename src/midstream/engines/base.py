@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, ToolSchema
 
@@ -65,6 +66,16 @@ class Completion:
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):
             raise ValueError(f"{len(self.ids)} tokens but {len(self.log_probs)} log-probabilities")
+
+
+def room_for(request: Request, context_length: int) -> int:
+    """Most tokens that a response may have; raises `PromptTooLong` when there is no room for one."""
+    room = context_length - len(request.prompt_ids)
+    if room < 1:
+        raise PromptTooLong(
+            f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {context_length}"
+        )
+    return min(room, request.sampling.max_tokens)
 
 
 class Engine(Protocol):

@@ -39,11 +39,10 @@ def written(constraint: Constraint) -> str:
     """The constraint in llguidance's own format."""
     from llguidance import LLMatcher
 
-    match constraint.kind:
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.grammar)
-        case "lark":
-            return LLMatcher.grammar_from_lark(constraint.grammar)
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(constraint.grammar)
+    if constraint.kind == "lark":
+        return LLMatcher.grammar_from_lark(constraint.grammar)
     try:
         schema = json.loads(constraint.grammar)
         # A schema may carry options of its own, under "x-guidance"; this one would let keywords go unheeded.

@@ -15,7 +15,7 @@ from typing import Any
 
 from midstream.core.errors import EngineError, ModelError
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Engine, Request
+from midstream.engines.base import Completion, Engine, Request, room_for
 
 FORMAT = "midstream-calls-1"
 
@@ -86,6 +86,7 @@ class ReplayEngine:
     def leave(self, session: str) -> None: ...
 
     async def generate(self, request: Request) -> Completion:
+        room_for(request, self.context_length)
         key = _key(_asked(request))
         answers, given = self._answers.get(key, []), self._given.get(key, 0)
         if given >= len(answers):

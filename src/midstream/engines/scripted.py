@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 
-from midstream.core.errors import EngineError, PromptTooLong
+from midstream.core.errors import EngineError
 from midstream.core.seeds import unit_interval
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request
+from midstream.engines.base import Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.pause import Pause
 
@@ -59,11 +59,7 @@ class ScriptedEngine:
 
     async def generate(self, request: Request) -> Completion:
         began = time.perf_counter()
-        room = self.context_length - len(request.prompt_ids)
-        if room < 1:
-            raise PromptTooLong(
-                f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {self.context_length}"
-            )
+        limit = room_for(request, self.context_length)
         async with self._pause.call():
             version = self.policy_version
             reply = self._next(request)
@@ -71,7 +67,7 @@ class ScriptedEngine:
                 await asyncio.sleep(self.latency_s)
             if isinstance(reply, Exception):
                 raise reply
-            ids, log_probs, reason = self._cut(reply, request, room)
+            ids, log_probs, reason = self._cut(reply, request.sampling.stop, limit)
             await self._pace(request, ids, log_probs)
             return Completion(
                 ids=ids,
@@ -100,9 +96,10 @@ class ScriptedEngine:
         ids = (*self.tokenizer.encode(text), self._end)
         return ids, tuple(-2 * unit_interval("scripted", place, token) for place, token in enumerate(ids))
 
-    def _cut(self, reply: str, request: Request, room: int) -> tuple[tuple[int, ...], tuple[float, ...], FinishReason]:
+    def _cut(
+        self, reply: str, stop: Sequence[str], limit: int
+    ) -> tuple[tuple[int, ...], tuple[float, ...], FinishReason]:
         ids, log_probs = self._tokens(reply)
-        limit, stop = min(request.sampling.max_tokens, room), request.sampling.stop
         length, reason = (len(ids), FinishReason.STOP) if len(ids) <= limit else (limit, FinishReason.LENGTH)
         if any(string in reply for string in stop):
             for end in range(1, length + 1):

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from midstream.core.errors import EngineError, PromptTooLong
+from midstream.core.errors import EngineError
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request
+from midstream.engines.base import Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
@@ -111,11 +111,7 @@ class TorchEngine:
         self._kick()
 
     async def generate(self, request: Request) -> Completion:
-        room = self.context_length - len(request.prompt_ids)
-        if room < 1:
-            raise PromptTooLong(
-                f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {self.context_length}"
-            )
+        limit = room_for(request, self.context_length)
         if not request.prompt_ids:
             raise EngineError("an empty prompt: there is nothing to continue")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
@@ -126,7 +122,7 @@ class TorchEngine:
         steering = await self._steering(request)
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        row = _Row(request, future, seed, min(request.sampling.max_tokens, room), since, order, steering)
+        row = _Row(request, future, seed, limit, since, order, steering)
         self._waiting.append(row)
         self._kick()
         try:

@@ -14,8 +14,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from midstream.core.errors import ConfigError, EngineError, PromptTooLong, Unsupported
-from midstream.engines.base import Completion, Request
+from midstream.core.errors import ConfigError, EngineError, Unsupported
+from midstream.engines.base import Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.grammar import check
 from midstream.engines.pause import Pause
@@ -128,7 +128,7 @@ class VLLMEngine:
             except Refused as error:
                 self._known = known
                 hint = "; does it run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
-                raise EngineError(f"{error}{hint if error.status == 404 else ''}") from None
+                raise EngineError(f"{error}{hint if 'Not Found' in str(error) else ''}") from None
             self._model, self.policy_version, self._known = self._adapter, policy_version, True
             await self._free_prefixes()
 
@@ -143,11 +143,8 @@ class VLLMEngine:
     async def generate(self, request: Request) -> Completion:
         images = with_images(request)
         again = self._scored_again(request, images)
-        room = self.context_length - len(request.prompt_ids) - (1 if again else 0)
-        if room < 1:
-            raise PromptTooLong(
-                f"a prompt of {len(request.prompt_ids)} tokens leaves no room in a context of {self.context_length}"
-            )
+        # Scoring samples one token more.
+        limit = room_for(request, self.context_length - again)
         if not request.prompt_ids and not images:
             raise EngineError("an empty prompt: there is nothing to continue")
         if request.constraint is not None:
@@ -157,7 +154,7 @@ class VLLMEngine:
             if not self._known:
                 raise EngineError(f"{self.name}: loading an adapter broke off, so its weights are unknown; load again")
             version = self.policy_version
-            body = body_of(request, min(request.sampling.max_tokens, room), self._end_ids) | self._weights()
+            body = body_of(request, limit, self._end_ids) | self._weights()
             response = Response(request.top_log_probs)
             path = "/v1/chat/completions" if images else "/v1/completions"
             async with aclosing(self._server.answers(path, body)) as answers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -49,7 +49,7 @@ class Server:
                 return answer
         raise EngineError(f"{self.url}{path} answered with nothing")
 
-    async def answers(self, path: str, body: Mapping[str, Any] | None = None) -> AsyncIterator[Any]:
+    async def answers(self, path: str, body: Mapping[str, Any] | None = None) -> AsyncGenerator[Any, None]:
         """What comes, piece by piece where `body` asks for a stream. Raises `EngineUnreachable` when nobody answers or
         the server goes away before it is done, `PromptTooLong` and `Unsupported` where its refusal says so, `Refused`
         for other refusals, and `EngineError` for anything else."""

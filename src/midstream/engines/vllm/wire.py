@@ -96,11 +96,10 @@ class Response:
 
     def reason(self) -> FinishReason:
         """Why it ended; raises `EngineError` when it was broken off."""
-        match self.finish:
-            case "stop" | "tool_calls":
-                return FinishReason.STOP
-            case "length":
-                return FinishReason.LENGTH
+        if self.finish in ("stop", "tool_calls"):
+            return FinishReason.STOP
+        if self.finish == "length":
+            return FinishReason.LENGTH
         raise EngineError(f"vLLM broke the response off after {len(self.ids)} tokens: finish_reason {self.finish}")
 
 
