@@ -185,6 +185,6 @@ class CurationRequest(Body):
 
     step_index: int | None = Field(default=None, ge=0)
     trainable: bool | None = None
-    quality: str | None = None
+    quality: Literal["", "good", "unsure", "bad", "reject"] | None = None
     tags: list[str] | None = None
     note: str | None = None

@@ -235,7 +235,7 @@ class Gateway:
         call = ask.call
         if not live.voices:
             return self.voice, replace(call, role=ask.role or "policy")
-        role = next((name for name in (ask.role, call.role) if name in live.voices), "policy")
+        role = next((name for name in (ask.role or "", call.role) if name in live.voices), "policy")
         held = live.sampling[role]
         sampling = replace(
             call.sampling,

@@ -268,6 +268,7 @@ class Trajectories:
         )
         if reward is None and self._reward is not None and status is Status.COMPLETED:
             trajectory = await self._reward.score(trajectory)
+        assert self._store is not None
         try:
             await self._store.finish(trajectory, live.channel)
         except AlreadyEnded as already:

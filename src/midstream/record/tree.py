@@ -1,8 +1,8 @@
 """The token tree of one trajectory: message prefixes, and the raw tokens that stand for them.
 
 A path from the root is a conversation. Where a reply of the policy ends a path, its step is kept, so a call that goes
-on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it says
-the same and makes the same calls; what the model thought, and how a client spells the arguments of a call, does not.
+on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it
+says the same and makes the same calls; what the model thought, and how a client spells arguments, does not count.
 """
 
 from __future__ import annotations

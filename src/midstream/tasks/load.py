@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from midstream.core.config import Config
-from midstream.core.errors import ConfigError, nearest
+from midstream.core.errors import ConfigError, TaskError, nearest
+from midstream.core.types import Task
 from midstream.tasks.calculate import calculate
 from midstream.tasks.curriculum import CurriculumConfig, InOrder
 from midstream.tasks.direct import direct

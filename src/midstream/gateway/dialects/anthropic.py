@@ -182,7 +182,7 @@ def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
 
 async def events(request: MessagesRequest, pieces: AsyncIterator[Piece], prompt_tokens: int) -> AsyncIterator[bytes]:
     """The message's events. Blocks open and close as what is said changes its kind."""
-    open_block: tuple[str, int] | None = None
+    open_block: tuple[str, int | None] = ("", None)
     block, begun = -1, False
     async for piece in pieces:
         if not begun:
@@ -196,7 +196,7 @@ async def events(request: MessagesRequest, pieces: AsyncIterator[Piece], prompt_
                 ("tool_use", delta.call) if delta.call is not None else ("thinking" if delta.reasoning else "text", 0)
             )
             if kind != open_block:
-                if open_block is not None:
+                if open_block[0]:
                     yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
                 open_block, block = kind, block + 1
                 start = {"type": "content_block_start", "index": block, "content_block": _opened(kind[0], piece)}
@@ -204,7 +204,7 @@ async def events(request: MessagesRequest, pieces: AsyncIterator[Piece], prompt_
             for change in _changes(kind[0], piece):
                 yield event({"type": "content_block_delta", "index": block, "delta": change}, "content_block_delta")
         if piece.answer is not None:
-            if open_block is None:
+            if not open_block[0]:
                 empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
                 yield event(empty, "content_block_start")
                 block = 0

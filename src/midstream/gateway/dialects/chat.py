@@ -162,7 +162,7 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         role=request.model,
         messages=messages,
         tools=declared,
-        constraint=only_one(constraint, response_constraint(request.response_format)),
+        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, request.response_format)),
         top_log_probs=request.top_logprobs or 0,
         sampling=gateway.sampling(
             max_tokens=request.max_completion_tokens or request.max_tokens,

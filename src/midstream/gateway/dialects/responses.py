@@ -151,7 +151,7 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
         role=request.model,
         messages=tuple(messages),
         tools=declared,
-        constraint=only_one(constraint, response_constraint(_format(request))),
+        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, _format(request))),
         sampling=gateway.sampling(
             max_tokens=request.max_output_tokens, temperature=request.temperature, top_p=request.top_p
         ),
