@@ -57,7 +57,7 @@ test-kill: $(READY)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)

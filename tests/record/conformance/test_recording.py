@@ -297,7 +297,7 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
         store.begin("ended", "p", TASK, "online", session={"token": "x"})
         store.begin("without", "p", TASK, "online")
         store.append_sync(a_step("kept"))
-        store.update_session("changed", {"token": "new"})
+        store.amend("changed", task=TASK, session={"token": "new"})
         asyncio.run(store.finish(Trajectory(uid="ended", prompt_uid="p", task=TASK)))
     with Store(database) as again:
         found = list(again.open_trajectories())
