@@ -19,6 +19,7 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
+    from midstream.core.types import Trajectory
     from midstream.engines.chat import ChatTokenizer
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.follow import Take
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from midstream.learn.trainer import TrainResult
     from midstream.record.recorder import Voice
 
-__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "serve", "train"]
+__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -57,6 +58,64 @@ def train(
     # First, so that the other listeners can point to what was drawn.
     hearing = [_Lines()] if listeners is None else listeners
     return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
+
+
+def rollout(
+    config: Settings,
+    gateway: str,
+    *,
+    key_env: str | None = None,
+    split: str = "train",
+    tasks: int = 8,
+    channel: str = "train",
+    prefix: str | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Run the config's flow on `tasks` tasks, `rollout.group_size` attempts at each, against the gateway at a URL: it
+    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded."""
+    resolved = config if isinstance(config, TrainConfig) else load_config(config)
+    return asyncio.run(_rollout(resolved, gateway, key_env, split, tasks, channel, prefix, on_done))
+
+
+async def _rollout(
+    config: TrainConfig,
+    url: str,
+    key_env: str | None,
+    split: str,
+    count: int,
+    channel: str,
+    prefix: str | None,
+    on_done: Callable[[Trajectory], None] | None,
+) -> list[Trajectory]:
+    import secrets
+
+    from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecords
+    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.record.recorder import Voice
+    from midstream.rewards import RewardFunction
+    from midstream.tasks import load_tasks
+    from midstream.tasks.taskset import check, take
+
+    source = load_tasks(config.tasks)
+    check(source, [split])
+    async with GatewayClient(url, key_env) as client:
+        records = RemoteRecords(client, group_size=config.rollout.group_size, model=await client.model())
+        worker = AgentFlowWorker(
+            config.flow,
+            {"policy": Voice(Elsewhere(), None, True)},
+            sampling=config.rollout.sampling,
+            records=records,
+            score=RewardFunction(config.reward).score,
+            timeout_s=config.rollout.timeout_s,
+        )
+        attempts = groups_of(
+            take(source, split, count),
+            config.rollout.group_size,
+            prefix=prefix or secrets.token_hex(4),
+            seed=config.trainer.seed,
+            channel=channel,
+        )
+        return await AgentFlowManager(worker, concurrency=config.rollout.concurrency).run(attempts, on_done=on_done)
 
 
 def load_gateway_config(

@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "evaluate",
     "ask": "ask",
     "gateway": "gateway",
+    "rollout": "rollout",
     "runs": "runs",
     "show": "show",
     "models": "models",

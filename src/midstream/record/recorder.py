@@ -131,13 +131,9 @@ class Recorder:
             if self._store is not None:
                 await self._store.append(step, self._channel)
         except BaseException:
-            # A call made later keeps its place; then this one's stays behind, unfinished.
-            if self.steps[-1] is placeholder:
-                self.steps.pop()
-                self._pending.discard(index)
+            self._give_up(placeholder)
             raise
-        self.steps[index] = step
-        self._pending.discard(index)
+        self._answered(step)
         self._remember(step, voice)
         return step, completion
 
@@ -147,11 +143,11 @@ class Recorder:
         while len(self.steps) < step.step_index:
             self._take_place()
         own = replace(step, parent=self._given(step.prompt_ids).parent)
-        placeholder = self._take_place() if len(self.steps) == step.step_index else self.steps[step.step_index]
+        if len(self.steps) == step.step_index:
+            self._take_place()
         if self._store is not None:
             await self._store.append(own, self._channel)
-        self.steps[placeholder.step_index] = own
-        self._pending.discard(step.step_index)
+        self._answered(own)
 
     def annotate(self, step_index: int, **metadata: Any) -> None:
         """Add to the metadata of a recorded step (what its text was parsed into, say)."""
@@ -179,6 +175,16 @@ class Recorder:
         self.steps.append(step)
         self._pending.add(step.step_index)
         return step
+
+    def _answered(self, step: Step) -> None:
+        self.steps[step.step_index] = step
+        self._pending.discard(step.step_index)
+
+    def _give_up(self, place: Step) -> None:
+        """A call made later keeps its place; then this one's stays behind, unfinished."""
+        if self.steps[-1] is place:
+            self.steps.pop()
+            self._pending.discard(place.step_index)
 
     async def _place(self, voice: Voice, call: Call) -> Place:
         if voice.tokenizer is None:
