@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import random
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -108,7 +114,8 @@ class VLLMServer:
         processed = self.mode == "processed_logprobs"
         said: list[int] = []
         while True:
-            true = self.log_probs([*prompt, *said], temperature or 1.0, body.get("top_k", 0))
+            # Greedily, vLLM cuts nothing.
+            true = self.log_probs([*prompt, *said], temperature or 1.0, body.get("top_k", 0) if temperature else 0)
             token = max(true, key=lambda one: true[one])
             if temperature:
                 token = drawn.choices(list(true), [math.exp(value) for value in true.values()])[0]
@@ -274,3 +281,64 @@ def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServ
     for http in running:
         http.shutdown()
         http.server_close()
+
+
+@dataclass(frozen=True)
+class RealVLLM:
+    """A vLLM server with SmolLM2 in fp32, and the same model here."""
+
+    url: str
+    mode: str
+    folder: Path
+    tokenizer: ChatTokenizer
+
+
+@pytest.fixture(scope="session", params=["processed_logprobs", "raw_logprobs"])
+def real_vllm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealVLLM]:
+    """Takes a minute to start. MIDSTREAM_VLLM is the interpreter that has vLLM."""
+    from midstream.engines.chat import load_tokenizer
+    from midstream.engines.models import resolve
+
+    python = Path(os.environ.get("MIDSTREAM_VLLM") or pytest.skip("MIDSTREAM_VLLM names no interpreter"))
+    folder = resolve("smollm2-135m")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    settings = "--dtype float32 --enforce-eager --enable-lora --max-lora-rank 16 --max-model-len 512 --max-num-seqs 8"
+    settings += f" --logprobs-mode {request.param} --host 127.0.0.1 --port {port}"
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "LD_PRELOAD": ":".join(map(str, (python.parent.parent / "lib").glob("libiomp5.so"))),
+    }
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [python, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, *settings.split()],
+            env={**os.environ, **environment},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            if server.poll() is not None:
+                pytest.fail("vLLM ended; its last words:\n" + log.read_text()[-3000:])
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            pytest.fail("vLLM did not start in 300 s:\n" + log.read_text()[-3000:])
+        yield RealVLLM(url, request.param, folder, load_tokenizer(folder))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
