@@ -179,7 +179,7 @@ def test_messages_with_images_go_as_they_are_and_the_servers_prompt_comes_back(s
         assert said.prompt_ids == tiny_tokenizer.encode(
             '[{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {}}]}]'
         )
-        assert len(said.ids) == len(said.log_probs) == len(said.top_log_probs)
+        assert said.prompt_ids is not None and len(said.ids) == len(said.log_probs) == len(said.top_log_probs)
         for place, top in enumerate(said.top_log_probs):
             true = imitation.log_probs([*said.prompt_ids, *said.ids[:place]], 1.0)
             assert [value for _, value in top] == pytest.approx(sorted(true.values())[:-3:-1])

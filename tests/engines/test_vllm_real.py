@@ -29,6 +29,11 @@ ASKED = [{"role": "user", "content": "Name three animals that live in the sea, a
 T = TypeVar("T")
 
 
+@pytest.fixture(scope="module", params=["processed_logprobs", "raw_logprobs"])
+def real_vllm(request, start_real_vllm):
+    return start_real_vllm(request.param)
+
+
 @pytest.fixture(scope="module")
 def decoder(real_vllm) -> Decoder:
     return load_decoder(real_vllm.folder, torch.float32)

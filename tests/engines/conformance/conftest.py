@@ -66,7 +66,7 @@ def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_pat
                 async with vllm("raw_logprobs" if "raw" in kind else "processed_logprobs") as engine:
                     await check(Subject(engine, tiny_tokenizer))
             case "vllm, real":
-                real = request.getfixturevalue("real_vllm")
+                real = request.getfixturevalue("start_real_vllm")("processed_logprobs")
                 engine = await VLLMEngine.connect(real.url, real.tokenizer)
                 await check(Subject(engine, real.tokenizer))
                 await engine.close()
