@@ -15,12 +15,13 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-kill parity bench-throughput bench-sampling bench-limits check format clean
+.PHONY: help setup setup-vllm train test test-kill test-vllm parity bench-throughput bench-sampling bench-limits check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
@@ -54,6 +55,9 @@ test: $(READY)
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+test-vllm: $(READY) $(VLLM)/.ready
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import random
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 if TYPE_CHECKING:
@@ -108,7 +114,8 @@ class VLLMServer:
         processed = self.mode == "processed_logprobs"
         said: list[int] = []
         while True:
-            true = self.log_probs([*prompt, *said], temperature or 1.0, body.get("top_k", 0))
+            # Greedily, vLLM cuts nothing.
+            true = self.log_probs([*prompt, *said], temperature or 1.0, body.get("top_k", 0) if temperature else 0)
             token = max(true, key=lambda one: true[one])
             if temperature:
                 token = drawn.choices(list(true), [math.exp(value) for value in true.values()])[0]
@@ -274,3 +281,81 @@ def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServ
     for http in running:
         http.shutdown()
         http.server_close()
+
+
+@dataclass(frozen=True)
+class RealVLLM:
+    """A vLLM server with SmolLM2 in fp32, and the same model here."""
+
+    url: str
+    mode: str
+    folder: Path
+    tokenizer: ChatTokenizer
+
+
+class _Started:
+    """The real server that runs now, if one does. It takes a minute to start."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._now: RealVLLM | None = None
+
+    def __call__(self, mode: str) -> RealVLLM:
+        if self._now is None or self._now.mode != mode:
+            self.stop()
+            self._now = self._start(mode)
+        return self._now
+
+    def _start(self, mode: str) -> RealVLLM:
+        from midstream.engines.chat import load_tokenizer
+        from midstream.engines.models import resolve
+
+        python = Path(os.environ.get("MIDSTREAM_VLLM") or pytest.skip("MIDSTREAM_VLLM names no interpreter with vLLM"))
+        model, log = resolve("smollm2-135m"), self._folder / f"{mode}.log"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        settings = "--dtype float32 --enforce-eager --enable-lora --max-lora-rank 16 --max-model-len 512"
+        settings += f" --max-num-seqs 8 --logprobs-mode {mode} --host 127.0.0.1 --port {port}"
+        environment = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_SERVER_DEV_MODE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "LD_PRELOAD": ":".join(map(str, (python.parent.parent / "lib").glob("libiomp5.so"))),
+        }
+        with log.open("w") as out:
+            self._process = subprocess.Popen(
+                [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, *settings.split()],
+                env={**os.environ, **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/health").status_code == 200:
+                    return RealVLLM(url, mode, model, load_tokenizer(model))
+            time.sleep(0.5)
+        pytest.fail("vLLM did not start; its last words:\n" + log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def start_real_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RealVLLM]]:
+    """Starts a server with that `--logprobs-mode`, one at a time. MIDSTREAM_VLLM is the interpreter that has vLLM."""
+    started = _Started(tmp_path_factory.mktemp("vllm"))
+    yield started
+    started.stop()

@@ -19,6 +19,7 @@ from midstream.engines.vllm import VLLMEngine
 
 CONTEXT = 512
 KINDS = ("torch", "torch, deterministic", "scripted", "replay", "vllm", "vllm, raw", "replicas")
+REAL = pytest.param("vllm, real", marks=[pytest.mark.vllm, pytest.mark.timeout(600)])
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Subject:
 Check = Callable[[Subject], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, REAL])
 def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_path: Path) -> Callable[[Check], None]:
     """Runs a check on an engine of the kind."""
     kind: str = request.param
@@ -64,6 +65,11 @@ def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_pat
             case "vllm" | "vllm, raw":
                 async with vllm("raw_logprobs" if "raw" in kind else "processed_logprobs") as engine:
                     await check(Subject(engine, tiny_tokenizer))
+            case "vllm, real":
+                real = request.getfixturevalue("start_real_vllm")("processed_logprobs")
+                engine = await VLLMEngine.connect(real.url, real.tokenizer)
+                await check(Subject(engine, real.tokenizer))
+                await engine.close()
             case "replicas":
                 async with vllm() as one, vllm() as other:
                     await check(Subject(Replicas([one, other]), tiny_tokenizer))
