@@ -145,7 +145,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.record.store import Store
 
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
-    tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format)
+    tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
         voice, take = await _voice(config, tokenizer, stack)
         store = stack.enter_context(Store(config.store, config.durability))
@@ -176,10 +176,10 @@ async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncEx
     from midstream.engines.replicas import Replicas
     from midstream.engines.vllm import VLLMEngine
 
-    engines = [VLLMEngine(url, config.model) for url in config.engine]
-    for engine in engines:
-        stack.push_async_callback(engine.close)
-        await engine.check()
+    engines: list[VLLMEngine] = []
+    for url in config.engine:
+        engines.append(await VLLMEngine.connect(url, tokenizer))
+        stack.push_async_callback(engines[-1].close)
 
     async def take(folder: Path, version: int) -> None:
         for engine in engines:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from midstream.agents.rollout import Attempt
 
 RETRIES = 5
-"""Times a call is made again when the gateway is busy, restarting or not there, waiting 0.5, 1, 2, ... s before each."""
+"""Times a call is made again when the gateway is busy, restarting or not there, after 0.5, 1, 2, ... s."""
 FIRST_WAIT_S = 0.5
 
 
