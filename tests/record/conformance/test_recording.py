@@ -66,7 +66,7 @@ def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) 
     store.append_sync(a_step("u", text="again"))
     assert store.trajectory("u").steps == (a_step("u", text="again"),)
     changed = a_step("u", text="again", reward=0.5, is_last=True, metadata={"note": ["x"]})
-    store.update_step(changed)
+    asyncio.run(store.update_step(changed))
     assert store.trajectory("u").steps == (changed,)
 
 
@@ -297,7 +297,7 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
         store.begin("ended", "p", TASK, "online", session={"token": "x"})
         store.begin("without", "p", TASK, "online")
         store.append_sync(a_step("kept"))
-        store.amend("changed", task=TASK, session={"token": "new"})
+        asyncio.run(store.amend("changed", task=TASK, session={"token": "new"}))
         asyncio.run(store.finish(Trajectory(uid="ended", prompt_uid="p", task=TASK)))
     with Store(database) as again:
         found = list(again.open_trajectories())
