@@ -24,8 +24,8 @@ from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway
-from midstream.gateway.trajectories import Live
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -149,7 +149,8 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         problem = own.not_ready()
         return _json({"status": problem or "ready"}, 503 if problem else 200)
 
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        gateway.caller(_secret(request))
         page = await asyncio.to_thread(gateway.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4")
 
@@ -167,14 +168,14 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
     async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, None, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
     ) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, prompt_uid, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         live = await _live(request, gateway, trajectory_uid, None)
@@ -205,13 +206,13 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 
     async def pause(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.pause()
+        gateway.gate.pause("asked")
         return _json({"status": "paused", "under_way": gateway.gate.inside})
 
     async def resume(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.resume()
-        return _json({"status": "ok"})
+        gateway.gate.resume("asked")
+        return _json({"status": "paused" if gateway.gate.paused else "ok"})
 
     under = "/{trajectory_uid}/{prompt_uid}/v1"
     for method, path, handler in (

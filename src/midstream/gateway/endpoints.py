@@ -13,6 +13,7 @@ from midstream.gateway.answer import Answer
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live, Opening, ended
 from midstream.gateway.native import (
     CompleteRequest,
     CurationRequest,
@@ -25,7 +26,7 @@ from midstream.gateway.native import (
     SubmitRequest,
 )
 from midstream.gateway.service import Ask, Caller, Gateway
-from midstream.gateway.trajectories import Live, Opening, ended
+from midstream.gateway.trajectories import COMPLETION_KEY
 from midstream.record.recorder import Call
 
 
@@ -46,7 +47,7 @@ class Endpoints:
         gateway = self.gateway
         uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, f"midstream:{key}").hex if key else None)
         if uid is None or not gateway.trajectories.is_open(uid):
-            gateway.check_backpressure()
+            await gateway.check_backpressure()
         live = await gateway.trajectories.open(
             Opening(
                 uid=uid,
@@ -55,6 +56,7 @@ class Endpoints:
                 group_size=asked.group_size,
                 task=asked.task,
                 metadata=asked.metadata,
+                key=caller.key,
             )
         )
         expires_at = time.time() + asked.token_lifetime_s
@@ -77,10 +79,23 @@ class Endpoints:
         await self.gateway.trajectories.register(live, opening)
 
     async def complete(
-        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller, key: str | None
     ) -> dict[str, Any]:
-        """End a trajectory."""
+        """End a trajectory. The same idempotency key gets the same answer."""
         caller.must_reach(uid)
+        try:
+            return await self._complete(uid, prompt_uid, asked, key)
+        except ApiError as error:
+            if key is None or error.code != "trajectory_ended":
+                raise
+            known = await self.gateway.trajectories.look_up(uid)
+            if known.metadata.get(COMPLETION_KEY) != key:
+                raise
+            return {"status": "ok", **_described(known)}
+
+    async def _complete(
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None
+    ) -> dict[str, Any]:
         live = await self.gateway.trajectories.get(uid, prompt_uid)
         if asked.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{uid}' is in the channel '{live.channel}'", param="channel")
@@ -94,6 +109,7 @@ class Endpoints:
             rewards=asked.rewards,
             answer=asked.answer,
             error=asked.error,
+            key=key,
         )
         return {"status": "ok", **_described(done)}
 
@@ -237,7 +253,7 @@ class Endpoints:
         except ApiError as error:
             if error.status != 404 or not caller.admin or await trajectories.is_known(opening.uid):
                 raise
-            self.gateway.check_backpressure()
+            await self.gateway.check_backpressure()
             live = await trajectories.open(opening)
         if live.ended is not None:
             raise ended(live)

@@ -178,11 +178,11 @@ class Store:
         for page in self._pages(conditions(filters)):
             yield from page
 
-    def open_trajectories(self) -> Iterator[Recorded]:
+    def open_uids(self) -> list[str]:
         """The running trajectories that were given a `session`: what a server goes on with after a restart."""
         table = schema.trajectories.c
-        for page in self._pages([table.status == Status.RUNNING, table.session.is_not(None)]):
-            yield from page
+        wanted = (table.status == Status.RUNNING, table.session.is_not(None))
+        return self.read(lambda connection: list(connection.scalars(sa.select(table.uid).where(*wanted))))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many trajectories there are."""
@@ -239,6 +239,12 @@ class Store:
         now = time.time()
         rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
         return groups.counted(rows, now)
+
+    def oldest_ready_version(self) -> int | None:
+        """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
+        waits for training is. None when nothing that has steps waits."""
+        now = time.time()
+        return self.read(lambda connection: groups.oldest_ready_version(connection, now))
 
     def curate(
         self,

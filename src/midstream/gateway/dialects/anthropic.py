@@ -12,8 +12,8 @@ from midstream.core.types import Message
 from midstream.gateway.answer import Answer, call_id
 from midstream.gateway.dialects.shared import Body, event, held_to_tools, tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 

@@ -14,8 +14,8 @@ from midstream.engines.formats import response_constraint
 from midstream.gateway.answer import Answer, call_id, usage_of
 from midstream.gateway.dialects.shared import Body, Function, event, held_to_tools, only_one, tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
