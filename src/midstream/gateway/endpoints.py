@@ -8,6 +8,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
+from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import Answer
 from midstream.gateway.config import GatewayConfig
@@ -27,6 +28,7 @@ from midstream.gateway.native import (
 )
 from midstream.gateway.service import Ask, Caller, Gateway
 from midstream.gateway.trajectories import COMPLETION_KEY
+from midstream.record.feedback import Feedback
 from midstream.record.recorder import Call
 
 
@@ -54,7 +56,7 @@ class Endpoints:
                 prompt_uid=asked.prompt_uid,
                 channel=asked.channel,
                 group_size=asked.group_size,
-                task=asked.task,
+                task=asked.task.model_dump(exclude_none=True),
                 metadata=asked.metadata,
                 key=caller.key,
             )
@@ -73,7 +75,11 @@ class Endpoints:
         """Say more of a trajectory; one that is not there is begun, by those who may."""
         caller.must_reach(uid)
         opening = Opening(
-            uid=uid, prompt_uid=prompt_uid, channel=asked.channel, task=asked.task, metadata=asked.metadata
+            uid=uid,
+            prompt_uid=prompt_uid,
+            channel=asked.channel,
+            task=asked.task.model_dump(exclude_none=True),
+            metadata=asked.metadata,
         )
         live = await self._opened(opening, caller)
         await self.gateway.trajectories.register(live, opening)
@@ -217,7 +223,11 @@ class Endpoints:
     async def feedback(self, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None) -> dict[str, Any]:
         """Keep what a person thought."""
         caller.must_reach(uid)
-        await self.gateway.trajectories.look_up(uid)
+        await self._must_hold(uid, asked.step_index)
+        try:
+            Feedback(trajectory_uid=uid, kind=asked.kind, value=asked.value, text=asked.text)
+        except UserError as error:
+            raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
         await asyncio.to_thread(
             self.gateway.kept.add_feedback,
             uid,
@@ -232,7 +242,7 @@ class Endpoints:
     async def curate(self, uid: str, asked: CurationRequest, caller: Caller) -> dict[str, Any]:
         """Set what training is to do with a trajectory or a step."""
         caller.must_be_admin()
-        await self.gateway.trajectories.look_up(uid)
+        await self._must_hold(uid, asked.step_index)
         await asyncio.to_thread(
             self.gateway.kept.curate,
             uid,
@@ -243,6 +253,12 @@ class Endpoints:
             note=asked.note,
         )
         return {"status": "ok"}
+
+    async def _must_hold(self, uid: str, step_index: int | None) -> None:
+        """`ApiError` 404 when there is no such trajectory, or it has no such step."""
+        trajectory = await self.gateway.trajectories.look_up(uid)
+        if step_index is not None and all(step.step_index != step_index for step in trajectory.steps):
+            raise ApiError(404, f"trajectory '{uid}' has no step {step_index}", param="step_index")
 
     async def _opened(self, opening: Opening, caller: Caller) -> Live:
         """The trajectory, begun here and now when it is not there and the caller may."""

@@ -99,7 +99,8 @@ def session_of(live: Live) -> dict[str, Any]:
 
 def told_of(task: Task) -> dict[str, Any]:
     """The `task` of an opening that makes this one."""
-    return {**task.metadata, "id": task.id, "prompt": task.prompt, "answer": task.answer, "kind": task.kind}
+    own = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "kind": task.kind}
+    return {**task.metadata, **own}
 
 
 def task_of(prompt_uid: str, opening: Opening) -> Task:

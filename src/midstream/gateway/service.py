@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from midstream.core.errors import ConfigError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.chat import ChatTokenizer
@@ -22,7 +23,7 @@ from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
 from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
-from midstream.gateway.tokens import PREFIX, TokenSigner
+from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
 from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.store import Store
@@ -81,6 +82,13 @@ class Gateway:
     def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
         if voice.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
+        for key in config.keys:
+            if len(key.secret) < SHORTEST_SECRET:
+                raise ConfigError(
+                    f"the environment variable {key.env} holds no key '{key.name}', or one of less than "
+                    f"{SHORTEST_SECRET} characters",
+                    f"export {key.env}=$(openssl rand -hex 16)",
+                )
         self.config, self.voice, self.store, self.signer = config, voice, store, signer
         self.tokenizer: ChatTokenizer = voice.tokenizer
         self.names = (config.model, *config.aliases)
