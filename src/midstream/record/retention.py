@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from midstream.core.errors import RunError
 from midstream.core.types import Status
 from midstream.record import schema
 from midstream.record.groups import GroupState
@@ -29,11 +30,11 @@ def prunable(
     return of.id.in_(old.order_by(of.ended_at).limit(at_most).scalar_subquery())
 
 
-def vacuum(engine: sa.Engine) -> None:
-    """Give the space of deleted rows back to the file system."""
+def vacuum(engine: sa.Engine, where: str) -> None:
+    """Give the space of deleted rows back to the file system. Raises `RunError` when that cannot be done now."""
     raw = engine.raw_connection()
+    connection: Any = raw.driver_connection
     try:
-        connection: Any = raw.driver_connection
         if engine.dialect.name == "postgresql":
             connection.autocommit = True  # VACUUM runs in no transaction
             connection.execute("VACUUM FULL")
@@ -41,5 +42,8 @@ def vacuum(engine: sa.Engine) -> None:
         else:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except engine.dialect.loaded_dbapi.Error as error:
+        raw.invalidate()
+        raise RunError(f"cannot give back space of '{where}': {error}", "try again when less is going on") from None
     finally:
         raw.close()

@@ -297,8 +297,8 @@ class Store:
         """Delete the trajectories that ended longer ago than `older_than_s` seconds, with all that is kept of them;
         returns how many.
 
-        Those that run, that somebody holds on lease, or whose group is in one of the states `keep`, stay. `vacuum` gives
-        their space back to the file system, during which others wait; without it what is recorded next takes the space.
+        Those that run, that somebody holds on lease, or whose group is in one of the states `keep`, stay. `vacuum`
+        gives their space back to the file system, while others wait; without it what is recorded next takes that space.
         """
         states = [GroupState(state) for state in keep]
         condition = prunable(time.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
@@ -306,10 +306,7 @@ class Store:
         while count := self._writer.submit_sync(lambda transaction: transaction.discard(condition)):
             pruned += count
         if vacuum:
-            try:
-                reclaim(self._engine)
-            except self._engine.dialect.dbapi.Error as error:
-                raise RunError(f"cannot give space back in '{self.where}': {error}") from None
+            reclaim(self._engine, self.where)
         return pruned
 
     def write(self, operation: Operation[T]) -> T:

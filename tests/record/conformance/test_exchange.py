@@ -52,7 +52,7 @@ def test_what_is_exported_comes_back_exactly(
     for old in [one.trajectory.uid for one in store.recorded()]:  # of the example before
         store.begin(old, "", TASK, "old", train_step=0)
     store.discard_from(0)
-    groups = st.fixed_dictionaries(
+    groups: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         {"group_size": st.none() | st.integers(1, 3), "deadline": st.none() | st.floats(0, 9)}
     )
     for trajectory in data.draw(st.lists(whole_trajectories, max_size=3)):
