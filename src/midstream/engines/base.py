@@ -9,7 +9,6 @@ from typing import Literal, Protocol
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, ToolSchema
 
-
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Hears of tokens as they are sampled: their ids and log-probabilities, in order, in the event loop."""
 
@@ -30,8 +29,8 @@ class Request:
     `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session.
     `role` is the module role that speaks. `messages` is what `prompt_ids` was rendered from, for engines that take text
     only, or that must see the images in it; `tools` are the declarations that were rendered with them.
-    `top_log_probs` asks for that many of the likeliest tokens at each place. `on_tokens` is called while the response is
-    made; the last token has been handed to it when `generate` returns."""
+    `top_log_probs` asks for that many of the likeliest tokens at each place. `on_tokens` is called while the response
+    is made; the last token has been handed to it when `generate` returns."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams

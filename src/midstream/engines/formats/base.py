@@ -5,9 +5,9 @@ A format works on a copy of the text. The sampled tokens stay the truth: what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.base import Constraint
@@ -56,10 +56,25 @@ class ReplyReader(Protocol):
         ...
 
 
+class Guard(Protocol):
+    """Keeps text from outside from being read as control tokens. With `own`, the format's own markers stay tokens."""
+
+    def __call__(self, text: str, *, own: bool = False) -> str: ...
+
+
+def unguarded(text: str, *, own: bool = False) -> str:
+    """The guard that lets all text pass as it is."""
+    return text
+
+
 class ChatFormat(Protocol):
     """One family's way. `tools` are those the prompt declared; with none, nothing is read as a call."""
 
     name: str
+    why: str
+    """What this format was chosen for."""
+    markers: tuple[str, ...]
+    """What a reply may hold as control tokens: what begins and ends calls and thoughts."""
 
     def read(self, text: str, tools: Sequence[ToolSchema] = ()) -> Reply:
         """What the whole reply says. Never raises."""
@@ -67,9 +82,12 @@ class ChatFormat(Protocol):
 
     def reader(self, tools: Sequence[ToolSchema] = ()) -> ReplyReader: ...
 
-    def messages(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[Message]:
+    def messages(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema], guard: Guard = unguarded
+    ) -> list[Message]:
         """`messages` as the model's template takes them: parts joined, arguments as it wants them, and what the
-        template cannot write itself (declarations, calls, results) put into text."""
+        template cannot write itself (declarations, calls, results) put into text. Every text from outside goes through
+        `guard` before words of the format are put round it. Raises `Unsupported` for what the model cannot be told."""
         ...
 
     def declares(self) -> bool:
@@ -77,5 +95,9 @@ class ChatFormat(Protocol):
         ...
 
     def constraint(self, tools: Sequence[ToolSchema], choice: ToolChoice, parallel: bool) -> Constraint | None:
-        """What holds a reply to `choice`; None where nothing needs to."""
+        """What holds a reply to `choice`; None where nothing needs to. Raises `Unsupported` if no call can meet it."""
+        ...
+
+    def answer(self, schema: Mapping[str, Any]) -> Constraint:
+        """What holds the answer, after any thought, to JSON that `schema` allows."""
         ...
