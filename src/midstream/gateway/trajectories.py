@@ -263,7 +263,7 @@ class Trajectories:
             trajectory,
             answer=trajectory.answer if answer is None else answer,
             error=error,
-            rewards=dict(rewards or ({} if reward is None else {"given": reward})),
+            rewards={**({} if reward is None else {"given": reward}), **(rewards or {})},
             reward=reward,
         )
         if reward is None and self._reward is not None and status is Status.COMPLETED:
