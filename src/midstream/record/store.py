@@ -178,6 +178,11 @@ class Store:
         query = sa.select(sa.func.count()).select_from(schema.trajectories).where(*conditions(filters))
         return self.read(lambda connection: int(connection.execute(query).scalar_one()))
 
+    def channels(self) -> list[str]:
+        """The channels that something was recorded in, in alphabetical order."""
+        column = schema.trajectories.c.channel
+        return list(self.read(lambda connection: connection.scalars(sa.select(column).distinct().order_by(column))))
+
     def groups(self, channel: str, train_step: int | None = None) -> dict[str, list[str]]:
         """The uids of the trajectories that share a prompt, by `prompt_uid`, in the order they were begun."""
         table = schema.trajectories.c
