@@ -15,7 +15,8 @@ Message = dict[str, Any]
 the call it answers by `tool_call_id`, and what a model thought stands in `reasoning_content`."""
 
 ToolSchema = Mapping[str, Any]
-"""A tool as OpenAI's chat API declares it: `{"type": "function", "function": {"name", "description", "parameters"}}`."""
+"""A tool as OpenAI's chat API declares it:
+`{"type": "function", "function": {"name", "description", "parameters"}}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from midstream.engines.formats.base import CalledTool, Delta
 THINK, THOUGHT = "<think>", "</think>"
 
 _SPACE = re.compile(r"\s*")
+NAME = re.compile(r"[\w.:/-]*")
+"""What tools may be called, where no quotes are round it."""
 _NEWLINES = re.compile(r"\n*")
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _DEEPEST = 100
@@ -40,7 +42,7 @@ CallParser = Callable[[Tape, int], Generator[CalledTool | None, None, int | None
 
 
 def skip(tape: Tape, at: int, what: re.Pattern[str] = _SPACE) -> Wait[int]:
-    """The first place from `at` on that is not space; the end when there is none."""
+    """The first place from `at` on that is not `what`; the end when there is none."""
     while True:
         match = what.match(tape.text, at)
         at = match.end() if match else at
@@ -88,7 +90,9 @@ def json_end(tape: Tape, at: int) -> Wait[int | None]:
             at += 1
         elif sign in "{[":
             depth += 1
-            if depth > _DEEPEST:
+            if sign == "{":
+                at = yield from skip(tape, at)
+            if depth > _DEEPEST or (sign == "{" and tape.text[at : at + 1] not in ('"', "}", "")):
                 return None
         elif sign in "}]":
             depth -= 1
