@@ -251,6 +251,17 @@ def test_what_is_written_is_read_back(name: str, source: str, arguments: dict[st
     assert (call.name, json.loads(call.arguments)) == ("f", arguments)
 
 
+@pytest.mark.parametrize("family", [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK], ids=lambda family: family.name)
+def test_calls_and_half_calls_read_the_same_letter_by_letter(family: Family) -> None:
+    one = family.write("f", '{"a": "x"}')
+    for text in (one, f"So.\n{one}\n{one} end", one[:-3], one[: len(one) // 2], f"{one[:-9]} {one}", f"{one}; {one}"):
+        reader = family.reader(ANY)
+        deltas = [delta for letter in text for delta in reader.feed(letter)] + reader.close()
+        whole = family.read(text, ANY)
+        assert "".join(delta.content for delta in deltas) == whole.content
+        assert tuple(CalledTool(delta.name, delta.arguments) for delta in deltas if delta.name) == whole.tool_calls
+
+
 def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
     def heard(*pieces: str) -> list[str]:
         reader = HERMES.reader(ANY)

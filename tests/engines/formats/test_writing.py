@@ -121,6 +121,14 @@ def test_arguments_that_are_no_object_are_written_as_they_are() -> None:
     assert '"arguments": {"city": }' in written(SMOLLM2, [USER, broken])
 
 
+def test_a_template_that_prints_arguments_is_given_text() -> None:
+    prints = (
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments }})"
+        "{% endfor %}{% endfor %}"
+    )
+    assert written(prints, [calls("celsius")]) == 'get_weather({"city": "Paris", "unit": "celsius"})'
+
+
 def test_parts_are_joined_and_developers_are_heard_as_the_system() -> None:
     parts = [{"type": "text", "text": "How warm"}, {"type": "input_text", "text": "is it?"}]
     text = written("qwen2_5", [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}])
@@ -149,6 +157,7 @@ def test_an_image_goes_only_where_the_template_has_a_place_for_one() -> None:
         ("mistral", [USER, USER], "roles must alternate"),
         ("llama3_1", [USER, calls("celsius", "fahrenheit")], "only supports single tool-calls"),
         ("{{ messages[0].content + 1 }}{{ nothing.there }}", [USER], "can only concatenate str"),
+        ("qwen2_5", [], "no messages"),
     ],
 )
 def test_what_a_template_refuses_is_refused_in_its_words(template: str, messages: list[Message], reason: str) -> None:

@@ -171,7 +171,7 @@ class Reader:
         return deltas
 
     def _reply(self) -> Wait[None]:
-        at = yield from self._thought() if self._thinks else _nowhere()
+        at = (yield from self._thought()) if self._thinks else 0
         tape = self._tape
         while True:
             match = self._opener.search(tape.text, at) if self._opener else None
@@ -248,11 +248,6 @@ def _before(text: str, at: int, words: tuple[str, ...]) -> int:
         if any(word.startswith(text[place:]) for word in words):
             return place
     return len(text)
-
-
-def _nowhere() -> Wait[int]:
-    return 0
-    yield
 
 
 def _refuse(constant: str) -> None:
