@@ -5,6 +5,7 @@
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -24,12 +25,13 @@ from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway
-from midstream.gateway.trajectories import Live
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-Uid = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+NAME = r"[A-Za-z0-9._:@-]{1,200}"
+Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
 
@@ -149,7 +151,8 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         problem = own.not_ready()
         return _json({"status": problem or "ready"}, 503 if problem else 200)
 
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        gateway.caller(_secret(request))
         page = await asyncio.to_thread(gateway.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4")
 
@@ -167,14 +170,14 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
     async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, None, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
     ) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, prompt_uid, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         live = await _live(request, gateway, trajectory_uid, None)
@@ -190,7 +193,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
     async def submit_steps(
         request: Request,
         body: native.SubmitRequest,
-        channel: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")] = None,
+        channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
     ) -> Response:
         return _json(await own.submit(body, channel, gateway.caller(_secret(request))))
 
@@ -205,13 +208,13 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 
     async def pause(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.pause()
+        gateway.gate.pause("asked")
         return _json({"status": "paused", "under_way": gateway.gate.inside})
 
     async def resume(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.resume()
-        return _json({"status": "ok"})
+        gateway.gate.resume("asked")
+        return _json({"status": "paused" if gateway.gate.paused else "ok"})
 
     under = "/{trajectory_uid}/{prompt_uid}/v1"
     for method, path, handler in (
@@ -238,7 +241,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> Live:
     """The trajectory a call belongs to: that of its path, of its token, or of a header."""
     caller = gateway.caller(_secret(request))
-    uid = uid or caller.trajectory_uid or request.headers.get(TRAJECTORY_HEADER)
+    uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
         raise ApiError(
             400,
@@ -257,12 +260,23 @@ def _secret(request: Request) -> str | None:
 
 
 def _key(request: Request) -> str | None:
-    return request.headers.get("idempotency-key")
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise ApiError(400, "the header Idempotency-Key takes 1 to 255 printable ASCII characters")
+    return key
+
+
+def _named(request: Request, header: str) -> str | None:
+    """The name in a header of ours."""
+    name = request.headers.get(header)
+    if name is not None and not re.fullmatch(NAME, name):
+        raise ApiError(400, f"the header {header} takes 1 to 200 letters, digits and ._:@-")
+    return name
 
 
 def _keyed(request: Request, ask: Ask) -> Ask:
     """`ask` with what the request's headers say of it."""
-    return replace(ask, key=_key(request), role=request.headers.get(ROLE_HEADER))
+    return replace(ask, key=_key(request), role=_named(request, ROLE_HEADER))
 
 
 def _base(request: Request) -> str:
@@ -385,6 +399,9 @@ class _Measured:
 
         try:
             await self._app(scope, receive, sent)
+        except Exception:
+            status = 500
+            raise
         finally:
             route = scope.get("route")
             self._metrics.answered(getattr(route, "path", "none"), status, time.perf_counter() - began)

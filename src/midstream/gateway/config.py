@@ -115,6 +115,9 @@ class GatewayConfig(Config):
                 f"host is '{self.host}', which others can reach, and there are no keys: anybody could use it; "
                 "add keys, or listen on 127.0.0.1"
             )
+        names = [key.name for key in self.keys]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two keys are called '{min(twice)}'")
         for name in self.sampling:
             if name not in ("temperature", "top_p", "top_k", "min_p"):
                 raise ValueError(f"sampling.{name} cannot be held fixed; temperature, top_p, top_k and min_p can")

@@ -203,6 +203,26 @@ def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
     return {**counts, "oldest_ready_s": oldest}
 
 
+def oldest_ready_version(connection: sa.Connection, now: float) -> int | None:
+    """The lowest, over the groups that are ready, of the newest policy version in each."""
+    due = sa.and_(_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
+    newest = sa.func.max(schema.steps.c.policy_version)
+    query = (
+        sa.select(newest.label("newest"))
+        .join_from(schema.groups, schema.trajectories, _in_group())
+        .join(schema.steps, schema.steps.c.trajectory_uid == _members.uid)
+        .where(sa.or_(_groups.state == GroupState.READY, due))
+        .group_by(_groups.prompt_uid, _groups.channel)
+        .subquery()
+    )
+    return connection.scalar(sa.select(sa.func.min(query.c.newest)))
+
+
+def _in_group() -> sa.ColumnElement[bool]:
+    """Whether a row of `trajectories` belongs to the row of `groups` beside it."""
+    return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
+
+
 def _is(group: Row[Any]) -> sa.ColumnElement[bool]:
     return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
 
