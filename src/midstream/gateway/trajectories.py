@@ -243,7 +243,7 @@ class Trajectories:
             trajectory,
             answer=trajectory.answer if answer is None else answer,
             error=error,
-            rewards=rewards or ({} if reward is None else {"given": reward}),
+            rewards={**({} if reward is None else {"given": reward}), **rewards},
             reward=reward,
         )
         if reward is None and self._reward is not None and status is Status.COMPLETED:

@@ -66,6 +66,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "23505")
 
 
+def is_everybodys(error: BaseException) -> bool:
+    """Whether the database failed, and not one of the rows it was given (as one too large for an index is)."""
+    return isinstance(error, OperationalError) and not str(getattr(error.orig, "sqlstate", None)).startswith("54")
+
+
 _FULL = ("no room left to record into", "free disk space, then resume; what was acknowledged is on disk")
 _PASSWORD = ("the server does not let this user in", "check user and password in the URL")
 _NO_DATABASE = ("no such database", "make it with: createdb NAME")

@@ -201,6 +201,18 @@ def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> N
     assert len(store.trajectory("fine").steps) == 2
 
 
+def test_those_who_stopped_waiting_do_not_stop_the_others(database: str) -> None:
+    async def hand_in(store: Store) -> None:
+        waiting = [asyncio.ensure_future(store.append(a_step("given up", index))) for index in range(20)]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in waiting)
+
+    with Store(database) as store:
+        asyncio.run(hand_in(store))  # whose loop is closed before all is on disk
+        store.append_sync(a_step("u"))
+        assert len(store.trajectory("given up").steps) == 20
+
+
 def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
     store.begin("\ud800", "p", TASK, "train")
     with pytest.raises(UnicodeEncodeError):
