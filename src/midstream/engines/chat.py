@@ -44,6 +44,11 @@ class ChatTokenizer:
     def __len__(self) -> int:
         return len(self._tokenizer)
 
+    @property
+    def backend(self) -> Any:
+        """The Hugging Face tokenizer itself."""
+        return self._tokenizer
+
     def vocabulary(self) -> dict[str, int]:
         """Every token, by its text."""
         return self._tokenizer.get_vocab()

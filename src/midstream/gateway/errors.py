@@ -25,7 +25,10 @@ class ApiError(MidstreamError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        if self.retry_after_s is not None:
+            return {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        # Clients would ask again after a conflict or a bug, unless they are told not to.
+        return {"x-should-retry": "false"} if self.status in (409, 500) else {}
 
 
 _CODES = {
