@@ -177,6 +177,8 @@ class _VLLMHandler(BaseHTTPRequestHandler):
             return self._answer(int(fault), {"error": {"message": f"fault {fault}"}})
         if body["model"] != "base" and body["model"] not in " ".join(server.loaded):
             return self._answer(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+        if "/" in body.get("cache_salt", ""):
+            return self._answer(400, {"error": {"message": "Parameter 'cache_salt' must not contain '/'."}})
         if "structured_outputs" in body and "outlandish" in str(body["structured_outputs"]):
             return self._answer(400, {"error": {"message": "The grammar is not supported."}})
         chat = "messages" in body

@@ -102,6 +102,18 @@ def test_steered_rows_are_picked_by_other_logits_and_report_their_own() -> None:
         assert log_probs[2] == torch.log_softmax(LOGITS / 0.5, -1)[4]
 
 
+def test_steered_rows_are_drawn_at_their_temperature() -> None:
+    other = LOGITS.flip(0)
+    tokens, _, _ = sample(
+        LOGITS.expand(DRAWS, -1).clone(),
+        [SamplingParams(temperature=0.5)] * DRAWS,
+        range(DRAWS),
+        [3] * DRAWS,
+        dict.fromkeys(range(DRAWS), other),
+    )
+    assert chi_square(tokens, torch.softmax(other / 0.5, -1)) < LIMIT[5]
+
+
 def test_rows_of_a_batch_keep_to_their_own_settings() -> None:
     params = [SamplingParams(temperature=0), SamplingParams(top_k=1), SamplingParams(temperature=0.7), SamplingParams()]
     rows = LOGITS.expand(4, -1).clone()

@@ -61,6 +61,7 @@ def test_a_call_names_every_setting_and_asks_for_ids(start_vllm, tiny_tokenizer)
         frequency_penalty=0.25,
     )
     asked = imitation.asked[0]
+    assert asked.pop("cache_salt").isdigit()
     assert asked == {
         "path": "/v1/completions",
         "model": "base",
@@ -81,7 +82,6 @@ def test_a_call_names_every_setting_and_asks_for_ids(start_vllm, tiny_tokenizer)
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
         "stream": False,
-        "cache_salt": "base-0",
     }
 
 
@@ -294,11 +294,8 @@ def test_adapters_follow_each_other_and_no_call_spans_two(start_vllm, tiny_token
     loaded = [f"policy={tmp_path / version}" for version in ("7", "8")]
     assert imitation.loaded == [loaded[0], "reset", loaded[1], "reset"]
     # The salt keeps each version out of what another left in the prefix cache.
-    assert [(one["model"], one["cache_salt"]) for one in imitation.asked] == [
-        ("base", "base-0"),
-        ("policy", "policy-7"),
-        ("policy", "policy-8"),
-    ]
+    assert [one["model"] for one in imitation.asked] == ["base", "policy", "policy"]
+    assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
 
 def test_an_adapter_that_cannot_be_loaded_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
         session = self.session
         door = session.door or default_door()
         async with door.admit(session.recorder, self.task, session.voices, session.sampling) as address:
-            self._address = address
+            self._address, self._sampling = address, sampling_params
             returned = await self._run_agent(address.base_url, kwargs)
         if address.error:
             raise AgentFailed(f"the agent gave up: {address.error}")
@@ -58,7 +58,13 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
 
     @property
     def address(self) -> Address:
+        """Where the model is, and under which name."""
         return self._address
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """How the config samples. A gateway inside the rollout holds agents to it; one elsewhere must be asked."""
+        return self._sampling
 
     def metadata(self) -> dict[str, Any]:
         given = getattr(self, "_given", {})
@@ -95,7 +101,13 @@ class BlackBoxGSM8KAgentFlow(BlackBoxAgentFlowBase):
         headers = {"Authorization": f"Bearer {self.address.token}"}
         async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=None) as client:
             for _ in range(self.max_turns):
-                body = {"model": self.address.model, "messages": messages, "tools": [self.tool]}
+                body = {
+                    "model": self.address.model,
+                    "messages": messages,
+                    "tools": [self.tool],
+                    "max_tokens": self.sampling_params.max_tokens,
+                    "temperature": self.sampling_params.temperature,
+                }
                 response = await client.post("/chat/completions", json=body)
                 if response.is_error:
                     raise AgentFailed(f"HTTP {response.status_code}: {response.json()['error']['message']}")

@@ -223,8 +223,11 @@ class RemoteRecords:
         await self._client.init_trajectory(**self._opening(attempt))
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
-        """Tell the gateway how it ended. One that its agent has completed stays as it is."""
+        """Tell the gateway how it ended, and what each step earned. One that its agent has completed stays as it is."""
+        earned = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:
+            if earned:
+                await self._client.submit_steps(earned, attempt.channel)
             await self._client.complete(
                 trajectory.uid,
                 reward=trajectory.reward,
@@ -247,3 +250,20 @@ class RemoteRecords:
             "group_size": self._group_size,
             "task": {**task.metadata, "id": task.id, "prompt": prompt, "answer": task.answer, "kind": task.kind},
         }
+
+
+def _payload(step: Step) -> dict[str, Any]:
+    """A step as `POST /submit_steps` takes it."""
+    return {
+        "prompt_ids": list(step.prompt_ids),
+        "response_ids": list(step.response_ids),
+        "rollout_log_probs": None if step.rollout_log_probs is None else list(step.rollout_log_probs),
+        "reward": step.reward,
+        "trajectory_uid": step.trajectory_uid,
+        "prompt_uid": step.prompt_uid,
+        "step_index": step.step_index,
+        "policy_version": step.policy_version,
+        "temperature": step.temperature,
+        "role": step.role,
+        "metadata": dict(step.metadata),
+    }

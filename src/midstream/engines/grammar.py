@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from midstream.core.errors import Unsupported
@@ -21,11 +21,13 @@ def compiled(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
     matcher = LLMatcher(tokenizer, written(constraint), log_level=0)
     if matcher.is_error():
         raise _refused(constraint, matcher.get_error())
+    # A keyword that its "x-guidance" lets go unheeded is a warning.
     if warnings := matcher.get_grammar_warnings():
         raise _refused(constraint, "; ".join(warnings))
     return matcher
 
 
+@lru_cache(64)
 def check(constraint: Constraint) -> None:
     """Raise `Unsupported` for a constraint that llguidance cannot honour, whatever the tokenizer."""
     from llguidance import LLMatcher
@@ -44,10 +46,8 @@ def written(constraint: Constraint) -> str:
     if constraint.kind == "lark":
         return LLMatcher.grammar_from_lark(constraint.grammar)
     try:
-        schema = json.loads(constraint.grammar)
-        # A schema may carry options of its own, under "x-guidance"; this one would let keywords go unheeded.
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"lenient": False})
-    except (ValueError, RecursionError) as error:
+        return LLMatcher.grammar_from_json_schema(constraint.grammar)
+    except ValueError as error:
         raise _refused(constraint, str(error)) from None
 
 

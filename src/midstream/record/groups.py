@@ -177,7 +177,7 @@ def renew(connection: sa.Connection, owner: str, until: float) -> int:
     return connection.execute(schema.groups.update().where(*mine).values(lease_until=until)).rowcount
 
 
-def counting(channel: str | None, now: float) -> sa.Select[Any]:
+def counting(channel: str | None, now: float) -> sa.Executable:
     """A query for state, number of groups, and since when the oldest is ready; the index has all it looks at.
 
     A deadline that has passed and a lease that ran out count as ready before anybody acts on them.
@@ -192,7 +192,7 @@ def counting(channel: str | None, now: float) -> sa.Select[Any]:
     return query if channel is None else query.where(_groups.channel == channel)
 
 
-def counted(rows: Iterable[Row[Any]], now: float) -> dict[str, float]:
+def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
     """What `counting` found: groups by state, and `oldest_ready_s`, how long the first of the ready ones is so."""
     counts: dict[str, float] = dict.fromkeys([state.value for state in GroupState], 0)
     oldest = 0.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from sqlalchemy import RowMapping
 
 from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.exact_json import from_json, to_json
@@ -40,7 +42,7 @@ def step_row(step: Step) -> Row:
     }
 
 
-def step_from_row(row: Mapping[str, Any]) -> Step:
+def step_from_row(row: RowMapping) -> Step:
     log_probs: bytes | None = row["rollout_log_probs"]
     return Step(
         prompt_ids=_unpack_ids(row["prompt_ids"]),
@@ -116,7 +118,7 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     }
 
 
-def trajectory_from_row(row: Mapping[str, Any], steps_of_it: Sequence[Step]) -> Trajectory:
+def trajectory_from_row(row: RowMapping, steps_of_it: Sequence[Step]) -> Trajectory:
     return Trajectory(
         uid=row["uid"],
         prompt_uid=row["prompt_uid"],

@@ -27,8 +27,10 @@ from midstream.record.database import explained, open_engine
 from midstream.record.exact_json import to_json
 from midstream.record.feedback import Feedback
 from midstream.record.filters import Filters, conditions
-from midstream.record.groups import Leased
+from midstream.record.groups import GroupState, Leased
 from midstream.record.reading import Recorded
+from midstream.record.retention import prunable
+from midstream.record.retention import vacuum as reclaim
 from midstream.record.rows import Row, step_row, trajectory_row
 from midstream.record.transaction import Transaction
 from midstream.record.writer import Operation, Writer
@@ -290,6 +292,29 @@ class Store:
     def feedback(self, trajectory_uid: str) -> list[Feedback]:
         """What was said of a trajectory and its steps, in the order it came."""
         return self.read(lambda connection: feedback.read(connection, [trajectory_uid]))
+
+    def prune(
+        self,
+        older_than_s: float,
+        channel: str | None = None,
+        *,
+        keep: Collection[str] = (GroupState.WAITING, GroupState.READY),
+        vacuum: bool = False,
+    ) -> int:
+        """Delete the trajectories that ended longer ago than `older_than_s` seconds, with all that is kept of them;
+        returns how many.
+
+        Those that run, that somebody holds on lease, or whose group is in one of the states `keep`, stay. `vacuum`
+        gives their space back to the file system, while others wait; without it what is recorded next takes that space.
+        """
+        states = [GroupState(state) for state in keep]
+        condition = prunable(time.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
+        pruned = 0
+        while count := self._writer.submit_sync(lambda transaction: transaction.discard(condition)):
+            pruned += count
+        if vacuum:
+            reclaim(self._engine, self.where)
+        return pruned
 
     def write(self, operation: Operation[T]) -> T:
         """Run `operation` in the writer's transaction; returns its result when that is on disk."""

@@ -53,8 +53,8 @@ class Transaction:
         deadline."""
         uid, key = row["uid"], (row["prompt_uid"], row["channel"])
         if uid in self._known:
-            self._touched.add(self._known[uid].group)
             delete(self.connection, schema.trajectories.c.uid == uid)
+            self._touched.add(self._known[uid].group)
         self._execute(schema.trajectories.insert(), [row])
         self._known[uid] = Known(row["status"], key)
         if size is not None or deadline is not None:

@@ -41,6 +41,7 @@ Check = Callable[[Subject], Coroutine[Any, Any, None]]
 def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_path: Path) -> Callable[[Check], None]:
     """Runs a check on an engine of the kind."""
     kind: str = request.param
+    real = request.getfixturevalue("start_real_vllm")("processed_logprobs") if kind == "vllm, real" else None
 
     @asynccontextmanager
     async def vllm(mode: str = "processed_logprobs") -> AsyncIterator[VLLMEngine]:
@@ -66,7 +67,7 @@ def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_pat
                 async with vllm("raw_logprobs" if "raw" in kind else "processed_logprobs") as engine:
                     await check(Subject(engine, tiny_tokenizer))
             case "vllm, real":
-                real = request.getfixturevalue("start_real_vllm")("processed_logprobs")
+                assert real is not None
                 engine = await VLLMEngine.connect(real.url, real.tokenizer)
                 await check(Subject(engine, real.tokenizer))
                 await engine.close()

@@ -196,6 +196,13 @@ def test_a_trajectory_begun_again_takes_its_place_in_the_group_again(store: Stor
     assert counts(store) == {"ready": 1}
 
 
+def test_a_trajectory_begun_again_elsewhere_leaves_its_group(store: Store) -> None:
+    begin(store, "p-0", group_size=1)
+    end(store, "p-0")
+    store.begin("p-0", "p", TASK, "val")
+    assert counts(store) == {}
+
+
 def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
     store.begin("p-0", "p", TASK, "train", train_step=1, group_size=1)
     store.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)

@@ -31,7 +31,7 @@ class Family:
     def __init__(self, facts: Facts, vocabulary: Mapping[str, int], why: str) -> None:
         self.facts, self.why = facts, why
         self.markers = (*self.tags, THINK, THOUGHT, RESULT, RESULT_END)
-        self._vocabulary = {tag: vocabulary[tag] for tag in self.tags if tag in vocabulary}
+        self._vocabulary = {marker: vocabulary[marker] for marker in self.markers if marker in vocabulary}
 
     def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
         """A `CallParser`."""
@@ -164,13 +164,13 @@ class Family:
                 else f"tool_choice names '{choice}', which is none of the tools declared"
             )
         rules = self.rules(chosen, parallel)
-        return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks))
+        return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks, self._vocabulary))
 
     def answer(self, schema: Mapping[str, Any]) -> Constraint:
         if self.facts.thinks == "no":
             return Constraint(kind="json_schema", grammar=json.dumps(schema))
         rules = f"answer: {grammar.json_rule(schema)}"
-        return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks))
+        return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks, self._vocabulary))
 
 
 def guarded(value: Any, guard: Guard) -> Any:

@@ -13,7 +13,7 @@ from midstream.core.errors import Unsupported
 from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.formats.base import ChatFormat
-from midstream.engines.formats.reading import THINK
+from midstream.engines.formats.reading import THINK, THOUGHT
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as chat templates write it. Free white space is where small models lose their way."""
@@ -25,7 +25,7 @@ def text(literal: str) -> str:
 
 
 def marker(literal: str, vocabulary: Mapping[str, int]) -> str:
-    """`literal` as the one token it is, where it is one."""
+    """`literal` as the one token it is, where it is one: no added token, special or not, is spelled by text."""
     return f"<[{vocabulary[literal]}]>" if literal in vocabulary else text(literal)
 
 
@@ -69,14 +69,16 @@ def moved(schema: Any, place: str) -> Any:
     return [moved(one, place) for one in schema] if isinstance(schema, list) else schema
 
 
-def after_thought(rules: str, thinks: str) -> str:
+def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int]) -> str:
     """A grammar whose answer is `rules` (of which the first is `answer`), after the thought the model begins with."""
     if thinks == "no":
         return f"start: answer\n{rules}"
-    begun = {"tag": "(THINK thought)?", "opened": "thought"}[thinks]
-    # Lazy: the thought is over at its first end tag, however that is spelled in tokens.
-    thought = "thought[lazy]: /(?s:.*)<\\/think>/"
-    return f"start: {begun} /\\n{{0,2}}/ answer\nTHINK: {text(THINK)}\n{thought}\n{rules}"
+    if THOUGHT in vocabulary:
+        thought = f"thought: /(?s:.*)/ {marker(THOUGHT, vocabulary)}"
+    else:  # lazy: the thought is over at its first end tag
+        thought = "thought[lazy]: /(?s:.*)<\\/think>/"
+    begun = {"tag": f"({marker(THINK, vocabulary)} thought)?", "opened": "thought"}[thinks]
+    return f"start: {begun} /\\n{{0,2}}/ answer\n{thought}\n{rules}"
 
 
 def response_constraint(chat_format: ChatFormat, wanted: Mapping[str, Any] | None) -> Constraint | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from midstream.core.errors import EngineError
+from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Constraint
 from midstream.engines.chat import ChatTokenizer
@@ -44,9 +44,11 @@ class Grammars:
         from llguidance.hf import from_tokenizer
 
         if self._made is None:
-            self._made = from_tokenizer(
-                self._tokenizer.backend, self._vocabulary, sorted(self._tokenizer.end_ids) or None
-            )
+            ends = sorted(self._tokenizer.end_ids) or None
+            try:
+                self._made = from_tokenizer(self._tokenizer.backend, self._vocabulary, ends)
+            except ValueError as error:
+                raise Unsupported(f"no constraints with the tokenizer of {self._tokenizer.name}: {error}") from None
         return compiled(constraint, self._made)
 
 

@@ -6,6 +6,7 @@ loaded from a folder that the server can read, one after another under the same 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ConfigError, EngineError, Unsupported
+from midstream.core.seeds import derive_seed
 from midstream.engines.base import Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.grammar import check
@@ -57,6 +59,7 @@ class VLLMEngine:
         self.policy_version = policy_version
         self._server, self._model, self._adapter, self._log_probs = server, model, adapter, log_probs
         self._end_ids = sorted(tokenizer.end_ids)
+        self._salt = _salt(model, policy_version)
         self._pause = Pause()
         self._known = True
         """Whether it is sure which weights the server has: not after a load that broke off half way."""
@@ -130,6 +133,7 @@ class VLLMEngine:
                 hint = "; does it run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
                 raise EngineError(f"{error}{hint if 'Not Found' in str(error) else ''}") from None
             self._model, self.policy_version, self._known = self._adapter, policy_version, True
+            self._salt = _salt(folder.resolve(), policy_version)
             await self._free_prefixes()
 
     async def _free_prefixes(self) -> None:
@@ -148,7 +152,7 @@ class VLLMEngine:
         if not request.prompt_ids and not images:
             raise EngineError("an empty prompt: there is nothing to continue")
         if request.constraint is not None:
-            check(request.constraint)
+            await asyncio.to_thread(check, request.constraint)
         began = time.perf_counter()
         async with self._pause.call():
             if not self._known:
@@ -182,7 +186,7 @@ class VLLMEngine:
 
     def _weights(self) -> dict[str, str]:
         """The model, and a salt that keeps what other versions left in the prefix cache away from this one."""
-        return {"model": self._model, "cache_salt": f"{self._model}-{self.policy_version}"}
+        return {"model": self._model, "cache_salt": self._salt}
 
     def _scored_again(self, request: Request, images: bool) -> bool:
         """Whether the tokens must be scored afterwards, see `LogProbs`; raises `Unsupported` where that cannot be."""
@@ -219,6 +223,11 @@ class VLLMEngine:
         }
         answer = await self._server.ask("/v1/completions", body | self._weights())
         response.log_probs, response.top = prompt_log_probs(answer, response.ids, request.top_log_probs)
+
+
+def _salt(*weights: object) -> str:
+    """vLLM takes no path, nor anything with an @."""
+    return str(derive_seed("weights", *weights))
 
 
 async def _probe(server: Server, model: str, tokenizer: ChatTokenizer) -> LogProbs:
