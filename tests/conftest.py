@@ -66,7 +66,7 @@ def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(tiny_path, folder, dirs_exist_ok=True)
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(
-        template.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+        "{# <think> #}" + template.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
     )
     return load_tokenizer(folder)
 
