@@ -57,7 +57,7 @@ def tiny_tokenizer(tiny_path: Path) -> ChatTokenizer:
 
 @pytest.fixture(scope="session")
 def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """That of `tiny` with a template that knows of thoughts: replies may begin with one, and earlier ones lose theirs."""
+    """That of `tiny` with a template that knows of thoughts: a reply may begin with one, and loses it later."""
     import shutil
 
     from midstream.engines.chat import load_tokenizer

@@ -344,7 +344,7 @@ def test_a_response_goes_on_from_an_earlier_one(says) -> None:
     second = client.responses.create(
         model="tiny", input="Thanks", instructions="Be brief.", previous_response_id=first.id
     )
-    one, two = served.steps("t")
+    _, two = served.steps("t")
     assert (first.output_text, second.output_text) == ("Hello.", "You are welcome.")
     assert (first.status, second.previous_response_id) == ("completed", first.id)
     assert (two.parent, two.branch_reason) == (0, "")
@@ -358,7 +358,9 @@ def test_function_calls_of_a_response_are_answered_in_its_next_input(says) -> No
     calls = [item for item in first.output if item.type == "function_call"]
     assert first.output_text == "Both." and [json.loads(c.arguments) for c in calls][1] == {"expression": "2+2"}
     given += first.output
-    given += [{"type": "function_call_output", "call_id": c.call_id, "output": r} for c, r in zip(calls, "24")]
+    given += [
+        {"type": "function_call_output", "call_id": c.call_id, "output": r} for c, r in zip(calls, "24", strict=True)
+    ]
     second = client.responses.create(model="tiny", input=given, tools=[FLAT])
     assert second.output_text == "2 and 4."
     one, two = served.steps("t")
@@ -425,7 +427,7 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
         client.chat.completions.create(**{**asked, "model": "gpt-5"})
     with pytest.raises(openai.NotFoundError, match="no response 'resp_x' to go on from"):
         client.responses.create(model="tiny", input="?", previous_response_id="resp_x")
-    with pytest.raises(openai.BadRequestError, match="messages.: List should have at least 1 item") as error:
+    with pytest.raises(openai.BadRequestError, match=r"messages.: List should have at least 1 item") as error:
         client.chat.completions.create(**{**asked, "messages": []})
     assert (error.value.param, error.value.type) == ("messages", "invalid_request_error")
     with pytest.raises(openai.BadRequestError, match="temperature"):
@@ -492,7 +494,8 @@ def test_a_call_that_is_repeated_with_its_key_gets_the_same_answer(says) -> None
 def test_models_are_listed_and_looked_up(says) -> None:
     served, client = says(aliases=["team/small"])
     assert [model.id for model in client.models.list()] == ["tiny", "team/small"]
-    root = OpenAI(base_url=f"{served.url}/v1", api_key=client.api_key, _strict_response_validation=True)
-    assert root.models.retrieve("team/small").owned_by == "midstream"
-    with pytest.raises(openai.NotFoundError):
-        root.models.retrieve("other")
+    root = client.with_options(base_url=f"{served.url}/v1")
+    for one in (client, root):
+        assert one.models.retrieve("team/small").owned_by == "midstream"
+        with pytest.raises(openai.NotFoundError):
+            one.models.retrieve("other")

@@ -81,7 +81,9 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
 def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
     """The answer to a body that pydantic did not accept: every argument that is wrong, by name."""
     told: list[str] = []
-    for item in errors:
+    # "Not a string either" helps nobody where it is the other branch that was meant.
+    meant = [e for e in errors if not (e["type"] == "string_type" and e["loc"][-1] == "str")] or errors
+    for item in meant:
         name = _dotted(item["loc"])
         if item["type"] == "extra_forbidden":
             told.append(f"'{name}' is not an argument this server honours; leave it out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,9 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class CalledFunction(Body):
     name: str
     arguments: str
@@ -54,7 +57,7 @@ class ChatMessage(Body):
     which counts as it was written."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCallPart] | None = None
     tool_call_id: str | None = None
