@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -36,8 +37,21 @@ async def serving(gateway: Gateway) -> AsyncIterator[str]:
 
 
 async def serve(gateway: Gateway, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish."""
-    await uvicorn.Server(_settings(gateway)).serve(sockets=[listening])
+    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish. The second one does not wait for them."""
+    server = uvicorn.Server(_settings(gateway))
+
+    def stop() -> None:
+        server.force_exit, server.should_exit = server.should_exit, True
+
+    # uvicorn's own handlers would raise the signal again at the end, before the store is closed.
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        await _until_stopped(server, listening)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -62,7 +76,7 @@ def url_of(listening: socket.socket) -> str:
 
 
 async def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
-    # Without uvicorn's handlers: Ctrl-C belongs to the program around it.
+    # Without uvicorn's handlers of signals: those belong to the program around it.
     await server._serve([listening])  # pyright: ignore[reportPrivateUsage]
 
 
