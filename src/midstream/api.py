@@ -137,7 +137,7 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.models import resolve
-    from midstream.gateway.server import listen, url_of
+    from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
@@ -153,9 +153,8 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         if config.follow is not None:
             following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take)))
             stack.callback(following.cancel)
-        if on_ready is not None:
-            on_ready(url_of(listening), config.model, store.where)
-        await run_server(gateway, listening)
+        told = on_ready or (lambda url, model, where: None)
+        await run_server(gateway, listening, lambda url: told(url, config.model, store.where))
 
 
 def _held_back(gateway: Any, take: Take) -> Take:
