@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import AlreadyEnded, RunError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.record import schema
 from midstream.record.store import PAGE, Store
 
 TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
@@ -123,6 +124,15 @@ def test_discard_from_a_step_leaves_what_came_before_and_what_has_no_step(store:
     assert store.trajectory("u3").steps == ()  # its steps went too
 
 
+def test_more_can_be_discarded_than_one_statement_takes(store: Store) -> None:
+    store.begin("u", "p", TASK, "train", train_step=1)
+    [row] = store.read(lambda c: [dict(one) for one in c.execute(schema.trajectories.select()).mappings()])
+    many = [{**row, "id": n + 9, "uid": f"u{n}", "prompt_uid": f"p{n}"} for n in range(17_000)]
+    store.write(lambda transaction: transaction.connection.execute(schema.trajectories.insert(), many))
+    store.discard_from(1)
+    assert store.count() == 0
+
+
 def test_many_callers_share_few_transactions(database: str) -> None:
     async def caller(store: Store, uid: str) -> None:
         store.begin(uid, "p", TASK, "train")
@@ -230,6 +240,13 @@ def test_close_writes_what_still_waits(database: str) -> None:
         assert again.count() == 50
 
 
+def test_what_looks_like_our_own_marks_in_json_comes_back_as_it_was(store: Store) -> None:
+    odd = {"!tuple": [1], "a": {"!dict": [[1, 2]]}, "b": [{"!float": "inf"}], "c": {"!tuple": (math.inf, "\ud800")}}
+    step = a_step("u", metadata=odd, messages=({"role": "user", "content": "x", "extra": {"!tuple": []}},))
+    store.append_sync(step)
+    assert repr(store.trajectory("u").steps[0]) == repr(step)
+
+
 def test_infinities_and_zero_signs_survive(store: Store) -> None:
     step = a_step("u", rollout_log_probs=(-math.inf, -0.0), reward=math.inf, metadata={"x": -math.inf})
     store.append_sync(step)
@@ -262,12 +279,21 @@ def test_a_trajectory_ends_once(store: Store) -> None:
 
 
 def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(store: Store) -> None:
+    gate = threading.Event()
+
     async def together() -> list[BaseException | None]:
         store.begin("u", "p", TASK, "train")
         ends = [store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)]
-        return await asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        waiting = asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await waiting
 
+    held = threading.Thread(target=store.write, args=(lambda transaction: gate.wait(),))
+    held.start()
     first, second, third, append = asyncio.run(together())
+    held.join()
+    assert store.commits <= 2
     assert first is None and append is None
     assert isinstance(second, AlreadyEnded) and isinstance(third, AlreadyEnded)
     assert store.trajectory("u").reward == 0.0
@@ -318,6 +344,7 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
             ("changed", {"token": "new"}),
         ]
         assert found[0].channel == "online" and found[0].trajectory.steps == (a_step("kept"),)
+        assert [one.session for one in again.recorded(status=Status.COMPLETED)] == [{"token": "x"}]
 
 
 def test_listing_filters_by_what_was_recorded(store: Store) -> None:
