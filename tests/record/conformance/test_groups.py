@@ -13,6 +13,7 @@ import pytest
 
 from midstream.core.errors import LeaseLost
 from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.record import groups, schema
 from midstream.record.groups import GroupState
 from midstream.record.store import Store
 
@@ -230,6 +231,14 @@ def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
     store.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
     store.discard_from(2)
     assert counts(store) == {"waiting": 1}
+
+
+def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
+    complete(store, "p1", size=1)
+    store.write(lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting")))
+    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
+    store.write(lambda transaction: groups.settle(transaction.connection, keys, time.time()))
+    assert counts(store) == {"ready": 1}
 
 
 WORKER = textwrap.dedent(

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import AlreadyEnded, RunError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
-from midstream.record import schema
 from midstream.record.store import PAGE, Store
 
 TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
@@ -122,15 +121,6 @@ def test_discard_from_a_step_leaves_what_came_before_and_what_has_no_step(store:
     assert all(len(t.steps) == 1 for t in store.trajectories())
     store.begin("u3", "p", TASK, "train", train_step=3)
     assert store.trajectory("u3").steps == ()  # its steps went too
-
-
-def test_more_can_be_discarded_than_one_statement_takes(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", train_step=1)
-    [row] = store.read(lambda c: [dict(one) for one in c.execute(schema.trajectories.select()).mappings()])
-    many = [{**row, "id": n + 9, "uid": f"u{n}", "prompt_uid": f"p{n}"} for n in range(17_000)]
-    store.write(lambda transaction: transaction.connection.execute(schema.trajectories.insert(), many))
-    store.discard_from(1)
-    assert store.count() == 0
 
 
 def test_many_callers_share_few_transactions(database: str) -> None:
