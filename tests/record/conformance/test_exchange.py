@@ -148,7 +148,7 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
         (json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})), "colour"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": ["a"]}])), "integer"),
         (
-            lambda: json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
+            json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
             "1 response tokens but 0",
         ),
         (json.dumps(a_record(steps=[{**STEP, "tools": "x"}])), "tools of a step is a str"),
