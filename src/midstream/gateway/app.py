@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from midstream import __version__
 from midstream.core.errors import MidstreamError
@@ -26,6 +25,7 @@ from midstream.gateway.dialects.shared import Body
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
+from midstream.gateway.middleware import BodyLimit, Measured
 from midstream.gateway.service import Ask, Gateway
 
 T = TypeVar("T")
@@ -53,11 +53,11 @@ def make_app(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
-        max_body_size=round(gateway.config.limits.body_mb * 1e6),
         strict_content_type=False,
         responses={400: {"description": "What was wrong with the request, and what to do"}},
     )
-    app.add_middleware(_Measured, gateway=gateway)
+    app.add_middleware(Measured, metrics=gateway.metrics)
+    app.add_middleware(BodyLimit, limits=gateway.config.limits)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
     _add_model_calls(app, gateway)
@@ -387,31 +387,3 @@ async def _raced(work: Awaitable[T], receive: Receive) -> T | None:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-
-
-class _Measured:
-    """Counts answers by route and status."""
-
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self._app, self._metrics = app, gateway.metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.perf_counter(), 499
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, sent)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            route = scope.get("route")
-            self._metrics.answered(getattr(route, "path", "none"), status, time.perf_counter() - began)

@@ -42,6 +42,8 @@ class LimitsConfig(Config):
     """Time from a call's arrival to its answer; 504 after that."""
     body_mb: float = Field(default=64.0, gt=0)
     """Largest request body; 413 above."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """Time a request body may take to arrive; 408 after that."""
     max_response_tokens: int = Field(default=4096, ge=1)
     """`max_tokens` of a call that names none; a call may ask for more."""
     choices: int = Field(default=128, ge=1)
