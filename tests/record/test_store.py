@@ -299,7 +299,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
             store.consume("run", ["p"], 1)
             store.group_counts()
             store.group_counts("train")
-            assert list(store.open_trajectories()) == []
+            assert list(store.open_uids()) == []
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     scans: set[str] = set()
