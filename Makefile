@@ -57,7 +57,7 @@ test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
 
 test-vllm: $(READY) $(VLLM)/.ready
-	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
