@@ -58,7 +58,7 @@ test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
 
 test-vllm: $(READY) $(VLLM)/.ready
-	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
 
 test-kill-gateway: $(READY)
 	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)

@@ -138,7 +138,7 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.models import resolve
-    from midstream.gateway.server import listen, url_of
+    from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
@@ -156,10 +156,9 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         if config.follow is not None:
             following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take)))
             stack.callback(following.cancel)
-        if on_ready is not None:
-            scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
-            on_ready(url_of(listening), f"{config.model}{scripted}", store.where)
-        await run_server(gateway, listening)
+        told = on_ready or (lambda url, model, where: None)
+        scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
+        await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))
 
 
 def _held_back(gateway: Any, take: Take) -> Take:

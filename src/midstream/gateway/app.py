@@ -127,7 +127,8 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
 
     async def models(request: Request) -> Response:
         gateway.caller(_secret(request))
-        return _json({"object": "list", "data": [_model(name, gateway) for name in gateway.names]})
+        names = {"first_id": gateway.names[0], "last_id": gateway.names[-1], "has_more": False}
+        return _json({"object": "list", "data": [_model(name, gateway) for name in gateway.names], **names})
 
     async def model(request: Request, name: str) -> Response:
         gateway.caller(_secret(request))
@@ -136,9 +137,13 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     async def scoped_models(request: Request, trajectory_uid: Uid, prompt_uid: Uid) -> Response:
         return await models(request)
 
+    async def scoped_model(request: Request, trajectory_uid: Uid, prompt_uid: Uid, name: str) -> Response:
+        return await model(request, name)
+
     app.add_api_route("/v1/models", models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
     app.add_api_route("/{trajectory_uid}/{prompt_uid}/v1/models", scoped_models, methods=["GET"])
+    app.add_api_route("/{trajectory_uid}/{prompt_uid}/v1/models/{name:path}", scoped_model, methods=["GET"])
 
 
 def _add_own(app: FastAPI, own: Endpoints) -> None:
@@ -285,11 +290,16 @@ def _base(request: Request) -> str:
 
 
 def _model(name: str, gateway: Gateway) -> dict[str, Any]:
+    """A model, as both OpenAI's and Anthropic's clients read it."""
     return {
         "id": name,
         "object": "model",
+        "type": "model",
         "created": 0,
+        "created_at": "1970-01-01T00:00:00Z",
         "owned_by": "midstream",
+        "display_name": name,
+        "lifecycle": "active",
         "max_model_len": gateway.voice.engine.context_length,
         "policy_version": gateway.voice.engine.policy_version,
     }

@@ -25,7 +25,10 @@ class ApiError(MidstreamError):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        if self.retry_after_s is not None:
+            return {"Retry-After": str(max(1, round(self.retry_after_s)))}
+        # Clients would ask again after a conflict or a bug, unless they are told not to.
+        return {"x-should-retry": "false"} if self.status in (409, 500) else {}
 
 
 _CODES = {
@@ -82,7 +85,9 @@ def anthropic_body(error: ApiError) -> dict[str, Any]:
 def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
     """The answer to a body that pydantic did not accept: every argument that is wrong, by name."""
     told: list[str] = []
-    for item in errors:
+    # "Not a string either" helps nobody where it is the other branch that was meant.
+    meant = [e for e in errors if not (e["type"] == "string_type" and e["loc"][-1] == "str")] or errors
+    for item in meant:
         name = _dotted(item["loc"])
         if item["type"] == "extra_forbidden":
             told.append(f"'{name}' is not an argument this server honours; leave it out")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
@@ -18,26 +19,39 @@ BACKLOG = 4096
 
 
 @asynccontextmanager
-async def serving(gateway: Gateway) -> AsyncIterator[str]:
+async def serving(gateway: Gateway, listening: socket.socket | None = None) -> AsyncIterator[str]:
     """Serve inside this event loop; gives the URL. On leaving, calls under way are let finish first."""
-    listening = listen(gateway.config.host, gateway.config.port)
+    own = listening or listen(gateway.config.host, gateway.config.port)
     server = uvicorn.Server(_settings(gateway))
-    task = asyncio.create_task(_until_stopped(server, listening))
+    # Without uvicorn's handlers of signals: those belong to the program around it.
+    task = asyncio.create_task(server._serve([own]))  # pyright: ignore[reportPrivateUsage]
     while not server.started:
         if task.done():
             await task
         await asyncio.sleep(0.005)
     try:
-        yield url_of(listening)
+        yield url_of(own)
     finally:
         server.should_exit = True
         await task
-        listening.close()
+        own.close()
 
 
-async def serve(gateway: Gateway, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish."""
-    await uvicorn.Server(_settings(gateway)).serve(sockets=[listening])
+async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish. The second one ends the process at once."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    ends = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        stopped.set()
+        for number in ends:
+            loop.remove_signal_handler(number)
+
+    for number in ends:
+        loop.add_signal_handler(number, stop)
+    async with serving(gateway, listening) as url:
+        on_ready(url)
+        await stopped.wait()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -59,11 +73,6 @@ def listen(host: str, port: int) -> socket.socket:
 def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-async def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
-    # Without uvicorn's handlers: Ctrl-C belongs to the program around it.
-    await server._serve([listening])  # pyright: ignore[reportPrivateUsage]
 
 
 def _settings(gateway: Gateway) -> uvicorn.Config:

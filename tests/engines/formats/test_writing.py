@@ -123,7 +123,7 @@ def test_arguments_that_are_no_object_are_written_as_they_are() -> None:
 
 def test_a_template_that_prints_arguments_is_given_text() -> None:
     prints = (
-        "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments }})"
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }})"
         "{% endfor %}{% endfor %}"
     )
     assert written(prints, [calls("celsius")]) == 'get_weather({"city": "Paris", "unit": "celsius"})'

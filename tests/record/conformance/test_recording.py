@@ -230,6 +230,13 @@ def test_close_writes_what_still_waits(database: str) -> None:
         assert again.count() == 50
 
 
+def test_what_looks_like_our_own_marks_in_json_comes_back_as_it_was(store: Store) -> None:
+    odd = {"!tuple": [1], "a": {"!dict": [[1, 2]]}, "b": [{"!float": "inf"}], "c": {"!tuple": (math.inf, "\ud800")}}
+    step = a_step("u", metadata=odd, messages=({"role": "user", "content": "x", "extra": {"!tuple": []}},))
+    store.append_sync(step)
+    assert repr(store.trajectory("u").steps[0]) == repr(step)
+
+
 def test_infinities_and_zero_signs_survive(store: Store) -> None:
     step = a_step("u", rollout_log_probs=(-math.inf, -0.0), reward=math.inf, metadata={"x": -math.inf})
     store.append_sync(step)
@@ -262,12 +269,21 @@ def test_a_trajectory_ends_once(store: Store) -> None:
 
 
 def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(store: Store) -> None:
+    gate = threading.Event()
+
     async def together() -> list[BaseException | None]:
         store.begin("u", "p", TASK, "train")
         ends = [store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)]
-        return await asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        waiting = asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await waiting
 
+    held = threading.Thread(target=store.write, args=(lambda transaction: gate.wait(),))
+    held.start()
     first, second, third, append = asyncio.run(together())
+    held.join()
+    assert store.commits <= 2
     assert first is None and append is None
     assert isinstance(second, AlreadyEnded) and isinstance(third, AlreadyEnded)
     assert store.trajectory("u").reward == 0.0

@@ -168,7 +168,7 @@ class Family:
 
     def answer(self, schema: Mapping[str, Any]) -> Constraint:
         if self.facts.thinks == "no":
-            return Constraint(kind="json_schema", grammar=json.dumps(schema))
+            return Constraint(kind="json_schema", grammar=json.dumps({**schema, "x-guidance": grammar.STYLE}))
         rules = f"answer: {grammar.json_rule(schema)}"
         return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks, self._vocabulary))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from midstream.core.types import Message
+from midstream.engines.formats import response_constraint
 from midstream.gateway.answer import Answer, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held_to_tools, tool_schema
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held_to_tools, only_one, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -53,10 +54,13 @@ class ToolUseBlock(Body):
     caller: JsonObject | None = None
 
 
+Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+
+
 class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock | ImageBlock] | None = None
+    content: str | list[Shown] | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
@@ -67,11 +71,11 @@ class ThinkingBlock(Body):
     signature: str = ""
 
 
-Block = TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock
+Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
 
 
 class Turn(Body):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
@@ -94,6 +98,12 @@ class Metadata(Body):
     user_id: str | None = None
 
 
+class OutputConfig(Body):
+    format: dict[str, Any] | None = None
+    """`{"type": "json_schema", "schema": {...}}`"""
+    effort: None = None
+
+
 class CountRequest(Body):
     """A prompt whose tokens are to be counted."""
 
@@ -102,6 +112,8 @@ class CountRequest(Body):
     system: str | list[TextBlock] | None = None
     tools: list[ToolParam] | None = None
     tool_choice: ToolChoiceParam | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
 
 
 class MessagesRequest(CountRequest):
@@ -130,7 +142,7 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
         role=request.model,
         messages=tuple(messages),
         tools=declared,
-        constraint=constraint,
+        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, _format(request))),
         sampling=gateway.sampling(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -157,6 +169,14 @@ def conversation(request: CountRequest) -> tuple[list[Message], list[Any]]:
             400, "the last message is the assistant's; prefilled replies are not supported", param="messages"
         )
     return messages, [tool_schema(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()]
+
+
+def _format(request: CountRequest) -> dict[str, Any] | None:
+    """`output_config.format` as chat completions word it."""
+    asked = None if request.output_config is None else request.output_config.format
+    if asked is None or asked.get("type") != "json_schema":
+        return asked
+    return {"type": "json_schema", "json_schema": {"schema": asked.get("schema")}}
 
 
 def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
@@ -269,13 +289,14 @@ def _plain(turn: Turn) -> list[Message]:
         else:
             parts.append(block)
     if turn.role == "assistant":
-        message: Message = {"role": "assistant", "content": _content(parts)}
+        said = "".join(block.text for block in parts if isinstance(block, TextBlock))
+        message: Message = {"role": "assistant", "content": said}
         if calls:
-            message |= {"content": _content(parts) or None, "tool_calls": calls}
+            message |= {"content": said or None, "tool_calls": calls}
         return [{**message, "reasoning_content": thought} if thought else message]
     if calls:
         raise ApiError(400, "a tool_use block can only be in an assistant's message", param="messages")
-    return [*results, *([{"role": "user", "content": _content(parts)}] if parts or not results else [])]
+    return [*results, *([{"role": turn.role, "content": _content(parts)}] if parts or not results else [])]
 
 
 def _content(blocks: str | list[Any] | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -34,9 +34,14 @@ class ImagePart(Body):
     image_url: ImageUrl
 
 
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class CalledFunction(Body):
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client read `arguments` as; they count as they were written."""
 
 
 class ToolCallPart(Body):
@@ -48,10 +53,11 @@ class ToolCallPart(Body):
 
 class ChatMessage(Body):
     """A message of the conversation so far. `refusal`, `annotations`, `audio` and `function_call` come back from
-    clients that send a reply as they got it; they must be empty."""
+    clients that send a reply as they got it; they must be empty. `parsed` is what OpenAI's client read `content` as,
+    which counts as it was written."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
     tool_calls: list[ToolCallPart] | None = None
     tool_call_id: str | None = None
@@ -61,6 +67,7 @@ class ChatMessage(Body):
     annotations: list[Any] | None = Field(default=None, max_length=0)
     audio: None = None
     function_call: None = None
+    parsed: Any = None
 
     def plain(self) -> Message:
         """As the rest of the gateway has it."""
@@ -74,7 +81,9 @@ class ChatMessage(Body):
         if self.name is not None:
             message["name"] = self.name
         if self.tool_calls:
-            message["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+            message["tool_calls"] = [
+                call.model_dump(exclude={"index": True, "function": {"parsed_arguments"}}) for call in self.tool_calls
+            ]
         elif content is None:
             message["content"] = ""
         if self.tool_call_id is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
 from midstream.engines.formats import response_constraint
@@ -31,10 +31,13 @@ class InputImage(Body):
     detail: str | None = None
 
 
+Shown = Annotated[InputText | InputImage, Field(discriminator="type")]
+
+
 class InputMessage(Body):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[InputText | InputImage]
+    content: str | list[Shown]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -54,7 +57,7 @@ class FunctionCall(Body):
 class FunctionOutput(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[InputText | InputImage]
+    output: str | list[Shown]
     id: str | None = None
     status: str | None = None
     caller: None = None
@@ -74,7 +77,18 @@ class ReasoningItem(Body):
     status: str | None = None
 
 
-Item = FunctionCall | FunctionOutput | ReasoningItem | InputMessage
+def _type_of(item: Any) -> str:
+    """A message need not say what it is."""
+    return str(item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", "message")
+
+
+Item = Annotated[
+    Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionOutput, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[InputMessage, Tag("message")],
+    Discriminator(_type_of),
+]
 
 
 class FunctionTool(Body):
