@@ -17,6 +17,7 @@ from tests.gateway.served import Served, error
 
 from midstream import api
 from midstream.core.errors import UserError
+from midstream.gateway import protocol
 from midstream.gateway.config import GatewayConfig
 
 
@@ -147,6 +148,30 @@ def test_a_hostile_request_is_no_5xx_and_puts_nothing_into_the_headers(
     assert answer.partition(" ")[2][:1] in ("2", "4", ""), answer
     assert "x-injected" not in answer.partition("\r\n\r\n")[0].lower()
     assert served.client.get("/health").status_code == 200
+
+
+def test_connections_that_say_nothing_or_never_come_to_the_point_are_closed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.4)
+    served = start()
+    host, port = served.url.removeprefix("http://").split(":")
+    silent, slow = (socket.create_connection((host, int(port)), timeout=10) for _ in range(2))
+    slow.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+    began = time.monotonic()
+    for _ in range(3):
+        time.sleep(0.1)
+        slow.sendall(b"X-More: 1\r\n")
+    assert silent.recv(100) == slow.recv(100) == b"" and time.monotonic() - began > 0.3
+    silent.close()
+    slow.close()
+    with socket.create_connection((host, int(port)), timeout=10) as endless:
+        endless.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"x" * (protocol.HEAD_BYTES + 1))
+        assert endless.recv(100).startswith(b"HTTP/1.1 400")
+    kept = served.client  # one that keeps its connection open between requests may be slow to ask again
+    assert kept.get("/health").status_code == 200
+    time.sleep(0.6)
+    assert kept.get("/health").status_code == 200
 
 
 def test_trajectories_opened_and_abandoned_leave_no_trace_in_memory(start: Start) -> None:

@@ -12,6 +12,7 @@ import uvicorn
 
 from midstream.core.errors import UserError
 from midstream.gateway.app import make_app
+from midstream.gateway.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
 BACKLOG = 4096
@@ -78,6 +79,7 @@ def url_of(listening: socket.socket) -> str:
 def _settings(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(gateway),
+        http=BoundedHead,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
