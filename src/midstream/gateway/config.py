@@ -24,9 +24,9 @@ class KeyConfig(Config):
     """Whether it may open trajectories and use every one. Others may only read models and metrics; agents get tokens of
     their own for each trajectory."""
     requests_per_minute: int | None = Field(default=None, ge=1)
-    """Model calls a minute; more are told to wait."""
+    """Model calls a minute, those of agents in trajectories opened with it included; more are told to wait."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Model calls at once; more are told to wait."""
+    """Model calls at once, counted in the same way; more are told to wait."""
 
     @property
     def secret(self) -> str:
