@@ -1,5 +1,5 @@
-"""Agents built with real packages: each runs against a gateway before SmolLM2, is compared with what the engine sampled,
-and is trained from the store for three steps."""
+"""Agents built with real packages: each runs against a gateway before SmolLM2, its tokens are compared with what the
+engine sampled, and it is trained from the store for three steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.learn.log_probs import TokenSequence, score
 
-MODEL = "smollm2-135m"
+MODEL = __import__("os").environ.get("SDK_MODEL", "smollm2-135m")
 QUESTIONS = ("What is 12 + 30?", "What is 7 * 8?", "What is 90 / 6?")
 ATTEMPTS = 2
 
@@ -76,7 +76,9 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         # Short answers are good ones: a reward that differs between attempts of a model that can hardly count.
         done = {"answer": answer, "reward": 1 / (1 + len(answer))}
         httpx.post(
-            f"{opened['base_url']}/complete_trajectory", json=done, headers={"Authorization": f"Bearer {opened['token']}"}
+            f"{opened['base_url']}/complete_trajectory",
+            json=done,
+            headers={"Authorization": f"Bearer {opened['token']}"},
         ).raise_for_status()
         return opened["trajectory_uid"]
 
