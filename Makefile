@@ -15,13 +15,14 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-kill test-vllm parity bench-throughput bench-sampling bench-limits check format clean
+.PHONY: help setup setup-vllm train test test-kill test-kill-gateway test-vllm parity bench-throughput bench-sampling bench-limits check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
+	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
@@ -58,6 +59,9 @@ test-kill: $(READY)
 
 test-vllm: $(READY) $(VLLM)/.ready
 	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+
+test-kill-gateway: $(READY)
+	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)

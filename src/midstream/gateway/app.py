@@ -26,6 +26,7 @@ from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
 from midstream.gateway.middleware import BodyLimit, Measured
+from midstream.gateway.openapi import describe
 from midstream.gateway.service import Ask, Gateway
 
 T = TypeVar("T")
@@ -54,7 +55,6 @@ def make_app(gateway: Gateway) -> FastAPI:
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
         strict_content_type=False,
-        responses={400: {"description": "What was wrong with the request, and what to do"}},
     )
     app.add_middleware(Measured, metrics=gateway.metrics)
     app.add_middleware(BodyLimit, limits=gateway.config.limits)
@@ -62,6 +62,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_exception_handler(kind, _answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
+    describe(app)
     return app
 
 
