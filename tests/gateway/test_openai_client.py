@@ -154,6 +154,7 @@ def test_required_and_named_tools_hold_the_model_to_a_call(samples) -> None:
             tools=[CALCULATOR],
             tool_choice=choice,
             parallel_tool_calls=False,
+            response_format={"type": "json_object"},  # holds for what is said, not for calls
             max_tokens=120,
         )
         (call,) = completion.choices[0].message.tool_calls
@@ -186,6 +187,29 @@ def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) 
     )
     assert again.choices[0].finish_reason == "length"
     assert served.steps("t")[1].parent == 0
+
+
+def test_a_model_that_may_call_a_tool_or_answer_in_json_does_one_of_the_two(samples) -> None:
+    _, client = samples
+    kinds = set()
+    for seed in range(8):
+        message = (
+            client.chat.completions.parse(
+                model="tiny",
+                messages=[user("?")],
+                tools=[{**CALCULATOR, "function": {**CALCULATOR["function"], "strict": True}}],
+                response_format=Verdict,
+                max_tokens=200,
+                parallel_tool_calls=False,
+                temperature=5.0,
+                seed=seed,
+            )
+            .choices[0]
+            .message
+        )
+        assert isinstance(message.parsed, Verdict) or message.tool_calls[0].function.name == "calculator"
+        kinds.add("call" if message.tool_calls else "answer")
+    assert kinds == {"call", "answer"}
 
 
 def test_json_mode_gives_an_object(samples) -> None:

@@ -185,6 +185,10 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
         return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
+    async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
+        live = await _live(request, gateway, None, None)
+        return await complete(request, live.uid, body)
+
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         live = await _live(request, gateway, trajectory_uid, None)
         return _json({"status": "ok", "steps": len(live.recorder.finished())})
@@ -231,6 +235,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         ("POST", f"{under}/register_trajectory", register),
         ("POST", f"{under}/complete_trajectory", complete_scoped),
         ("POST", "/complete_trajectory/{trajectory_uid}", complete),
+        ("POST", "/complete_trajectory", complete_own),
         ("POST", "/trajectories/{trajectory_uid}/heartbeat", heartbeat),
         ("GET", "/trajectories/{trajectory_uid}", trajectory),
         ("POST", "/trajectories/{trajectory_uid}/feedback", feedback),

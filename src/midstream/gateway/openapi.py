@@ -32,6 +32,7 @@ ABOUT: dict[str, tuple[str, str]] = {
         "End a trajectory, with what came of it",
     ),
     "/complete_trajectory/{trajectory_uid}": ("Trajectories", "End a trajectory"),
+    "/complete_trajectory": ("Trajectories", "End the trajectory of the token"),
     "/trajectories/{trajectory_uid}": ("Trajectories", "How a trajectory stands"),
     "/trajectories/{trajectory_uid}/heartbeat": ("Trajectories", "Say that a silent agent is still at work"),
     "/generate": ("White box", "A response to token ids or messages, with its ids and log-probabilities"),

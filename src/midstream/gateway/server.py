@@ -84,6 +84,7 @@ def _settings(gateway: Gateway) -> uvicorn.Config:
         access_log=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(gateway.config.limits.drain_s) + 1,
-        lifespan="on",
+        # Without a store nothing is watched or drained, and the event loop that ends may be the rollout's own.
+        lifespan="on" if gateway.store is not None else "off",
         server_header=False,
     )
