@@ -130,9 +130,11 @@ def test_every_group_is_learned_from_once(record: Record, train: Any, tmp_path: 
 def test_a_source_that_runs_dry_ends_the_run_which_goes_on_when_there_is_more(
     record: Record, train: Any, tmp_path: Path
 ) -> None:
-    record("q0"), record("q1")
+    record("q0")
+    record("q1")
     assert (stopped := train(4)).status == "stopped" and stopped.step == 2
-    record("q2"), record("q3")
+    record("q2")
+    record("q3")
     assert (done := train(4, resume=True)).status == "finished" and done.step == 4
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
     assert counts(tmp_path)["consumed"] == 4
