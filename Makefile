@@ -6,6 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
 VLLM := .venv-vllm
+LITELLM := .venv-litellm
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
@@ -15,7 +16,7 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-kill test-vllm parity bench-throughput bench-sampling bench-limits check format clean
+.PHONY: help setup setup-vllm train test test-kill test-vllm parity bench-throughput bench-sampling bench-limits bench-gateway check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -26,11 +27,12 @@ help:
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
+	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(LITELLM) and caches; runs and models stay"
 
 setup: $(READY)
 
@@ -87,6 +89,15 @@ bench-sampling: $(BENCH) $(VLLM)/.ready
 bench-limits: $(READY)
 	$(BIN)/python benchmarks/limits.py $(ARGS)
 
+# LiteLLM wants versions of its own too.
+$(LITELLM)/.ready:
+	test -x $(LITELLM)/bin/pip || "$(PYTHON)" -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet 'litellm[proxy]==1.106.2'
+	@touch $(LITELLM)/.ready
+
+bench-gateway: $(READY) $(LITELLM)/.ready
+	$(BIN)/python benchmarks/gateway --litellm $(LITELLM)/bin/litellm $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -97,5 +108,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(LITELLM) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
