@@ -156,7 +156,7 @@ def post(host: str, path: str, content: bytes, token: str) -> bytes:
 
 async def connect(url: str) -> Connection:
     address = urlsplit(url)
-    assert address.hostname is not None
+    assert address.hostname is not None and address.port is not None
     return (await asyncio.get_running_loop().create_connection(Connection, address.hostname, address.port))[1]
 
 
