@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.config import apply_overrides, load_yaml, parse_config
-from midstream.core.errors import RunError
+from midstream.core.errors import ConfigError, RunError
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
 from midstream.learn.config import TrainConfig
@@ -99,6 +99,12 @@ async def _rollout(
 
     source = load_tasks(config.tasks)
     check(source, [split])
+    for role, its in config.flow.roles.items():
+        if its.engine not in ("policy", "rules") or not its.train:
+            raise ConfigError(
+                f"flow.roles.{role}: against a gateway every role that is not a rule is its model, and trained",
+                "leave engine and train as they are, or run the flow with midstream train",
+            )
     async with GatewayClient(url, key_env) as client:
         records = RemoteRecords(client, group_size=config.rollout.group_size, model=await client.model())
         worker = AgentFlowWorker(
@@ -156,8 +162,10 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         store = stack.enter_context(Store(config.store, config.durability))
         gateway = Gateway(config, voice, store, TokenSigner(load_secret(config.secret_env)))
         if config.follow is not None:
-            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take)))
+            first = asyncio.Event()
+            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take), first))
             stack.callback(following.cancel)
+            await first.wait()  # so that no call is answered by an older policy than there is
         told = on_ready or (lambda url, model, where: None)
         scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
         await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))

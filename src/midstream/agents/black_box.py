@@ -46,7 +46,7 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
             returned = await self._run_agent(address.base_url, kwargs)
         if address.error:
             raise AgentFailed(f"the agent gave up: {address.error}")
-        said = self.steps[-1].text if self.steps else None
+        said = self.steps[-1].text if self.steps else address.last_reply
         self.answer = next((a for a in (address.answer, returned, said) if isinstance(a, str)), None)
         self._given = {**address.rewards, **({} if address.reward is None else {"given": address.reward})}
         return len(self.steps)

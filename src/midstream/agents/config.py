@@ -103,7 +103,7 @@ class SourceConfig(Config):
     channel: str = "train"
     """Channel whose groups are taken."""
     lease_s: float = Field(default=3600.0, gt=0)
-    """How long groups are held for a step; after that others may have them. Longer than a step takes."""
+    """How long groups stay held after the run was last heard of; then others may have them."""
     wait_s: float = Field(default=600.0, gt=0)
     """How long a step waits for its groups. Then it takes those that are ready; when there are none, the run stops with
     what it has learned."""

@@ -25,6 +25,8 @@ class Address:
     token: str
     model: str
     completed: bool = False
+    last_reply: str | None = None
+    """What the model said last, where the steps are not here."""
     answer: str | None = None
     reward: float | None = None
     rewards: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from midstream.agents.door import Address, Door
-from midstream.core.errors import ConfigError, EngineError, PromptTooLong, RunError
+from midstream.core.errors import ConfigError, EngineError, PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.base import Completion, Request
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 RETRIES = 5
 """Times a call is made again when the gateway is busy, restarting or not there, after 0.5, 1, 2, ... s."""
 FIRST_WAIT_S = 0.5
+PATIENCE_S = 600.0
+"""How long a gateway that is busy, or waits for its trainer, may tell us to come back later."""
 
 
 class GatewayClient:
@@ -75,26 +78,27 @@ class GatewayClient:
     async def _send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, key: str | None = None
     ) -> dict[str, Any]:
-        problem = ""
-        for attempt in range(RETRIES + 1):
-            if attempt:
-                await asyncio.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+        problem, failures, until = "", 0, time.monotonic() + PATIENCE_S
+        while failures <= RETRIES:
             try:
                 headers = {"Idempotency-Key": key} if key else {}
                 response = await self._http.request(method, path, json=body, headers=headers)
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.is_success:
-                return response.json()
-            said = _message(response)
-            if response.status_code == 429 or response.status_code >= 500:
-                problem = f"HTTP {response.status_code}: {said}"
-                continue
-            if "context_length_exceeded" in response.text:
-                raise PromptTooLong(said)
-            raise EngineError(f"the gateway {self.url} refused: {said}")
-        raise EngineError(f"the gateway {self.url} did not answer after {RETRIES + 1} tries; last: {problem}")
+            else:
+                if response.is_success:
+                    return response.json()
+                problem = _message(response)
+                if response.status_code == 429 and time.monotonic() < until:
+                    await asyncio.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
+                    continue
+                if "context_length_exceeded" in response.text:
+                    raise PromptTooLong(problem)
+                if response.status_code < 500 and response.status_code != 429:
+                    raise EngineError(f"the gateway {self.url} refused: {problem}")
+            await asyncio.sleep(FIRST_WAIT_S * 2**failures)
+            failures += 1
+        raise EngineError(f"the gateway {self.url} did not answer after {failures} tries; last: {problem}")
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -202,8 +206,9 @@ class RemoteDoor:
         yield address
         found = await self._client.trajectory(recorder.trajectory_uid)
         address.completed = found["state"] != "running"
-        address.answer, address.error = found["answer"], found["error"]
-        if address.completed and found["reward"] is not None:
+        address.last_reply = found["answer"]
+        if address.completed:
+            address.answer, address.error = found["answer"], found["error"]
             address.reward, address.rewards = found["reward"], found["rewards"]
 
 
@@ -238,7 +243,7 @@ class RemoteRecords:
             )
         except EngineError as error:
             if "has ended" not in str(error):
-                raise RunError(f"trajectory '{trajectory.uid}' could not be completed: {error}") from None
+                raise
 
     def _opening(self, attempt: Attempt) -> dict[str, Any]:
         task = attempt.task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
@@ -12,7 +12,7 @@ from midstream.agents.config import FlowConfig, SamplingConfig
 from midstream.agents.door import Door
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
-from midstream.core.errors import ConfigError, MidstreamError, UserError, nearest
+from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -130,7 +130,10 @@ class AgentFlowWorker:
 
     async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
         """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation)."""
-        await self._records.begin(attempt)
+        try:
+            await self._records.begin(attempt)
+        except EngineError as error:
+            return _unheard(attempt, error)
         sampling = {role: self._sampling_of(role, temperature) for role in {*self._voices, "policy"}}
         session = FlowSession(
             task=attempt.task,
@@ -150,7 +153,10 @@ class AgentFlowWorker:
                 engine.leave(attempt.uid)
         if self._score is not None:
             trajectory = await self._score(trajectory)
-        await self._records.finish(trajectory, attempt)
+        try:
+            await self._records.finish(trajectory, attempt)
+        except EngineError as error:
+            return replace(trajectory, status=Status.FAILED, error=str(error))
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -192,6 +198,13 @@ class AgentFlowWorker:
         if temperature is not None:
             settings["temperature"] = temperature
         return SamplingParams(**settings)
+
+
+def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
+    """The trajectory of an attempt that could not even begin."""
+    return Trajectory(
+        uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
+    )
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:

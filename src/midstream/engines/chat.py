@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from midstream.core.errors import ModelError
+from midstream.core.errors import ModelError, Unsupported
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
@@ -100,9 +100,12 @@ class ChatTokenizer:
         None when the template writes the history differently with the new messages in it: then there is no extension.
         White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
         """
-        opened = self._rendered(messages, tools, open_reply=True)
         said: Message = {"role": "assistant", "content": reply}
-        whole = self._rendered([*messages, said, *new], tools, open_reply=True)
+        try:
+            opened = self._rendered(messages, tools, open_reply=True)
+            whole = self._rendered([*messages, said, *new], tools, open_reply=True)
+        except Unsupported:  # a template that wants the reply otherwise than as it was said
+            return None
         if not whole.startswith(opened):
             return None
         closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))

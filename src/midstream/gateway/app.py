@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
@@ -339,13 +339,14 @@ class _Stream(StreamingResponse):
     """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
     it is an event of its own."""
 
-    def __init__(self, events: AsyncIterator[bytes], dialect: str) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], dialect: str) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._events, self._dialect = events, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnect):
-            await _raced(self._answer(send), receive)
+        async with aclosing(self._events):
+            with suppress(ClientDisconnect):
+                await _raced(self._answer(send), receive)
 
     async def _answer(self, send: Send) -> None:
         # The first event may be an error, which the exception handlers answer.

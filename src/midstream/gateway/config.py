@@ -119,8 +119,8 @@ class GatewayConfig(Config):
     """Channel of trajectories that name none."""
     group_size: int = Field(default=1, ge=1)
     """Trajectories of a `prompt_uid` that make a group, where its first one does not say."""
-    group_timeout_s: float | None = Field(default=None, gt=0)
-    """A group is handed to training this long after its first trajectory began, complete or not."""
+    group_timeout_s: float | None = Field(default=3600.0, gt=0)
+    """A group is handed to training this long after its first trajectory began, complete or not; null is never."""
     expiry_s: float = Field(default=600.0, gt=0)
     """A trajectory that is silent for this long (no call, no heartbeat) is closed as timed out."""
     sampling: dict[str, float] = Field(default_factory=dict)

@@ -49,7 +49,7 @@ class Endpoints:
         gateway = self.gateway
         uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, f"midstream:{key}").hex if key else None)
         if uid is None or not gateway.trajectories.is_open(uid):
-            await gateway.check_backpressure()
+            await gateway.check_backpressure(asked.channel)
         live = await gateway.trajectories.open(
             Opening(
                 uid=uid,
@@ -78,6 +78,7 @@ class Endpoints:
             uid=uid,
             prompt_uid=prompt_uid,
             channel=asked.channel,
+            group_size=asked.group_size,
             task=asked.task.model_dump(exclude_none=True),
             metadata=asked.metadata,
         )
@@ -151,7 +152,7 @@ class Endpoints:
                 sampling=sampling,
                 role=asked.role,
             )
-            (answer,) = await gateway.ask(live, Ask(call=call, key=key), caller)
+            (answer,) = await gateway.ask(live, Ask(call=call, key=key, role=asked.role), caller)
             step, text = answer.step, _message(answer, tools=bool(tools))
         return {
             "response_text": step.text,
@@ -172,6 +173,7 @@ class Endpoints:
             caller.must_reach(payload.trajectory_uid)
             self.gateway.checked_ids(payload.prompt_ids, f"steps.{number}.prompt_ids")
             self.gateway.checked_ids(payload.response_ids, f"steps.{number}.response_ids")
+            self.gateway.check_step(payload.step(), f"steps.{number}")
         accepted = 0
         for payload in asked.steps:
             opening = Opening(uid=payload.trajectory_uid, prompt_uid=payload.prompt_uid, channel=channel)
@@ -269,7 +271,7 @@ class Endpoints:
         except ApiError as error:
             if error.status != 404 or not caller.admin or await trajectories.is_known(opening.uid):
                 raise
-            await self.gateway.check_backpressure()
+            await self.gateway.check_backpressure(opening.channel)
             live = await trajectories.open(opening)
         if live.ended is not None:
             raise ended(live)

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from midstream.agents.door import Address
 from midstream.core.sampling import SamplingParams
@@ -37,7 +36,8 @@ class _Serving:
     """Left when the event loop shuts down."""
 
 
-_RUNNING: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[_Serving]] = WeakKeyDictionary()
+_RUNNING: dict[asyncio.AbstractEventLoop, asyncio.Task[_Serving]] = {}
+"""By event loop; those of loops that have ended go when the next one begins."""
 
 
 class Inside:
@@ -70,9 +70,12 @@ class Inside:
 async def _running(voice: Voice) -> _Serving:
     """The server of this event loop."""
     loop = asyncio.get_running_loop()
-    if loop not in _RUNNING:
-        _RUNNING[loop] = loop.create_task(_start(voice))
-    return await asyncio.shield(_RUNNING[loop])
+    for ended in [other for other in _RUNNING if other.is_closed()]:
+        del _RUNNING[ended]
+    started = _RUNNING.get(loop)
+    if started is None or (started.done() and started.exception() is not None):
+        started = _RUNNING[loop] = loop.create_task(_start(voice))
+    return await asyncio.shield(started)
 
 
 async def _start(voice: Voice) -> _Serving:

@@ -68,8 +68,9 @@ class Opened(Body):
 
 
 class RegisterRequest(Body):
-    """What is known of a trajectory after it was begun."""
+    """What is known of a trajectory after it was begun. `group_size` counts where this begins it."""
 
+    group_size: int | None = Field(default=None, ge=1, le=100_000)
     channel: Name | None = None
     task: TaskBody = Field(default_factory=TaskBody)
     metadata: JsonObject = Field(default_factory=dict)
@@ -138,7 +139,7 @@ class GenerateRequest(GenerateParams):
 class StepPayload(Body):
     """One model call, as an agent hands it in."""
 
-    prompt_ids: list[int]
+    prompt_ids: list[int] = Field(min_length=1)
     response_ids: list[int]
     rollout_log_probs: list[float] | None = None
     """One for each response token; a step without them is kept and not trained on."""

@@ -8,7 +8,7 @@ import hmac
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -120,7 +120,8 @@ class Gateway:
                 if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
                     return Caller(key=key.name, admin=key.admin)
         # Where there are no keys, agents send what they like; but one whose token has expired is to hear of it.
-        if not self.config.keys and not (secret or "").startswith(PREFIX):
+        # In a rollout there are other trajectories, whose names can be guessed: there each agent has its token.
+        if not self.config.keys and self.store is not None and not (secret or "").startswith(PREFIX):
             return Caller(admin=True)
         problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
         raise ApiError(401, f"the key or token {problem}")
@@ -150,15 +151,24 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    async def check_backpressure(self) -> None:
-        """`ApiError` 429 while the trainer must catch up."""
-        rules, told = self.config.backpressure, ""
+    def check_step(self, step: Step, param: str) -> None:
+        """`ApiError` 400 for a step that no policy of this gateway can have made."""
+        engine, size = self.voice.engine, len(step.prompt_ids) + len(step.response_ids)
+        if size > engine.context_length:
+            raise ApiError(400, f"{size} tokens do not fit the context of {engine.context_length}", param=param)
+        if step.policy_version > engine.policy_version:
+            told = f"policy version {step.policy_version} is not there yet: the newest is {engine.policy_version}"
+            raise ApiError(400, told, param=f"{param}.policy_version")
+
+    async def check_backpressure(self, channel: str | None) -> None:
+        """`ApiError` 429 while the trainer of a channel must catch up."""
+        rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
-            ready = (await asyncio.to_thread(self.kept.group_counts))["ready"]
+            ready = (await asyncio.to_thread(self.kept.group_counts, channel))["ready"]
             if ready >= rules.max_ready_groups:
-                told = f"{ready:g} groups wait for training already"
+                told = f"{ready:g} groups of the channel '{channel}' wait for training already"
         if rules.max_staleness is not None:
-            oldest = await asyncio.to_thread(self.kept.oldest_ready_version)
+            oldest = await asyncio.to_thread(self.kept.oldest_ready_version, channel)
             age = 0 if oldest is None else self.voice.engine.policy_version - oldest
             if age > rules.max_staleness:
                 told = f"a group that waits for training is {age} policy versions old"
@@ -174,7 +184,7 @@ class Gateway:
             answers |= zip(missing, made, strict=True)
             return [answer for _, answer in sorted(answers.items())]
 
-    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncIterator[Piece]:
+    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
         """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
         Closing the iterator gives up what is not finished."""
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
@@ -204,6 +214,8 @@ class Gateway:
             finally:
                 for task in making:
                     task.cancel()
+                # What an engine has answered is on disk before the call counts as over: a retry must find it.
+                await asyncio.gather(*making, return_exceptions=True)
 
     @asynccontextmanager
     async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
@@ -292,13 +304,8 @@ class Gateway:
             return self.voice, replace(call, role=ask.role or "policy")
         role = next((name for name in (ask.role or "", call.role) if name in live.voices), "policy")
         held = live.sampling[role]
-        sampling = replace(
-            call.sampling,
-            temperature=held.temperature,
-            top_p=held.top_p,
-            top_k=held.top_k,
-            max_tokens=min(call.sampling.max_tokens, held.max_tokens),
-        )
+        asked = call.sampling
+        sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
         return live.voices[role], replace(call, role=role, sampling=sampling)
 
     def _held(self, sampling: SamplingParams) -> SamplingParams:

@@ -134,8 +134,12 @@ class Trajectories:
         metadata. Raises `ApiError` 409 when another step has its place."""
         recorder = live.recorder
         tokens = (step.prompt_ids, step.response_ids)
-        same = next((known for known in recorder.finished() if (known.prompt_ids, known.response_ids) == tokens), None)
-        if same is not None:
+        alike = [known for known in recorder.finished() if (known.prompt_ids, known.response_ids) == tokens]
+        if alike:
+            # Of several calls that came to the same tokens, its own; else the first that nobody has spoken for.
+            open_ones = [known for known in alike if not known.metadata.get("submitted")]
+            own = next((known for known in alike if known.step_index == step.step_index), None)
+            same = own or (open_ones[0] if open_ones else alike[0])
             if same.metadata.get("submitted"):
                 return False
             metadata = {**same.metadata, **step.metadata, "submitted": True}

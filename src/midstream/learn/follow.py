@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from midstream.core.errors import MidstreamError, RunError
+from midstream.core.errors import RunError
 from midstream.learn.checkpoint import checkpoints, read_state
 
 _log = logging.getLogger(__name__)
@@ -23,18 +23,24 @@ def check_followed(run: Path) -> None:
         raise RunError(f"'{run}' is no run directory", "name the trainer.run_dir of a training run")
 
 
-async def follow(run: Path, take: Take, *, every_s: float = EVERY_S) -> None:
+async def follow(run: Path, take: Take, first: asyncio.Event, *, every_s: float = EVERY_S) -> None:
     """Have `take` load the newest checkpoint of `run`, and each that comes after, for as long as this runs. One that
-    cannot be taken is logged and skipped; the policy stays as it was."""
+    cannot be taken is logged and tried again until there is a newer one; the policy stays as it was. `first` is set
+    when the newest checkpoint there was at the beginning, if any, has been tried."""
     taken: Path | None = None
+    failed: Path | None = None
     while True:
         found = await asyncio.to_thread(checkpoints, run)
         if found and found[-1] != taken:
-            taken = found[-1]
+            newest = found[-1]
             try:
-                version = read_state(taken).policy_version
-                await take(taken, version)
-                _log.info("policy version %d, from %s", version, taken)
-            except (MidstreamError, OSError) as error:
-                _log.warning("%s was not taken: %s", taken, error)
+                version = read_state(newest).policy_version
+                await take(newest, version)
+                taken = newest
+                _log.info("policy version %d, from %s", version, newest)
+            except Exception as error:  # whatever it was, later checkpoints must be taken all the same
+                if newest != failed:
+                    _log.warning("%s was not taken: %s: %s", newest, type(error).__name__, error)
+                failed = newest
+        first.set()
         await asyncio.sleep(every_s)

@@ -26,6 +26,7 @@ class Source:
     def __init__(self, config: SourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
         self._config, self._owner, self._stopping = config, owner, stopping
         self._store = Store(config.store)
+        self._renewing: asyncio.Task[None] | None = None
 
     async def take(self, count: int, min_version: int | None) -> list[Leased]:
         """`count` groups, or as many as are ready when the wait is over. Raises `Drained` when there is none."""
@@ -45,10 +46,19 @@ class Source:
                     f"midstream store stats {self._store.where}",
                 )
             await asyncio.sleep(POLL_S)
+        self._renewing = asyncio.create_task(self._renew())
         return held
+
+    async def _renew(self) -> None:
+        """Hold what is held, however long the step takes."""
+        while True:
+            await asyncio.sleep(self._config.lease_s / 3)
+            await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
 
     async def consume(self, prompt_uids: tuple[str, ...], step: int) -> None:
         """They were learned from in this step."""
+        if self._renewing is not None:
+            self._renewing.cancel()
         await asyncio.to_thread(self._store.consume, self._owner, prompt_uids, step)
 
     async def counts(self) -> dict[str, float]:

@@ -14,6 +14,7 @@ import resource
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -180,7 +181,11 @@ class _Run:
         config = self.config.rollout.source
         if config is None:
             return None
-        source = Source(config, str(self.directory.path.resolve()), lambda: self.stopping)
+        # Not the path: another run may once be at the same place, and this one moved.
+        path = self.directory / "source_owner"
+        if not path.is_file():
+            self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
+        source = Source(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
         source.back_to(state.step)
         return source
 

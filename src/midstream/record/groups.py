@@ -263,15 +263,16 @@ def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
     return {**counts, "oldest_ready_s": oldest}
 
 
-def oldest_ready_version(connection: sa.Connection, now: float) -> int | None:
+def oldest_ready_version(connection: sa.Connection, channel: str | None, now: float) -> int | None:
     """The lowest, over the groups that are ready, of the newest policy version in each."""
     due = sa.and_(_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
     newest = sa.func.max(schema.steps.c.policy_version)
+    of_it = sa.true() if channel is None else _groups.channel == channel
     query = (
         sa.select(newest.label("newest"))
         .join_from(schema.groups, schema.trajectories, _in_group())
         .join(schema.steps, schema.steps.c.trajectory_uid == _members.uid)
-        .where(sa.or_(_groups.state == GroupState.READY, due))
+        .where(of_it, sa.or_(_groups.state == GroupState.READY, due))
         .group_by(_groups.prompt_uid, _groups.channel)
         .subquery()
     )

@@ -8,7 +8,7 @@ the store before its text is handed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,7 +138,7 @@ class Recorder:
         if self._store is None:
             self._keep(step, voice)
         else:
-            await asyncio.shield(asyncio.ensure_future(self._append(placeholder, step, voice, self._store)))
+            await _whole(self._append(placeholder, step, voice, self._store))
         return step, completion
 
     async def submit(self, step: Step) -> None:
@@ -235,3 +235,13 @@ class Recorder:
     def _remember(self, step: Step, voice: Voice) -> None:
         if voice.tokenizer is not None and step.response_ids and step.messages:
             self._tree(voice.tokenizer).add(step, voice.tokenizer)
+
+
+async def _whole(writing: Coroutine[Any, Any, None]) -> None:
+    """Wait for what must not be left half done, although whoever waits is cancelled."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -247,11 +247,11 @@ class Store:
         rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
         return groups.counted(rows, now)
 
-    def oldest_ready_version(self) -> int | None:
+    def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
         waits for training is. None when nothing that has steps waits."""
         now = time.time()
-        return self.read(lambda connection: groups.oldest_ready_version(connection, now))
+        return self.read(lambda connection: groups.oldest_ready_version(connection, channel, now))
 
     def curate(
         self,

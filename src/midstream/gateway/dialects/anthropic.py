@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -199,7 +199,7 @@ def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
     return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": used}
 
 
-async def events(request: MessagesRequest, pieces: AsyncIterator[Piece], prompt_tokens: int) -> AsyncIterator[bytes]:
+async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt_tokens: int) -> AsyncGenerator[bytes]:
     """The message's events. Blocks open and close as what is said changes its kind."""
     open_block: tuple[str, int | None] = ("", None)
     block, begun = -1, False

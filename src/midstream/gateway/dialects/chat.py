@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -208,7 +208,9 @@ def usage(answers: Sequence[Answer]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 
-async def chunks(request: ChatRequest, pieces: AsyncIterator[Piece], tokenizer: ChatTokenizer) -> AsyncIterator[bytes]:
+async def chunks(
+    request: ChatRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
+) -> AsyncGenerator[bytes]:
     """Chat completion chunks, as server-sent events."""
     chunk_id, answers = "", list[Answer]()
     begun: set[int] = set()

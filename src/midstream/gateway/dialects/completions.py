@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -52,6 +52,8 @@ def parse(request: CompletionRequest, gateway: Gateway, live: Live) -> Ask:
         raise ApiError(400, "logprobs above 0 are not given in a stream; ask without stream", param="logprobs")
     prompt = gateway.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else tuple(request.prompt)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if not prompt:
+        raise ApiError(400, "the prompt is empty: there is nothing to continue", param="prompt")
     call = Call(
         role=request.model,
         prompt_ids=gateway.checked_ids(prompt, "prompt"),
@@ -92,8 +94,8 @@ def body(request: CompletionRequest, answers: Sequence[Answer], tokenizer: ChatT
 
 
 async def chunks(
-    request: CompletionRequest, pieces: AsyncIterator[Piece], tokenizer: ChatTokenizer
-) -> AsyncIterator[bytes]:
+    request: CompletionRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
+) -> AsyncGenerator[bytes]:
     """Text completion chunks, as server-sent events."""
     answers: list[Answer] = []
     head: dict[str, Any] = {}

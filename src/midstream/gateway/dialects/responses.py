@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -180,7 +180,7 @@ def body(request: ResponseRequest, answer: Answer) -> dict[str, Any]:
     )
 
 
-async def events(request: ResponseRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+async def events(request: ResponseRequest, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[bytes]:
     """The response's events. Items open and close as what is said changes its kind."""
     number = 0
 
