@@ -132,7 +132,9 @@ def load_gateway_config(
 
 def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | None = None) -> None:
     """Serve the gateway of `config` until it is stopped. `on_ready` hears of its URL, its model and its store."""
-    asyncio.run(_serve(config, on_ready))
+    from midstream.gateway.server import run
+
+    run(_serve(config, on_ready))
 
 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:

@@ -17,7 +17,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.evaluate.agreement import contents
 from midstream.evaluate.runs import read_rows
-from midstream.learn import trainer
+from midstream.learn import source, trainer
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 from midstream.rewards import component
@@ -130,9 +130,11 @@ def test_every_group_is_learned_from_once(record: Record, train: Any, tmp_path: 
 def test_a_source_that_runs_dry_ends_the_run_which_goes_on_when_there_is_more(
     record: Record, train: Any, tmp_path: Path
 ) -> None:
-    record("q0"), record("q1")
+    record("q0")
+    record("q1")
     assert (stopped := train(4)).status == "stopped" and stopped.step == 2
-    record("q2"), record("q3")
+    record("q2")
+    record("q3")
     assert (done := train(4, resume=True)).status == "finished" and done.step == 4
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
     assert counts(tmp_path)["consumed"] == 4
@@ -163,18 +165,20 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
     class Died(BaseException):
         pass
 
-    async def dies(self: Any, state: Any, *given: Any) -> Any:
-        if state.step == 2:
-            raise Died
-        return await original(self, state, *given)
+    async def dies(self: Any, first: Any, *given: Any) -> Any:
+        if at == "saving" and first.step < 3:
+            return await original(self, first, *given)
+        if at == "learning" and given != (3,):
+            return await original(self, first, *given)
+        raise Died
 
-    method = {"learning": "_step", "saving": "_save"}[at]
-    original = getattr(trainer._Run, method)
+    # Learned from and not yet consumed, or consumed and not yet saved.
+    owner, method = {"learning": (source.Source, "consume"), "saving": (trainer._Run, "_save")}[at]
+    original = getattr(owner, method)
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(trainer._Run, method, dies)
+        patch.setattr(owner, method, dies)
         train(4)
-    consumed = counts(tmp_path)["consumed"]
-    assert consumed == 2
+    assert counts(tmp_path)["consumed"] == {"learning": 2, "saving": 3}[at]
     assert train(4, resume=True).status == "finished"
     one, other = contents(tmp_path / "undisturbed"), contents(tmp_path / "run")
     assert [name for name in one if one[name] != other[name]] == []

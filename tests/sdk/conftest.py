@@ -23,7 +23,7 @@ from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.learn.log_probs import TokenSequence, score
 
-MODEL = __import__("os").environ.get("SDK_MODEL", "smollm2-135m")
+MODEL = "smollm2-135m"
 QUESTIONS = ("What is 12 + 30?", "What is 7 * 8?", "What is 90 / 6?")
 ATTEMPTS = 2
 
@@ -70,11 +70,10 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
     # What frameworks send as temperature differs; training wants one.
     served = serve(engine, model=MODEL, sampling={"temperature": 1.0}, limits={"max_response_tokens": 40})
 
-    def attempt(agent: Agent, question: str) -> str:
+    def attempt(agent: Agent, question: str, reward: float) -> str:
         opened = served.open(prompt_uid=f"q{QUESTIONS.index(question)}", group_size=ATTEMPTS, task={"prompt": question})
         answer = str(agent(Door(opened["base_url"], opened["token"]), question))
-        # Short answers are good ones: a reward that differs between attempts of a model that can hardly count.
-        done = {"answer": answer, "reward": 1 / (1 + len(answer))}
+        done = {"answer": answer, "reward": reward}
         httpx.post(
             f"{opened['base_url']}/complete_trajectory",
             json=done,
@@ -83,9 +82,10 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         return opened["trajectory_uid"]
 
     def run(agent: Agent) -> list[Trajectory]:
-        questions = [question for question in QUESTIONS for _ in range(ATTEMPTS)]
-        with ThreadPoolExecutor(len(questions)) as pool:
-            uids = list(pool.map(lambda question: attempt(agent, question), questions))
+        # The rewards of a group differ, whatever so small a model says: there is something to learn from each.
+        tries = [(question, float(number)) for question in QUESTIONS for number in range(ATTEMPTS)]
+        with ThreadPoolExecutor(len(tries)) as pool:
+            uids = list(pool.map(lambda one: attempt(agent, *one), tries))
         trajectories = [served.store.trajectory(uid) for uid in uids]
         for trajectory in trajectories:
             assert len(trajectory.steps) >= 2, "an agent takes two turns or more"

@@ -1,14 +1,22 @@
-"""A `dspy` program: an agent with a tool (ReAct), and a streamed prediction."""
+"""A `dspy` program: the model chooses a tool's arguments, sees its result and judges it, the last part streamed."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import BaseModel, Field, create_model
 
 pytestmark = pytest.mark.sdk
 dspy = pytest.importorskip("dspy")
+
+Number = Annotated[int, Field(ge=0, le=99)]
+
+
+class Factors(BaseModel):
+    a: Number
+    b: Number
 
 
 def calculator(a: int, b: int) -> int:
@@ -16,29 +24,33 @@ def calculator(a: int, b: int) -> int:
     return a * b
 
 
-def agent(door: Any, question: str) -> str:
+def held(lm: Any, **fields: Any) -> Any:
+    """`lm`, held to JSON of these fields: dspy itself asks for that only where it knows the model."""
+    schema = create_model("Output", **{name: (kind, ...) for name, kind in fields.items()}).model_json_schema()
+    return lm.copy(response_format={"type": "json_schema", "json_schema": {"name": "output", "schema": schema}})
+
+
+def agent(door: Any, question: str) -> int:
     lm = dspy.LM(
-        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=150, num_retries=0
+        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=60, num_retries=0
     )
-    # JSONAdapter asks for a JSON schema, which the gateway holds the model to.
-    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
-        try:
-            answer = dspy.ReAct("question -> answer: int", tools=[calculator], max_iters=2)(question=question).answer
-        except Exception as error:
-            answer = type(error).__name__
-        return f"{answer} {asyncio.run(streamed(question))}"
+    choose = dspy.Predict(dspy.Signature("question: str -> factors: Factors", custom_types={"Factors": Factors}))
+    tool = dspy.Tool(calculator)
+    with dspy.context(lm=held(lm, factors=Factors), adapter=dspy.JSONAdapter()):
+        factors = choose(question=question).factors
+    result = tool(a=factors.a, b=factors.b)
+    with dspy.context(lm=held(lm, right=bool), adapter=dspy.JSONAdapter()):
+        right = asyncio.run(judged(question, result))
+    return result if right else 0
 
 
-async def streamed(question: str) -> int:
-    predict = dspy.streamify(dspy.Predict("question -> remark: bool"))
-    pieces = 0
-    try:
-        async for _ in predict(question=question):
-            pieces += 1
-    except Exception:
-        pass
-    return pieces
+async def judged(question: str, result: int) -> bool:
+    judge = dspy.streamify(dspy.Predict("question, result: int -> right: bool"))
+    *_, last = [piece async for piece in judge(question=question, result=result)]
+    return last.right
 
 
 def test_a_program_with_a_tool_is_recorded_exactly_and_trained(trained: Any) -> None:
-    trained(agent)
+    for trajectory in trained(agent):
+        chosen, judgement = trajectory.steps
+        assert '"factors"' in chosen.text and '"right"' in judgement.text

@@ -29,6 +29,10 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, end_ids: frozenset[int], name: str, tool_format: str = "") -> None:
         self._tokenizer, self.end_ids, self.name = tokenizer, end_ids, name
+        # For one text, what transformers does around this takes longer than this.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
         template = self._template((_ANY_TOOL,))
         self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
         self._special = dict(tokenizer.special_tokens_map)
@@ -55,11 +59,11 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._backend.decode(ids, skip_special_tokens=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Text of a response, without the end token it may close with."""
@@ -133,7 +137,7 @@ class ChatTokenizer:
         """Ids of a piece from the midst of a text, in which nothing is a special token."""
 
         def ids(text: str) -> list[int]:
-            backend = self._tokenizer.backend_tokenizer
+            backend = self._backend
             if backend.normalizer is not None:
                 text = backend.normalizer.normalize_str(text)
             words = [text]
@@ -171,6 +175,8 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
         raise ModelError(
             f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
         ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of '{folder}' is not a fast one", "save one there that has a tokenizer.json")
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of '{folder}' has no chat template", "use an instruction-tuned model, or add one"

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -343,13 +344,14 @@ class _Stream(StreamingResponse):
         self._events, self._dialect = events, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await _raced(self._answer(send), receive)
+
+    async def _answer(self, send: Send) -> None:
         # The first event may be an error, which the exception handlers answer.
-        first = await _raced(anext(self._events, b""), receive)
-        if first is None:
-            return
+        first = await anext(self._events, b"")
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.ensure_future(self._send(first, send))
-        await _raced(sending, receive)
+        await self._send(first, send)
 
     async def _send(self, first: bytes, send: Send) -> None:
         event = first
@@ -370,26 +372,28 @@ class _Stream(StreamingResponse):
 
 async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What `work` gives, unless the client hangs up first: then it is cancelled."""
-    done = await _raced(work, request.receive)
-    if done is None:
-        raise ApiError(499, "the client hung up", code="client_closed_request")
-    return done
+    try:
+        return await _raced(work, request.receive)
+    except ClientDisconnect:
+        raise ApiError(499, "the client hung up", code="client_closed_request") from None
 
 
-async def _raced(work: Awaitable[T], receive: Receive) -> T | None:
-    """The result of `work`; None, and `work` cancelled, when the client hung up first."""
+async def _raced(work: Awaitable[T], receive: Receive) -> T:
+    """The result of `work`; `ClientDisconnect`, and `work` cancelled, when the client hangs up first."""
+    working = asyncio.current_task()
+    assert working is not None
 
-    async def hung_up() -> None:
+    async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        working.cancel()
 
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        return await work
+    except asyncio.CancelledError:
+        if watching.done() and not watching.cancelled() and not working.uncancel():
+            raise ClientDisconnect from None
+        raise
     finally:
-        for task in (working, gone):
-            if not task.done():
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+        watching.cancel()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
 
 from midstream.core.errors import UserError
 from midstream.gateway.app import make_app
@@ -50,9 +53,17 @@ async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[
 
     for number in ends:
         loop.add_signal_handler(number, stop)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: to go through it in each collection would hold up calls
     async with serving(gateway, listening) as url:
         on_ready(url)
         await stopped.wait()
+
+
+def run(program: Coroutine[Any, Any, None]) -> None:
+    """Run a program around `serve`, on uvloop where there is one."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(program)
 
 
 def listen(host: str, port: int) -> socket.socket:

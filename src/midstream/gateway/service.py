@@ -6,15 +6,17 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from midstream.core.errors import ConfigError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
+from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import Delta
 from midstream.gateway.answer import Answer, AnswerStream, answer_of
@@ -29,7 +31,10 @@ from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_IDS = random.Random()
+"""Of answers. They need not be secret, and to ask the system for each would let another thread run first."""
 LARGEST = 2**63 - 1
 """Of the whole numbers that every engine takes."""
 
@@ -161,50 +166,59 @@ class Gateway:
             raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
 
     async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
-        """All answers, in order."""
-        answers = {
-            piece.choice: piece.answer
-            async for piece in self.stream(live, ask, caller, deltas=False)
-            if piece.answer is not None
-        }
-        return [answer for _, answer in sorted(answers.items())]
+        """All answers, in order, once they are on disk."""
+        async with self._called(live, ask) as known:
+            answers = {choice: self._replayed(step) for choice, step in known.items()}
+            missing = [choice for choice in range(ask.choices) if choice not in known]
+            made = await _together([self._make(live, ask, caller, choice) for choice in missing])
+            answers |= zip(missing, made, strict=True)
+            return [answer for _, answer in sorted(answers.items())]
 
-    async def stream(self, live: Live, ask: Ask, caller: Caller, *, deltas: bool = True) -> AsyncIterator[Piece]:
-        """The answers as they come: deltas (unless not wanted) in any order of choices, then each choice's answer, once
-        it is on disk. Closing the iterator gives up what is not finished."""
+    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncIterator[Piece]:
+        """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
+        Closing the iterator gives up what is not finished."""
+        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+        async def make(choice: int) -> None:
+            try:
+                answer = await self._make(live, ask, caller, choice, pieces.put_nowait)
+                pieces.put_nowait(Piece(choice, answer.id, answer=answer))
+            except Exception as error:
+                pieces.put_nowait(error)
+
+        async with self._called(live, ask) as known:
+            making = [asyncio.create_task(make(choice)) for choice in range(ask.choices) if choice not in known]
+            try:
+                for choice, step in sorted(known.items()):
+                    answer = self._replayed(step)
+                    for delta in _whole(answer):
+                        yield Piece(choice, answer.id, delta)
+                    yield Piece(choice, answer.id, answer=answer)
+                answered = 0
+                while answered < len(making):
+                    piece = await pieces.get()
+                    if isinstance(piece, Exception):
+                        raise piece
+                    answered += piece.answer is not None
+                    yield piece
+            finally:
+                for task in making:
+                    task.cancel()
+
+    @asynccontextmanager
+    async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
+        """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
         if live.ended is not None:
             raise ended(live)
         if ask.choices > self.config.limits.choices:
             raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
-        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
-        making: list[asyncio.Task[None]] = []
-        alone = AsyncExitStack()
         live.in_flight += 1
         try:
-            known = await self._known(live, ask, alone) if ask.key is not None else {}
-            missing = [choice for choice in range(ask.choices) if choice not in known]
-            making += [
-                asyncio.create_task(self._make(live, ask, caller, choice, pieces, deltas=deltas)) for choice in missing
-            ]
-            for choice, step in sorted(known.items()):
-                self.metrics.replayed.inc()
-                answer = answer_of(step, self.tokenizer)
-                for delta in _whole(answer) if deltas else ():
-                    yield Piece(choice, answer.id, delta)
-                yield Piece(choice, answer.id, answer=answer)
-            answered = 0
-            while answered < len(missing):
-                piece = await pieces.get()
-                if isinstance(piece, BaseException):
-                    raise piece
-                answered += piece.answer is not None
-                yield piece
+            async with AsyncExitStack() as alone:
+                yield await self._known(live, ask, alone) if ask.key is not None else {}
         finally:
-            for task in making:
-                task.cancel()
             live.in_flight -= 1
             live.touch()
-            await alone.aclose()
 
     async def _known(self, live: Live, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
         """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
@@ -291,12 +305,16 @@ class Gateway:
         fixed = self.config.sampling
         return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in fixed.items()}) if fixed else sampling
 
+    def _replayed(self, step: Step) -> Answer:
+        self.metrics.replayed.inc()
+        return answer_of(step, self.tokenizer)
+
     async def _make(
-        self, live: Live, ask: Ask, caller: Caller, choice: int, pieces: asyncio.Queue[Any], *, deltas: bool
-    ) -> None:
-        """One choice of `ask`, into `pieces`."""
+        self, live: Live, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
+    ) -> Answer:
+        """One choice of `ask`; `say` hears of its deltas."""
         voice, call = self._spoken(live, ask)
-        answer_id = uuid.uuid4().hex
+        answer_id = f"{_IDS.getrandbits(128):032x}"
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
             metadata["idempotency_key"] = ask.key
@@ -304,27 +322,31 @@ class Gateway:
             metadata["choice"] = choice
             if call.sampling.seed is not None:
                 call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
-        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop) if deltas else None
+        call = replace(call, metadata=metadata)
+        if say is None:
+            return self._answered(live, *await self._recorded(live, voice, call, caller))
+        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop)
 
         def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-            assert stream is not None
             sampled = tuple(zip(ids, log_probs, strict=True))
             for delta in stream.feed(ids) or [Delta()]:
-                pieces.put_nowait(Piece(choice, answer_id, delta, log_probs=sampled))
+                say(Piece(choice, answer_id, delta, log_probs=sampled))
                 sampled = ()
 
-        try:
-            async with self._place(caller.key or live.key):
-                call = replace(call, metadata=metadata, on_tokens=on_tokens if deltas else None)
-                step, completion = await live.recorder.call(voice, call)
-            if live.ended is not None:
-                self.metrics.late.inc()
-            self.metrics.recorded(step)
-            for delta in stream.close() if stream is not None else ():
-                pieces.put_nowait(Piece(choice, answer_id, delta))
-            pieces.put_nowait(Piece(choice, answer_id, answer=answer_of(step, self.tokenizer, completion)))
-        except Exception as error:
-            pieces.put_nowait(error)
+        made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller)
+        for delta in stream.close():
+            say(Piece(choice, answer_id, delta))
+        return self._answered(live, *made)
+
+    async def _recorded(self, live: Live, voice: Voice, call: Call, caller: Caller) -> tuple[Step, Completion]:
+        async with self._place(caller.key or live.key):
+            return await live.recorder.call(voice, call)
+
+    def _answered(self, live: Live, step: Step, completion: Completion) -> Answer:
+        if live.ended is not None:
+            self.metrics.late.inc()
+        self.metrics.recorded(step)
+        return answer_of(step, self.tokenizer, completion)
 
     @asynccontextmanager
     async def _place(self, key: str | None) -> AsyncIterator[None]:
@@ -340,6 +362,18 @@ class Gateway:
 
     def _too_late(self) -> ApiError:
         return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of `work` gives; when one fails, the others are given up."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _whole(answer: Answer) -> list[Delta]:

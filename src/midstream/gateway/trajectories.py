@@ -81,7 +81,7 @@ class Trajectories:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
         async with self._locks.of(uid):
-            found = await self._find(uid)
+            found = None if opening.uid is None else await self._find(uid)
             if found is not None:
                 if opening.prompt_uid not in (None, found.prompt_uid):
                     raise ApiError(409, f"trajectory '{uid}' is open already, in the group '{found.prompt_uid}'")
@@ -246,9 +246,13 @@ class Trajectories:
             rewards={**({} if reward is None else {"given": reward}), **rewards},
             reward=reward,
         )
-        if reward is None and self._reward is not None and status is Status.COMPLETED:
+        scored = reward is None and self._reward is not None and status is Status.COMPLETED
+        if scored:
+            assert self._reward is not None
             trajectory = await self._reward.score(trajectory)
-        await self._store.finish(trajectory, live.channel)
+        # What is in the store as it is now need not be written again: only the last step is newly marked.
+        changed = trajectory.steps if scored else trajectory.steps[-1:]
+        await self._store.finish(replace(trajectory, steps=changed), live.channel)
         return trajectory
 
     async def expire(self) -> int:

@@ -15,7 +15,8 @@ Clocks are those of the processes, which should agree to the second.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import functools
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -57,6 +58,15 @@ class Leased:
 
 _groups = schema.groups.c
 _members = schema.trajectories.c
+_Counts = tuple[int, int, int]
+"""Trajectories that have ended, that run, and that have ended without being curated away."""
+_OPEN = (GroupState.WAITING, GroupState.READY, GroupState.REJECTED)
+"""States that follow from a group's trajectories."""
+_SETTLE = (
+    schema.groups.update()
+    .where(_groups.prompt_uid == sa.bindparam("of"), _groups.channel == sa.bindparam("within"))
+    .values({name: sa.bindparam(name) for name in ("state", "ended", "ready_at")})
+)
 
 
 def rejected() -> sa.ColumnElement[bool]:
@@ -67,22 +77,43 @@ def rejected() -> sa.ColumnElement[bool]:
     )
 
 
+_has_ended = _members.status != Status.RUNNING
+# Made once: to make a statement takes longer than to run it.
+_COUNT = (
+    sa.select(
+        _members.prompt_uid,
+        _members.channel,
+        sa.func.count(sa.case((_has_ended, 1))),
+        sa.func.count(sa.case((sa.not_(_has_ended), 1))),
+        sa.func.count(sa.case((sa.and_(_has_ended, sa.not_(rejected())), 1))),
+    )
+    .where(sa.tuple_(_members.prompt_uid, _members.channel).in_(sa.bindparam("keys", expanding=True)))
+    .group_by(_members.prompt_uid, _members.channel)
+)
+# In the same order always, so that no two wait for each other in a ring.
+_HOLD = (
+    schema.groups.select()
+    .where(sa.tuple_(_groups.prompt_uid, _groups.channel).in_(sa.bindparam("keys", expanding=True)))
+    .order_by(_groups.prompt_uid, _groups.channel)
+    .with_for_update()
+)
+
+
 def members(keys: Collection[Key]) -> sa.ColumnElement[bool]:
     """Whether a row of `trajectories` belongs to one of the groups `keys`."""
     return sa.tuple_(_members.prompt_uid, _members.channel).in_(sorted(keys))
 
 
-def open_group(connection: sa.Connection, key: Key, size: int | None, deadline: float | None) -> None:
-    """Make the group; one that is there stays as it is."""
-    row = {
-        "prompt_uid": key[0],
-        "channel": key[1],
-        "size": size,
-        "deadline": deadline,
-        "state": GroupState.WAITING,
-        "ended": 0,
-    }
-    connection.execute(INSERT[connection.dialect.name](schema.groups).on_conflict_do_nothing(), [row])
+def new_group(key: Key, size: int | None, deadline: float | None) -> dict[str, Any]:
+    """The row of a group that begins."""
+    names = ("prompt_uid", "channel", "size", "deadline", "state", "ended")
+    return dict(zip(names, (*key, size, deadline, GroupState.WAITING, 0), strict=True))
+
+
+@functools.cache
+def insert_missing(dialect: str) -> sa.Executable:
+    """Insert groups; those that are there stay as they are."""
+    return INSERT[dialect](schema.groups).on_conflict_do_nothing()
 
 
 def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None:
@@ -91,8 +122,54 @@ def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None
     The row of a group is held first: of two processes that end its last trajectories, the second sees both.
     """
     for part in schema.parts(sorted(keys)):
-        for group in connection.execute(_held(part)).all():
-            _settle(connection, group, now)
+        _settle(connection, part, now)
+
+
+def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
+    held = connection.execute(_HOLD, {"keys": keys}).all()
+    before = _counted(connection, keys)
+    late = [group for group in held if group.state in _OPEN and _must_end(group, before, now)]
+    for group in late:
+        _time_out(connection, group, now)
+    counts = before | (_counted(connection, [(group.prompt_uid, group.channel) for group in late]) if late else {})
+
+    changed: list[dict[str, Any]] = []
+    for group in held:
+        key = (group.prompt_uid, group.channel)
+        if key not in counts:
+            connection.execute(schema.groups.delete().where(_is(group)))
+        elif group.state in _OPEN:
+            found = _settled(group, before[key], counts[key], now)
+            if found != (group.state, group.ended, group.ready_at):
+                changed.append(dict(zip(("of", "within", "state", "ended", "ready_at"), (*key, *found), strict=True)))
+    if changed:
+        connection.execute(_SETTLE, changed)
+
+
+def _must_end(group: Row[Any], counts: Mapping[Key, _Counts], now: float) -> bool:
+    """Whether the group is due with trajectories that run."""
+    ended, running, _ = counts.get((group.prompt_uid, group.channel), (0, 0, 0))
+    return _due(group, ended, now) and not _full(group, ended) and running > 0
+
+
+def _settled(group: Row[Any], before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
+    """State, trajectories ended, and since when it is ready. `before` is without those that were timed out just now."""
+    ended, _, usable = counts
+    full, due = _full(group, before[0]), _due(group, ended, now)
+    if not full and not due:
+        return GroupState.WAITING, ended, None
+    state = GroupState.READY if usable else GroupState.REJECTED
+    # With a trajectory that had ended before, the deadline alone made it ready.
+    became = group.deadline if due and not full and group.ended else now
+    return state, ended, became if group.ready_at is None else group.ready_at
+
+
+def _full(group: Row[Any], ended: int) -> bool:
+    return group.size is not None and ended >= group.size
+
+
+def _due(group: Row[Any], ended: int, now: float) -> bool:
+    return group.deadline is not None and group.deadline <= now and ended > 0
 
 
 def lease(
@@ -206,48 +283,15 @@ def _in_group() -> sa.ColumnElement[bool]:
     return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
 
 
-def _settle(connection: sa.Connection, group: Row[Any], now: float) -> None:
-    ended, running, usable = _counted(connection, group)
-    if ended + running == 0:
-        connection.execute(schema.groups.delete().where(_is(group)))
-        return
-    if group.state not in (GroupState.WAITING, GroupState.READY, GroupState.REJECTED):
-        return
-    full = group.size is not None and ended >= group.size
-    due = group.deadline is not None and group.deadline <= now and ended > 0
-    if due and not full and running:
-        _time_out(connection, group, now)
-        ended, running, usable = _counted(connection, group)
-    state, ready_at = GroupState.WAITING, None
-    if full or due:
-        state = GroupState.READY if usable else GroupState.REJECTED
-        # With a trajectory that had ended before, the deadline alone made it ready.
-        became = group.deadline if due and not full and group.ended else now
-        ready_at = became if group.ready_at is None else group.ready_at
-    changed = schema.groups.update().where(_is(group)).values(state=state, ended=ended, ready_at=ready_at)
-    connection.execute(changed)
-
-
 def _is(group: Row[Any]) -> sa.ColumnElement[bool]:
     return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
 
 
-def _held(keys: Collection[Key]) -> sa.Select[Any]:
-    """The rows of `keys`, held until the transaction ends; always in the same order, so that no two wait in a ring."""
-    those = sa.tuple_(_groups.prompt_uid, _groups.channel).in_(sorted(keys))
-    return schema.groups.select().where(those).order_by(_groups.prompt_uid, _groups.channel).with_for_update()
-
-
-def _counted(connection: sa.Connection, group: Row[Any]) -> tuple[int, int, int]:
-    """How many of the group's trajectories have ended, run, and have ended without being curated away."""
-    ended = _members.status != Status.RUNNING
-    query = sa.select(
-        sa.func.count(sa.case((ended, 1))),
-        sa.func.count(sa.case((sa.not_(ended), 1))),
-        sa.func.count(sa.case((sa.and_(ended, sa.not_(rejected())), 1))),
-    ).where(_members.prompt_uid == group.prompt_uid, _members.channel == group.channel)
-    done, running, usable = connection.execute(query).one()
-    return done, running, usable
+def _counted(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, _Counts]:
+    """How many trajectories of each group have ended, run, and have ended without being curated away. Groups without
+    any are left out."""
+    rows = connection.execute(_COUNT, {"keys": keys})
+    return {(uid, channel): (done, running, usable) for uid, channel, done, running, usable in rows}
 
 
 def _time_out(connection: sa.Connection, group: Row[Any], now: float) -> None:

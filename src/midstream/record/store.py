@@ -413,4 +413,5 @@ def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Ro
         "train_step": train_step,
         "created_at": now,
         "ended_at": None if trajectory.status is Status.RUNNING else now,
+        "session": None,
     }

@@ -1,6 +1,6 @@
 """One transaction of the writer: what happens to trajectories, their steps and their groups.
 
-It looks up how each trajectory it is about stands before it starts: another process may have ended one. Steps are
+It looks up how each trajectory it is about stands before it starts: another process may have ended one. Rows are
 gathered and written together.
 """
 
@@ -21,6 +21,16 @@ from midstream.record import groups, schema
 from midstream.record.database import INSERT
 from midstream.record.rows import Row, late
 
+_table = schema.trajectories.c
+# Made once: to make a statement takes longer than to run it.
+_INSERT_TRAJECTORY = schema.trajectories.insert()
+_LOOK_UP = (
+    sa.select(_table.uid, _table.status, _table.prompt_uid, _table.channel)
+    .where(_table.uid.in_(sa.bindparam("uids", expanding=True)))
+    .order_by(_table.uid)
+    .with_for_update()
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -36,6 +46,9 @@ class Transaction:
     def __init__(self, connection: sa.Connection, uids: Collection[str]) -> None:
         self._connection = connection
         self._known = _look_up(connection, uids) if uids else {}
+        self._begun: list[Row] = []
+        self._groups: list[Row] = []
+        self._ended: list[Row] = []
         self._steps: dict[tuple[str, int], Row] = {}
         self._late: dict[tuple[str, int], Row] = {}
         self._touched: set[groups.Key] = set()
@@ -55,11 +68,10 @@ class Transaction:
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
-        self._execute(schema.trajectories.insert(), [row])
+        self._begun.append(row)
         self._known[uid] = Known(row["status"], key)
         if size is not None or deadline is not None:
-            groups.open_group(self._connection, key, size, deadline)
-        self._touched.add(key)
+            self._groups.append(groups.new_group(key, size, deadline))
 
     def append(self, row: Row, unbegun: Callable[[], Row]) -> None:
         """Write a step; `unbegun` makes the row of its trajectory where there is none."""
@@ -67,7 +79,7 @@ class Transaction:
         known = self._known.get(uid)
         if known is None:
             begun = unbegun()
-            self._execute(schema.trajectories.insert(), [begun])
+            self._begun.append(begun)
             self._known[uid] = Known(begun["status"], (begun["prompt_uid"], begun["channel"]))
         elif known.status != Status.RUNNING:
             # What a group was handed out with stays as it was: a late step takes no other's place.
@@ -88,7 +100,7 @@ class Transaction:
                 f"trajectory '{uid}' has ended already: {known.status}", "what it ended with first stands"
             )
         known = known or Known(row["status"], (row["prompt_uid"], row["channel"]))
-        self._execute(_upsert_trajectory(self._connection.dialect.name), [row])
+        self._ended.append(row)
         for step in steps:
             self.step(step)
         self._known[uid] = replace(known, status=row["status"])
@@ -126,19 +138,21 @@ class Transaction:
     def flush(self) -> None:
         """Bring what was gathered into the database, and groups up to date."""
         dialect = self._connection.dialect.name
-        if self._steps:
-            self._execute(_upsert_step(dialect), list(self._steps.values()))
-            self._steps.clear()
-        if self._late:
-            self._execute(_insert_missing_step(dialect), list(self._late.values()))
-            self._late.clear()
+        self._execute(_INSERT_TRAJECTORY, self._begun)
+        self._execute(groups.insert_missing(dialect), self._groups)
+        self._execute(_upsert_trajectory(dialect), self._ended)
+        self._execute(_upsert_step(dialect), list(self._steps.values()))
+        self._execute(_insert_missing_step(dialect), list(self._late.values()))
+        for gathered in (self._begun, self._groups, self._ended, self._steps, self._late):
+            gathered.clear()
         if self._touched:
             touched, self._touched = self._touched, set()
             groups.settle(self._connection, touched, time.time())
 
     def _execute(self, statement: sa.Executable, rows: list[Row]) -> None:
-        self._connection.execute(statement, rows)
-        self.wrote = True
+        if rows:
+            self._connection.execute(statement, rows)
+            self.wrote = True
 
 
 def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:
@@ -151,9 +165,7 @@ def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None
 
 def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, Known]:
     """What the database has of `uids`, held as it is until the transaction ends."""
-    table = schema.trajectories.c
-    query = sa.select(table.uid, table.status, table.prompt_uid, table.channel).where(table.uid.in_(uids))
-    rows = connection.execute(query.order_by(table.uid).with_for_update())
+    rows = connection.execute(_LOOK_UP, {"uids": list(uids)})
     return {uid: Known(status, (prompt_uid, channel)) for uid, status, prompt_uid, channel in rows}
 
 
