@@ -22,7 +22,7 @@ from schemathesis.generation import GenerationMode
 from tests.gateway.conftest import Start
 from tests.gateway.served import Opened, Served
 
-EXAMPLES = int(os.environ.get("MIDSTREAM_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("MIDSTREAM_EXAMPLES", "4"))
 SETTINGS = settings(
     max_examples=EXAMPLES,
     derandomize=True,

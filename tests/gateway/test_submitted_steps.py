@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -141,6 +142,7 @@ def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: 
         ({"trajectory_uid": "'; DROP TABLE steps; --"}, "trajectory_uid"),
         ({"metadata": {"stop": 5}}, "'stop'; choose another name"),
         ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"metadata": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than 64 deep"),
         ({"is_the_last": True}, "'steps.1.is_the_last' is not an argument this server honours"),
     ],
 )
