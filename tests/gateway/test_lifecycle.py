@@ -96,7 +96,7 @@ def test_it_is_completed_once_by_either_endpoint(start: Start, by_uid: bool) -> 
         "branches": 0,
         "answer": "It is 4.",
         "reward": 1.5,
-        "rewards": {"right": 1.0, "short": 0.5},
+        "rewards": {"given": 1.5, "right": 1.0, "short": 0.5},
         "error": "",
     }
     assert error(served.post(path, {"reward": 0.0}))[:2] == (409, "trajectory_ended")

@@ -229,7 +229,7 @@ def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retr
         await asyncio.sleep(0.5)
         await append(*step)
 
-    served.store.append = slowly
+    served.store.append = slowly  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}{opened.path}/chat/completions",

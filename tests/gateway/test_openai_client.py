@@ -154,6 +154,7 @@ def test_required_and_named_tools_hold_the_model_to_a_call(samples) -> None:
             tools=[CALCULATOR],
             tool_choice=choice,
             parallel_tool_calls=False,
+            response_format={"type": "json_object"},  # holds for what is said, not for calls
             max_tokens=120,
         )
         (call,) = completion.choices[0].message.tool_calls
@@ -186,6 +187,29 @@ def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) 
     )
     assert again.choices[0].finish_reason == "length"
     assert served.steps("t")[1].parent == 0
+
+
+def test_a_model_that_may_call_a_tool_or_answer_in_json_does_one_of_the_two(samples) -> None:
+    _, client = samples
+    kinds = set()
+    for seed in range(8):
+        message = (
+            client.chat.completions.parse(
+                model="tiny",
+                messages=[user("?")],
+                tools=[{**CALCULATOR, "function": {**CALCULATOR["function"], "strict": True}}],
+                response_format=Verdict,
+                max_tokens=200,
+                parallel_tool_calls=False,
+                temperature=5.0,
+                seed=seed,
+            )
+            .choices[0]
+            .message
+        )
+        assert isinstance(message.parsed, Verdict) or message.tool_calls[0].function.name == "calculator"
+        kinds.add("call" if message.tool_calls else "answer")
+    assert kinds == {"call", "answer"}
 
 
 def test_json_mode_gives_an_object(samples) -> None:
@@ -412,7 +436,7 @@ def _input(text: str) -> list[Any]:
 
 def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWNERS_KEY", "key-of-the-owner")
-    keys = [{"name": "owner", "env": "OWNERS_KEY", "requests_per_minute": 1}]
+    keys = [{"name": "owner", "env": "OWNERS_KEY", "requests_per_minute": 2}]
     served = serve(ScriptedEngine(tiny_tokenizer, ["ok", EngineError("out of memory")]), keys=keys)
     opened = served.open("key-of-the-owner", trajectory_uid="t")
     other = served.open("key-of-the-owner", trajectory_uid="other")
@@ -434,11 +458,11 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
         client.chat.completions.create(**asked, temperature=-1)
     owner = client.with_options(api_key="key-of-the-owner")
     assert owner.chat.completions.create(**asked).choices[0].message.content == "ok"
-    with pytest.raises(openai.RateLimitError, match="1 calls a minute") as late:
-        owner.chat.completions.create(**asked)
-    assert int(late.value.response.headers["retry-after"]) > 0
     with pytest.raises(openai.InternalServerError, match="out of memory"):
         client.chat.completions.create(**asked)
+    with pytest.raises(openai.RateLimitError, match="2 calls a minute") as late:
+        owner.chat.completions.create(**asked)
+    assert int(late.value.response.headers["retry-after"]) > 0
     assert len(served.steps("t")) == 1
 
 

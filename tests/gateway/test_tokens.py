@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, SECRET, error
@@ -83,7 +84,7 @@ def test_an_expired_or_forged_token_is_refused_also_where_there_are_no_keys(star
         "ms-",
         "ms-é",
     ):
-        headers = {"Authorization": f"Bearer {bad}".encode()}
+        headers = httpx.Headers([(b"Authorization", f"Bearer {bad}".encode())])
         refused = served.client.post(f"/trajectories/{uid}/heartbeat", headers=headers)
         assert error(refused) == (401, "unauthorized", "the key or token is not known, or has expired")
     assert served.post(f"/trajectories/{uid}/heartbeat", **bearer(good)).status_code == 200

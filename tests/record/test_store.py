@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -299,7 +300,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
             store.consume("run", ["p"], 1)
             store.group_counts()
             store.group_counts("train")
-            assert list(store.open_uids()) == []
+            assert store.open_uids() == []
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     scans: set[str] = set()
@@ -310,3 +311,18 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
                 scans |= {detail for *_, detail in plan if re.match(r"SCAN \w", detail) and "CONSTANT" not in detail}
     assert len(seen) > 20
     assert scans == {"SCAN groups USING COVERING INDEX groups_by_state"}
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+    step = Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="u", prompt_uid="p")
+    for replace_it in (False, True):
+        path = tmp_path / f"{replace_it}.db"
+        with Store(path) as store:
+            store.append_sync(step)
+            if replace_it:
+                shutil.copy(path, tmp_path / "copy.db")
+            path.unlink()
+            if replace_it:
+                (tmp_path / "copy.db").rename(path)
+            with pytest.raises(RunError, match="was deleted or replaced"):
+                store.append_sync(step)

@@ -27,6 +27,7 @@ from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
 from midstream.gateway.middleware import BodyLimit, Measured
+from midstream.gateway.openapi import describe
 from midstream.gateway.service import Ask, Gateway
 
 T = TypeVar("T")
@@ -55,7 +56,6 @@ def make_app(gateway: Gateway) -> FastAPI:
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
         strict_content_type=False,
-        responses={400: {"description": "What was wrong with the request, and what to do"}},
     )
     app.add_middleware(Measured, metrics=gateway.metrics)
     app.add_middleware(BodyLimit, limits=gateway.config.limits)
@@ -63,6 +63,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         app.add_exception_handler(kind, _answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
+    describe(app)
     return app
 
 
@@ -185,6 +186,10 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
         return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
+    async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
+        live = await _live(request, gateway, None, None)
+        return await complete(request, live.uid, body)
+
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         live = await _live(request, gateway, trajectory_uid, None)
         return _json({"status": "ok", "steps": len(live.recorder.finished())})
@@ -231,6 +236,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         ("POST", f"{under}/register_trajectory", register),
         ("POST", f"{under}/complete_trajectory", complete_scoped),
         ("POST", "/complete_trajectory/{trajectory_uid}", complete),
+        ("POST", "/complete_trajectory", complete_own),
         ("POST", "/trajectories/{trajectory_uid}/heartbeat", heartbeat),
         ("GET", "/trajectories/{trajectory_uid}", trajectory),
         ("POST", "/trajectories/{trajectory_uid}/feedback", feedback),

@@ -15,6 +15,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from midstream.core.errors import UserError
 from midstream.gateway.app import make_app
+from midstream.gateway.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
 BACKLOG = 4096
@@ -89,10 +90,12 @@ def url_of(listening: socket.socket) -> str:
 def _settings(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(gateway),
+        http=BoundedHead,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=round(gateway.config.limits.drain_s) + 1,
-        lifespan="on",
+        # Without a store nothing is watched or drained, and the event loop that ends may be the rollout's own.
+        lifespan="on" if gateway.store is not None else "off",
         server_header=False,
     )

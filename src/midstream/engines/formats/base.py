@@ -98,6 +98,6 @@ class ChatFormat(Protocol):
         """What holds a reply to `choice`; None where nothing needs to. Raises `Unsupported` if no call can meet it."""
         ...
 
-    def answer(self, schema: Mapping[str, Any]) -> Constraint:
-        """What holds the answer, after any thought, to JSON that `schema` allows."""
+    def answer(self, schema: Mapping[str, Any], tools: Sequence[ToolSchema] = (), parallel: bool = True) -> Constraint:
+        """What holds the answer, after any thought, to JSON that `schema` allows, or to calls of `tools`."""
         ...

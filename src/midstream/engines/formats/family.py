@@ -166,10 +166,13 @@ class Family:
         rules = self.rules(chosen, parallel)
         return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks, self._vocabulary))
 
-    def answer(self, schema: Mapping[str, Any]) -> Constraint:
-        if self.facts.thinks == "no":
+    def answer(self, schema: Mapping[str, Any], tools: Sequence[ToolSchema] = (), parallel: bool = True) -> Constraint:
+        if self.facts.thinks == "no" and not tools:
             return Constraint(kind="json_schema", grammar=json.dumps({**schema, "x-guidance": grammar.STYLE}))
         rules = f"answer: {grammar.json_rule(schema)}"
+        if tools:
+            calls = self.rules(tools, parallel).replace("answer:", "calls:", 1)
+            rules = f"answer: calls | said\nsaid: {grammar.json_rule(schema)}\n{calls}"
         return Constraint(kind="lark", grammar=grammar.after_thought(rules, self.facts.thinks, self._vocabulary))
 
 

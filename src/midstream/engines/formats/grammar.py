@@ -6,7 +6,7 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from midstream.core.errors import Unsupported
@@ -81,16 +81,22 @@ def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int]) -> str
     return f"start: {begun} /\\n{{0,2}}/ answer\n{thought}\n{rules}"
 
 
-def response_constraint(chat_format: ChatFormat, wanted: Mapping[str, Any] | None) -> Constraint | None:
-    """What `response_format` of OpenAI's chat API asks for: None for text, else JSON. Raises `Unsupported`."""
+def response_constraint(
+    chat_format: ChatFormat,
+    wanted: Mapping[str, Any] | None,
+    tools: Sequence[ToolSchema] = (),
+    parallel: bool = True,
+) -> Constraint | None:
+    """What `response_format` of OpenAI's chat API asks for: None for text, else JSON, or calls of `tools`. Raises
+    `Unsupported`."""
     kind = (wanted or {}).get("type", "text")
     if wanted is None or kind == "text":
         return None
     if kind == "json_object":
-        return chat_format.answer({"type": "object"})
+        return chat_format.answer({"type": "object"}, tools, parallel)
     schema = (wanted.get("json_schema") or {}).get("schema")
     if kind != "json_schema" or not isinstance(schema, Mapping):
         raise Unsupported(
             f"response_format {json.dumps(dict(wanted))[:200]}: known are text, json_object and json_schema"
         )
-    return chat_format.answer(schema)
+    return chat_format.answer(schema, tools, parallel)

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from midstream.core.types import Message
-from midstream.engines.formats import response_constraint
 from midstream.gateway.answer import Answer, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held_to_tools, only_one, tool_schema
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -137,12 +136,12 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     asked = request.tool_choice
     choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
     parallel = not (asked is not None and asked.disable_parallel_tool_use)
-    declared, constraint = held_to_tools(gateway.tokenizer, tools, choice, parallel=parallel)
+    declared, constraint = held(gateway.tokenizer, tools, choice, _format(request), parallel=parallel)
     call = Call(
         role=request.model,
         messages=tuple(messages),
         tools=declared,
-        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, _format(request))),
+        constraint=constraint,
         sampling=gateway.sampling(
             max_tokens=request.max_tokens,
             temperature=request.temperature,

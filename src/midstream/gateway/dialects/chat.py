@@ -10,9 +10,8 @@ from pydantic import Field
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.formats import response_constraint
 from midstream.gateway.answer import Answer, call_id, usage_of
-from midstream.gateway.dialects.shared import Body, Function, JsonObject, event, held_to_tools, only_one, tool_schema
+from midstream.gateway.dialects.shared import Body, Function, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -162,8 +161,8 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
     tools = [tool_schema(t.function.name, t.function.description, t.function.parameters) for t in request.tools or ()]
     asked = request.tool_choice
     choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held_to_tools(
-        gateway.tokenizer, tools, choice, parallel=request.parallel_tool_calls is not False
+    declared, constraint = held(
+        gateway.tokenizer, tools, choice, request.response_format, parallel=request.parallel_tool_calls is not False
     )
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
@@ -171,7 +170,7 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         role=request.model,
         messages=messages,
         tools=declared,
-        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, request.response_format)),
+        constraint=constraint,
         top_log_probs=request.top_logprobs or 0,
         sampling=gateway.sampling(
             max_tokens=request.max_completion_tokens or request.max_tokens,

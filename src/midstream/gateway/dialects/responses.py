@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
-from midstream.engines.formats import response_constraint
 from midstream.gateway.answer import Answer, answer_of, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held_to_tools, only_one, tool_schema
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -157,15 +156,15 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
     tools = [tool_schema(tool.name, tool.description, tool.parameters) for tool in request.tools or ()]
     asked = request.tool_choice
     choice = asked.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held_to_tools(
-        gateway.tokenizer, tools, choice, parallel=request.parallel_tool_calls is not False
+    declared, constraint = held(
+        gateway.tokenizer, tools, choice, _format(request), parallel=request.parallel_tool_calls is not False
     )
     kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
         role=request.model,
         messages=tuple(messages),
         tools=declared,
-        constraint=only_one(constraint, response_constraint(gateway.tokenizer.format, _format(request))),
+        constraint=constraint,
         sampling=gateway.sampling(
             max_tokens=request.max_output_tokens, temperature=request.temperature, top_p=request.top_p
         ),

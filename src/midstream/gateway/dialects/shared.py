@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.formats import ToolChoice
+from midstream.engines.formats import ToolChoice, response_constraint
 from midstream.gateway.errors import ApiError
 
 DEEPEST = 64
@@ -68,27 +68,27 @@ def tool_schema(name: str, description: str | None, parameters: dict[str, Any] |
     return {"type": "function", "function": function}
 
 
-def held_to_tools(
-    tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], choice: ToolChoice, *, parallel: bool
+def held(
+    tokenizer: ChatTokenizer,
+    tools: Sequence[ToolSchema],
+    choice: ToolChoice,
+    response_format: Mapping[str, Any] | None,
+    *,
+    parallel: bool,
 ) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
-    """The tools to declare, and what holds the reply to `choice`."""
+    """The tools to declare, and what holds the reply to `choice` and, where it may be no call, to `response_format`."""
     names = [tool["function"]["name"] for tool in tools]
     if choice == "none":
-        return (), None
+        return (), response_constraint(tokenizer.format, response_format)
     if choice != "auto" and not tools:
         raise ApiError(400, "tool_choice asks for a tool, but there are no tools", param="tool_choice")
     if choice not in ("auto", "required") and choice not in names:
         raise ApiError(
             400, f"tool_choice names the tool '{choice}', but there are only {', '.join(names)}", param="tool_choice"
         )
-    return tuple(tools), tokenizer.format.constraint(tools, choice, parallel)
-
-
-def only_one(tools: Constraint | None, response: Constraint | None) -> Constraint | None:
-    """One constraint of the two; `ApiError` where both would have to hold."""
-    if tools is not None and response is not None:
-        raise ApiError(400, "tool_choice demands a tool call and response_format demands JSON: a reply cannot be both")
-    return tools or response
+    calls = tokenizer.format.constraint(tools, choice, parallel)
+    said = response_constraint(tokenizer.format, response_format, tools, parallel)
+    return tuple(tools), calls or said
 
 
 def event(data: Any, name: str | None = None) -> bytes:
