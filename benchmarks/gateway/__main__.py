@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--litellm", type=Path, default=Path(".venv-litellm/bin/litellm"), help="LiteLLM's program")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each side in each setting")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn, after the warm-up")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn, after the warm-up")
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds that do not count")
     parser.add_argument("--streams", type=int, default=2000, help="streams open at once, for the memory")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-gateway"))
