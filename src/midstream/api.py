@@ -20,6 +20,7 @@ from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
     from midstream.core.types import Trajectory
+    from midstream.engines.base import Request
     from midstream.engines.chat import ChatTokenizer
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.follow import Take
@@ -137,13 +138,15 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.models import resolve
-    from midstream.gateway.server import listen, url_of
+    from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
-    from midstream.learn.follow import follow
+    from midstream.learn.follow import check_followed, follow
     from midstream.record.store import Store
 
+    if config.follow is not None:
+        check_followed(Path(config.follow))
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
@@ -153,9 +156,9 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         if config.follow is not None:
             following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take)))
             stack.callback(following.cancel)
-        if on_ready is not None:
-            on_ready(url_of(listening), config.model, store.where)
-        await run_server(gateway, listening)
+        told = on_ready or (lambda url, model, where: None)
+        scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
+        await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))
 
 
 def _held_back(gateway: Any, take: Take) -> Take:
@@ -173,6 +176,8 @@ async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncEx
 
     if config.engine == ("torch",):
         return _torch_voice(config, tokenizer)
+    if config.engine == ("scripted",):
+        return _scripted_voice(config, tokenizer)
     from midstream.engines.replicas import Replicas
     from midstream.engines.vllm import VLLMEngine
 
@@ -186,6 +191,25 @@ async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncEx
             await engine.load_adapter(folder, version)
 
     return Voice(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
+
+
+def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+    from midstream.engines.scripted import ScriptedEngine
+    from midstream.record.recorder import Voice
+
+    script = config.script
+
+    def reply(request: Request) -> str:
+        # By what was said before, so that a restart changes nothing.
+        said = sum(message["role"] == "assistant" for message in request.messages)
+        return script.replies[said % len(script.replies)]
+
+    engine = ScriptedEngine(tokenizer, reply, script.latency_s, script.tokens_per_s)
+
+    async def take(folder: Path, version: int) -> None:
+        engine.policy_version = version
+
+    return Voice(engine, tokenizer, True), take
 
 
 def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:

@@ -166,6 +166,38 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         assert completion.ids == expected
 
 
+def test_a_call_given_up_takes_no_step_more_and_leaves_nothing_behind(make_policy) -> None:
+    engine = make_policy().engine
+    heard: list[int] = []
+
+    def call(**parts: Any) -> asyncio.Task[Completion]:
+        sampling = SamplingParams(max_tokens=3000, seed=9)
+        return asyncio.create_task(engine.generate(Request(prompt_ids=(5, 6, 7), sampling=sampling, **parts)))
+
+    async def give_up(task: asyncio.Task[Completion]) -> None:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def go() -> None:
+        running = call(on_tokens=lambda ids, log_probs: heard.extend(ids))
+        while not heard:
+            await asyncio.sleep(0.001)
+        await give_up(running)
+        sampled = engine.tokens_sampled
+        async with engine.exclusive():
+            # One step was on its way.
+            assert engine.tokens_sampled <= sampled + 1
+            assert len(engine._slots) == 0
+            waiting = call()
+            await asyncio.sleep(0.001)
+            assert len(engine._waiting) == 1
+            await give_up(waiting)
+            assert engine._waiting == []
+
+    asyncio.run(go())
+
+
 def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy) -> None:
     engine = make_policy(slots=1).engine
 

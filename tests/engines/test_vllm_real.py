@@ -121,7 +121,10 @@ SCHEMA = {
 
 
 def test_constraints_of_every_kind_are_kept_to(real_vllm) -> None:
-    said = ask(real_vllm, constraint=Constraint(kind="json_schema", grammar=json.dumps(SCHEMA)), max_tokens=150)
+    # Asked for nothing in particular, so small a model may write white space to the end.
+    prompt_ids = real_vllm.tokenizer.render([{"role": "user", "content": 'Answer with {"animal": "cat", "legs": 4}.'}])
+    schema = Constraint(kind="json_schema", grammar=json.dumps(SCHEMA))
+    said = ask(real_vllm, prompt_ids=prompt_ids, constraint=schema, temperature=0.0, max_tokens=60)
     jsonschema.validate(json.loads(said.text), SCHEMA)
     assert re.fullmatch(
         r"[0-9]{4}-[0-9]{2}", ask(real_vllm, constraint=Constraint(kind="regex", grammar=r"[0-9]{4}-[0-9]{2}")).text

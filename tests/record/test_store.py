@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -248,6 +249,18 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
             store.append_sync(a_step("u", 3))
 
 
+def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_database: str) -> None:
+    async def together(store: Store) -> list[BaseException | None]:
+        noise = "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))  # nothing compresses it below a page
+        appends = [store.append(a_step("fine")), store.append(a_step(noise)), store.append(a_step("fine", 1))]
+        return await asyncio.gather(*appends, return_exceptions=True)
+
+    with Store(postgresql_database) as store:
+        first, second, third = asyncio.run(together(store))
+        assert first is None and third is None and isinstance(second, RunError)
+        assert len(store.trajectory("fine").steps) == 2
+
+
 def test_without_psycopg_the_error_says_what_to_install() -> None:
     script = textwrap.dedent("""
         import sys
@@ -287,7 +300,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
             store.consume("run", ["p"], 1)
             store.group_counts()
             store.group_counts("train")
-            assert list(store.open_trajectories()) == []
+            assert store.open_uids() == []
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     scans: set[str] = set()
@@ -298,3 +311,18 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
                 scans |= {detail for *_, detail in plan if re.match(r"SCAN \w", detail) and "CONSTANT" not in detail}
     assert len(seen) > 20
     assert scans == {"SCAN groups USING COVERING INDEX groups_by_state"}
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+    step = Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="u", prompt_uid="p")
+    for replace_it in (False, True):
+        path = tmp_path / f"{replace_it}.db"
+        with Store(path) as store:
+            store.append_sync(step)
+            if replace_it:
+                shutil.copy(path, tmp_path / "copy.db")
+            path.unlink()
+            if replace_it:
+                (tmp_path / "copy.db").rename(path)
+            with pytest.raises(RunError, match="was deleted or replaced"):
+                store.append_sync(step)

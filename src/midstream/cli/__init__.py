@@ -24,6 +24,7 @@ COMMANDS = {
     "rollout": "rollout",
     "runs": "runs",
     "show": "show",
+    "store": "store",
     "models": "models",
     "algorithms": "algorithms",
     "config": "config",

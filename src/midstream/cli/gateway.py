@@ -11,7 +11,7 @@ import click
 @click.argument("config", type=click.Path(), required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", help="A known name, a directory, or a hub id.")
-@click.option("--engine", multiple=True, help="`torch`, or the URL of a vLLM server; may be given more than once.")
+@click.option("--engine", multiple=True, help="`torch`, `scripted`, or URLs of vLLM servers, one option each.")
 @click.option("--store", help="Where trajectories are kept: a file, or a postgresql:// URL.")
 @click.option("--host", help="Address to listen on; one that others can reach needs keys.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")

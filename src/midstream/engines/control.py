@@ -1,4 +1,4 @@
-"""Control tokens in text from outside: `<|im_end|>` in a tool's result is nine characters, not the end of a turn.
+"""Control tokens in text from outside: `<|im_end|>` in a tool's result is ten characters, not the end of a turn.
 
 Every such text is rendered with a seam put into each control token it spells, so that neither the template nor the
 tokenizer can take it for one. What stands between two control tokens of the template and has a seam in it is encoded as

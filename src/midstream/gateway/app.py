@@ -5,7 +5,7 @@
 import asyncio
 import json
 import logging
-import time
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,7 +15,7 @@ from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from midstream import __version__
 from midstream.core.errors import MidstreamError
@@ -24,12 +24,15 @@ from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.live import Live
+from midstream.gateway.middleware import BodyLimit, Measured
+from midstream.gateway.openapi import describe
 from midstream.gateway.service import Ask, Gateway
-from midstream.gateway.trajectories import Live
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-Uid = Annotated[str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+NAME = r"[A-Za-z0-9._:@-]{1,200}"
+Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
 
@@ -51,15 +54,15 @@ def make_app(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
-        max_body_size=round(gateway.config.limits.body_mb * 1e6),
         strict_content_type=False,
-        responses={400: {"description": "What was wrong with the request, and what to do"}},
     )
-    app.add_middleware(_Measured, gateway=gateway)
+    app.add_middleware(Measured, metrics=gateway.metrics)
+    app.add_middleware(BodyLimit, limits=gateway.config.limits)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
+    describe(app)
     return app
 
 
@@ -154,7 +157,8 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         problem = own.not_ready()
         return _json({"status": problem or "ready"}, 503 if problem else 200)
 
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        gateway.caller(_secret(request))
         page = await asyncio.to_thread(gateway.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4")
 
@@ -172,14 +176,18 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
     async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, None, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
     ) -> Response:
-        caller = gateway.caller(_secret(request))
-        return _json(await own.complete(trajectory_uid, prompt_uid, body or native.CompleteRequest(), caller))
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
+
+    async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
+        live = await _live(request, gateway, None, None)
+        return await complete(request, live.uid, body)
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         live = await _live(request, gateway, trajectory_uid, None)
@@ -195,7 +203,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
     async def submit_steps(
         request: Request,
         body: native.SubmitRequest,
-        channel: Annotated[str | None, Query(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")] = None,
+        channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
     ) -> Response:
         return _json(await own.submit(body, channel, gateway.caller(_secret(request))))
 
@@ -210,13 +218,13 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 
     async def pause(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.pause()
+        gateway.gate.pause("asked")
         return _json({"status": "paused", "under_way": gateway.gate.inside})
 
     async def resume(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
-        gateway.gate.resume()
-        return _json({"status": "ok"})
+        gateway.gate.resume("asked")
+        return _json({"status": "paused" if gateway.gate.paused else "ok"})
 
     under = "/{trajectory_uid}/{prompt_uid}/v1"
     for method, path, handler in (
@@ -227,6 +235,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         ("POST", f"{under}/register_trajectory", register),
         ("POST", f"{under}/complete_trajectory", complete_scoped),
         ("POST", "/complete_trajectory/{trajectory_uid}", complete),
+        ("POST", "/complete_trajectory", complete_own),
         ("POST", "/trajectories/{trajectory_uid}/heartbeat", heartbeat),
         ("GET", "/trajectories/{trajectory_uid}", trajectory),
         ("POST", "/trajectories/{trajectory_uid}/feedback", feedback),
@@ -243,7 +252,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> Live:
     """The trajectory a call belongs to: that of its path, of its token, or of a header."""
     caller = gateway.caller(_secret(request))
-    uid = uid or caller.trajectory_uid or request.headers.get(TRAJECTORY_HEADER)
+    uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
         raise ApiError(
             400,
@@ -262,12 +271,23 @@ def _secret(request: Request) -> str | None:
 
 
 def _key(request: Request) -> str | None:
-    return request.headers.get("idempotency-key")
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise ApiError(400, "the header Idempotency-Key takes 1 to 255 printable ASCII characters")
+    return key
+
+
+def _named(request: Request, header: str) -> str | None:
+    """The name in a header of ours."""
+    name = request.headers.get(header)
+    if name is not None and not re.fullmatch(NAME, name):
+        raise ApiError(400, f"the header {header} takes 1 to 200 letters, digits and ._:@-")
+    return name
 
 
 def _keyed(request: Request, ask: Ask) -> Ask:
     """`ask` with what the request's headers say of it."""
-    return replace(ask, key=_key(request), role=request.headers.get(ROLE_HEADER))
+    return replace(ask, key=_key(request), role=_named(request, ROLE_HEADER))
 
 
 def _base(request: Request) -> str:
@@ -373,28 +393,3 @@ async def _raced(work: Awaitable[T], receive: Receive) -> T | None:
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
-
-
-class _Measured:
-    """Counts answers by route and status."""
-
-    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
-        self._app, self._metrics = app, gateway.metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.perf_counter(), 499
-
-        async def sent(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, sent)
-        finally:
-            route = scope.get("route")
-            self._metrics.answered(getattr(route, "path", "none"), status, time.perf_counter() - began)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
 from midstream.rewards import RewardConfig
+
+IN_PROCESS = ("torch", "scripted")
 
 
 class KeyConfig(Config):
@@ -22,9 +24,9 @@ class KeyConfig(Config):
     """Whether it may open trajectories and use every one. Others may only read models and metrics; agents get tokens of
     their own for each trajectory."""
     requests_per_minute: int | None = Field(default=None, ge=1)
-    """Model calls a minute; more are told to wait."""
+    """Model calls a minute, those of agents in trajectories opened with it included; more are told to wait."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Model calls at once; more are told to wait."""
+    """Model calls at once, counted in the same way; more are told to wait."""
 
     @property
     def secret(self) -> str:
@@ -42,6 +44,8 @@ class LimitsConfig(Config):
     """Time from a call's arrival to its answer; 504 after that."""
     body_mb: float = Field(default=64.0, gt=0)
     """Largest request body; 413 above."""
+    body_timeout_s: float = Field(default=60.0, gt=0)
+    """Time a request body may take to arrive; 408 after that."""
     max_response_tokens: int = Field(default=4096, ge=1)
     """`max_tokens` of a call that names none; a call may ask for more."""
     choices: int = Field(default=128, ge=1)
@@ -59,6 +63,25 @@ class BackpressureConfig(Config):
     """Most policy versions between the newest policy and the oldest ready group; beyond, no trajectory is opened."""
 
 
+class ScriptConfig(Config):
+    """What the engine `scripted` answers."""
+
+    replies: tuple[str, ...] = Field(default=("No model answers here: this reply is written in the gateway's config.",))
+    """The first answers the first call of a conversation, the next one the call after that reply, and so on; after the
+    last one, from the first again."""
+    latency_s: float = Field(default=0.0, ge=0)
+    """Time before the first token."""
+    tokens_per_s: float | None = Field(default=None, gt=0)
+    """How fast tokens come; at once when not given."""
+
+    @field_validator("replies")
+    @classmethod
+    def _some(cls, replies: tuple[str, ...]) -> tuple[str, ...]:
+        if not replies:
+            raise ValueError("there must be one reply at least")
+        return replies
+
+
 class GatewayConfig(Config):
     """Everything a gateway needs."""
 
@@ -73,7 +96,10 @@ class GatewayConfig(Config):
     aliases: tuple[str, ...] = ()
     """Further names that agents may ask for as `model`."""
     engine: tuple[str, ...] = ("torch",)
-    """`torch` samples in this process; URLs are vLLM servers that serve `model`, a trajectory staying on one."""
+    """`torch` samples in this process; URLs are vLLM servers that serve `model`, a trajectory staying on one;
+    `scripted` answers what `script` says, in the tokens of `model`, to try an agent without one."""
+    script: ScriptConfig = ScriptConfig()
+    """What the engine `scripted` answers."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto` is bfloat16 where the processor computes in it, else float32."""
     device: str = "auto"
@@ -115,6 +141,14 @@ class GatewayConfig(Config):
                 f"host is '{self.host}', which others can reach, and there are no keys: anybody could use it; "
                 "add keys, or listen on 127.0.0.1"
             )
+        for name in self.engine:
+            if not name.startswith(("http://", "https://")) and (len(self.engine) > 1 or name not in IN_PROCESS):
+                raise ValueError(f"the engine '{name}' must be the URL of a vLLM server, or alone: torch or scripted")
+        if not self.engine:
+            raise ValueError("there must be an engine: torch, scripted, or the URLs of vLLM servers")
+        names = [key.name for key in self.keys]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two keys are called '{min(twice)}'")
         for name in self.sampling:
             if name not in ("temperature", "top_p", "top_k", "min_p"):
                 raise ValueError(f"sampling.{name} cannot be held fixed; temperature, top_p, top_k and min_p can")

@@ -8,11 +8,13 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
+from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import Answer
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live, Opening, ended
 from midstream.gateway.native import (
     CompleteRequest,
     CurationRequest,
@@ -25,7 +27,8 @@ from midstream.gateway.native import (
     SubmitRequest,
 )
 from midstream.gateway.service import Ask, Caller, Gateway
-from midstream.gateway.trajectories import Live, Opening, ended
+from midstream.gateway.trajectories import COMPLETION_KEY
+from midstream.record.feedback import Feedback
 from midstream.record.recorder import Call
 
 
@@ -46,15 +49,16 @@ class Endpoints:
         gateway = self.gateway
         uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, f"midstream:{key}").hex if key else None)
         if uid is None or not gateway.trajectories.is_open(uid):
-            gateway.check_backpressure()
+            await gateway.check_backpressure()
         live = await gateway.trajectories.open(
             Opening(
                 uid=uid,
                 prompt_uid=asked.prompt_uid,
                 channel=asked.channel,
                 group_size=asked.group_size,
-                task=asked.task,
+                task=asked.task.model_dump(exclude_none=True),
                 metadata=asked.metadata,
+                key=caller.key,
             )
         )
         expires_at = time.time() + asked.token_lifetime_s
@@ -71,16 +75,33 @@ class Endpoints:
         """Say more of a trajectory; one that is not there is begun, by those who may."""
         caller.must_reach(uid)
         opening = Opening(
-            uid=uid, prompt_uid=prompt_uid, channel=asked.channel, task=asked.task, metadata=asked.metadata
+            uid=uid,
+            prompt_uid=prompt_uid,
+            channel=asked.channel,
+            task=asked.task.model_dump(exclude_none=True),
+            metadata=asked.metadata,
         )
         live = await self._opened(opening, caller)
         await self.gateway.trajectories.register(live, opening)
 
     async def complete(
-        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller, key: str | None
     ) -> dict[str, Any]:
-        """End a trajectory."""
+        """End a trajectory. The same idempotency key gets the same answer."""
         caller.must_reach(uid)
+        try:
+            return await self._complete(uid, prompt_uid, asked, key)
+        except ApiError as error:
+            if key is None or error.code != "trajectory_ended":
+                raise
+            known = await self.gateway.trajectories.look_up(uid)
+            if known.metadata.get(COMPLETION_KEY) != key:
+                raise
+            return {"status": "ok", **_described(known)}
+
+    async def _complete(
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None
+    ) -> dict[str, Any]:
         live = await self.gateway.trajectories.get(uid, prompt_uid)
         if asked.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{uid}' is in the channel '{live.channel}'", param="channel")
@@ -94,6 +115,7 @@ class Endpoints:
             rewards=asked.rewards,
             answer=asked.answer,
             error=asked.error,
+            key=key,
         )
         return {"status": "ok", **_described(done)}
 
@@ -201,7 +223,11 @@ class Endpoints:
     async def feedback(self, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None) -> dict[str, Any]:
         """Keep what a person thought."""
         caller.must_reach(uid)
-        await self.gateway.trajectories.look_up(uid)
+        await self._must_hold(uid, asked.step_index)
+        try:
+            Feedback(trajectory_uid=uid, kind=asked.kind, value=asked.value, text=asked.text)
+        except UserError as error:
+            raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
         await asyncio.to_thread(
             self.gateway.kept.add_feedback,
             uid,
@@ -216,7 +242,7 @@ class Endpoints:
     async def curate(self, uid: str, asked: CurationRequest, caller: Caller) -> dict[str, Any]:
         """Set what training is to do with a trajectory or a step."""
         caller.must_be_admin()
-        await self.gateway.trajectories.look_up(uid)
+        await self._must_hold(uid, asked.step_index)
         await asyncio.to_thread(
             self.gateway.kept.curate,
             uid,
@@ -228,6 +254,12 @@ class Endpoints:
         )
         return {"status": "ok"}
 
+    async def _must_hold(self, uid: str, step_index: int | None) -> None:
+        """`ApiError` 404 when there is no such trajectory, or it has no such step."""
+        trajectory = await self.gateway.trajectories.look_up(uid)
+        if step_index is not None and all(step.step_index != step_index for step in trajectory.steps):
+            raise ApiError(404, f"trajectory '{uid}' has no step {step_index}", param="step_index")
+
     async def _opened(self, opening: Opening, caller: Caller) -> Live:
         """The trajectory, begun here and now when it is not there and the caller may."""
         assert opening.uid is not None
@@ -237,7 +269,7 @@ class Endpoints:
         except ApiError as error:
             if error.status != 404 or not caller.admin or await trajectories.is_known(opening.uid):
                 raise
-            self.gateway.check_backpressure()
+            await self.gateway.check_backpressure()
             live = await trajectories.open(opening)
         if live.ended is not None:
             raise ended(live)

@@ -36,6 +36,8 @@ _CODES = {
     401: "unauthorized",
     403: "forbidden",
     404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
     409: "conflict",
     410: "gone",
     413: "request_too_large",
@@ -57,6 +59,8 @@ def as_api_error(error: Exception) -> ApiError | None:
         return ApiError(400, f"{error}; nothing is cut: shorten the conversation", code="context_length_exceeded")
     if isinstance(error, Unsupported):
         return ApiError(400, str(error), code="unsupported")
+    if isinstance(error, RecursionError):
+        return ApiError(400, "something in this request is nested too deeply")
     if isinstance(error, EngineError):
         return ApiError(502, f"the engine failed: {error}", retry_after_s=RETRY_AFTER_S)
     if isinstance(error, UserError):

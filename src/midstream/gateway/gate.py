@@ -43,8 +43,12 @@ class Gate:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.inside = 0
         """Calls the engine works on."""
-        self.paused = False
+        self._pauses: set[str] = set()
         self.draining = False
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._pauses)
 
     @property
     def queued(self) -> int:
@@ -71,12 +75,12 @@ class Gate:
             if used is not None:
                 used.under_way -= 1
 
-    def pause(self) -> None:
-        """Calls that come wait in the queue; those under way go on."""
-        self.paused = True
+    def pause(self, why: str) -> None:
+        """Calls that come wait in the queue, until `resume` was called for each `why`; those under way go on."""
+        self._pauses.add(why)
 
-    def resume(self) -> None:
-        self.paused = False
+    def resume(self, why: str) -> None:
+        self._pauses.discard(why)
         self._admit()
 
     async def drained(self, within_s: float) -> bool:

@@ -17,10 +17,10 @@ from midstream.agents.door import Address
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Task
 from midstream.gateway.config import GatewayConfig, LimitsConfig
+from midstream.gateway.live import Live
 from midstream.gateway.server import serving
 from midstream.gateway.service import Gateway
 from midstream.gateway.tokens import TokenSigner
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Recorder, Voice
 
 MODEL = "policy"

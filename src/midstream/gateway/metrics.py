@@ -81,15 +81,15 @@ class _State(Collector):
         for name, (what, value) in now.items():
             yield GaugeMetricFamily(name, what, value=value)
         ended = CounterMetricFamily(
-            "midstream_trajectories_ended", "Trajectories that ended, by how", labels=["status"]
+            "midstream_trajectories_ended", "Trajectories that ended, by how and why", labels=["status", "why"]
         )
-        for status, count in gateway.trajectories.ended.items():
-            ended.add_metric([str(status)], count)
+        for (status, why), count in gateway.trajectories.ended.items():
+            ended.add_metric([str(status), why], count)
         yield ended
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )
         for state, count in (gateway.store.group_counts() if gateway.store is not None else {}).items():
-            if state in ("waiting", "ready", "leased", "consumed", "stale"):
+            if state != "oldest_ready_s":
                 groups.add_metric([state], count)
         yield groups

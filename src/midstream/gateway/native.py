@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
-from midstream.gateway.dialects.shared import Body
+from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject
 
-Uid = Field(default=None, min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+"""Of a trajectory, a group, a channel or a role."""
+Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
+LAST_STEP = 9_999
+"""Largest `step_index`: places before it that nobody fills take memory."""
+OWN_METADATA = frozenset({"answer_id", "idempotency_key", "choice", "stop", "late", "submitted"})
+"""What the gateway keeps in a step's metadata itself."""
+
+
+class TaskBody(Body):
+    """What a trajectory is about. Whatever else it holds is kept in the task's metadata, for reward functions."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | int | None = None
+    prompt: str | list[JsonObject] | None = None
+    answer: AnyJson = None
+    """What a reward function compares with."""
+    kind: str | None = None
+
+    @model_validator(mode="after")
+    def _plain(self) -> TaskBody:
+        for value in (self.model_extra or {}).items():
+            TypeAdapter(AnyJson).validate_python(list(value))
+        return self
 
 
 class OpenRequest(Body):
     """A trajectory to begin. Everything may be left out."""
 
-    trajectory_uid: str | None = Uid
+    trajectory_uid: Name | None = None
     """A name of the caller's own; opening it again gives the same trajectory."""
-    prompt_uid: str | None = Uid
+    prompt_uid: Name | None = None
     """The group: attempts at one task share it. Without it the trajectory is a group of its own."""
-    channel: str | None = Uid
+    channel: Name | None = None
     group_size: int | None = Field(default=None, ge=1, le=100_000)
     """Attempts that make the group; counts in the first one's opening."""
-    task: dict[str, Any] = Field(default_factory=dict)
+    task: TaskBody = Field(default_factory=TaskBody)
     """`id`, `prompt`, `answer`, `kind` and whatever a reward function reads."""
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
     token_lifetime_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
 
 
@@ -46,9 +70,9 @@ class Opened(Body):
 class RegisterRequest(Body):
     """What is known of a trajectory after it was begun."""
 
-    channel: str | None = Uid
-    task: dict[str, Any] = Field(default_factory=dict)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    channel: Name | None = None
+    task: TaskBody = Field(default_factory=TaskBody)
+    metadata: JsonObject = Field(default_factory=dict)
 
 
 class CompleteRequest(Body):
@@ -61,7 +85,7 @@ class CompleteRequest(Body):
     """The final answer; the last reply when not given."""
     status: Literal["completed", "failed", "timed_out"] = "completed"
     error: str = ""
-    channel: str | None = Uid
+    channel: Name | None = None
 
     @field_validator("rewards")
     @classmethod
@@ -97,13 +121,15 @@ class GenerateRequest(GenerateParams):
     prompt_ids: list[int] | None = Field(default=None, min_length=1)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = None
-    trajectory_uid: str | None = Uid
-    prompt_uid: str | None = Uid
+    trajectory_uid: Name | None = None
+    prompt_uid: Name | None = None
     sampling_params: GenerateParams | None = None
-    role: str = "policy"
+    role: Name = "policy"
 
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateRequest:
+        if self.sampling_params is not None and (twice := self.model_fields_set & set(GenerateParams.model_fields)):
+            raise ValueError(f"{min(twice)} stands beside sampling_params; put it into them")
         if (self.prompt_ids is None) == (self.messages is None):
             raise ValueError("give either prompt_ids or messages")
         return self
@@ -117,14 +143,21 @@ class StepPayload(Body):
     rollout_log_probs: list[float] | None = None
     """One for each response token; a step without them is kept and not trained on."""
     reward: float | None = Field(default=None, allow_inf_nan=False)
-    trajectory_uid: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")
-    prompt_uid: str = Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")
-    step_index: int = Field(ge=0, le=1_000_000)
-    policy_version: int = Field(default=0, ge=0)
+    trajectory_uid: Name
+    prompt_uid: Name
+    step_index: int = Field(ge=0, le=LAST_STEP)
+    policy_version: int = Field(default=0, ge=0, le=2**31 - 1)
     is_last: bool = False
     temperature: float = Field(default=1.0, gt=0)
-    role: str = "policy"
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    role: Name = "policy"
+    metadata: JsonObject = Field(default_factory=dict)
+
+    @field_validator("metadata")
+    @classmethod
+    def _not_ours(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        if own := OWN_METADATA & set(metadata):
+            raise ValueError(f"the gateway keeps something of its own under '{min(own)}'; choose another name")
+        return metadata
 
     @model_validator(mode="after")
     def _aligned(self) -> StepPayload:
@@ -160,13 +193,13 @@ class SubmitRequest(Body):
 class RewardRequest(Body):
     """What a trajectory would earn. Its words are those of `messages`, or of `response_ids`, or those recorded."""
 
-    trajectory_uid: str | None = Uid
+    trajectory_uid: Name | None = None
     messages: list[ChatMessage] | None = None
     prompt_ids: list[int] | None = None
     response_ids: list[int] | None = None
-    dataset_fields: dict[str, Any] = Field(default_factory=dict)
+    dataset_fields: JsonObject = Field(default_factory=dict)
     """Take the place of what the task says: `answer` of its answer, others of its metadata."""
-    extra_fields: dict[str, Any] = Field(default_factory=dict)
+    extra_fields: JsonObject = Field(default_factory=dict)
     num_turns: int | None = None
 
 
@@ -177,14 +210,14 @@ class FeedbackRequest(Body):
     value: float | None = Field(default=None, allow_inf_nan=False)
     """1 or -1 for thumbs, 0 to 1 for a rating."""
     text: str = ""
-    step_index: int | None = Field(default=None, ge=0)
+    step_index: int | None = Field(default=None, ge=0, le=LAST_STEP)
 
 
 class CurationRequest(Body):
     """What is to be done with a trajectory, or with one of its steps, in training."""
 
-    step_index: int | None = Field(default=None, ge=0)
+    step_index: int | None = Field(default=None, ge=0, le=LAST_STEP)
     trainable: bool | None = None
     quality: Literal["", "good", "unsure", "bad", "reject"] | None = None
-    tags: list[str] | None = None
+    tags: list[Tag] | None = Field(default=None, max_length=100)
     note: str | None = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvicorn
 
 from midstream.core.errors import UserError
 from midstream.gateway.app import make_app
+from midstream.gateway.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
 BACKLOG = 4096
@@ -18,26 +20,39 @@ BACKLOG = 4096
 
 
 @asynccontextmanager
-async def serving(gateway: Gateway) -> AsyncIterator[str]:
+async def serving(gateway: Gateway, listening: socket.socket | None = None) -> AsyncIterator[str]:
     """Serve inside this event loop; gives the URL. On leaving, calls under way are let finish first."""
-    listening = listen(gateway.config.host, gateway.config.port)
+    own = listening or listen(gateway.config.host, gateway.config.port)
     server = uvicorn.Server(_settings(gateway))
-    task = asyncio.create_task(_until_stopped(server, listening))
+    # Without uvicorn's handlers of signals: those belong to the program around it.
+    task = asyncio.create_task(server._serve([own]))  # pyright: ignore[reportPrivateUsage]
     while not server.started:
         if task.done():
             await task
         await asyncio.sleep(0.005)
     try:
-        yield url_of(listening)
+        yield url_of(own)
     finally:
         server.should_exit = True
         await task
-        listening.close()
+        own.close()
 
 
-async def serve(gateway: Gateway, listening: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish."""
-    await uvicorn.Server(_settings(gateway)).serve(sockets=[listening])
+async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish. The second one ends the process at once."""
+    stopped, loop = asyncio.Event(), asyncio.get_running_loop()
+    ends = (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        stopped.set()
+        for number in ends:
+            loop.remove_signal_handler(number)
+
+    for number in ends:
+        loop.add_signal_handler(number, stop)
+    async with serving(gateway, listening) as url:
+        on_ready(url)
+        await stopped.wait()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -61,14 +76,10 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _until_stopped(server: uvicorn.Server, listening: socket.socket) -> None:
-    # Without uvicorn's handlers: Ctrl-C belongs to the program around it.
-    await server._serve([listening])  # pyright: ignore[reportPrivateUsage]
-
-
 def _settings(gateway: Gateway) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(gateway),
+        http=BoundedHead,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from midstream.core.errors import ConfigError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.chat import ChatTokenizer
@@ -19,12 +21,17 @@ from midstream.gateway.answer import Answer, AnswerStream, answer_of
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
+from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
-from midstream.gateway.tokens import TokenSigner
-from midstream.gateway.trajectories import Live, Trajectories, ended
+from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
+from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+
+_log = logging.getLogger(__name__)
+LARGEST = 2**63 - 1
+"""Of the whole numbers that every engine takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +82,13 @@ class Gateway:
     def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
         if voice.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
+        for key in config.keys:
+            if len(key.secret) < SHORTEST_SECRET:
+                raise ConfigError(
+                    f"the environment variable {key.env} holds no key '{key.name}', or one of less than "
+                    f"{SHORTEST_SECRET} characters",
+                    f"export {key.env}=$(openssl rand -hex 16)",
+                )
         self.config, self.voice, self.store, self.signer = config, voice, store, signer
         self.tokenizer: ChatTokenizer = voice.tokenizer
         self.names = (config.model, *config.aliases)
@@ -100,7 +114,8 @@ class Gateway:
             for key in self.config.keys:
                 if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
                     return Caller(key=key.name, admin=key.admin)
-        if not self.config.keys:
+        # Where there are no keys, agents send what they like; but one whose token has expired is to hear of it.
+        if not self.config.keys and not (secret or "").startswith(PREFIX):
             return Caller(admin=True)
         problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
         raise ApiError(401, f"the key or token {problem}")
@@ -130,31 +145,29 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    def check_backpressure(self) -> None:
+    async def check_backpressure(self) -> None:
         """`ApiError` 429 while the trainer must catch up."""
-        rules = self.config.backpressure
-        if rules.max_ready_groups is None and rules.max_staleness is None:
-            return
-        counts = self.kept.group_counts()
-        if rules.max_ready_groups is not None and counts["ready"] >= rules.max_ready_groups:
-            raise ApiError(
-                429, f"{counts['ready']} groups wait for training already", code="backpressure", retry_after_s=5
-            )
-        oldest = counts.get("oldest_version")
-        newest = self.voice.engine.policy_version
-        if rules.max_staleness is not None and oldest is not None and newest - oldest > rules.max_staleness:
-            raise ApiError(
-                429,
-                f"the oldest ready group is {newest - oldest} policy versions old",
-                code="backpressure",
-                retry_after_s=5,
-            )
+        rules, told = self.config.backpressure, ""
+        if rules.max_ready_groups is not None:
+            ready = (await asyncio.to_thread(self.kept.group_counts))["ready"]
+            if ready >= rules.max_ready_groups:
+                told = f"{ready:g} groups wait for training already"
+        if rules.max_staleness is not None:
+            oldest = await asyncio.to_thread(self.kept.oldest_ready_version)
+            age = 0 if oldest is None else self.voice.engine.policy_version - oldest
+            if age > rules.max_staleness:
+                told = f"a group that waits for training is {age} policy versions old"
+        if told:
+            raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
 
     async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
         """All answers, in order."""
-        return [
-            piece.answer async for piece in self.stream(live, ask, caller, deltas=False) if piece.answer is not None
-        ]
+        answers = {
+            piece.choice: piece.answer
+            async for piece in self.stream(live, ask, caller, deltas=False)
+            if piece.answer is not None
+        }
+        return [answer for _, answer in sorted(answers.items())]
 
     async def stream(self, live: Live, ask: Ask, caller: Caller, *, deltas: bool = True) -> AsyncIterator[Piece]:
         """The answers as they come: deltas (unless not wanted) in any order of choices, then each choice's answer, once
@@ -163,43 +176,63 @@ class Gateway:
             raise ended(live)
         if ask.choices > self.config.limits.choices:
             raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
-        known = live.recorded(ask.key) if ask.key is not None else {}
         pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        making: list[asyncio.Task[None]] = []
+        alone = AsyncExitStack()
         live.in_flight += 1
-        missing = [choice for choice in range(ask.choices) if choice not in known]
-        making = [
-            asyncio.create_task(self._make(live, ask, caller, choice, pieces, deltas=deltas)) for choice in missing
-        ]
         try:
+            known = await self._known(live, ask, alone) if ask.key is not None else {}
+            missing = [choice for choice in range(ask.choices) if choice not in known]
+            making += [
+                asyncio.create_task(self._make(live, ask, caller, choice, pieces, deltas=deltas)) for choice in missing
+            ]
             for choice, step in sorted(known.items()):
                 self.metrics.replayed.inc()
                 answer = answer_of(step, self.tokenizer)
                 for delta in _whole(answer) if deltas else ():
                     yield Piece(choice, answer.id, delta)
                 yield Piece(choice, answer.id, answer=answer)
-            answers: dict[int, Answer] = {}
-            while len(answers) < len(missing):
+            answered = 0
+            while answered < len(missing):
                 piece = await pieces.get()
                 if isinstance(piece, BaseException):
                     raise piece
-                if piece.answer is None or deltas:
-                    yield piece
-                if piece.answer is not None:
-                    answers[piece.choice] = piece.answer
-            if not deltas:
-                for choice in missing:
-                    yield Piece(choice, answers[choice].id, answer=answers[choice])
+                answered += piece.answer is not None
+                yield piece
         finally:
             for task in making:
                 task.cancel()
             live.in_flight -= 1
             live.touch()
+            await alone.aclose()
+
+    async def _known(self, live: Live, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
+        """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
+        until it is closed. Raises `ApiError` 409 when the key was used for another call."""
+        assert ask.key is not None
+        limit = asyncio.timeout(self.config.limits.timeout_s)
+        try:
+            async with limit:
+                await alone.enter_async_context(live.answering.of(ask.key))
+        except TimeoutError:
+            raise self._too_late() from None
+        call, known = ask.call, live.recorded(ask.key)
+        for step in known.values():
+            ids = step.prompt_ids if call.prompt_ids is None else call.prompt_ids
+            if (step.messages, step.tools, step.prompt_ids) != (call.messages, call.tools, ids):
+                raise ApiError(
+                    409,
+                    f"the idempotency key '{ask.key}' was used for another call; make a key for each call, and send it "
+                    "again only when that call is made again",
+                    code="idempotency_key_reused",
+                )
+        return {choice: step for choice, step in known.items() if choice < ask.choices}
 
     async def generate(self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller) -> Step:
         """A response to token ids that belongs to no trajectory and is not recorded: its caller submits the step."""
         call = Call(prompt_ids=prompt_ids, sampling=self._held(sampling))
         uid = uuid.uuid4().hex
-        async with self._place(caller):
+        async with self._place(caller.key):
             try:
                 step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.voice, call)
             finally:
@@ -208,22 +241,30 @@ class Gateway:
 
     async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
         """Change the engine's weights by `swap`: new calls wait, so that none sees two versions."""
-        self.gate.pause()
+        self.gate.pause("update")
         try:
             await swap()
         finally:
-            self.gate.resume()
+            self.gate.resume("update")
 
     async def watch(self) -> None:
         """Close silent trajectories, for as long as this runs."""
         every_s = min(1.0, self.config.expiry_s / 4)
         while True:
             await asyncio.sleep(every_s)
-            await self.trajectories.expire()
+            try:
+                await self.trajectories.expire()
+            except Exception:  # whatever it was, those that fall silent later must be closed all the same
+                _log.exception("silent trajectories could not be closed")
 
     def sampling(self, **asked: Any) -> SamplingParams:
         """Sampling parameters of a request; what it left out is `None`."""
         settings = {name: value for name, value in asked.items() if value is not None}
+        for name, value in settings.items():
+            if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+                raise ApiError(400, f"{name} is too large a number: {value:.3g}", param=name)
+        if not all(settings.get("stop", ())):
+            raise ApiError(400, "an empty stop string would stop every reply before it begins", param="stop")
         settings.setdefault("max_tokens", self.config.limits.max_response_tokens)
         try:
             return self._held(SamplingParams(**settings))
@@ -273,7 +314,7 @@ class Gateway:
                 sampled = ()
 
         try:
-            async with self._place(caller):
+            async with self._place(caller.key or live.key):
                 call = replace(call, metadata=metadata, on_tokens=on_tokens if deltas else None)
                 step, completion = await live.recorder.call(voice, call)
             if live.ended is not None:
@@ -286,17 +327,19 @@ class Gateway:
             pieces.put_nowait(error)
 
     @asynccontextmanager
-    async def _place(self, caller: Caller) -> AsyncIterator[None]:
-        """A place at the engine, for as long as a call may take from now."""
+    async def _place(self, key: str | None) -> AsyncIterator[None]:
+        """A place at the engine, for as long as a call may take from now, within the limits of `key`."""
         limit = asyncio.timeout(self.config.limits.timeout_s)
         try:
-            async with limit, self.gate.entered(caller.key):
+            async with limit, self.gate.entered(key):
                 yield
         except TimeoutError:
             if not limit.expired():
                 raise
-            told = f"no answer within {self.config.limits.timeout_s:g} s"
-            raise ApiError(504, told, retry_after_s=1) from None
+            raise self._too_late() from None
+
+    def _too_late(self) -> ApiError:
+        return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
 
 
 def _whole(answer: Answer) -> list[Delta]:

@@ -11,12 +11,16 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from midstream.core.errors import ConfigError
 from midstream.engines.models import home
 
 PREFIX = "ms-"
+SHORTEST_SECRET = 16
 
 
 class TokenSigner:
@@ -47,14 +51,29 @@ class TokenSigner:
 
 
 def load_secret(env: str) -> bytes:
-    """The secret in `env`, or one made for this machine and kept in the cache directory."""
-    if value := os.environ.get(env):
-        return value.encode()
+    """The secret in `env`, or one made for this machine and kept in the cache directory. Raises `ConfigError` for one
+    that could be guessed, and when none can be kept."""
+    if (value := os.environ.get(env)) is not None:
+        return _long_enough(value.encode(), f"the secret in {env}")
     path: Path = home() / "gateway.secret"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            # Written whole under a name of its own first: nobody reads half a secret, and the first to link it wins.
+            handle, made = tempfile.mkstemp(dir=path.parent, prefix="gateway.secret.")
+            with open(handle, "w") as file:
+                file.write(secrets.token_urlsafe(32))
+            with suppress(FileExistsError):
+                os.link(made, path)
+            os.unlink(made)
+        return _long_enough(path.read_bytes(), f"the secret in '{path}'")
+    except OSError as error:
+        raise ConfigError(
+            f"the secret that signs tokens cannot be kept in '{path}': {error.strerror}", f"set {env}"
+        ) from None
+
+
+def _long_enough(secret: bytes, what: str) -> bytes:
+    if len(secret) < SHORTEST_SECRET:
+        raise ConfigError(f"{what} has {len(secret)} bytes", f"make one of {SHORTEST_SECRET} or more, or remove it")
+    return secret

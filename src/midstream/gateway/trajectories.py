@@ -7,77 +7,30 @@ read back when its agent calls again.
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-from midstream.core.errors import AlreadyEnded
-from midstream.core.sampling import SamplingParams
-from midstream.core.types import Message, Status, Step, Task, Trajectory
+from midstream.core.errors import AlreadyEnded, MidstreamError
+from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live, Locks, Opening, Said, ended, over, session_of, task_of, told_of
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 
+_log = logging.getLogger(__name__)
 IDLE_S = 120.0
 """After this long without a call a trajectory's steps leave memory; they are in the store."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """What a caller says of a trajectory when it begins. `task` may hold `id`, `prompt`, `answer` and `kind`;
-    `metadata` is kept with it."""
-
-    uid: str | None = None
-    prompt_uid: str | None = None
-    channel: str | None = None
-    group_size: int | None = None
-    task: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What an agent said of its trajectory on completing it."""
-
-    answer: str | None
-    reward: float | None
-    rewards: Mapping[str, float]
-    error: str
-
-
-@dataclass(slots=True)
-class Live:
-    """A trajectory under way. `prompt_uid` groups it with others.
-
-    One that a rollout makes is attached: `voices` may be asked for by role, `sampling` holds whatever the agent asks
-    for, and `said` is for the rollout to finish it with."""
-
-    uid: str
-    prompt_uid: str
-    channel: str
-    task: Task
-    metadata: dict[str, Any]
-    recorder: Recorder
-    group_size: int = 1
-    touched: float = field(default_factory=time.monotonic)
-    in_flight: int = 0
-    ended: Status | None = None
-    why: str = ""
-    voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
-    sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
-    said: Said | None = None
-
-    def touch(self) -> None:
-        self.touched = time.monotonic()
-
-    def recorded(self, key: str) -> dict[int, Step]:
-        """The steps made for an idempotency key, by their place among its choices."""
-        steps = self.recorder.finished()
-        return {s.metadata.get("choice", 0): s for s in steps if s.metadata.get("idempotency_key") == key}
+COMPLETION_KEY = "completion_key"
+"""In a trajectory's metadata: the idempotency key it was completed with."""
+CLOSED_AT_ONCE = 256
+"""Silent trajectories that are closed side by side, so that they share flushes of the disk."""
 
 
 class Trajectories:
@@ -101,11 +54,14 @@ class Trajectories:
         self._live: dict[str, Live] = {}
         self._silent_since: dict[str, float] = {}
         """When those that are open, but not in memory, were last heard of (or this process began)."""
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks = Locks()
+        """Held while a trajectory is begun, read back, or ended."""
         self.opened = 0
-        self.ended: dict[str, int] = {}
-        for recorded in store.open_trajectories() if store is not None else ():
-            self._silent_since[recorded.trajectory.uid] = time.monotonic()
+        self.ended: Counter[tuple[str, str]] = Counter()
+        """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
+        single step) or `group_deadline`."""
+        for uid in store.open_uids() if store is not None else ():
+            self._silent_since[uid] = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
@@ -124,24 +80,20 @@ class Trajectories:
         if self._store is None:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
-        async with self._locks.setdefault(uid, asyncio.Lock()):
-            try:
-                found = await self._find(uid)
-            finally:
-                self._locks.pop(uid, None)
+        async with self._locks.of(uid):
+            found = await self._find(uid)
             if found is not None:
                 if opening.prompt_uid not in (None, found.prompt_uid):
                     raise ApiError(409, f"trajectory '{uid}' is open already, in the group '{found.prompt_uid}'")
                 return found
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
             channel = opening.channel or self._channel
-            task = _task(prompt_uid, opening)
+            task = task_of(prompt_uid, opening)
             recorder = self._recorder(uid, prompt_uid, channel)
             live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
-            live.group_size = opening.group_size or self._group_size
-            self._begin(live)
+            live.group_size, live.key = opening.group_size or self._group_size, opening.key
+            await self._begin(live)
             self._live[uid] = live
-            await self._store.acknowledge()
             self._voice.engine.join(uid)
             self.opened += 1
             return live
@@ -150,11 +102,8 @@ class Trajectories:
         """The open trajectory `uid`; `ApiError` 404 when there is none, 409 when it has ended."""
         live = self._live.get(uid)
         if live is None:
-            async with self._locks.setdefault(uid, asyncio.Lock()):
-                try:
-                    live = await self._find(uid)
-                finally:
-                    self._locks.pop(uid, None)
+            async with self._locks.of(uid):
+                live = await self._find(uid)
         if live is None:
             raise ApiError(404, f"no trajectory '{uid}'; open one with POST /init_trajectory")
         if prompt_uid is not None and prompt_uid != live.prompt_uid:
@@ -190,12 +139,11 @@ class Trajectories:
             if same.metadata.get("submitted"):
                 return False
             metadata = {**same.metadata, **step.metadata, "submitted": True}
-            recorder.steps[same.step_index] = replace(same, reward=step.reward, metadata=metadata)
+            recorder.steps[same.step_index] = changed = replace(same, reward=step.reward, metadata=metadata)
             if self._store is not None:
-                self._store.update_step(recorder.steps[same.step_index])
-                await self._store.acknowledge()
+                await self._store.update_step(changed)
             return True
-        if any(known.step_index == step.step_index for known in recorder.finished()):
+        if not recorder.is_free(step.step_index):
             raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
         live.touch()
         await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
@@ -213,7 +161,7 @@ class Trajectories:
         if any((own.prompt_ids, own.response_ids) == tokens for own in known.steps):
             return True
         if known.status is Status.COMPLETED or any(own.step_index == step.step_index for own in known.steps):
-            raise _over(known.uid, known.status, known.error)
+            raise over(known.uid, known.status, known.error)
         return False
 
     async def _stored(self, uid: str) -> Trajectory | None:
@@ -227,14 +175,13 @@ class Trajectories:
         live.metadata |= opening.metadata
         if self._store is None:
             return
-        live.task = _task(live.prompt_uid, replace(opening, task={**_told(live.task), **opening.task}))
+        live.task = task_of(live.prompt_uid, replace(opening, task={**told_of(live.task), **opening.task}))
         if opening.channel not in (None, live.channel):
             live.channel = opening.channel or live.channel
             live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
-            self._begin(live)
+            await self._begin(live)
         else:
-            self._store.amend(live.uid, task=live.task, session=_session(live))
-        await self._store.acknowledge()
+            await self._store.amend(live.uid, task=live.task, session=session_of(live))
 
     async def close(
         self,
@@ -245,63 +192,99 @@ class Trajectories:
         rewards: Mapping[str, float] | None = None,
         answer: str | None = None,
         error: str = "",
+        why: str = "agent",
+        key: str | None = None,
     ) -> Trajectory:
         """End a trajectory, once. Its reward is the one given, or the sum of its steps' own, or what the gateway's
-        reward function says; without any, the trainer scores it."""
-        if live.ended is not None:
-            raise ended(live)
-        live.ended, live.why = status, error
-        if live.voices:
-            why = error or ("" if status is Status.COMPLETED else str(status))
-            live.said = Said(answer, reward, dict(rewards or {}), why)
-            return self._trajectory(live, status)
+        reward function says; without any, the trainer scores it. `why` is for counting, `key` the idempotency key of
+        who ends it. Raises `ApiError` 409 when it has ended."""
+        async with self._locks.of(live.uid):
+            if live.ended is not None:
+                raise ended(live)
+            live.ended, live.why = status, error
+            if live.voices:
+                told = error or ("" if status is Status.COMPLETED else str(status))
+                live.said = Said(answer, reward, dict(rewards or {}), told)
+                return self._trajectory(live, status)
+            if key is not None:
+                live.metadata[COMPLETION_KEY] = key
+            try:
+                trajectory = await self._finished(live, status, reward, dict(rewards or {}), answer, error)
+            except AlreadyEnded:  # the trainer timed it out at the deadline of its group
+                self._forget(live)
+                self.ended[Status.TIMED_OUT, "group_deadline"] += 1
+                live.ended, live.why = Status.TIMED_OUT, "its group was due"
+                raise ended(live) from None
+            except BaseException:
+                live.ended, live.why = None, ""
+                raise
+            self._forget(live)
+            self.ended[status, why] += 1
+            return trajectory
+
+    async def _finished(
+        self,
+        live: Live,
+        status: Status,
+        reward: float | None,
+        rewards: dict[str, float],
+        answer: str | None,
+        error: str,
+    ) -> Trajectory:
+        """The trajectory as it ends, scored, and on disk."""
+        assert self._store is not None
         trajectory = self._trajectory(live, status)
         by_step = [step.reward for step in trajectory.steps if step.reward is not None]
         if reward is None and by_step:
             reward = sum(by_step)
+        if reward is not None and not math.isfinite(reward):
+            raise ApiError(400, f"the rewards of trajectory '{live.uid}' add up to {reward}", param="reward")
         trajectory = replace(
             trajectory,
             answer=trajectory.answer if answer is None else answer,
             error=error,
-            rewards=dict(rewards or ({} if reward is None else {"given": reward})),
+            rewards={**({} if reward is None else {"given": reward}), **rewards},
             reward=reward,
         )
         if reward is None and self._reward is not None and status is Status.COMPLETED:
             trajectory = await self._reward.score(trajectory)
-        assert self._store is not None
-        try:
-            await self._store.finish(trajectory, live.channel)
-        except AlreadyEnded as already:
-            raise ApiError(409, str(already)) from None
-        except BaseException:
-            live.ended = None
-            raise
-        self._forget(live)
-        self.ended[status] = self.ended.get(status, 0) + 1
+        await self._store.finish(trajectory, live.channel)
         return trajectory
 
     async def expire(self) -> int:
         """Close what has been silent for too long; how many that was. Idle ones leave memory."""
-        now, late = time.monotonic(), 0
+        now, late = time.monotonic(), list[str]()
         for live in list(self._live.values()):
-            if live.in_flight:
-                continue
-            if now - live.touched > self._expiry_s:
-                late += await self._expired(live)
-            elif now - live.touched > IDLE_S:
+            silent_s = 0.0 if live.in_flight or live.voices else now - live.touched
+            if silent_s > self._expiry_s:
+                late.append(live.uid)
+            elif silent_s > IDLE_S:
                 self._silent_since[live.uid] = live.touched
                 self._forget(live)
-        for uid, since in list(self._silent_since.items()):
-            if now - since > self._expiry_s:
-                live = await self._find(uid)
-                late += await self._expired(live) if live is not None else 0
-                self._silent_since.pop(uid, None)
-        return late
+        late += [uid for uid, since in self._silent_since.items() if now - since > self._expiry_s]
+        closed = 0
+        for first in range(0, len(late), CLOSED_AT_ONCE):
+            closed += sum(await asyncio.gather(*map(self._expired, late[first : first + CLOSED_AT_ONCE])))
+        return closed
 
-    async def _expired(self, live: Live) -> bool:
+    async def _expired(self, uid: str) -> bool:
+        """Close a silent trajectory; False when it has ended, or cannot be closed now."""
         try:
-            await self.close(live, Status.TIMED_OUT, error=f"silent for more than {self._expiry_s:g} s")
+            async with self._locks.of(uid):
+                held = self._live.get(uid)
+                if held is not None and (held.in_flight or time.monotonic() - held.touched <= self._expiry_s):
+                    return False
+                live = held or await self._find(uid)
+            if live is None:
+                return False
+            why = "silent" if live.recorder.finished() else "never_called"
+            told = f"silent for more than {self._expiry_s:g} s"
+            await self.close(live, Status.TIMED_OUT, error=told, why=why)
         except ApiError:
+            self._silent_since.pop(uid, None)
+            return False
+        except MidstreamError as error:
+            _log.warning("trajectory %s has been silent for too long, but cannot be closed: %s", uid, error)
             return False
         return True
 
@@ -314,11 +297,11 @@ class Trajectories:
             return None
         known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
-            raise _over(uid, known.status, known.error)
+            raise over(uid, known.status, known.error)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
         await asyncio.to_thread(recorder.restore, known.steps, self._voice)
         live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
-        live.group_size = session.get("group_size", 1)
+        live.group_size, live.key = session.get("group_size", 1), session.get("key")
         self._live[uid] = live
         self._silent_since.pop(uid, None)
         self._voice.engine.join(uid)
@@ -327,16 +310,16 @@ class Trajectories:
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
         return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
 
-    def _begin(self, live: Live) -> None:
+    async def _begin(self, live: Live) -> None:
         assert self._store is not None
-        self._store.begin(
+        await self._store.open(
             live.uid,
             live.prompt_uid,
             live.task,
             live.channel,
             group_size=live.group_size,
             deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
-            session=_session(live),
+            session=session_of(live),
         )
 
     def _forget(self, live: Live) -> None:
@@ -356,29 +339,3 @@ class Trajectories:
             status=status,
             metadata=live.metadata,
         )
-
-
-def ended(live: Live) -> ApiError:
-    return _over(live.uid, live.ended or Status.COMPLETED, live.why)
-
-
-def _over(uid: str, status: Status, why: str) -> ApiError:
-    because = f": {why}" if why else ""
-    return ApiError(409, f"trajectory '{uid}' has ended ({status}{because}); open another one", code="trajectory_ended")
-
-
-def _session(live: Live) -> dict[str, Any]:
-    """What a trajectory needs to go on after a restart."""
-    return {"metadata": live.metadata, "group_size": live.group_size}
-
-
-def _told(task: Task) -> dict[str, Any]:
-    return {"id": task.id, "prompt": task.prompt, "answer": task.answer, "kind": task.kind}
-
-
-def _task(prompt_uid: str, opening: Opening) -> Task:
-    given = dict(opening.task)
-    prompt = given.pop("prompt", "")
-    messages: str | tuple[Message, ...] = prompt if isinstance(prompt, str) else tuple(prompt)
-    kind, answer, task_id = given.pop("kind", "default"), given.pop("answer", None), given.pop("id", prompt_uid)
-    return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from midstream.core.errors import MidstreamError
+from midstream.core.errors import MidstreamError, RunError
 from midstream.learn.checkpoint import checkpoints, read_state
 
 _log = logging.getLogger(__name__)
@@ -15,6 +15,12 @@ EVERY_S = 1.0
 
 Take = Callable[[Path, int], Awaitable[None]]
 """Takes the weights of a checkpoint folder as those of a policy version."""
+
+
+def check_followed(run: Path) -> None:
+    """Raises `RunError` when `run` is there and is no run directory. It may not be there yet."""
+    if run.exists() and not (run / "config.yaml").is_file() and not (run.is_dir() and not any(run.iterdir())):
+        raise RunError(f"'{run}' is no run directory", "name the trainer.run_dir of a training run")
 
 
 async def follow(run: Path, take: Take, *, every_s: float = EVERY_S) -> None:

@@ -66,6 +66,11 @@ def is_passing(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "23505")
 
 
+def is_everybodys(error: BaseException) -> bool:
+    """Whether the database failed, and not one of the rows it was given (as one too large for an index is)."""
+    return isinstance(error, OperationalError) and not str(getattr(error.orig, "sqlstate", None)).startswith("54")
+
+
 _FULL = ("no room left to record into", "free disk space, then resume; what was acknowledged is on disk")
 _PASSWORD = ("the server does not let this user in", "check user and password in the URL")
 _NO_DATABASE = ("no such database", "make it with: createdb NAME")
@@ -119,18 +124,34 @@ def _url(url_or_path: str | Path) -> sa.URL:
 
 def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    path = Path(str(url.database))
 
-    def set_up(connection: Any, record: object) -> None:
+    def set_up(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not where the driver guesses
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
+        record.info["file"] = _file(path)
 
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+        writes = connection.get_execution_options().get("writes")
+        if writes and connection.info["file"] != _file(path):  # SQLite would go on writing to what nobody can open
+            raise RunError(
+                f"the file '{path}' was deleted or replaced while it was recorded into",
+                "put it back, or start again; what was acknowledged before is in the file that was there",
+            )
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     event.listen(engine, "connect", set_up)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _postgresql(url: sa.URL, durability: str) -> sa.Engine:

@@ -90,26 +90,9 @@ def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None
 
     The row of a group is held first: of two processes that end its last trajectories, the second sees both.
     """
-    for group in connection.execute(_held(keys)).all():
-        ended, running, usable = _counted(connection, group)
-        if ended + running == 0:
-            connection.execute(schema.groups.delete().where(_is(group)))
-            continue
-        if group.state not in (GroupState.WAITING, GroupState.READY, GroupState.REJECTED):
-            continue
-        full = group.size is not None and ended >= group.size
-        due = group.deadline is not None and group.deadline <= now and ended > 0
-        if due and not full and running:
-            _time_out(connection, group, now)
-            ended, running, usable = _counted(connection, group)
-        state, ready_at = GroupState.WAITING, None
-        if full or due:
-            state = GroupState.READY if usable else GroupState.REJECTED
-            # With a trajectory that had ended before, the deadline alone made it ready.
-            became = group.deadline if due and not full and group.ended else now
-            ready_at = became if group.ready_at is None else group.ready_at
-        changed = schema.groups.update().where(_is(group)).values(state=state, ended=ended, ready_at=ready_at)
-        connection.execute(changed)
+    for part in schema.parts(sorted(keys)):
+        for group in connection.execute(_held(part)).all():
+            _settle(connection, group, now)
 
 
 def lease(
@@ -201,6 +184,48 @@ def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
         if state == GroupState.READY:
             oldest = max(0.0, now - since)
     return {**counts, "oldest_ready_s": oldest}
+
+
+def oldest_ready_version(connection: sa.Connection, now: float) -> int | None:
+    """The lowest, over the groups that are ready, of the newest policy version in each."""
+    due = sa.and_(_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
+    newest = sa.func.max(schema.steps.c.policy_version)
+    query = (
+        sa.select(newest.label("newest"))
+        .join_from(schema.groups, schema.trajectories, _in_group())
+        .join(schema.steps, schema.steps.c.trajectory_uid == _members.uid)
+        .where(sa.or_(_groups.state == GroupState.READY, due))
+        .group_by(_groups.prompt_uid, _groups.channel)
+        .subquery()
+    )
+    return connection.scalar(sa.select(sa.func.min(query.c.newest)))
+
+
+def _in_group() -> sa.ColumnElement[bool]:
+    """Whether a row of `trajectories` belongs to the row of `groups` beside it."""
+    return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
+
+
+def _settle(connection: sa.Connection, group: Row[Any], now: float) -> None:
+    ended, running, usable = _counted(connection, group)
+    if ended + running == 0:
+        connection.execute(schema.groups.delete().where(_is(group)))
+        return
+    if group.state not in (GroupState.WAITING, GroupState.READY, GroupState.REJECTED):
+        return
+    full = group.size is not None and ended >= group.size
+    due = group.deadline is not None and group.deadline <= now and ended > 0
+    if due and not full and running:
+        _time_out(connection, group, now)
+        ended, running, usable = _counted(connection, group)
+    state, ready_at = GroupState.WAITING, None
+    if full or due:
+        state = GroupState.READY if usable else GroupState.REJECTED
+        # With a trajectory that had ended before, the deadline alone made it ready.
+        became = group.deadline if due and not full and group.ended else now
+        ready_at = became if group.ready_at is None else group.ready_at
+    changed = schema.groups.update().where(_is(group)).values(state=state, ended=ended, ready_at=ready_at)
+    connection.execute(changed)
 
 
 def _is(group: Row[Any]) -> sa.ColumnElement[bool]:

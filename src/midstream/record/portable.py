@@ -134,6 +134,8 @@ def _group_row(record: Mapping[str, Any]) -> Row | None:
     group = record["group"]
     if group is None:
         return None
+    if group["state"] == GroupState.LEASED:
+        raise ValueError("its group is leased, and a lease does not travel")
     row = {"prompt_uid": record["prompt_uid"], "channel": record["channel"], "lease_until": None}
     return {**row, **{name: group[name] for name in GROUP}, "state": GroupState(group["state"]).value}
 

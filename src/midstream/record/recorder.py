@@ -60,6 +60,8 @@ class Recorder:
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
         self._pending: set[int] = set()
+        """Places without a step: of calls under way, of calls that failed, and left out by `submit`."""
+        self._under_way: set[int] = set()
         self._trees: dict[int, TokenTree] = {}
 
     def restore(self, steps: Iterable[Step], voice: Voice) -> None:
@@ -86,9 +88,11 @@ class Recorder:
 
     async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
         """One model call; the step is on disk when this returns. Raises `PromptTooLong`, `Unsupported` and
-        `EngineError` as the engine does; then nothing is recorded."""
+        `EngineError` as the engine does; then nothing is recorded, nor is it when the call is cancelled while the
+        engine works. What the engine has answered is recorded, whether or not somebody still waits for it."""
         index = len(self.steps)
         placeholder = self._take_place()
+        self._under_way.add(index)
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
@@ -128,26 +132,33 @@ class Recorder:
                 finish_reason=completion.finish_reason,
                 latency_s=completion.latency_s,
             )
-            if self._store is not None:
-                await self._store.append(step, self._channel)
         except BaseException:
             self._give_up(placeholder)
             raise
-        self._answered(step)
-        self._remember(step, voice)
+        if self._store is None:
+            self._keep(step, voice)
+        else:
+            await asyncio.shield(asyncio.ensure_future(self._append(placeholder, step, voice, self._store)))
         return step, completion
 
     async def submit(self, step: Step) -> None:
-        """Record a step that was sampled elsewhere, at its own `step_index`, which must be free; on disk when this
-        returns."""
-        while len(self.steps) < step.step_index:
+        """Record a step that was sampled elsewhere, at its own `step_index`, which must be free (`is_free`); on disk
+        when this returns."""
+        while len(self.steps) <= step.step_index:
             self._take_place()
         own = replace(step, parent=self._given(step.prompt_ids).parent)
-        if len(self.steps) == step.step_index:
-            self._take_place()
-        if self._store is not None:
-            await self._store.append(own, self._channel)
+        self._under_way.add(step.step_index)
+        try:
+            if self._store is not None:
+                await self._store.append(own, self._channel)
+        finally:
+            self._under_way.discard(step.step_index)
         self._answered(own)
+
+    def is_free(self, step_index: int) -> bool:
+        """Whether there is neither a step at this place nor a call that will put one there."""
+        taken = step_index < len(self.steps) and step_index not in self._pending
+        return not taken and step_index not in self._under_way
 
     def annotate(self, step_index: int, **metadata: Any) -> None:
         """Add to the metadata of a recorded step (what its text was parsed into, say)."""
@@ -176,12 +187,26 @@ class Recorder:
         self._pending.add(step.step_index)
         return step
 
+    async def _append(self, place: Step, step: Step, voice: Voice, store: Store) -> None:
+        try:
+            await store.append(step, self._channel)
+        except BaseException:
+            self._give_up(place)
+            raise
+        self._keep(step, voice)
+
+    def _keep(self, step: Step, voice: Voice) -> None:
+        self._answered(step)
+        self._remember(step, voice)
+
     def _answered(self, step: Step) -> None:
         self.steps[step.step_index] = step
         self._pending.discard(step.step_index)
+        self._under_way.discard(step.step_index)
 
     def _give_up(self, place: Step) -> None:
         """A call made later keeps its place; then this one's stays behind, unfinished."""
+        self._under_way.discard(place.step_index)
         if self.steps[-1] is place:
             self.steps.pop()
             self._pending.discard(place.step_index)

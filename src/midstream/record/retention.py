@@ -27,7 +27,7 @@ def prunable(
     old = sa.select(of.id).where(of.status != Status.RUNNING, of.ended_at < ended_before, sa.not_(kept))
     if channel is not None:
         old = old.where(of.channel == channel)
-    return of.id.in_(old.order_by(of.ended_at).limit(at_most).scalar_subquery())
+    return of.id.in_(old.order_by(of.ended_at, of.id).limit(at_most).scalar_subquery())
 
 
 def vacuum(engine: sa.Engine, where: str) -> None:

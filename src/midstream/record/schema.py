@@ -6,14 +6,19 @@ JSON text (`exact_json`). Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 from midstream.core.errors import RunError
 
+T = TypeVar("T")
+
 SCHEMA_VERSION = 2
+MOST_VALUES = 1000
+"""How many values a statement that we write is given at most."""
 WHOLE = -1
 """The `step_index` under which what is said of a whole trajectory stands."""
 
@@ -126,6 +131,12 @@ feedback = Table(
 )
 
 _SINCE_2 = (groups, curation, tags, feedback)
+
+
+def parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """`items` in parts that fit into one statement: databases limit how many values one may be given."""
+    for start in range(0, len(items), MOST_VALUES):
+        yield items[start : start + MOST_VALUES]
 
 
 def create_or_upgrade(connection: sa.Connection, where: str) -> None:

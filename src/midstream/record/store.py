@@ -81,19 +81,32 @@ class Store:
         group that `lease` hands out; the first that says so decides for all. `session` is kept as it is (JSON) for
         whoever goes on with the trajectory after a restart.
         """
-        trajectory = Trajectory(uid=trajectory_uid, prompt_uid=prompt_uid, task=task, status=Status.RUNNING)
-        kept = None if session is None else to_json(session, f"session of trajectory {trajectory_uid!r}")
-        row = {**_new_row(trajectory, channel, train_step), "session": kept}
+        row = {**_begun_row(trajectory_uid, prompt_uid, task, channel, session), "train_step": train_step}
         self._writer.post(lambda transaction: transaction.begin(row, group_size, deadline), trajectory_uid)
 
-    def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
-        """Replace what `begin` was given as `task` and `session`. Returns at once, as `begin` does."""
+    async def open(
+        self,
+        trajectory_uid: str,
+        prompt_uid: str,
+        task: Task,
+        channel: str,
+        *,
+        group_size: int | None = None,
+        deadline: float | None = None,
+        session: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`begin` for who must know: returns when it is on disk, and raises when it cannot be."""
+        row = _begun_row(trajectory_uid, prompt_uid, task, channel, session)
+        await self._writer.submit(lambda transaction: transaction.begin(row, group_size, deadline), trajectory_uid)
+
+    async def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
+        """Replace what `begin` was given as `task` and `session`; returns when it is on disk."""
         trajectory = Trajectory(uid=trajectory_uid, prompt_uid="", task=task)
         kept = None if session is None else to_json(session, f"session of trajectory {trajectory_uid!r}")
         table = schema.trajectories
         values = {"task": trajectory_row(trajectory)["task"], "session": kept}
         changed = table.update().where(table.c.uid == trajectory_uid).values(values)
-        self._writer.post(lambda transaction: transaction.connection.execute(changed))
+        await self._writer.submit(lambda transaction: transaction.connection.execute(changed))
 
     async def append(self, step: Step, channel: str = "train") -> None:
         """Record `step`; returns when it is on disk. The step with the same trajectory and index is replaced.
@@ -107,10 +120,10 @@ class Store:
         """`append` for code that is not async."""
         self._writer.submit_sync(_appended(step, channel), step.trajectory_uid)
 
-    def update_step(self, step: Step) -> None:
-        """Replace a recorded step (its reward, `is_last`, metadata changed). Returns at once, as `begin` does."""
+    async def update_step(self, step: Step) -> None:
+        """Replace a recorded step (its reward, `is_last`, metadata changed); returns when it is on disk."""
         row = step_row(step)
-        self._writer.post(lambda transaction: transaction.step(row))
+        await self._writer.submit(lambda transaction: transaction.step(row))
 
     async def finish(self, trajectory: Trajectory, channel: str = "train") -> None:
         """Record how `trajectory` ended, and its steps with their rewards; returns when it is on disk.
@@ -167,16 +180,21 @@ class Store:
         for page in self._pages(conditions(filters)):
             yield from page
 
-    def open_trajectories(self) -> Iterator[Recorded]:
+    def open_uids(self) -> list[str]:
         """The running trajectories that were given a `session`: what a server goes on with after a restart."""
         table = schema.trajectories.c
-        for page in self._pages([table.status == Status.RUNNING, table.session.is_not(None)]):
-            yield from page
+        wanted = (table.status == Status.RUNNING, table.session.is_not(None))
+        return self.read(lambda connection: list(connection.scalars(sa.select(table.uid).where(*wanted))))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """How many trajectories there are."""
         query = sa.select(sa.func.count()).select_from(schema.trajectories).where(*conditions(filters))
         return self.read(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def channels(self) -> list[str]:
+        """The channels that something was recorded in, in alphabetical order."""
+        column = schema.trajectories.c.channel
+        return list(self.read(lambda connection: connection.scalars(sa.select(column).distinct().order_by(column))))
 
     def groups(self, channel: str, train_step: int | None = None) -> dict[str, list[str]]:
         """The uids of the trajectories that share a prompt, by `prompt_uid`, in the order they were begun."""
@@ -228,6 +246,12 @@ class Store:
         now = time.time()
         rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
         return groups.counted(rows, now)
+
+    def oldest_ready_version(self) -> int | None:
+        """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
+        waits for training is. None when nothing that has steps waits."""
+        now = time.time()
+        return self.read(lambda connection: groups.oldest_ready_version(connection, now))
 
     def curate(
         self,
@@ -373,6 +397,12 @@ def _appended(step: Step, channel: str) -> Operation[None]:
     task = Task(id=step.prompt_uid, prompt=step.messages)
     unbegun = Trajectory(uid=step.trajectory_uid, prompt_uid=step.prompt_uid, task=task, status=Status.RUNNING)
     return lambda transaction: transaction.append(row, lambda: _new_row(unbegun, channel, None))
+
+
+def _begun_row(uid: str, prompt_uid: str, task: Task, channel: str, session: Mapping[str, Any] | None) -> Row:
+    begun = Trajectory(uid=uid, prompt_uid=prompt_uid, task=task, status=Status.RUNNING)
+    kept = None if session is None else to_json(session, f"session of trajectory {uid!r}")
+    return {**_new_row(begun, channel, None), "session": kept}
 
 
 def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Row:

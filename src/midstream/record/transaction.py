@@ -97,12 +97,12 @@ class Transaction:
     def discard(self, condition: sa.ColumnElement[bool]) -> int:
         """Delete the trajectories that `condition` holds for, with all that is kept of them. Returns how many."""
         table = schema.trajectories.c
-        of_them = sa.select(table.uid, table.prompt_uid, table.channel).where(condition)
-        found = self.connection.execute(of_them).all()
-        delete(self._connection, condition)
-        for uid, *key in found:
-            self._known.pop(uid, None)
-            self._touched.add((key[0], key[1]))
+        of_them = sa.select(table.uid, table.prompt_uid, table.channel).where(condition).with_for_update()
+        found = {uid: (prompt_uid, channel) for uid, prompt_uid, channel in self.connection.execute(of_them)}
+        for uids in schema.parts(list(found)):
+            delete(self._connection, table.uid.in_(uids))
+        self._touched.update(found.values())
+        self._known = {uid: known for uid, known in self._known.items() if uid not in found}
         return len(found)
 
     def of(self, uid: str) -> Known:

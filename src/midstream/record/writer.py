@@ -7,6 +7,7 @@ handed it in hears of it. Any other error undoes the whole transaction, and each
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from asyncio import AbstractEventLoop
@@ -16,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from midstream.core.errors import UserError
-from midstream.record.database import explained, is_passing
+from midstream.record.database import explained, is_everybodys, is_passing
 from midstream.record.transaction import Transaction
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class Writer:
         except BaseException as error:  # whatever it was belongs to those who wait, and this thread must live on
             if is_passing(error) and tries < MOST_TRIES:
                 self._commit(together, tries + 1)
-            elif len(together) > 1 and not isinstance(error, OperationalError):
+            elif len(together) > 1 and not is_everybodys(error):
                 for one in together:  # one bad row must not cost the others theirs
                     self._commit([one])
             else:
@@ -143,8 +144,8 @@ class Writer:
             elif one.error is not None:
                 self._unreported = one.error
         for loop, of_it in by_loop.items():
-            # Waking a loop costs more than all it is told.
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # it was closed: nobody waits there any more
+                # Waking a loop costs more than all it is told.
                 loop.call_soon_threadsafe(_tell, of_it)
 
 

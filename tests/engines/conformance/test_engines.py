@@ -14,7 +14,8 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Request
 
-PROMPT = "How many are there in total?"
+PROMPT = "Once upon a time there was a"
+QUESTION = "How many are there in total?"
 
 
 class Heard:
@@ -75,7 +76,7 @@ def test_max_tokens_is_where_a_response_is_cut(run) -> None:
 
 def test_an_end_token_closes_a_response_and_is_kept(run) -> None:
     async def check(subject) -> None:
-        every = [await ask(subject, max_tokens=300, seed=seed) for seed in range(5)]
+        every = [await ask(subject, text=QUESTION, max_tokens=300, seed=seed) for seed in range(5)]
         stopped = [said for said in every if said.finish_reason is FinishReason.STOP]
         assert stopped
         for said in stopped:
@@ -199,9 +200,10 @@ def test_calls_under_way_finish_before_weights_may_change_and_new_ones_wait(run)
         await asyncio.sleep(0.005)
         async with subject.engine.exclusive():
             assert first.done()
-            second = ask(subject)
-            await asyncio.sleep(0.02)
-            assert not second.done()
+            heard = Heard()
+            second = ask(subject, on_tokens=heard)
+            await asyncio.sleep(0.05)
+            assert not heard.calls and not second.done()
         assert (await second).ids == (await first).ids
 
     run(check)

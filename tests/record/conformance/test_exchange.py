@@ -148,13 +148,14 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
         (json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})), "colour"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": ["a"]}])), "integer"),
         (
-            lambda: json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
+            json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
             "1 response tokens but 0",
         ),
         (json.dumps(a_record(steps=[{**STEP, "tools": "x"}])), "tools of a step is a str"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "trajectory_uid": "v"}])), "of the trajectory 'v'"),
         (json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "thumbs", "value": 7}])), "value 7"),
-        (json.dumps(a_record(group={"size": 1})), "it has no 'deadline'"),
+        (json.dumps(a_record(group={"size": 1, "state": "ready"})), "it has no 'deadline'"),
+        (json.dumps(a_record(group={"state": "leased"})), "a lease does not travel"),
     ],
 )
 def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: str, wrong: str) -> None:

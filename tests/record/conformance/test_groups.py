@@ -13,10 +13,24 @@ import pytest
 
 from midstream.core.errors import LeaseLost
 from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.record import groups, schema
 from midstream.record.groups import GroupState
 from midstream.record.store import Store
 
 TASK = Task(id="t", prompt="How many?")
+
+
+class Clock:
+    """What the time is."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: clock.now)
+    return clock
 
 
 def begin(store: Store, uid: str, **group: Any) -> None:
@@ -76,21 +90,30 @@ def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_bec
     assert counts(store) == {"waiting": 1, "leased": 3}
 
 
-def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store) -> None:
-    deadline = time.time() + 0.3
+def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: Clock) -> None:
     for member in range(3):
-        begin(store, f"p-{member}", group_size=3, deadline=deadline)
+        begin(store, f"p-{member}", group_size=3, deadline=clock.now + 10)
     end(store, "p-0")
     assert counts(store) == {"waiting": 1}
-    time.sleep(max(0.0, deadline - time.time()) + 0.01)
+    clock.now += 12
     assert counts(store) == {"ready": 1}
-    assert store.group_counts()["oldest_ready_s"] == pytest.approx(time.time() - deadline, abs=0.2)
+    assert store.group_counts()["oldest_ready_s"] == 2
     [leased] = store.lease("run", 1, "train", 60)
     assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
-    assert "still running at the deadline of its group" in leased.trajectories[1].error
+    assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
     end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
     with pytest.raises(Exception, match="has ended already: timed_out"):
         asyncio.run(store.finish(end_too_late))
+
+
+def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: Clock) -> None:
+    begin(store, "due-0", group_size=2, deadline=clock.now + 10)
+    begin(store, "due-1")
+    end(store, "due-0")
+    clock.now += 12
+    complete(store, "after")
+    clock.now += 1
+    assert lease(store) == ["due", "after"]
 
 
 def test_a_group_in_which_nothing_ended_by_its_deadline_is_ready_with_the_first_end(store: Store) -> None:
@@ -208,6 +231,14 @@ def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
     store.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
     store.discard_from(2)
     assert counts(store) == {"waiting": 1}
+
+
+def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
+    complete(store, "p1", size=1)
+    store.write(lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting")))
+    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
+    store.write(lambda transaction: groups.settle(transaction.connection, keys, time.time()))
+    assert counts(store) == {"ready": 1}
 
 
 WORKER = textwrap.dedent(

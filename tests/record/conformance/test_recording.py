@@ -66,7 +66,7 @@ def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) 
     store.append_sync(a_step("u", text="again"))
     assert store.trajectory("u").steps == (a_step("u", text="again"),)
     changed = a_step("u", text="again", reward=0.5, is_last=True, metadata={"note": ["x"]})
-    store.update_step(changed)
+    asyncio.run(store.update_step(changed))
     assert store.trajectory("u").steps == (changed,)
 
 
@@ -201,6 +201,18 @@ def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> N
     assert len(store.trajectory("fine").steps) == 2
 
 
+def test_those_who_stopped_waiting_do_not_stop_the_others(database: str) -> None:
+    async def hand_in(store: Store) -> None:
+        waiting = [asyncio.ensure_future(store.append(a_step("given up", index))) for index in range(20)]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in waiting)
+
+    with Store(database) as store:
+        asyncio.run(hand_in(store))  # whose loop is closed before all is on disk
+        store.append_sync(a_step("u"))
+        assert len(store.trajectory("given up").steps) == 20
+
+
 def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
     store.begin("\ud800", "p", TASK, "train")
     with pytest.raises(UnicodeEncodeError):
@@ -216,6 +228,13 @@ def test_close_writes_what_still_waits(database: str) -> None:
     store.close()
     with Store(database) as again:
         assert again.count() == 50
+
+
+def test_what_looks_like_our_own_marks_in_json_comes_back_as_it_was(store: Store) -> None:
+    odd = {"!tuple": [1], "a": {"!dict": [[1, 2]]}, "b": [{"!float": "inf"}], "c": {"!tuple": (math.inf, "\ud800")}}
+    step = a_step("u", metadata=odd, messages=({"role": "user", "content": "x", "extra": {"!tuple": []}},))
+    store.append_sync(step)
+    assert repr(store.trajectory("u").steps[0]) == repr(step)
 
 
 def test_infinities_and_zero_signs_survive(store: Store) -> None:
@@ -250,12 +269,21 @@ def test_a_trajectory_ends_once(store: Store) -> None:
 
 
 def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(store: Store) -> None:
+    gate = threading.Event()
+
     async def together() -> list[BaseException | None]:
         store.begin("u", "p", TASK, "train")
         ends = [store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)]
-        return await asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        waiting = asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        await asyncio.sleep(0)
+        gate.set()
+        return await waiting
 
+    held = threading.Thread(target=store.write, args=(lambda transaction: gate.wait(),))
+    held.start()
     first, second, third, append = asyncio.run(together())
+    held.join()
+    assert store.commits <= 2
     assert first is None and append is None
     assert isinstance(second, AlreadyEnded) and isinstance(third, AlreadyEnded)
     assert store.trajectory("u").reward == 0.0
@@ -297,15 +325,14 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
         store.begin("ended", "p", TASK, "online", session={"token": "x"})
         store.begin("without", "p", TASK, "online")
         store.append_sync(a_step("kept"))
-        store.amend("changed", task=TASK, session={"token": "new"})
+        asyncio.run(store.amend("changed", task=TASK, session={"token": "new"}))
         asyncio.run(store.finish(Trajectory(uid="ended", prompt_uid="p", task=TASK)))
     with Store(database) as again:
-        found = list(again.open_trajectories())
-        assert [(one.trajectory.uid, one.session) for one in found] == [
-            ("kept", {"token": "hash", "scopes": ("a",)}),
-            ("changed", {"token": "new"}),
-        ]
-        assert found[0].channel == "online" and found[0].trajectory.steps == (a_step("kept"),)
+        assert sorted(again.open_uids()) == ["changed", "kept"]
+        kept, changed = again.find("kept"), again.find("changed")
+        assert kept is not None and kept.session == {"token": "hash", "scopes": ("a",)}
+        assert kept.channel == "online" and kept.trajectory.steps == (a_step("kept"),)
+        assert changed is not None and changed.session == {"token": "new"}
 
 
 def test_listing_filters_by_what_was_recorded(store: Store) -> None:

@@ -13,13 +13,11 @@ from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
 from midstream.engines.formats.base import CalledTool
 from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import Tape, called, expect, find, json_end, loads, skip
+from midstream.engines.formats.reading import NAME, Tape, Wait, called, expect, json_end, loads, skip
 
 CALLS, CALL, SEPARATOR = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
 CALL_END, CALLS_END = "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
 FENCE, FENCE_END = "```json", "```"
-
-_NAME = re.compile(r"\s*[\w.:/-]+\s*")
 
 
 class DeepSeek(Family):
@@ -34,20 +32,13 @@ class DeepSeek(Family):
         if tape.text.startswith(CALLS, at):
             at = yield from skip(tape, at + len(CALLS))
         begin = yield from expect(tape, at, CALL)
-        middle = None if begin is None else (yield from find(tape, begin, SEPARATOR))
-        if begin is None or middle is None:
-            return None
-        name, at = tape.text[begin:middle], (yield from skip(tape, middle + len(SEPARATOR)))
-        fenced = not tape.text.startswith("{", at)
+        name, at = yield from _named(tape, begin, SEPARATOR)
+        fenced = name == "function" and not tape.text.startswith("{", at)
         if fenced:
-            fence = yield from find(tape, at, FENCE)
-            if fence is None:
-                return None
-            name, at = tape.text[at:fence], (yield from skip(tape, fence + len(FENCE)))
-        end = yield from json_end(tape, at)
+            name, at = yield from _named(tape, at, FENCE)
+        end = (yield from json_end(tape, at)) if name else None
         value = loads(tape.text[at:end]) if end else None
-        fits = isinstance(value, dict) and _NAME.fullmatch(name)
-        call = called({"name": name.strip(), "arguments": value}) if fits else None
+        call = called({"name": name, "arguments": value}) if isinstance(value, dict) else None
         if call is None or end is None:
             return None
         at = yield from skip(tape, end)
@@ -90,3 +81,13 @@ class DeepSeek(Family):
         if self._fenced():
             return f"function{SEPARATOR}{name}\n{FENCE}\n{arguments}\n{FENCE_END}"
         return f"{name}{SEPARATOR}{arguments}"
+
+
+def _named(tape: Tape, begin: int | None, tag: str) -> Wait[tuple[str, int]]:
+    """The name that stands before `tag`, and the place of what follows; "" when there is none."""
+    if begin is None:
+        return "", 0
+    begin = yield from skip(tape, begin)
+    end = yield from skip(tape, begin, NAME)
+    after = yield from expect(tape, (yield from skip(tape, end)), tag)
+    return ("", end) if after is None else (tape.text[begin:end], (yield from skip(tape, after)))

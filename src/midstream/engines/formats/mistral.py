@@ -13,11 +13,9 @@ from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
 from midstream.engines.formats.base import CalledTool
 from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import Tape, Wait, all_called, called, expect, json_end, loads, skip
+from midstream.engines.formats.reading import NAME, Tape, Wait, all_called, called, expect, json_end, loads, skip
 
 CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
-
-_NAME = re.compile(r"[\w.:/-]*")
 
 
 class Mistral(Family):
@@ -75,16 +73,11 @@ class Mistral(Family):
 
 def _name(tape: Tape, at: int) -> Wait[tuple[str, int]]:
     """A name and the place of the arguments that follow it; "" when no name does."""
-    while True:
-        match = _NAME.match(tape.text, at)
-        end = match.end() if match else at
-        if end < len(tape.text) or tape.ended:
-            break
-        yield
+    end = yield from skip(tape, at, NAME)
     name = tape.text[at:end]
     after = yield from expect(tape, end, CALL_ID)
     if after is not None:
-        _, end = yield from _name(tape, after)
+        end = yield from skip(tape, after, NAME)
     after = yield from expect(tape, end, ARGS)
     at = yield from skip(tape, end if after is None else after)
     return (name, at) if tape.text.startswith("{", at) else ("", at)

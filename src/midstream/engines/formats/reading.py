@@ -17,6 +17,8 @@ from midstream.engines.formats.base import CalledTool, Delta
 THINK, THOUGHT = "<think>", "</think>"
 
 _SPACE = re.compile(r"\s*")
+NAME = re.compile(r"[\w.:/-]*")
+"""What tools may be called, where no quotes are round it."""
 _NEWLINES = re.compile(r"\n*")
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _DEEPEST = 100
@@ -40,7 +42,7 @@ CallParser = Callable[[Tape, int], Generator[CalledTool | None, None, int | None
 
 
 def skip(tape: Tape, at: int, what: re.Pattern[str] = _SPACE) -> Wait[int]:
-    """The first place from `at` on that is not space; the end when there is none."""
+    """The first place from `at` on that is not `what`; the end when there is none."""
     while True:
         match = what.match(tape.text, at)
         at = match.end() if match else at
@@ -88,7 +90,9 @@ def json_end(tape: Tape, at: int) -> Wait[int | None]:
             at += 1
         elif sign in "{[":
             depth += 1
-            if depth > _DEEPEST:
+            if sign == "{":
+                at = yield from skip(tape, at)
+            if depth > _DEEPEST or (sign == "{" and tape.text[at : at + 1] not in ('"', "}", "")):
                 return None
         elif sign in "}]":
             depth -= 1
@@ -167,7 +171,7 @@ class Reader:
         return deltas
 
     def _reply(self) -> Wait[None]:
-        at = yield from self._thought() if self._thinks else _nowhere()
+        at = (yield from self._thought()) if self._thinks else 0
         tape = self._tape
         while True:
             match = self._opener.search(tape.text, at) if self._opener else None
@@ -244,11 +248,6 @@ def _before(text: str, at: int, words: tuple[str, ...]) -> int:
         if any(word.startswith(text[place:]) for word in words):
             return place
     return len(text)
-
-
-def _nowhere() -> Wait[int]:
-    return 0
-    yield
 
 
 def _refuse(constant: str) -> None:

@@ -37,11 +37,13 @@ def render(
 ) -> str:
     """The conversation as the template `source` writes it, in transformers' sandbox. Raises `Unsupported` with what the
     template said when it refuses."""
+    if not messages:
+        raise Unsupported("a conversation of no messages")
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        # `apply_chat_template` copies every message first, which costs more than the rendering.
+        # What `apply_chat_template` does, once it has copied every message.
         return _compile_jinja_template(source).render(
             messages=messages, tools=tools or None, documents=None, add_generation_prompt=open_reply, **special
         )

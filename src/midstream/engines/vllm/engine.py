@@ -167,8 +167,8 @@ class VLLMEngine:
                     if ids and request.on_tokens is not None and not again:
                         request.on_tokens(ids, log_probs)
             reason = response.reason()
-            if not images and response.prompt_ids != request.prompt_ids:
-                raise EngineError(f"{self.name} answered to another prompt than the one it was given")
+            if response.prompt_ids is None or (not images and response.prompt_ids != request.prompt_ids):
+                raise EngineError(f"{self.name} does not say that it answers to the prompt it was given")
             if again:
                 await self._score(request, response)
                 if request.on_tokens is not None:

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from midstream.core.types import Message
 from midstream.gateway.answer import Answer, call_id
-from midstream.gateway.dialects.shared import Body, event, held, tool_schema
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
@@ -48,9 +48,9 @@ class ToolUseBlock(Body):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: JsonObject
     cache_control: CacheControl | None = None
-    caller: dict[str, Any] | None = None
+    caller: JsonObject | None = None
 
 
 Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
@@ -81,7 +81,7 @@ class Turn(Body):
 class ToolParam(Body):
     name: str
     description: str | None = None
-    input_schema: dict[str, Any]
+    input_schema: JsonObject
     type: Literal["custom"] | None = None
     strict: bool | None = None
     cache_control: CacheControl | None = None

@@ -11,10 +11,10 @@ from pydantic import Field
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import Answer, call_id, usage_of
-from midstream.gateway.dialects.shared import Body, Function, event, held, tool_schema
+from midstream.gateway.dialects.shared import Body, Function, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
@@ -119,7 +119,7 @@ class ChatRequest(Body):
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: JsonObject | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = None

@@ -13,8 +13,8 @@ from midstream.gateway.answer import Answer
 from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import Body, event
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 from midstream.record.tree import told
 

@@ -10,10 +10,10 @@ from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
 from midstream.gateway.answer import Answer, answer_of, call_id
-from midstream.gateway.dialects.shared import Body, event, held, tool_schema
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
-from midstream.gateway.trajectories import Live
 from midstream.record.recorder import Call
 
 
@@ -94,7 +94,7 @@ class FunctionTool(Body):
     type: Literal["function"]
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
     defer_loading: Literal[False] | None = None
 
@@ -105,7 +105,7 @@ class NamedTool(Body):
 
 
 class TextOptions(Body):
-    format: dict[str, Any] | None = None
+    format: JsonObject | None = None
     verbosity: Literal["medium"] | None = None
 
 

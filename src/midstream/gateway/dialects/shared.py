@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
@@ -14,11 +15,39 @@ from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, response_constraint
 from midstream.gateway.errors import ApiError
 
+DEEPEST = 64
+"""Lists and objects within each other in JSON of no fixed form."""
+
 
 class Body(BaseModel):
     """A request body. An argument that is not in it is an error: nothing is ignored."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def _plain_json(value: Any) -> Any:
+    """`value`, when everybody who reads it later can: not too deep, Unicode, and no number that JSON does not have."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += [*cast("dict[str, Any]", item).keys(), *cast("dict[str, Any]", item).values()]
+            elif isinstance(item, list):
+                inner += cast("list[Any]", item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{item} is not a number that JSON has")
+            elif isinstance(item, str) and not item.isascii():
+                item.encode()  # half of a surrogate pair is a ValueError
+        if not inner:
+            return value
+        level = inner
+    raise ValueError(f"lists and objects are nested more than {DEEPEST} deep")
+
+
+AnyJson = Annotated[Any, AfterValidator(_plain_json)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+"""JSON of no fixed form."""
 
 
 class Function(Body):
@@ -26,7 +55,7 @@ class Function(Body):
 
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
