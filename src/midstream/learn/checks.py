@@ -91,8 +91,7 @@ def whole_groups(groups: Sequence[Sequence[Trajectory]], size: int | None) -> Ch
         "groups are whole",
         float(broken),
         broken == 0,
-        f"groups that are not {size or 'all'} attempts at one task; "
-        "their advantages would compare what cannot be compared",
+        f"groups that are not {size or 'all'} attempts at one task; advantages would compare what cannot be compared",
     )
 
 
