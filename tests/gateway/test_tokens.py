@@ -14,6 +14,7 @@ from tests.gateway.served import HELLO, KEY, SECRET, error
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
 from midstream.gateway.config import GatewayConfig
+from midstream.gateway.errors import ApiError
 from midstream.gateway.tokens import TokenSigner, load_secret
 
 CHAT = {"model": "tiny", "messages": HELLO}
@@ -150,3 +151,20 @@ def test_the_secret_is_made_once_kept_from_others_and_never_short(
     monkeypatch.setenv("SET_SECRET", "guess me")
     with pytest.raises(ConfigError, match="SET_SECRET has 8 bytes"):
         load_secret("SET_SECRET")
+
+
+def test_a_page_of_another_site_is_refused_where_there_are_no_keys(start: Start) -> None:
+    served = start()
+    assert error(served.post("/pause", None, Origin="https://elsewhere.example"))[:2] == (403, "forbidden")
+    assert served.client.get("/ready").status_code == 200
+    assert served.post("/init_trajectory", {}, Origin=served.url).status_code == 200
+
+
+def test_in_a_rollout_nobody_is_let_in_without_a_token(start: Start) -> None:
+    gateway = start().gateway
+    gateway.store = None
+    for secret in (None, "a guess"):
+        with pytest.raises(ApiError) as refused:
+            gateway.caller(secret)
+        assert refused.value.status == 401
+    assert gateway.caller(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"

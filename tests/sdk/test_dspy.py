@@ -26,7 +26,8 @@ def calculator(a: int, b: int) -> int:
 
 def held(lm: Any, **fields: Any) -> Any:
     """`lm`, held to JSON of these fields: dspy itself asks for that only where it knows the model."""
-    schema = create_model("Output", **{name: (kind, ...) for name, kind in fields.items()}).model_json_schema()
+    required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
+    schema = create_model("Output", **required).model_json_schema()
     return lm.copy(response_format={"type": "json_schema", "json_schema": {"name": "output", "schema": schema}})
 
 

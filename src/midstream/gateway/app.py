@@ -26,7 +26,7 @@ from midstream.gateway.dialects.shared import Body
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
-from midstream.gateway.middleware import BodyLimit, Measured
+from midstream.gateway.middleware import BodyLimit, Measured, SameOrigin
 from midstream.gateway.openapi import describe
 from midstream.gateway.service import Ask, Gateway
 
@@ -59,6 +59,8 @@ def make_app(gateway: Gateway) -> FastAPI:
     )
     app.add_middleware(Measured, metrics=gateway.metrics)
     app.add_middleware(BodyLimit, limits=gateway.config.limits)
+    if not gateway.config.keys:
+        app.add_middleware(SameOrigin)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answer_error)
     _add_model_calls(app, gateway)
