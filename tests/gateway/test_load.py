@@ -141,7 +141,7 @@ def test_ready_groups_and_stale_ones_hold_new_trajectories_back_until_they_are_t
     assert int(refused.headers["retry-after"]) >= 1
     served.engine.policy_version = 1
     served.open(trajectory_uid="second").complete(reward=1.0)
-    assert "2 groups wait for training already" in error(served.post("/init_trajectory", {}))[2]
+    assert "2 groups of the channel 'train' wait for training already" in error(served.post("/init_trajectory", {}))[2]
     assert served.post("/generate", {"messages": HELLO, "trajectory_uid": "new"}).status_code == 429
     (group, _) = served.store.lease("trainer", 2, "train", 60)
     assert group.prompt_uid == first.prompt_uid

@@ -234,7 +234,9 @@ def test_two_calls_that_came_to_the_same_tokens_each_get_their_own_reward(start:
     told = [generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO) for _ in range(2)]
     assert told[0]["response_ids"] == told[1]["response_ids"]
     tokens = {name: told[0][name] for name in ("prompt_ids", "response_ids")}
-    own = [payload(index=index, rollout_log_probs=None, reward=reward, **tokens) for index, reward in ((0, 0.2), (1, 0.8))]
+    own = [
+        payload(index=index, rollout_log_probs=None, reward=reward, **tokens) for index, reward in ((0, 0.2), (1, 0.8))
+    ]
     assert accepted(served, *own) == 2
     assert [step.reward for step in served.steps("t")] == [0.2, 0.8]
     assert accepted(served, *own) == 0
@@ -251,10 +253,11 @@ def test_the_role_that_a_white_box_names_is_recorded(start: Start) -> None:
     [
         ({"prompt_ids": []}, "prompt_ids"),
         ({"policy_version": 7}, "policy version 7 is not there yet"),
-        ({"response_ids": [7] * 9000, "rollout_log_probs": [-0.5] * 9000}, "do not fit the context"),
+        ({"response_ids": [7] * 200, "rollout_log_probs": [-0.5] * 200}, "do not fit the context"),
     ],
 )
 def test_a_step_that_no_policy_of_this_gateway_can_have_made_is_refused(start: Start, wrong: Any, told: str) -> None:
     served = start()
+    served.engine.context_length = 100
     status, _, message = error(submit(served, payload(**wrong)))
     assert status == 400 and told in message
