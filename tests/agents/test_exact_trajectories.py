@@ -79,15 +79,15 @@ def roll(parts: Parts, temperature: float = 1.0, size: int = 4) -> list[Trajecto
     }
 
     def guided(
-        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens, log_probs = sample(logits, params, seeds, position)
+        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], steered
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens, log_probs, whole = sample(logits, params, seeds, position, steered)
         for row, (seed, place) in enumerate(zip(seeds, position, strict=True)):
             if seed in script:
                 token = script[seed][place]
                 scaled = logits.float()[row] / (params[row].temperature or 1.0)
                 tokens[row], log_probs[row] = token, torch.log_softmax(scaled, -1)[token]
-        return tokens, log_probs
+        return tokens, log_probs, whole
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_engine, "sample", guided)

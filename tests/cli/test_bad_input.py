@@ -70,7 +70,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("optimizer.lr", "is not of the form key=value"),
         ("rollout.group_size=1", "raise rollout.group_size or set algorithm.name=reinforce"),
-        ("tasks.sources=[]", "tasks.sources: List should have at least 1 item"),
+        ("tasks.sources=[]", "tasks.sources: at least one is required"),
         ("reward.preset=seed002-3-1", "no reward preset 'seed002-3-1'; did you mean 'seed002-3-"),
         ("reward.components={corectness: 1.0}", "no reward component 'corectness'"),
         ("reward.components={corectness: 1.0}", "did you mean 'correctness'?"),

@@ -119,11 +119,22 @@ def test_an_empty_prompt_is_an_engine_error(policy) -> None:
         asyncio.run(policy.engine.generate(Request(prompt_ids=(), sampling=SamplingParams(), session="a")))
 
 
-def test_a_computation_that_fails_is_told_to_its_callers_and_the_next_call_is_answered(policy) -> None:
-    bad = Request(prompt_ids=(10**6,), sampling=SamplingParams(max_tokens=2), session="a")
-    with pytest.raises(EngineError, match="IndexError"):
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_token_that_the_model_does_not_have_is_refused_before_anything_is_computed(policy, token: int) -> None:
+    bad = Request(prompt_ids=(5, token), sampling=SamplingParams(max_tokens=2), session="a")
+    with pytest.raises(EngineError, match="none of the model's"):
         asyncio.run(policy.engine.generate(bad))
-    assert len(ask(policy, max_tokens=3, seed=1, session="a").ids) <= 3
+
+
+def test_a_computation_that_fails_is_told_to_its_callers_and_the_next_call_is_answered(
+    make_policy, monkeypatch
+) -> None:
+    policy = make_policy()
+    with monkeypatch.context() as broken:
+        broken.setattr(policy.engine._cached, "extend", lambda slots, deltas: deltas[99])
+        with pytest.raises(EngineError, match="IndexError"):
+            ask(policy, max_tokens=3, seed=1)
+    assert ask(policy, max_tokens=3, seed=1).ids
 
 
 def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
@@ -153,6 +164,38 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
 
     for completion in asyncio.run(go()):
         assert completion.ids == expected
+
+
+def test_a_call_given_up_takes_no_step_more_and_leaves_nothing_behind(make_policy) -> None:
+    engine = make_policy().engine
+    heard: list[int] = []
+
+    def call(**parts: Any) -> asyncio.Task[Completion]:
+        sampling = SamplingParams(max_tokens=3000, seed=9)
+        return asyncio.create_task(engine.generate(Request(prompt_ids=(5, 6, 7), sampling=sampling, **parts)))
+
+    async def give_up(task: asyncio.Task[Completion]) -> None:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def go() -> None:
+        running = call(on_tokens=lambda ids, log_probs: heard.extend(ids))
+        while not heard:
+            await asyncio.sleep(0.001)
+        await give_up(running)
+        sampled = engine.tokens_sampled
+        async with engine.exclusive():
+            # One step was on its way.
+            assert engine.tokens_sampled <= sampled + 1
+            assert len(engine._slots) == 0
+            waiting = call()
+            await asyncio.sleep(0.001)
+            assert len(engine._waiting) == 1
+            await give_up(waiting)
+            assert engine._waiting == []
+
+    asyncio.run(go())
 
 
 def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy) -> None:

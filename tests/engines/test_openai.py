@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from midstream.core.config import parse_config
-from midstream.core.errors import ConfigError, EngineError
+from midstream.core.errors import ConfigError, EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Status
 from midstream.engines import openai
-from midstream.engines.base import Completion, Request
+from midstream.engines.base import Completion, Constraint, Request
 from midstream.engines.openai import OpenAIEngine
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 6 right?"})
@@ -105,9 +105,34 @@ def test_a_slow_server_and_an_absent_one_are_given_up(chat_server) -> None:
         ask(OpenAIEngine("http://127.0.0.1:9/v1", timeout_s=0.5))
 
 
-def test_what_the_api_has_no_word_for_is_an_error_and_not_ignored(chat_server) -> None:
-    with pytest.raises(EngineError, match="top_k"):
-        ask(OpenAIEngine(chat_server.url), top_k=5)
+@pytest.mark.parametrize("sampling", [{"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
+def test_a_setting_the_api_has_no_word_for_is_an_error_and_not_ignored(chat_server, sampling) -> None:
+    with pytest.raises(Unsupported, match=next(iter(sampling))):
+        ask(OpenAIEngine(chat_server.url), **sampling)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"constraint": Constraint(kind="regex", grammar="a")},
+        {"top_log_probs": 1},
+        {"on_tokens": lambda ids, log_probs: None},
+        {"tools": ({"type": "function", "function": {"name": "f"}},)},
+    ],
+)
+def test_what_a_remote_model_cannot_do_is_an_error_and_not_ignored(chat_server, part) -> None:
+    request = Request(prompt_ids=(), messages=MESSAGES, sampling=SamplingParams(), **part)
+    with pytest.raises(Unsupported, match=next(iter(part))):
+        asyncio.run(OpenAIEngine(chat_server.url).generate(request))
+
+
+def test_penalties_are_passed_on(chat_server) -> None:
+    chat_server.answers = ["Yes."]
+    ask(OpenAIEngine(chat_server.url), presence_penalty=0.5, frequency_penalty=-1.0)
+    assert (chat_server.asked[0]["presence_penalty"], chat_server.asked[0]["frequency_penalty"]) == (0.5, -1.0)
+
+
+def test_a_key_that_is_not_there_is_named(chat_server) -> None:
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         OpenAIEngine(chat_server.url, api_key_env="NO_SUCH_KEY")
 

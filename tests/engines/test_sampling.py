@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.core.sampling import SamplingParams
-from midstream.engines.torch.sampling import _invert, sample
+from midstream.engines.torch.sampling import _invert, penalise, sample
 
 DRAWS = 4000
 LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.5, -3.0, 1.2])
@@ -19,7 +19,7 @@ LOGITS = torch.tensor([2.0, -1.0, 0.5, 0.5, -3.0, 1.2])
 
 def draw(logits: torch.Tensor, n: int = DRAWS, **sampling) -> tuple[torch.Tensor, torch.Tensor]:
     params = [SamplingParams(**sampling)] * n
-    return sample(logits.expand(n, -1).clone(), params, range(n), [3] * n)
+    return sample(logits.expand(n, -1).clone(), params, range(n), [3] * n)[:2]
 
 
 def chi_square(tokens: torch.Tensor, expected: torch.Tensor) -> float:
@@ -46,7 +46,7 @@ def test_tokens_come_as_often_as_the_softmax_at_the_temperature_says(temperature
 
 def test_one_request_draws_afresh_at_every_position() -> None:
     n = DRAWS
-    tokens, _ = sample(LOGITS.expand(n, -1).clone(), [SamplingParams()] * n, [11] * n, range(n))
+    tokens, _, _ = sample(LOGITS.expand(n, -1).clone(), [SamplingParams()] * n, [11] * n, range(n))
     assert chi_square(tokens, torch.softmax(LOGITS, -1)) < LIMIT[5]
 
 
@@ -61,9 +61,15 @@ def test_one_request_draws_afresh_at_every_position() -> None:
         ({"top_k": 2, "top_p": 0.6}, [0]),
         ({"top_p": 0.999999}, [0, 1, 2, 3, 4, 5]),
         ({"top_k": 50}, [0, 1, 2, 3, 4, 5]),
+        ({"min_p": 0.4}, [0, 5]),
+        ({"min_p": 0.2}, [0, 2, 3, 5]),
+        ({"min_p": 1.0}, [0]),
+        ({"min_p": 0.2, "top_k": 2}, [0, 5]),
+        # Of the four that min_p leaves, two have this share; of all six they have not.
+        ({"min_p": 0.2, "top_p": 0.76}, [0, 5]),
     ],
 )
-def test_top_k_and_top_p_keep_the_likeliest_and_leave_the_reported_log_probability(cut, kept: list[int]) -> None:
+def test_cuts_keep_the_likeliest_and_leave_the_reported_log_probability(cut, kept: list[int]) -> None:
     whole = torch.softmax(LOGITS, -1)
     expected = torch.zeros_like(whole)
     expected[kept] = whole[kept] / whole[kept].sum()
@@ -72,14 +78,50 @@ def test_top_k_and_top_p_keep_the_likeliest_and_leave_the_reported_log_probabili
     assert torch.allclose(log_probs, whole.log()[tokens], atol=1e-6)
 
 
+def test_penalties_change_logits_as_vllm_says() -> None:
+    """Worked out by hand from vLLM's `apply_penalties`: repetition first, for what stands in prompt or response."""
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0, 1.2])
+    params = SamplingParams(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
+    found = penalise(logits, params, prompt=[0, 1, 1], said=[4, 5, 5])
+    assert found.tolist() == pytest.approx([1.0, -2.0, 0.5, 0.0, -6.0 - 0.75, 0.6 - 0.5 - 0.5])
+    assert logits[0] == 2.0
+    assert penalise(logits, SamplingParams(presence_penalty=1.0), [0], []).equal(logits), "only the response counts"
+
+
+def test_steered_rows_are_picked_by_other_logits_and_report_their_own() -> None:
+    params = [SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=0.5), SamplingParams()]
+    rows = LOGITS.expand(4, -1).clone()
+    only = torch.full_like(LOGITS, -math.inf)
+    only[4] = 1.0
+    for seed in range(20):
+        plain = sample(rows, params, [seed] * 4, [0] * 4)
+        tokens, log_probs, whole = sample(rows, params, [seed] * 4, [0] * 4, {1: only, 2: only})
+        assert tokens.tolist() == [plain[0][0], 4, 4, plain[0][3]]
+        assert torch.equal(whole, plain[2])
+        assert torch.equal(log_probs, whole[range(4), tokens])
+        assert log_probs[2] == torch.log_softmax(LOGITS / 0.5, -1)[4]
+
+
+def test_steered_rows_are_drawn_at_their_temperature() -> None:
+    other = LOGITS.flip(0)
+    tokens, _, _ = sample(
+        LOGITS.expand(DRAWS, -1).clone(),
+        [SamplingParams(temperature=0.5)] * DRAWS,
+        range(DRAWS),
+        [3] * DRAWS,
+        dict.fromkeys(range(DRAWS), other),
+    )
+    assert chi_square(tokens, torch.softmax(other / 0.5, -1)) < LIMIT[5]
+
+
 def test_rows_of_a_batch_keep_to_their_own_settings() -> None:
     params = [SamplingParams(temperature=0), SamplingParams(top_k=1), SamplingParams(temperature=0.7), SamplingParams()]
     rows = LOGITS.expand(4, -1).clone()
     for seed in range(20):
-        together, log_probs = sample(rows, params, [seed] * 4, [0] * 4)
+        together, log_probs, _ = sample(rows, params, [seed] * 4, [0] * 4)
         assert together[0] == together[1] == 0
         for row, one in enumerate(params):
-            alone, alone_log_prob = sample(rows[row : row + 1], [one], [seed], [0])
+            alone, alone_log_prob, _ = sample(rows[row : row + 1], [one], [seed], [0])
             assert alone[0] == together[row]
             assert alone_log_prob[0] == log_probs[row]
         assert log_probs[0] == torch.log_softmax(LOGITS, -1)[0]
@@ -110,7 +152,20 @@ def test_a_sure_token_is_drawn_wherever_it_stands_in_a_large_vocabulary(place: i
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_tokens": 0}, {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}]
+    "bad",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.inf},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(bad) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

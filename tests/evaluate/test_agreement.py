@@ -52,7 +52,7 @@ def test_another_number_in_a_log_and_another_token_are_differences(two: tuple[Pa
         log.write('{"label": "final", "step": 41}\n')
     step = Step(prompt_ids=(1,), response_ids=(2, 4), rollout_log_probs=(-0.5, -1.0), trajectory_uid="t")
     with Store(two[1] / "store.sqlite") as store:
-        asyncio.run(store.append(step))
+        asyncio.run(store.update_step(step))
     assert differences(*two) == ["evals.jsonl", "trajectories"]
 
 

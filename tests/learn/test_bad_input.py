@@ -67,7 +67,7 @@ def test_a_broken_gradient_names_step_group_and_tensor_and_the_last_checkpoint_i
     async def disturbed(*given: Any) -> Collected:
         collected = await collect(*given)
         first, second = collected.groups
-        return replace(collected, groups=[first, broken(second)]) if given[-1] == 3 else collected
+        return replace(collected, groups=[first, broken(second)]) if given[3] == 3 else collected
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "collect", disturbed)

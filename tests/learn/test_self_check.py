@@ -191,9 +191,10 @@ def engine_ignores_temperature(patch: Patch) -> None:
 @fault("drawn as recorded", given=())
 def engine_draws_at_another_temperature(patch: Patch) -> None:
     def around(original: Any, logits: Any, params: Any, *rest: Any) -> Any:
-        tokens, _ = original(logits, at_one(params), *rest)
+        tokens, _, _ = original(logits, at_one(params), *rest)
         temperatures = torch.tensor([one.temperature for one in params])[:, None]
-        return tokens, torch.log_softmax(logits.float() / temperatures, -1).gather(-1, tokens[:, None])[:, 0]
+        whole = torch.log_softmax(logits.float() / temperatures, -1)
+        return tokens, whole.gather(-1, tokens[:, None])[:, 0], whole
 
     wrapped(patch, torch_engine, "sample", around)
 

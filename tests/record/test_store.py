@@ -1,25 +1,25 @@
-"""The store gives back exactly what it took, in the order it took it, to readers who need not wait for writers."""
+"""What goes wrong with a database: it is no store, of another version, out of reach, or full; in words that help."""
 
 from __future__ import annotations
 
 import asyncio
-import math
+import re
+import shutil
+import socket
 import sqlite3
-import threading
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy import Engine, event
 
 from midstream.core.errors import RunError
-from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
-from midstream.record.store import PAGE, Store
-
-TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
+from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.record.store import Store
 
 
 def a_step(uid: str, index: int = 0, **changes: Any) -> Step:
@@ -33,263 +33,6 @@ def a_step(uid: str, index: int = 0, **changes: Any) -> Step:
         finish_reason=FinishReason.STOP,
     )
     return replace(step, **changes)
-
-
-@pytest.fixture
-def store(tmp_path: Path):
-    with Store(tmp_path / "store.db", durability="normal") as store:
-        yield store
-
-
-text = st.text(st.characters(), max_size=12)  # surrogates and NUL included: models write them
-names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
-floats = st.floats(allow_nan=False)
-columns = floats.map(lambda number: number + 0.0)  # SQLite keeps no sign on a zero in a column of its own
-leaves = st.none() | st.booleans() | st.integers() | floats | text
-values = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(text | st.integers(), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-mappings = st.dictionaries(text, values, max_size=3)
-messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3).map(tuple)
-tokens = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
-
-
-@st.composite
-def a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
-    uid, prompt_uid = draw(names), draw(names)
-    steps = []
-    for index in range(draw(st.integers(0, 3))):
-        response = draw(tokens)
-        probabilities = st.lists(floats, min_size=len(response), max_size=len(response)).map(tuple)
-        steps.append(
-            Step(
-                prompt_ids=draw(tokens),
-                response_ids=response,
-                rollout_log_probs=draw(st.none() | probabilities),
-                reward=draw(st.none() | columns),
-                trajectory_uid=uid,
-                prompt_uid=prompt_uid,
-                step_index=index,
-                policy_version=draw(st.integers(0, 2**31 - 1)),
-                is_last=draw(st.booleans()),
-                metadata=draw(mappings),
-                role=draw(names),
-                trainable=draw(st.booleans()),
-                parent=draw(st.none() | st.integers(0, 9)),
-                branch_reason=draw(st.just("") | names),
-                temperature=draw(columns),
-                messages=draw(messages),
-                text=draw(text),
-                finish_reason=draw(st.sampled_from(FinishReason)),
-                latency_s=draw(columns),
-            )
-        )
-    call = st.builds(
-        ToolCall,
-        tool=text,
-        arguments=mappings,
-        ok=st.booleans(),
-        result=text,
-        error_kind=text,
-        latency_s=floats,
-        step_index=st.none() | st.integers(0, 9),
-        unmasked=text,
-    )
-    task = st.builds(Task, id=text, prompt=text | messages, answer=values, kind=text, split=text, metadata=mappings)
-    return Trajectory(
-        uid=uid,
-        prompt_uid=prompt_uid,
-        task=draw(task),
-        steps=tuple(steps),
-        tool_calls=tuple(draw(st.lists(call, max_size=2))),
-        answer=draw(st.none() | text),
-        turns=draw(st.integers(0, 9)),
-        status=draw(st.sampled_from(Status)),
-        error=draw(text),
-        rewards=draw(st.dictionaries(text, st.none() | floats, max_size=3)),
-        reward=draw(st.none() | columns),
-        metadata=draw(mappings),
-    )
-
-
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
-@given(trajectory=a_whole_trajectory())
-def test_what_goes_in_comes_out(store: Store, trajectory: Trajectory) -> None:
-    store.begin(trajectory.uid, trajectory.prompt_uid, trajectory.task, "train")
-    for step in trajectory.steps:
-        store.append_sync(replace(step, reward=None))
-    asyncio.run(store.finish(trajectory))
-    assert store.trajectory(trajectory.uid) == trajectory
-    assert repr(store.trajectory(trajectory.uid)) == repr(
-        trajectory
-    )  # tells 1 from 1.0 and True, and a tuple from a list
-
-
-def test_a_running_trajectory_can_be_read_with_its_steps(store: Store) -> None:
-    store.begin("u", "p", TASK, "val", train_step=4)
-    store.append_sync(a_step("u", 1))
-    store.append_sync(a_step("u", 0))
-    read = store.trajectory("u")
-    assert (read.task, read.status, read.reward) == (TASK, Status.RUNNING, None)
-    assert read.steps == (a_step("u", 0), a_step("u", 1))
-    assert store.count(channel="val", train_step=4, status=Status.RUNNING) == 1
-
-
-def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) -> None:
-    store.begin("u", "p", TASK, "train")
-    store.append_sync(a_step("u"))
-    store.append_sync(a_step("u", text="again"))
-    assert store.trajectory("u").steps == (a_step("u", text="again"),)
-    changed = a_step("u", text="again", reward=0.5, is_last=True, metadata={"note": ["x"]})
-    store.update_step(changed)
-    assert store.trajectory("u").steps == (changed,)
-
-
-def test_a_rerun_of_a_uid_starts_from_nothing(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", train_step=1)
-    store.append_sync(a_step("u", 0))
-    store.append_sync(a_step("u", 1))
-    asyncio.run(store.finish(replace(store.trajectory("u"), status=Status.FAILED, error="crashed", reward=1.0)))
-    store.begin("u", "p", TASK, "train", train_step=1)
-    store.append_sync(a_step("u", 0))
-    assert store.trajectory("u") == Trajectory(
-        uid="u", prompt_uid="p", task=TASK, status=Status.RUNNING, steps=(a_step("u", 0),)
-    )
-    assert store.count() == 1
-
-
-def test_finish_keeps_the_training_step_and_the_steps_it_is_not_given(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", train_step=3)
-    store.append_sync(a_step("u"))
-    asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, status=Status.FAILED, error="boom")))
-    read = store.trajectory("u")
-    assert (read.status, read.error, read.steps) == (Status.FAILED, "boom", (a_step("u"),))
-    assert store.count(train_step=3) == 1
-
-
-def test_a_step_of_a_trajectory_nobody_began_is_kept(store: Store) -> None:
-    store.append_sync(a_step("stray"), channel="online")
-    assert store.trajectory("stray").steps == (a_step("stray"),)
-    assert store.groups("online") == {"p": ["stray"]}
-
-
-def test_trajectories_stream_in_order_and_by_filter(store: Store) -> None:
-    total = PAGE * 2 + 5
-    for number in range(total):
-        store.begin(f"u{number}", f"p{number // 4}", TASK, "train" if number % 2 else "val", train_step=number // 10)
-    in_order = [f"u{number}" for number in range(total)]
-    assert [t.uid for t in store.trajectories()] == in_order
-    assert [t.uid for t in store.trajectories(newest_first=True, limit=PAGE + 3)] == in_order[::-1][: PAGE + 3]
-    assert [t.uid for t in store.trajectories(channel="val", train_step=1)] == ["u10", "u12", "u14", "u16", "u18"]
-    assert list(store.trajectories(status=Status.COMPLETED)) == []
-    assert list(store.trajectories(limit=0)) == []
-    assert store.groups("val")["p0"] == ["u0", "u2"]
-    assert (store.count(), store.count(channel="train")) == (total, total // 2)
-
-
-def test_discard_from_a_step_leaves_what_came_before_and_what_has_no_step(store: Store) -> None:
-    for step in (None, 0, 1, 2, 3):
-        store.begin(f"u{step}", "p", TASK, "train", train_step=step)
-        store.append_sync(a_step(f"u{step}"))
-    store.discard_from(2)
-    assert [t.uid for t in store.trajectories()] == ["uNone", "u0", "u1"]
-    assert all(len(t.steps) == 1 for t in store.trajectories())
-    store.begin("u3", "p", TASK, "train", train_step=3)
-    assert store.trajectory("u3").steps == ()  # its steps went too
-
-
-def test_many_callers_share_few_transactions(tmp_path: Path) -> None:
-    async def caller(store: Store, uid: str) -> None:
-        store.begin(uid, "p", TASK, "train")
-        for index in range(20):
-            await store.append(a_step(uid, index))
-
-    async def everybody(store: Store) -> None:
-        await asyncio.gather(*(caller(store, f"u{number}") for number in range(48)))
-
-    with Store(tmp_path / "store.db") as store:
-        asyncio.run(everybody(store))
-        assert sum(len(t.steps) for t in store.trajectories()) == 48 * 20
-        assert store.commits < 48 * 20 / 4
-
-
-def test_reading_goes_on_while_others_write(store: Store) -> None:
-    stop = threading.Event()
-
-    def write() -> None:
-        number = 0
-        while not stop.is_set():
-            uid = f"u{number}"
-            store.begin(uid, "p", TASK, "train")
-            store.append_sync(a_step(uid))
-            asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, steps=(a_step(uid),), reward=1.0)))
-            number += 1
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        seen = 0
-        while seen < 150:
-            read = list(store.trajectories(status=Status.COMPLETED))
-            assert len(read) >= seen and all(t.steps == (a_step(t.uid),) and t.reward == 1.0 for t in read)
-            seen = len(read)
-    finally:
-        stop.set()
-        writer.join()
-
-
-def test_a_second_store_on_the_file_sees_what_was_acknowledged(tmp_path: Path) -> None:
-    with Store(tmp_path / "store.db") as writer, Store(str(tmp_path / "store.db")) as reader:
-        writer.append_sync(a_step("u"))
-        assert reader.trajectory("u").steps == (a_step("u"),)
-
-
-def test_a_cancelled_append_is_kept_and_costs_nobody_else(store: Store) -> None:
-    async def cancel_one() -> None:
-        appends = [asyncio.ensure_future(store.append(a_step("u", index))) for index in range(8)]
-        await asyncio.sleep(0)
-        appends[3].cancel()
-        results = await asyncio.gather(*appends, return_exceptions=True)
-        assert [
-            result for result in results if result is not None and not isinstance(result, asyncio.CancelledError)
-        ] == []
-
-    asyncio.run(cancel_one())
-    assert len(store.trajectory("u").steps) == 8
-
-
-def test_what_json_cannot_hold_is_refused_where_it_is_written(store: Store) -> None:
-    with pytest.raises(RunError, match="metadata of step 0 of trajectory 'u': it holds a object"):
-        store.append_sync(a_step("u", metadata={"handle": object()}))
-    with pytest.raises(RunError, match=r"task of trajectory 'v'.*\n.*lists"):
-        store.begin("v", "p", replace(TASK, metadata={"set": {1}}), "train")
-    assert store.count() == 0
-
-
-def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> None:
-    async def together() -> list[BaseException | None]:
-        appends = [store.append(a_step("fine")), store.append(a_step("\ud800")), store.append(a_step("fine", 1))]
-        return await asyncio.gather(*appends, return_exceptions=True)
-
-    first, second, third = asyncio.run(together())
-    assert first is None and third is None and isinstance(second, UnicodeEncodeError)
-    assert len(store.trajectory("fine").steps) == 2
-
-
-def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
-    store.begin("\ud800", "p", TASK, "train")
-    with pytest.raises(UnicodeEncodeError):
-        store.flush()
-    store.append_sync(a_step("u"))
-    assert store.count() == 1
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing_acknowledged(tmp_path: Path) -> None:
@@ -345,17 +88,241 @@ def test_an_unknown_uid_and_a_closed_store_say_so(tmp_path: Path) -> None:
         store.append_sync(a_step("u"))
 
 
-def test_close_writes_what_still_waits(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store.db")
-    for number in range(50):
-        store.begin(f"u{number}", "p", TASK, "train")
-    store.close()
-    with Store(tmp_path / "store.db") as again:
-        assert again.count() == 50
+SCHEMA_1 = Path(__file__).parent / "schema_1.sql"
+"""The dump of a store that version 0.1.0 wrote: three steps of a training run, the last one cut short."""
 
 
-def test_infinities_and_zero_signs_survive(store: Store) -> None:
-    step = a_step("u", rollout_log_probs=(-math.inf, -0.0), reward=math.inf, metadata={"x": -math.inf})
-    store.append_sync(step)
-    read = store.trajectory("u").steps[0]
-    assert read == step and repr(read) == repr(step)
+def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+    connection.close()
+    with Store(path) as store:
+        read = list(store.trajectories())
+        assert [t.uid for t in read] == [
+            "train-000000-0000-00",
+            "train-000001-0000-00",
+            "train-000002-0000-00",
+            "val-0",
+        ]
+        assert (read[0].status, read[0].reward, read[0].answer) == (Status.COMPLETED, 1.0, "3")
+        assert read[0].task.metadata == {"needs": ("search",), "by_year": {7: None}}
+        step = read[0].steps[0]
+        assert (step.rollout_log_probs, step.text, step.tools) == ((-0.1, -1e-300), "three\ud800", ())
+        assert step.metadata == {"x": float("-inf")}
+        assert [one.ended_at is None for one in store.recorded()] == [False, False, True, True]
+
+        store.discard_from(2)  # what a resumed run does, and then
+        store.begin("train-000002-0000-00", "p", Task(id="t", prompt="q"), "train", train_step=2, group_size=1)
+        asyncio.run(store.finish(Trajectory(uid="train-000002-0000-00", prompt_uid="p", task=Task(id="t", prompt="q"))))
+        assert store.group_counts()["ready"] == 1
+    with Store(path) as again:
+        assert again.count() == 4
+
+
+def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+    def shape(path: Path) -> set[tuple[str, ...]]:
+        with sqlite3.connect(path) as connection:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            columns = {
+                (table, *map(str, column[1:]))
+                for table in tables
+                for column in connection.execute(f"SELECT * FROM pragma_table_info('{table}')")
+            }
+            indexes = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL")
+            return columns | set(indexes)
+
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+    Store(tmp_path / "old.db").close()
+    Store(tmp_path / "new.db").close()
+    assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
+
+
+def test_bringing_up_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+        connection.execute("DROP INDEX trajectories_by_prompt")  # which comes to light half way
+    before = dump(path)
+    with pytest.raises(RunError, match="no such index"):
+        Store(path)
+    assert dump(path) == before
+
+
+def test_tables_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "new.db") as connection:
+        connection.execute("CREATE TABLE groups (mine)")
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.executescript(SCHEMA_1.read_text(encoding="utf-8") + "CREATE TABLE groups (mine);")
+    for path in (tmp_path / "new.db", tmp_path / "old.db"):
+        before = dump(path)
+        with pytest.raises(RunError, match="other tables of the same names"):
+            Store(path)
+        assert dump(path) == before
+
+
+def dump(path: Path) -> list[str]:
+    with sqlite3.connect(path) as connection:
+        return list(connection.iterdump())
+
+
+def test_a_postgresql_store_of_schema_1_is_brought_up(postgresql_database: str) -> None:
+    import psycopg
+
+    created = re.findall(r"CREATE .*?;", SCHEMA_1.read_text(encoding="utf-8"), re.DOTALL)
+    ddl = "".join(created).replace("BLOB", "BYTEA").replace("id INTEGER NOT NULL", "id SERIAL NOT NULL")
+    with psycopg.connect(postgresql_database) as connection:
+        connection.execute((ddl + "INSERT INTO schema_version VALUES (1)").encode())
+    with Store(postgresql_database) as store:
+        store.append_sync(a_step("u", tools=({"type": "function"},)))
+        assert store.trajectory("u").steps[0].tools == ({"type": "function"},)
+
+
+def test_a_postgresql_server_that_cannot_be_used_says_what_to_do(postgresql: str) -> None:
+    import psycopg
+
+    with pytest.raises(RunError, match=r"no such database: 'postgresql://.*/nowhere.*\n.*createdb"):
+        Store(postgresql.format("nowhere"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with pytest.raises(RunError, match=r"cannot reach the server: .*\n.*host and port"):
+        Store(f"postgresql://me:secret@127.0.0.1:{port}/name")
+    with pytest.raises(RunError, match="does not let this user in") as raised:
+        Store(postgresql.format("postgres").replace("postgres:@", "nobody:secret@"))
+    assert "secret" not in str(raised.value)
+    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN")
+    with pytest.raises(RunError, match=r"the user may not do this: .*\n.*GRANT"):
+        Store(postgresql.format("postgres").replace("postgres:@", "reader:@"))
+
+
+def test_a_wrong_password_is_told(postgresql: str) -> None:
+    import psycopg
+
+    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+        rules = Path(connection.execute("SHOW hba_file").fetchone()[0])  # pyright: ignore[reportOptionalSubscript]
+        before = rules.read_text()
+        rules.write_text("local all locked scram-sha-256\n" + before)
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            url = postgresql.format("postgres").replace("postgres:@", "locked:wrong@")
+            with pytest.raises(RunError, match=r"does not let this user in: .*\n.*password"):
+                Store(url)
+        finally:
+            rules.write_text(before)
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_acknowledged_stays(
+    postgresql_database: str,
+) -> None:
+    import psycopg
+
+    def admin(sql: str) -> None:
+        with psycopg.connect(postgresql_database, autocommit=True) as connection:
+            connection.execute(sql.encode())
+
+    with Store(postgresql_database) as store:
+        store.append_sync(a_step("u", 0))
+        # The server raises what it would on a full disk.
+        admin("""
+            CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'No space left on device'; END $$
+        """)
+        admin("CREATE TRIGGER fails BEFORE INSERT ON steps FOR EACH STATEMENT EXECUTE FUNCTION full_disk()")
+        with pytest.raises(RunError, match=r"no room left to record into: .*\n.*free disk space"):
+            store.append_sync(a_step("u", 1))
+        admin("DROP TRIGGER fails ON steps")
+        # Connections that the server ended are made anew.
+        admin("""
+            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+            WHERE pid <> pg_backend_pid() AND datname = current_database()
+        """)
+        store.append_sync(a_step("u", 2))
+        assert [step.step_index for step in store.trajectory("u").steps] == [0, 2]
+        name = postgresql_database.partition("?")[0].rpartition("/")[2]
+        with psycopg.connect(postgresql_database.replace(name, "postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        with pytest.raises(RunError, match="no such database"):
+            store.append_sync(a_step("u", 3))
+
+
+def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_database: str) -> None:
+    async def together(store: Store) -> list[BaseException | None]:
+        noise = "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))  # nothing compresses it below a page
+        appends = [store.append(a_step("fine")), store.append(a_step(noise)), store.append(a_step("fine", 1))]
+        return await asyncio.gather(*appends, return_exceptions=True)
+
+    with Store(postgresql_database) as store:
+        first, second, third = asyncio.run(together(store))
+        assert first is None and third is None and isinstance(second, RunError)
+        assert len(store.trajectory("fine").steps) == 2
+
+
+def test_without_psycopg_the_error_says_what_to_install() -> None:
+    script = textwrap.dedent("""
+        import sys
+        sys.modules["psycopg"] = None
+        from midstream.record.store import Store
+        try:
+            Store("postgresql://me@127.0.0.1/name")
+        except Exception as error:
+            print(type(error).__name__, error)
+    """)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.startswith("RunError") and "pip install 'midstream[postgres]'" in told
+
+
+def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
+    """Whatever a store holds, a call, an end, a lease and a count look at what they are about: by SQLite's own plans.
+
+    Only counting goes through all groups, in an index that has all it needs.
+    """
+    seen: list[tuple[str, Any]] = []
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, context: object, many: bool) -> None:
+        seen.append((statement, parameters[0] if many else parameters))
+
+    task = Task(id="t", prompt="q")
+    with Store(tmp_path / "store.db") as store:
+        for uid in ("u", "v"):
+            store.begin(uid, "p", task, "train", group_size=2, deadline=0.0, session={})
+        store.flush()
+        event.listen(Engine, "before_cursor_execute", note)
+        try:
+            store.append_sync(a_step("u"))
+            asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=task)))
+            assert store.lease("run", 5, "train", -1, min_version=0)
+            assert store.lease("run", 5, "train", 60, min_version=0)
+            store.renew("run", 60)
+            store.consume("run", ["p"], 1)
+            store.group_counts()
+            store.group_counts("train")
+            assert store.open_uids() == []
+        finally:
+            event.remove(Engine, "before_cursor_execute", note)
+    scans: set[str] = set()
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        for statement, parameters in seen:
+            if statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+                plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                scans |= {detail for *_, detail in plan if re.match(r"SCAN \w", detail) and "CONSTANT" not in detail}
+    assert len(seen) > 20
+    assert scans == {"SCAN groups USING COVERING INDEX groups_by_state"}
+
+
+def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+    step = Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="u", prompt_uid="p")
+    for replace_it in (False, True):
+        path = tmp_path / f"{replace_it}.db"
+        with Store(path) as store:
+            store.append_sync(step)
+            if replace_it:
+                shutil.copy(path, tmp_path / "copy.db")
+            path.unlink()
+            if replace_it:
+                (tmp_path / "copy.db").rename(path)
+            with pytest.raises(RunError, match="was deleted or replaced"):
+                store.append_sync(step)

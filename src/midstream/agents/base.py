@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from midstream.agents.door import Door
 from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
@@ -31,6 +32,8 @@ class FlowSession:
     tools: ToolSession
     sampling: Mapping[str, SamplingParams]
     score: Score | None = None
+    door: Door | None = None
+    """Where a black-box agent's calls come in; the gateway's own when None."""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
 
@@ -50,7 +53,7 @@ class AgentFlowBase(ABC):
         """The final answer; what rewards grade."""
         self.turns = 0
         """Turns taken, as the flow counts them."""
-        self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], Step] = {}
+        self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Step]] = {}
 
     @abstractmethod
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
@@ -93,7 +96,7 @@ class AgentFlowBase(ABC):
         """Sample a reply; returns (text, response_ids, prompt_ids). `kwargs` are sampling settings."""
         self._own(trajectory_uid)
         step = await self.chat(messages, **kwargs)
-        self._generated[step.prompt_ids, step.response_ids] = step
+        self._generated.setdefault((step.prompt_ids, step.response_ids), []).append(step)
         return step.text, step.response_ids, step.prompt_ids
 
     async def gateway_submit_steps(self, steps: Sequence[Step], channel: str = "train") -> int:
@@ -102,7 +105,9 @@ class AgentFlowBase(ABC):
         recorder = self.session.recorder
         for step in steps:
             self._own(step.trajectory_uid)
-            known = self._generated.get((step.prompt_ids, step.response_ids))
+            alike = self._generated.get((step.prompt_ids, step.response_ids), [])
+            # Of several calls that came to the same tokens, the first that was not handed in yet.
+            known = alike.pop(0) if len(alike) > 1 else alike[0] if alike else None
             if known is None:
                 raise ConfigError(
                     f"step {step.step_index} of '{step.trajectory_uid}' was not sampled through gateway_generate",

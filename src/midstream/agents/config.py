@@ -95,8 +95,25 @@ class ReplayConfig(Config):
         return min(max(round(self.share * tasks_per_step), 1), tasks_per_step - 1) if self.capacity else 0
 
 
+class SourceConfig(Config):
+    """A store that others record into (a gateway, say), to train on instead of rolling out."""
+
+    store: str
+    """A file, or a `postgresql://` URL."""
+    channel: str = "train"
+    """Channel whose groups are taken."""
+    lease_s: float = Field(default=3600.0, gt=0)
+    """How long groups stay held after the run was last heard of; then others may have them."""
+    wait_s: float = Field(default=600.0, gt=0)
+    """How long a step waits for its groups. Then it takes those that are ready; when there are none, the run stops with
+    what it has learned."""
+
+
 class RolloutConfig(Config):
     """How trajectories are made."""
+
+    source: SourceConfig | None = None
+    """Take groups from a store instead of making them; `midstream train --from-store` sets it."""
 
     group_size: int = Field(default=8, ge=1)
     """Trajectories per task (G)."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.door import Door
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
-from midstream.core.errors import ConfigError, MidstreamError, UserError, nearest
+from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -35,6 +36,41 @@ class Attempt:
     """Decides which words `flow.mask_results` hides; None hides none."""
 
 
+class Records(Protocol):
+    """Where attempts are recorded: in a store here, or by a gateway elsewhere."""
+
+    def recorder(self, attempt: Attempt) -> Recorder: ...
+
+    def door(self, attempt: Attempt) -> Door | None:
+        """Where a black-box agent's calls come in; None is the gateway's own in this process."""
+        ...
+
+    async def begin(self, attempt: Attempt) -> None: ...
+
+    async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
+
+
+class LocalRecords:
+    """Attempts recorded here: in a store, or in memory only."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
+    def recorder(self, attempt: Attempt) -> Recorder:
+        return Recorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel)
+
+    def door(self, attempt: Attempt) -> Door | None:
+        return None
+
+    async def begin(self, attempt: Attempt) -> None:
+        if self._store is not None:
+            self._store.begin(attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step)
+
+    async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
+        if self._store is not None:
+            await self._store.finish(trajectory, attempt.channel)
+
+
 class AgentFlowWorker:
     """Runs one attempt at a time to its end. Whatever a flow does, there is a trajectory with a status at the end."""
 
@@ -45,6 +81,7 @@ class AgentFlowWorker:
         *,
         sampling: SamplingConfig,
         store: Store | None = None,
+        records: Records | None = None,
         score: Score | None = None,
         timeout_s: float = 300.0,
     ) -> None:
@@ -78,7 +115,8 @@ class AgentFlowWorker:
             mask=flow.mask_results,
         )
         self._sampling = sampling
-        self._store, self._score, self._timeout_s = store, score, timeout_s
+        self._records: Records = records or LocalRecords(store)
+        self._score, self._timeout_s = score, timeout_s
 
     @property
     def roles(self) -> dict[str, bool]:
@@ -92,19 +130,19 @@ class AgentFlowWorker:
 
     async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
         """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation)."""
-        recorder = Recorder(
-            attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel
-        )
-        if self._store is not None:
-            self._store.begin(attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step)
+        try:
+            await self._records.begin(attempt)
+        except EngineError as error:
+            return _unheard(attempt, error)
         sampling = {role: self._sampling_of(role, temperature) for role in {*self._voices, "policy"}}
         session = FlowSession(
             task=attempt.task,
-            recorder=recorder,
+            recorder=self._records.recorder(attempt),
             voices=self._voices,
             tools=self._toolbox.session(attempt.mask_seed),
             sampling=sampling,
             score=self._score,
+            door=self._records.door(attempt),
         )
         for engine in self.engines:
             engine.join(attempt.uid)
@@ -115,8 +153,10 @@ class AgentFlowWorker:
                 engine.leave(attempt.uid)
         if self._score is not None:
             trajectory = await self._score(trajectory)
-        if self._store is not None:
-            await self._store.finish(trajectory, attempt.channel)
+        try:
+            await self._records.finish(trajectory, attempt)
+        except EngineError as error:
+            return replace(trajectory, status=Status.FAILED, error=str(error))
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -158,6 +198,13 @@ class AgentFlowWorker:
         if temperature is not None:
             settings["temperature"] = temperature
         return SamplingParams(**settings)
+
+
+def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
+    """The trajectory of an attempt that could not even begin."""
+    return Trajectory(
+        uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
+    )
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:

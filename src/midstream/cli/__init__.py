@@ -20,16 +20,22 @@ COMMANDS = {
     "train": "train",
     "eval": "evaluate",
     "ask": "ask",
+    "gateway": "gateway",
+    "rollout": "rollout",
     "runs": "runs",
     "show": "show",
+    "store": "store",
     "models": "models",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
 }
 INTERRUPTED = 130
-EXTRAS = ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib")
-"""Top-level modules that come with the extra `train` only."""
+EXTRAS = {
+    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
+    "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+}
+"""Top-level modules that come with an extra only, by the extra."""
 
 
 class _Commands(click.Group):
@@ -80,10 +86,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(str(error), err=True)
         return 2
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+        missing = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)
+        if extra is None:
             raise
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(f"this needs the package '{error.name}': pip install 'midstream[train]'", err=True)
+        click.echo(f"this needs the package '{error.name}': pip install 'midstream[{extra}]'", err=True)
         return 2
     except click.ClickException as error:
         error.show()

@@ -8,9 +8,10 @@ import click
 @click.command(name="train")
 @click.argument("config", type=click.Path())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--from-store", metavar="STORE", help="Train on the groups recorded in STORE instead of rolling out.")
 @click.option("--resume", is_flag=True, help="Continue the run in its directory, from its last checkpoint.")
 @click.option("--force", is_flag=True, help="With --resume: continue although the config changed.")
-def command(config: str, overrides: tuple[str, ...], resume: bool, force: bool) -> int:
+def command(config: str, overrides: tuple[str, ...], from_store: str | None, resume: bool, force: bool) -> int:
     """Train an agent as CONFIG says and show it getting better.
 
     KEY=VALUE changes a setting:
@@ -24,6 +25,8 @@ def command(config: str, overrides: tuple[str, ...], resume: bool, force: bool) 
     from midstream.cli import INTERRUPTED
     from midstream.cli.live import LiveTable
 
+    if from_store is not None:
+        overrides = (f"rollout.source.store={from_store}", *overrides)
     resolved = load_config(config, overrides)
     with LiveTable() as live:
         result = train(resolved, resume=resume, force=force, listeners=[live])

@@ -39,12 +39,28 @@ class RunError(UserError):
     """A run directory cannot be used: taken, changed, or not there."""
 
 
+class AlreadyEnded(RunError):
+    """A trajectory was to be ended a second time. What it ended with first stands."""
+
+
+class LeaseLost(RunError):
+    """A group is no longer held by who thought to hold it. Nothing was changed."""
+
+
 class PromptTooLong(MidstreamError):
     """A prompt does not fit the context. The trajectory is reported as failed; nothing is cut."""
 
 
 class EngineError(MidstreamError):
     """An engine could not answer a call. Costs the trajectory that made it, never the run."""
+
+
+class EngineUnreachable(EngineError):
+    """Nobody answers where an engine should be, or it went away before it had answered. Another one may."""
+
+
+class Unsupported(MidstreamError):
+    """A call asks for something this engine or model cannot do; the message names it. Nothing was sampled."""
 
 
 class TrainingError(UserError):

@@ -8,7 +8,15 @@ from enum import StrEnum
 from typing import Any
 
 Message = dict[str, Any]
-"""A chat message: `{"role": "system" | "user" | "assistant" | "tool", "content": str, ...}`."""
+"""A chat message as OpenAI's chat API has it: `{"role": "system" | "user" | "assistant" | "tool", "content": ...}`.
+
+`content` is text, a list of parts (`text`, `image_url`), or None beside `tool_calls`. An assistant's `tool_calls` are
+`{"id", "type": "function", "function": {"name", "arguments"}}` with the arguments as JSON text, a tool's message names
+the call it answers by `tool_call_id`, and what a model thought stands in `reasoning_content`."""
+
+ToolSchema = Mapping[str, Any]
+"""A tool as OpenAI's chat API declares it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +93,8 @@ class Step:
     temperature: float = 1.0
     """Temperature the response was sampled, and `rollout_log_probs` were taken, at."""
     messages: tuple[Message, ...] = ()
+    tools: tuple[ToolSchema, ...] = ()
+    """The declarations that were rendered with `messages`."""
     text: str = ""
     finish_reason: str = FinishReason.STOP
     latency_s: float = 0.0

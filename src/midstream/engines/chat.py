@@ -11,18 +11,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from midstream.core.errors import ModelError
-from midstream.core.types import Message
+from midstream.core.errors import ModelError, Unsupported
+from midstream.core.types import Message, ToolSchema
+from midstream.engines.control import SEAM, ControlTokens
+from midstream.engines.formats import ChatFormat, format_of
+from midstream.engines.formats.family import guarded
+from midstream.engines.formats.template import render
+
+_ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with a chat template, and nothing else of it."""
+    """A Hugging Face tokenizer with a chat template, and nothing else of it.
 
-    def __init__(self, tokenizer: Any, end_ids: frozenset[int], name: str) -> None:
+    `format` is how the model writes calls and thoughts. What users and tools say is encoded as text, whatever control
+    tokens it spells (see `control.py`)."""
+
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int], name: str, tool_format: str = "") -> None:
         self._tokenizer, self.end_ids, self.name = tokenizer, end_ids, name
+        # For one text, what transformers does around this takes longer than this.
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        template = self._template((_ANY_TOOL,))
+        self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
+        self._special = dict(tokenizer.special_tokens_map)
+        self._control = ControlTokens(
+            [
+                token.content
+                for token in tokenizer.added_tokens_decoder.values()
+                if token.special or token.content in template or token.content in self.format.markers
+            ],
+            self.format.markers,
+        )
 
     def __len__(self) -> int:
         return len(self._tokenizer)
+
+    @property
+    def backend(self) -> Any:
+        """The Hugging Face tokenizer itself."""
+        return self._tokenizer
 
     def vocabulary(self) -> dict[str, int]:
         """Every token, by its text."""
@@ -30,19 +59,21 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added."""
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._backend.decode(ids, skip_special_tokens=False)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Text of a response, without the end token it may close with."""
         return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
 
-    def template(self, messages: Sequence[Message], *, open_reply: bool) -> str:
-        """The conversation as text; with `open_reply` it ends where the assistant begins to speak."""
-        return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=open_reply)
+    def template(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, open_reply: bool) -> str:
+        """The conversation as text; with `open_reply` it ends where the assistant begins to speak.
+
+        Raises `Unsupported` when the template refuses it, or has no place for something in it."""
+        return self._rendered(messages, tools, open_reply=open_reply).replace(SEAM, "")
 
     def closing_id(self) -> int:
         """The token that ends a reply, as the template writes it; any end token where it writes none."""
@@ -52,34 +83,93 @@ class ChatTokenizer:
         after = self.encode(closed[len(opened) + 1 :]) if closed.startswith(f"{opened}.") else ()
         return after[0] if after and after[0] in self.end_ids else min(self.end_ids)
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Prompt ids of a conversation in which the assistant speaks next."""
-        return self.encode(self.template(messages, open_reply=True))
+    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> tuple[int, ...]:
+        """Prompt ids of a conversation in which the assistant speaks next. Raises as `template` does."""
+        return self._encoded(self._rendered(messages, tools, open_reply=True))
 
     def extension(
-        self, messages: Sequence[Message], reply: str, reply_ids: Sequence[int], new: Sequence[Message]
+        self,
+        messages: Sequence[Message],
+        reply: str,
+        reply_ids: Sequence[int],
+        new: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
     ) -> tuple[int, ...] | None:
         """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
         None when the template writes the history differently with the new messages in it: then there is no extension.
+        White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
         """
-        opened = self.template(messages, open_reply=True)
-        history = [*messages, {"role": "assistant", "content": reply}]
-        closed = self.template(history, open_reply=False)
-        full = self.template([*history, *new], open_reply=True)
-        if not closed.startswith(opened + reply) or not full.startswith(closed):
+        said: Message = {"role": "assistant", "content": reply}
+        try:
+            opened = self._rendered(messages, tools, open_reply=True)
+            whole = self._rendered([*messages, said, *new], tools, open_reply=True)
+        except Unsupported:  # a template that wants the reply otherwise than as it was said
             return None
-        closing = closed[len(opened + reply) :]
+        if not whole.startswith(opened):
+            return None
+        closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))
+        if closing is None:
+            return None
         if reply_ids and reply_ids[-1] in self.end_ids:
             end = self.decode(reply_ids[-1:])
             if not closing.startswith(end):
                 return None
             closing = closing[len(end) :]
-        return self.encode(closing + full[len(closed) :])
+        return self._encoded(closing)
+
+    def _template(self, tools: Sequence[ToolSchema]) -> str:
+        return self._tokenizer.get_chat_template(None, list(tools) or None)
+
+    def _rendered(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, open_reply: bool) -> str:
+        """The conversation as text, with seams in the control tokens that came from outside."""
+        guard = self._control.guard
+        written = self.format.messages(messages, tools, guard)
+        declared = [guarded(tool, guard) for tool in tools] if self.format.declares() else None
+        return render(self._template(tools), written, declared, self._special, open_reply=open_reply)
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        if SEAM not in text:
+            return self.encode(text)
+        ids: list[int] = []
+        for piece, plain in self._control.pieces(text):
+            ids.extend(self._plain(piece) if plain else self.encode(piece))
+        return tuple(ids)
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a piece from the midst of a text, in which nothing is a special token."""
+
+        def ids(text: str) -> list[int]:
+            backend = self._backend
+            if backend.normalizer is not None:
+                text = backend.normalizer.normalize_str(text)
+            words = [text]
+            if backend.pre_tokenizer is not None:
+                words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+            return [token.id for word in words for token in backend.model.tokenize(word)]
+
+        # Some tokenizers put a space before a text; then the piece is encoded behind a line break.
+        line = ids("\n")
+        if ids("\na") != [*line, *ids("a")] and (behind := ids(f"\n{text}"))[: len(line)] == line:
+            return behind[len(line) :]
+        return ids(text)
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """Read a tokenizer from a checkpoint folder; raises `ModelError` when there is none, or no chat template."""
+def _after(text: str, reply: str) -> str | None:
+    """What follows `reply`, with or without the white space at its ends, at the beginning of `text`."""
+    if text.startswith(reply):
+        return text[len(reply) :]
+    for said in (reply.lstrip(), reply.rstrip(), reply.strip()):
+        trimmed = text if said[:1].isspace() else text.lstrip()
+        if trimmed.startswith(said):
+            return trimmed[len(said) :]
+    return None
+
+
+def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
+    """Read a tokenizer from a checkpoint folder; raises `ModelError` when there is none, or no chat template.
+
+    `tool_format` names how the model writes tool calls, for when its template does not show it (see `formats`)."""
     from transformers import AutoTokenizer
 
     try:
@@ -88,6 +178,8 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         raise ModelError(
             f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
         ) from None
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of '{folder}' is not a fast one", "save one there that has a tokenizer.json")
     if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of '{folder}' has no chat template", "use an instruction-tuned model, or add one"
@@ -98,4 +190,4 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         if path.is_file():
             declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             ends |= set(declared) if isinstance(declared, list) else {declared} if declared is not None else set()
-    return ChatTokenizer(tokenizer, frozenset(ends), str(folder))
+    return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)

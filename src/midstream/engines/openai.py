@@ -10,13 +10,15 @@ from typing import Any
 
 import httpx
 
-from midstream.core.errors import ConfigError, EngineError
+from midstream.core.errors import ConfigError, EngineError, Unsupported
+from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Request
 
 RETRIES = 3
 """Times a busy or failing server is asked again, waiting 0.5, 1, 2 s between."""
 FIRST_WAIT_S = 0.5
+_NEUTRAL = SamplingParams()
 
 
 class OpenAIEngine:
@@ -45,8 +47,12 @@ class OpenAIEngine:
 
     async def generate(self, request: Request) -> Completion:
         sampling = request.sampling
-        if sampling.top_k:
-            raise EngineError(f"{self.name}: the OpenAI API has no top_k; remove it from the sampling of this role")
+        for setting in ("top_k", "min_p", "repetition_penalty"):
+            if getattr(sampling, setting) != getattr(_NEUTRAL, setting):
+                raise Unsupported(f"{self.name}: the OpenAI API has no {setting}; take it out of this role's sampling")
+        for part in ("tools", "constraint", "top_log_probs", "on_tokens"):
+            if getattr(request, part):
+                raise Unsupported(f"{self.name}: a remote model gives whole text and nothing else, so no {part}")
         body = {
             "messages": list(request.messages),
             "max_tokens": sampling.max_tokens,
@@ -54,6 +60,9 @@ class OpenAIEngine:
             "top_p": sampling.top_p,
             "model": self._model or "default",
         }
+        for penalty in ("presence_penalty", "frequency_penalty"):
+            if getattr(sampling, penalty):
+                body[penalty] = getattr(sampling, penalty)
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if sampling.seed is not None:

@@ -12,7 +12,9 @@ from midstream.learn.batch import is_scored
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
+from midstream.learn.source import Source, check_tokens
 from midstream.record.store import Store
+from midstream.rewards.compose import as_given
 from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
@@ -30,10 +32,14 @@ class Collected:
     replay: tuple[Kept, ...] = ()
     greedy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
+    """The groups that came from a store, to be consumed once they were learned from."""
 
 
-async def collect(parts: Parts, store: Store, state: TrainState, step: int) -> Collected:
-    """What the step after `state` learns from, by `rollout`."""
+async def collect(parts: Parts, store: Store, state: TrainState, step: int, source: Source | None = None) -> Collected:
+    """What the step after `state` learns from, by `rollout`; with a `source`, what others recorded there."""
+    if source is not None:
+        return await _taken(parts, source, state, step)
     rollout, replay, version = parts.config.rollout, parts.config.rollout.replay, parts.decoder.version
     oldest = 0 if rollout.max_staleness is None else version - rollout.max_staleness
     buffer = [kept for kept in state.replay if kept.version >= oldest]
@@ -59,6 +65,23 @@ async def collect(parts: Parts, store: Store, state: TrainState, step: int) -> C
         fresh.greedy | greedy,
         fresh.counts | counts,
     )
+
+
+async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> Collected:
+    """The next groups of a store. What came without a reward is scored by the config's."""
+    rollout = parts.config.rollout
+    oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
+    leased = await source.take(rollout.tasks_per_step, oldest)
+    groups = [
+        [as_given(t) if t.reward is not None else await parts.reward.score(t) for t in group.trajectories]
+        for group in leased
+    ]
+    for trajectory in (t for group in groups for t in group):
+        check_tokens(trajectory, len(parts.tokenizer))
+    counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
+    made = [trajectory for group in groups for trajectory in group]
+    uids = tuple(group.prompt_uid for group in leased)
+    return Collected(groups, made, Progress(state.position, state.seen), counts=counts, taken=uids)
 
 
 async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, step: int, wanted: int) -> Collected:

@@ -124,7 +124,7 @@ class TrainConfig(Config):
     """Name of the run; the config file's name when loaded from one."""
     policy: PolicyConfig = PolicyConfig()
     """The model."""
-    tasks: TasksConfig
+    tasks: TasksConfig = TasksConfig()
     """What it is trained and evaluated on."""
     flow: FlowConfig = FlowConfig()
     """The agent around it."""
@@ -143,6 +143,12 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
+        if not self.tasks.sources and self.rollout.source is None:
+            raise ValueError("tasks.sources: at least one is required (or rollout.source, to train from a store)")
+        if self.rollout.source is not None and self.rollout.backfill:
+            raise ValueError("rollout.backfill makes further attempts, which a rollout.source cannot; set it to 0")
+        if self.rollout.source is not None and self.algorithm.greedy_baseline:
+            raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
         if self.rollout.group_size == 1 and isinstance(getattr(self.algorithm, "std", None), str):
             raise ValueError(
                 "rollout.group_size is 1, but a group-relative advantage needs at least 2 trajectories of a task; "

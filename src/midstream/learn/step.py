@@ -24,6 +24,7 @@ from midstream.learn.penalty import penalised
 from midstream.learn.readings import read, wanted
 from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import Parts
+from midstream.learn.source import Source
 from midstream.record.store import Store
 from midstream.rewards.summary import describe, reasons
 
@@ -43,14 +44,19 @@ class Stepped:
 
 
 async def take_step(
-    parts: Parts, store: Store, state: TrainState, start: Mapping[str, Tensor], on_first_update: FirstUpdate
+    parts: Parts,
+    store: Store,
+    state: TrainState,
+    start: Mapping[str, Tensor],
+    on_first_update: FirstUpdate,
+    source: Source | None = None,
 ) -> Stepped:
     """The step after `state`. `start` are the weights that reinforcement learning began with, where the reference is
-    that."""
+    that; `source` is where groups come from that are not rolled out here."""
     config, engine, learner = parts.config, parts.engine, parts.learner
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
-    collected = await collect(parts, store, state, step)
+    collected = await collect(parts, store, state, step, source)
     rollout_s = time.perf_counter() - began
     coef = config.algorithm.kl.coef if state.kl_coef is None else state.kl_coef
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
@@ -90,6 +96,8 @@ async def take_step(
                         on_first_update(groups, part, updates[0])
         if step % TRIM_EVERY == 0:
             await compute(trim)
+    if source is not None:
+        await source.consume(collected.taken, step)
     elapsed = time.perf_counter() - began
     learned = _learned(updates)
     if drift is not None:

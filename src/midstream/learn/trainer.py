@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import platform
 import re
 import resource
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,9 +36,12 @@ from midstream.learn.held_out import HeldOut
 from midstream.learn.listener import Listener
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build, check_trained
+from midstream.learn.source import Drained, Source
 from midstream.learn.step import take_step
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,7 @@ class _Run:
             )
         self._begin(state)
         status = "failed"
+        self.source = self._open_source(state)
         try:
             with Store(self.directory / "store.sqlite") as self.store:
                 self.held_out = HeldOut(parts, self.directory, self.store, self.listeners, lambda: self.stopping)
@@ -143,7 +149,11 @@ class _Run:
                 await self.held_out.after(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:
-                    state = await self._step(state)
+                    try:
+                        state = await self._step(state)
+                    except Drained as drained:
+                        self._end_early(drained, state)
+                        break
                     if (
                         state.step % config.trainer.save_every == 0
                         or state.step == config.trainer.max_steps
@@ -151,8 +161,8 @@ class _Run:
                     ):
                         await self._save(state, reference)
                     await self.held_out.after(state.step)
-                if self.stopping and state.step and not self._folder(state).exists():
-                    # Ctrl-C came while the step's evaluation ran, after the time to save had passed.
+                if state.step and not self._folder(state).exists():
+                    # Ctrl-C came while the step's evaluation ran, after the time to save; or a source ran dry.
                     await self._save(state, reference)
                 complete = state.step == config.trainer.max_steps and self.held_out.complete
                 status = "stopped" if self.stopping and not complete else "finished"
@@ -160,10 +170,32 @@ class _Run:
             self._write_info("stopped" if status == "failed" and self.stopping else status)
             if self.tensorboard is not None:
                 self.tensorboard.close()
+            if self.source is not None:
+                self.source.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
         for listener in self.listeners:
             listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    def _open_source(self, state: TrainState) -> Source | None:
+        config = self.config.rollout.source
+        if config is None:
+            return None
+        # Not the path: another run may once be at the same place, and this one moved.
+        path = self.directory / "source_owner"
+        if not path.is_file():
+            self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
+        source = Source(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
+        source.back_to(state.step)
+        return source
+
+    def _end_early(self, drained: Drained, state: TrainState) -> None:
+        """A source that has run dry ends the run well, unless it never had anything."""
+        if not self.stopping:
+            if state.step == 0:
+                raise drained
+            _log.warning("%s", drained)
+        self.stopping = True
 
     def _stop(self) -> None:
         if self.stopping:
@@ -273,7 +305,7 @@ class _Run:
 
     async def _step(self, state: TrainState) -> TrainState:
         try:
-            done = await take_step(self.parts, self.store, state, self.reference, self._check)
+            done = await take_step(self.parts, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
             raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
         self._log(done.row)
@@ -307,7 +339,7 @@ class _Run:
 def _check_splits(parts: Parts, config: TrainConfig) -> None:
     """Every split the run will need has tasks."""
     trainer = config.trainer
-    needed = {"train": True, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
+    needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
     for split, wanted in needed.items():
         if wanted and parts.tasks.size(split) == 0:
             setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[

@@ -7,16 +7,21 @@ the store before its text is handed on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
-from midstream.core.types import Message, Step
-from midstream.engines.base import Engine, Request
+from midstream.core.types import Message, Step, ToolSchema
+from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.record.store import Store
+from midstream.record.tree import Place, TokenTree
+
+LONG_PROMPT = 20_000
+"""Characters from which a prompt is rendered in a thread, so that it does not hold up everybody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,23 @@ class Voice:
     engine: Engine
     tokenizer: ChatTokenizer | None
     trainable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One model call as an agent makes it: a conversation in which the assistant speaks next, and how.
+
+    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step."""
+
+    messages: tuple[Message, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    tools: tuple[ToolSchema, ...] = ()
+    prompt_ids: tuple[int, ...] | None = None
+    role: str = "policy"
+    constraint: Constraint | None = None
+    top_log_probs: int = 0
+    on_tokens: OnTokens | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Recorder:
@@ -38,6 +60,17 @@ class Recorder:
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
         self._pending: set[int] = set()
+        """Places without a step: of calls under way, of calls that failed, and left out by `submit`."""
+        self._under_way: set[int] = set()
+        self._trees: dict[int, TokenTree] = {}
+
+    def restore(self, steps: Iterable[Step], voice: Voice) -> None:
+        """Go on where a process that ended left off: `steps` are those in the store, all spoken by `voice`."""
+        for step in steps:
+            while len(self.steps) < step.step_index:  # a call that was never answered keeps its place
+                self._take_place()
+            self.steps.append(step)
+            self._remember(step, voice)
 
     async def chat(
         self,
@@ -48,58 +81,84 @@ class Recorder:
         role: str = "policy",
         metadata: Mapping[str, Any] | None = None,
     ) -> Step:
-        """One model call. Raises `PromptTooLong` and `EngineError` as the engine does; then nothing is recorded."""
+        """`call` for a plain conversation."""
+        call = Call(messages=tuple(messages), sampling=sampling, role=role, metadata=metadata or {})
+        step, _ = await self.call(voice, call)
+        return step
+
+    async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
+        """One model call; the step is on disk when this returns. Raises `PromptTooLong`, `Unsupported` and
+        `EngineError` as the engine does; then nothing is recorded, nor is it when the call is cancelled while the
+        engine works. What the engine has answered is recorded, whether or not somebody still waits for it."""
         index = len(self.steps)
-        messages = tuple(messages)
+        placeholder = self._take_place()
+        self._under_way.add(index)
+        sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        prompt_ids, parent, branch_reason = self._prompt(voice, messages)
-        # The place in the order is taken before waiting, so that calls made side by side keep theirs.
-        placeholder = Step(
-            prompt_ids=prompt_ids,
-            response_ids=(),
-            trajectory_uid=self.trajectory_uid,
-            prompt_uid=self.prompt_uid,
-            step_index=index,
-        )
-        self.steps.append(placeholder)
-        self._pending.add(index)
         try:
+            place = await self._place(voice, call)
             completion = await voice.engine.generate(
                 Request(
-                    prompt_ids=prompt_ids, sampling=sampling, session=self.trajectory_uid, role=role, messages=messages
+                    prompt_ids=place.prompt_ids,
+                    sampling=sampling,
+                    session=self.trajectory_uid,
+                    role=call.role,
+                    messages=call.messages,
+                    tools=call.tools,
+                    constraint=call.constraint,
+                    top_log_probs=call.top_log_probs,
+                    on_tokens=call.on_tokens,
                 )
             )
+            stop = {"stop": list(sampling.stop)} if sampling.stop else {}
+            step = Step(
+                prompt_ids=place.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
+                response_ids=completion.ids,
+                rollout_log_probs=completion.log_probs,
+                trajectory_uid=self.trajectory_uid,
+                prompt_uid=self.prompt_uid,
+                step_index=index,
+                policy_version=completion.policy_version,
+                metadata={**call.metadata, **stop},
+                role=call.role,
+                trainable=voice.trainable and bool(completion.ids),
+                parent=place.parent,
+                branch_reason=place.branch_reason,
+                temperature=sampling.temperature or 1.0,
+                messages=call.messages,
+                tools=call.tools,
+                text=completion.text,
+                finish_reason=completion.finish_reason,
+                latency_s=completion.latency_s,
+            )
         except BaseException:
-            # A call made later keeps its place; then this one's stays behind, unfinished.
-            if self.steps[-1] is placeholder:
-                self.steps.pop()
-                self._pending.discard(index)
+            self._give_up(placeholder)
             raise
-        step = Step(
-            prompt_ids=prompt_ids,
-            response_ids=completion.ids,
-            rollout_log_probs=completion.log_probs,
-            trajectory_uid=self.trajectory_uid,
-            prompt_uid=self.prompt_uid,
-            step_index=index,
-            policy_version=completion.policy_version,
-            metadata=dict(metadata or {}),
-            role=role,
-            trainable=voice.trainable and bool(completion.ids),
-            parent=parent,
-            branch_reason=branch_reason,
-            temperature=sampling.temperature or 1.0,
-            messages=messages,
-            text=completion.text,
-            finish_reason=completion.finish_reason,
-            latency_s=completion.latency_s,
-        )
-        if self._store is not None:
-            await self._store.append(step, self._channel)
-        self.steps[index] = step
-        self._pending.discard(index)
-        return step
+        if self._store is None:
+            self._keep(step, voice)
+        else:
+            await _whole(self._append(placeholder, step, voice, self._store))
+        return step, completion
+
+    async def submit(self, step: Step) -> None:
+        """Record a step that was sampled elsewhere, at its own `step_index`, which must be free (`is_free`); on disk
+        when this returns."""
+        while len(self.steps) <= step.step_index:
+            self._take_place()
+        own = replace(step, parent=self._given(step.prompt_ids).parent)
+        self._under_way.add(step.step_index)
+        try:
+            if self._store is not None:
+                await self._store.append(own, self._channel)
+        finally:
+            self._under_way.discard(step.step_index)
+        self._answered(own)
+
+    def is_free(self, step_index: int) -> bool:
+        """Whether there is neither a step at this place nor a call that will put one there."""
+        taken = step_index < len(self.steps) and step_index not in self._pending
+        return not taken and step_index not in self._under_way
 
     def annotate(self, step_index: int, **metadata: Any) -> None:
         """Add to the metadata of a recorded step (what its text was parsed into, say)."""
@@ -115,27 +174,74 @@ class Recorder:
         steps = self.finished()
         return tuple(replace(step, is_last=step is steps[-1]) for step in steps)
 
-    def _prompt(self, voice: Voice, messages: tuple[Message, ...]) -> tuple[tuple[int, ...], int | None, str]:
-        """(ids, parent, why not an extension) for a call with `messages`."""
+    def _take_place(self) -> Step:
+        """A step not answered yet, so that calls made side by side keep the order they were made in."""
+        step = Step(
+            prompt_ids=(),
+            response_ids=(),
+            trajectory_uid=self.trajectory_uid,
+            prompt_uid=self.prompt_uid,
+            step_index=len(self.steps),
+        )
+        self.steps.append(step)
+        self._pending.add(step.step_index)
+        return step
+
+    async def _append(self, place: Step, step: Step, voice: Voice, store: Store) -> None:
+        try:
+            await store.append(step, self._channel)
+        except BaseException:
+            self._give_up(place)
+            raise
+        self._keep(step, voice)
+
+    def _keep(self, step: Step, voice: Voice) -> None:
+        self._answered(step)
+        self._remember(step, voice)
+
+    def _answered(self, step: Step) -> None:
+        self.steps[step.step_index] = step
+        self._pending.discard(step.step_index)
+        self._under_way.discard(step.step_index)
+
+    def _give_up(self, place: Step) -> None:
+        """A call made later keeps its place; then this one's stays behind, unfinished."""
+        self._under_way.discard(place.step_index)
+        if self.steps[-1] is place:
+            self.steps.pop()
+            self._pending.discard(place.step_index)
+
+    async def _place(self, voice: Voice, call: Call) -> Place:
         if voice.tokenizer is None:
-            return (), None, ""
-        reason = ""
-        sampled = {step.text for step in self.steps if step.response_ids}
-        for step in sorted(self.steps, key=lambda step: -len(step.messages)):
-            if not step.response_ids:
-                continue
-            history = (*step.messages, {"role": "assistant", "content": step.text})
-            if len(history) < len(messages) and messages[: len(history)] == history:
-                new = messages[len(history) :]
-                delta = voice.tokenizer.extension(step.messages, step.text, step.response_ids, new)
-                if delta is not None:
-                    # A later reply of the policy among the new messages is encoded again: its own step could not go on.
-                    again = any(one["role"] == "assistant" and one["content"] in sampled for one in new)
-                    why = (reason or "edited_history") if again else ""
-                    return step.prompt_ids + step.response_ids + delta, step.step_index, why
-                reason = "template"
-            elif not reason and step.messages and messages[0] == step.messages[0]:
-                reason = "edited_history"
-        if not reason and any(step.response_ids for step in self.steps):
-            reason = "new_conversation"
-        return voice.tokenizer.render(messages), None, reason
+            return Place((), None, "")
+        if call.prompt_ids is not None:
+            return self._given(call.prompt_ids)
+        tree = self._tree(voice.tokenizer)
+        if sum(len(str(message.get("content"))) for message in call.messages) > LONG_PROMPT:
+            return await asyncio.to_thread(tree.place, call.messages, call.tools, voice.tokenizer)
+        return tree.place(call.messages, call.tools, voice.tokenizer)
+
+    def _given(self, prompt_ids: tuple[int, ...]) -> Place:
+        """The place of a prompt that came as tokens: after the longest step that it goes on from."""
+        ends = ((len(step.prompt_ids) + len(step.response_ids), step) for step in self.finished() if step.response_ids)
+        for size, step in sorted(ends, key=lambda end: -end[0]):
+            if size <= len(prompt_ids) and prompt_ids[:size] == step.prompt_ids + step.response_ids:
+                return Place(prompt_ids, step.step_index, "")
+        return Place(prompt_ids, None, "")
+
+    def _tree(self, tokenizer: ChatTokenizer) -> TokenTree:
+        return self._trees.setdefault(id(tokenizer), TokenTree())
+
+    def _remember(self, step: Step, voice: Voice) -> None:
+        if voice.tokenizer is not None and step.response_ids and step.messages:
+            self._tree(voice.tokenizer).add(step, voice.tokenizer)
+
+
+async def _whole(writing: Coroutine[Any, Any, None]) -> None:
+    """Wait for what must not be left half done, although whoever waits is cancelled."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

@@ -51,6 +51,13 @@ async def math(answer: str | None, reference: Any) -> float | None:
     return 0.0 if answer is None else await asyncio.to_thread(math_verify, answer, reference)
 
 
+@component("given")
+def given(trajectory: Trajectory) -> float | None:
+    """The reward that the agent itself, or whoever ran it, gave the trajectory on completing it. None without one."""
+    known = trajectory.metadata.get("given", trajectory.rewards)
+    return known.get("given")
+
+
 @component("format")
 def format_(steps: Sequence[Step]) -> float | None:
     """Share of the steps held to a format whose output parsed, 0 to 1. None when no step was sampled.

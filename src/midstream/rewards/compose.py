@@ -18,6 +18,7 @@ from midstream.core.config import Config
 from midstream.core.errors import UserError, nearest
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
+from midstream.rewards import feedback as _feedback  # noqa: F401
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.presets import PRESETS
 
@@ -129,6 +130,13 @@ class RewardFunction:
 
     def _without_score(self, trajectory: Trajectory, rewards: dict[str, float | None]) -> Trajectory:
         return _scored(trajectory, rewards, self.config.failed, [0.0] * len(trajectory.steps))
+
+
+def as_given(trajectory: Trajectory) -> Trajectory:
+    """`trajectory` with the reward it was recorded with, which its steps' own make up: what they leave of it belongs to
+    the last one."""
+    own = [step.reward or 0.0 for step in trajectory.steps]
+    return _scored(trajectory, dict(trajectory.rewards), trajectory.reward, own)
 
 
 def _scored(

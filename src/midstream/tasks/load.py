@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from midstream.core.config import Config
-from midstream.core.errors import ConfigError, nearest
+from midstream.core.errors import ConfigError, TaskError, nearest
+from midstream.core.types import Task
 from midstream.tasks.calculate import calculate
 from midstream.tasks.curriculum import CurriculumConfig, InOrder
 from midstream.tasks.direct import direct
@@ -57,8 +58,8 @@ class SourceConfig(Config):
 class TasksConfig(Config):
     """What is trained and evaluated on."""
 
-    sources: list[SourceConfig] = Field(min_length=1)
-    """Where tasks come from."""
+    sources: list[SourceConfig] = Field(default_factory=list[SourceConfig])
+    """Where tasks come from. None are needed to train on what is in a store (`rollout.source`)."""
     seed: int = 0
     """Decides the order of tasks and what generators draw. Splits do not depend on it."""
     curriculum: CurriculumConfig = InOrder()
@@ -79,8 +80,22 @@ def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
 
 def load_tasks(config: TasksConfig) -> TaskSet:
     """The task set of a config: the source itself when there is one, else their `TaskMix`."""
+    if not config.sources:
+        return Nothing()
     loaded = [(_load(source, config.seed), source.ratio) for source in config.sources]
     return loaded[0][0] if len(loaded) == 1 else TaskMix(loaded)
+
+
+class Nothing(TaskSet):
+    """No tasks at all."""
+
+    name, kinds = "none", ()
+
+    def size(self, split: str) -> int:
+        return 0
+
+    def get(self, split: str, index: int) -> Task:
+        raise TaskError("there are no tasks", "name some in tasks.sources")
 
 
 def _load(source: SourceConfig, seed: int) -> TaskSet:

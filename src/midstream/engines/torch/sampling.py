@@ -1,4 +1,4 @@
-"""From logits to tokens: temperature, top-k, top-p, and one uniform number a token, so that a seed fixes a response.
+"""From logits to tokens: temperature, penalties, cuts, and one uniform number a token, so that a seed fixes a response.
 
 A token is drawn by inverting the cumulative distribution at a number derived from (seed, position): it depends on the
 request alone, never on what else is in the batch.
@@ -6,7 +6,8 @@ request alone, never on what else is in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,11 +19,17 @@ _CHUNK = 256
 
 
 def sample(
-    logits: Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Draw one token for each row of `logits` [n, vocab]; returns (tokens [n], log-probabilities [n] in fp32).
+    logits: Tensor,
+    params: Sequence[SamplingParams],
+    seeds: Sequence[int],
+    position: Sequence[int],
+    steered: Mapping[int, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw one token for each row of `logits` [n, vocab]; returns (tokens [n], log-probabilities [n] of them and [n,
+    vocab] of all), in fp32.
 
-    Log-probabilities are those of the whole vocabulary at the row's temperature (temperature 1 for greedy rows).
+    Log-probabilities are the model's own at the row's temperature (temperature 1 for greedy rows). `steered` has, by
+    row, the logits [vocab] in fp32 to pick the token by instead.
     """
     logits = logits.float()
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
@@ -35,28 +42,49 @@ def sample(
     picked = torch.zeros(0, dtype=torch.long, device=logits.device)
     if drawn:
         probs = (log_probs if everything else log_probs[drawn]).exp()
-        cut = [(i, params[row]) for i, row in enumerate(drawn) if params[row].top_k or params[row].top_p < 1]
-        for i, p in cut:
-            probs[i] = _truncate(probs[i], p.top_k, p.top_p)
+        for i, row in enumerate(drawn):
+            p = params[row]
+            if steered and row in steered:
+                probs[i] = torch.softmax(steered[row] / p.temperature, -1)
+            if p.top_k or p.top_p < 1 or p.min_p:
+                probs[i] = _truncate(probs[i], p)
         uniform = [unit_interval("token", seeds[row], position[row]) for row in drawn]
         picked = _invert(probs, torch.tensor(uniform, dtype=torch.float64, device=logits.device))
     if everything:
         tokens = picked
     else:
         tokens = log_probs.argmax(-1).index_copy(0, torch.tensor(drawn, dtype=torch.long, device=logits.device), picked)
-    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
+        for row, scores in (steered or {}).items():
+            if params[row].temperature == 0:
+                tokens[row] = scores.argmax()
+    return tokens, log_probs.gather(-1, tokens[:, None])[:, 0], log_probs
 
 
-def _truncate(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the `top_k` likeliest (0: all), then the smallest set of likeliest whose mass reaches `top_p`."""
+def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], said: Sequence[int]) -> Tensor:
+    """`logits` [vocab] with the penalties of `params` for tokens of `prompt` and of the response so far, `said`."""
+    logits = logits.clone()
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *said}), device=logits.device)
+        of_seen, penalty = logits[seen], params.repetition_penalty
+        logits[seen] = torch.where(of_seen > 0, of_seen / penalty, of_seen * penalty)
+    if said:
+        times = Counter(said)
+        taken = torch.tensor(list(times.values()), dtype=logits.dtype, device=logits.device) * params.frequency_penalty
+        logits[torch.tensor(list(times), device=logits.device)] -= taken + params.presence_penalty
+    return logits
+
+
+def _truncate(probs: Tensor, p: SamplingParams) -> Tensor:
+    """Keep tokens with at least `min_p` of the largest probability, of these the `top_k` likeliest (0: all), of these
+    the smallest set of likeliest whose mass reaches `top_p`."""
     ordered, index = probs.sort(descending=True)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
-    if top_k:
-        keep[top_k:] = False
-    if top_p < 1:
+    keep = ordered >= p.min_p * ordered[0]
+    if p.top_k:
+        keep[p.top_k :] = False
+    if p.top_p < 1:
         mass = torch.where(keep, ordered, 0).double()
         before = mass.cumsum(-1) - mass
-        keep &= before < top_p * mass.sum()
+        keep &= before < p.top_p * mass.sum()
     return torch.zeros_like(probs).scatter(-1, index, torch.where(keep, ordered, 0))
 
 

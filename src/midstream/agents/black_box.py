@@ -1,0 +1,207 @@
+"""Agents that know nothing of us: they get the URL of a model, and all they say to it is recorded.
+
+Subclass `BlackBoxAgentFlowBase` and give `_run_agent` whatever framework the agent is built with, or name a program
+with `BlackBoxCommandAgentFlow`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+from abc import abstractmethod
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+from pydantic import Field
+
+from midstream.agents.base import AgentFlowBase
+from midstream.agents.door import Address, default_door
+from midstream.agents.registry import register
+from midstream.core.config import Config
+from midstream.core.errors import MidstreamError
+from midstream.core.sampling import SamplingParams
+from midstream.tools.calculator import calculator
+
+
+class AgentFailed(MidstreamError):
+    """A black-box agent ended badly. Costs its own trajectory."""
+
+
+class BlackBoxAgentFlowBase(AgentFlowBase):
+    """Opens the door, runs the agent, closes it. The answer is what the agent completes its trajectory with, or what
+    `_run_agent` returns, or the last reply of the model."""
+
+    async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        session = self.session
+        door = session.door or default_door()
+        async with door.admit(session.recorder, self.task, session.voices, session.sampling) as address:
+            self._address, self._sampling = address, sampling_params
+            returned = await self._run_agent(address.base_url, kwargs)
+        if address.error:
+            raise AgentFailed(f"the agent gave up: {address.error}")
+        said = self.steps[-1].text if self.steps else address.last_reply
+        self.answer = next((a for a in (address.answer, returned, said) if isinstance(a, str)), None)
+        self._given = {**address.rewards, **({} if address.reward is None else {"given": address.reward})}
+        return len(self.steps)
+
+    @abstractmethod
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str | None:
+        """Run the agent on `kwargs["raw_prompt"]`, its model at `base_url` (an OpenAI client's; `self.address` has the
+        token). Returns its answer, if it has one to tell."""
+
+    @property
+    def address(self) -> Address:
+        """Where the model is, and under which name."""
+        return self._address
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """How the config samples. A gateway inside the rollout holds agents to it; one elsewhere must be asked."""
+        return self._sampling
+
+    def metadata(self) -> dict[str, Any]:
+        given = getattr(self, "_given", {})
+        return {"given": given} if given else {}
+
+
+@register("blackbox_gsm8k_agent")
+class BlackBoxGSM8KAgentFlow(BlackBoxAgentFlowBase):
+    """A small agent for grade-school mathematics, over plain HTTP: it may use a calculator, and ends with `#### 42`."""
+
+    max_turns = 4
+    instructions = (
+        "Solve the problem step by step. Use the calculator for arithmetic. "
+        "Finish with the answer as a number on a line of its own: #### 42"
+    )
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "calculator",
+            "description": "Compute an arithmetic expression.",
+            "parameters": {
+                "type": "object",
+                "properties": {"expression": {"type": "string", "description": "such as (12 + 30) / 2"}},
+                "required": ["expression"],
+            },
+        },
+    }
+
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str | None:
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": self.instructions},
+            {"role": "user", "content": kwargs["raw_prompt"]},
+        ]
+        headers = {"Authorization": f"Bearer {self.address.token}"}
+        async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=None) as client:
+            for _ in range(self.max_turns):
+                body = {
+                    "model": self.address.model,
+                    "messages": messages,
+                    "tools": [self.tool],
+                    "max_tokens": self.sampling_params.max_tokens,
+                    "temperature": self.sampling_params.temperature,
+                }
+                response = await client.post("/chat/completions", json=body)
+                if response.is_error:
+                    raise AgentFailed(f"HTTP {response.status_code}: {response.json()['error']['message']}")
+                reply = response.json()["choices"][0]["message"]
+                messages.append(reply)
+                if not reply.get("tool_calls"):
+                    break
+                messages += [
+                    {"role": "tool", "tool_call_id": call["id"], "content": _computed(call["function"]["arguments"])}
+                    for call in reply["tool_calls"]
+                ]
+        found = re.findall(r"####\s*([-\d.,]+)", messages[-1].get("content") or "")
+        return found[-1].replace(",", "").rstrip(".") if found else None
+
+
+def _computed(arguments: str) -> str:
+    """The result of a call as the model wrote it; what is wrong with it is told to the model."""
+    try:
+        return str(calculator(json.loads(arguments)["expression"]))
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+        return f"error: {error}"
+
+
+class CommandSettings(Config):
+    """A program that acts as an agent."""
+
+    command: str | tuple[str, ...] = Field(min_length=1)
+    """The program and its arguments; `{question}` in one is replaced by the question, `{model}` by the model's name."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables; `{question}` and `{model}` are replaced there too."""
+    stdin: bool = True
+    """Whether the question is written to the program's standard input."""
+    answer: str = r"(?s)(.*)"
+    """A regular expression whose last match in what the program printed is the answer (its first group, if any)."""
+    cwd: str | None = None
+    """Where the program runs."""
+
+
+@register("blackbox_command_agent")
+class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
+    """Runs a program with `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY` set to this
+    trajectory's. It fails when the program does; with the trajectory's time its process group ends too."""
+
+    settings = CommandSettings
+
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str | None:
+        config, address = self.config, self.address
+        assert isinstance(config, CommandSettings)
+        question = str(kwargs["raw_prompt"])
+        words = shlex.split(config.command) if isinstance(config.command, str) else list(config.command)
+        own = {"question": question, "model": address.model}
+        env = {
+            **os.environ,
+            "OPENAI_BASE_URL": base_url,
+            "OPENAI_API_KEY": address.token,
+            "ANTHROPIC_BASE_URL": address.root_url,
+            "ANTHROPIC_API_KEY": address.token,
+            "MIDSTREAM_MODEL": address.model,
+            "MIDSTREAM_TRAJECTORY": self.session.recorder.trajectory_uid,
+            **{name: _filled(value, own) for name, value in config.env.items()},
+        }
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *[_filled(word, own) for word in words],
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=env,
+                cwd=config.cwd,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise AgentFailed(f"cannot start '{words[0]}': {error.strerror or error}") from None
+        try:
+            out, err = await process.communicate(question.encode() if config.stdin else None)
+        finally:
+            _end(process)
+        if process.returncode:
+            last = err.decode(errors="replace").strip()[-500:]
+            raise AgentFailed(f"'{words[0]}' ended with {process.returncode}: {last}")
+        found = list(re.finditer(config.answer, out.decode(errors="replace").strip()))
+        if not found:
+            return None
+        match = next((m for m in reversed(found) if m.group(0)), found[-1])
+        return (match.group(1) if match.re.groups else match.group(0)).strip()
+
+
+def _filled(text: str, own: Mapping[str, str]) -> str:
+    for name, value in own.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
+
+
+def _end(process: Process) -> None:
+    """End the program and whatever it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,41 @@
+"""`midstream rollout`: run an agent flow against a gateway, which samples and records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from midstream.core.types import Trajectory
+
+
+@click.command(name="rollout")
+@click.argument("config", type=click.Path())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--gateway", required=True, metavar="URL", help="The gateway, such as http://127.0.0.1:8100.")
+@click.option("--key-env", metavar="NAME", help="Environment variable with a key of the gateway.")
+@click.option("--split", default="train", show_default=True, help="Tasks to attempt.")
+@click.option(
+    "--tasks", default=8, show_default=True, help="How many tasks; each is attempted rollout.group_size times."
+)
+@click.option("--channel", default="train", show_default=True, help="Channel to record in.")
+def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str | None, **options: object) -> None:
+    """Run the flow of CONFIG on its tasks against a gateway.
+
+    \b
+    midstream gateway --store agents.sqlite
+    midstream rollout configs/quickstart.yaml --gateway http://127.0.0.1:8100 --tasks 4
+    midstream train configs/from_store.yaml --from-store agents.sqlite
+    """
+    from midstream.api import load_config, rollout
+
+    def told(trajectory: Trajectory) -> None:
+        reward = "-" if trajectory.reward is None else f"{trajectory.reward:.2f}"
+        why = f": {trajectory.error}" if trajectory.error else ""
+        click.echo(f"{trajectory.uid}  {trajectory.status}  reward {reward}  {len(trajectory.steps)} calls{why}")
+
+    made = rollout(load_config(config, overrides), gateway, key_env=key_env, on_done=told, **options)  # type: ignore[arg-type]
+    rewards = [t.reward for t in made if t.reward is not None]
+    mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
+    click.echo(f"{len(made)} trajectories, mean reward {mean}")

@@ -1,0 +1,158 @@
+"""`midstream store`: what is in a store, and export, import, curation and pruning of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from midstream.record.store import Store
+
+QUALITIES = ("good", "unsure", "bad", "reject")
+STATES = ("waiting", "ready", "consumed", "stale", "rejected")
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+store_argument = click.argument("url_or_path", metavar="STORE")
+channel_option = click.option("--channel", help="Only trajectories of this channel.")
+
+
+class Age(click.ParamType):
+    """An age such as `30d`, in seconds."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        number, unit = (value[:-1], value[-1:]) if value[-1:] in UNITS else (value, "")
+        if unit and number.replace(".", "", 1).isdigit():
+            return float(number) * UNITS[unit]
+        self.fail(f"'{value}' is no age: give a number and s, m, h or d, such as 30d", param, ctx)
+
+
+@click.group(name="store")
+def command() -> None:
+    """See what a store holds, carry it elsewhere, curate it, prune it.
+
+    STORE is the path of a SQLite file, such as runs/NAME/store.sqlite, or a postgresql:// URL.
+    """
+
+
+@command.command(name="stats")
+@store_argument
+@channel_option
+def stats_command(url_or_path: str, channel: str | None) -> None:
+    """Print how many trajectories and groups there are, and how they stand."""
+    from rich.table import Table
+
+    from midstream.cli.tables import console, seconds
+    from midstream.core.types import Status
+
+    with _open(url_or_path) as store:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in ("channel", *Status):
+            table.add_column(heading, justify="left" if heading == "channel" else "right")
+        for name in [channel] if channel else store.channels():
+            table.add_row(name, *(str(store.count(channel=name, status=status)) for status in Status))
+        counts = store.group_counts(channel)
+    console().print(table)
+    oldest = counts.pop("oldest_ready_s")
+    told = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
+    click.echo(f"\ngroups: {told}" + (f"; the oldest has been ready for {seconds(oldest)}" if counts["ready"] else ""))
+
+
+@command.command(name="export")
+@store_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+@channel_option
+@click.option("--status", type=click.Choice(["running", "completed", "failed", "timed_out"]))
+@click.option("--prompt-uid", help="Only trajectories of this group.")
+@click.option("--min-reward", type=float)
+@click.option("--max-reward", type=float)
+@click.option("--policy-version", type=int, help="Only trajectories with a step that this version sampled.")
+@click.option("--quality", type=click.Choice(QUALITIES), help="Only what was curated so.")
+@click.option("--tag", help="Only what has this tag, or a step with it.")
+def export_command(url_or_path: str, file: str, status: str | None, **filters: Any) -> None:
+    """Write trajectories to FILE, which ends in .jsonl or .parquet."""
+    from midstream.core.types import Status
+    from midstream.record.exchange import export_to
+
+    with _open(url_or_path) as store:
+        count = export_to(store, file, status=Status(status) if status else None, **filters)
+    click.echo(f"{count} trajectories in {file}")
+
+
+@command.command(name="import")
+@store_argument
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option(
+    "--existing",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="What to do about trajectories that are in the store already.",
+)
+def import_command(url_or_path: str, file: str, existing: Any) -> None:
+    """Read FILE, which an export wrote, into STORE, which is made where it is not there."""
+    from midstream.record.exchange import import_from
+    from midstream.record.store import Store
+
+    with Store(url_or_path) as store:
+        done = import_from(store, file, existing)
+    click.echo(f"{done.count} trajectories imported" + (f", {done.skipped} skipped" if done.skipped else ""))
+
+
+@command.command(name="prune")
+@store_argument
+@click.option("--older-than", type=Age(), required=True, help="Only what ended longer ago: 12h, 30d.")
+@channel_option
+@click.option(
+    "--keep",
+    type=click.Choice(STATES),
+    multiple=True,
+    default=("waiting", "ready"),
+    show_default=True,
+    help="Keep trajectories whose group is in this state; may be repeated.",
+)
+@click.option("--vacuum", is_flag=True, help="Give the space back to the file system; others wait meanwhile.")
+def prune_command(
+    url_or_path: str, older_than: float, channel: str | None, keep: tuple[str, ...], vacuum: bool
+) -> None:
+    """Delete trajectories that ended long ago, never one that runs or is held on lease."""
+    with _open(url_or_path) as store:
+        count = store.prune(older_than, channel, keep=keep, vacuum=vacuum)
+        click.echo(f"{count} trajectories deleted, {store.count()} left")
+
+
+@command.command(name="curate")
+@store_argument
+@click.argument("trajectory")
+@click.option("--step", "step_index", type=int, help="Only this step of it.")
+@click.option("--trainable/--not-trainable", default=None, help="Whether it may carry loss.")
+@click.option("--quality", type=click.Choice(QUALITIES), help="'reject' leaves a trajectory out of its group.")
+@click.option("--tag", "tags", multiple=True, help="In place of the tags there are; may be repeated.")
+@click.option("--note")
+def curate_command(
+    url_or_path: str, trajectory: str, step_index: int | None, tags: tuple[str, ...], **decided: Any
+) -> None:
+    """Decide what training makes of TRAJECTORY; with no option, print what was decided."""
+    with _open(url_or_path) as store:
+        if tags or any(value is not None for value in decided.values()):
+            store.curate(trajectory, step_index, tags=tags or None, **decided)
+        store.trajectory(trajectory)
+        for one in store.curation(trajectory):
+            place = "all of it" if one.step_index is None else f"step {one.step_index}"
+            loss = {None: "", True: "trainable", False: "not trainable"}[one.trainable]
+            click.echo("  ".join(part for part in (place, loss, one.quality, " ".join(one.tags), one.note) if part))
+
+
+def _open(url_or_path: str) -> Store:
+    """The store that is there: a path misspelt must not make a new one."""
+    from midstream.core.errors import RunError
+    from midstream.record.store import Store
+
+    if "://" not in url_or_path and not Path(url_or_path).is_file():
+        raise RunError(f"no store at '{url_or_path}'", "a run's is RUN/store.sqlite; 'midstream runs' lists the runs")
+    return Store(url_or_path)

@@ -1,0 +1,37 @@
+"""No tools: a reply is what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from midstream.core.errors import Unsupported
+from midstream.core.types import Message, ToolSchema
+from midstream.engines.base import Constraint
+from midstream.engines.formats.base import Guard, ToolChoice, unguarded
+from midstream.engines.formats.family import Family
+
+
+class Plain(Family):
+    """Thoughts are read, calls are not; a conversation that declares tools is refused."""
+
+    name = "plain"
+
+    def declares(self) -> bool:
+        return False
+
+    def messages(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema], guard: Guard = unguarded
+    ) -> list[Message]:
+        self._refuse(tools)
+        return super().messages(messages, tools, guard)
+
+    def write(self, name: str, arguments: str) -> str:
+        raise Unsupported(f"a call of '{name}' among the messages: {self.why}")
+
+    def constraint(self, tools: Sequence[ToolSchema], choice: ToolChoice, parallel: bool) -> Constraint | None:
+        self._refuse(tools)
+        return super().constraint(tools, choice, parallel)
+
+    def _refuse(self, tools: Sequence[ToolSchema]) -> None:
+        if tools:
+            raise Unsupported(f"tools: this model's replies are read as plain text ({self.why})")

@@ -1,0 +1,118 @@
+"""The decoder over slots: what a sequence has been through stays in its slot, so that going on computes what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from midstream.engines.torch.attention import SlotAttention, SlotCache, TreeAttention, merge_prefixes
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.slots import Place, Slot
+
+PREFILL_BUDGET = 1 << 25
+"""Most query-key pairs (rows x queries x keys) one pass over prompts lays out at a time."""
+
+Prompt = tuple[int, ...]
+
+
+class CachedDecoder:
+    """`decoder` with keys and values of sequences in slots; `adapter=False` leaves its adapter out."""
+
+    def __init__(self, decoder: Decoder, adapter: bool) -> None:
+        self._decoder, self._adapter = decoder, adapter
+        self._cache = SlotCache(len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device)
+        self.tokens_prefilled = 0
+        """Prompt tokens computed; what was shared or in a slot is not counted again."""
+
+    def clear(self) -> None:
+        """Free the memory; no slot may be in use."""
+        self._cache.clear()
+
+    def begin(self, prompts: Sequence[Prompt], places: Sequence[Place]) -> Tensor:
+        """Hidden state [n, hidden] of each prompt's last token; slots are filled with what was not there yet."""
+        self._reserve([place.slot for place in places], [len(prompt) for prompt in prompts])
+        for place in places:
+            source = place.source
+            if source is not None and source is not place.slot:
+                self._cache.copy(source.index, place.slot.index, 0, len(source.tokens))
+                place.slot.tokens = list(source.tokens)
+        ends: dict[int, Tensor] = {}
+        for chunk in _chunks([at for at, place in enumerate(places) if place.source is None], prompts):
+            found = self._prefill([prompts[at] for at in chunk], [places[at].slot for at in chunk])
+            ends.update(zip(chunk, found, strict=True))
+        known = [at for at, place in enumerate(places) if place.source is not None]
+        if known:
+            found = self._go_on([prompts[at] for at in known], [places[at].slot for at in known])
+            ends.update(zip(known, found, strict=True))
+        return torch.stack([ends[at] for at in range(len(places))])
+
+    def extend(self, slots: Sequence[Slot], deltas: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden state [n, hidden] of the last token of each delta, which goes on from what its slot holds."""
+        decoder = self._decoder
+        lengths = [len(slot.tokens) for slot in slots]
+        counts = [len(delta) for delta in deltas]
+        self._reserve(slots, [length + count for length, count in zip(lengths, counts, strict=True)])
+        attend = SlotAttention(
+            self._cache, [slot.index for slot in slots], lengths, counts, decoder.heads // decoder.kv_heads
+        )
+        tokens = torch.tensor([token for delta in deltas for token in delta], device=decoder.device)
+        hidden = decoder(tokens, attend.positions, attend, adapter=self._adapter)
+        for slot, delta in zip(slots, deltas, strict=True):
+            slot.tokens.extend(delta)
+        return hidden[torch.tensor(counts, device=decoder.device).cumsum(0) - 1]
+
+    def _reserve(self, slots: Sequence[Slot], lengths: Sequence[int]) -> None:
+        self._cache.reserve(max(slot.index for slot in slots) + 1, max(lengths))
+
+    def _prefill(self, prompts: Sequence[Prompt], slots: Sequence[Slot]) -> Tensor:
+        decoder = self._decoder
+        tree = merge_prefixes(prompts, decoder.device)
+        attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype, keep=True)
+        hidden = decoder(tree.tokens, tree.positions, attend, adapter=self._adapter)
+        assert attend.kept is not None
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for slot, prompt, path in zip(slots, prompts, tree.paths, strict=True):
+            sharing.setdefault(tuple(path), []).append(slot.index)
+            slot.tokens = list(prompt)
+        for path, filled in sharing.items():
+            self._cache.fill(filled, attend.kept, path)
+        self.tokens_prefilled += tree.size
+        return hidden[torch.tensor([path[-1] for path in tree.paths], device=decoder.device)]
+
+    def _go_on(self, prompts: Sequence[Prompt], slots: Sequence[Slot]) -> list[Tensor]:
+        """Hidden state of the last token of each prompt that goes on from what its slot holds. Of prompts that are the
+        same, as those of a group's members who made the same call are, one is computed and the others copy it."""
+        alike = [(prompt, len(slot.tokens)) for prompt, slot in zip(prompts, slots, strict=True)]
+        first: dict[tuple[Prompt, int], Slot] = {}
+        for key, slot in zip(alike, slots, strict=True):
+            first.setdefault(key, slot)
+        chosen = list(first.values())
+        deltas = [list(prompt[length:]) for prompt, length in first]
+        most = max(1, PREFILL_BUDGET // (max(map(len, deltas)) * self._cache.capacity))
+        ends: list[Tensor] = []
+        for start in range(0, len(chosen), most):
+            ends += self.extend(chosen[start : start + most], deltas[start : start + most])
+        hidden = dict(zip(first, ends, strict=True))
+        for key, slot in zip(alike, slots, strict=True):
+            if slot is not first[key]:
+                prompt, length = key
+                self._cache.copy(first[key].index, slot.index, length, len(prompt))
+                slot.tokens.extend(prompt[length:])
+        self.tokens_prefilled += sum(len(delta) for delta in deltas)
+        return [hidden[key] for key in alike]
+
+
+def _chunks(calls: Sequence[int], prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Split a prefill so that no part lays out more than `PREFILL_BUDGET` pairs; group mates are neighbours and stay
+    together."""
+    chunks: list[list[int]] = []
+    longest = 0
+    for at in calls:
+        longest = max(longest, len(prompts[at]))
+        if not chunks or (len(chunks[-1]) + 1) * longest**2 > PREFILL_BUDGET:
+            chunks.append([])
+            longest = len(prompts[at])
+        chunks[-1].append(at)
+    return chunks

@@ -1,0 +1,5 @@
+"""Sampling by a running vLLM server."""
+
+from midstream.engines.vllm.engine import VLLMEngine
+
+__all__ = ["VLLMEngine"]

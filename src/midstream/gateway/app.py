@@ -1,0 +1,402 @@
+"""The ASGI application: routes, who is asking, errors in the shape a client expects, streams."""
+
+# No `from __future__ import annotations`: FastAPI must see the body classes that handlers are made with.
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from midstream import __version__
+from midstream.core.errors import MidstreamError
+from midstream.gateway import native
+from midstream.gateway.dialects import anthropic, chat, completions, responses
+from midstream.gateway.dialects.shared import Body
+from midstream.gateway.endpoints import Endpoints
+from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.live import Live
+from midstream.gateway.middleware import BodyLimit, Measured, SameOrigin
+from midstream.gateway.openapi import describe
+from midstream.gateway.service import Ask, Gateway
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+NAME = r"[A-Za-z0-9._:@-]{1,200}"
+Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
+TRAJECTORY_HEADER = "X-Midstream-Trajectory"
+ROLE_HEADER = "X-Midstream-Role"
+
+
+def make_app(gateway: Gateway) -> FastAPI:
+    """The application that serves `gateway`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(gateway.watch())
+        yield
+        await gateway.gate.drained(gateway.config.limits.drain_s)
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+
+    app = FastAPI(
+        title="Midstream gateway",
+        version=__version__,
+        description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
+        lifespan=lifespan,
+        strict_content_type=False,
+    )
+    app.add_middleware(Measured, metrics=gateway.metrics)
+    app.add_middleware(BodyLimit, limits=gateway.config.limits)
+    if not gateway.config.keys:
+        app.add_middleware(SameOrigin)
+    for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    _add_model_calls(app, gateway)
+    _add_own(app, Endpoints(gateway))
+    describe(app)
+    return app
+
+
+def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
+    """What agents call: at the root, where the token or a header names the trajectory, and under its own path."""
+
+    def both(path: str, model: type[Body], handle: Callable[[Request, Any, Live], Awaitable[Response]]) -> None:
+        async def at_root(request: Request, body: model) -> Response:  # type: ignore[valid-type]
+            return await handle(request, body, await _live(request, gateway, None, None))
+
+        async def scoped(request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: model) -> Response:  # type: ignore[valid-type]
+            return await handle(request, body, await _live(request, gateway, trajectory_uid, prompt_uid))
+
+        name = path.removeprefix("/v1/").replace("/", " ")
+        app.add_api_route(path, at_root, methods=["POST"], name=name, response_model=None)
+        under = "/{trajectory_uid}/{prompt_uid}" + path
+        app.add_api_route(under, scoped, methods=["POST"], name=f"{name} of a trajectory", response_model=None)
+
+    async def chat_completions(request: Request, body: chat.ChatRequest, live: Live) -> Response:
+        ask = _keyed(request, chat.parse(body, gateway, live))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(chat.chunks(body, pieces, gateway.tokenizer), "openai")
+        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(chat.body(body, answers, gateway.tokenizer))
+
+    async def text_completions(request: Request, body: completions.CompletionRequest, live: Live) -> Response:
+        ask = _keyed(request, completions.parse(body, gateway, live))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(completions.chunks(body, pieces, gateway.tokenizer), "openai")
+        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(completions.body(body, answers, gateway.tokenizer))
+
+    async def make_response(request: Request, body: responses.ResponseRequest, live: Live) -> Response:
+        ask = _keyed(request, responses.parse(body, gateway, live))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            return _Stream(responses.events(body, pieces), "openai")
+        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(responses.body(body, answer))
+
+    async def make_message(request: Request, body: anthropic.MessagesRequest, live: Live) -> Response:
+        ask = _keyed(request, anthropic.parse(body, gateway, live))
+        if body.stream:
+            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
+            prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
+            return _Stream(anthropic.events(body, pieces, prompt_tokens), "anthropic")
+        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
+        return _json(anthropic.body(body, answer))
+
+    async def count_tokens(request: Request, body: anthropic.CountRequest, live: Live) -> Response:
+        gateway.model_name(body.model, live)
+        messages, tools = anthropic.conversation(body)
+        return _json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+
+    both("/v1/chat/completions", chat.ChatRequest, chat_completions)
+    both("/v1/completions", completions.CompletionRequest, text_completions)
+    both("/v1/responses", responses.ResponseRequest, make_response)
+    both("/v1/messages", anthropic.MessagesRequest, make_message)
+    both("/v1/messages/count_tokens", anthropic.CountRequest, count_tokens)
+
+    async def models(request: Request) -> Response:
+        gateway.caller(_secret(request))
+        names = {"first_id": gateway.names[0], "last_id": gateway.names[-1], "has_more": False}
+        return _json({"object": "list", "data": [_model(name, gateway) for name in gateway.names], **names})
+
+    async def model(request: Request, name: str) -> Response:
+        gateway.caller(_secret(request))
+        return _json(_model(gateway.model_name(name), gateway))
+
+    async def scoped_models(request: Request, trajectory_uid: Uid, prompt_uid: Uid) -> Response:
+        return await models(request)
+
+    async def scoped_model(request: Request, trajectory_uid: Uid, prompt_uid: Uid, name: str) -> Response:
+        return await model(request, name)
+
+    app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
+    app.add_api_route("/{trajectory_uid}/{prompt_uid}/v1/models", scoped_models, methods=["GET"])
+    app.add_api_route("/{trajectory_uid}/{prompt_uid}/v1/models/{name:path}", scoped_model, methods=["GET"])
+
+
+def _add_own(app: FastAPI, own: Endpoints) -> None:
+    """The gateway's own endpoints."""
+    gateway = own.gateway
+
+    async def health() -> Response:
+        return _json({"status": "ok"})
+
+    async def ready() -> Response:
+        problem = own.not_ready()
+        return _json({"status": problem or "ready"}, 503 if problem else 200)
+
+    async def metrics(request: Request) -> Response:
+        gateway.caller(_secret(request))
+        page = await asyncio.to_thread(gateway.metrics.page)
+        return Response(page, media_type="text/plain; version=0.0.4")
+
+    async def init_trajectory(request: Request, body: native.OpenRequest | None = None) -> Response:
+        opened = await own.open(
+            body or native.OpenRequest(), gateway.caller(_secret(request)), _base(request), _key(request)
+        )
+        return _json(opened.model_dump())
+
+    async def register(
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.RegisterRequest | None = None
+    ) -> Response:
+        caller = gateway.caller(_secret(request))
+        await own.register(trajectory_uid, prompt_uid, body or native.RegisterRequest(), caller)
+        return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
+
+    async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
+
+    async def complete_scoped(
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
+    ) -> Response:
+        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
+
+    async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
+        live = await _live(request, gateway, None, None)
+        return await complete(request, live.uid, body)
+
+    async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
+        live = await _live(request, gateway, trajectory_uid, None)
+        return _json({"status": "ok", "steps": len(live.recorder.finished())})
+
+    async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
+        return _json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
+
+    async def generate(request: Request, body: native.GenerateRequest) -> Response:
+        caller = gateway.caller(_secret(request))
+        return _json(await _until_gone(request, own.generate(body, caller, _key(request))))
+
+    async def submit_steps(
+        request: Request,
+        body: native.SubmitRequest,
+        channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
+    ) -> Response:
+        return _json(await own.submit(body, channel, gateway.caller(_secret(request))))
+
+    async def compute_reward(request: Request, body: native.RewardRequest) -> Response:
+        return _json(await own.compute_reward(body, gateway.caller(_secret(request))))
+
+    async def feedback(request: Request, trajectory_uid: Uid, body: native.FeedbackRequest) -> Response:
+        return _json(await own.feedback(trajectory_uid, body, gateway.caller(_secret(request)), _key(request)))
+
+    async def curate(request: Request, trajectory_uid: Uid, body: native.CurationRequest) -> Response:
+        return _json(await own.curate(trajectory_uid, body, gateway.caller(_secret(request))))
+
+    async def pause(request: Request) -> Response:
+        gateway.caller(_secret(request)).must_be_admin()
+        gateway.gate.pause("asked")
+        return _json({"status": "paused", "under_way": gateway.gate.inside})
+
+    async def resume(request: Request) -> Response:
+        gateway.caller(_secret(request)).must_be_admin()
+        gateway.gate.resume("asked")
+        return _json({"status": "paused" if gateway.gate.paused else "ok"})
+
+    under = "/{trajectory_uid}/{prompt_uid}/v1"
+    for method, path, handler in (
+        ("GET", "/health", health),
+        ("GET", "/ready", ready),
+        ("GET", "/metrics", metrics),
+        ("POST", "/init_trajectory", init_trajectory),
+        ("POST", f"{under}/register_trajectory", register),
+        ("POST", f"{under}/complete_trajectory", complete_scoped),
+        ("POST", "/complete_trajectory/{trajectory_uid}", complete),
+        ("POST", "/complete_trajectory", complete_own),
+        ("POST", "/trajectories/{trajectory_uid}/heartbeat", heartbeat),
+        ("GET", "/trajectories/{trajectory_uid}", trajectory),
+        ("POST", "/trajectories/{trajectory_uid}/feedback", feedback),
+        ("POST", "/trajectories/{trajectory_uid}/curation", curate),
+        ("POST", "/generate", generate),
+        ("POST", "/submit_steps", submit_steps),
+        ("POST", "/compute_reward", compute_reward),
+        ("POST", "/pause", pause),
+        ("POST", "/resume", resume),
+    ):
+        app.add_api_route(path, handler, methods=[method], response_model=None)
+
+
+async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> Live:
+    """The trajectory a call belongs to: that of its path, of its token, or of a header."""
+    caller = gateway.caller(_secret(request))
+    uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
+    if uid is None:
+        raise ApiError(
+            400,
+            "no trajectory: POST /init_trajectory gives a base_url and a token; use either, or name one in the header "
+            f"{TRAJECTORY_HEADER}",
+            code="no_trajectory",
+        )
+    caller.must_reach(uid)
+    return await gateway.trajectories.get(uid, prompt_uid)
+
+
+def _secret(request: Request) -> str | None:
+    """The key or token that came with a request."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise ApiError(400, "the header Idempotency-Key takes 1 to 255 printable ASCII characters")
+    return key
+
+
+def _named(request: Request, header: str) -> str | None:
+    """The name in a header of ours."""
+    name = request.headers.get(header)
+    if name is not None and not re.fullmatch(NAME, name):
+        raise ApiError(400, f"the header {header} takes 1 to 200 letters, digits and ._:@-")
+    return name
+
+
+def _keyed(request: Request, ask: Ask) -> Ask:
+    """`ask` with what the request's headers say of it."""
+    return replace(ask, key=_key(request), role=_named(request, ROLE_HEADER))
+
+
+def _base(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+def _model(name: str, gateway: Gateway) -> dict[str, Any]:
+    """A model, as both OpenAI's and Anthropic's clients read it."""
+    return {
+        "id": name,
+        "object": "model",
+        "type": "model",
+        "created": 0,
+        "created_at": "1970-01-01T00:00:00Z",
+        "owned_by": "midstream",
+        "display_name": name,
+        "lifecycle": "active",
+        "max_model_len": gateway.voice.engine.context_length,
+        "policy_version": gateway.voice.engine.policy_version,
+    }
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(errors="backslashreplace"), status, headers, "application/json")
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    told = _told(error)
+    return _json(_shaped(told, request.url.path), told.status, told.headers)
+
+
+def _told(error: Exception) -> ApiError:
+    """What a client is told of `error`. A bug of ours is logged by the server and named by its type only."""
+    if isinstance(error, RequestValidationError):
+        return invalid(list(error.errors()))
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    own = as_api_error(error)
+    return own or ApiError(500, f"the gateway failed with {type(error).__name__}; its log says where")
+
+
+def _shaped(error: ApiError, path: str) -> dict[str, Any]:
+    return anthropic_body(error) if "/v1/messages" in path else openai_body(error)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
+    it is an event of its own."""
+
+    def __init__(self, events: AsyncGenerator[bytes], dialect: str) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events, self._dialect = events, dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            with suppress(ClientDisconnect):
+                await _raced(self._answer(send), receive)
+
+    async def _answer(self, send: Send) -> None:
+        # The first event may be an error, which the exception handlers answer.
+        first = await anext(self._events, b"")
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._send(first, send)
+
+    async def _send(self, first: bytes, send: Send) -> None:
+        event = first
+        try:
+            while event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await anext(self._events, b"")
+        except Exception as error:
+            told = _told(error)
+            if as_api_error(error) is None:
+                _log.exception("a stream failed")
+            body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
+            name = "event: error\n" if self._dialect == "anthropic" else ""
+            last = f"{name}data: {json.dumps(body)}\n\n".encode()
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives, unless the client hangs up first: then it is cancelled."""
+    try:
+        return await _raced(work, request.receive)
+    except ClientDisconnect:
+        raise ApiError(499, "the client hung up", code="client_closed_request") from None
+
+
+async def _raced(work: Awaitable[T], receive: Receive) -> T:
+    """The result of `work`; `ClientDisconnect`, and `work` cancelled, when the client hangs up first."""
+    working = asyncio.current_task()
+    assert working is not None
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        working.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watching.done() and not watching.cancelled() and not working.uncancel():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watching.cancel()

@@ -1,0 +1,315 @@
+"""Anthropic's messages: `POST /v1/messages`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from midstream.core.types import Message
+from midstream.gateway.answer import Answer, call_id
+from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
+from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
+from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.record.recorder import Call
+
+
+class CacheControl(Body):
+    """Accepted and without effect: prompts are cached by trajectory."""
+
+    type: Literal["ephemeral"]
+    ttl: str | None = None
+
+
+class TextBlock(Body):
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+    citations: None = None
+
+
+class Source(Body):
+    type: Literal["base64", "url"]
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+
+
+class ImageBlock(Body):
+    type: Literal["image"]
+    source: Source
+    cache_control: CacheControl | None = None
+
+
+class ToolUseBlock(Body):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: JsonObject
+    cache_control: CacheControl | None = None
+    caller: JsonObject | None = None
+
+
+Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
+
+
+class ToolResultBlock(Body):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[Shown] | None = None
+    is_error: bool | None = None
+    cache_control: CacheControl | None = None
+
+
+class ThinkingBlock(Body):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = ""
+
+
+Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
+
+
+class Turn(Body):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class ToolParam(Body):
+    name: str
+    description: str | None = None
+    input_schema: JsonObject
+    type: Literal["custom"] | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+
+
+class ToolChoiceParam(Body):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Metadata(Body):
+    user_id: str | None = None
+
+
+class OutputConfig(Body):
+    format: dict[str, Any] | None = None
+    """`{"type": "json_schema", "schema": {...}}`"""
+    effort: None = None
+
+
+class CountRequest(Body):
+    """A prompt whose tokens are to be counted."""
+
+    model: str
+    messages: list[Turn] = Field(min_length=1)
+    system: str | list[TextBlock] | None = None
+    tools: list[ToolParam] | None = None
+    tool_choice: ToolChoiceParam | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
+
+
+class MessagesRequest(CountRequest):
+    """A message to be made."""
+
+    max_tokens: int = Field(ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(default=None, ge=0)
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    metadata: Metadata | None = None
+    """Kept with the step."""
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+
+def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
+    """The call that `request` asks for."""
+    request.model = gateway.model_name(request.model, live)
+    messages, tools = conversation(request)
+    asked = request.tool_choice
+    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
+    parallel = not (asked is not None and asked.disable_parallel_tool_use)
+    declared, constraint = held(gateway.tokenizer, tools, choice, _format(request), parallel=parallel)
+    call = Call(
+        role=request.model,
+        messages=tuple(messages),
+        tools=declared,
+        constraint=constraint,
+        sampling=gateway.sampling(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            stop=tuple(request.stop_sequences or ()) or None,
+        ),
+        metadata={"user": request.metadata.user_id} if request.metadata and request.metadata.user_id else {},
+    )
+    return Ask(call=call)
+
+
+def conversation(request: CountRequest) -> tuple[list[Message], list[Any]]:
+    """Messages and tools as chat templates take them."""
+    messages: list[Message] = []
+    if request.system:
+        system = request.system
+        text = system if isinstance(system, str) else "\n".join(block.text for block in system)
+        messages.append({"role": "system", "content": text})
+    for turn in request.messages:
+        messages += _plain(turn)
+    if messages[-1]["role"] == "assistant":
+        raise ApiError(
+            400, "the last message is the assistant's; prefilled replies are not supported", param="messages"
+        )
+    return messages, [tool_schema(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()]
+
+
+def _format(request: CountRequest) -> dict[str, Any] | None:
+    """`output_config.format` as chat completions word it."""
+    asked = None if request.output_config is None else request.output_config.format
+    if asked is None or asked.get("type") != "json_schema":
+        return asked
+    return {"type": "json_schema", "json_schema": {"schema": asked.get("schema")}}
+
+
+def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
+    """A message."""
+    reply = answer.reply
+    content: list[dict[str, Any]] = []
+    if reply.reasoning:
+        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
+    if reply.content or not reply.tool_calls:
+        content.append({"type": "text", "text": reply.content})
+    for place, called in enumerate(reply.tool_calls):
+        content.append(
+            {
+                "type": "tool_use",
+                "id": call_id(answer.id, place),
+                "name": called.name,
+                "input": json.loads(called.arguments),
+            }
+        )
+    used = {"input_tokens": len(answer.step.prompt_ids), "output_tokens": len(answer.step.response_ids)}
+    return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": used}
+
+
+async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt_tokens: int) -> AsyncGenerator[bytes]:
+    """The message's events. Blocks open and close as what is said changes its kind."""
+    open_block: tuple[str, int | None] = ("", None)
+    block, begun = -1, False
+    async for piece in pieces:
+        if not begun:
+            begun = True
+            used = {"input_tokens": prompt_tokens, "output_tokens": 0}
+            message = {**_head(piece.answer_id, request), "content": [], "stop_reason": None, "stop_sequence": None}
+            yield event({"type": "message_start", "message": {**message, "usage": used}}, "message_start")
+        delta = piece.delta
+        if delta is not None and (delta.content or delta.reasoning or delta.call is not None):
+            kind = (
+                ("tool_use", delta.call) if delta.call is not None else ("thinking" if delta.reasoning else "text", 0)
+            )
+            if kind != open_block:
+                if open_block[0]:
+                    yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+                open_block, block = kind, block + 1
+                start = {"type": "content_block_start", "index": block, "content_block": _opened(kind[0], piece)}
+                yield event(start, "content_block_start")
+            for change in _changes(kind[0], piece):
+                yield event({"type": "content_block_delta", "index": block, "delta": change}, "content_block_delta")
+        if piece.answer is not None:
+            if not open_block[0]:
+                empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+                yield event(empty, "content_block_start")
+                block = 0
+            yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+            step = piece.answer.step
+            used = {"input_tokens": len(step.prompt_ids), "output_tokens": len(step.response_ids)}
+            yield event({"type": "message_delta", "delta": _stopped(piece.answer), "usage": used}, "message_delta")
+    yield event({"type": "message_stop"}, "message_stop")
+
+
+def _opened(kind: str, piece: Piece) -> dict[str, Any]:
+    delta = piece.delta
+    if kind == "text" or delta is None:
+        return {"type": "text", "text": ""}
+    if kind == "thinking":
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    return {"type": "tool_use", "id": call_id(piece.answer_id, delta.call or 0), "name": delta.name, "input": {}}
+
+
+def _changes(kind: str, piece: Piece) -> list[dict[str, Any]]:
+    delta = piece.delta
+    if delta is None:
+        return []
+    if kind == "tool_use":
+        return [{"type": "input_json_delta", "partial_json": delta.arguments}] if delta.arguments else []
+    if kind == "thinking":
+        return [{"type": "thinking_delta", "thinking": delta.reasoning}]
+    return [{"type": "text_delta", "text": delta.content}]
+
+
+def _head(answer_id: str, request: CountRequest) -> dict[str, Any]:
+    return {"id": f"msg_{answer_id}", "type": "message", "role": "assistant", "model": request.model}
+
+
+def _stopped(answer: Answer) -> dict[str, Any]:
+    stops = answer.step.metadata.get("stop", ())
+    found = [(place, string) for string in stops if (place := answer.step.text.find(string)) >= 0]
+    if answer.reply.tool_calls:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if found:
+        return {"stop_reason": "stop_sequence", "stop_sequence": min(found)[1]}
+    reason = "max_tokens" if answer.finish_reason == "length" else "end_turn"
+    return {"stop_reason": reason, "stop_sequence": None}
+
+
+def _plain(turn: Turn) -> list[Message]:
+    """One turn as messages: results of tools stand before what the user says beside them."""
+    if isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content}]
+    results: list[Message] = []
+    parts: list[Any] = []
+    calls: list[Any] = []
+    thought = ""
+    for block in turn.content:
+        if isinstance(block, ToolResultBlock):
+            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _content(block.content)})
+        elif isinstance(block, ToolUseBlock):
+            function = {"name": block.name, "arguments": json.dumps(block.input)}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        elif isinstance(block, ThinkingBlock):
+            thought += block.thinking
+        else:
+            parts.append(block)
+    if turn.role == "assistant":
+        said = "".join(block.text for block in parts if isinstance(block, TextBlock))
+        message: Message = {"role": "assistant", "content": said}
+        if calls:
+            message |= {"content": said or None, "tool_calls": calls}
+        return [{**message, "reasoning_content": thought} if thought else message]
+    if calls:
+        raise ApiError(400, "a tool_use block can only be in an assistant's message", param="messages")
+    return [*results, *([{"role": turn.role, "content": _content(parts)}] if parts or not results else [])]
+
+
+def _content(blocks: str | list[Any] | None) -> Any:
+    """Text where there is only text, else a list of parts."""
+    if blocks is None or isinstance(blocks, str):
+        return blocks or ""
+    if all(isinstance(block, TextBlock) for block in blocks):
+        return "\n".join(block.text for block in blocks)
+    return [_part(block) for block in blocks]
+
+
+def _part(block: TextBlock | ImageBlock) -> dict[str, Any]:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    source = block.source
+    url = source.url if source.type == "url" else f"data:{source.media_type};base64,{source.data}"
+    return {"type": "image_url", "image_url": {"url": url}}

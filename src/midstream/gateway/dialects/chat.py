@@ -1,0 +1,283 @@
+"""OpenAI's chat completions: `POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from midstream.core.types import Message
+from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.answer import Answer, call_id, usage_of
+from midstream.gateway.dialects.shared import Body, Function, JsonObject, event, held, tool_schema
+from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live
+from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.record.recorder import Call
+
+
+class ImageUrl(Body):
+    url: str
+    detail: str | None = None
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(Body):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str
+    parsed_arguments: Any = None
+    """What OpenAI's client read `arguments` as; they count as they were written."""
+
+
+class ToolCallPart(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class ChatMessage(Body):
+    """A message of the conversation so far. `refusal`, `annotations`, `audio` and `function_call` come back from
+    clients that send a reply as they got it; they must be empty. `parsed` is what OpenAI's client read `content` as,
+    which counts as it was written."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCallPart] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    audio: None = None
+    function_call: None = None
+    parsed: Any = None
+
+    def plain(self) -> Message:
+        """As the rest of the gateway has it."""
+        content = self.content
+        message: Message = {
+            "role": self.role,
+            "content": content
+            if content is None or isinstance(content, str)
+            else [part.model_dump(exclude_none=True) for part in content],
+        }
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_calls:
+            message["tool_calls"] = [
+                call.model_dump(exclude={"index": True, "function": {"parsed_arguments"}}) for call in self.tool_calls
+            ]
+        elif content is None:
+            message["content"] = ""
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if thought := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = thought
+        return message
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(Body):
+    """A chat completion. Beside OpenAI's arguments, `top_k`, `min_p` and `repetition_penalty` are honoured."""
+
+    model: str | None = None
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: JsonObject | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    """Kept with the step."""
+    metadata: dict[str, str] | None = None
+    """Kept with the step."""
+    store: bool | None = None
+    """Every call is stored, whatever this says."""
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    safety_identifier: str | None = None
+    """Kept with the step."""
+    prompt_cache_key: str | None = None
+    """Prompts are cached by trajectory, whatever this says."""
+
+
+def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
+    """The call that `request` asks for."""
+    request.model = gateway.model_name(request.model, live)
+    messages = tuple(message.plain() for message in request.messages)
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    if request.top_logprobs and request.stream:
+        raise ApiError(400, "top_logprobs are not given in a stream; ask without stream", param="top_logprobs")
+    tools = [tool_schema(t.function.name, t.function.description, t.function.parameters) for t in request.tools or ()]
+    asked = request.tool_choice
+    choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
+    declared, constraint = held(
+        gateway.tokenizer, tools, choice, request.response_format, parallel=request.parallel_tool_calls is not False
+    )
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
+    call = Call(
+        role=request.model,
+        messages=messages,
+        tools=declared,
+        constraint=constraint,
+        top_log_probs=request.top_logprobs or 0,
+        sampling=gateway.sampling(
+            max_tokens=request.max_completion_tokens or request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            stop=stop or None,
+            seed=request.seed,
+        ),
+        metadata={name: value for name, value in kept.items() if value},
+    )
+    return Ask(call=call, choices=request.n or 1)
+
+
+def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """A chat completion."""
+    choices = [
+        {
+            "index": place,
+            "message": {"refusal": None, **answer.message()},
+            "logprobs": _log_probs(answer, tokenizer) if request.logprobs else None,
+            "finish_reason": answer.finish_reason,
+        }
+        for place, answer in enumerate(answers)
+    ]
+    return {**_head(answers[0].id, request, "chat.completion"), "choices": choices, "usage": usage(answers)}
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    prompt, sampled = usage_of(answers)
+    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
+
+
+async def chunks(
+    request: ChatRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
+) -> AsyncGenerator[bytes]:
+    """Chat completion chunks, as server-sent events."""
+    chunk_id, answers = "", list[Answer]()
+    begun: set[int] = set()
+    head = _head("", request, "chat.completion.chunk")
+    async for piece in pieces:
+        if not chunk_id:
+            chunk_id = piece.answer_id
+            head["id"] = f"chatcmpl-{chunk_id}"
+        first = [] if piece.choice in begun else [{"role": "assistant", "content": ""}]
+        begun.add(piece.choice)
+        for delta in [*first, *_deltas(piece)]:
+            choice: dict[str, Any] = {"index": piece.choice, "delta": delta, "logprobs": None, "finish_reason": None}
+            if request.logprobs and piece.log_probs and delta is not (first[0] if first else None):
+                choice["logprobs"] = {"content": [_token(t, p, tokenizer) for t, p in piece.log_probs], "refusal": None}
+            yield event({**head, "choices": [choice]})
+        if piece.answer is not None:
+            answers.append(piece.answer)
+            closing = {
+                "index": piece.choice,
+                "delta": {},
+                "logprobs": None,
+                "finish_reason": piece.answer.finish_reason,
+            }
+            yield event({**head, "choices": [closing]})
+    if request.stream_options is not None and request.stream_options.include_usage:
+        yield event({**head, "choices": [], "usage": usage(answers)})
+    yield event("[DONE]")
+
+
+def _deltas(piece: Piece) -> list[dict[str, Any]]:
+    delta = piece.delta
+    if delta is None:
+        return []
+    if delta.call is not None:
+        called: dict[str, Any] = {"index": delta.call, "function": {"arguments": delta.arguments}}
+        if delta.name:
+            called |= {"id": call_id(piece.answer_id, delta.call), "type": "function"}
+            called["function"] = {"name": delta.name, "arguments": delta.arguments}
+        return [{"tool_calls": [called]}]
+    if delta.reasoning:
+        return [{"reasoning_content": delta.reasoning}]
+    return [{"content": delta.content}] if delta.content or piece.log_probs else []
+
+
+def _head(answer_id: str, request: ChatRequest, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{answer_id}", "object": kind, "created": int(time.time()), "model": request.model}
+
+
+def _log_probs(answer: Answer, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    step = answer.step
+    top = answer.top or ((),) * len(step.response_ids)
+    content = [
+        _token(token, log_prob, tokenizer, likeliest)
+        for token, log_prob, likeliest in zip(step.response_ids, step.rollout_log_probs or (), top, strict=True)
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(
+    token: int, log_prob: float, tokenizer: ChatTokenizer, top: Sequence[tuple[int, float]] = ()
+) -> dict[str, Any]:
+    text = tokenizer.decode((token,))
+    likeliest = [
+        {"token": tokenizer.decode((t,)), "logprob": p, "bytes": _bytes(tokenizer.decode((t,)))} for t, p in top
+    ]
+    return {"token": text, "logprob": log_prob, "bytes": _bytes(text), "top_logprobs": likeliest}
+
+
+def _bytes(text: str) -> list[int]:
+    return list(text.encode(errors="replace"))

@@ -1,0 +1,315 @@
+"""What the gateway's own endpoints do, without HTTP: open, register, complete, generate, submit, score, comment."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
+
+from midstream.core.errors import UserError
+from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.answer import Answer
+from midstream.gateway.config import GatewayConfig
+from midstream.gateway.dialects.shared import tool_schema
+from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live, Opening, ended
+from midstream.gateway.native import (
+    CompleteRequest,
+    CurationRequest,
+    FeedbackRequest,
+    GenerateRequest,
+    Opened,
+    OpenRequest,
+    RegisterRequest,
+    RewardRequest,
+    SubmitRequest,
+)
+from midstream.gateway.service import Ask, Caller, Gateway
+from midstream.gateway.trajectories import COMPLETION_KEY
+from midstream.record.feedback import Feedback
+from midstream.record.recorder import Call
+
+
+class Endpoints:
+    """The native API of one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    def not_ready(self) -> str:
+        """Why calls would not be answered at once; empty when they would."""
+        gate = self.gateway.gate
+        return "stopping" if gate.draining else "paused" if gate.paused else ""
+
+    async def open(self, asked: OpenRequest, caller: Caller, base: str, key: str | None) -> Opened:
+        """Begin a trajectory. The same idempotency key gives the same one."""
+        caller.must_be_admin()
+        gateway = self.gateway
+        uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, f"midstream:{key}").hex if key else None)
+        if uid is None or not gateway.trajectories.is_open(uid):
+            await gateway.check_backpressure(asked.channel)
+        live = await gateway.trajectories.open(
+            Opening(
+                uid=uid,
+                prompt_uid=asked.prompt_uid,
+                channel=asked.channel,
+                group_size=asked.group_size,
+                task=asked.task.model_dump(exclude_none=True),
+                metadata=asked.metadata,
+                key=caller.key,
+            )
+        )
+        expires_at = time.time() + asked.token_lifetime_s
+        return Opened(
+            trajectory_uid=live.uid,
+            prompt_uid=live.prompt_uid,
+            channel=live.channel,
+            base_url=f"{gateway.config.url or base}/{live.uid}/{live.prompt_uid}/v1",
+            token=gateway.signer.issue(live.uid, expires_at),
+            expires_at=expires_at,
+        )
+
+    async def register(self, uid: str, prompt_uid: str, asked: RegisterRequest, caller: Caller) -> None:
+        """Say more of a trajectory; one that is not there is begun, by those who may."""
+        caller.must_reach(uid)
+        opening = Opening(
+            uid=uid,
+            prompt_uid=prompt_uid,
+            channel=asked.channel,
+            group_size=asked.group_size,
+            task=asked.task.model_dump(exclude_none=True),
+            metadata=asked.metadata,
+        )
+        live = await self._opened(opening, caller)
+        await self.gateway.trajectories.register(live, opening)
+
+    async def complete(
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller, key: str | None
+    ) -> dict[str, Any]:
+        """End a trajectory. The same idempotency key gets the same answer."""
+        caller.must_reach(uid)
+        try:
+            return await self._complete(uid, prompt_uid, asked, key)
+        except ApiError as error:
+            if key is None or error.code != "trajectory_ended":
+                raise
+            known = await self.gateway.trajectories.look_up(uid)
+            if known.metadata.get(COMPLETION_KEY) != key:
+                raise
+            return {"status": "ok", **_described(known)}
+
+    async def _complete(
+        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None
+    ) -> dict[str, Any]:
+        live = await self.gateway.trajectories.get(uid, prompt_uid)
+        if asked.channel not in (None, live.channel):
+            raise ApiError(409, f"trajectory '{uid}' is in the channel '{live.channel}'", param="channel")
+        reward = asked.reward
+        if reward is None and asked.rewards:
+            reward = sum(asked.rewards.values())
+        done = await self.gateway.trajectories.close(
+            live,
+            Status(asked.status),
+            reward=reward,
+            rewards=asked.rewards,
+            answer=asked.answer,
+            error=asked.error,
+            key=key,
+        )
+        return {"status": "ok", **_described(done)}
+
+    async def describe(self, uid: str, caller: Caller) -> dict[str, Any]:
+        """How a trajectory stands."""
+        caller.must_reach(uid)
+        return _described(await self.gateway.trajectories.look_up(uid))
+
+    async def generate(self, asked: GenerateRequest, caller: Caller, key: str | None) -> dict[str, Any]:
+        """A response to messages or token ids, as a step of a trajectory when one is named."""
+        gateway, params = self.gateway, asked.sampling_params or asked
+        if asked.sampling_params is not None and asked.sampling_params.model is not None:
+            gateway.model_name(asked.sampling_params.model)
+        gateway.model_name(asked.model)
+        stop = (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ())
+        sampling = gateway.sampling(stop=stop or None, **params.model_dump(include=_SAMPLING, exclude_none=True))
+        prompt_ids = None if asked.prompt_ids is None else gateway.checked_ids(asked.prompt_ids, "prompt_ids")
+        if asked.trajectory_uid is None:
+            if prompt_ids is None:
+                raise ApiError(400, "messages need a trajectory_uid", param="trajectory_uid")
+            caller.must_be_admin()
+            step, text = await gateway.generate(prompt_ids, sampling, caller), None
+        else:
+            caller.must_reach(asked.trajectory_uid)
+            live = await self._opened(Opening(uid=asked.trajectory_uid, prompt_uid=asked.prompt_uid), caller)
+            tools = [
+                tool_schema(t.function.name, t.function.description, t.function.parameters) for t in asked.tools or ()
+            ]
+            call = Call(
+                prompt_ids=prompt_ids,
+                messages=tuple(message.plain() for message in asked.messages or ()),
+                tools=tuple(tools),
+                sampling=sampling,
+                role=asked.role,
+            )
+            (answer,) = await gateway.ask(live, Ask(call=call, key=key, role=asked.role), caller)
+            step, text = answer.step, _message(answer, tools=bool(tools))
+        return {
+            "response_text": step.text,
+            "token_ids": step.response_ids,
+            "response_ids": step.response_ids,
+            "prompt_ids": step.prompt_ids,
+            "log_probs": step.rollout_log_probs,
+            "stop_reason": str(step.finish_reason),
+            "policy_version": step.policy_version,
+            "step_index": step.step_index,
+            **({"message": text} if text else {}),
+        }
+
+    async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
+        """Take steps in. What was sampled here gets their reward and metadata; others are recorded as they are. The
+        last step of a trajectory ends it. A step that is there already counts once."""
+        for number, payload in enumerate(asked.steps):
+            caller.must_reach(payload.trajectory_uid)
+            self.gateway.checked_ids(payload.prompt_ids, f"steps.{number}.prompt_ids")
+            self.gateway.checked_ids(payload.response_ids, f"steps.{number}.response_ids")
+            self.gateway.check_step(payload.step(), f"steps.{number}")
+        accepted = 0
+        for payload in asked.steps:
+            opening = Opening(uid=payload.trajectory_uid, prompt_uid=payload.prompt_uid, channel=channel)
+            accepted += await self._submit(payload.step(), opening, caller)
+        return {"accepted": accepted}
+
+    async def _submit(self, step: Step, opening: Opening, caller: Caller) -> int:
+        trajectories = self.gateway.trajectories
+        over = await trajectories.ended_step(step)
+        if over is not None:
+            if over:
+                return 0
+            self.gateway.metrics.late.inc()
+            await self.gateway.kept.append(step, opening.channel or self.gateway.config.channel)
+            return 1
+        live = await self._opened(opening, caller)
+        fresh = await trajectories.add(live, step)
+        if step.is_last and live.ended is None:
+            await trajectories.close(live)
+        return int(fresh)
+
+    async def compute_reward(self, asked: RewardRequest, caller: Caller) -> dict[str, Any]:
+        """What a trajectory would earn, were what is given its last word."""
+        gateway = self.gateway
+        if gateway.reward is None:
+            raise ApiError(503, "this gateway has no reward function; declare `reward` in its config", code="no_reward")
+        answer = None
+        if asked.messages:
+            said = [m.plain()["content"] for m in asked.messages if m.role == "assistant"]
+            answer = said[-1] if said else None
+        elif asked.response_ids is not None:
+            answer = gateway.tokenizer.text_of(gateway.checked_ids(asked.response_ids, "response_ids"))
+        if asked.trajectory_uid is not None:
+            caller.must_reach(asked.trajectory_uid)
+            trajectory = await gateway.trajectories.look_up(asked.trajectory_uid)
+        else:
+            caller.must_be_admin()
+            trajectory = Trajectory(uid="", prompt_uid="", task=_no_task(gateway.config))
+        fields = {**asked.extra_fields, **asked.dataset_fields}
+        task = replace(
+            trajectory.task,
+            answer=fields.pop("answer", trajectory.task.answer),
+            metadata={**trajectory.task.metadata, **fields},
+        )
+        known = trajectory.answer if answer is None else str(answer)
+        scored = await gateway.reward.score(replace(trajectory, task=task, answer=known, status=Status.COMPLETED))
+        return {"reward_score": scored.reward, "reward_extra_info": dict(scored.rewards), "error": scored.error}
+
+    async def feedback(self, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None) -> dict[str, Any]:
+        """Keep what a person thought."""
+        caller.must_reach(uid)
+        await self._must_hold(uid, asked.step_index)
+        try:
+            Feedback(trajectory_uid=uid, kind=asked.kind, value=asked.value, text=asked.text)
+        except UserError as error:
+            raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
+        await asyncio.to_thread(
+            self.gateway.kept.add_feedback,
+            uid,
+            asked.kind,
+            asked.value,
+            text=asked.text,
+            step_index=asked.step_index,
+            key=key,
+        )
+        return {"status": "ok"}
+
+    async def curate(self, uid: str, asked: CurationRequest, caller: Caller) -> dict[str, Any]:
+        """Set what training is to do with a trajectory or a step."""
+        caller.must_be_admin()
+        await self._must_hold(uid, asked.step_index)
+        await asyncio.to_thread(
+            self.gateway.kept.curate,
+            uid,
+            asked.step_index,
+            trainable=asked.trainable,
+            quality=asked.quality,
+            tags=asked.tags,
+            note=asked.note,
+        )
+        return {"status": "ok"}
+
+    async def _must_hold(self, uid: str, step_index: int | None) -> None:
+        """`ApiError` 404 when there is no such trajectory, or it has no such step."""
+        trajectory = await self.gateway.trajectories.look_up(uid)
+        if step_index is not None and all(step.step_index != step_index for step in trajectory.steps):
+            raise ApiError(404, f"trajectory '{uid}' has no step {step_index}", param="step_index")
+
+    async def _opened(self, opening: Opening, caller: Caller) -> Live:
+        """The trajectory, begun here and now when it is not there and the caller may."""
+        assert opening.uid is not None
+        trajectories = self.gateway.trajectories
+        try:
+            live = await trajectories.get(opening.uid, opening.prompt_uid)
+        except ApiError as error:
+            if error.status != 404 or not caller.admin or await trajectories.is_known(opening.uid):
+                raise
+            await self.gateway.check_backpressure(opening.channel)
+            live = await trajectories.open(opening)
+        if live.ended is not None:
+            raise ended(live)
+        return live
+
+
+_SAMPLING = {
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+}
+
+
+def _message(answer: Answer, *, tools: bool) -> dict[str, Any] | None:
+    return answer.message() if tools else None
+
+
+def _described(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "trajectory_uid": trajectory.uid,
+        "prompt_uid": trajectory.prompt_uid,
+        "state": str(trajectory.status),
+        "steps": len(trajectory.steps),
+        "branches": sum(bool(step.branch_reason) for step in trajectory.steps),
+        "answer": trajectory.answer,
+        "reward": trajectory.reward,
+        "rewards": dict(trajectory.rewards),
+        "error": trajectory.error,
+    }
+
+
+def _no_task(config: GatewayConfig) -> Any:
+    from midstream.core.types import Task
+
+    return Task(id="unnamed", prompt="", metadata={"channel": config.channel})

@@ -1,0 +1,117 @@
+"""Who may go in, and when: places at the engine, a bounded queue before them, limits by key, pause and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from midstream.gateway.config import KeyConfig, LimitsConfig
+from midstream.gateway.errors import ApiError
+
+
+@dataclass(slots=True)
+class _Key:
+    """What one key has used: calls of the last minute, and calls under way."""
+
+    config: KeyConfig
+    began: deque[float] = field(default_factory=deque[float])
+    under_way: int = 0
+
+    def admit(self) -> None:
+        now = time.monotonic()
+        while self.began and self.began[0] <= now - 60:
+            self.began.popleft()
+        name, most, together = self.config.name, self.config.requests_per_minute, self.config.concurrency
+        if most is not None and len(self.began) >= most:
+            wait_s = self.began[0] + 60 - now
+            raise ApiError(429, f"the key '{name}' may make {most} calls a minute", retry_after_s=wait_s)
+        if together is not None and self.under_way >= together:
+            raise ApiError(429, f"the key '{name}' may make {together} calls at once", retry_after_s=1)
+        self.began.append(now)
+
+
+class Gate:
+    """Lets calls through to the engine, in the order they came."""
+
+    def __init__(self, limits: LimitsConfig, keys: tuple[KeyConfig, ...] = ()) -> None:
+        self._limits = limits
+        self._keys = {key.name: _Key(key) for key in keys}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self.inside = 0
+        """Calls the engine works on."""
+        self._pauses: set[str] = set()
+        self.draining = False
+
+    @property
+    def paused(self) -> bool:
+        return bool(self._pauses)
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def entered(self, key: str | None) -> AsyncIterator[None]:
+        """Inside, a place at the engine is held. Raises `ApiError`: 429 when the queue is full or the key's limit is
+        reached, 503 when the gateway is stopping."""
+        if self.draining:
+            raise ApiError(503, "the gateway is stopping", retry_after_s=5)
+        used = self._keys.get(key or "")
+        if used is not None:
+            used.admit()
+            used.under_way += 1
+        try:
+            await self._enter()
+            try:
+                yield
+            finally:
+                self.inside -= 1
+                self._admit()
+        finally:
+            if used is not None:
+                used.under_way -= 1
+
+    def pause(self, why: str) -> None:
+        """Calls that come wait in the queue, until `resume` was called for each `why`; those under way go on."""
+        self._pauses.add(why)
+
+    def resume(self, why: str) -> None:
+        self._pauses.discard(why)
+        self._admit()
+
+    async def drained(self, within_s: float) -> bool:
+        """Refuse new calls; True once none is left, False when `within_s` passed first."""
+        self.draining = True
+        end = time.monotonic() + within_s
+        while (self.inside or self._waiting) and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return not (self.inside or self._waiting)
+
+    async def _enter(self) -> None:
+        if not self.paused and not self._waiting and self.inside < self._limits.concurrency:
+            self.inside += 1
+            return
+        if len(self._waiting) >= self._limits.queue:
+            raise ApiError(429, f"{self._limits.queue} calls are waiting already", retry_after_s=1)
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it was given a place, and gives it back
+                self.inside -= 1
+                self._admit()
+            else:
+                self._waiting.remove(place)
+            raise
+
+    def _admit(self) -> None:
+        while self._waiting and not self.paused and self.inside < self._limits.concurrency:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.inside += 1
+                place.set_result(None)

@@ -1,0 +1,111 @@
+"""A trajectory under way, as the gateway holds it in memory, and what callers say of one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakValueDictionary
+
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Message, Status, Step, Task
+from midstream.gateway.errors import ApiError
+from midstream.record.recorder import Recorder, Voice
+
+
+class Locks:
+    """A lock for each name. Nothing is kept of a name that nobody holds or waits for."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What a caller says of a trajectory when it begins. `task` may hold `id`, `prompt`, `answer` and `kind`;
+    `metadata` is kept with it; `key` names the key of the gateway that it is opened with."""
+
+    uid: str | None = None
+    prompt_uid: str | None = None
+    channel: str | None = None
+    group_size: int | None = None
+    task: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What an agent said of its trajectory on completing it."""
+
+    answer: str | None
+    reward: float | None
+    rewards: Mapping[str, float]
+    error: str
+
+
+@dataclass(slots=True)
+class Live:
+    """A trajectory under way. `prompt_uid` groups it with others, and the limits of `key` hold for its calls.
+
+    One that a rollout makes is attached: `voices` may be asked for by role, `sampling` holds whatever the agent asks
+    for, and `said` is for the rollout to finish it with."""
+
+    uid: str
+    prompt_uid: str
+    channel: str
+    task: Task
+    metadata: dict[str, Any]
+    recorder: Recorder
+    group_size: int = 1
+    key: str | None = None
+    touched: float = field(default_factory=time.monotonic)
+    in_flight: int = 0
+    ended: Status | None = None
+    why: str = ""
+    voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
+    sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
+    said: Said | None = None
+    answering: Locks = field(default_factory=Locks)
+    """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
+
+    def touch(self) -> None:
+        self.touched = time.monotonic()
+
+    def recorded(self, key: str) -> dict[int, Step]:
+        """The steps made for an idempotency key, by their place among its choices."""
+        steps = self.recorder.finished()
+        return {s.metadata.get("choice", 0): s for s in steps if s.metadata.get("idempotency_key") == key}
+
+
+def ended(live: Live) -> ApiError:
+    return over(live.uid, live.ended or Status.COMPLETED, live.why)
+
+
+def over(uid: str, status: Status, why: str) -> ApiError:
+    because = f": {why}" if why else ""
+    return ApiError(409, f"trajectory '{uid}' has ended ({status}{because}); open another one", code="trajectory_ended")
+
+
+def session_of(live: Live) -> dict[str, Any]:
+    """What a trajectory needs to go on after a restart."""
+    return {"metadata": live.metadata, "group_size": live.group_size, "key": live.key}
+
+
+def told_of(task: Task) -> dict[str, Any]:
+    """The `task` of an opening that makes this one."""
+    own = {"id": task.id, "prompt": task.prompt, "answer": task.answer, "kind": task.kind}
+    return {**task.metadata, **own}
+
+
+def task_of(prompt_uid: str, opening: Opening) -> Task:
+    given = dict(opening.task)
+    prompt = given.pop("prompt", "")
+    messages: str | tuple[Message, ...] = prompt if isinstance(prompt, str) else tuple(prompt)
+    kind, answer, task_id = given.pop("kind", "default"), given.pop("answer", None), given.pop("id", prompt_uid)
+    return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})

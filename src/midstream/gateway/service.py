@@ -1,0 +1,393 @@
+"""The gateway itself, whatever dialect comes in: who is asking, which trajectory, a place at the engine, one or more
+answers, each on disk before it is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import random
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from midstream.core.errors import ConfigError
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Step
+from midstream.engines.base import Completion
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.formats import Delta
+from midstream.gateway.answer import Answer, AnswerStream, answer_of
+from midstream.gateway.config import GatewayConfig
+from midstream.gateway.errors import ApiError
+from midstream.gateway.gate import Gate
+from midstream.gateway.live import Live, ended
+from midstream.gateway.metrics import Metrics
+from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
+from midstream.gateway.trajectories import Trajectories
+from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_IDS = random.Random()
+"""Of answers. They need not be secret, and to ask the system for each would let another thread run first."""
+LARGEST = 2**63 - 1
+"""Of the whole numbers that every engine takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking: the holder of a key, an agent with the token of one trajectory, or, where no keys are set,
+    anybody."""
+
+    key: str | None = None
+    admin: bool = False
+    trajectory_uid: str | None = None
+
+    def must_be_admin(self) -> None:
+        if not self.admin:
+            raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
+
+    def must_reach(self, uid: str) -> None:
+        if not self.admin and self.trajectory_uid != uid:
+            raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a stream hands on: a delta of the answer at `choice`, or that answer, which ends it."""
+
+    choice: int
+    answer_id: str
+    delta: Delta | None = None
+    answer: Answer | None = None
+    log_probs: tuple[tuple[int, float], ...] = ()
+    """Tokens sampled since the last piece, with their log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A model call in no dialect: `call` without what belongs to one choice of it, and how many choices."""
+
+    call: Call
+    choices: int = 1
+    key: str | None = None
+    """The idempotency key: the same one gets the same answers."""
+    role: str | None = None
+    """The module role that speaks, where the agent says."""
+
+
+class Gateway:
+    """Serves one model's trajectories from one store."""
+
+    def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
+        if voice.tokenizer is None:
+            raise ValueError("the gateway's engine must speak tokens")
+        for key in config.keys:
+            if len(key.secret) < SHORTEST_SECRET:
+                raise ConfigError(
+                    f"the environment variable {key.env} holds no key '{key.name}', or one of less than "
+                    f"{SHORTEST_SECRET} characters",
+                    f"export {key.env}=$(openssl rand -hex 16)",
+                )
+        self.config, self.voice, self.store, self.signer = config, voice, store, signer
+        self.tokenizer: ChatTokenizer = voice.tokenizer
+        self.names = (config.model, *config.aliases)
+        self.gate = Gate(config.limits, config.keys)
+        self.reward = None if config.reward is None else RewardFunction(config.reward)
+        self.trajectories = Trajectories(
+            store,
+            voice,
+            channel=config.channel,
+            group_size=config.group_size,
+            group_timeout_s=config.group_timeout_s,
+            expiry_s=config.expiry_s,
+            reward=self.reward,
+        )
+        self.metrics = Metrics(self)
+
+    def caller(self, secret: str | None) -> Caller:
+        """Who holds `secret`, the value of an Authorization or x-api-key header; `ApiError` 401 when nobody does."""
+        if secret:
+            uid = self.signer.trajectory_of(secret)
+            if uid is not None:
+                return Caller(trajectory_uid=uid)
+            for key in self.config.keys:
+                if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
+                    return Caller(key=key.name, admin=key.admin)
+        # Where there are no keys, agents send what they like; but one whose token has expired is to hear of it.
+        # In a rollout there are other trajectories, whose names can be guessed: there each agent has its token.
+        if not self.config.keys and self.store is not None and not (secret or "").startswith(PREFIX):
+            return Caller(admin=True)
+        problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
+        raise ApiError(401, f"the key or token {problem}")
+
+    @property
+    def kept(self) -> Store:
+        """The store; `ApiError` 404 where a rollout keeps its own."""
+        if self.store is None:
+            raise ApiError(404, "this gateway serves a rollout, which keeps what is recorded")
+        return self.store
+
+    def model_name(self, name: str | None, live: Live | None = None) -> str:
+        """The model a request gets: the one served, or a role of its rollout. `ApiError` 404 for any other."""
+        names = (*self.names, *(live.voices if live is not None else ()))
+        if name is not None and name not in names:
+            served = ", ".join(dict.fromkeys(names))
+            raise ApiError(
+                404, f"there is no model '{name}' here; this gateway serves {served}", code="model_not_found"
+            )
+        return name or self.names[0]
+
+    def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
+        """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
+        size = len(self.tokenizer)
+        wrong = next((token for token in ids if not 0 <= token < size), None)
+        if wrong is not None:
+            raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
+        return tuple(ids)
+
+    def check_step(self, step: Step, param: str) -> None:
+        """`ApiError` 400 for a step that no policy of this gateway can have made."""
+        engine, size = self.voice.engine, len(step.prompt_ids) + len(step.response_ids)
+        if size > engine.context_length:
+            raise ApiError(400, f"{size} tokens do not fit the context of {engine.context_length}", param=param)
+        if step.policy_version > engine.policy_version:
+            told = f"policy version {step.policy_version} is not there yet: the newest is {engine.policy_version}"
+            raise ApiError(400, told, param=f"{param}.policy_version")
+
+    async def check_backpressure(self, channel: str | None) -> None:
+        """`ApiError` 429 while the trainer of a channel must catch up."""
+        rules, told, channel = self.config.backpressure, "", channel or self.config.channel
+        if rules.max_ready_groups is not None:
+            ready = (await asyncio.to_thread(self.kept.group_counts, channel))["ready"]
+            if ready >= rules.max_ready_groups:
+                told = f"{ready:g} groups of the channel '{channel}' wait for training already"
+        if rules.max_staleness is not None:
+            oldest = await asyncio.to_thread(self.kept.oldest_ready_version, channel)
+            age = 0 if oldest is None else self.voice.engine.policy_version - oldest
+            if age > rules.max_staleness:
+                told = f"a group that waits for training is {age} policy versions old"
+        if told:
+            raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
+
+    async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
+        """All answers, in order, once they are on disk."""
+        async with self._called(live, ask) as known:
+            answers = {choice: self._replayed(step) for choice, step in known.items()}
+            missing = [choice for choice in range(ask.choices) if choice not in known]
+            made = await _together([self._make(live, ask, caller, choice) for choice in missing])
+            answers |= zip(missing, made, strict=True)
+            return [answer for _, answer in sorted(answers.items())]
+
+    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
+        """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
+        Closing the iterator gives up what is not finished."""
+        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+        async def make(choice: int) -> None:
+            try:
+                answer = await self._make(live, ask, caller, choice, pieces.put_nowait)
+                pieces.put_nowait(Piece(choice, answer.id, answer=answer))
+            except Exception as error:
+                pieces.put_nowait(error)
+
+        async with self._called(live, ask) as known:
+            making = [asyncio.create_task(make(choice)) for choice in range(ask.choices) if choice not in known]
+            try:
+                for choice, step in sorted(known.items()):
+                    answer = self._replayed(step)
+                    for delta in _whole(answer):
+                        yield Piece(choice, answer.id, delta)
+                    yield Piece(choice, answer.id, answer=answer)
+                answered = 0
+                while answered < len(making):
+                    piece = await pieces.get()
+                    if isinstance(piece, Exception):
+                        raise piece
+                    answered += piece.answer is not None
+                    yield piece
+            finally:
+                for task in making:
+                    task.cancel()
+                # What an engine has answered is on disk before the call counts as over: a retry must find it.
+                await asyncio.gather(*making, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
+        """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
+        if live.ended is not None:
+            raise ended(live)
+        if ask.choices > self.config.limits.choices:
+            raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
+        live.in_flight += 1
+        try:
+            async with AsyncExitStack() as alone:
+                yield await self._known(live, ask, alone) if ask.key is not None else {}
+        finally:
+            live.in_flight -= 1
+            live.touch()
+
+    async def _known(self, live: Live, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
+        """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
+        until it is closed. Raises `ApiError` 409 when the key was used for another call."""
+        assert ask.key is not None
+        limit = asyncio.timeout(self.config.limits.timeout_s)
+        try:
+            async with limit:
+                await alone.enter_async_context(live.answering.of(ask.key))
+        except TimeoutError:
+            raise self._too_late() from None
+        call, known = ask.call, live.recorded(ask.key)
+        for step in known.values():
+            ids = step.prompt_ids if call.prompt_ids is None else call.prompt_ids
+            if (step.messages, step.tools, step.prompt_ids) != (call.messages, call.tools, ids):
+                raise ApiError(
+                    409,
+                    f"the idempotency key '{ask.key}' was used for another call; make a key for each call, and send it "
+                    "again only when that call is made again",
+                    code="idempotency_key_reused",
+                )
+        return {choice: step for choice, step in known.items() if choice < ask.choices}
+
+    async def generate(self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller) -> Step:
+        """A response to token ids that belongs to no trajectory and is not recorded: its caller submits the step."""
+        call = Call(prompt_ids=prompt_ids, sampling=self._held(sampling))
+        uid = uuid.uuid4().hex
+        async with self._place(caller.key):
+            try:
+                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.voice, call)
+            finally:
+                self.voice.engine.leave(uid)
+        return step
+
+    async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
+        """Change the engine's weights by `swap`: new calls wait, so that none sees two versions."""
+        self.gate.pause("update")
+        try:
+            await swap()
+        finally:
+            self.gate.resume("update")
+
+    async def watch(self) -> None:
+        """Close silent trajectories, for as long as this runs."""
+        every_s = min(1.0, self.config.expiry_s / 4)
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await self.trajectories.expire()
+            except Exception:  # whatever it was, those that fall silent later must be closed all the same
+                _log.exception("silent trajectories could not be closed")
+
+    def sampling(self, **asked: Any) -> SamplingParams:
+        """Sampling parameters of a request; what it left out is `None`."""
+        settings = {name: value for name, value in asked.items() if value is not None}
+        for name, value in settings.items():
+            if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+                raise ApiError(400, f"{name} is too large a number: {value:.3g}", param=name)
+        if not all(settings.get("stop", ())):
+            raise ApiError(400, "an empty stop string would stop every reply before it begins", param="stop")
+        settings.setdefault("max_tokens", self.config.limits.max_response_tokens)
+        try:
+            return self._held(SamplingParams(**settings))
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+
+    def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
+        """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
+        call = ask.call
+        if not live.voices:
+            return self.voice, replace(call, role=ask.role or "policy")
+        role = next((name for name in (ask.role or "", call.role) if name in live.voices), "policy")
+        held = live.sampling[role]
+        asked = call.sampling
+        sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
+        return live.voices[role], replace(call, role=role, sampling=sampling)
+
+    def _held(self, sampling: SamplingParams) -> SamplingParams:
+        fixed = self.config.sampling
+        return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in fixed.items()}) if fixed else sampling
+
+    def _replayed(self, step: Step) -> Answer:
+        self.metrics.replayed.inc()
+        return answer_of(step, self.tokenizer)
+
+    async def _make(
+        self, live: Live, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
+    ) -> Answer:
+        """One choice of `ask`; `say` hears of its deltas."""
+        voice, call = self._spoken(live, ask)
+        answer_id = f"{_IDS.getrandbits(128):032x}"
+        metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
+        if ask.key is not None:
+            metadata["idempotency_key"] = ask.key
+        if ask.choices > 1:
+            metadata["choice"] = choice
+            if call.sampling.seed is not None:
+                call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
+        call = replace(call, metadata=metadata)
+        if say is None:
+            return self._answered(live, *await self._recorded(live, voice, call, caller))
+        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop)
+
+        def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
+            sampled = tuple(zip(ids, log_probs, strict=True))
+            for delta in stream.feed(ids) or [Delta()]:
+                say(Piece(choice, answer_id, delta, log_probs=sampled))
+                sampled = ()
+
+        made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller)
+        for delta in stream.close():
+            say(Piece(choice, answer_id, delta))
+        return self._answered(live, *made)
+
+    async def _recorded(self, live: Live, voice: Voice, call: Call, caller: Caller) -> tuple[Step, Completion]:
+        async with self._place(caller.key or live.key):
+            return await live.recorder.call(voice, call)
+
+    def _answered(self, live: Live, step: Step, completion: Completion) -> Answer:
+        if live.ended is not None:
+            self.metrics.late.inc()
+        self.metrics.recorded(step)
+        return answer_of(step, self.tokenizer, completion)
+
+    @asynccontextmanager
+    async def _place(self, key: str | None) -> AsyncIterator[None]:
+        """A place at the engine, for as long as a call may take from now, within the limits of `key`."""
+        limit = asyncio.timeout(self.config.limits.timeout_s)
+        try:
+            async with limit, self.gate.entered(key):
+                yield
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._too_late() from None
+
+    def _too_late(self) -> ApiError:
+        return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of `work` gives; when one fails, the others are given up."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _whole(answer: Answer) -> list[Delta]:
+    """An answer that is there already, as deltas."""
+    reply = answer.reply
+    deltas = [Delta(reasoning=reply.reasoning)] if reply.reasoning else []
+    deltas += [Delta(content=reply.content)] if reply.content else []
+    for place, called in enumerate(reply.tool_calls):
+        deltas.append(Delta(call=place, name=called.name, arguments=called.arguments))
+    return deltas

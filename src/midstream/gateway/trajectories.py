@@ -1,0 +1,349 @@
+"""The trajectories under way: opened, found again after a restart, touched, and closed once.
+
+What one has said is in the store; here is what it needs to go on. One that has been idle for a while is forgotten and
+read back when its agent calls again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from midstream.core.errors import AlreadyEnded, MidstreamError
+from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.answer import answer_of
+from midstream.gateway.errors import ApiError
+from midstream.gateway.live import Live, Locks, Opening, Said, ended, over, session_of, task_of, told_of
+from midstream.record.recorder import Recorder, Voice
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+
+_log = logging.getLogger(__name__)
+IDLE_S = 120.0
+"""After this long without a call a trajectory's steps leave memory; they are in the store."""
+COMPLETION_KEY = "completion_key"
+"""In a trajectory's metadata: the idempotency key it was completed with."""
+CLOSED_AT_ONCE = 256
+"""Silent trajectories that are closed side by side, so that they share flushes of the disk."""
+
+
+class Trajectories:
+    """Every trajectory that is open, by its uid. Without a store there are those that a rollout attaches, and no
+    others."""
+
+    def __init__(
+        self,
+        store: Store | None,
+        voice: Voice,
+        *,
+        channel: str,
+        group_size: int,
+        group_timeout_s: float | None,
+        expiry_s: float,
+        reward: RewardFunction | None,
+    ) -> None:
+        self._store, self._voice, self._reward = store, voice, reward
+        self._channel, self._group_size = channel, group_size
+        self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
+        self._live: dict[str, Live] = {}
+        self._silent_since: dict[str, float] = {}
+        """When those that are open, but not in memory, were last heard of (or this process began)."""
+        self._locks = Locks()
+        """Held while a trajectory is begun, read back, or ended."""
+        self.opened = 0
+        self.ended: Counter[tuple[str, str]] = Counter()
+        """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
+        single step) or `group_deadline`."""
+        for uid in store.open_uids() if store is not None else ():
+            self._silent_since[uid] = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._live) + len(self._silent_since)
+
+    def attach(self, live: Live) -> None:
+        """Let a rollout's trajectory be reached until it is detached."""
+        self._live[live.uid] = live
+
+    def detach(self, live: Live) -> None:
+        live.ended = live.ended or Status.COMPLETED
+        self._live.pop(live.uid, None)
+
+    async def open(self, opening: Opening) -> Live:
+        """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
+        `ApiError` 409 for one that has ended."""
+        if self._store is None:
+            raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
+        uid = opening.uid or uuid.uuid4().hex
+        async with self._locks.of(uid):
+            found = None if opening.uid is None else await self._find(uid)
+            if found is not None:
+                if opening.prompt_uid not in (None, found.prompt_uid):
+                    raise ApiError(409, f"trajectory '{uid}' is open already, in the group '{found.prompt_uid}'")
+                return found
+            prompt_uid = opening.prompt_uid or uuid.uuid4().hex
+            channel = opening.channel or self._channel
+            task = task_of(prompt_uid, opening)
+            recorder = self._recorder(uid, prompt_uid, channel)
+            live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
+            live.group_size, live.key = opening.group_size or self._group_size, opening.key
+            await self._begin(live)
+            self._live[uid] = live
+            self._voice.engine.join(uid)
+            self.opened += 1
+            return live
+
+    async def get(self, uid: str, prompt_uid: str | None = None) -> Live:
+        """The open trajectory `uid`; `ApiError` 404 when there is none, 409 when it has ended."""
+        live = self._live.get(uid)
+        if live is None:
+            async with self._locks.of(uid):
+                live = await self._find(uid)
+        if live is None:
+            raise ApiError(404, f"no trajectory '{uid}'; open one with POST /init_trajectory")
+        if prompt_uid is not None and prompt_uid != live.prompt_uid:
+            raise ApiError(404, f"trajectory '{uid}' is not in the group '{prompt_uid}', but in '{live.prompt_uid}'")
+        live.touch()
+        return live
+
+    def is_open(self, uid: str) -> bool:
+        """Whether the trajectory is under way, as far as memory tells."""
+        return uid in self._live or uid in self._silent_since
+
+    async def is_known(self, uid: str) -> bool:
+        """Whether there is such a trajectory, open or ended."""
+        return uid in self._live or await self._stored(uid) is not None
+
+    async def look_up(self, uid: str) -> Trajectory:
+        """The trajectory as it stands, open or ended; `ApiError` 404 when there is none."""
+        live = self._live.get(uid)
+        if live is not None:
+            return self._trajectory(live, Status.RUNNING)
+        known = await self._stored(uid)
+        if known is None:
+            raise ApiError(404, f"no trajectory '{uid}'")
+        return known
+
+    async def add(self, live: Live, step: Step) -> bool:
+        """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
+        metadata. Raises `ApiError` 409 when another step has its place."""
+        recorder = live.recorder
+        tokens = (step.prompt_ids, step.response_ids)
+        alike = [known for known in recorder.finished() if (known.prompt_ids, known.response_ids) == tokens]
+        if alike:
+            # Of several calls that came to the same tokens, its own; else the first that nobody has spoken for.
+            open_ones = [known for known in alike if not known.metadata.get("submitted")]
+            own = next((known for known in alike if known.step_index == step.step_index), None)
+            same = own or (open_ones[0] if open_ones else alike[0])
+            if same.metadata.get("submitted"):
+                return False
+            metadata = {**same.metadata, **step.metadata, "submitted": True}
+            recorder.steps[same.step_index] = changed = replace(same, reward=step.reward, metadata=metadata)
+            if self._store is not None:
+                await self._store.update_step(changed)
+            return True
+        if not recorder.is_free(step.step_index):
+            raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
+        live.touch()
+        await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
+        return True
+
+    async def ended_step(self, step: Step) -> bool | None:
+        """Of a trajectory that ended: whether it holds `step`. None when it has not ended, or is not there. Raises
+        `ApiError` 409 when its agent completed it without this step: then somebody is wrong."""
+        if step.trajectory_uid in self._live:
+            return None
+        known = await self._stored(step.trajectory_uid)
+        if known is None or known.status is Status.RUNNING:
+            return None
+        tokens = (step.prompt_ids, step.response_ids)
+        if any((own.prompt_ids, own.response_ids) == tokens for own in known.steps):
+            return True
+        if known.status is Status.COMPLETED or any(own.step_index == step.step_index for own in known.steps):
+            raise over(known.uid, known.status, known.error)
+        return False
+
+    async def _stored(self, uid: str) -> Trajectory | None:
+        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        return None if found is None else found.trajectory
+
+    async def register(self, live: Live, opening: Opening) -> None:
+        """Add to what is known of an open trajectory: its task and metadata, and its channel while it has no steps."""
+        if opening.channel not in (None, live.channel) and live.recorder.steps:
+            raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
+        live.metadata |= opening.metadata
+        if self._store is None:
+            return
+        live.task = task_of(live.prompt_uid, replace(opening, task={**told_of(live.task), **opening.task}))
+        if opening.channel not in (None, live.channel):
+            live.channel = opening.channel or live.channel
+            live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
+            await self._begin(live)
+        else:
+            await self._store.amend(live.uid, task=live.task, session=session_of(live))
+
+    async def close(
+        self,
+        live: Live,
+        status: Status = Status.COMPLETED,
+        *,
+        reward: float | None = None,
+        rewards: Mapping[str, float] | None = None,
+        answer: str | None = None,
+        error: str = "",
+        why: str = "agent",
+        key: str | None = None,
+    ) -> Trajectory:
+        """End a trajectory, once. Its reward is the one given, or the sum of its steps' own, or what the gateway's
+        reward function says; without any, the trainer scores it. `why` is for counting, `key` the idempotency key of
+        who ends it. Raises `ApiError` 409 when it has ended."""
+        async with self._locks.of(live.uid):
+            if live.ended is not None:
+                raise ended(live)
+            live.ended, live.why = status, error
+            if live.voices:
+                told = error or ("" if status is Status.COMPLETED else str(status))
+                live.said = Said(answer, reward, dict(rewards or {}), told)
+                return self._trajectory(live, status)
+            if key is not None:
+                live.metadata[COMPLETION_KEY] = key
+            try:
+                trajectory = await self._finished(live, status, reward, dict(rewards or {}), answer, error)
+            except AlreadyEnded:  # the trainer timed it out at the deadline of its group
+                self._forget(live)
+                self.ended[Status.TIMED_OUT, "group_deadline"] += 1
+                live.ended, live.why = Status.TIMED_OUT, "its group was due"
+                raise ended(live) from None
+            except BaseException:
+                live.ended, live.why = None, ""
+                raise
+            self._forget(live)
+            self.ended[status, why] += 1
+            return trajectory
+
+    async def _finished(
+        self,
+        live: Live,
+        status: Status,
+        reward: float | None,
+        rewards: dict[str, float],
+        answer: str | None,
+        error: str,
+    ) -> Trajectory:
+        """The trajectory as it ends, scored, and on disk."""
+        assert self._store is not None
+        trajectory = self._trajectory(live, status)
+        by_step = [step.reward for step in trajectory.steps if step.reward is not None]
+        if reward is None and by_step:
+            reward = sum(by_step)
+        if reward is not None and not math.isfinite(reward):
+            raise ApiError(400, f"the rewards of trajectory '{live.uid}' add up to {reward}", param="reward")
+        trajectory = replace(
+            trajectory,
+            answer=trajectory.answer if answer is None else answer,
+            error=error,
+            rewards={**({} if reward is None else {"given": reward}), **rewards},
+            reward=reward,
+        )
+        scored = reward is None and self._reward is not None and status is Status.COMPLETED
+        if scored:
+            assert self._reward is not None
+            trajectory = await self._reward.score(trajectory)
+        # What is in the store as it is now need not be written again: only the last step is newly marked.
+        changed = trajectory.steps if scored else trajectory.steps[-1:]
+        await self._store.finish(replace(trajectory, steps=changed), live.channel)
+        return trajectory
+
+    async def expire(self) -> int:
+        """Close what has been silent for too long; how many that was. Idle ones leave memory."""
+        now, late = time.monotonic(), list[str]()
+        for live in list(self._live.values()):
+            silent_s = 0.0 if live.in_flight or live.voices else now - live.touched
+            if silent_s > self._expiry_s:
+                late.append(live.uid)
+            elif silent_s > IDLE_S:
+                self._silent_since[live.uid] = live.touched
+                self._forget(live)
+        late += [uid for uid, since in self._silent_since.items() if now - since > self._expiry_s]
+        closed = 0
+        for first in range(0, len(late), CLOSED_AT_ONCE):
+            closed += sum(await asyncio.gather(*map(self._expired, late[first : first + CLOSED_AT_ONCE])))
+        return closed
+
+    async def _expired(self, uid: str) -> bool:
+        """Close a silent trajectory; False when it has ended, or cannot be closed now."""
+        try:
+            async with self._locks.of(uid):
+                held = self._live.get(uid)
+                if held is not None and (held.in_flight or time.monotonic() - held.touched <= self._expiry_s):
+                    return False
+                live = held or await self._find(uid)
+            if live is None:
+                return False
+            why = "silent" if live.recorder.finished() else "never_called"
+            told = f"silent for more than {self._expiry_s:g} s"
+            await self.close(live, Status.TIMED_OUT, error=told, why=why)
+        except ApiError:
+            self._silent_since.pop(uid, None)
+            return False
+        except MidstreamError as error:
+            _log.warning("trajectory %s has been silent for too long, but cannot be closed: %s", uid, error)
+            return False
+        return True
+
+    async def _find(self, uid: str) -> Live | None:
+        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended."""
+        if uid in self._live:
+            return self._live[uid]
+        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        if found is None:
+            return None
+        known, session = found.trajectory, found.session or {}
+        if known.status is not Status.RUNNING:
+            raise over(uid, known.status, known.error)
+        recorder = self._recorder(uid, known.prompt_uid, found.channel)
+        await asyncio.to_thread(recorder.restore, known.steps, self._voice)
+        live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
+        live.group_size, live.key = session.get("group_size", 1), session.get("key")
+        self._live[uid] = live
+        self._silent_since.pop(uid, None)
+        self._voice.engine.join(uid)
+        return live
+
+    def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
+        return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
+
+    async def _begin(self, live: Live) -> None:
+        assert self._store is not None
+        await self._store.open(
+            live.uid,
+            live.prompt_uid,
+            live.task,
+            live.channel,
+            group_size=live.group_size,
+            deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+            session=session_of(live),
+        )
+
+    def _forget(self, live: Live) -> None:
+        self._live.pop(live.uid, None)
+        self._voice.engine.leave(live.uid)
+
+    def _trajectory(self, live: Live, status: Status) -> Trajectory:
+        steps = live.recorder.recorded()
+        assert self._voice.tokenizer is not None
+        return Trajectory(
+            uid=live.uid,
+            prompt_uid=live.prompt_uid,
+            task=live.task,
+            steps=steps,
+            answer=answer_of(steps[-1], self._voice.tokenizer).reply.content if steps else None,
+            turns=len(steps),
+            status=status,
+            metadata=live.metadata,
+        )

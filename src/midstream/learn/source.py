@@ -1,0 +1,83 @@
+"""Training on what others record: groups from a store, each learned from once, even by a run that was killed and
+resumed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from midstream.agents.config import SourceConfig
+from midstream.core.errors import RunError, TrainingError
+from midstream.core.types import Trajectory
+from midstream.record.groups import Leased
+from midstream.record.store import Store
+
+POLL_S = 0.25
+
+
+class Drained(RunError):
+    """No group became ready for as long as a step waits: the run ends."""
+
+
+class Source:
+    """A store to take groups from, as `owner`: the name by which a resumed run finds what is its own."""
+
+    def __init__(self, config: SourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
+        self._config, self._owner, self._stopping = config, owner, stopping
+        self._store = Store(config.store)
+        self._renewing: asyncio.Task[None] | None = None
+
+    async def take(self, count: int, min_version: int | None) -> list[Leased]:
+        """`count` groups, or as many as are ready when the wait is over. Raises `Drained` when there is none."""
+        config, held, began = self._config, list[Leased](), time.monotonic()
+        while len(held) < count:
+            wanted = count - len(held)
+            held += await asyncio.to_thread(
+                self._store.lease, self._owner, wanted, config.channel, config.lease_s, min_version
+            )
+            if len(held) == count or (held and time.monotonic() - began > config.wait_s):
+                break
+            if self._stopping() or time.monotonic() - began > config.wait_s:
+                await asyncio.to_thread(self._store.release, self._owner, [group.prompt_uid for group in held])
+                raise Drained(
+                    f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
+                    f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume goes on when there are some: "
+                    f"midstream store stats {self._store.where}",
+                )
+            await asyncio.sleep(POLL_S)
+        self._renewing = asyncio.create_task(self._renew())
+        return held
+
+    async def _renew(self) -> None:
+        """Hold what is held, however long the step takes."""
+        while True:
+            await asyncio.sleep(self._config.lease_s / 3)
+            await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
+
+    async def consume(self, prompt_uids: tuple[str, ...], step: int) -> None:
+        """They were learned from in this step."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        await asyncio.to_thread(self._store.consume, self._owner, prompt_uids, step)
+
+    async def counts(self) -> dict[str, float]:
+        """Groups by state."""
+        return await asyncio.to_thread(self._store.group_counts, self._config.channel)
+
+    def back_to(self, step: int) -> None:
+        """The run goes on from `step`: what it learned from after that is to be had again."""
+        self._store.reopen(self._owner, step)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def check_tokens(trajectory: Trajectory, vocabulary: int) -> None:
+    """Raises `TrainingError` for tokens that are not the policy's."""
+    highest = max((max((*s.prompt_ids, *s.response_ids), default=0) for s in trajectory.steps), default=0)
+    if highest >= vocabulary:
+        raise TrainingError(
+            f"trajectory '{trajectory.uid}' holds the token {highest}, but the policy has {vocabulary}",
+            "train the model that the gateway served",
+        )

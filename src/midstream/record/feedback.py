@@ -1,0 +1,80 @@
+"""Feedback: what people who used an agent say of what it did. `rewards/feedback.py` makes rewards of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from midstream.core.errors import RunError, nearest
+from midstream.record import schema
+from midstream.record.database import INSERT
+from midstream.record.exact_json import from_json, to_json
+
+Kind = Literal["thumbs", "rating", "correction", "comment"]
+KINDS: tuple[Kind, ...] = ("thumbs", "rating", "correction", "comment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """One thing said of a step, or of a whole trajectory where `step_index` is None.
+
+    `value` is 1 or -1 for `thumbs`, 0 to 1 for a `rating`, and None otherwise; `text` is a `comment`, or what should
+    have been said instead (`correction`). Of several with the same `key` the first counts. Raises `RunError` for what
+    does not fit.
+    """
+
+    trajectory_uid: str
+    kind: Kind
+    value: float | None = None
+    text: str = ""
+    step_index: int | None = None
+    key: str | None = None
+    created_at: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RunError(f"no feedback '{self.kind}'", nearest(self.kind, KINDS))
+        fits = {
+            "thumbs": self.value in (1, -1),
+            "rating": self.value is not None and math.isfinite(self.value) and 0 <= self.value <= 1,
+        }.get(self.kind, self.value is None and bool(self.text.strip()))
+        if not fits:
+            wanted = {"thumbs": "a value of 1 or -1", "rating": "a value from 0 to 1"}
+            raise RunError(
+                f"feedback '{self.kind}' with the value {self.value} and {len(self.text)} characters of text",
+                f"it takes {wanted.get(self.kind, 'a text, and no value')}",
+            )
+
+    def mapping(self) -> dict[str, Any]:
+        """As it stands in `metadata["feedback"]` of a trajectory that is read for training."""
+        return {name: value for name, value in asdict(self).items() if name != "trajectory_uid"}
+
+
+def write(connection: sa.Connection, one: Feedback) -> bool:
+    """Keep `one`; False when there is one with its key already."""
+    row = {**asdict(one), "text": to_json(one.text, "text of feedback")}
+    insert = INSERT[connection.dialect.name](schema.feedback).on_conflict_do_nothing()
+    return connection.execute(insert.values(row).returning(schema.feedback.c.id)).first() is not None
+
+
+def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Feedback]:
+    """All that was said of the trajectories, in the order it came."""
+    table = schema.feedback.c
+    query = schema.feedback.select().where(table.trajectory_uid.in_(trajectory_uids)).order_by(table.id)
+    return [
+        Feedback(
+            trajectory_uid=row.trajectory_uid,
+            kind=row.kind,
+            value=row.value,
+            text=from_json(row.text),
+            step_index=row.step_index,
+            key=row.key,
+            created_at=row.created_at,
+        )
+        for row in connection.execute(query)
+    ]

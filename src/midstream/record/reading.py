@@ -1,0 +1,70 @@
+"""Reading trajectories back from the database, with their steps, and as they may be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from midstream.core.types import Status, Step, Trajectory
+from midstream.record import curation, feedback, groups, schema
+from midstream.record.exact_json import from_json
+from midstream.record.rows import step_from_row, trajectory_from_row
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A trajectory with what the store keeps beside it. Times are seconds since 1970."""
+
+    id: int
+    """Grows in the order trajectories were begun in."""
+    trajectory: Trajectory
+    channel: str
+    train_step: int | None
+    created_at: float
+    ended_at: float | None
+    session: Mapping[str, Any] | None
+    """What whoever began it keeps with it."""
+
+
+def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
+    """The trajectories that `query`, a select of rows of `trajectories`, finds."""
+    rows = connection.execute(query).mappings().all()
+    owners: dict[str, list[Step]] = {row["uid"]: [] for row in rows}
+    of_them = schema.steps.c.trajectory_uid.in_(owners)
+    for row in connection.execute(schema.steps.select().where(of_them).order_by(schema.steps.c.step_index)).mappings():
+        owners[row["trajectory_uid"]].append(step_from_row(row))
+    return [
+        Recorded(
+            row["id"],
+            trajectory_from_row(row, owners[row["uid"]]),
+            row["channel"],
+            row["train_step"],
+            row["created_at"],
+            row["ended_at"],
+            None if row["session"] is None else from_json(row["session"]),
+        )
+        for row in rows
+    ]
+
+
+def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[groups.Leased]:
+    """The groups `keys`, in that order, as they may be trained on."""
+    table = schema.trajectories.c
+    wanted = (groups.members(keys), table.status != Status.RUNNING, sa.not_(groups.rejected()))
+    found = read(connection, schema.trajectories.select().where(*wanted).order_by(table.id)) if keys else []
+    uids = [one.trajectory.uid for one in found]
+    decided: dict[str, list[curation.Curation]] = {uid: [] for uid in uids}
+    for one in curation.read(connection, uids):
+        decided[one.trajectory_uid].append(one)
+    said: dict[str, list[dict[str, Any]]] = {uid: [] for uid in uids}
+    for one in feedback.read(connection, uids):
+        said[one.trajectory_uid].append(one.mapping())
+    in_group: dict[groups.Key, list[Trajectory]] = {key: [] for key in keys}
+    for one in found:
+        trajectory = curation.apply(one.trajectory, decided[one.trajectory.uid])
+        trajectory = replace(trajectory, metadata={**trajectory.metadata, "feedback": said[trajectory.uid]})
+        in_group[trajectory.prompt_uid, one.channel].append(trajectory)
+    return [groups.Leased(key[0], key[1], tuple(in_group[key])) for key in keys]

@@ -1,0 +1,161 @@
+"""The token tree of one trajectory: message prefixes, and the raw tokens that stand for them.
+
+A path from the root is a conversation. Where a reply of the policy ends a path, its step is kept, so a call that goes
+on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it
+says the same and makes the same calls; what the model thought, and how a client spells arguments, does not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from midstream.core.types import Message, Step, ToolSchema
+from midstream.engines.chat import ChatTokenizer
+
+View = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call stands: its prompt, the step whose tokens that extends, and why not, if it should have."""
+
+    prompt_ids: tuple[int, ...]
+    parent: int | None
+    branch_reason: str
+
+
+@dataclass(slots=True)
+class _Node:
+    children: dict[View, _Node] = field(default_factory=dict[View, "_Node"])
+    steps: list[Step] = field(default_factory=list[Step])
+    """Steps whose reply ends here, oldest first."""
+
+
+class TokenTree:
+    """Grows by the answered steps of one trajectory. Finding a place may run in a thread while it does."""
+
+    def __init__(self) -> None:
+        self._roots: dict[str, _Node] = {}
+        self._replies: dict[View, Step] = {}
+
+    def place(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> Place:
+        """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered."""
+        views = [view(message) for message in messages]
+        root = self._roots.get(_tools_key(tools))
+        reason = "" if root is not None or not self._roots else self._other_tools(views)
+        path = list(_walk(root, views)) if root is not None else []
+        for depth, node in reversed(path):
+            if depth == len(messages):
+                continue  # a conversation that ends in the reply itself has nothing to answer
+            for step in reversed(node.steps):
+                new = messages[depth:]
+                delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools)
+                if delta is not None:
+                    reason = reason or self._lost(node, views[depth:])
+                    return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
+                reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
+        if not reason and self._replies:
+            last = path[-1] if path else (0, root or _Node())
+            reason = self._lost(last[1], views[last[0] :]) or ("" if last[0] == len(messages) else "new_conversation")
+        return Place(tokenizer.render(messages, tools), None, reason)
+
+    def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
+        """Keep an answered step, under what it said: as text, and as an agent is told it."""
+        node = self._roots.setdefault(_tools_key(step.tools), _Node())
+        for message in step.messages:
+            node = node.children.setdefault(view(message), _Node())
+        for said in _said(step, tokenizer):
+            node.children.setdefault(said, _Node()).steps.append(step)
+            self._replies[said] = step
+
+    def _lost(self, node: _Node, rest: Sequence[View]) -> str:
+        """Why a conversation that leaves the tree at `node`, to go on with `rest`, leaves replies behind."""
+        replies = [(said, child.steps[-1]) for said, child in list(node.children.items()) if child.steps]
+        if replies and rest and rest[0][0] == "assistant":
+            return _difference(rest[0], replies)
+        return "edited_history" if any(said in self._replies for said in rest) else ""
+
+    def _other_tools(self, views: Sequence[View]) -> str:
+        known = any(depth for root in list(self._roots.values()) for depth, _ in _walk(root, views))
+        return "changed_tools" if known and any(said in self._replies for said in views) else ""
+
+
+def told(text: str, stop: Sequence[str]) -> str:
+    """`text` as an agent is told it: up to the first of the stop strings it asked for."""
+    ends = [place for string in stop if (place := text.find(string)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def view(message: Message) -> View:
+    """What of a message tells it from others."""
+    content = message.get("content")
+    text = content if isinstance(content, str) else _text(content)
+    if message["role"] != "assistant":
+        return (message["role"], text)
+    calls = tuple((call["function"]["name"], _arguments(call)) for call in message.get("tool_calls") or ())
+    return ("assistant", text.strip(), calls)
+
+
+def _said(step: Step, tokenizer: ChatTokenizer) -> set[View]:
+    text = told(step.text, step.metadata.get("stop", ()))
+    reply = tokenizer.format.read(text, step.tools)
+    calls = tuple((call.name, _canonical(call.arguments)) for call in reply.tool_calls)
+    return {("assistant", step.text.strip(), ()), ("assistant", reply.content.strip(), calls)}
+
+
+def _walk(root: _Node, views: Sequence[View]) -> Iterator[tuple[int, _Node]]:
+    """The nodes along `views`, each with how many of them lead there, as far as they are known."""
+    node: _Node | None = root
+    depth = 0
+    while node is not None:
+        if depth:
+            yield depth, node
+        if depth == len(views):
+            return
+        node = node.children.get(views[depth])
+        depth += 1
+
+
+def _difference(said: View, replies: Sequence[tuple[View, Step]]) -> str:
+    """How an agent's account of a reply differs from the recorded one that is nearest to it."""
+    _, text, calls = said
+    for (_, own_text, own_calls), _ in replies:
+        if calls and own_calls and text == own_text:
+            return "tool_rerendering"
+    for _, step in replies:
+        thought, closed, after = step.text.partition("</think>")
+        if closed and after.strip() == text and thought.strip():
+            return "stripped_thinking"
+    return "edited_history"
+
+
+def _thinks(step: Step, tokenizer: ChatTokenizer) -> bool:
+    return bool(tokenizer.format.read(step.text, step.tools).reasoning)
+
+
+def _tools_key(tools: Sequence[ToolSchema]) -> str:
+    return json.dumps(tools, sort_keys=True) if tools else ""
+
+
+def _text(content: Any) -> str:
+    if content is None:
+        return ""
+    parts = cast("list[Any]", content)
+    if all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return json.dumps(parts, sort_keys=True)
+
+
+def _arguments(call: Any) -> str:
+    arguments = call["function"]["arguments"]
+    return _canonical(arguments) if isinstance(arguments, str) else json.dumps(arguments, sort_keys=True)
+
+
+def _canonical(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), sort_keys=True)
+    except ValueError:
+        return arguments

@@ -1,0 +1,307 @@
+"""Agents that get the URL of a model and nothing else: flows, programs, and all the ways in which they end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import httpx
+import pytest
+
+from midstream.agents.black_box import BlackBoxAgentFlowBase
+from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.registry import register
+from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.core.types import Status, Trajectory
+from midstream.engines.scripted import ScriptedEngine
+from midstream.record.recorder import Voice
+from midstream.record.store import Store
+from midstream.rewards import RewardConfig, RewardFunction
+
+AGENT = """
+import os, sys
+from openai import OpenAI
+
+client, model = OpenAI(), os.environ["MIDSTREAM_MODEL"]
+messages = [{"role": "user", "content": sys.stdin.read()}]
+first = client.chat.completions.create(model=model, messages=messages, max_tokens=5)
+messages += [first.choices[0].message, {"role": "user", "content": "And?"}]
+chunks = client.chat.completions.create(model=model, messages=messages, max_tokens=5, stream=True)
+said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+print("answer:", len(said))
+"""
+
+
+@pytest.fixture
+def run(make_policy: Any, attempt: Callable[..., Attempt]) -> Callable[..., Trajectory]:
+    """Runs a flow once, before the model `tiny` or another voice."""
+
+    def one(name: str, voice: Voice | None = None, *, timeout_s: float = 60.0, **more: Any) -> Trajectory:
+        worker = AgentFlowWorker(
+            FlowConfig(name=name, settings=more.pop("settings", {})),
+            {"policy": voice or make_policy().voice, **more.pop("voices", {})},
+            sampling=SamplingConfig(max_tokens=64, temperature=1.0),
+            timeout_s=timeout_s,
+            **more,
+        )
+        return asyncio.run(worker.run(attempt("What is 2 * 3?")))
+
+    return one
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Settings of a flow that runs a Python program."""
+
+    def write(text: str, **more: Any) -> dict[str, Any]:
+        path = tmp_path / "agent.py"
+        path.write_text(dedent(text))
+        return {"command": [sys.executable, str(path), "{model}"], **more}
+
+    return write
+
+
+def exact(trajectory: Trajectory) -> None:
+    for step in trajectory.steps:
+        if step.parent is not None:
+            before = trajectory.steps[step.parent]
+            known = before.prompt_ids + before.response_ids
+            assert step.prompt_ids[: len(known)] == known
+        assert len(step.response_ids) == len(step.rollout_log_probs or ()) > 0 and step.trainable
+
+
+def test_a_program_with_openais_client_is_recorded_as_it_talks(run, script) -> None:
+    trajectory = run("blackbox_command_agent", settings=script(AGENT, answer=r"answer: (\d+)"))
+    assert (trajectory.status, trajectory.error) == (Status.COMPLETED, "")
+    assert trajectory.answer is not None and trajectory.answer.isdigit()
+    first, second = trajectory.steps
+    assert "What is 2 * 3?" in str(first.messages)
+    assert (second.parent, second.branch_reason) == (0, "")
+    assert len(first.response_ids) <= 5
+    exact(trajectory)
+
+
+def test_a_program_may_ask_for_a_role_as_its_model(run, script, tiny_tokenizer) -> None:
+    judge = Voice(ScriptedEngine(tiny_tokenizer, "fine"), tiny_tokenizer, False)
+    trajectory = run(
+        "blackbox_command_agent",
+        settings=script(
+            """
+            import sys
+            from openai import OpenAI, NotFoundError
+            client = OpenAI(max_retries=0)
+            said = [
+                client.chat.completions.create(model=model, messages=[{"role": "user", "content": "?"}])
+                for model in (sys.argv[1], "judge")
+            ]
+            print(said[1].choices[0].message.content)
+            try:
+                client.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "?"}])
+            except NotFoundError as error:
+                print("no gpt-5", file=sys.stderr)
+            """
+        ),
+        voices={"judge": judge},
+    )
+    assert [(step.role, step.trainable) for step in trajectory.steps] == [("policy", True), ("judge", False)]
+    assert trajectory.answer == "fine"
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("raise SystemExit('no idea')", "ended with 1: no idea"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
+    ],
+)
+def test_a_program_that_crashes_fails_its_own_trajectory_and_says_why(run, script, program: str, told: str) -> None:
+    trajectory = run("blackbox_command_agent", settings=script(program))
+    assert trajectory.status is Status.FAILED
+    assert told in trajectory.error
+
+
+def test_what_a_program_said_before_it_crashed_is_kept(run, script) -> None:
+    trajectory = run("blackbox_command_agent", settings=script(AGENT + "raise SystemExit(3)"))
+    assert (trajectory.status, len(trajectory.steps)) == (Status.FAILED, 2)
+    exact(trajectory)
+
+
+def test_a_program_that_is_not_there_fails_with_its_name(run) -> None:
+    trajectory = run("blackbox_command_agent", settings={"command": "no-such-agent --fast"})
+    assert trajectory.status is Status.FAILED
+    assert "cannot start 'no-such-agent': No such file or directory" in trajectory.error
+
+
+def test_with_the_time_of_its_trajectory_a_program_and_its_children_end(run, script, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    trajectory = run(
+        "blackbox_command_agent",
+        timeout_s=3.0,
+        settings=script(
+            f"""
+            import os, subprocess, sys, time
+            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            open({str(pids)!r}, "w").write(f"{{os.getpid()}} {{child.pid}}")
+            time.sleep(600)
+            """
+        ),
+    )
+    assert trajectory.status is Status.TIMED_OUT
+    assert "rollout.timeout_s = 3 s" in trajectory.error
+    for pid in map(int, pids.read_text().split()):
+        assert gone(pid)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process ends within ten seconds; one that nobody has asked after yet has ended too."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    return False
+
+
+def test_a_reward_given_on_completing_is_the_trajectorys(run, script) -> None:
+    trajectory = run(
+        "blackbox_command_agent",
+        score=RewardFunction(RewardConfig(components={"given": 1.0})).score,
+        settings=script(
+            """
+            import os, httpx
+            url, headers = os.environ["OPENAI_BASE_URL"], {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+            ask = {"model": os.environ["MIDSTREAM_MODEL"], "messages": [{"role": "user", "content": "?"}]}
+            httpx.post(url + "/chat/completions", json=ask, headers=headers, timeout=None).raise_for_status()
+            done = httpx.post(url + "/complete_trajectory", json={"reward": 0.75, "answer": "6"}, headers=headers)
+            done.raise_for_status()
+            late = httpx.post(url + "/chat/completions", json=ask, headers=headers)
+            print(late.status_code)
+            """
+        ),
+    )
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
+
+
+def test_an_agent_that_completes_as_failed_has_failed(run, script) -> None:
+    trajectory = run(
+        "blackbox_command_agent",
+        settings=script(
+            """
+            import os, httpx
+            url, headers = os.environ["OPENAI_BASE_URL"], {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
+            said = {"status": "failed", "error": "out of ideas"}
+            httpx.post(url + "/complete_trajectory", json=said, headers=headers).raise_for_status()
+            """
+        ),
+    )
+    assert trajectory.status is Status.FAILED
+    assert "the agent gave up: out of ideas" in trajectory.error
+
+
+def test_the_gsm8k_agent_uses_its_calculator_and_finds_the_answer(run, tiny_tokenizer) -> None:
+    call = '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2 * 3"}}\n</tool_call>'
+    engine = ScriptedEngine(tiny_tokenizer, [call, "It is six.\n#### 6"])
+    trajectory = run("blackbox_gsm8k_agent", Voice(engine, tiny_tokenizer, True))
+    first, second = trajectory.steps
+    assert (trajectory.answer, trajectory.turns) == ("6", 2)
+    assert (second.parent, second.branch_reason) == (0, "")
+    assert second.messages[-1] == {"role": "tool", "tool_call_id": second.messages[-1]["tool_call_id"], "content": "6"}
+    assert first.text == call
+    exact(trajectory)
+
+
+def test_the_gsm8k_agent_runs_before_a_real_model(run) -> None:
+    trajectory = run("blackbox_gsm8k_agent")
+    assert trajectory.status is Status.COMPLETED and trajectory.steps
+    exact(trajectory)
+
+
+@register("two_questions_for_black_box")
+class TwoQuestions(BlackBoxAgentFlowBase):
+    """Asks two things at the same time, on the Anthropic API."""
+
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str:
+        from anthropic import AsyncAnthropic
+
+        async with AsyncAnthropic(base_url=self.address.root_url, api_key=self.address.token) as client:
+            said = await asyncio.gather(
+                *[
+                    client.messages.create(
+                        model=self.address.model, max_tokens=6, messages=[{"role": "user", "content": text}]
+                    )
+                    for text in (kwargs["raw_prompt"], "Are you sure?")
+                ]
+            )
+        return str(len(said))
+
+
+def test_an_own_flow_gets_the_url_and_what_it_returns_is_the_answer(run) -> None:
+    trajectory = run("two_questions_for_black_box")
+    assert (trajectory.answer, [step.parent for step in trajectory.steps]) == ("2", [None, None])
+    exact(trajectory)
+
+
+def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tmp_path: Path) -> None:
+    from midstream.core.types import Task
+
+    async def go(store: Store) -> list[Trajectory]:
+        worker = AgentFlowWorker(
+            FlowConfig(name="two_questions_for_black_box"),
+            {"policy": make_policy().voice},
+            sampling=SamplingConfig(max_tokens=6, temperature=1.0),
+            store=store,
+        )
+        attempts = [
+            Attempt(task=Task(id=f"{n}", prompt=f"What is {n} + 1?"), uid=f"u{n}", prompt_uid="p", seed=n)
+            for n in range(8)
+        ]
+        return await AgentFlowManager(worker).run(attempts)
+
+    with Store(tmp_path / "store.sqlite") as store:
+        for trajectory in asyncio.run(go(store)):
+            exact(trajectory)
+            asked = {str(step.messages[0]["content"]) for step in trajectory.steps}
+            assert asked == {trajectory.task.prompt, "Are you sure?"}
+            assert store.trajectory(trajectory.uid) == trajectory
+
+
+def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Path) -> None:
+    """Two agents at once: one tries the other's address with its own token."""
+    seen: list[tuple[str, str]] = []
+    refused: list[int] = []
+
+    @register("nosy_for_black_box")
+    class Nosy(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            seen.append((base_url, self.address.token))
+            while len(seen) < 2:
+                await asyncio.sleep(0.01)
+            other = next(url for url, _ in seen if url != base_url)
+            async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self.address.token}"}) as client:
+                ask = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+                refused.append((await client.post(f"{other}/chat/completions", json=ask)).status_code)
+            if len(refused) < 2:
+                await asyncio.sleep(0.5)
+
+    from midstream.core.types import Task
+
+    worker = AgentFlowWorker(
+        FlowConfig(name="nosy_for_black_box"),
+        {"policy": make_policy().voice},
+        sampling=SamplingConfig(max_tokens=4, temperature=1.0),
+    )
+    attempts = [Attempt(task=Task(id=f"{n}", prompt="?"), uid=f"u{n}", prompt_uid="p", seed=n) for n in range(2)]
+    made = asyncio.run(AgentFlowManager(worker).run(attempts))
+    assert refused == [403, 403]
+    assert [trajectory.steps for trajectory in made] == [(), ()]

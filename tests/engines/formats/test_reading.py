@@ -1,0 +1,286 @@
+"""Calls and thoughts are read out of replies; what is none stays content, word for word, however the reply is cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.engines.formats import FORMATS, CalledTool, Reply, format_of
+from midstream.engines.formats.family import Family
+
+TEMPLATES = Path(__file__).parent / "templates"
+QWEN2_5, QWEN3, QWEN3_THINKING = (
+    (TEMPLATES / f"{name}.jinja").read_text() for name in ("qwen2_5", "qwen3", "qwen3_thinking")
+)
+ANY = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+PARIS = CalledTool("get_weather", '{"city": "Paris"}')
+HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+def named(name: str, template: str = "") -> Family:
+    return format_of(template, {}, name)
+
+
+HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK = map(named, ("hermes", "llama3", "mistral", "qwen3_coder", "deepseek"))
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "content"),
+    [
+        # vLLM 0.32.0's parsers hermes, llama3_json, deepseek_v3 and deepseek_v31 read the same calls from these texts.
+        (HERMES, HERMES_CALL, ""),
+        (HERMES, f"Let me look.\n{HERMES_CALL}", "Let me look."),
+        (HERMES, '<tool_call>{"arguments":{"city":"Paris"},"name":"get_weather"}', ""),
+        (LLAMA, '{"name": "get_weather", "parameters": {"city": "Paris"}}', ""),
+        (LLAMA, '<|python_tag|>{"type": "function", "name": "get_weather", "parameters": {"city": "Paris"}}', ""),
+        (LLAMA, 'I will call:\n{"name": "get_weather", "arguments": {"city": "Paris"}}', "I will call:"),
+        (MISTRAL, '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "abcdefgh1"}]', ""),
+        (MISTRAL, '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}', ""),
+        (MISTRAL, '[TOOL_CALLS]get_weather{"city": "Paris"}', ""),
+        (MISTRAL, 'Hm.[TOOL_CALLS]get_weather[CALL_ID]abcdefgh1[ARGS]{"city": "Paris"}', "Hm."),
+        (
+            CODER,
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+            "",
+        ),
+        (CODER, "Hm.\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>", "Hm."),
+        (
+            DEEPSEEK,
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+            '{"city": "Paris"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+            "",
+        ),
+        (
+            DEEPSEEK,
+            "Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+            '{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+            "Hm.",
+        ),
+    ],
+)
+def test_a_call_is_read_in_every_form_its_family_writes(family: Family, text: str, content: str, tools) -> None:
+    assert family.read(text, tools) == Reply(content, "", (PARIS,))
+    assert family.read(text) == Reply(text)  # nothing was declared, so nothing is a call
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n' * 2),
+        (HERMES, '<tool_call>[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]</tool_call>'),
+        (LLAMA, '{"name": "f", "parameters": {}}; {"name": "f", "parameters": {}}'),
+        (LLAMA, '<|python_tag|>{"name": "f", "parameters": {}};\n<|python_tag|>{"name": "f", "parameters": {}}'),
+        (MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "f", "arguments": {}}]'),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]f[ARGS]{}"),
+        (CODER, "<tool_call>\n<function=f>\n</function>\n</tool_call>\n" * 2),
+        (
+            DEEPSEEK,
+            "<｜tool▁calls▁begin｜>"
+            + "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>\n" * 2
+            + "<｜tool▁calls▁end｜>",
+        ),
+    ],
+)
+def test_several_calls_of_one_reply_are_read_in_order(family: Family, text: str) -> None:
+    assert family.read(text, ANY) == Reply("", "", (CalledTool("f", "{}"),) * 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),  # a brace too few
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {}}}\n</tool_call>'),  # one too many
+        (HERMES, "<tool_call>\n{'name': 'f', 'arguments': {}}\n</tool_call>"),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1e999}}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": [1]}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": "two\nlines"}}\n</tool_call>'),
+        (HERMES, '<tool_call>\n{"arguments": {}}\n</tool_call>'),
+        (HERMES, "<tool_call>[]</tool_call>"),
+        (HERMES, '<tool_call>[{"name": "f", "arguments": {}}, 3]</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": ' + "[" * 5000),
+        (HERMES, "The tag is <tool_call>, and it ends with </tool_call>.  "),
+        (HERMES, '```json\n{"name": "f", "arguments": {}}\n```'),
+        (LLAMA, '{"name": "Bob", "age": 3'),
+        (LLAMA, '{"answer": {"name": "f"}}'),
+        (LLAMA, 'Write {"name": "f", "parameters": {}} to call it.'),
+        (LLAMA, '<|python_tag|>brave_search.call(query="x")'),
+        (MISTRAL, "[TOOL_CALLS] none needed"),
+        (MISTRAL, '[TOOL_CALLS]f[ARGS]{"a": }'),
+        (CODER, "<tool_call>\n<function=f>\n<parameter=a>\n1\n</function>\n</tool_call>"),
+        (CODER, "<function=f(x)> is how"),
+        (DEEPSEEK, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{broken<｜tool▁call▁end｜>"),
+        (DEEPSEEK, "<｜tool▁calls▁begin｜> none <｜tool▁calls▁end｜>"),
+    ],
+)
+def test_what_is_no_call_stays_content_word_for_word(family: Family, text: str) -> None:
+    assert family.read(text, ANY) == Reply(text)
+
+
+def test_a_broken_call_takes_nothing_from_the_good_one_after_it(tools) -> None:
+    broken = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par}}\n</tool_call>'
+    assert HERMES.read(f"{broken}\n{HERMES_CALL}", tools) == Reply(broken, "", (PARIS,))
+
+
+def test_text_around_calls_is_kept(tools) -> None:
+    reply = HERMES.read(f"First.\n\n{HERMES_CALL}\n{HERMES_CALL}\nThen this.\n", tools)
+    assert reply == Reply("First.\n\nThen this.\n", "", (PARIS, PARIS))
+
+
+def test_a_tool_that_nobody_declared_is_still_called() -> None:
+    assert HERMES.read('<tool_call>{"name": "other", "arguments": {}}</tool_call>', ANY).tool_calls[0].name == "other"
+
+
+def test_markers_within_an_argument_are_text() -> None:
+    odd = '</tool_call> <tool_call>{"name": "x", "arguments": {}}</tool_call> \\ } ] "'
+    text = HERMES.write("f", json.dumps({"a": odd}))
+    assert json.loads(HERMES.read(text, ANY).tool_calls[0].arguments) == {"a": odd}
+
+
+def test_arguments_that_no_encoding_carries_are_escaped() -> None:
+    arguments = HERMES.read('<tool_call>{"name": "f", "arguments": {"a": "\\ud800é"}}</tool_call>', ANY).tool_calls[0]
+    assert json.loads(arguments.arguments.encode()) == {"a": "\ud800é"}
+
+
+def test_xml_arguments_have_the_types_their_tool_declares() -> None:
+    kinds = {"s": "string", "i": "integer", "n": "number", "b": "boolean", "o": "object", "l": ["array", "null"]}
+    properties: dict[str, Any] = {key: {"type": kind} for key, kind in kinds.items()}
+    properties["any"] = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    tool = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": properties}}}]
+
+    def read(**given: str) -> dict[str, Any]:
+        values = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in given.items())
+        text = f"<tool_call>\n<function=f>\n{values}</function>\n</tool_call>"
+        return json.loads(CODER.read(text, tool).tool_calls[0].arguments)
+
+    assert read(s="5", i="5", n="2.5", b="True", o='{"a": [1]}', l="null", any="5", other="5") == {
+        **{"s": "5", "i": 5, "n": 2.5, "b": True, "o": {"a": [1]}, "l": None, "any": 5},
+        "other": "5",
+    }
+    assert read(i="five", o="{broken", any="five", s="  two\n\nlines ") == {
+        **{"i": "five", "o": "{broken", "any": "five", "s": "  two\n\nlines "},
+    }
+    assert read(s="a </parameter> b")["s"] == "a </parameter> b"
+
+
+def test_a_thought_is_read_where_the_model_thinks() -> None:
+    thinking, opened, other = (format_of(t, {}) for t in (QWEN3, QWEN3_THINKING, QWEN2_5))
+    assert thinking.read("<think>\nhm\n</think>\n\n161") == Reply("161", "hm")
+    assert thinking.read("161 <think>hm</think>") == Reply("161 <think>hm</think>")
+    assert thinking.read("<think>\nhm") == Reply("", "hm")
+    assert opened.read("hm\n</think>\n\n161") == Reply("161", "hm")
+    assert opened.read("<think>\nhm</think>161") == Reply("161", "hm")
+    assert opened.read("hm") == Reply("", "hm")
+    assert other.read("<think>hm</think>161") == Reply("<think>hm</think>161")
+    assert format_of(QWEN2_5, {"<think>": 7}).read("<think>hm</think>161") == Reply("161", "hm")
+    assert thinking.read(f"<think>{HERMES_CALL}</think>\n{HERMES_CALL}", ANY) == Reply("", HERMES_CALL, (PARIS,))
+
+
+PIECES = {
+    "hermes": ["<tool_call>", "</tool_call>", '{"name": "f", "arguments": {"a": "}"}}', '[{"name": "f"}]', "<tool_"],
+    "llama3": ["<|python_tag|>", '{"name": "f", "parameters": {}}', ";", "\n", "{", "<|python"],
+    "mistral": ["[TOOL_CALLS]", "[ARGS]", "f", "{}", '[{"name": "f", "arguments": {"a": [1]}}]', "[TOOL", "[CALL_ID]"],
+    "qwen3_coder": ["<tool_call>", "</tool_call>", "<function=f>", "</function>", "<parameter=a>", "</parameter>", "<"],
+    "deepseek": [
+        *(
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁call▁begin｜>",
+            "function",
+            "f",
+            "<｜tool▁sep｜>",
+            "{}",
+            "```json\n",
+            "```",
+        ),
+        *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<｜tool"),
+    ],
+    "plain": [],
+}
+ANYWHERE = ["<think>", "</think>", "</thi", " ", "\n", '"', "\\", "{", "}", "[", "é🙂", "\ud83d", "so"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(FORMATS)), template=st.sampled_from(["", QWEN3, QWEN3_THINKING]))
+def test_a_reply_reads_the_same_however_it_is_cut(data: st.DataObject, name: str, template: str) -> None:
+    family = named(name, template)
+    part = st.one_of(st.sampled_from([*PIECES[name], *ANYWHERE]), st.text(max_size=4))
+    text = "".join(data.draw(st.lists(part, max_size=14)))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
+    reader, deltas = family.reader(ANY), []
+    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        deltas += reader.feed(text[begin:end])
+    deltas += reader.close()
+    calls: list[list[str]] = []
+    for delta in deltas:
+        if delta.call is not None:
+            assert delta.call in (len(calls) - 1, len(calls))
+            if delta.call == len(calls):
+                calls.append([delta.name, ""])
+            calls[-1][1] += delta.arguments
+    whole = family.read(text, ANY)
+    assert "".join(delta.content for delta in deltas) == whole.content
+    assert "".join(delta.reasoning for delta in deltas) == whole.reasoning
+    assert [CalledTool(*call) for call in calls] == list(whole.tool_calls)
+    for call in whole.tool_calls:
+        assert call.name and isinstance(json.loads(call.arguments), dict)
+    if not whole.tool_calls and family.facts.thinks == "no":
+        assert whole.content == text
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(["hermes", "llama3", "mistral", "deepseek"]),
+    source=st.sampled_from(["", "[ARGS]", "```json"]),
+    arguments=st.dictionaries(st.text(max_size=5), _JSON, max_size=4),
+)
+def test_what_is_written_is_read_back(name: str, source: str, arguments: dict[str, Any]) -> None:
+    family = named(name, source)
+    (call,) = family.read(family.write("f", json.dumps(arguments)), ANY).tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("f", arguments)
+
+
+@pytest.mark.parametrize("family", [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK], ids=lambda family: family.name)
+def test_calls_and_half_calls_read_the_same_letter_by_letter(family: Family) -> None:
+    one = family.write("f", '{"a": "x"}')
+    for text in (one, f"So.\n{one}\n{one} end", one[:-3], one[: len(one) // 2], f"{one[:-9]} {one}", f"{one}; {one}"):
+        reader = family.reader(ANY)
+        deltas = [delta for letter in text for delta in reader.feed(letter)] + reader.close()
+        whole = family.read(text, ANY)
+        assert "".join(delta.content for delta in deltas) == whole.content
+        assert tuple(CalledTool(delta.name, delta.arguments) for delta in deltas if delta.name) == whole.tool_calls
+
+
+def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
+    def heard(*pieces: str) -> list[str]:
+        reader = HERMES.reader(ANY)
+        return ["".join(delta.content for delta in reader.feed(piece)) for piece in pieces]
+
+    assert heard("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
+        *("So", "me", " text", "", "", " <toolbox>", "", " <tool_call> x"),
+    ]
+    reader = HERMES.reader(ANY)
+    assert [delta.name for delta in reader.feed(HERMES_CALL)] == ["get_weather"]
+
+
+def test_a_reply_of_nothing_but_openers_is_read_in_little_time() -> None:
+    """Each would otherwise be read to the end of the reply."""
+    for family, opener in (
+        (HERMES, '<tool_call>{"a'),
+        (LLAMA, "{\n"),
+        (LLAMA, '{"a": [\n'),
+        (DEEPSEEK, PIECES["deepseek"][1]),
+    ):
+        text = opener * 3000
+        assert family.read(text, ANY) == Reply(text)

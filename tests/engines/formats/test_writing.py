@@ -1,0 +1,201 @@
+"""Conversations as each family's template takes them, and what a template cannot write put into text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream.core.errors import ConfigError, Unsupported
+from midstream.core.types import Message
+from midstream.engines.formats import format_of
+from midstream.engines.formats.template import render
+
+TEMPLATES = Path(__file__).parent / "templates"
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+SMOLLM2 = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+USER: Message = {"role": "user", "content": "How warm is it in Paris?"}
+RESULTS: list[Message] = [
+    {"role": "tool", "tool_call_id": "call_1", "content": "21"},
+    {"role": "tool", "tool_call_id": "call_2", "content": "70"},
+]
+
+
+def calls(*units: str, content: str | None = None, **more: Any) -> Message:
+    """An assistant's message that asks for the weather in each of `units`."""
+    functions = [{"name": "get_weather", "arguments": json.dumps({"city": "Paris", "unit": unit})} for unit in units]
+    listed = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(functions, 1)]
+    return {"role": "assistant", "content": content, "tool_calls": listed, **more}
+
+
+def written(template: str, messages: list[Message], tools: list[Any] | None = None, name: str = "") -> str:
+    source = template if "{" in template else (TEMPLATES / f"{template}.jinja").read_text()
+    family = format_of(source, {}, name)
+    declared = tools if family.declares() else None
+    return render(source, family.messages(messages, tools or []), declared, SPECIAL, open_reply=True)
+
+
+CELSIUS = '{"name": "get_weather", "arguments": {"city": "Paris", "unit": "celsius"}}'
+FAHRENHEIT = CELSIUS.replace("celsius", "fahrenheit")
+
+
+@pytest.mark.parametrize("template", ["qwen2_5", "qwen3"])
+def test_qwen_writes_calls_and_results_in_tags(template: str, tools) -> None:
+    text = written(template, [USER, calls("celsius", "fahrenheit", content="I look."), *RESULTS], tools)
+    assert text.startswith("<|im_start|>system\n# Tools\n") and json.dumps(tools[0]) in text
+    assert text.endswith(
+        "<|im_start|>user\nHow warm is it in Paris?<|im_end|>\n<|im_start|>assistant\nI look.\n"
+        f"<tool_call>\n{CELSIUS}\n</tool_call>\n<tool_call>\n{FAHRENHEIT}\n</tool_call><|im_end|>\n<|im_start|>user\n"
+        "<tool_response>\n21\n</tool_response>\n<tool_response>\n70\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_other_families_write_calls_and_results_their_own_way(tools) -> None:
+    one = [USER, calls("celsius"), RESULTS[0]]
+    assert written("llama3_1", one, tools).endswith(
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        '{"name": "get_weather", "parameters": {"city": "Paris", "unit": "celsius"}}<|eot_id|>'
+        "<|start_header_id|>ipython<|end_header_id|>\n\n21<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    # Mistral's templates refuse ids that have not nine letters and digits.
+    text = written("mistral", one, tools)
+    uid = text.split('"id": "')[1][:9]
+    assert uid.isalnum() and text.endswith(
+        f'[TOOL_CALLS] [{CELSIUS[:-1]}, "id": "{uid}"}}]</s>[TOOL_RESULTS] {{"content": 21, "call_id": "{uid}"}}'
+        "[/TOOL_RESULTS]"
+    )
+    assert written("deepseek_v3_1", one).endswith(
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Paris", "unit": "celsius"}<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>'
+        "<｜tool▁output▁begin｜>21<｜tool▁output▁end｜>"
+    )
+    assert written("qwen3_coder", one, tools).endswith(
+        "<|im_start|>assistant\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n"
+        "<parameter=unit>\ncelsius\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n21\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_without_tools_is_told_of_them_in_text(tools) -> None:
+    text = written(SMOLLM2, [USER, calls("celsius", "fahrenheit"), *RESULTS], tools)
+    told, _, rest = text.partition("<|im_end|>\n")
+    assert told.startswith("<|im_start|>system\nYou are a function calling AI model.")
+    assert all(json.dumps(tool) in told for tool in tools)
+    assert rest == (
+        "<|im_start|>user\nHow warm is it in Paris?<|im_end|>\n<|im_start|>assistant\n"
+        f"<tool_call>\n{CELSIUS}\n</tool_call>\n<tool_call>\n{FAHRENHEIT}\n</tool_call><|im_end|>\n<|im_start|>user\n"
+        "<tool_response>\n21\n</tool_response>\n<tool_response>\n70\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    system: Message = {"role": "system", "content": "Be brief."}
+    assert written(SMOLLM2, [system, USER], tools).startswith("<|im_start|>system\nBe brief.\n\nYou are a function")
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3_coder", "deepseek"])
+def test_a_format_that_is_named_is_told_in_its_own_words(name: str, tools) -> None:
+    source = SMOLLM2
+    family = format_of(source, {}, name)
+    text = written(source, [USER, calls("celsius")], tools, name)
+    assert all(json.dumps(tool) in text for tool in tools)
+    said = text.rpartition("<|im_start|>assistant\n")[0].rpartition("<|im_start|>assistant\n")[2]
+    (call,) = family.read(said.removesuffix("<|im_end|>\n"), tools).tool_calls
+    assert json.loads(call.arguments) == {"city": "Paris", "unit": "celsius"}
+
+
+def test_thoughts_of_earlier_turns_are_what_the_template_makes_of_them() -> None:
+    thought = calls("celsius", reasoning_content="Hm.")
+    kept = "<|im_start|>assistant\n<think>\nHm.\n</think>\n\n<tool_call>"
+    assert kept in written("qwen3", [USER, thought, RESULTS[0]])
+    assert "Hm." not in written("qwen3", [USER, thought, RESULTS[0], {"role": "assistant", "content": "21."}, USER])
+    assert "Hm." not in written("qwen2_5", [USER, thought, RESULTS[0]])
+
+
+def test_arguments_that_are_no_object_are_written_as_they_are() -> None:
+    broken = calls("celsius")
+    broken["tool_calls"][0]["function"]["arguments"] = '{"city": '
+    assert '"arguments": {"city": }' in written("qwen3", [USER, broken])
+    assert '"arguments": {"city": }' in written(SMOLLM2, [USER, broken])
+
+
+def test_a_template_that_prints_arguments_is_given_text() -> None:
+    prints = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }})"
+        "{% endfor %}{% endfor %}"
+    )
+    assert written(prints, [calls("celsius")]) == 'get_weather({"city": "Paris", "unit": "celsius"})'
+
+
+def test_parts_are_joined_and_developers_are_heard_as_the_system() -> None:
+    parts = [{"type": "text", "text": "How warm"}, {"type": "input_text", "text": "is it?"}]
+    text = written("qwen2_5", [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}])
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow warm\nis it?<|im_end|>\n")
+
+
+def test_an_image_goes_only_where_the_template_has_a_place_for_one() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    asked: list[Message] = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}]
+    with pytest.raises(Unsupported, match="an image: this model's chat template has no place"):
+        written("qwen2_5", asked)
+    with pytest.raises(Unsupported, match="'input_audio'"):
+        written("qwen2_5", [{"role": "user", "content": [{"type": "input_audio"}]}])
+    sees = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+        "{{ '<image>' if part.type == 'image_url' else part.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    assert written(sees, asked) == "What is this?<image>"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "reason"),
+    [
+        ("gemma", [{"role": "system", "content": "Be brief."}, USER], "System role not supported"),
+        ("gemma", [USER, USER], "roles must alternate"),
+        ("mistral", [USER, USER], "roles must alternate"),
+        ("llama3_1", [USER, calls("celsius", "fahrenheit")], "only supports single tool-calls"),
+        ("{{ messages[0].content + 1 }}{{ nothing.there }}", [USER], "can only concatenate str"),
+        ("qwen2_5", [], "no messages"),
+    ],
+)
+def test_what_a_template_refuses_is_refused_in_its_words(template: str, messages: list[Message], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        written(template, messages)
+
+
+@pytest.mark.parametrize(
+    ("template", "name", "declares", "thinks"),
+    [
+        ("qwen2_5", "hermes", True, "no"),
+        ("qwen3", "hermes", True, "tag"),
+        ("qwen3_thinking", "hermes", True, "opened"),
+        ("qwen3_coder", "qwen3_coder", True, "no"),
+        ("llama3_1", "llama3", True, "no"),
+        ("mistral", "mistral", True, "no"),
+        ("mistral_by_name", "mistral", True, "no"),
+        ("deepseek_v3_1", "deepseek", False, "no"),
+        ("deepseek_r1", "deepseek", False, "opened"),
+        ("gemma", "hermes", False, "no"),
+    ],
+)
+def test_the_template_shows_the_format(template: str, name: str, declares: bool, thinks: str) -> None:
+    family = format_of((TEMPLATES / f"{template}.jinja").read_text(), {})
+    assert (family.name, family.declares(), family.facts.thinks) == (name, declares, thinks) and family.why
+
+
+def test_a_format_can_be_told_by_the_vocabulary_or_by_name(tools) -> None:
+    assert format_of(SMOLLM2, {"[TOOL_CALLS]": 5}).why == "the vocabulary has [TOOL_CALLS]"
+    assert format_of(SMOLLM2, {}, "llama3").name == "llama3"
+    with pytest.raises(ConfigError, match="did you mean 'hermes'"):
+        format_of(SMOLLM2, {}, "herms")
+
+
+def test_tools_are_refused_where_calls_cannot_be_read(tools) -> None:
+    unknown = "{{ tools | tojson }}" + SMOLLM2
+    family = format_of(unknown, {})
+    assert family.name == "plain" and family.read(f"<tool_call>\n{CELSIUS}\n</tool_call>", tools).tool_calls == ()
+    with pytest.raises(Unsupported, match="how it writes calls is not known"):
+        family.messages([USER], tools)
+    assert family.messages([USER], []) == [USER]

@@ -1,0 +1,99 @@
+"""What was recorded is answered again to the letter; what was not is named."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from midstream.core.errors import EngineError, ModelError
+from midstream.core.sampling import SamplingParams
+from midstream.engines.base import Completion, Constraint, Request
+from midstream.engines.replay import Recording, ReplayEngine
+from midstream.engines.scripted import ScriptedEngine
+
+CALL = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(seed=1), session="one", role="planner", top_log_probs=2)
+
+
+def record(path: Path, tokenizer, calls: list[Request]) -> list[Completion]:
+    said = iter(range(100))
+    engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(said)} é", policy_version=4)
+    recording = Recording(engine, path)
+
+    async def go() -> list[Completion]:
+        return [await recording.generate(call) for call in calls]
+
+    answers = asyncio.run(go())
+    recording.close()
+    return answers
+
+
+def replay(path: Path, *calls: Request) -> list[Completion]:
+    engine = ReplayEngine(path)
+
+    async def go() -> list[Completion]:
+        return [await engine.generate(call) for call in calls]
+
+    return asyncio.run(go())
+
+
+def test_answers_come_back_whole_each_to_its_own_call(tiny_tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "calls.jsonl"
+    other = replace(CALL, sampling=SamplingParams(seed=2))
+    held = replace(CALL, constraint=Constraint(kind="regex", grammar="a+"))
+    answers = record(path, tiny_tokenizer, [CALL, other, CALL, held])
+    assert replay(path, held, other, CALL, CALL) == [answers[3], answers[1], answers[0], answers[2]]
+    # Who asks does not matter, and neither does whether the likeliest tokens are wanted.
+    (said,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
+    assert said == replace(answers[0], top_log_probs=())
+
+
+def test_a_second_recording_goes_on_in_the_same_file(tiny_tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    first, second = record(path, tiny_tokenizer, [CALL]), record(path, tiny_tokenizer, [CALL])
+    assert replay(path, CALL, CALL) == [*first, *second]
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_calls_by_messages_are_told_apart_by_them(tiny_tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    calls = [replace(CALL, prompt_ids=(), messages=({"role": "user", "content": text},)) for text in ("a", "b")]
+    answers = record(path, tiny_tokenizer, calls)
+    assert replay(path, *calls[::-1]) == answers[::-1]
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (CALL, r"has 1 answers to a call of session 'one' as planner, and it was made once more"),
+        (replace(CALL, sampling=SamplingParams(seed=9)), r"knows the prompt .* but not with .*seed=9"),
+        (replace(CALL, prompt_ids=(5, 6, 8, 9)), r"of its 4 prompt tokens .* shares the first 2; then comes \[8, 9\]"),
+    ],
+)
+def test_a_call_without_an_answer_is_an_error_that_says_what_was_asked(tiny_tokenizer, tmp_path, call, says) -> None:
+    path = tmp_path / "calls.jsonl"
+    record(path, tiny_tokenizer, [CALL])
+    with pytest.raises(EngineError, match=says):
+        replay(path, CALL, call)
+
+
+@pytest.mark.parametrize("text", [None, "", "{oops", "[1]", '{"format": "another"}', '{"a": 1}'])
+def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "calls.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ModelError, match="no recording"):
+        ReplayEngine(path)
+
+
+def test_an_answer_with_a_token_too_few_is_refused(tiny_tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    record(path, tiny_tokenizer, [CALL])
+    header, call = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    call["completion"]["ids"].pop()
+    path.write_text("\n".join(json.dumps(line) for line in (header, call)))
+    with pytest.raises(ModelError, match="log-probabilities"):
+        ReplayEngine(path)

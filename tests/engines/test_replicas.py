@@ -1,0 +1,137 @@
+"""Sessions stay where they are while their replica answers, and go elsewhere while it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
+from midstream.core.sampling import SamplingParams
+from midstream.engines.base import Completion, Request
+from midstream.engines.replicas import Replicas
+from midstream.engines.scripted import ScriptedEngine
+
+
+class Replica(ScriptedEngine):
+    """Says its own name; while `down`, it cannot be reached (after so many tokens)."""
+
+    def __init__(self, tokenizer, name: str, version: int = 0) -> None:
+        super().__init__(tokenizer, name, name=name, policy_version=version, context_length=100 + version)
+        self.down: int | None = None
+        self.asked: list[str] = []
+        self.left: list[str] = []
+
+    def leave(self, session: str) -> None:
+        self.left.append(session)
+
+    async def generate(self, request: Request) -> Completion:
+        self.asked.append(request.session)
+        if self.down is not None:
+            if self.down and request.on_tokens is not None:
+                request.on_tokens((5,) * self.down, (-1.0,) * self.down)
+            raise EngineUnreachable(f"{self.name} is down")
+        return await super().generate(request)
+
+
+@pytest.fixture
+def parts(tiny_tokenizer) -> list[Replica]:
+    return [Replica(tiny_tokenizer, name, version) for version, name in enumerate(("north", "east", "south"))]
+
+
+def ask(replicas: Replicas, *sessions: str, **parts) -> list[Completion]:
+    async def go() -> list[Completion]:
+        requests = [
+            Request(prompt_ids=(5,), sampling=SamplingParams(), session=session, **parts) for session in sessions
+        ]
+        return await asyncio.gather(*map(replicas.generate, requests))
+
+    return asyncio.run(go())
+
+
+SESSIONS = [f"s{number}" for number in range(60)]
+
+
+def test_a_session_stays_with_its_replica_and_all_get_some(parts) -> None:
+    first = [said.text for said in ask(Replicas(parts), *SESSIONS)]
+    # Another process with the same replicas finds the same ones.
+    assert [said.text for said in ask(Replicas(parts), *SESSIONS)] == first
+    assert min(Counter(first).values()) >= 10 and len(set(first)) == 3
+
+
+def test_an_answer_carries_the_version_of_the_replica_that_gave_it(parts) -> None:
+    replicas = Replicas(parts)
+    for said in ask(replicas, *SESSIONS[:10]):
+        assert said.policy_version == [part.name for part in parts].index(said.text)
+    assert replicas.policy_version == 0 and replicas.context_length == 100
+
+
+def test_sessions_of_a_replica_that_is_down_go_to_all_others_and_no_other_moves(parts) -> None:
+    replicas = Replicas(parts, rest_s=60)
+    before = [said.text for said in ask(replicas, *SESSIONS)]
+    parts[0].down = 0
+    # Found out once, then left alone.
+    ask(replicas, SESSIONS[before.index("north")])
+    parts[0].asked.clear()
+    after = [said.text for said in ask(replicas, *SESSIONS)]
+    assert parts[0].asked == []
+    moved = {now for was, now in zip(before, after, strict=True) if was == "north"}
+    assert moved == {"east", "south"}
+    assert all(was == now for was, now in zip(before, after, strict=True) if was != "north")
+
+
+def test_a_replica_that_rested_is_asked_again(parts) -> None:
+    replicas = Replicas(parts, rest_s=0.0)
+    before = [said.text for said in ask(replicas, *SESSIONS)]
+    parts[1].down = 0
+    ask(replicas, *SESSIONS)
+    parts[1].down = None
+    assert [said.text for said in ask(replicas, *SESSIONS)] == before
+
+
+def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) -> None:
+    replicas = Replicas(parts, rest_s=60)
+    for part in parts:
+        part.down = 0
+    with pytest.raises(EngineUnreachable):
+        ask(replicas, "one")
+    parts[2].down = None
+    assert ask(replicas, "one")[0].text == "south"
+
+
+def test_a_call_that_broke_off_after_a_token_is_not_made_again_elsewhere(parts) -> None:
+    replicas = Replicas(parts)
+    heard: list[int] = []
+    for part in parts:
+        part.down = 2
+    with pytest.raises(EngineUnreachable):
+        ask(replicas, "one", on_tokens=lambda ids, log_probs: heard.extend(ids))
+    assert heard == [5, 5]
+    assert sum(len(part.asked) for part in parts) == 1
+
+
+def test_an_error_that_is_no_outage_is_the_answer(parts, tiny_tokenizer) -> None:
+    broken = ScriptedEngine(tiny_tokenizer, EngineError("out of memory"))
+    with pytest.raises(EngineError, match="out of memory"):
+        ask(Replicas([broken, broken]), "one")
+
+
+def test_calls_of_no_session_are_spread(tiny_tokenizer) -> None:
+    parts = [Replica(tiny_tokenizer, name) for name in ("one", "other")]
+    for part in parts:
+        part.latency_s = 0.01
+    assert Counter(said.text for said in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
+
+
+def test_replicas_of_one_name_are_told_apart(tiny_tokenizer) -> None:
+    parts = [Replica(tiny_tokenizer, "same") for _ in range(3)]
+    ask(Replicas(parts), *SESSIONS)
+    assert min(len(part.asked) for part in parts) >= 10
+
+
+def test_leaving_reaches_every_replica_and_none_is_no_engine(parts) -> None:
+    Replicas(parts).leave("one")
+    assert [part.left for part in parts] == [["one"]] * 3
+    with pytest.raises(ConfigError, match="at least one"):
+        Replicas([])

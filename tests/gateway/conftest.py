@@ -1,0 +1,39 @@
+"""Starts gateways for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.gateway.served import KEY, Served
+
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.scripted import ScriptedEngine
+
+Start = Callable[..., Served]
+
+
+@pytest.fixture
+def start(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> Iterator[Start]:
+    """Starts gateways whose engine answers with `replies`; settings are the config's, those with `engine_` the
+    engine's. A second one goes on with the store of the first."""
+    running: list[Served] = []
+
+    def start(replies: Any = "Hello.", **settings: Any) -> Served:
+        of_engine = {name.removeprefix("engine_"): settings.pop(name) for name in list(settings) if "engine_" in name}
+        engine = ScriptedEngine(tiny_tokenizer, replies, **of_engine)
+        running.append(Served(engine, tiny_tokenizer, tmp_path / "store.sqlite", **settings))
+        return running[-1]
+
+    yield start
+    for served in running:
+        served.stop()
+
+
+@pytest.fixture
+def keyed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The settings of a gateway with one key, `KEY`."""
+    monkeypatch.setenv("TEST_GATEWAY_KEY", KEY)
+    return {"keys": ({"name": "trainer", "env": "TEST_GATEWAY_KEY"},)}

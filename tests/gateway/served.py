@@ -1,0 +1,119 @@
+"""A gateway on loopback before a scripted engine, with its store on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from midstream.core.types import Step, Trajectory
+from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.config import GatewayConfig
+from midstream.gateway.server import serving
+from midstream.gateway.service import Gateway
+from midstream.gateway.tokens import TokenSigner
+from midstream.record.recorder import Voice
+from midstream.record.store import Store
+
+SECRET = b"of the tests, long enough"
+KEY = "a key of the tests"
+HELLO = [{"role": "user", "content": "Hello?"}]
+
+
+class Served:
+    """A gateway that runs in a thread: what a client sees of it, and what is behind it."""
+
+    def __init__(self, engine: Any, tokenizer: ChatTokenizer, store: Path, **config: Any) -> None:
+        self.engine, self.where = engine, store
+        settings = {"port": 0, "model": "tiny", "durability": "normal", **config}
+        self.store = Store(store, "normal")
+        self.gateway = Gateway(
+            GatewayConfig(**settings), Voice(engine, tokenizer, True), self.store, TokenSigner(SECRET)
+        )
+        self._up, self._down = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._up.wait(20)
+        self.client = httpx.Client(base_url=self.url, timeout=20)
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        async with serving(self.gateway) as self.url:
+            self._up.set()
+            await self._down.wait()
+
+    def stop(self) -> None:
+        """End it, as SIGTERM does; the store stays."""
+        if self._thread.is_alive():
+            self.client.close()
+            self.loop.call_soon_threadsafe(self._down.set)
+            self._thread.join(20)
+            self.store.close()
+
+    def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        """POST; headers are written with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.client.post(path, content=None if body is None else json.dumps(body), headers=named)
+
+    def open(self, **opening: Any) -> Opened:
+        response = self.post("/init_trajectory", opening)
+        assert response.status_code == 200, response.text
+        return Opened(self, response.json())
+
+    def steps(self, uid: str) -> tuple[Step, ...]:
+        return self.trajectory(uid).steps
+
+    def trajectory(self, uid: str) -> Trajectory:
+        return self.store.trajectory(uid)
+
+    def metric(self, line: str) -> float:
+        """The value of one line of `/metrics`; 0 when it is not there."""
+        page = self.client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+        found = [entry.rpartition(" ")[2] for entry in page.splitlines() if entry.rpartition(" ")[0] == line]
+        return float(found[0]) if found else 0.0
+
+
+class Opened:
+    """A trajectory that was opened, as its agent has it."""
+
+    def __init__(self, served: Served, told: dict[str, Any]) -> None:
+        self.served, self.told = served, told
+        self.uid, self.prompt_uid, self.token = told["trajectory_uid"], told["prompt_uid"], told["token"]
+        self.path = f"/{self.uid}/{self.prompt_uid}/v1"
+
+    def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        return self.served.post(f"{self.path}{path}", body, **{"Authorization": f"Bearer {self.token}", **headers})
+
+    def chat(self, messages: Any = HELLO, key: str | None = None, **more: Any) -> httpx.Response:
+        headers = {} if key is None else {"Idempotency_Key": key}
+        return self.post("/chat/completions", {"model": "tiny", "messages": messages, **more}, **headers)
+
+    def say(self, messages: list[Any], **more: Any) -> list[Any]:
+        """`messages` and the reply to them."""
+        response = self.chat(messages, **more)
+        assert response.status_code == 200, response.text
+        return [*messages, response.json()["choices"][0]["message"]]
+
+    def complete(self, **told: Any) -> httpx.Response:
+        return self.post("/complete_trajectory", told)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.served.steps(self.uid)
+
+
+def error(response: httpx.Response) -> tuple[int, str, str]:
+    """Status, code and message of an error in OpenAI's shape."""
+    told = response.json()["error"]
+    assert set(told) == {"message", "type", "param", "code"}
+    return response.status_code, told["code"], told["message"]
+
+
+def events(text: str) -> list[Any]:
+    """The data of server-sent events, `[DONE]` left out."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]

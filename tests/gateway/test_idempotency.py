@@ -1,0 +1,136 @@
+"""The same key gets the same answers, however often, and whatever happened in between."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+from tests.gateway.conftest import Start
+from tests.gateway.served import HELLO, Served, error, events
+
+from midstream.core.errors import EngineError
+from midstream.engines.base import Request
+
+
+class Counting:
+    """Replies with the number of the call; fails at those in `failing`."""
+
+    def __init__(self, *failing: int) -> None:
+        self.calls, self.failing = 0, failing
+
+    def __call__(self, request: Request) -> Any:
+        self.calls += 1
+        return EngineError("broken") if self.calls in self.failing else f"reply {self.calls}"
+
+
+def said(response: httpx.Response) -> list[str]:
+    return [choice["message"]["content"] for choice in response.json()["choices"]]
+
+
+def together(served: Served, *posts: tuple[str, Any, dict[str, str]]) -> list[httpx.Response]:
+    async def all_at_once() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+            return await asyncio.gather(*(client.post(path, json=body, headers=head) for path, body, head in posts))
+
+    return asyncio.run(all_at_once())
+
+
+def test_a_call_made_again_with_its_key_is_answered_from_the_record(start: Start) -> None:
+    served = start(Counting())
+    opened = served.open()
+    first, again, other = opened.chat(key="a"), opened.chat(key="a"), opened.chat(key="b")
+    drop = {"created": 0}
+    assert first.json() | drop == again.json() | drop
+    assert said(other) == ["reply 2"] and len(opened.steps) == 2
+    assert served.metric("midstream_replayed_answers_total") == 1
+
+
+def test_keys_of_different_trajectories_have_nothing_to_do_with_each_other(start: Start) -> None:
+    served = start(Counting())
+    assert [said(served.open().chat(key="a")) for _ in range(2)] == [["reply 1"], ["reply 2"]]
+
+
+def test_a_key_is_for_one_call(start: Start) -> None:
+    opened = start(Counting()).open()
+    assert opened.chat(key="a").status_code == 200
+    status, code, told = error(opened.chat([{"role": "user", "content": "Something else"}], key="a"))
+    assert (status, code) == (409, "idempotency_key_reused") and "make a key for each call" in told
+    assert len(opened.steps) == 1
+
+
+def test_two_at_once_with_one_key_are_sampled_once(start: Start) -> None:
+    script = Counting()
+    served = start(script, engine_latency_s=0.2)
+    opened = served.open()
+    body = {"model": "tiny", "messages": HELLO}
+    path = f"{opened.path}/chat/completions"
+    plain, streamed, third = together(
+        served,
+        (path, body, {"Idempotency-Key": "a"}),
+        (path, {**body, "stream": True}, {"Idempotency-Key": "a"}),
+        (path, body, {"Idempotency-Key": "a"}),
+    )
+    assert said(plain) == said(third) == ["reply 1"] and script.calls == 1
+    text = "".join(choice["delta"].get("content") or "" for e in events(streamed.text) for choice in e["choices"])
+    assert text == "reply 1" and len(opened.steps) == 1
+
+
+def test_who_waits_for_a_call_that_fails_makes_it(start: Start) -> None:
+    served = start(Counting(1), engine_latency_s=0.2)
+    opened = served.open()
+    post = (f"{opened.path}/chat/completions", {"messages": HELLO}, {"Idempotency-Key": "a"})
+    answers = together(served, post, post)
+    assert sorted(answer.status_code for answer in answers) == [200, 502]
+    assert len(opened.steps) == 1
+
+
+def test_after_a_restart_it_is_the_same_answer_in_every_dialect(start: Start) -> None:
+    served = start(Counting())
+    opened = served.open()
+    calls: tuple[tuple[str, Any], ...] = (
+        ("/chat/completions", {"messages": HELLO, "logprobs": True}),
+        ("/completions", {"prompt": "Hello", "logprobs": 0}),
+        ("/responses", {"model": "tiny", "input": "Hello"}),
+        ("/messages", {"model": "tiny", "messages": HELLO, "max_tokens": 9}),
+    )
+
+    def answers() -> list[Any]:
+        drop = {"created": 0, "created_at": 0, "completed_at": 0}
+        told = [opened.post(path, body, Idempotency_Key=path) for path, body in calls]
+        assert [one.status_code for one in told] == [200] * 4, [one.text for one in told]
+        return [one.json() | drop for one in told]
+
+    first = answers()
+    served.stop()
+    opened.served = start("something else")
+    assert answers() == first
+    assert len(opened.steps) == 4
+
+
+def test_of_several_choices_only_those_that_are_missing_are_made(start: Start) -> None:
+    script = Counting(2)
+    opened = start(script, limits={"concurrency": 1}).open()
+    assert error(opened.chat(key="a", n=3))[0] == 502
+    there = {step.metadata["choice"]: step.text for step in opened.steps}
+    made = len(there)
+    assert 0 < made < 3
+    answers = said(opened.chat(key="a", n=3))
+    assert len(set(answers)) == 3 and {place: answers[place] for place in there} == there
+    assert said(opened.chat(key="a", n=3)) == answers
+    assert len(opened.steps) == 3
+
+
+def test_choices_come_in_their_order_whichever_was_recorded_first(start: Start) -> None:
+    # The first of two fails, so the record holds the second only when the call is made again.
+    opened = start(Counting(1), limits={"concurrency": 1}).open()
+    path = f"{opened.path}/chat/completions"
+    assert opened.served.post(path, {"messages": HELLO, "n": 2}, Idempotency_Key="a").status_code == 502
+    answers = said(opened.chat(key="a", n=2))
+    assert [step.text for step in sorted(opened.steps, key=lambda step: step.metadata["choice"])] == answers
+
+
+def test_a_key_that_no_header_should_hold_is_refused(start: Start) -> None:
+    opened = start().open()
+    for key in ("", "x" * 256):
+        assert error(opened.chat(key=key))[0] == 400

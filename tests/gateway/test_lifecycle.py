@@ -1,0 +1,265 @@
+"""How a trajectory begins, goes on over a restart, and ends once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from tests.gateway.conftest import Start
+from tests.gateway.served import HELLO, error
+
+from midstream.core.types import Status
+from midstream.gateway import trajectories
+
+
+def until(true: Any, within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_trajectory_is_on_disk_before_its_opening_is_answered(start: Start) -> None:
+    served = start()
+    task = {"id": "t-1", "prompt": "What is 1 + 1?", "answer": 2, "level": "easy"}
+    opened = served.open(
+        trajectory_uid="my.own:name", prompt_uid="q-1", channel="val", group_size=2, task=task, metadata={"run": 7}
+    )
+    assert (opened.uid, opened.prompt_uid, opened.told["channel"]) == ("my.own:name", "q-1", "val")
+    assert opened.told["base_url"] == f"{served.url}/my.own:name/q-1/v1"
+    found = served.store.find("my.own:name")
+    assert found is not None and found.channel == "val" and found.trajectory.status == "running"
+    assert (found.trajectory.task.id, found.trajectory.task.answer) == ("t-1", 2)
+    assert found.trajectory.task.metadata == {"run": 7, "level": "easy"}
+
+
+def test_opened_again_by_uid_or_key_it_is_the_same_one(start: Start) -> None:
+    served = start()
+    first = served.open(trajectory_uid="a", prompt_uid="p")
+    first.chat()
+    again = served.open(trajectory_uid="a")
+    assert again.prompt_uid == "p" and len(again.steps) == 1
+    by_key = [served.post("/init_trajectory", {}, Idempotency_Key="k").json() for _ in range(2)]
+    assert by_key[0]["trajectory_uid"] == by_key[1]["trajectory_uid"] != "a"
+    assert error(served.post("/init_trajectory", {"trajectory_uid": "a", "prompt_uid": "q"}))[0] == 409
+    first.complete()
+    assert error(served.post("/init_trajectory", {"trajectory_uid": "a"}))[1] == "trajectory_ended"
+
+
+def test_opened_by_many_at_once_it_is_begun_once(start: Start) -> None:
+    served = start()
+
+    async def together() -> list[Any]:
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            body = {"trajectory_uid": "same"}
+            paths = [("/init_trajectory", body), ("/trajectories/same/heartbeat", None)] * 8
+            return await asyncio.gather(*(client.post(path, json=body) for path, body in paths))
+
+    told = [answer.json() for answer in asyncio.run(together())]
+    assert len({one["prompt_uid"] for one in told if "prompt_uid" in one}) == 1
+    assert served.gateway.trajectories.opened == 1
+
+
+def test_register_adds_what_is_known_and_begins_what_is_not_there(start: Start) -> None:
+    served = start()
+    opened = served.open(task={"answer": 4, "level": "hard"})
+    body = {"task": {"prompt": "2 + 2?"}, "metadata": {"seed": 1}, "channel": "val"}
+    assert opened.post("/register_trajectory", body).status_code == 200
+    task = served.trajectory(opened.uid).task
+    assert (task.prompt, task.answer, task.metadata["level"]) == ("2 + 2?", 4, "hard")
+    opened.chat()
+    assert error(opened.post("/register_trajectory", {"channel": "train"}))[0] == 409
+    assert served.post("/new/group-1/v1/register_trajectory", {"channel": "online"}).status_code == 200
+    found = served.store.find("new")
+    assert found is not None and (found.channel, found.trajectory.prompt_uid) == ("online", "group-1")
+
+
+@pytest.mark.parametrize("by_uid", [True, False])
+def test_it_is_completed_once_by_either_endpoint(start: Start, by_uid: bool) -> None:
+    served = start("It is 4.")
+    opened = served.open()
+    opened.chat()
+    path = f"/complete_trajectory/{opened.uid}" if by_uid else f"{opened.path}/complete_trajectory"
+    told = served.post(path, {"rewards": {"right": 1.0, "short": 0.5}})
+    assert told.status_code == 200
+    assert told.json() | {"trajectory_uid": "", "prompt_uid": ""} == {
+        "status": "ok",
+        "trajectory_uid": "",
+        "prompt_uid": "",
+        "state": "completed",
+        "steps": 1,
+        "branches": 0,
+        "answer": "It is 4.",
+        "reward": 1.5,
+        "rewards": {"given": 1.5, "right": 1.0, "short": 0.5},
+        "error": "",
+    }
+    assert error(served.post(path, {"reward": 0.0}))[:2] == (409, "trajectory_ended")
+    assert error(opened.chat())[:2] == (409, "trajectory_ended")
+    kept = served.trajectory(opened.uid)
+    assert (kept.reward, kept.status, kept.steps[-1].is_last) == (1.5, "completed", True)
+
+
+def test_completing_again_with_the_same_key_gets_the_same_answer_also_after_a_restart(start: Start) -> None:
+    served = start()
+    opened = served.open()
+    opened.chat()
+    first = opened.post("/complete_trajectory", {"reward": 0.5}, Idempotency_Key="end")
+    again = opened.post("/complete_trajectory", {"reward": 0.9}, Idempotency_Key="end")
+    assert first.status_code == 200 and first.json() == again.json()
+    assert error(opened.post("/complete_trajectory", {}, Idempotency_Key="other"))[0] == 409
+    served.stop()
+    opened.served = start()
+    assert opened.post("/complete_trajectory", {"reward": 0.5}, Idempotency_Key="end").json() == first.json()
+
+
+def test_a_failed_agent_says_so_and_its_trajectory_keeps_what_it_did(start: Start) -> None:
+    opened = (served := start()).open()
+    opened.chat()
+    assert opened.complete(status="failed", error="the tool broke").json()["state"] == "failed"
+    kept = served.trajectory(opened.uid)
+    assert (kept.status, kept.error, kept.reward, len(kept.steps)) == ("failed", "the tool broke", None, 1)
+
+
+def test_rewards_that_do_not_add_up_to_a_number_are_refused_and_it_stays_open(start: Start) -> None:
+    opened = start().open()
+    assert error(opened.complete(rewards={"a": 1e308, "b": 1e308}))[0] == 400
+    for body in ('{"reward": NaN}', '{"reward": 1e999}', '{"rewards": {"a": -Infinity}}'):
+        raw = opened.served.client.post(f"{opened.path}/complete_trajectory", content=body)
+        assert error(raw)[0] == 400, body
+    assert opened.complete(reward=1.0).status_code == 200
+
+
+def test_a_silent_agent_is_closed_and_its_group_is_ready(start: Start) -> None:
+    served = start(expiry_s=0.3)
+    silent, never = (served.open(prompt_uid="p", group_size=2) for _ in range(2))
+    silent.chat()
+    until(lambda: served.store.group_counts()["ready"] == 1)
+    (group,) = served.store.lease("trainer", 1, "train", 60)
+    assert {t.uid: (t.status, len(t.steps), t.error) for t in group.trajectories} == {
+        silent.uid: ("timed_out", 1, "silent for more than 0.3 s"),
+        never.uid: ("timed_out", 0, "silent for more than 0.3 s"),
+    }
+    assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="silent"}') == 1
+    assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="never_called"}') == 1
+    assert error(silent.chat())[1] == "trajectory_ended"
+
+
+def test_heartbeats_and_calls_that_take_long_keep_it(start: Start) -> None:
+    served = start(expiry_s=0.4, engine_latency_s=1.0)
+    beating, calling, silent = served.open(), served.open(), served.open()
+    with ThreadPoolExecutor(1) as pool:
+        long_call = pool.submit(calling.chat)
+        for _ in range(8):
+            assert served.post(f"/trajectories/{beating.uid}/heartbeat").status_code == 200
+            time.sleep(0.1)
+        assert long_call.result().status_code == 200
+    assert error(silent.chat())[1] == "trajectory_ended"
+
+
+def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start) -> None:
+    served = start(expiry_s=0.3)
+    ended_elsewhere, other = served.open(), served.open()
+    asyncio.run(served.store.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED)))
+    until(lambda: len(served.gateway.trajectories) == 0)
+    assert served.trajectory(other.uid).status == "timed_out"
+    assert served.trajectory(ended_elsewhere.uid).error == ""
+
+
+def test_a_step_that_comes_after_the_end_is_kept_flagged_and_not_trained_on(start: Start) -> None:
+    served = start(engine_latency_s=0.4)
+    opened = served.open()
+    opened.chat()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(opened.chat, [{"role": "user", "content": "And then?"}])
+        until(lambda: served.gateway.gate.inside == 1)
+        assert opened.complete(reward=1.0).status_code == 200
+        assert late.result().status_code == 200
+    first, second = opened.steps
+    assert "late" not in first.metadata and first.trainable
+    assert second.metadata["late"] and not second.trainable
+    assert served.metric("midstream_late_steps_total") == 1
+
+
+def test_a_conversation_goes_on_over_a_restart_with_the_exact_tokens(start: Start) -> None:
+    # Text that a tokenizer would cut otherwise than the engine did must come back as it was sampled.
+    served = start(["Hi  there ", "fine", "bye"])
+    opened = served.open(task={"answer": 3}, metadata={"m": [1]})
+    messages = [*opened.say(HELLO), {"role": "user", "content": "How?"}]
+    served.stop()
+    opened.served = served = start(lambda request: "fine")
+    messages = [*opened.say(messages), {"role": "user", "content": "Bye."}]
+    opened.say(messages)
+    first, second, third = opened.steps
+    assert (second.parent, third.parent, second.branch_reason + third.branch_reason) == (0, 1, "")
+    assert second.prompt_ids[: len(first.prompt_ids + first.response_ids)] == first.prompt_ids + first.response_ids
+    assert third.prompt_ids[: len(second.prompt_ids + second.response_ids)] == second.prompt_ids + second.response_ids
+    assert opened.complete().json()["steps"] == 3
+    kept = served.trajectory(opened.uid)
+    assert (kept.task.answer, kept.metadata) == (3, {"m": [1]})
+
+
+def test_what_was_open_at_a_restart_expires_like_any_other(start: Start) -> None:
+    served = start()
+    opened = served.open()
+    opened.chat()
+    served.stop()
+    served = start(expiry_s=0.3)
+    assert served.metric("midstream_trajectories_open") == 1
+    until(lambda: served.trajectory(opened.uid).status == "timed_out")
+    assert len(served.trajectory(opened.uid).steps) == 1
+    assert served.metric("midstream_trajectories_open") == 0
+
+
+def test_idle_trajectories_leave_memory_and_come_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trajectories, "IDLE_S", 0.1)
+    served = start(expiry_s=2.0)
+    many = [served.open() for _ in range(5)]
+    for opened in many:
+        opened.chat()
+    live = served.gateway.trajectories._live
+    until(lambda: not live)
+    assert served.metric("midstream_trajectories_open") == 5
+    assert served.engine._answered == {}
+    again = many[0].say([*HELLO, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Go on."}])
+    assert again and many[0].steps[1].parent == 0
+
+
+def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(start: Start) -> None:
+    served = start(group_size=3, expiry_s=0.6, engine_latency_s=0.2)
+    failed, slow, never = (served.open(prompt_uid="p") for _ in range(3))
+    failed.chat()
+    failed.complete(status="failed", error="crashed")
+    for _ in range(5):
+        slow.chat()  # takes longer than a silent agent may, and is not silent
+    slow.complete(reward=1.0)
+    until(lambda: served.store.group_counts()["ready"] == 1)
+    (group,) = served.store.lease("trainer", 1, "train", 60)
+    assert [(t.uid, t.status, len(t.steps)) for t in group.trajectories] == [
+        (failed.uid, "failed", 1),
+        (slow.uid, "completed", 5),
+        (never.uid, "timed_out", 0),
+    ]
+    ended = 'midstream_trajectories_ended_total{status="%s",why="%s"}'
+    for status, why in (("failed", "agent"), ("completed", "agent"), ("timed_out", "never_called")):
+        assert served.metric(ended % (status, why)) == 1
+    assert served.metric('midstream_groups{state="leased"}') == 1
+
+
+def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start) -> None:
+    served = start(group_size=2, group_timeout_s=0.4)
+    quick, slow = (served.open(prompt_uid="p") for _ in range(2))
+    slow.chat()
+    quick.complete(reward=1.0)
+    until(lambda: served.store.lease("trainer", 1, "train", 60))
+    slow.chat()
+    assert error(slow.complete(reward=1.0))[:2] == (409, "trajectory_ended")
+    assert served.trajectory(slow.uid).status == "timed_out"
+    assert [bool(step.metadata.get("late")) for step in slow.steps] == [False, True]
+    assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
+    assert len(served.gateway.trajectories) == 0

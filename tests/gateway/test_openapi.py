@@ -1,0 +1,145 @@
+"""The OpenAPI page: what it says is enough for strangers, and nothing that fits it or breaks it ends in a 5xx.
+
+`MIDSTREAM_EXAMPLES=500` makes a larger run of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.core.result import Ok
+from schemathesis.generation import GenerationMode
+from tests.gateway.conftest import Start
+from tests.gateway.served import Opened, Served
+
+EXAMPLES = int(os.environ.get("MIDSTREAM_EXAMPLES", "4"))
+SETTINGS = settings(
+    max_examples=EXAMPLES,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large),
+)
+HOSTILE: tuple[bytes, ...] = (
+    b"",
+    b"null",
+    b"[]",
+    b"1",
+    b'""',
+    b"{",
+    b"\xff\xfe{}",
+    b"\xef\xbb\xbf{}",
+    b'{"a": 1}' * 2,
+    b"[" * 100_000,
+    b'{"messages":' * 5000 + b"1" + b"}" * 5000,
+    b'{"model": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}]}',
+    b'{"model": "tiny", "messages": [{"role": "user", "content": "\\u0000\\ud83d\\ude00\\u202e"}], "max_tokens": 3}',
+    b'{"model": "tiny", "max_tokens": ' + b"9" * 5000 + b"}",
+    b'{"temperature": NaN, "top_p": Infinity, "reward": -Infinity, "value": NaN}',
+    b'{"metadata": {"a": NaN}, "task": {"answer": Infinity}, "dataset_fields": {"answer": NaN}}',
+    b'{"metadata": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}",
+    b'{"task": {"answer": ' + b"[" * 500 + b"]" * 500 + b"}}",
+    b'{"task": {"prompt": [1, null, {"role": 3}], "kind": null, "id": 1e400}}',
+    b'{"messages": [{"role": "assistant", "tool_calls": [{"id": "", "function": {"name": "", "arguments": "'
+    + b"[" * 3000
+    + b'"}}]}, {"role": "user", "content": "x"}]}',
+    b'{"messages": [], "prompt": [], "input": [], "steps": [], "prompt_ids": []}',
+    b'{"prompt": "", "prompt_ids": [1e308, -1, 99999999999999999999999], "kind": "thumbs", "value": 1e999}',
+    b'{"kind": "comment", "text": "\\u0000", "step_index": 99999999999999999999}',
+)
+
+
+@pytest.fixture
+def served(start: Start) -> Served:
+    return start("Hello.", reward={}, durability="normal", sampling={})
+
+
+def operations(served: Served) -> Iterator[Any]:
+    schema = schemathesis.openapi.from_dict(httpx.get(f"{served.url}/openapi.json").json())
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
+        yield found.ok()
+
+
+def well_told(response: Any, path: str) -> None:
+    """An answer, or an error in the shape that the clients of this endpoint read."""
+    assert response.status_code < 500, (path, response.status_code, response.text)
+    if response.status_code >= 400:
+        told = response.json()
+        if "/v1/messages" in path:
+            assert told["type"] == "error" and set(told["error"]) == {"type", "message"}
+        else:
+            assert set(told["error"]) == {"message", "type", "param", "code"}
+        assert told["error"]["message"]
+
+
+def test_the_page_says_what_everything_is_for_and_how_errors_look(served: Served) -> None:
+    page = httpx.get(f"{served.url}/openapi.json").json()
+    found = [(path, one) for path, operations in page["paths"].items() for one in operations.values()]
+    assert len(found) > 25
+    for path, operation in found:
+        assert operation["summary"] and operation["tags"][0] in {tag["name"] for tag in page["tags"]}, path
+        assert set(operation["responses"]) == {"200", "4XX", "5XX"}
+    opened = served.open()
+    for path in ("/chat/completions", "/messages"):
+        said = opened.post(path, {"model": "gpt-5", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1})
+        schema = page["paths"]["/{trajectory_uid}/{prompt_uid}/v1" + path]["post"]["responses"]["4XX"]["content"]
+        name = schema["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert said.status_code == 404
+        jsonschema.validate(said.json(), page["components"]["schemas"][name])
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_request_that_fits_or_breaks_the_page_is_a_5xx(served: Served, mode: GenerationMode) -> None:
+    opened: list[Opened] = [served.open()]
+    session = requests.Session()
+
+    def send(case: Any) -> None:
+        if served.trajectory(opened[0].uid).status != "running":
+            opened[0] = served.open()
+        # Most of what is drawn would be turned away before anything happens: no such trajectory, no such model.
+        if case.path_parameters and case.id[-1] < "w":
+            own = {"trajectory_uid": opened[0].uid, "prompt_uid": opened[0].prompt_uid}
+            case.path_parameters = {name: own.get(name, value) for name, value in case.path_parameters.items()}
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+            case.body["model"] = "tiny"
+        headers = {"X-Midstream-Trajectory": opened[0].uid}
+        well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=20), case.operation.path)
+        if served.gateway.gate.paused:
+            served.post("/resume")
+
+    for operation in operations(served):
+        cases = operation.as_strategy(generation_mode=mode)
+        run = SETTINGS(given(case=cases)(send))
+        with suppress(Unsatisfiable):  # every body would fit, or there is none
+            run()
+
+
+def test_hostile_bodies_are_refused_by_every_endpoint_and_cost_nobody_anything(served: Served) -> None:
+    opened = served.open()
+    for operation in operations(served):
+        # At the root it is the same code that reads the same body.
+        if operation.method != "post" or operation.path == "/pause" or operation.path.startswith("/v1/"):
+            continue
+        path = operation.path.format(trajectory_uid=opened.uid, prompt_uid=opened.prompt_uid)
+        for body in HOSTILE:
+            if path.endswith("complete_trajectory") or "/complete_trajectory/" in path:
+                opened = served.open()
+                path = operation.path.format(trajectory_uid=opened.uid, prompt_uid=opened.prompt_uid)
+            headers = {"X-Midstream-Trajectory": opened.uid, "Content-Type": "application/json"}
+            well_told(served.client.post(path, content=body, headers=headers), path)
+    assert opened.chat().status_code == 200
+    for trajectory in served.store.trajectories():  # what was kept can be read back, by a trainer too
+        assert trajectory.uid

@@ -1,0 +1,263 @@
+"""White-box agents: /generate, steps handed in, rewards asked for, and what people say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from tests.gateway.conftest import Start
+from tests.gateway.served import HELLO, Served, error
+
+
+def payload(uid: str = "t", index: int = 0, **more: Any) -> dict[str, Any]:
+    step = {"trajectory_uid": uid, "prompt_uid": "p", "step_index": index, "prompt_ids": [5, 6], "response_ids": [7, 8]}
+    return {**step, "rollout_log_probs": [-0.5, -1.0], **more}
+
+
+def submit(served: Served, *steps: dict[str, Any], channel: str = "train") -> httpx.Response:
+    return served.post(f"/submit_steps?channel={channel}", {"steps": list(steps)})
+
+
+def accepted(served: Served, *steps: dict[str, Any]) -> int:
+    response = submit(served, *steps)
+    assert response.status_code == 200, response.text
+    return response.json()["accepted"]
+
+
+def generate(served: Served, **asked: Any) -> dict[str, Any]:
+    response = served.post("/generate", asked)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_step_sampled_here_takes_over_reward_and_metadata_and_keeps_its_tokens(start: Start) -> None:
+    served = start("It is 4.")
+    told = generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO, max_tokens=100)
+    assert told["response_text"] == "It is 4."
+    before = served.steps("t")[0]
+    own = payload(prompt_ids=told["prompt_ids"], response_ids=told["response_ids"], rollout_log_probs=None)
+    assert accepted(served, {**own, "reward": 0.5, "metadata": {"note": [1]}, "is_last": True}) == 1
+    (kept,) = served.steps("t")
+    assert (kept.reward, kept.metadata["note"], kept.rollout_log_probs) == (0.5, [1], before.rollout_log_probs)
+    assert kept.trainable and (kept.prompt_ids, kept.response_ids) == (before.prompt_ids, before.response_ids)
+    trajectory = served.trajectory("t")
+    assert (trajectory.status, trajectory.reward) == ("completed", 0.5)
+
+
+def test_steps_sampled_elsewhere_are_recorded_as_they_are_and_extend_each_other(start: Start) -> None:
+    served = start()
+    second = payload(index=1, prompt_ids=[5, 6, 7, 8, 9], response_ids=[3], rollout_log_probs=[-0.1])
+    assert accepted(served, payload(reward=1.0), {**second, "is_last": True, "reward": 0.5}) == 2
+    trajectory = served.trajectory("t")
+    assert [(s.prompt_ids, s.response_ids, s.parent, s.trainable) for s in trajectory.steps] == [
+        ((5, 6), (7, 8), None, True),
+        ((5, 6, 7, 8, 9), (3,), 0, True),
+    ]
+    assert (trajectory.status, trajectory.reward) == ("completed", 1.5)
+
+
+def test_one_without_log_probabilities_is_kept_and_not_trained_on(start: Start) -> None:
+    served = start()
+    assert accepted(served, payload(rollout_log_probs=None)) == 1
+    assert not served.steps("t")[0].trainable
+
+
+def test_what_is_submitted_twice_counts_once(start: Start) -> None:
+    served = start()
+    assert accepted(served, payload(), payload()) == 1
+    assert accepted(served, payload()) == 0
+    last = payload(index=1, prompt_ids=[1], is_last=True)
+    assert accepted(served, last) == 1
+    assert accepted(served, last) == 0 and accepted(served, payload()) == 0
+    assert len(served.steps("t")) == 2
+
+
+def test_submitted_by_many_at_once_one_step_gets_a_place(start: Start) -> None:
+    served = start()
+    served.open(trajectory_uid="t", prompt_uid="p")
+
+    async def together() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=served.url, timeout=20) as client:
+            bodies = [{"steps": [payload(response_ids=[7, 8 + number])]} for number in range(8)]
+            return await asyncio.gather(*(client.post("/submit_steps", json=body) for body in bodies))
+
+    answers = asyncio.run(together())
+    assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
+    (winner,) = [number for number, answer in enumerate(answers) if answer.status_code == 200]
+    assert [step.response_ids for step in served.steps("t")] == [(7, 8 + winner)]
+
+
+def test_another_step_in_a_place_that_is_taken_or_being_taken_is_refused(start: Start) -> None:
+    served = start(engine_latency_s=0.4)
+    opened = served.open(trajectory_uid="t", prompt_uid="p")
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(opened.chat)
+        while not served.gateway.gate.inside:
+            pass
+        assert error(submit(served, payload()))[:2] == (409, "conflict")
+        under_way.result()
+    assert error(submit(served, payload()))[0] == 409
+    assert [step.text for step in opened.steps] == ["Hello."]
+
+
+def test_places_left_out_are_filled_later(start: Start) -> None:
+    served = start()
+    assert accepted(served, payload(index=3)) == 1
+    assert accepted(served, payload(index=1, prompt_ids=[9])) == 1
+    assert served.open(trajectory_uid="t").chat().status_code == 200
+    assert [step.step_index for step in served.steps("t")] == [1, 3, 4]
+
+
+def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: Start) -> None:
+    served = start()
+    accepted(served, payload(is_last=True), payload("timed", reward=1.0))
+    assert error(submit(served, payload(index=1, prompt_ids=[1])))[:2] == (409, "trajectory_ended")
+    served.post("/complete_trajectory/timed", {"status": "timed_out"})
+    late = payload("timed", 1, prompt_ids=[1], reward=5.0)
+    assert accepted(served, late) == 1 and accepted(served, late) == 0
+    kept = served.trajectory("timed")
+    assert [(s.metadata.get("late"), s.trainable) for s in kept.steps] == [(None, True), (True, False)]
+    assert kept.reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"rollout_log_probs": [-0.5]}, "2 response_ids but 1 rollout_log_probs"),
+        ({"rollout_log_probs": [-0.5, 0.2]}, "finite and at most 0"),
+        ({"prompt_ids": [-1]}, "-1 is not a token of tiny"),
+        ({"response_ids": [7, 10**30]}, "is not a token of tiny"),
+        ({"response_ids": [7, 10**7]}, "10000000 is not a token of tiny"),
+        ({"response_ids": [7.5, 8]}, "response_ids"),
+        ({"step_index": -1}, "step_index"),
+        ({"step_index": 10**9}, "step_index"),
+        ({"policy_version": 2**40}, "policy_version"),
+        ({"temperature": 0}, "temperature"),
+        ({"role": "a\nb"}, "role"),
+        ({"prompt_uid": "../x"}, "prompt_uid"),
+        ({"trajectory_uid": "'; DROP TABLE steps; --"}, "trajectory_uid"),
+        ({"metadata": {"stop": 5}}, "'stop'; choose another name"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),
+        ({"metadata": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than 64 deep"),
+        ({"is_the_last": True}, "'steps.1.is_the_last' is not an argument this server honours"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused_by_name_and_nothing_of_the_request_is_kept(
+    start: Start, wrong: dict[str, Any], told: str
+) -> None:
+    served = start()
+    status, _, message = error(submit(served, payload(), payload(index=1, **wrong)))
+    assert status == 400 and told in message
+    assert served.store.count() == 0
+
+
+def test_generate_by_ids_without_a_trajectory_records_nothing(start: Start) -> None:
+    served = start("Yes")
+    told = generate(served, prompt_ids=[5, 6], sampling_params={"max_tokens": 2, "temperature": 0.5})
+    assert len(told["token_ids"]) == len(told["log_probs"]) == 2 and told["prompt_ids"] == [5, 6]
+    assert told["stop_reason"] == "length" and served.store.count() == 0
+
+
+def test_generate_is_asked_for_in_one_way(start: Start) -> None:
+    served = start()
+    for body, wanted in (
+        ({"prompt_ids": [5], "messages": HELLO}, "give either prompt_ids or messages"),
+        ({}, "give either prompt_ids or messages"),
+        ({"prompt_ids": [5], "sampling_params": {}, "max_tokens": 3}, "max_tokens stands beside sampling_params"),
+        ({"messages": HELLO}, "messages need a trajectory_uid"),
+        ({"prompt_ids": [5], "image_data": "x"}, "'image_data' is not an argument"),
+        ({"prompt_ids": [5], "model": "gpt-5"}, "there is no model 'gpt-5' here; this gateway serves tiny"),
+        ({"prompt_ids": [5], "temperature": -1}, "temperature must not be negative"),
+        ({"prompt_ids": [5], "seed": 10**30}, "seed is too large a number"),
+        ({"prompt_ids": [5], "stop": ["a", ""]}, "an empty stop string"),
+    ):
+        status, _, message = error(served.post("/generate", body))
+        assert status in (400, 404) and wanted in message, body
+
+
+def test_a_reward_is_computed_from_the_record_from_messages_or_from_ids(start: Start) -> None:
+    served = start("4", reward={})
+    opened = served.open(task={"answer": 4})
+    opened.chat()
+    five = served.gateway.tokenizer.encode("5")
+
+    def score(**asked: Any) -> float:
+        response = served.post("/compute_reward", {"trajectory_uid": opened.uid, **asked})
+        assert response.status_code == 200, response.text
+        return response.json()["reward_score"]
+
+    assert score() == 1.0
+    assert score(messages=[*HELLO, {"role": "assistant", "content": "5"}]) == 0.0
+    assert score(response_ids=list(five)) == 0.0
+    assert score(response_ids=list(five), dataset_fields={"answer": "5"}) == 1.0
+    assert opened.complete().json()["reward"] == 1.0
+
+
+def test_without_a_reward_function_that_is_said(start: Start) -> None:
+    assert error(start().post("/compute_reward", {"response_ids": [1]}))[:2] == (503, "no_reward")
+
+
+def test_feedback_and_curation_reach_training_and_what_does_not_fit_is_refused(start: Start) -> None:
+    served = start()
+    opened = served.open(group_size=1)
+    opened.chat()
+    opened.chat()
+    path = f"/trajectories/{opened.uid}"
+    for _ in range(2):
+        assert served.post(f"{path}/feedback", {"kind": "thumbs", "value": -1}, Idempotency_Key="k").status_code == 200
+    assert served.post(f"{path}/curation", {"step_index": 1, "trainable": False, "tags": ["x"]}).status_code == 200
+    for tail, body in (
+        ("feedback", {"kind": "thumbs", "value": 3}),
+        ("feedback", {"kind": "rating"}),
+        ("feedback", {"kind": "correction", "text": " "}),
+        ("feedback", {"kind": "applause"}),
+        ("curation", {"quality": "rejected"}),
+        ("curation", {"tags": ["\x00"]}),
+    ):
+        assert error(served.post(f"{path}/{tail}", body))[0] == 400, body
+    for tail, body in (("feedback", {"kind": "thumbs", "value": 1}), ("curation", {"trainable": True})):
+        assert error(served.post(f"{path}/{tail}", {**body, "step_index": 7}))[0] == 404
+        assert error(served.post(f"/trajectories/nobody/{tail}", body))[0] == 404
+    opened.complete(reward=1.0)
+    (group,) = served.store.lease("trainer", 1, "train", 60)
+    (trained,) = group.trajectories
+    assert [step.trainable for step in trained.steps] == [True, False]
+    assert [one["value"] for one in trained.metadata["feedback"]] == [-1]
+
+
+def test_two_calls_that_came_to_the_same_tokens_each_get_their_own_reward(start: Start) -> None:
+    served = start("yes")
+    told = [generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO) for _ in range(2)]
+    assert told[0]["response_ids"] == told[1]["response_ids"]
+    tokens = {name: told[0][name] for name in ("prompt_ids", "response_ids")}
+    own = [
+        payload(index=index, rollout_log_probs=None, reward=reward, **tokens) for index, reward in ((0, 0.2), (1, 0.8))
+    ]
+    assert accepted(served, *own) == 2
+    assert [step.reward for step in served.steps("t")] == [0.2, 0.8]
+    assert accepted(served, *own) == 0
+
+
+def test_the_role_that_a_white_box_names_is_recorded(start: Start) -> None:
+    served = start("a plan")
+    generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO, role="planner")
+    assert [step.role for step in served.steps("t")] == ["planner"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"prompt_ids": []}, "prompt_ids"),
+        ({"policy_version": 7}, "policy version 7 is not there yet"),
+        ({"response_ids": [7] * 200, "rollout_log_probs": [-0.5] * 200}, "do not fit the context"),
+    ],
+)
+def test_a_step_that_no_policy_of_this_gateway_can_have_made_is_refused(start: Start, wrong: Any, told: str) -> None:
+    served = start()
+    served.engine.context_length = 100
+    status, _, message = error(submit(served, payload(**wrong)))
+    assert status == 400 and told in message

@@ -1,0 +1,213 @@
+"""What is exported comes back exactly, and a file that cannot be read says where it is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from midstream.core.errors import RunError
+from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.record import schema
+from midstream.record.exchange import export_to, import_from
+from midstream.record.store import PAGE, Store
+
+TASK = Task(id="t", prompt=({"role": "user", "content": "q"},))
+either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+
+
+def everything(store: Store) -> str:
+    """All that a store holds, but for the numbers it gives."""
+    recorded = [replace(one, id=0) for one in store.recorded()]
+    uids = [one.trajectory.uid for one in recorded]
+    groups = store.read(lambda connection: connection.execute(schema.groups.select()).all())
+    said = [(store.curation(uid), store.feedback(uid)) for uid in uids]
+    return repr((recorded, said, sorted(map(tuple, groups))))
+
+
+def some(store: Store, count: int, *, first: int = 0, channel: str = "train") -> None:
+    for number in range(first, first + count):
+        uid = f"u{number}"
+        store.begin(uid, f"p{number // 2}", TASK, channel, train_step=number, group_size=2)
+        step = Step(prompt_ids=(1, 2), response_ids=(3,), rollout_log_probs=(-0.25,), trajectory_uid=uid)
+        asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="", task=TASK, steps=(step,), reward=number / 2)))
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(data=st.data())
+def test_what_is_exported_comes_back_exactly(
+    store: Store,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+    whole_trajectories: st.SearchStrategy[Trajectory],
+) -> None:
+    for old in [one.trajectory.uid for one in store.recorded()]:  # of the example before
+        store.begin(old, "", TASK, "old", train_step=0)
+    store.discard_from(0)
+    groups: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+        {"group_size": st.none() | st.integers(1, 3), "deadline": st.none() | st.floats(0, 9)}
+    )
+    for trajectory in data.draw(st.lists(whole_trajectories, max_size=3)):
+        uid, channel = trajectory.uid, data.draw(st.sampled_from("ab"))
+        store.begin(uid, trajectory.prompt_uid, trajectory.task, channel, **data.draw(groups))
+        asyncio.run(store.finish(trajectory))
+        if trajectory.steps and data.draw(st.booleans()):
+            store.curate(uid, 0, trainable=False, tags=["x", "y"], note="\ud800")
+            store.add_feedback(uid, "correction", text="\0", step_index=0, key="k")
+        if data.draw(st.booleans()):
+            store.curate(uid, quality="reject")
+            store.add_feedback(uid, "rating", 0.1)
+    store.consume("run", [one.prompt_uid for one in store.lease("run", 1, "a", 60)], 3)
+    folder, count = tmp_path_factory.mktemp("exchange"), store.count()
+    for name in ("out.jsonl", "out.parquet"):
+        with Store(folder / f"{name}.db", durability="normal") as again:
+            assert export_to(store, folder / name) == count
+            assert import_from(again, folder / name).count == count
+            assert everything(again) == everything(store)
+
+
+@either
+def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Path, ending: str) -> None:
+    total = PAGE * 2 + 3
+    with Store(tmp_path / "other.db", durability="normal") as other:
+        some(other, total)
+        assert export_to(other, tmp_path / f"out.{ending}") == total
+        assert import_from(store, tmp_path / f"out.{ending}").count == total
+        assert everything(store) == everything(other)
+    assert [one.prompt_uid for one in store.lease("run", 2, "train", 60)] == ["p0", "p1"]
+
+
+def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -> None:
+    some(store, 4)
+    some(store, 2, first=4, channel="val")
+    assert export_to(store, tmp_path / "out.jsonl", channel="train", min_reward=1.0) == 2
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 2}
+    assert [json.loads(line)["uid"] for line in lines[1:]] == ["u2", "u3"]
+    assert json.loads(lines[1])["steps"][0]["prompt_ids"] == [1, 2]
+    assert list(tmp_path.glob(".*")) == []
+
+
+@either
+def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tmp_path: Path, ending: str) -> None:
+    with Store(tmp_path / "other.db", durability="normal") as other:
+        some(other, 6)
+        export_to(other, tmp_path / f"out.{ending}")
+    some(store, 1, first=4, channel="mine")
+    before = everything(store)
+    place = "line 6" if ending == "jsonl" else "row 5"
+    with pytest.raises(RunError, match=rf"out\.{ending}', {place}: trajectory 'u4' is in .* already\n.*skip"):
+        import_from(store, tmp_path / f"out.{ending}")
+    assert everything(store) == before
+    done = import_from(store, tmp_path / f"out.{ending}", existing="skip")
+    assert (done.count, done.skipped) == (5, 1)
+    assert (store.count(channel="mine"), store.count(channel="train")) == (1, 5)
+    with pytest.raises(RunError, match="did you mean 'skip'"):
+        import_from(store, tmp_path / f"out.{ending}", existing="skipp")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_lease_does_not_travel(store: Store, tmp_path: Path) -> None:
+    some(store, 2)
+    assert store.lease("run", 1, "train", 60)
+    export_to(store, tmp_path / "out.jsonl")
+    with Store(tmp_path / "other.db") as other:
+        import_from(other, tmp_path / "out.jsonl")
+        assert other.group_counts()["ready"] == 1
+
+
+def a_record(**changes: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = {"curation": [], "feedback": [], "group": None, "channel": "train", "train_step": None}
+    plain |= {"uid": "u", "prompt_uid": "p", "status": "completed", "created_at": 1.0, "ended_at": 2.0, "turns": 1}
+    plain |= {"tool_calls": [], "answer": None, "error": "", "rewards": {}, "reward": None, "metadata": {}, "steps": []}
+    return {**plain, "task": {"id": "t", "prompt": "q"}, **changes}
+
+
+STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_log_probs": None, "messages": []}
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ('{"uid": "u', "control character"),
+        (json.dumps(a_record())[:-20], "Expecting"),
+        ("[]", "list"),
+        ("\udcff", "surrogates"),
+        (json.dumps({"uid": "u"}), "it has no 'task'"),
+        (json.dumps(a_record(status="done")), "'done' is not a valid Status"),
+        (json.dumps(a_record(reward="high")), "its reward is 'high', not a float"),
+        (json.dumps(a_record(reward=True)), "its reward is True, not a float"),
+        (json.dumps(a_record(uid=None)), "its uid is None, not a str"),
+        (json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})), "colour"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": ["a"]}])), "integer"),
+        (
+            json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
+            "1 response tokens but 0",
+        ),
+        (json.dumps(a_record(steps=[{**STEP, "tools": "x"}])), "tools of a step is a str"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "trajectory_uid": "v"}])), "of the trajectory 'v'"),
+        (json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "thumbs", "value": 7}])), "value 7"),
+        (json.dumps(a_record(group={"size": 1, "state": "ready"})), "it has no 'deadline'"),
+        (json.dumps(a_record(group={"state": "leased"})), "a lease does not travel"),
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: str, wrong: str) -> None:
+    header = json.dumps({"format": "midstream", "schema_version": 2})
+    text = "\n".join([header, json.dumps(a_record(uid="fine")), line, json.dumps(a_record(uid="last"))])
+    (tmp_path / "in.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    with Store(tmp_path / "store.db") as store:
+        with pytest.raises(RunError, match=rf"in\.jsonl', line 3 is damaged: .*{wrong}"):
+            import_from(store, tmp_path / "in.jsonl")
+        assert store.count() == 0
+    (tmp_path / "fine.jsonl").write_text(f"{header}\n{json.dumps(a_record())}\n")
+    with Store(tmp_path / "store.db") as store:
+        assert import_from(store, tmp_path / "fine.jsonl").count == 1
+        assert store.trajectory("u").status is Status.COMPLETED
+
+
+def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Path) -> None:
+    def refused(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        with Store(tmp_path / "store.db") as store, pytest.raises(RunError) as raised:
+            import_from(store, tmp_path / name)
+        return str(raised.value)
+
+    assert "is no export of a store" in refused("a.jsonl", '{"question": "?"}\n')
+    assert "is no export of a store" in refused("b.jsonl", "")
+    assert "schema_version 99, which is not known" in refused(
+        "c.jsonl", '{"format": "midstream", "schema_version": 99}\n'
+    )
+    assert "is not a Parquet file" in refused("d.parquet", "no")
+    assert "neither .jsonl nor .parquet" in refused("e.csv", "")
+    with Store(tmp_path / "store.db") as store:
+        with pytest.raises(RunError, match="cannot read"):
+            import_from(store, tmp_path / "nowhere.jsonl")
+        with pytest.raises(RunError, match="cannot read"):
+            import_from(store, tmp_path / "nowhere.parquet")
+        with pytest.raises(RunError, match="cannot write"):
+            export_to(store, tmp_path / "no" / "folder.jsonl")
+
+
+def test_a_damaged_parquet_file_says_where_and_nothing_is_imported(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    with Store(tmp_path / "other.db", durability="normal") as other:
+        some(other, 5)
+        export_to(other, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    metadata = table.column("metadata").to_pylist()
+    broken = table.set_column(
+        table.schema.get_field_index("metadata"), "metadata", [[*metadata[:3], "{", *metadata[4:]]]
+    )
+    pq.write_table(broken.replace_schema_metadata(table.schema.metadata), tmp_path / "broken.parquet")
+    with Store(tmp_path / "store.db") as store:
+        with pytest.raises(RunError, match=r"broken\.parquet', row 4 is damaged"):
+            import_from(store, tmp_path / "broken.parquet")
+        assert store.count() == 0

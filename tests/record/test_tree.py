@@ -1,0 +1,138 @@
+"""The token tree under any conversation: each prompt is the recorded tokens and a delta, or it says why it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Message, Step
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.scripted import ScriptedEngine
+from midstream.record.recorder import Call, Recorder, Voice
+
+TOOLS = ({"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}},)
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a":1,  "b": "ü"}}\n</tool_call>'
+REPLIES = ("Fine.", " spaced  out ", "naïve – 你好", CALL, f"I add.\n{CALL}", "")
+
+
+def a_recorder() -> Recorder:
+    return Recorder("t", "p", seed=1)
+
+
+def say(recorder: Recorder, tokenizer: ChatTokenizer, reply: str, messages: list[Message], tools: Any = ()) -> Step:
+    voice = Voice(ScriptedEngine(tokenizer, reply), tokenizer, True)
+    call = Call(messages=tuple(messages), tools=tools, sampling=SamplingParams(max_tokens=200))
+    return asyncio.run(recorder.call(voice, call))[0]
+
+
+def told(step: Step, tokenizer: ChatTokenizer) -> Message:
+    """The reply as a client hands it back: calls parsed, their arguments written anew."""
+    reply = tokenizer.format.read(step.text, step.tools)
+    message: Message = {"role": "assistant", "content": reply.content}
+    if reply.tool_calls:
+        message["tool_calls"] = [
+            {
+                "id": f"c{place}",
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(json.loads(call.arguments), sort_keys=True)},
+            }
+            for place, call in enumerate(reply.tool_calls)
+        ]
+    return message
+
+
+def answers(message: Message) -> list[Message]:
+    results = [{"role": "tool", "tool_call_id": call["id"], "content": "2"} for call in message.get("tool_calls", ())]
+    return results or [{"role": "user", "content": "And then?"}]
+
+
+def whole(step: Step) -> tuple[int, ...]:
+    return step.prompt_ids + step.response_ids
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["go on", "ask again", "edit", "new", "tools"]), st.sampled_from(REPLIES), st.integers(0, 9)
+    ),
+    min_size=1,
+    max_size=7,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(moves=moves)
+def test_whatever_an_agent_does_each_prompt_extends_its_parent_or_says_why_not(
+    tiny_tokenizer: ChatTokenizer, moves: list[tuple[str, str, int]]
+) -> None:
+    recorder = a_recorder()
+    histories: list[tuple[list[Message], Any]] = []  # each ends where the agent may speak again
+    for number, (move, reply, pick) in enumerate(moves):
+        messages, tools = histories[pick % len(histories)] if histories else ([{"role": "user", "content": "0"}], TOOLS)
+        expected = "" if histories and len(messages) > 1 else None
+        if move == "new" or not histories:
+            messages, expected = (
+                [{"role": "user", "content": f"topic {number}"}],
+                "new_conversation" if histories else "",
+            )
+        elif move == "ask again":
+            messages, expected = messages[:1], ""
+        elif move == "edit" and len(messages) > 1:
+            messages = [messages[0], {"role": "assistant", "content": f"I never said {number}"}, messages[-1]]
+            messages[-1] = {"role": "user", "content": "Why?"}
+            expected = None
+        elif move == "tools" and len(messages) > 1:
+            tools, expected = (() if tools else TOOLS), None
+        step = say(recorder, tiny_tokenizer, reply, messages, tools)
+        rendered = tiny_tokenizer.render(messages, tools)
+        if step.parent is None:
+            assert step.prompt_ids == rendered
+        else:
+            parent = recorder.steps[step.parent]
+            assert step.prompt_ids[: len(whole(parent))] == whole(parent)
+            assert parent.tools == tools and len(parent.messages) < len(messages)
+        if expected is not None:
+            assert step.branch_reason == expected
+        if move == "go on" and expected == "" and len(messages) > 1:
+            assert step.parent is not None
+        message = told(step, tiny_tokenizer)
+        histories.append(([*messages, message, *answers(message)], tools))
+
+
+def a_call(recorder: Recorder, tokenizer: ChatTokenizer) -> tuple[list[Message], Message]:
+    messages: list[Message] = [{"role": "user", "content": "1 + 1?"}]
+    return messages, told(say(recorder, tokenizer, CALL, messages, TOOLS), tokenizer)
+
+
+def test_arguments_written_otherwise_are_the_same_call_and_other_arguments_are_not(tiny_tokenizer: Any) -> None:
+    recorder = a_recorder()
+    messages, message = a_call(recorder, tiny_tokenizer)
+    same = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (same.parent, same.branch_reason) == (0, "")
+    message["tool_calls"][0]["function"]["arguments"] = '{"a": 1, "b": "u"}'
+    other = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
+
+
+def test_the_same_history_with_other_tools_starts_anew_and_says_so(tiny_tokenizer: Any) -> None:
+    recorder = a_recorder()
+    messages, message = a_call(recorder, tiny_tokenizer)
+    step = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)])
+    assert (step.parent, step.branch_reason) == (None, "changed_tools")
+
+
+def test_a_sub_agent_is_a_conversation_of_its_own_and_each_goes_on_from_its_own_tokens(tiny_tokenizer: Any) -> None:
+    recorder = a_recorder()
+    planner: list[Message] = [{"role": "system", "content": "Plan."}, {"role": "user", "content": "Go."}]
+    helper: list[Message] = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Go."}]
+    parents: list[tuple[int | None, str]] = []
+    for _ in range(3):
+        for talk in (planner, helper):
+            step = say(recorder, tiny_tokenizer, "Fine.", talk)
+            talk += [told(step, tiny_tokenizer), {"role": "user", "content": "More."}]
+            parents.append((step.parent, step.branch_reason))
+    assert parents == [(None, ""), (None, "new_conversation"), (0, ""), (1, ""), (2, ""), (3, "")]

@@ -1,0 +1,77 @@
+"""Agents of the `openai-agents` package: one hands over to another, over chat completions and over responses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+pytestmark = pytest.mark.sdk
+agents = pytest.importorskip("agents")
+
+
+class Answer(BaseModel):
+    number: Annotated[int, Field(ge=0, le=999)]
+
+
+@pytest.fixture
+def team() -> Any:
+    """Whom to ask first: somebody who hands over to a mathematician, who uses a calculator and answers in JSON."""
+    agents.set_tracing_disabled(True)
+
+    @agents.function_tool
+    def calculator(a: Annotated[int, Field(ge=0, le=99)], b: Annotated[int, Field(ge=0, le=99)]) -> str:
+        """Multiply two numbers."""
+        return str(a * b)
+
+    def make(door: Any, model_class: Any) -> Any:
+        model = model_class(model=door.model, openai_client=agents.AsyncOpenAI(base_url=door.url, api_key=door.token))
+        mathematician = agents.Agent(
+            name="mathematician",
+            instructions="You use the calculator.",
+            model=model,
+            tools=[calculator],
+            output_type=Answer,
+            model_settings=agents.ModelSettings(tool_choice="required", max_tokens=120, parallel_tool_calls=False),
+        )
+        return agents.Agent(
+            name="front desk",
+            instructions="You hand over to the mathematician.",
+            model=model,
+            handoffs=[mathematician],
+            model_settings=agents.ModelSettings(tool_choice="transfer_to_mathematician", max_tokens=120),
+        )
+
+    return make
+
+
+def check(trajectories: Any) -> None:
+    for trajectory in trajectories:
+        handed, called, *answered = trajectory.steps
+        assert "transfer_to_mathematician" in handed.text and "calculator" in called.text
+        # Who takes over has other instructions and tools, so a prompt of its own; then it goes on from its own tokens.
+        assert called.parent is None and called.branch_reason
+        assert [step.parent for step in answered] == [1 + place for place in range(len(answered))]
+
+
+def test_a_handover_that_streams_is_recorded_exactly_and_trained(trained: Any, team: Any) -> None:
+    def agent(door: Any, question: str) -> Any:
+        async def go() -> Any:
+            run = agents.Runner.run_streamed(team(door, agents.OpenAIChatCompletionsModel), question, max_turns=12)
+            async for _ in run.stream_events():
+                pass
+            return run.final_output.number
+
+        return asyncio.run(go())
+
+    check(trained(agent))
+
+
+def test_a_handover_by_responses_is_recorded_exactly_and_trained(trained: Any, team: Any) -> None:
+    def agent(door: Any, question: str) -> Any:
+        run = agents.Runner.run(team(door, agents.OpenAIResponsesModel), question, max_turns=12)
+        return asyncio.run(run).final_output.number
+
+    check(trained(agent))

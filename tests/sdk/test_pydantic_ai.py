@@ -1,0 +1,75 @@
+"""Agents of the `pydantic-ai` package: one asks another through a tool, on OpenAI's and on Anthropic's API."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+pytestmark = pytest.mark.sdk
+pydantic_ai = pytest.importorskip("pydantic_ai")
+
+
+class Answer(BaseModel):
+    """The final answer."""
+
+    number: Annotated[int, Field(ge=0, le=999)]
+
+
+def by_chat(door: Any) -> Any:
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return OpenAIChatModel(door.model, provider=OpenAIProvider(base_url=door.url, api_key=door.token))
+
+
+def by_responses(door: Any) -> Any:
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return OpenAIResponsesModel(door.model, provider=OpenAIProvider(base_url=door.url, api_key=door.token))
+
+
+def by_messages(door: Any) -> Any:
+    from anthropic import AsyncAnthropic
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
+    client = AsyncAnthropic(base_url=door.root, api_key=door.token)
+    return AnthropicModel(door.model, provider=AnthropicProvider(anthropic_client=client))
+
+
+def asked(model: Any) -> Any:
+    """An agent that must answer by a tool call, and may ask a helper first."""
+    helper = pydantic_ai.Agent(model, instructions="You help.", model_settings={"max_tokens": 8})
+    agent = pydantic_ai.Agent(
+        model,
+        output_type=Answer,
+        instructions="You are good with numbers.",
+        model_settings={"max_tokens": 200, "parallel_tool_calls": False},
+        retries=3,
+    )
+
+    @agent.tool_plain
+    async def ask_helper(topic: Annotated[str, Field(max_length=12)]) -> str:
+        """Ask somebody else."""
+        return (await helper.run(topic)).output
+
+    return agent
+
+
+@pytest.mark.parametrize("model", [by_chat, by_responses, by_messages])
+def test_an_agent_and_its_helper_are_recorded_exactly_and_trained(trained: Any, model: Any) -> None:
+    def agent(door: Any, question: str) -> int:
+        async def go() -> int:
+            asking = asked(model(door))
+            first = await asking.run(question)
+            async with asking.run_stream("Once more.", message_history=first.all_messages()) as stream:
+                return (await stream.get_output()).number
+
+        return asyncio.run(go())
+
+    trajectories = trained(agent)
+    assert any(step.parent is not None for trajectory in trajectories for step in trajectory.steps)

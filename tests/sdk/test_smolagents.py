@@ -1,0 +1,36 @@
+"""A tool-calling agent of the `smolagents` package, its steps streamed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.sdk
+smolagents = pytest.importorskip("smolagents")
+
+
+def agent(door: Any, question: str) -> str:
+    @smolagents.tool
+    def calculator(a: int, b: int) -> int:
+        """Multiply two numbers.
+
+        Args:
+            a: the first
+            b: the second
+        """
+        return a * b
+
+    model = smolagents.OpenAIModel(model_id=door.model, api_base=door.url, api_key=door.token, max_tokens=120)
+    runner = smolagents.ToolCallingAgent(
+        tools=[calculator], model=model, max_steps=2, stream_outputs=True, verbosity_level=0
+    )
+    return str(runner.run(question))
+
+
+def test_a_tool_calling_agent_is_recorded_exactly_and_trained(trained: Any) -> None:
+    for trajectory in trained(agent):
+        called, *later = trajectory.steps
+        assert "<tool_call>" in called.text
+        # smolagents writes calls into the history in words of its own: no later prompt can go on from the tokens.
+        assert all(step.branch_reason for step in later)
