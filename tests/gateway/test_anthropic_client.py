@@ -263,3 +263,12 @@ def test_models_are_listed_and_looked_up(says) -> None:
     assert client.models.retrieve("tiny").type == "model"
     with pytest.raises(anthropic.NotFoundError):
         client.models.retrieve("other")
+
+
+def test_a_tools_error_is_told_to_the_model() -> None:
+    from midstream.gateway.dialects.anthropic import CountRequest, conversation
+
+    block = {"type": "tool_result", "tool_use_id": "a", "content": "no such file"}
+    turns = [{"role": "user", "content": [{**block, "is_error": failed}]} for failed in (True, False)]
+    messages, _ = conversation(CountRequest.model_validate({"model": "tiny", "messages": turns}))
+    assert [message["content"] for message in messages] == ["Error: no such file", "no such file"]

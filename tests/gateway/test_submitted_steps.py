@@ -261,3 +261,11 @@ def test_a_step_that_no_policy_of_this_gateway_can_have_made_is_refused(start: S
     served.engine.context_length = 100
     status, _, message = error(submit(served, payload(**wrong)))
     assert status == 400 and told in message
+
+
+def test_a_step_for_another_channel_than_its_trajectorys_is_refused(start: Start) -> None:
+    served = start()
+    assert accepted(served, payload()) == 1
+    refused = submit(served, payload(index=1, prompt_ids=[9], response_ids=[9, 9]), channel="val")
+    assert error(refused)[0] == 409 and "in the channel 'train'" in error(refused)[2]
+    assert len(served.steps("t")) == 1

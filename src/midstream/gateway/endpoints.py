@@ -190,6 +190,8 @@ class Endpoints:
             await self.gateway.kept.append(step, opening.channel or self.gateway.config.channel)
             return 1
         live = await self._opened(opening, caller)
+        if opening.channel not in (None, live.channel):
+            raise ApiError(409, f"trajectory '{live.uid}' is in the channel '{live.channel}'", param="channel")
         fresh = await trajectories.add(live, step)
         if step.is_last and live.ended is None:
             await trajectories.close(live)
@@ -219,7 +221,10 @@ class Endpoints:
             metadata={**trajectory.task.metadata, **fields},
         )
         known = trajectory.answer if answer is None else str(answer)
-        scored = await gateway.reward.score(replace(trajectory, task=task, answer=known, status=Status.COMPLETED))
+        turns = trajectory.turns if asked.num_turns is None else asked.num_turns
+        scored = await gateway.reward.score(
+            replace(trajectory, task=task, answer=known, turns=turns, status=Status.COMPLETED)
+        )
         return {"reward_score": scored.reward, "reward_extra_info": dict(scored.rewards), "error": scored.error}
 
     async def feedback(self, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None) -> dict[str, Any]:

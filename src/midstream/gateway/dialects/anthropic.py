@@ -279,7 +279,10 @@ def _plain(turn: Turn) -> list[Message]:
     thought = ""
     for block in turn.content:
         if isinstance(block, ToolResultBlock):
-            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _content(block.content)})
+            content = _content(block.content)
+            if block.is_error and isinstance(content, str):  # templates have no other place for it
+                content = f"Error: {content}"
+            results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
         elif isinstance(block, ToolUseBlock):
             function = {"name": block.name, "arguments": json.dumps(block.input)}
             calls.append({"id": block.id, "type": "function", "function": function})
