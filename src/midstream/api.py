@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.config import apply_overrides, load_yaml, parse_config
-from midstream.core.errors import ConfigError, RunError
+from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
 from midstream.learn.config import TrainConfig
@@ -106,7 +106,11 @@ async def _rollout(
                 "leave engine and train as they are, or run the flow with midstream train",
             )
     async with GatewayClient(url, key_env) as client:
-        records = RemoteRecords(client, group_size=config.rollout.group_size, model=await client.model())
+        try:
+            model = await client.model()
+        except EngineError as error:
+            raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
+        records = RemoteRecords(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
             {"policy": Voice(Elsewhere(), None, True)},
@@ -193,7 +197,10 @@ async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncEx
 
     engines: list[VLLMEngine] = []
     for url in config.engine:
-        engines.append(await VLLMEngine.connect(url, tokenizer))
+        try:
+            engines.append(await VLLMEngine.connect(url, tokenizer))
+        except EngineError as error:
+            raise RunError(str(error), "start the vLLM server first, and give its address without /v1") from None
         stack.push_async_callback(engines[-1].close)
 
     async def take(folder: Path, version: int) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Query, Request
@@ -21,14 +22,16 @@ from starlette.types import Receive, Scope, Send
 from midstream import __version__
 from midstream.core.errors import MidstreamError
 from midstream.gateway import native
+from midstream.gateway.answer import Answer
 from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
+from midstream.gateway.disconnect import raced, until_gone
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
 from midstream.gateway.middleware import BodyLimit, Measured, SameOrigin
 from midstream.gateway.openapi import describe
-from midstream.gateway.service import Ask, Gateway
+from midstream.gateway.service import Ask, Gateway, Piece
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -84,38 +87,41 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         under = "/{trajectory_uid}/{prompt_uid}" + path
         app.add_api_route(under, scoped, methods=["POST"], name=f"{name} of a trajectory", response_model=None)
 
+    async def answered(
+        request: Request,
+        live: Live,
+        ask: Ask,
+        events: Callable[[AsyncGenerator[Piece]], AsyncGenerator[bytes]] | None,
+        whole: Callable[[list[Answer]], Any],
+        dialect: str = "openai",
+    ) -> Response:
+        """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
+        caller, ask = gateway.caller(_secret(request)), _keyed(request, ask)
+        if events is not None:
+            return _Stream(events(gateway.stream(live, ask, caller)), dialect)
+        return _json(whole(await until_gone(request, gateway.ask(live, ask, caller))))
+
     async def chat_completions(request: Request, body: chat.ChatRequest, live: Live) -> Response:
-        ask = _keyed(request, chat.parse(body, gateway, live))
-        if body.stream:
-            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
-            return _Stream(chat.chunks(body, pieces, gateway.tokenizer), "openai")
-        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
-        return _json(chat.body(body, answers, gateway.tokenizer))
+        ask = chat.parse(body, gateway, live)
+        events = partial(chat.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
+        return await answered(request, live, ask, events, partial(chat.body, body, tokenizer=gateway.tokenizer))
 
     async def text_completions(request: Request, body: completions.CompletionRequest, live: Live) -> Response:
-        ask = _keyed(request, completions.parse(body, gateway, live))
-        if body.stream:
-            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
-            return _Stream(completions.chunks(body, pieces, gateway.tokenizer), "openai")
-        answers = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
-        return _json(completions.body(body, answers, gateway.tokenizer))
+        ask = completions.parse(body, gateway, live)
+        events = partial(completions.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
+        return await answered(request, live, ask, events, partial(completions.body, body, tokenizer=gateway.tokenizer))
 
     async def make_response(request: Request, body: responses.ResponseRequest, live: Live) -> Response:
-        ask = _keyed(request, responses.parse(body, gateway, live))
-        if body.stream:
-            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
-            return _Stream(responses.events(body, pieces), "openai")
-        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
-        return _json(responses.body(body, answer))
+        ask = responses.parse(body, gateway, live)
+        events = partial(responses.events, body) if body.stream else None
+        return await answered(request, live, ask, events, lambda answers: responses.body(body, answers[0]))
 
     async def make_message(request: Request, body: anthropic.MessagesRequest, live: Live) -> Response:
-        ask = _keyed(request, anthropic.parse(body, gateway, live))
+        ask, events = anthropic.parse(body, gateway, live), None
         if body.stream:
-            pieces = gateway.stream(live, ask, gateway.caller(_secret(request)))
             prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
-            return _Stream(anthropic.events(body, pieces, prompt_tokens), "anthropic")
-        (answer,) = await _until_gone(request, gateway.ask(live, ask, gateway.caller(_secret(request))))
-        return _json(anthropic.body(body, answer))
+            events = partial(anthropic.events, body, prompt_tokens=prompt_tokens)
+        return await answered(request, live, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
 
     async def count_tokens(request: Request, body: anthropic.CountRequest, live: Live) -> Response:
         gateway.model_name(body.model, live)
@@ -201,7 +207,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 
     async def generate(request: Request, body: native.GenerateRequest) -> Response:
         caller = gateway.caller(_secret(request))
-        return _json(await _until_gone(request, own.generate(body, caller, _key(request))))
+        return _json(await until_gone(request, own.generate(body, caller, _key(request))))
 
     async def submit_steps(
         request: Request,
@@ -348,7 +354,7 @@ class _Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
             with suppress(ClientDisconnect):
-                await _raced(self._answer(send), receive)
+                await raced(self._answer(send), receive)
 
     async def _answer(self, send: Send) -> None:
         # The first event may be an error, which the exception handlers answer.
@@ -371,32 +377,3 @@ class _Stream(StreamingResponse):
             last = f"{name}data: {json.dumps(body)}\n\n".encode()
             await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, unless the client hangs up first: then it is cancelled."""
-    try:
-        return await _raced(work, request.receive)
-    except ClientDisconnect:
-        raise ApiError(499, "the client hung up", code="client_closed_request") from None
-
-
-async def _raced(work: Awaitable[T], receive: Receive) -> T:
-    """The result of `work`; `ClientDisconnect`, and `work` cancelled, when the client hangs up first."""
-    working = asyncio.current_task()
-    assert working is not None
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        working.cancel()
-
-    watching = asyncio.create_task(watch())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watching.done() and not watching.cancelled() and not working.uncancel():
-            raise ClientDisconnect from None
-        raise
-    finally:
-        watching.cancel()

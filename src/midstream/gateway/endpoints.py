@@ -131,8 +131,7 @@ class Endpoints:
         if asked.sampling_params is not None and asked.sampling_params.model is not None:
             gateway.model_name(asked.sampling_params.model)
         gateway.model_name(asked.model)
-        stop = (params.stop,) if isinstance(params.stop, str) else tuple(params.stop or ())
-        sampling = gateway.sampling(stop=stop or None, **params.model_dump(include=_SAMPLING, exclude_none=True))
+        sampling = params.sampling(gateway, params.max_tokens)
         prompt_ids = None if asked.prompt_ids is None else gateway.checked_ids(asked.prompt_ids, "prompt_ids")
         if asked.trajectory_uid is None:
             if prompt_ids is None:
@@ -281,19 +280,6 @@ class Endpoints:
         if live.ended is not None:
             raise ended(live)
         return live
-
-
-_SAMPLING = {
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-}
 
 
 def _message(answer: Answer, *, tools: bool) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_vali
 
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
-from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject
+from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
 """Of a trajectory, a group, a channel or a role."""
@@ -97,19 +97,10 @@ class CompleteRequest(Body):
         return rewards
 
 
-class GenerateParams(Body):
+class GenerateParams(SamplingArguments):
     """Sampling parameters of `/generate`."""
 
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
     logprobs: bool | None = None
     """Log-probabilities are always given."""
     model: str | None = None

@@ -27,6 +27,8 @@ async def follow(run: Path, take: Take, first: asyncio.Event, *, every_s: float 
     """Have `take` load the newest checkpoint of `run`, and each that comes after, for as long as this runs. One that
     cannot be taken is logged and tried again until there is a newer one; the policy stays as it was. `first` is set
     when the newest checkpoint there was at the beginning, if any, has been tried."""
+    if not (run / "checkpoints").is_dir():
+        _log.warning("there is no checkpoint in '%s' yet: the base model answers until there is one", run)
     taken: Path | None = None
     failed: Path | None = None
     while True:

@@ -23,6 +23,7 @@ from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.critic import Critic
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.reference import base_reference, swapped_reference
+from midstream.learn.source import check_there
 from midstream.learn.weights import Weights
 from midstream.record.recorder import Voice
 from midstream.record.store import Store
@@ -66,6 +67,8 @@ def build(config: TrainConfig) -> Parts:
     """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    if config.rollout.source is not None:
+        check_there(config.rollout.source)
     tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
     config = config.model_copy(update={"algorithm": config.algorithm.for_reward(reward.weights)})
     model_path = resolve(config.policy.model)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from midstream.agents.config import SourceConfig
 from midstream.core.errors import RunError, TrainingError
@@ -71,6 +72,12 @@ class Source:
 
     def close(self) -> None:
         self._store.close()
+
+
+def check_there(config: SourceConfig) -> None:
+    """Raises `RunError` for a file that is not there: opening it would make a store that nobody fills."""
+    if "://" not in config.store and not Path(config.store).is_file():
+        raise RunError(f"no store at '{config.store}'", "give the one a gateway records into, and start that first")
 
 
 def check_tokens(trajectory: Trajectory, vocabulary: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import Answer, call_id, usage_of
-from midstream.gateway.dialects.shared import Body, Function, JsonObject, event, held, tool_schema
+from midstream.gateway.dialects.shared import Body, Function, JsonObject, SamplingArguments, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -111,7 +111,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(Body):
+class ChatRequest(SamplingArguments):
     """A chat completion. Beside OpenAI's arguments, `top_k`, `min_p` and `repetition_penalty` are honoured."""
 
     model: str | None = None
@@ -122,15 +122,6 @@ class ChatRequest(Body):
     response_format: JsonObject | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
     n: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -164,7 +155,6 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
     declared, constraint = held(
         gateway.tokenizer, tools, choice, request.response_format, parallel=request.parallel_tool_calls is not False
     )
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
         role=request.model,
@@ -172,18 +162,7 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         tools=declared,
         constraint=constraint,
         top_log_probs=request.top_logprobs or 0,
-        sampling=gateway.sampling(
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            stop=stop or None,
-            seed=request.seed,
-        ),
+        sampling=request.sampling(gateway, request.max_completion_tokens or request.max_tokens),
         metadata={name: value for name, value in kept.items() if value},
     )
     return Ask(call=call, choices=request.n or 1)

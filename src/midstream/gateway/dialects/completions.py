@@ -11,7 +11,7 @@ from pydantic import Field
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import Answer
 from midstream.gateway.dialects.chat import StreamOptions, usage
-from midstream.gateway.dialects.shared import Body, event
+from midstream.gateway.dialects.shared import SamplingArguments, event
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
@@ -21,21 +21,12 @@ from midstream.record.tree import told
 TokenIds = list[int]
 
 
-class CompletionRequest(Body):
+class CompletionRequest(SamplingArguments):
     """A text completion of one prompt."""
 
     model: str | None = None
     prompt: str | TokenIds
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
     n: int | None = Field(default=None, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool | None = None
@@ -51,25 +42,13 @@ def parse(request: CompletionRequest, gateway: Gateway, live: Live) -> Ask:
     if request.logprobs and request.stream:
         raise ApiError(400, "logprobs above 0 are not given in a stream; ask without stream", param="logprobs")
     prompt = gateway.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else tuple(request.prompt)
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     if not prompt:
         raise ApiError(400, "the prompt is empty: there is nothing to continue", param="prompt")
     call = Call(
         role=request.model,
         prompt_ids=gateway.checked_ids(prompt, "prompt"),
         top_log_probs=request.logprobs or 0,
-        sampling=gateway.sampling(
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            stop=stop or None,
-            seed=request.seed,
-        ),
+        sampling=request.sampling(gateway, request.max_tokens),
         metadata={"user": request.user} if request.user else {},
     )
     return Ask(call=call, choices=request.n or 1)

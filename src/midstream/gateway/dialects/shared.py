@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from midstream.core.sampling import SamplingParams
 from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, response_constraint
 from midstream.gateway.errors import ApiError
+
+if TYPE_CHECKING:
+    from midstream.gateway.service import Gateway
 
 DEEPEST = 64
 """Lists and objects within each other in JSON of no fixed form."""
@@ -57,6 +61,26 @@ class Function(Body):
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+
+
+class SamplingArguments(Body):
+    """What a request may say of sampling, but for how many tokens: the APIs differ in how they call that."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+
+    def sampling(self, gateway: Gateway, max_tokens: int | None) -> SamplingParams:
+        """Sampling parameters, those left out by the gateway's defaults."""
+        asked = {name: getattr(self, name) for name in SamplingArguments.model_fields if name != "stop"}
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return gateway.sampling(max_tokens=max_tokens, stop=stop or None, **asked)
 
 
 def tool_schema(name: str, description: str | None, parameters: dict[str, Any] | None) -> ToolSchema:

@@ -1,0 +1,44 @@
+"""Commands that need somebody who is not there say who, and what to do."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from midstream.cli import run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def nobody() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_rollout_against_a_gateway_that_is_not_there(nobody: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("midstream.agents.remote.FIRST_WAIT_S", 0.0)
+    assert run(["rollout", str(ROOT / "examples/walkthrough/tiny.yaml"), "--gateway", nobody]) == 2
+    told = capsys.readouterr().err
+    assert f"the gateway {nobody} did not answer" in told and "midstream gateway --store" in told
+
+
+def test_a_gateway_before_a_vllm_server_that_is_not_there(nobody: str, capsys, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("midstream.engines.vllm.server.FIRST_WAIT_S", 0.0)
+    words = ["gateway", "--model", "tiny", "--engine", nobody, "--port", "0", "--store", str(tmp_path / "s.sqlite")]
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert f"{nobody} did not answer" in told and "start the vLLM server first" in told
+
+
+def test_training_from_a_store_that_is_not_there_makes_none(capsys, tmp_path: Path) -> None:
+    store, run_dir = tmp_path / "none.sqlite", tmp_path / "run"
+    config = str(ROOT / "configs" / "from_store.yaml")
+    words = ["train", config, "--from-store", str(store), "policy.model=tiny", f"trainer.run_dir={run_dir}"]
+    assert run(words) == 2
+    assert f"no store at '{store}'" in capsys.readouterr().err
+    assert not store.exists() and not (run_dir / "config.yaml").exists()
