@@ -85,7 +85,20 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> tuple[int, ...]:
         """Prompt ids of a conversation in which the assistant speaks next. Raises as `template` does."""
-        return self._encoded(self._rendered(messages, tools, open_reply=True))
+        return self.encode_written(self.written(messages, tools))
+
+    def written(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+        """The text that `render` encodes: seams still stand in the control tokens that came from outside."""
+        return self._rendered(messages, tools, open_reply=True)
+
+    def encode_written(self, text: str) -> tuple[int, ...]:
+        """Ids of text that `written` gave, or of a piece of it."""
+        if SEAM not in text:
+            return self.encode(text)
+        ids: list[int] = []
+        for piece, plain in self._control.pieces(text):
+            ids.extend(self._plain(piece) if plain else self.encode(piece))
+        return tuple(ids)
 
     def extension(
         self,
@@ -102,10 +115,15 @@ class ChatTokenizer:
         """
         said: Message = {"role": "assistant", "content": reply}
         try:
-            opened = self._rendered(messages, tools, open_reply=True)
-            whole = self._rendered([*messages, said, *new], tools, open_reply=True)
+            opened = self.written(messages, tools)
+            whole = self.written([*messages, said, *new], tools)
         except Unsupported:  # a template that wants the reply otherwise than as it was said
             return None
+        return self.delta(opened, whole, reply, reply_ids)
+
+    def delta(self, opened: str, whole: str, reply: str, reply_ids: Sequence[int]) -> tuple[int, ...] | None:
+        """`extension`, from what the template has `written`: `opened` without the reply, `whole` with it and what
+        follows."""
         if not whole.startswith(opened):
             return None
         closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))
@@ -116,7 +134,7 @@ class ChatTokenizer:
             if not closing.startswith(end):
                 return None
             closing = closing[len(end) :]
-        return self._encoded(closing)
+        return self.encode_written(closing)
 
     def _template(self, tools: Sequence[ToolSchema]) -> str:
         return self._tokenizer.get_chat_template(None, list(tools) or None)
@@ -127,14 +145,6 @@ class ChatTokenizer:
         written = self.format.messages(messages, tools, guard)
         declared = [guarded(tool, guard) for tool in tools] if self.format.declares() else None
         return render(self._template(tools), written, declared, self._special, open_reply=open_reply)
-
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        if SEAM not in text:
-            return self.encode(text)
-        ids: list[int] = []
-        for piece, plain in self._control.pieces(text):
-            ids.extend(self._plain(piece) if plain else self.encode(piece))
-        return tuple(ids)
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a piece from the midst of a text, in which nothing is a special token."""

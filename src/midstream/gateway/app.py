@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
 
@@ -29,9 +29,10 @@ from midstream.gateway.disconnect import raced, until_gone
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 from midstream.gateway.live import Live
-from midstream.gateway.middleware import BodyLimit, Measured, SameOrigin
+from midstream.gateway.middleware import Measured, SameOrigin
 from midstream.gateway.openapi import describe
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.routes import DirectRoute
+from midstream.gateway.service import Ask, Caller, Gateway, Piece
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ def make_app(gateway: Gateway) -> FastAPI:
         version=__version__,
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
-        strict_content_type=False,
     )
+    app.router.route_class = DirectRoute
+    app.state.limits = gateway.config.limits
     app.add_middleware(Measured, metrics=gateway.metrics)
-    app.add_middleware(BodyLimit, limits=gateway.config.limits)
     if not gateway.config.keys:
         app.add_middleware(SameOrigin)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
@@ -75,12 +76,12 @@ def make_app(gateway: Gateway) -> FastAPI:
 def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     """What agents call: at the root, where the token or a header names the trajectory, and under its own path."""
 
-    def both(path: str, model: type[Body], handle: Callable[[Request, Any, Live], Awaitable[Response]]) -> None:
+    def both(path: str, model: type[Body], handle: Callable[[_Calling, Any], Awaitable[Response]]) -> None:
         async def at_root(request: Request, body: model) -> Response:  # type: ignore[valid-type]
-            return await handle(request, body, await _live(request, gateway, None, None))
+            return await handle(await _calling(request, gateway, None, None), body)
 
         async def scoped(request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: model) -> Response:  # type: ignore[valid-type]
-            return await handle(request, body, await _live(request, gateway, trajectory_uid, prompt_uid))
+            return await handle(await _calling(request, gateway, trajectory_uid, prompt_uid), body)
 
         name = path.removeprefix("/v1/").replace("/", " ")
         app.add_api_route(path, at_root, methods=["POST"], name=name, response_model=None)
@@ -88,43 +89,42 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         app.add_api_route(under, scoped, methods=["POST"], name=f"{name} of a trajectory", response_model=None)
 
     async def answered(
-        request: Request,
-        live: Live,
+        calling: _Calling,
         ask: Ask,
         events: Callable[[AsyncGenerator[Piece]], AsyncGenerator[bytes]] | None,
         whole: Callable[[list[Answer]], Any],
         dialect: str = "openai",
     ) -> Response:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
-        caller, ask = gateway.caller(_secret(request)), _keyed(request, ask)
+        ask = _keyed(calling.request, ask)
         if events is not None:
-            return _Stream(events(gateway.stream(live, ask, caller)), dialect)
-        return _json(whole(await until_gone(request, gateway.ask(live, ask, caller))))
+            return _Stream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
+        return _json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
 
-    async def chat_completions(request: Request, body: chat.ChatRequest, live: Live) -> Response:
-        ask = chat.parse(body, gateway, live)
+    async def chat_completions(calling: _Calling, body: chat.ChatRequest) -> Response:
+        ask = chat.parse(body, gateway, calling.live)
         events = partial(chat.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
-        return await answered(request, live, ask, events, partial(chat.body, body, tokenizer=gateway.tokenizer))
+        return await answered(calling, ask, events, partial(chat.body, body, tokenizer=gateway.tokenizer))
 
-    async def text_completions(request: Request, body: completions.CompletionRequest, live: Live) -> Response:
-        ask = completions.parse(body, gateway, live)
+    async def text_completions(calling: _Calling, body: completions.CompletionRequest) -> Response:
+        ask = completions.parse(body, gateway, calling.live)
         events = partial(completions.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
-        return await answered(request, live, ask, events, partial(completions.body, body, tokenizer=gateway.tokenizer))
+        return await answered(calling, ask, events, partial(completions.body, body, tokenizer=gateway.tokenizer))
 
-    async def make_response(request: Request, body: responses.ResponseRequest, live: Live) -> Response:
-        ask = responses.parse(body, gateway, live)
+    async def make_response(calling: _Calling, body: responses.ResponseRequest) -> Response:
+        ask = responses.parse(body, gateway, calling.live)
         events = partial(responses.events, body) if body.stream else None
-        return await answered(request, live, ask, events, lambda answers: responses.body(body, answers[0]))
+        return await answered(calling, ask, events, lambda answers: responses.body(body, answers[0]))
 
-    async def make_message(request: Request, body: anthropic.MessagesRequest, live: Live) -> Response:
-        ask, events = anthropic.parse(body, gateway, live), None
+    async def make_message(calling: _Calling, body: anthropic.MessagesRequest) -> Response:
+        ask, events = anthropic.parse(body, gateway, calling.live), None
         if body.stream:
             prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
             events = partial(anthropic.events, body, prompt_tokens=prompt_tokens)
-        return await answered(request, live, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
+        return await answered(calling, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
 
-    async def count_tokens(request: Request, body: anthropic.CountRequest, live: Live) -> Response:
-        gateway.model_name(body.model, live)
+    async def count_tokens(calling: _Calling, body: anthropic.CountRequest) -> Response:
+        gateway.model_name(body.model, calling.live)
         messages, tools = anthropic.conversation(body)
         return _json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
 
@@ -195,12 +195,12 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
-        live = await _live(request, gateway, None, None)
-        return await complete(request, live.uid, body)
+        calling = await _calling(request, gateway, None, None)
+        return await complete(request, calling.live.uid, body)
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
-        live = await _live(request, gateway, trajectory_uid, None)
-        return _json({"status": "ok", "steps": len(live.recorder.finished())})
+        calling = await _calling(request, gateway, trajectory_uid, None)
+        return _json({"status": "ok", "steps": len(calling.live.recorder.finished())})
 
     async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
         return _json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
@@ -258,8 +258,17 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         app.add_api_route(path, handler, methods=[method], response_model=None)
 
 
-async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> Live:
-    """The trajectory a call belongs to: that of its path, of its token, or of a header."""
+@dataclass(frozen=True, slots=True)
+class _Calling:
+    """A request of an agent: the trajectory it belongs to, and who calls."""
+
+    request: Request
+    live: Live
+    caller: Caller
+
+
+async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> _Calling:
+    """`request`, of the trajectory of its path (`uid`), of its token, or of a header."""
     caller = gateway.caller(_secret(request))
     uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
@@ -270,7 +279,7 @@ async def _live(request: Request, gateway: Gateway, uid: str | None, prompt_uid:
             code="no_trajectory",
         )
     caller.must_reach(uid)
-    return await gateway.trajectories.get(uid, prompt_uid)
+    return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
 
 
 def _secret(request: Request) -> str | None:

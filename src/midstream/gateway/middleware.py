@@ -1,15 +1,12 @@
-"""What every request goes through: a body of bounded size that comes in bounded time, and counting."""
+"""What every request goes through: counting, and the door shut to pages of other sites."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from midstream.gateway.config import LimitsConfig
 from midstream.gateway.errors import ApiError, openai_body
 from midstream.gateway.metrics import Metrics
 
@@ -57,34 +54,3 @@ class SameOrigin:
                 await JSONResponse(openai_body(ApiError(403, told)), 403)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-class BodyLimit:
-    """Gives up on a body that is too large or does not come. Starlette's own limit answers in plain text."""
-
-    def __init__(self, app: ASGIApp, limits: LimitsConfig) -> None:
-        self._app, self._most = app, round(limits.body_mb * 1e6)
-        self._within_s, self._told = limits.body_timeout_s, f"a request may have {limits.body_mb:g} MB"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        due, size, whole = asyncio.get_running_loop().time() + self._within_s, 0, False
-
-        async def received() -> Message:
-            nonlocal size, whole
-            if whole:
-                return await receive()
-            try:
-                async with asyncio.timeout_at(due):
-                    message = await receive()
-            except TimeoutError:
-                raise HTTPException(408, f"the request was not whole within {self._within_s:g} s") from None
-            size += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if size > self._most:
-                raise HTTPException(413, f"{self._told}; this one has more")
-            return message
-
-        await self._app(scope, received, send)

@@ -12,10 +12,14 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from midstream.core.errors import Unsupported
 from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.chat import ChatTokenizer
 
 View = tuple[Hashable, ...]
+MOST_TRIED = 8
+"""Recorded replies a call may be tried to go on from, the nearest first. A template that rewrites history refuses each,
+and every try is a rendering of the whole conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class TokenTree:
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
         self._replies: dict[View, Step] = {}
+        self._written: tuple[list[Message], Sequence[ToolSchema], str] | None = None
+        """The conversation that was rendered last, and its text: the next call mostly goes on from it."""
 
     def place(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> Place:
         """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered."""
@@ -47,20 +53,18 @@ class TokenTree:
         root = self._roots.get(_tools_key(tools))
         reason = "" if root is not None or not self._roots else self._other_tools(views)
         path = list(_walk(root, views)) if root is not None else []
-        for depth, node in reversed(path):
-            if depth == len(messages):
-                continue  # a conversation that ends in the reply itself has nothing to answer
-            for step in reversed(node.steps):
-                new = messages[depth:]
-                delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools)
-                if delta is not None:
-                    reason = reason or self._lost(node, views[depth:])
-                    return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
-                reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
+        nearest_first = [(depth, step) for depth, node in reversed(path) for step in reversed(node.steps)]
+        # A conversation that ends in the reply itself has nothing to answer.
+        for depth, step in [(depth, step) for depth, step in nearest_first if depth < len(messages)][:MOST_TRIED]:
+            delta = self._delta(step, messages[depth:], tools, tokenizer)
+            if delta is not None:
+                reason = reason or self._lost(dict(path)[depth], views[depth:])
+                return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
+            reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
         if not reason and self._replies:
             last = path[-1] if path else (0, root or _Node())
             reason = self._lost(last[1], views[last[0] :]) or ("" if last[0] == len(messages) else "new_conversation")
-        return Place(tokenizer.render(messages, tools), None, reason)
+        return Place(tokenizer.encode_written(self._write(messages, tools, tokenizer)), None, reason)
 
     def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
         """Keep an answered step, under what it said: as text, and as an agent is told it."""
@@ -70,6 +74,27 @@ class TokenTree:
         for said in _said(step, tokenizer):
             node.children.setdefault(said, _Node()).steps.append(step)
             self._replies[said] = step
+
+    def _delta(
+        self, step: Step, new: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer
+    ) -> tuple[int, ...] | None:
+        """What the template adds to `step`'s tokens for `new` (see `ChatTokenizer.extension`)."""
+        try:
+            opened = self._write(step.messages, tools, tokenizer)
+            said: Message = {"role": "assistant", "content": step.text}
+            whole = self._write([*step.messages, said, *new], tools, tokenizer)
+        except Unsupported:  # a template that wants the reply otherwise than as it was said
+            return None
+        return tokenizer.delta(opened, whole, step.text, step.response_ids)
+
+    def _write(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> str:
+        """The conversation as the template writes it."""
+        wanted, latest = list(messages), self._written
+        if latest is not None and latest[0] == wanted and latest[1] == tools:
+            return latest[2]
+        text = tokenizer.written(wanted, tools)
+        self._written = (wanted, tools, text)
+        return text
 
     def _lost(self, node: _Node, rest: Sequence[View]) -> str:
         """Why a conversation that leaves the tree at `node`, to go on with `rest`, leaves replies behind."""

@@ -1,0 +1,109 @@
+"""Routes as FastAPI documents them, called without what it does in between.
+
+FastAPI resolves dependencies, of which a handler here has none, and that takes longer than most of what a call needs.
+From a handler's signature it makes the OpenAPI page; the arguments are read here: names in the path, the query, and one
+body of bounded size, which comes in bounded time. What does not fit is the same `RequestValidationError`.
+"""
+
+# No `from __future__ import annotations`: the annotations of handlers are looked at.
+
+import asyncio
+import inspect
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from midstream.gateway.config import LimitsConfig
+
+
+class DirectRoute(APIRoute):
+    """A route that reads the arguments of its handler itself. The application's `state.limits` are the `LimitsConfig`
+    that bodies are held to."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **settings: Any) -> None:
+        super().__init__(path, endpoint, **settings)
+        self.app = _called(endpoint, set(self.param_convertors))
+
+
+def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> ASGIApp:
+    """The application that calls `endpoint` with what its signature asks for."""
+    parameters = dict(inspect.signature(endpoint).parameters)
+    takes_request = parameters.pop("request", None) is not None
+    body = parameters.pop("body", None)
+    body_type = None if body is None else TypeAdapter[Any](body.annotation)
+    optional = body is not None and body.default is None
+    named = [
+        (name, "path" if name in in_path else "query", TypeAdapter[Any](parameter.annotation), parameter.default)
+        for name, parameter in parameters.items()
+    ]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        arguments: dict[str, Any] = {"request": request} if takes_request else {}
+        for name, where, kind, default in named:
+            given = request.path_params[name] if where == "path" else request.query_params.get(name)
+            if given is None:
+                arguments[name] = default
+                continue
+            try:
+                arguments[name] = kind.validate_python(given)
+            except ValidationError as error:
+                raise _refused(error, where, name) from None
+        if body_type is not None:
+            content = await _content(request)
+            arguments["body"] = None if optional and not content else _read(body_type, content)
+        response = await endpoint(**arguments)
+        await response(scope, receive, send)
+
+    return app
+
+
+async def _content(request: Request) -> bytes:
+    """The body. Raises `HTTPException`: 413 and 408 when it is too large or too slow, 415 when it is not JSON."""
+    kind = request.headers.get("content-type", "json")
+    if "json" not in kind:
+        raise HTTPException(415, f"the body must be JSON: send 'Content-Type: application/json', not '{kind[:100]}'")
+    limits: LimitsConfig = request.app.state.limits
+    pieces: list[bytes] = []
+    size, most, more = 0, round(limits.body_mb * 1e6), True
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                pieces.append(message.get("body", b""))
+                size, more = size + len(pieces[-1]), message.get("more_body", False)
+                if size > most:
+                    raise HTTPException(413, f"a request may have {limits.body_mb:g} MB; this one has more")
+    except TimeoutError:
+        raise HTTPException(408, f"the request was not whole within {limits.body_timeout_s:g} s") from None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read(body: TypeAdapter[Any], content: bytes) -> Any:
+    try:
+        return body.validate_json(content)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "json_invalid":
+            raise _refused(error, "body") from None
+    # Python's reader takes half of a surrogate pair, as clients cut text anywhere, and knows better what is wrong.
+    try:
+        return body.validate_python(json.loads(content))
+    except ValidationError as error:
+        raise _refused(error, "body") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
+        item = {"type": "json_invalid", "loc": ("body",), "msg": str(error), "input": {}}
+        raise RequestValidationError([item]) from None
+
+
+def _refused(error: ValidationError, *where: str) -> RequestValidationError:
+    return RequestValidationError([{**one, "loc": (*where, *one["loc"])} for one in error.errors(include_url=False)])
