@@ -225,13 +225,16 @@ def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(sta
 def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retry(start: Start) -> None:
     served = start(["first", "second"])
     opened = served.open()
-    append = served.store.append
+    appending = served.store.appending
 
-    async def slowly(*step: Any) -> None:
-        await asyncio.sleep(0.5)
-        await append(*step)
+    def slowly(*step: Any) -> asyncio.Future[None]:
+        async def write() -> None:
+            await asyncio.sleep(0.5)
+            await appending(*step)
 
-    served.store.append = slowly  # pyright: ignore[reportAttributeAccessIssue]
+        return asyncio.ensure_future(write())
+
+    served.store.appending = slowly
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}{opened.path}/chat/completions",

@@ -67,12 +67,12 @@ class ScriptedEngine:
                 await asyncio.sleep(self.latency_s)
             if isinstance(reply, Exception):
                 raise reply
-            ids, log_probs, reason = self._cut(reply, request.sampling.stop, limit)
+            ids, log_probs, text, reason = self._cut(reply, request.sampling.stop, limit)
             await self._pace(request, ids, log_probs)
             return Completion(
                 ids=ids,
                 log_probs=log_probs,
-                text=self.tokenizer.text_of(ids),
+                text=text,
                 finish_reason=reason,
                 policy_version=version,
                 latency_s=time.perf_counter() - began,
@@ -92,21 +92,25 @@ class ScriptedEngine:
             )
         return self._replies[place]
 
-    def _tokens_of(self, text: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def _tokens_of(self, text: str) -> tuple[tuple[int, ...], tuple[float, ...], str]:
+        """The ids of a reply, its log-probabilities, and what the ids read as."""
         ids = (*self.tokenizer.encode(text), self._end)
-        return ids, tuple(-2 * unit_interval("scripted", place, token) for place, token in enumerate(ids))
+        log_probs = tuple(-2 * unit_interval("scripted", place, token) for place, token in enumerate(ids))
+        return ids, log_probs, self.tokenizer.text_of(ids)
 
     def _cut(
         self, reply: str, stop: Sequence[str], limit: int
-    ) -> tuple[tuple[int, ...], tuple[float, ...], FinishReason]:
-        ids, log_probs = self._tokens(reply)
+    ) -> tuple[tuple[int, ...], tuple[float, ...], str, FinishReason]:
+        ids, log_probs, text = self._tokens(reply)
+        if len(ids) <= limit and not any(string in reply for string in stop):
+            return ids, log_probs, text, FinishReason.STOP
         length, reason = (len(ids), FinishReason.STOP) if len(ids) <= limit else (limit, FinishReason.LENGTH)
         if any(string in reply for string in stop):
             for end in range(1, length + 1):
                 if any(string in self.tokenizer.text_of(ids[:end]) for string in stop):
                     length, reason = end, FinishReason.STOP
                     break
-        return ids[:length], log_probs[:length], reason
+        return ids[:length], log_probs[:length], self.tokenizer.text_of(ids[:length]), reason
 
     async def _pace(self, request: Request, ids: Sequence[int], log_probs: Sequence[float]) -> None:
         if request.on_tokens is None:

@@ -1,13 +1,11 @@
-"""The ASGI application: routes, who is asking, errors in the shape a client expects, streams."""
+"""The ASGI application: which handler answers what, and who is asking."""
 
 # No `from __future__ import annotations`: FastAPI must see the body classes that handlers are made with.
 
 import asyncio
-import json
-import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -15,9 +13,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from midstream import __version__
 from midstream.core.errors import MidstreamError
@@ -25,24 +22,24 @@ from midstream.gateway import native
 from midstream.gateway.answer import Answer
 from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
-from midstream.gateway.disconnect import raced, until_gone
+from midstream.gateway.disconnect import until_gone
 from midstream.gateway.endpoints import Endpoints
-from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+from midstream.gateway.errors import ApiError
+from midstream.gateway.front import Front
 from midstream.gateway.live import Live
-from midstream.gateway.middleware import Measured, SameOrigin
 from midstream.gateway.openapi import describe
+from midstream.gateway.replies import EventStream, answer_error, as_json
 from midstream.gateway.routes import DirectRoute
 from midstream.gateway.service import Ask, Caller, Gateway, Piece
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
 NAME = r"[A-Za-z0-9._:@-]{1,200}"
 Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
 
 
-def make_app(gateway: Gateway) -> FastAPI:
+def make_app(gateway: Gateway) -> ASGIApp:
     """The application that serves `gateway`."""
 
     @asynccontextmanager
@@ -62,15 +59,12 @@ def make_app(gateway: Gateway) -> FastAPI:
     )
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
-    app.add_middleware(Measured, metrics=gateway.metrics)
-    if not gateway.config.keys:
-        app.add_middleware(SameOrigin)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _answer_error)
+        app.add_exception_handler(kind, answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
     describe(app)
-    return app
+    return Front(app, gateway.metrics, same_origin=not gateway.config.keys)
 
 
 def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
@@ -98,8 +92,8 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
         ask = _keyed(calling.request, ask)
         if events is not None:
-            return _Stream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
-        return _json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
+            return EventStream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
+        return as_json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
 
     async def chat_completions(calling: _Calling, body: chat.ChatRequest) -> Response:
         ask = chat.parse(body, gateway, calling.live)
@@ -126,7 +120,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     async def count_tokens(calling: _Calling, body: anthropic.CountRequest) -> Response:
         gateway.model_name(body.model, calling.live)
         messages, tools = anthropic.conversation(body)
-        return _json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+        return as_json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
 
     both("/v1/chat/completions", chat.ChatRequest, chat_completions)
     both("/v1/completions", completions.CompletionRequest, text_completions)
@@ -137,11 +131,11 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     async def models(request: Request) -> Response:
         gateway.caller(_secret(request))
         names = {"first_id": gateway.names[0], "last_id": gateway.names[-1], "has_more": False}
-        return _json({"object": "list", "data": [_model(name, gateway) for name in gateway.names], **names})
+        return as_json({"object": "list", "data": [_model(name, gateway) for name in gateway.names], **names})
 
     async def model(request: Request, name: str) -> Response:
         gateway.caller(_secret(request))
-        return _json(_model(gateway.model_name(name), gateway))
+        return as_json(_model(gateway.model_name(name), gateway))
 
     async def scoped_models(request: Request, trajectory_uid: Uid, prompt_uid: Uid) -> Response:
         return await models(request)
@@ -160,11 +154,11 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
     gateway = own.gateway
 
     async def health() -> Response:
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def ready() -> Response:
         problem = own.not_ready()
-        return _json({"status": problem or "ready"}, 503 if problem else 200)
+        return as_json({"status": problem or "ready"}, 503 if problem else 200)
 
     async def metrics(request: Request) -> Response:
         gateway.caller(_secret(request))
@@ -175,24 +169,24 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         opened = await own.open(
             body or native.OpenRequest(), gateway.caller(_secret(request)), _base(request), _key(request)
         )
-        return _json(opened.model_dump())
+        return as_json(opened.model_dump())
 
     async def register(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.RegisterRequest | None = None
     ) -> Response:
         caller = gateway.caller(_secret(request))
         await own.register(trajectory_uid, prompt_uid, body or native.RegisterRequest(), caller)
-        return _json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
+        return as_json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
     async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
         caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
-        return _json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
+        return as_json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
     ) -> Response:
         caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
-        return _json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
+        return as_json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
         calling = await _calling(request, gateway, None, None)
@@ -200,40 +194,40 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         calling = await _calling(request, gateway, trajectory_uid, None)
-        return _json({"status": "ok", "steps": len(calling.live.recorder.finished())})
+        return as_json({"status": "ok", "steps": len(calling.live.recorder.finished())})
 
     async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
-        return _json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
+        return as_json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
 
     async def generate(request: Request, body: native.GenerateRequest) -> Response:
         caller = gateway.caller(_secret(request))
-        return _json(await until_gone(request, own.generate(body, caller, _key(request))))
+        return as_json(await until_gone(request, own.generate(body, caller, _key(request))))
 
     async def submit_steps(
         request: Request,
         body: native.SubmitRequest,
         channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
     ) -> Response:
-        return _json(await own.submit(body, channel, gateway.caller(_secret(request))))
+        return as_json(await own.submit(body, channel, gateway.caller(_secret(request))))
 
     async def compute_reward(request: Request, body: native.RewardRequest) -> Response:
-        return _json(await own.compute_reward(body, gateway.caller(_secret(request))))
+        return as_json(await own.compute_reward(body, gateway.caller(_secret(request))))
 
     async def feedback(request: Request, trajectory_uid: Uid, body: native.FeedbackRequest) -> Response:
-        return _json(await own.feedback(trajectory_uid, body, gateway.caller(_secret(request)), _key(request)))
+        return as_json(await own.feedback(trajectory_uid, body, gateway.caller(_secret(request)), _key(request)))
 
     async def curate(request: Request, trajectory_uid: Uid, body: native.CurationRequest) -> Response:
-        return _json(await own.curate(trajectory_uid, body, gateway.caller(_secret(request))))
+        return as_json(await own.curate(trajectory_uid, body, gateway.caller(_secret(request))))
 
     async def pause(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
         gateway.gate.pause("asked")
-        return _json({"status": "paused", "under_way": gateway.gate.inside})
+        return as_json({"status": "paused", "under_way": gateway.gate.inside})
 
     async def resume(request: Request) -> Response:
         gateway.caller(_secret(request)).must_be_admin()
         gateway.gate.resume("asked")
-        return _json({"status": "paused" if gateway.gate.paused else "ok"})
+        return as_json({"status": "paused" if gateway.gate.paused else "ok"})
 
     under = "/{trajectory_uid}/{prompt_uid}/v1"
     for method, path, handler in (
@@ -326,63 +320,3 @@ def _model(name: str, gateway: Gateway) -> dict[str, Any]:
         "max_model_len": gateway.voice.engine.context_length,
         "policy_version": gateway.voice.engine.policy_version,
     }
-
-
-def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return Response(text.encode(errors="backslashreplace"), status, headers, "application/json")
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    told = _told(error)
-    return _json(_shaped(told, request.url.path), told.status, told.headers)
-
-
-def _told(error: Exception) -> ApiError:
-    """What a client is told of `error`. A bug of ours is logged by the server and named by its type only."""
-    if isinstance(error, RequestValidationError):
-        return invalid(list(error.errors()))
-    if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail))
-    own = as_api_error(error)
-    return own or ApiError(500, f"the gateway failed with {type(error).__name__}; its log says where")
-
-
-def _shaped(error: ApiError, path: str) -> dict[str, Any]:
-    return anthropic_body(error) if "/v1/messages" in path else openai_body(error)
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
-    it is an event of its own."""
-
-    def __init__(self, events: AsyncGenerator[bytes], dialect: str) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events, self._dialect = events, dialect
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._events):
-            with suppress(ClientDisconnect):
-                await raced(self._answer(send), receive)
-
-    async def _answer(self, send: Send) -> None:
-        # The first event may be an error, which the exception handlers answer.
-        first = await anext(self._events, b"")
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self._send(first, send)
-
-    async def _send(self, first: bytes, send: Send) -> None:
-        event = first
-        try:
-            while event:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-                event = await anext(self._events, b"")
-        except Exception as error:
-            told = _told(error)
-            if as_api_error(error) is None:
-                _log.exception("a stream failed")
-            body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
-            name = "event: error\n" if self._dialect == "anthropic" else ""
-            last = f"{name}data: {json.dumps(body)}\n\n".encode()
-            await send({"type": "http.response.body", "body": last, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -7,7 +7,6 @@ up to check it, and it outlives a restart.
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import os
 import secrets
@@ -46,7 +45,7 @@ class TokenSigner:
         return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
 
     def _sign(self, body: str) -> str:
-        digest = hmac.new(self._secret, body.encode(), hashlib.sha256).digest()
+        digest = hmac.digest(self._secret, body.encode(), "sha256")
         return base64.urlsafe_b64encode(digest[:18]).decode()
 
 

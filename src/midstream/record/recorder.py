@@ -8,7 +8,7 @@ the store before its text is handed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,7 +138,7 @@ class Recorder:
         if self._store is None:
             self._keep(step, voice)
         else:
-            await _whole(self._append(placeholder, step, voice, self._store))
+            await self._append(placeholder, step, voice, self._store)
         return step, completion
 
     async def submit(self, step: Step) -> None:
@@ -188,12 +188,27 @@ class Recorder:
         return step
 
     async def _append(self, place: Step, step: Step, voice: Voice, store: Store) -> None:
+        """Keep a step once it is on disk, also when whoever waits for that is cancelled."""
+
+        def settle(writing: asyncio.Future[None]) -> None:
+            if writing.cancelled() or writing.exception() is not None:
+                self._give_up(place)
+            else:
+                self._keep(step, voice)
+
         try:
-            await store.append(step, self._channel)
+            writing = store.appending(step, self._channel)
         except BaseException:
             self._give_up(place)
             raise
-        self._keep(step, voice)
+        try:
+            await asyncio.shield(writing)
+        finally:
+            if writing.done():
+                settle(writing)
+            else:
+                writing.add_done_callback(settle)
+                await asyncio.wait([writing])
 
     def _keep(self, step: Step, voice: Voice) -> None:
         self._answered(step)
@@ -235,13 +250,3 @@ class Recorder:
     def _remember(self, step: Step, voice: Voice) -> None:
         if voice.tokenizer is not None and step.response_ids and step.messages:
             self._tree(voice.tokenizer).add(step, voice.tokenizer)
-
-
-async def _whole(writing: Coroutine[Any, Any, None]) -> None:
-    """Wait for what must not be left half done, although whoever waits is cancelled."""
-    task = asyncio.ensure_future(writing)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -9,6 +9,7 @@ What is not `async` here waits for the database: a server calls it in a thread (
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -114,7 +115,11 @@ class Store:
         A step whose trajectory has ended is kept beside the others, with `late` in its metadata and not trainable.
         `channel` counts only for a trajectory that was never begun: it is begun here, with an empty task.
         """
-        await self._writer.submit(_appended(step, channel), step.trajectory_uid)
+        await self.appending(step, channel)
+
+    def appending(self, step: Step, channel: str = "train") -> asyncio.Future[None]:
+        """`append` for who must hear of it although they were cancelled: done when the step is on disk."""
+        return self._writer.write(_appended(step, channel), step.trajectory_uid)
 
     def append_sync(self, step: Step, channel: str = "train") -> None:
         """`append` for code that is not async."""

@@ -64,9 +64,13 @@ class Writer:
 
     async def submit(self, operation: Operation[T] | None, uid: str | None = None) -> T:
         """Hand in an operation; returns its result once that is on disk. Cancelling the wait does not undo it."""
+        return await self.write(operation, uid)
+
+    def write(self, operation: Operation[T] | None, uid: str | None = None) -> asyncio.Future[T]:
+        """`submit` for who must hear of it although they were cancelled: done once it is on disk."""
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._hand_in(_Handed(operation, uid, waiting))
-        return await waiting
+        return waiting
 
     def submit_sync(self, operation: Operation[T] | None, uid: str | None = None) -> T:
         """`submit` for code that is not async."""

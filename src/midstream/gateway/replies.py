@@ -1,0 +1,87 @@
+"""What goes back over HTTP: JSON, errors in the shape a client expects, streams of events."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from midstream.gateway.disconnect import raced
+from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
+
+_log = logging.getLogger(__name__)
+
+
+def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`body` as JSON; half of a surrogate pair in it is escaped."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    return Response(text.encode(errors="backslashreplace"), status, headers, "application/json")
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """The answer to a request that ended in `error`."""
+    told = _told(error)
+    return as_json(_shaped(told, request.url.path), told.status, told.headers)
+
+
+def is_answer(error: Exception) -> bool:
+    """Whether `error` is no bug of ours: the client is told what it is, and nobody else needs to know."""
+    return isinstance(error, RequestValidationError | HTTPException) or as_api_error(error) is not None
+
+
+def _told(error: Exception) -> ApiError:
+    """What a client is told of `error`. A bug of ours is logged by the server and named by its type only."""
+    if isinstance(error, RequestValidationError):
+        return invalid(list(error.errors()))
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
+    own = as_api_error(error)
+    return own or ApiError(500, f"the gateway failed with {type(error).__name__}; its log says where")
+
+
+def _shaped(error: ApiError, path: str) -> dict[str, Any]:
+    return anthropic_body(error) if "/v1/messages" in path else openai_body(error)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
+    it is an event of its own."""
+
+    def __init__(self, events: AsyncGenerator[bytes], dialect: str) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._events, self._dialect = events, dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            with suppress(ClientDisconnect):
+                await raced(self._answer(send), receive)
+
+    async def _answer(self, send: Send) -> None:
+        # The first event may be an error, which the exception handlers answer.
+        first = await anext(self._events, b"")
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await self._send(first, send)
+
+    async def _send(self, first: bytes, send: Send) -> None:
+        event = first
+        try:
+            while event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await anext(self._events, b"")
+        except Exception as error:
+            told = _told(error)
+            if as_api_error(error) is None:
+                _log.exception("a stream failed")
+            body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
+            name = "event: error\n" if self._dialect == "anthropic" else ""
+            last = f"{name}data: {json.dumps(body)}\n\n".encode()
+            await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
