@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
+from midstream.record.prepared import run
 from midstream.record.schema import create_or_upgrade
 
 BUSY_TIMEOUT_S = 30
@@ -139,7 +140,7 @@ def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
                 f"the file '{path}' was deleted or replaced while it was recorded into",
                 "put it back, or start again; what was acknowledged before is in the file that was there",
             )
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        run(connection, "BEGIN IMMEDIATE" if writes else "BEGIN")
 
     event.listen(engine, "connect", set_up)
     event.listen(engine, "begin", begin)

@@ -19,16 +19,16 @@ import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy import Row
 
 from midstream.core.errors import LeaseLost
 from midstream.core.types import Status, Trajectory
 from midstream.record import schema
 from midstream.record.database import INSERT
 from midstream.record.exact_json import to_json
+from midstream.record.prepared import fetch, run_many
 
 Key = tuple[str, str]
 """`prompt_uid` and channel."""
@@ -54,6 +54,21 @@ class Leased:
     prompt_uid: str
     channel: str
     trajectories: tuple[Trajectory, ...]
+
+
+class Group(NamedTuple):
+    """A row of `groups`."""
+
+    prompt_uid: str
+    channel: str
+    size: int | None
+    deadline: float | None
+    state: str
+    ended: int
+    ready_at: float | None
+    owner: str | None
+    lease_until: float | None
+    train_step: int | None
 
 
 _groups = schema.groups.c
@@ -126,7 +141,7 @@ def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None
 
 
 def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
-    held = connection.execute(_HOLD, {"keys": keys}).all()
+    held = [Group(*row) for row in fetch(connection, _HOLD, "keys", keys)]
     before = _counted(connection, keys)
     late = [group for group in held if group.state in _OPEN and _must_end(group, before, now)]
     for group in late:
@@ -143,16 +158,16 @@ def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
             if found != (group.state, group.ended, group.ready_at):
                 changed.append(dict(zip(("of", "within", "state", "ended", "ready_at"), (*key, *found), strict=True)))
     if changed:
-        connection.execute(_SETTLE, changed)
+        run_many(connection, _SETTLE, changed)
 
 
-def _must_end(group: Row[Any], counts: Mapping[Key, _Counts], now: float) -> bool:
+def _must_end(group: Group, counts: Mapping[Key, _Counts], now: float) -> bool:
     """Whether the group is due with trajectories that run."""
     ended, running, _ = counts.get((group.prompt_uid, group.channel), (0, 0, 0))
     return _due(group, ended, now) and not _full(group, ended) and running > 0
 
 
-def _settled(group: Row[Any], before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
+def _settled(group: Group, before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
     """State, trajectories ended, and since when it is ready. `before` is without those that were timed out just now."""
     ended, _, usable = counts
     full, due = _full(group, before[0]), _due(group, ended, now)
@@ -164,11 +179,11 @@ def _settled(group: Row[Any], before: _Counts, counts: _Counts, now: float) -> t
     return state, ended, became if group.ready_at is None else group.ready_at
 
 
-def _full(group: Row[Any], ended: int) -> bool:
+def _full(group: Group, ended: int) -> bool:
     return group.size is not None and ended >= group.size
 
 
-def _due(group: Row[Any], ended: int, now: float) -> bool:
+def _due(group: Group, ended: int, now: float) -> bool:
     return group.deadline is not None and group.deadline <= now and ended > 0
 
 
@@ -284,18 +299,19 @@ def _in_group() -> sa.ColumnElement[bool]:
     return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
 
 
-def _is(group: Row[Any]) -> sa.ColumnElement[bool]:
+def _is(group: Group) -> sa.ColumnElement[bool]:
     return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
 
 
 def _counted(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, _Counts]:
     """How many trajectories of each group have ended, run, and have ended without being curated away. Groups without
     any are left out."""
-    rows = connection.execute(_COUNT, {"keys": keys})
+    rows = fetch(connection, _COUNT, "keys", keys)
     return {(uid, channel): (done, running, usable) for uid, channel, done, running, usable in rows}
 
 
-def _time_out(connection: sa.Connection, group: Row[Any], now: float) -> None:
+def _time_out(connection: sa.Connection, group: Group, now: float) -> None:
+    assert group.deadline is not None
     why = to_json(f"still running at the deadline of its group, {now - group.deadline:.1f} s ago", "error")
     running = (
         _members.prompt_uid == group.prompt_uid,

@@ -19,6 +19,7 @@ from midstream.core.errors import AlreadyEnded, RunError
 from midstream.core.types import Status
 from midstream.record import groups, schema
 from midstream.record.database import INSERT
+from midstream.record.prepared import fetch, run_many
 from midstream.record.rows import Row, late
 
 _table = schema.trajectories.c
@@ -151,7 +152,7 @@ class Transaction:
 
     def _execute(self, statement: sa.Executable, rows: list[Row]) -> None:
         if rows:
-            self._connection.execute(statement, rows)
+            run_many(self._connection, statement, rows)
             self.wrote = True
 
 
@@ -165,8 +166,11 @@ def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None
 
 def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, Known]:
     """What the database has of `uids`, held as it is until the transaction ends."""
-    rows = connection.execute(_LOOK_UP, {"uids": list(uids)})
-    return {uid: Known(status, (prompt_uid, channel)) for uid, status, prompt_uid, channel in rows}
+    found = {}
+    for part in schema.parts(list(uids)):
+        rows = fetch(connection, _LOOK_UP, "uids", part)
+        found |= {uid: Known(status, (prompt_uid, channel)) for uid, status, prompt_uid, channel in rows}
+    return found
 
 
 @functools.cache
