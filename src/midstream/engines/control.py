@@ -28,7 +28,10 @@ class ControlTokens:
 
     def guard(self, text: str, *, own: bool = False) -> str:
         """`text` with a seam in each control token it spells (see `Guard`)."""
-        if not any(first in text for first in self._firsts):
+        for first in self._firsts:
+            if first in text:
+                break
+        else:
             return text
         pattern, found = self._foreign if own else self._every, 1
         while found:  # what follows a seam may spell a shorter token

@@ -226,8 +226,11 @@ class Gateway:
             raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
         live.in_flight += 1
         try:
-            async with AsyncExitStack() as alone:
-                yield await self._known(live, ask, alone) if ask.key is not None else {}
+            if ask.key is None:
+                yield {}
+            else:
+                async with AsyncExitStack() as alone:
+                    yield await self._known(live, ask, alone)
         finally:
             live.in_flight -= 1
             live.touch()

@@ -7,6 +7,7 @@ up to check it, and it outlives a restart.
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import os
 import secrets
@@ -45,7 +46,7 @@ class TokenSigner:
         return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
 
     def _sign(self, body: str) -> str:
-        digest = hmac.digest(self._secret, body.encode(), "sha256")
+        digest = hmac.new(self._secret, body.encode(), hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest[:18]).decode()
 
 

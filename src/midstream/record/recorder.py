@@ -172,7 +172,11 @@ class Recorder:
     def recorded(self) -> tuple[Step, ...]:
         """The finished steps, in order; the last one marked."""
         steps = self.finished()
-        return tuple(replace(step, is_last=step is steps[-1]) for step in steps)
+        last = len(steps) - 1
+        return tuple(
+            step if step.is_last is (place == last) else replace(step, is_last=place == last)
+            for place, step in enumerate(steps)
+        )
 
     def _take_place(self) -> Step:
         """A step not answered yet, so that calls made side by side keep the order they were made in."""

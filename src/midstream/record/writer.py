@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -29,6 +30,9 @@ Waiting = Future[Any] | asyncio.Future[Any]
 
 LARGEST_COMMIT = 1024
 """Operations one transaction takes at most."""
+MANY, GATHER_S = 3, 0.001
+"""After a transaction of so many operations the next one waits a moment for company: to begin and end transactions is
+much of the work, and with so many under way all are answered sooner for it."""
 MOST_TRIES = 10
 """How often a transaction is tried that others stood in the way of."""
 
@@ -99,10 +103,12 @@ class Writer:
         self._queue.put(handed)
 
     def _run(self) -> None:
-        closing = False
+        closing = many = False
         while not closing:
             together: list[_Handed] = []
             handed = self._queue.get()
+            if many:
+                time.sleep(GATHER_S)
             while handed is not None:
                 together.append(handed)
                 if len(together) == LARGEST_COMMIT or self._queue.empty():
@@ -111,6 +117,7 @@ class Writer:
             closing = handed is None
             self._commit([one for one in together if one.operation is not None])
             self._report(together)
+            many = len(together) >= MANY
 
     def _commit(self, together: Sequence[_Handed], tries: int = 1) -> None:
         """Run the operations in one transaction, and note on each what came of it."""
