@@ -205,3 +205,4 @@ def _end(process: Process) -> None:
     """End the program and whatever it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]  # its pipes, which others may hold open
