@@ -48,7 +48,6 @@ def make_app(gateway: Gateway) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch())
         yield
-        await gateway.gate.drained(gateway.config.limits.drain_s)
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching

@@ -41,7 +41,7 @@ class Endpoints:
     def not_ready(self) -> str:
         """Why calls would not be answered at once; empty when they would."""
         gate = self.gateway.gate
-        return "stopping" if gate.draining else "paused" if gate.paused else ""
+        return gate.closed or ("paused" if gate.paused else "")
 
     async def open(self, asked: OpenRequest, caller: Caller, base: str, key: str | None) -> Opened:
         """Begin a trajectory. The same idempotency key gives the same one."""

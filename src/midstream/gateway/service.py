@@ -161,7 +161,8 @@ class Gateway:
             raise ApiError(400, told, param=f"{param}.policy_version")
 
     async def check_backpressure(self, channel: str | None) -> None:
-        """`ApiError` 429 while the trainer of a channel must catch up."""
+        """`ApiError` 429 while the trainer of a channel must catch up, 503 when this gateway is stopping."""
+        self.gate.must_be_open()
         rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
             ready = (await asyncio.to_thread(self.kept.group_counts, channel))["ready"]
