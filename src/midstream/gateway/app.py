@@ -51,6 +51,7 @@ def make_app(gateway: Gateway) -> FastAPI:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+        await asyncio.to_thread(gateway.kept.leave)
 
     app = FastAPI(
         title="Midstream gateway",

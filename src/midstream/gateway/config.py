@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -89,6 +91,9 @@ class GatewayConfig(Config):
     """Address to listen on. One that others can reach needs `keys`."""
     port: int = Field(default=8100, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    name: str | None = None
+    """What it is called among the gateways that share its store, each with a name of its own: one that starts under the
+    name of another takes that one's place. Machine, host and port when not given."""
     url: str | None = None
     """How agents reach it, where that is not `http://host:port` (a proxy, another machine)."""
     model: str = "smollm2-135m"
@@ -133,6 +138,10 @@ class GatewayConfig(Config):
     """When it tells clients to wait."""
     backpressure: BackpressureConfig = BackpressureConfig()
     """When it opens no more trajectories."""
+
+    def called(self) -> str:
+        """`name`, or what stands in for it. On a port that the system chooses nobody comes after this one."""
+        return self.name or f"{socket.gethostname()}/{self.host}:{self.port or secrets.token_hex(4)}"
 
     @model_validator(mode="after")
     def _closed(self) -> GatewayConfig:

@@ -86,6 +86,10 @@ class _State(Collector):
         for (status, why), count in gateway.trajectories.ended.items():
             ended.add_metric([str(status), why], count)
         yield ended
+        adopted = gateway.trajectories.adopted
+        yield CounterMetricFamily(
+            "midstream_trajectories_adopted", "Trajectories taken over from a gateway that has gone", value=adopted
+        )
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )

@@ -1,7 +1,8 @@
 """The trajectories under way: opened, found again after a restart, touched, and closed once.
 
 What one has said is in the store; here is what it needs to go on. One that has been idle for a while is forgotten and
-read back when its agent calls again.
+read back when its agent calls again. Of the gateways that share a store each holds its own (`record/servers.py`), and
+closes no other's.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from midstream.core.errors import AlreadyEnded, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live, Locks, Opening, Said, ended, over, session_of, task_of, told_of
+from midstream.gateway.live import Live, Locks, Opening, Said, elsewhere, ended, over, session_of, task_of, told_of
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -42,6 +43,7 @@ class Trajectories:
         store: Store | None,
         voice: Voice,
         *,
+        name: str,
         channel: str,
         group_size: int,
         group_timeout_s: float | None,
@@ -53,15 +55,17 @@ class Trajectories:
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
         self._live: dict[str, Live] = {}
         self._silent_since: dict[str, float] = {}
-        """When those that are open, but not in memory, were last heard of (or this process began)."""
+        """When those that are open, but not in memory, were last heard of (or came to this process)."""
         self._locks = Locks()
         """Held while a trajectory is begun, read back, or ended."""
         self.opened = 0
         self.ended: Counter[tuple[str, str]] = Counter()
         """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
         single step) or `group_deadline`."""
-        for uid in store.open_uids() if store is not None else ():
-            self._silent_since[uid] = time.monotonic()
+        self.adopted = 0
+        """How many were taken over from gateways that have gone."""
+        if store is not None:
+            self._take_over(store.join(name).adopted)
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
@@ -296,16 +300,38 @@ class Trajectories:
             return False
         return True
 
+    async def beat(self) -> None:
+        """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
+        assert self._store is not None
+        before = list(self._live.values())
+        beat = await asyncio.to_thread(self._store.beat)
+        if beat.lost:
+            _log.warning("this gateway was taken for dead: what it held may be with another one now")
+            held = set(await asyncio.to_thread(self._store.open_uids))
+            for live in before:
+                if live.uid not in held and not live.voices:
+                    self._forget(live)
+            self._silent_since = {uid: since for uid, since in self._silent_since.items() if uid in held}
+        self._take_over(beat.adopted)
+
+    def _take_over(self, uids: Collection[str]) -> None:
+        self.adopted += len(uids)
+        for uid in uids:
+            self._silent_since[uid] = time.monotonic()
+
     async def _find(self, uid: str) -> Live | None:
-        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended."""
+        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
+        another gateway holds it."""
         if uid in self._live:
             return self._live[uid]
-        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
-        if found is None:
+        if self._store is None or (found := await asyncio.to_thread(self._store.find, uid)) is None:
             return None
         known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
             raise over(uid, known.status, known.error)
+        if found.server not in (None, self._store.server):
+            name = await asyncio.to_thread(self._store.server_name, found.server)
+            raise elsewhere(uid, name)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
         await asyncio.to_thread(recorder.restore, known.steps, self._voice)
         live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)

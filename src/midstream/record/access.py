@@ -23,6 +23,8 @@ class Access:
         self._engine, self.where = open_engine(url_or_path, durability)
         self._writer = Writer(self._engine, self.where)
         self._closed = False
+        self.server: str | None = None
+        """By which the trajectories are known that this process holds (`Servers.join`); None where it holds none."""
 
     @property
     def commits(self) -> int:

@@ -52,9 +52,10 @@ class Lookup(Access):
             yield from page
 
     def open_uids(self) -> list[str]:
-        """The running trajectories that were given a `session`: what a server goes on with after a restart."""
+        """The running trajectories that this server holds (`Servers.join`); without one, all that have a `session`."""
         table = schema.trajectories.c
-        wanted = (table.status == Status.RUNNING, table.session.is_not(None))
+        mine = table.session.is_not(None) if self.server is None else table.server == self.server
+        wanted = (table.status == Status.RUNNING, mine)
         return self.read(lambda connection: list(connection.scalars(sa.select(table.uid).where(*wanted))))
 
     def count(self, **filters: Unpack[Filters]) -> int:

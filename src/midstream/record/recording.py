@@ -37,7 +37,7 @@ class Recording(Access):
         group that `lease` hands out; the first that says so decides for all. `session` is kept as it is (JSON) for
         whoever goes on with the trajectory after a restart.
         """
-        row = {**_begun_row(trajectory_uid, prompt_uid, task, channel, session), "train_step": train_step}
+        row = self._begun(trajectory_uid, prompt_uid, task, channel, session) | {"train_step": train_step}
         self._writer.post(lambda transaction: transaction.begin(row, group_size, deadline), trajectory_uid)
 
     async def open(
@@ -51,8 +51,9 @@ class Recording(Access):
         deadline: float | None = None,
         session: Mapping[str, Any] | None = None,
     ) -> None:
-        """`begin` for who must know: returns when it is on disk, and raises when it cannot be."""
-        row = _begun_row(trajectory_uid, prompt_uid, task, channel, session)
+        """`begin` for who must know: returns when it is on disk, and raises when it cannot be, such as `HeldElsewhere`
+        when another server was quicker with this uid."""
+        row = self._begun(trajectory_uid, prompt_uid, task, channel, session)
         await self._writer.submit(lambda transaction: transaction.begin(row, group_size, deadline), trajectory_uid)
 
     async def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
@@ -68,13 +69,14 @@ class Recording(Access):
         """Record `step`; returns when it is on disk. The step with the same trajectory and index is replaced.
 
         A step whose trajectory has ended is kept beside the others, with `late` in its metadata and not trainable.
-        `channel` counts only for a trajectory that was never begun: it is begun here, with an empty task.
+        `channel` counts only for a trajectory that was never begun: it is begun here, with an empty task. Raises
+        `HeldElsewhere`, and writes nothing, when another server has taken the trajectory over.
         """
-        await self._writer.submit(_appended(step, channel), step.trajectory_uid)
+        await self._writer.submit(_appended(step, channel, self.server), step.trajectory_uid)
 
     def append_sync(self, step: Step, channel: str = "train") -> None:
         """`append` for code that is not async."""
-        self._writer.submit_sync(_appended(step, channel), step.trajectory_uid)
+        self._writer.submit_sync(_appended(step, channel, self.server), step.trajectory_uid)
 
     async def update_step(self, step: Step) -> None:
         """Replace a recorded step (its reward, `is_last`, metadata changed); returns when it is on disk."""
@@ -85,29 +87,33 @@ class Recording(Access):
         """Record how `trajectory` ended, and its steps with their rewards; returns when it is on disk.
 
         Steps recorded before that `trajectory` does not hold are kept. `channel` counts only for a trajectory that was
-        never begun. Raises `AlreadyEnded`, and changes nothing, when it has ended since it was begun.
+        never begun. Raises `AlreadyEnded`, and changes nothing, when it has ended since it was begun; `HeldElsewhere`
+        when another server has taken it over.
         """
-        row = _new_row(trajectory, channel, None)
+        row, server = _new_row(trajectory, channel, None), self.server
         step_rows = [step_row(step) for step in trajectory.steps]
-        await self._writer.submit(lambda transaction: transaction.finish(row, step_rows), trajectory.uid)
+        await self._writer.submit(lambda transaction: transaction.finish(row, step_rows, server), trajectory.uid)
 
     def discard_from(self, train_step: int) -> None:
         """Delete every trajectory recorded at or after `train_step`, with its steps."""
         late = schema.trajectories.c.train_step >= train_step
         self._writer.submit_sync(lambda transaction: transaction.discard(late))
 
+    def _begun(
+        self, uid: str, prompt_uid: str, task: Task, channel: str, session: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        begun = Trajectory(uid=uid, prompt_uid=prompt_uid, task=task, status=Status.RUNNING)
+        row = _new_row(begun, channel, None)
+        if session is None:
+            return row
+        return {**row, "session": to_json(session, f"session of trajectory {uid!r}"), "server": self.server}
 
-def _appended(step: Step, channel: str) -> Operation[None]:
+
+def _appended(step: Step, channel: str, server: str | None) -> Operation[None]:
     row = step_row(step)
     task = Task(id=step.prompt_uid, prompt=step.messages)
     unbegun = Trajectory(uid=step.trajectory_uid, prompt_uid=step.prompt_uid, task=task, status=Status.RUNNING)
-    return lambda transaction: transaction.append(row, lambda: _new_row(unbegun, channel, None))
-
-
-def _begun_row(uid: str, prompt_uid: str, task: Task, channel: str, session: Mapping[str, Any] | None) -> Row:
-    begun = Trajectory(uid=uid, prompt_uid=prompt_uid, task=task, status=Status.RUNNING)
-    kept = None if session is None else to_json(session, f"session of trajectory {uid!r}")
-    return {**_new_row(begun, channel, None), "session": kept}
+    return lambda transaction: transaction.append(row, lambda: _new_row(unbegun, channel, None), server)
 
 
 def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Row:
@@ -119,4 +125,5 @@ def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Ro
         "created_at": now,
         "ended_at": None if trajectory.status is Status.RUNNING else now,
         "session": None,
+        "server": None,
     }

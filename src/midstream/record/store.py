@@ -1,12 +1,13 @@
 """The durable store: every step is on disk before it is used, and what was acknowledged survives `kill -9`.
 
 One writer thread owns all writes (`writer`). Readers use connections of their own and see committed data only. The
-default is SQLite in WAL mode; a `postgresql://` URL names a server. Several processes may use one store, but for those
-that write the same trajectory: there the last one wins.
+default is SQLite in WAL mode; a `postgresql://` URL names a server. Several processes may use one store. Of those
+that write the same trajectory the last one wins, unless they are servers (`servers`): then one of them holds it.
 
 What is not `async` here waits for the database: a server calls it in a thread (`asyncio.to_thread`).
 
-Each thing a store does is in a module of its own: `recording`, `lookup`, `leasing`, `notes`; here they come together.
+Each thing a store does is in a module of its own: `recording`, `lookup`, `leasing`, `notes`, `servers`; here
+they come together.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from midstream.record.notes import Notes
 from midstream.record.recording import Recording
 from midstream.record.retention import prunable
 from midstream.record.retention import vacuum as reclaim
+from midstream.record.servers import Servers
 
 PRUNED_AT_ONCE = 500
 """Trajectories one transaction deletes at most, so that others need not wait long."""
 
 
-class Store(Recording, Lookup, Leasing, Notes):
+class Store(Recording, Lookup, Leasing, Notes, Servers):
     """Trajectories and their steps in a database.
 
     `url_or_path` is a database URL, or the path of a SQLite file, made when it is not there. `durability` says what an

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Table
 
-from midstream.core.errors import AlreadyEnded, RunError
+from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import groups, schema
 from midstream.record.database import INSERT
@@ -25,7 +25,7 @@ _table = schema.trajectories.c
 # Made once: to make a statement takes longer than to run it.
 _INSERT_TRAJECTORY = schema.trajectories.insert()
 _LOOK_UP = (
-    sa.select(_table.uid, _table.status, _table.prompt_uid, _table.channel)
+    sa.select(_table.uid, _table.status, _table.prompt_uid, _table.channel, _table.server)
     .where(_table.uid.in_(sa.bindparam("uids", expanding=True)))
     .order_by(_table.uid)
     .with_for_update()
@@ -38,6 +38,8 @@ class Known:
 
     status: str
     group: groups.Key
+    server: str | None = None
+    """Who holds it."""
 
 
 class Transaction:
@@ -65,16 +67,17 @@ class Transaction:
         """Insert a running trajectory in place of any that has its uid; open its group when that has a size or a
         deadline."""
         uid, key = row["uid"], (row["prompt_uid"], row["channel"])
+        self._must_hold(uid, row["server"])
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
         self._begun.append(row)
-        self._known[uid] = Known(row["status"], key)
+        self._known[uid] = Known(row["status"], key, row["server"])
         if size is not None or deadline is not None:
             self._groups.append(groups.new_group(key, size, deadline))
 
-    def append(self, row: Row, unbegun: Callable[[], Row]) -> None:
-        """Write a step; `unbegun` makes the row of its trajectory where there is none."""
+    def append(self, row: Row, unbegun: Callable[[], Row], server: str | None = None) -> None:
+        """Write a step; `unbegun` makes the row of its trajectory where there is none. `server` is who writes."""
         uid, index = row["trajectory_uid"], row["step_index"]
         known = self._known.get(uid)
         if known is None:
@@ -85,26 +88,36 @@ class Transaction:
             # What a group was handed out with stays as it was: a late step takes no other's place.
             self._late.setdefault((uid, index), late(row))
             return
+        self._must_hold(uid, server)
         self._steps[uid, index] = row
 
     def step(self, row: Row) -> None:
         """Write a step as it is, whatever became of its trajectory."""
         self._steps[row["trajectory_uid"], row["step_index"]] = row
 
-    def finish(self, row: Row, steps: Collection[Row]) -> None:
-        """Write how a trajectory ended. Raises `AlreadyEnded`."""
+    def finish(self, row: Row, steps: Collection[Row], server: str | None = None) -> None:
+        """Write how a trajectory ended; `server` is who says so. Raises `AlreadyEnded`."""
         uid = row["uid"]
         known = self._known.get(uid)
         if known is not None and known.status != Status.RUNNING:
             raise AlreadyEnded(
                 f"trajectory '{uid}' has ended already: {known.status}", "what it ended with first stands"
             )
+        self._must_hold(uid, server)
         known = known or Known(row["status"], (row["prompt_uid"], row["channel"]))
         self._ended.append(row)
         for step in steps:
             self.step(step)
         self._known[uid] = replace(known, status=row["status"])
         self._touched.add(known.group)
+
+    def _must_hold(self, uid: str, server: str | None) -> None:
+        """Raises `HeldElsewhere` when another server than the one that writes holds the trajectory."""
+        known = self._known.get(uid)
+        if server is not None and known is not None and known.server not in (None, server):
+            raise HeldElsewhere(
+                f"another server has taken over trajectory '{uid}'", "it takes its calls now; this one was too slow"
+            )
 
     def discard(self, condition: sa.ColumnElement[bool]) -> int:
         """Delete the trajectories that `condition` holds for, with all that is kept of them. Returns how many."""
@@ -166,7 +179,7 @@ def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None
 def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, Known]:
     """What the database has of `uids`, held as it is until the transaction ends."""
     rows = connection.execute(_LOOK_UP, {"uids": list(uids)})
-    return {uid: Known(status, (prompt_uid, channel)) for uid, status, prompt_uid, channel in rows}
+    return {uid: Known(status, (prompt_uid, channel), server) for uid, status, prompt_uid, channel, server in rows}
 
 
 @functools.cache
@@ -176,7 +189,7 @@ def _upsert_trajectory(dialect: str) -> sa.Executable:
         dialect,
         schema.trajectories,
         ("uid",),
-        ("id", "prompt_uid", "channel", "train_step", "created_at", "session"),
+        ("id", "prompt_uid", "channel", "train_step", "created_at", "session", "server"),
     )
 
 
