@@ -330,6 +330,32 @@ def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(st
     assert served.metric('midstream_groups{state="leased"}') == 1
 
 
+def test_whoever_comes_too_late_for_a_group_is_told_and_counted(start: Start) -> None:
+    served = start(group_size=2)
+    first, second = (served.open(prompt_uid="p") for _ in range(2))
+    body = {"prompt_uid": "p"}
+    status, code, told = error(served.post("/init_trajectory", body))
+    assert (status, code) == (409, "group_closed")
+    assert "has all its 2 trajectories" in told and "open it under another prompt_uid" in told
+    for opened in (first, second):
+        opened.complete(reward=1.0)
+    assert served.store.lease("trainer", 1, "train", 60)
+    step = {"prompt_ids": [1], "response_ids": [2], "trajectory_uid": "new", "prompt_uid": "p", "step_index": 0}
+    for path, late in (
+        ("/init_trajectory", body),
+        ("/new/p/v1/register_trajectory", {}),
+        ("/generate", {"messages": HELLO, "trajectory_uid": "new", "prompt_uid": "p"}),
+        ("/submit_steps", {"steps": [step]}),
+    ):
+        assert "is being trained on" in error(served.post(path, late))[2], path
+    moves = served.open(prompt_uid="p", channel="online")
+    assert error(moves.post("/register_trajectory", {"channel": "train"}))[1] == "group_closed"
+    assert moves.chat().status_code == 200
+    assert moves.complete(channel="online").status_code == 200
+    assert served.metric("midstream_openings_refused_total") == 6
+    assert served.store.left_out() == 0
+
+
 def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start) -> None:
     served = start(group_size=2, group_timeout_s=0.4)
     quick, slow = (served.open(prompt_uid="p") for _ in range(2))

@@ -113,7 +113,7 @@ def test_places_left_out_are_filled_later(start: Start) -> None:
 
 
 def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: Start) -> None:
-    served = start()
+    served = start(group_size=2)
     accepted(served, payload(is_last=True), payload("timed", reward=1.0))
     assert error(submit(served, payload(index=1, prompt_ids=[1])))[:2] == (409, "trajectory_ended")
     served.post("/complete_trajectory/timed", {"status": "timed_out"})

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from midstream.core.errors import AlreadyEnded, MidstreamError
+from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
@@ -59,6 +59,8 @@ class Trajectories:
         self._locks = Locks()
         """Held while a trajectory is begun, read back, or ended."""
         self.opened = 0
+        self.refused = 0
+        """How many were not opened, as their group takes no more."""
         self.ended: Counter[tuple[str, str]] = Counter()
         """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
         single step) or `group_deadline`."""
@@ -80,7 +82,7 @@ class Trajectories:
 
     async def open(self, opening: Opening) -> Live:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
-        `ApiError` 409 for one that has ended."""
+        `ApiError` 409 for one that has ended, and for a group that takes no more."""
         if self._store is None:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
@@ -96,7 +98,7 @@ class Trajectories:
             recorder = self._recorder(uid, prompt_uid, channel)
             live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
             live.group_size, live.key = opening.group_size or self._group_size, opening.key
-            await self._begin(live)
+            await self._begin(live, joins=opening.prompt_uid is not None)
             self._live[uid] = live
             self._voice.engine.join(uid)
             self.opened += 1
@@ -185,9 +187,14 @@ class Trajectories:
             return
         live.task = task_of(live.prompt_uid, replace(opening, task={**told_of(live.task), **opening.task}))
         if opening.channel not in (None, live.channel):
+            before = live.channel, live.recorder
             live.channel = opening.channel or live.channel
             live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
-            await self._begin(live)
+            try:
+                await self._begin(live, joins=True)
+            except BaseException:
+                live.channel, live.recorder = before
+                raise
         else:
             await self._store.amend(live.uid, task=live.task, session=session_of(live))
 
@@ -344,17 +351,22 @@ class Trajectories:
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
         return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
 
-    async def _begin(self, live: Live) -> None:
+    async def _begin(self, live: Live, *, joins: bool) -> None:
         assert self._store is not None
-        await self._store.open(
-            live.uid,
-            live.prompt_uid,
-            live.task,
-            live.channel,
-            group_size=live.group_size,
-            deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
-            session=session_of(live),
-        )
+        try:
+            await self._store.open(
+                live.uid,
+                live.prompt_uid,
+                live.task,
+                live.channel,
+                group_size=live.group_size,
+                deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+                session=session_of(live),
+                joins=joins,
+            )
+        except GroupClosed as error:
+            self.refused += 1
+            raise ApiError(409, f"{error.message}; {error.hint}", code="group_closed", param="prompt_uid") from None
 
     def _forget(self, live: Live) -> None:
         self._live.pop(live.uid, None)

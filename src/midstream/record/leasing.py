@@ -55,6 +55,11 @@ class Leasing(Access):
         rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
         return groups.counted(rows, now)
 
+    def left_out(self, channel: str | None = None) -> int:
+        """How many trajectories joined a group, or ended, after it was handed out, and so are not trained on. `open`
+        lets none in; `begin` takes what it is told."""
+        return self.read(lambda connection: int(connection.execute(groups.left_out(channel)).scalar_one()))
+
     def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
         waits for training is. None when nothing that has steps waits."""

@@ -63,18 +63,23 @@ class Transaction:
         self.wrote = True
         return self._connection
 
-    def begin(self, row: Row, size: int | None, deadline: float | None) -> None:
+    def begin(self, row: Row, size: int | None, deadline: float | None, *, joins: bool = False) -> None:
         """Insert a running trajectory in place of any that has its uid; open its group when that has a size or a
-        deadline."""
+        deadline. With `joins` it raises `GroupClosed` when the group takes no more."""
         uid, key = row["uid"], (row["prompt_uid"], row["channel"])
         self._must_hold(uid, row["server"])
+        group = None if size is None and deadline is None else groups.new_group(key, size, deadline)
+        if joins:
+            if group is not None:  # first: of two that open a group at once, the second is to see the first one's
+                self.connection.execute(groups.insert_missing(self._connection.dialect.name), [group])
+            groups.must_take(self.connection, key, time.time())
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
         self._begun.append(row)
         self._known[uid] = Known(row["status"], key, row["server"])
-        if size is not None or deadline is not None:
-            self._groups.append(groups.new_group(key, size, deadline))
+        if group is not None:
+            self._groups.append(group)
 
     def append(self, row: Row, unbegun: Callable[[], Row], server: str | None = None) -> None:
         """Write a step; `unbegun` makes the row of its trajectory where there is none. `server` is who writes."""
