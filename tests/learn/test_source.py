@@ -247,6 +247,29 @@ def test_what_curation_takes_out_is_not_trained_on(record: Record, train: Any, t
     assert row["loss_tokens"] == sum(len(t.steps[0].response_ids) for t in (first, third))
 
 
+def test_what_was_not_sampled_plainly_is_told_and_trained_on_or_masked(
+    record: Record, train: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    greedy = {"sampling": {"greedy": True}}
+    for run, rule, trained in (("kept", "keep", True), ("masked", "mask", False)):
+        made = record(f"q{int(trained)}", change=lambda step: replace(step, metadata=greedy))
+        caplog.clear()
+        train(1, run=run, altered_sampling=rule)
+        (row,) = rows(tmp_path, run)
+        tokens = sum(len(t.steps[0].response_ids) for t in made)
+        assert row["loss_tokens"] == (tokens if trained else 0)
+        assert (row["altered_sampling"], row["altered_sampling/greedy"]) == (1.0, 1.0)
+        told = [entry.getMessage() for entry in caplog.records if "no plain samples" in entry.getMessage()]
+        if trained:  # without an update there is nothing to check
+            assert "(greedy 100%)" in told[0] and "temperature: 1.0, top_p: 1.0" in told[0]
+            assert "the gateway's config" in told[0] and "rollout.altered_sampling=mask" in told[0]
+    record("q2")
+    caplog.clear()
+    train(1, run="plain")
+    assert rows(tmp_path, "plain")[0]["altered_sampling"] == 0.0
+    assert not any("no plain samples" in entry.getMessage() for entry in caplog.records)
+
+
 def test_groups_of_too_old_a_policy_are_set_aside(record: Record, train: Any, tmp_path: Path) -> None:
     for n in range(3):
         record(f"q{n}")

@@ -13,6 +13,8 @@ from midstream.core.config import Config
 from midstream.rewards import RewardConfig
 
 IN_PROCESS = ("torch", "scripted")
+HELD = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+"""Sampling settings that a gateway can hold."""
 
 
 class KeyConfig(Config):
@@ -129,7 +131,8 @@ class GatewayConfig(Config):
     expiry_s: float = Field(default=600.0, gt=0)
     """A trajectory that is silent for this long (no call, no heartbeat) is closed as timed out."""
     sampling: dict[str, float] = Field(default_factory=dict)
-    """Sampling settings that hold whatever an agent asks for, as training may need: `{temperature: 1.0}`."""
+    """Sampling settings that hold whatever an agent asks for, as training may need: temperature, `top_p`, `top_k`,
+    `min_p` and penalties. `{temperature: 1.0, top_p: 1.0}` makes greedy and cut calls plain samples."""
     reward: RewardConfig | None = None
     """How completed trajectories are scored that come without a reward; without it the trainer does that."""
     keys: tuple[KeyConfig, ...] = ()
@@ -159,6 +162,6 @@ class GatewayConfig(Config):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two keys are called '{min(twice)}'")
         for name in self.sampling:
-            if name not in ("temperature", "top_p", "top_k", "min_p"):
-                raise ValueError(f"sampling.{name} cannot be held fixed; temperature, top_p, top_k and min_p can")
+            if name not in HELD:
+                raise ValueError(f"sampling.{name} cannot be held fixed; {', '.join(HELD)} can")
         return self

@@ -163,6 +163,7 @@ class Endpoints:
             "policy_version": step.policy_version,
             "step_index": step.step_index,
             **({"message": text} if text else {}),
+            **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),
         }
 
     async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from midstream.core.sampling import ALTERATIONS
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
 from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
@@ -149,6 +150,12 @@ class StepPayload(Body):
     def _not_ours(cls, metadata: dict[str, Any]) -> dict[str, Any]:
         if own := OWN_METADATA & set(metadata):
             raise ValueError(f"the gateway keeps something of its own under '{min(own)}'; choose another name")
+        sampling = metadata.get("sampling", {})
+        if not isinstance(sampling, dict) or not {*sampling} <= {*ALTERATIONS}:
+            raise ValueError(
+                "'sampling' says how a step was sampled that was not sampled plainly, as /generate tells it: an object "
+                f"with some of {', '.join(ALTERATIONS)}"
+            )
         return metadata
 
     @model_validator(mode="after")

@@ -148,7 +148,8 @@ class Trajectories:
             same = own or (open_ones[0] if open_ones else alike[0])
             if same.metadata.get("submitted"):
                 return False
-            metadata = {**same.metadata, **step.metadata, "submitted": True}
+            sampling = {name: same.metadata[name] for name in ("sampling",) if name in same.metadata}
+            metadata = {**same.metadata, **step.metadata, **sampling, "submitted": True}
             recorder.steps[same.step_index] = changed = replace(same, reward=step.reward, metadata=metadata)
             if self._store is not None:
                 await self._store.update_step(changed)
