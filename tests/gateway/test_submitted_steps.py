@@ -164,6 +164,29 @@ def test_generate_by_ids_without_a_trajectory_records_nothing(start: Start) -> N
     assert told["stop_reason"] == "length" and served.store.count() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("role", "planner"),
+        ("role", "policy"),
+        ("prompt_uid", "p"),
+        ("tools", [{"type": "function", "function": {"name": "look"}}]),
+    ],
+)
+def test_what_has_no_effect_without_a_trajectory_is_refused_by_name(start: Start, name: str, value: Any) -> None:
+    served = start()
+    status, _, told = error(served.post("/generate", {"prompt_ids": [5, 6], name: value}))
+    assert status == 400 and f"{name} needs a trajectory_uid" in told
+    served.open(trajectory_uid="t", prompt_uid="p")
+    assert served.post("/generate", {"prompt_ids": [5, 6], "trajectory_uid": "t", name: value}).status_code == 200
+    assert served.post("/generate", {"prompt_ids": [5, 6], "tools": None}).status_code == 200
+
+
+def test_a_key_that_could_not_be_kept_is_refused(start: Start) -> None:
+    status, _, told = error(start().post("/generate", {"prompt_ids": [5, 6]}, Idempotency_Key="k"))
+    assert status == 400 and "Idempotency-Key needs a trajectory_uid" in told
+
+
 def test_generate_is_asked_for_in_one_way(start: Start) -> None:
     served = start()
     for body, wanted in (

@@ -137,6 +137,8 @@ class Endpoints:
             if prompt_ids is None:
                 raise ApiError(400, "messages need a trajectory_uid", param="trajectory_uid")
             caller.must_be_admin()
+            if key is not None:
+                raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is kept")
             step, text = await gateway.generate(prompt_ids, sampling, caller), None
         else:
             caller.must_reach(asked.trajectory_uid)

@@ -109,7 +109,8 @@ class GenerateParams(SamplingArguments):
 
 class GenerateRequest(GenerateParams):
     """A response to token ids or to messages. With `trajectory_uid` it is recorded as a step of that trajectory, which
-    is opened when it is not there. Sampling parameters stand in `sampling_params` or beside it."""
+    is opened when it is not there; without it nothing is recorded, and `role`, `tools` and `prompt_uid` are refused.
+    Sampling parameters stand in `sampling_params` or beside it."""
 
     prompt_ids: list[int] | None = Field(default=None, min_length=1)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
@@ -125,6 +126,10 @@ class GenerateRequest(GenerateParams):
             raise ValueError(f"{min(twice)} stands beside sampling_params; put it into them")
         if (self.prompt_ids is None) == (self.messages is None):
             raise ValueError("give either prompt_ids or messages")
+        if self.trajectory_uid is None:
+            for name in ("role", "tools", "prompt_uid"):
+                if name in self.model_fields_set and getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs a trajectory_uid: without one nothing is recorded; leave it out")
         return self
 
 
