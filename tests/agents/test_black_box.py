@@ -276,6 +276,37 @@ def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tm
             assert store.trajectory(trajectory.uid) == trajectory
 
 
+def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> None:
+    """What a rollout's trajectories are called can be guessed."""
+    answers: list[tuple[str, int]] = []
+
+    @register("locked_out_for_black_box")
+    class LockedOut(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            right, root = self.address.token, self.address.root_url.split("/")
+            body = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+            at_root = "/".join(root[:3]) + "/v1"
+            for name, headers in (
+                ("none", {}),
+                ("wrong", {"Authorization": f"Bearer {right}x"}),
+                ("made up", {"Authorization": "Bearer anything"}),
+                ("named", {"X-Midstream-Trajectory": root[3]}),
+                ("right", {"Authorization": f"Bearer {right}"}),
+            ):
+                async with httpx.AsyncClient(headers=headers) as client:
+                    for url in (base_url, at_root):
+                        answers.append((name, (await client.post(f"{url}/chat/completions", json=body)).status_code))
+                    ended = await client.post(f"{base_url}/complete_trajectory", json={"reward": 1.0})
+                    answers.append((name, ended.status_code))
+
+    trajectory = run("locked_out_for_black_box", Voice(ScriptedEngine(tiny_tokenizer, "Yes."), tiny_tokenizer, True))
+    assert answers == [
+        *[(name, 401) for name in ("none", "wrong", "made up", "named") for _ in range(3)],
+        *[("right", 200)] * 3,
+    ]
+    assert len(trajectory.steps) == 2
+
+
 def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Path) -> None:
     """Two agents at once: one tries the other's address with its own token."""
     seen: list[tuple[str, str]] = []

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed, unit_interval
 from midstream.core.types import Step, Task
 
@@ -16,6 +17,17 @@ from midstream.core.types import Step, Task
 def test_a_step_has_a_log_probability_for_every_token_it_sampled() -> None:
     with pytest.raises(ValueError, match=r"step 2 of 'u': 2 response tokens but 1 log-prob"):
         Step(prompt_ids=(1,), response_ids=(2, 3), rollout_log_probs=(-0.1,), trajectory_uid="u", step_index=2)
+
+
+def test_settings_say_what_of_them_makes_a_response_no_plain_sample() -> None:
+    assert SamplingParams(temperature=0.7, max_tokens=5, stop=("x",), seed=1).alterations() == {}
+    assert SamplingParams(temperature=0.0, top_p=0.5, top_k=3).alterations() == {"greedy": True}
+    assert SamplingParams(temperature=0.0, presence_penalty=0.5).alterations() == {
+        "greedy": True,
+        "presence_penalty": 0.5,
+    }
+    every = {"top_p": 0.9, "top_k": 4, "min_p": 0.1, "frequency_penalty": 1.0, "repetition_penalty": 1.2}
+    assert SamplingParams(**every).alterations() == every  # pyright: ignore[reportArgumentType]
 
 
 def test_lists_of_ids_become_tuples() -> None:

@@ -47,6 +47,18 @@ def test_a_template_that_rewrites_history_has_no_extension(tiny_tokenizer, tiny_
     assert tok.extension([USER], thought, tok.encode(thought), [USER]) is None
 
 
+def test_a_template_that_refuses_the_reply_as_it_was_said_has_no_extension(tiny_tokenizer, tiny_path: Path) -> None:
+    tok = load_tokenizer(tiny_path)
+    tok._tokenizer.chat_template = (
+        "{% for m in messages %}"
+        "{% if m.role == 'assistant' and m.content != m.content | trim %}{{ raise_exception('loose ends') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert tok.extension([USER], "161", tok.encode("161"), [USER]) is not None
+    assert tok.extension([USER], " 161", tok.encode(" 161"), [USER]) is None
+
+
 def test_text_is_returned_as_it_was_given(tiny_tokenizer) -> None:
     text = 'São Tomé 🙂 {"a": [1, 2]}\n\n\t<think>'
     assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text

@@ -99,15 +99,15 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
     async def go(store: Store) -> None:
         gateway = Gateway(config, voice, store, TokenSigner(b"secret"))
 
-        async def ask(uid: str, tokens: int) -> Any:
-            live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid="p", group_size=2))
+        async def ask(uid: str, tokens: int, group: str = "q") -> Any:
+            live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid=group, group_size=2))
             call = Call(messages=question, sampling=SamplingParams(max_tokens=tokens, temperature=1.0, seed=len(uid)))
             (answer,) = await gateway.ask(live, Ask(call=call), Caller(admin=True))
             await gateway.trajectories.close(live, reward=float(len(uid)))
             return answer.step
 
-        await ask("one", 5)
-        await ask("three", 5)
+        await ask("one", 5, "p")
+        await ask("three", 5, "p")
         run = tmp_path / "run"
         await asyncio.to_thread(api.train, settings(tiny_path, run, tmp_path / "g.sqlite", 1), listeners=())
         folder = checkpoints(run)[-1]

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from tests.gateway.conftest import Start
-from tests.gateway.served import HELLO, error
+from tests.gateway.served import HELLO, Opened, error
 
 from midstream.core.types import Status
-from midstream.gateway import trajectories
+from midstream.gateway import service, trajectories
+from midstream.record import servers
 
 
 def until(true: Any, within_s: float = 10.0) -> None:
@@ -216,6 +217,84 @@ def test_what_was_open_at_a_restart_expires_like_any_other(start: Start) -> None
     assert served.metric("midstream_trajectories_open") == 0
 
 
+def test_gateways_that_share_a_store_leave_each_others_trajectories_alone(start: Start) -> None:
+    # One has heard of its agent all along; the other never has, and would close it after 0.3 s.
+    theirs = (one := start(name="one")).open()
+    theirs.chat()
+    own = (other := start(name="other", expiry_s=0.3)).open()
+    assert other.metric("midstream_trajectories_open") == 1
+    until(lambda: other.trajectory(own.uid).status == "timed_out")
+    assert one.trajectory(theirs.uid).status == "running"
+    assert theirs.chat().status_code == 200 and theirs.complete(reward=1.0).status_code == 200
+    assert one.trajectory(theirs.uid).status == "completed"
+
+
+def test_an_agent_at_the_wrong_gateway_is_told_where_to_go_and_nothing_is_recorded(start: Start) -> None:
+    one, other = start(name="one"), start(name="other")
+    opened = one.open()
+    opened.chat()
+    stray = Opened(other, opened.told)
+    heartbeat = other.post(f"/trajectories/{opened.uid}/heartbeat")
+    for answer in (refused := stray.chat(), stray.complete(), heartbeat, stray.post("/register_trajectory", {})):
+        status, code, told = error(answer)
+        assert (status, code) == (503, "held_elsewhere") and "is with the gateway 'one'" in told
+    assert error(other.post("/init_trajectory", {"trajectory_uid": opened.uid}))[1] == "held_elsewhere"
+    assert int(refused.headers["retry-after"]) >= 1
+    # What is known of it may be asked anywhere.
+    assert other.client.get(f"/trajectories/{opened.uid}").json()["steps"] == 1
+    assert opened.chat().status_code == 200 and len(opened.steps) == 2
+
+
+def test_what_a_dead_gateway_left_behind_goes_on_at_another_and_is_closed_when_silent(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (servers, service):
+        monkeypatch.setattr(module, "BEAT_S", 0.1)
+    dead = start(name="dead")
+    opened, silent = dead.open(), dead.open()
+    first = opened.say(HELLO)
+    monkeypatch.setattr(dead.gateway.trajectories, "beat", lambda: asyncio.sleep(0))  # as if it hung
+    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.5)
+    other = start(name="other", expiry_s=1.0)
+    until(lambda: other.metric("midstream_trajectories_adopted_total") == 2)
+    stray = Opened(other, opened.told)
+    stray.say([*first, {"role": "user", "content": "And then?"}])
+    assert [step.parent for step in stray.steps] == [None, 0]
+    assert error(opened.chat())[0] == 503  # it was not dead after all, but nothing it does counts any more
+    assert len(stray.steps) == 2
+    until(lambda: other.trajectory(silent.uid).status == "timed_out")
+    monkeypatch.undo()
+
+
+def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BEAT_S", 30.0)
+    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.2)
+    slow, other = start(name="slow"), start(name="other")
+    opened = slow.open()
+    time.sleep(0.3)
+    assert other.store.beat().adopted == [opened.uid]
+    kept = slow.open()
+    asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
+    assert set(slow.gateway.trajectories._live) == {kept.uid}
+    assert error(opened.chat())[1] == "held_elsewhere"
+    assert kept.chat().status_code == 200
+
+
+def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "BEAT_S", 0.1)
+    first = start(name="same")
+    opened = first.open()
+    second = start(name="same")
+    until(lambda: first.client.get("/ready").status_code == 503)
+    assert "has joined as 'same'" in first.client.get("/ready").json()["status"]
+    assert error(opened.chat())[0] == 503 and opened.steps == ()
+    assert Opened(second, opened.told).chat().status_code == 200
+
+
 def test_idle_trajectories_leave_memory_and_come_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trajectories, "IDLE_S", 0.1)
     served = start(expiry_s=2.0)
@@ -249,6 +328,32 @@ def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(st
     for status, why in (("failed", "agent"), ("completed", "agent"), ("timed_out", "never_called")):
         assert served.metric(ended % (status, why)) == 1
     assert served.metric('midstream_groups{state="leased"}') == 1
+
+
+def test_whoever_comes_too_late_for_a_group_is_told_and_counted(start: Start) -> None:
+    served = start(group_size=2)
+    first, second = (served.open(prompt_uid="p") for _ in range(2))
+    body = {"prompt_uid": "p"}
+    status, code, told = error(served.post("/init_trajectory", body))
+    assert (status, code) == (409, "group_closed")
+    assert "has all its 2 trajectories" in told and "open it under another prompt_uid" in told
+    for opened in (first, second):
+        opened.complete(reward=1.0)
+    assert served.store.lease("trainer", 1, "train", 60)
+    step = {"prompt_ids": [1], "response_ids": [2], "trajectory_uid": "new", "prompt_uid": "p", "step_index": 0}
+    for path, late in (
+        ("/init_trajectory", body),
+        ("/new/p/v1/register_trajectory", {}),
+        ("/generate", {"messages": HELLO, "trajectory_uid": "new", "prompt_uid": "p"}),
+        ("/submit_steps", {"steps": [step]}),
+    ):
+        assert "is being trained on" in error(served.post(path, late))[2], path
+    moves = served.open(prompt_uid="p", channel="online")
+    assert error(moves.post("/register_trajectory", {"channel": "train"}))[1] == "group_closed"
+    assert moves.chat().status_code == 200
+    assert moves.complete(channel="online").status_code == 200
+    assert served.metric("midstream_openings_refused_total") == 6
+    assert served.store.left_out() == 0
 
 
 def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start) -> None:

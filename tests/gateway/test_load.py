@@ -129,6 +129,44 @@ def test_stopping_lets_calls_under_way_finish(start: Start) -> None:
     assert len(start().steps(opened.uid)) == 1
 
 
+def test_stopping_is_told_at_once_to_those_who_are_still_connected(start: Start) -> None:
+    served = start(engine_latency_s=1.0)
+    opened = served.open()
+    assert served.client.get("/ready").json() == {"status": "ready"}  # from here on the connection is there
+    with ThreadPoolExecutor(2) as pool:
+        under_way = pool.submit(httpx.post, f"{served.url}{opened.path}/chat/completions", json={"messages": HELLO})
+        until(lambda: served.gateway.gate.inside == 1)
+        served.loop.call_soon_threadsafe(served._down.set)
+        until(lambda: served.gateway.gate.closed)
+        assert not under_way.done()
+        ready = served.client.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})
+        for refused in (opened.chat(), served.post("/init_trajectory", {})):
+            assert error(refused)[:2] == (503, "unavailable") and int(refused.headers["retry-after"]) >= 1
+            assert "takes no calls any more: stopping" in error(refused)[2]
+        # What ends a trajectory is let in: its agent has nothing else to do.
+        assert served.post(f"/trajectories/{opened.uid}/heartbeat").status_code == 200
+        assert under_way.result().status_code == 200
+    served._thread.join(10)
+    assert not served._thread.is_alive()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{served.url}/health")
+
+
+def test_stopping_waits_no_longer_than_it_should(start: Start) -> None:
+    served = start(engine_latency_s=30, limits={"drain_s": 0.3})
+    opened = served.open()
+    with ThreadPoolExecutor(1) as pool:
+        hopeless = pool.submit(httpx.post, f"{served.url}{opened.path}/chat/completions", json={"messages": HELLO})
+        until(lambda: served.gateway.gate.inside == 1)
+        served.loop.call_soon_threadsafe(served._down.set)
+        served._thread.join(10)
+        assert not served._thread.is_alive()
+        failed = hopeless.exception(5)
+        assert isinstance(failed, httpx.TransportError) or hopeless.result().is_error
+    assert start().steps(opened.uid) == ()
+
+
 def test_ready_groups_and_stale_ones_hold_new_trajectories_back_until_they_are_taken(start: Start) -> None:
     served = start(backpressure={"max_ready_groups": 2, "max_staleness": 1})
     first = served.open(trajectory_uid="first")
@@ -234,7 +272,7 @@ def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retr
 
         return asyncio.ensure_future(write())
 
-    served.store.appending = slowly
+    served.store.appending = slowly  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}{opened.path}/chat/completions",

@@ -113,7 +113,7 @@ def test_places_left_out_are_filled_later(start: Start) -> None:
 
 
 def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: Start) -> None:
-    served = start()
+    served = start(group_size=2)
     accepted(served, payload(is_last=True), payload("timed", reward=1.0))
     assert error(submit(served, payload(index=1, prompt_ids=[1])))[:2] == (409, "trajectory_ended")
     served.post("/complete_trajectory/timed", {"status": "timed_out"})
@@ -141,6 +141,8 @@ def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: 
         ({"prompt_uid": "../x"}, "prompt_uid"),
         ({"trajectory_uid": "'; DROP TABLE steps; --"}, "trajectory_uid"),
         ({"metadata": {"stop": 5}}, "'stop'; choose another name"),
+        ({"metadata": {"sampling": "greedy"}}, "'sampling' says how a step was sampled"),
+        ({"metadata": {"sampling": {"top_q": 1}}}, "an object with some of greedy, constraint, top_p"),
         ({"metadata": {"a": "\ud800"}}, "metadata"),
         ({"metadata": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than 64 deep"),
         ({"is_the_last": True}, "'steps.1.is_the_last' is not an argument this server honours"),
@@ -160,6 +162,29 @@ def test_generate_by_ids_without_a_trajectory_records_nothing(start: Start) -> N
     told = generate(served, prompt_ids=[5, 6], sampling_params={"max_tokens": 2, "temperature": 0.5})
     assert len(told["token_ids"]) == len(told["log_probs"]) == 2 and told["prompt_ids"] == [5, 6]
     assert told["stop_reason"] == "length" and served.store.count() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("role", "planner"),
+        ("role", "policy"),
+        ("prompt_uid", "p"),
+        ("tools", [{"type": "function", "function": {"name": "look"}}]),
+    ],
+)
+def test_what_has_no_effect_without_a_trajectory_is_refused_by_name(start: Start, name: str, value: Any) -> None:
+    served = start()
+    status, _, told = error(served.post("/generate", {"prompt_ids": [5, 6], name: value}))
+    assert status == 400 and f"{name} needs a trajectory_uid" in told
+    served.open(trajectory_uid="t", prompt_uid="p")
+    assert served.post("/generate", {"prompt_ids": [5, 6], "trajectory_uid": "t", name: value}).status_code == 200
+    assert served.post("/generate", {"prompt_ids": [5, 6], "tools": None}).status_code == 200
+
+
+def test_a_key_that_could_not_be_kept_is_refused(start: Start) -> None:
+    status, _, told = error(start().post("/generate", {"prompt_ids": [5, 6]}, Idempotency_Key="k"))
+    assert status == 400 and "Idempotency-Key needs a trajectory_uid" in told
 
 
 def test_generate_is_asked_for_in_one_way(start: Start) -> None:

@@ -292,6 +292,23 @@ def test_truncated_trajectories_are_kept_masked_or_dropped() -> None:
     assert [turn.advantages[0] for turn in dropped.turns] == [0.5, -0.5] and sum(shares(dropped)) == pytest.approx(1.0)
 
 
+def test_steps_that_were_not_sampled_plainly_are_counted_by_cause_and_kept_or_masked() -> None:
+    plain, mixed = trajectory("A", 1.0, lengths=(4,)), trajectory("B", 0.0, lengths=(1, 2, 3))
+    how = ({"greedy": True}, {"constraint": "lark", "top_p": 0.9}, {})
+    steps = tuple(replace(step, metadata={"sampling": one}) for step, one in zip(mixed.steps, how, strict=True))
+    group = [plain, replace(mixed, steps=steps)]
+    kept, masked = batch_of(group), batch_of(group, altered="mask")
+    assert len(kept.turns) == 4 and masked.turns == [kept.turns[0], kept.turns[3]]  # same advantages, same weights
+    for batch in (kept, masked):
+        assert {name: value for name, value in batch.counts.items() if name.startswith("altered")} == {
+            "altered_sampling": 0.3,
+            "altered_sampling/greedy": 0.1,
+            "altered_sampling/constraint": 0.2,
+            "altered_sampling/top_p": 0.2,
+        }
+    assert batch_of([plain, mixed]).counts["altered_sampling"] == 0.0
+
+
 def test_nothing_to_learn_from_is_an_empty_batch() -> None:
     batch = batch_of([CRASHED], failed="drop")
     assert batch.turns == []

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from midstream import api
+from midstream.agents.config import SourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.evaluate.agreement import contents
 from midstream.evaluate.runs import read_rows
 from midstream.learn import source, trainer
+from midstream.record import schema
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 from midstream.rewards import component
@@ -185,6 +188,56 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
     assert counts(tmp_path)["consumed"] == 4
 
 
+def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(record: Record, tmp_path: Path) -> None:
+    record("q0")
+
+    async def step(taking: source.Source, other: Store) -> None:
+        wanted = asyncio.create_task(taking.take(2, None))
+        while not other.group_counts()["leased"]:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)  # many times the lease, for the second group to come
+        assert other.lease("other", 9, "train", 60) == []
+        await asyncio.to_thread(record, "q1")
+        assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
+        await asyncio.sleep(1.0)  # and to learn from both
+        assert other.lease("other", 9, "train", 60) == []
+        await taking.consume(("q0", "q1"), 1)
+
+    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
+    taking = source.Source(config, "run", lambda: False)
+    with Store(tmp_path / "gateway.sqlite") as other:
+        asyncio.run(step(taking, other))
+    taking.close()
+    assert counts(tmp_path)["consumed"] == 2
+
+
+def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
+    record: Record, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("q0")
+
+    class Died(BaseException):
+        pass
+
+    async def dies(self: Any, *given: Any) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(source.Source, "consume", dies)
+        train(1)
+    assert counts(tmp_path)["leased"] == 1
+    owner = (tmp_path / "run" / "source_owner").read_text()
+    with pytest.raises(RunError, match="no group"):  # another run, though of the same name, is another owner
+        train(1, run="other")
+    assert (tmp_path / "other" / "source_owner").read_text() != owner
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert train(1, resume=True, run="moved").step == 1
+    assert (tmp_path / "moved" / "source_owner").read_text() == owner
+    with Store(tmp_path / "gateway.sqlite") as store:
+        found = store.read(lambda connection: connection.execute(sa.select(schema.groups.c.owner)).scalars().all())
+    assert found == [owner] and counts(tmp_path)["consumed"] == 1
+
+
 def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None:
     (first, *_) = record("q0", change=lambda step: replace(step, response_ids=(*step.response_ids[:-1], 50_000)))
     told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy has \d+"
@@ -245,6 +298,29 @@ def test_what_curation_takes_out_is_not_trained_on(record: Record, train: Any, t
     (row,) = rows(tmp_path, "other")
     assert row["reward"] == 0.75
     assert row["loss_tokens"] == sum(len(t.steps[0].response_ids) for t in (first, third))
+
+
+def test_what_was_not_sampled_plainly_is_told_and_trained_on_or_masked(
+    record: Record, train: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    greedy = {"sampling": {"greedy": True}}
+    for run, rule, trained in (("kept", "keep", True), ("masked", "mask", False)):
+        made = record(f"q{int(trained)}", change=lambda step: replace(step, metadata=greedy))
+        caplog.clear()
+        train(1, run=run, altered_sampling=rule)
+        (row,) = rows(tmp_path, run)
+        tokens = sum(len(t.steps[0].response_ids) for t in made)
+        assert row["loss_tokens"] == (tokens if trained else 0)
+        assert (row["altered_sampling"], row["altered_sampling/greedy"]) == (1.0, 1.0)
+        told = [entry.getMessage() for entry in caplog.records if "no plain samples" in entry.getMessage()]
+        if trained:  # without an update there is nothing to check
+            assert "(greedy 100%)" in told[0] and "temperature: 1.0, top_p: 1.0" in told[0]
+            assert "the gateway's config" in told[0] and "rollout.altered_sampling=mask" in told[0]
+    record("q2")
+    caplog.clear()
+    train(1, run="plain")
+    assert rows(tmp_path, "plain")[0]["altered_sampling"] == 0.0
+    assert not any("no plain samples" in entry.getMessage() for entry in caplog.records)
 
 
 def test_groups_of_too_old_a_policy_are_set_aside(record: Record, train: Any, tmp_path: Path) -> None:

@@ -90,6 +90,9 @@ def test_an_unknown_uid_and_a_closed_store_say_so(tmp_path: Path) -> None:
 
 SCHEMA_1 = Path(__file__).parent / "schema_1.sql"
 """The dump of a store that version 0.1.0 wrote: three steps of a training run, the last one cut short."""
+SCHEMA_2 = Path(__file__).parent / "schema_2.sql"
+"""The dump of a store that a gateway recorded into: one trajectory ended, curated and commented on, another under way.
+"""
 
 
 def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
@@ -120,7 +123,24 @@ def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
         assert again.count() == 4
 
 
-def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
+def test_a_store_of_schema_2_is_brought_up_and_a_server_goes_on_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(SCHEMA_2.read_text(encoding="utf-8"))
+    connection.close()
+    with Store(path) as store:
+        [leased] = store.lease("run", 5, "train", 60)
+        assert [(t.uid, t.reward, len(t.steps)) for t in leased.trajectories] == [("ended", 1.0, 1)]
+        assert (store.curation("ended")[0].tags, store.feedback("ended")[0].kind) == (("seen",), "thumbs")
+        assert store.join("gateway").adopted == ["open"]
+        asyncio.run(store.finish(Trajectory(uid="open", prompt_uid="p2", task=Task(id="t", prompt="q"))))
+    with Store(path) as again:
+        assert again.trajectory("open").status is Status.COMPLETED
+        assert [trajectory.uid for trajectory in again.trajectories()] == ["ended", "open"]
+
+
+@pytest.mark.parametrize("old", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
+def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path, old: Path) -> None:
     def shape(path: Path) -> set[tuple[str, ...]]:
         with sqlite3.connect(path) as connection:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -133,7 +153,7 @@ def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path) -> None:
             return columns | set(indexes)
 
     with sqlite3.connect(tmp_path / "old.db") as connection:
-        connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+        connection.executescript(old.read_text(encoding="utf-8"))
     Store(tmp_path / "old.db").close()
     Store(tmp_path / "new.db").close()
     assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
@@ -153,9 +173,10 @@ def test_bringing_up_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> No
 def test_tables_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "new.db") as connection:
         connection.execute("CREATE TABLE groups (mine)")
-    with sqlite3.connect(tmp_path / "old.db") as connection:
-        connection.executescript(SCHEMA_1.read_text(encoding="utf-8") + "CREATE TABLE groups (mine);")
-    for path in (tmp_path / "new.db", tmp_path / "old.db"):
+    for number, (old, table) in enumerate(((SCHEMA_1, "groups"), (SCHEMA_1, "servers"), (SCHEMA_2, "servers"))):
+        with sqlite3.connect(tmp_path / f"old-{number}.db") as connection:
+            connection.executescript(old.read_text(encoding="utf-8") + f"CREATE TABLE {table} (mine);")
+    for path in sorted(tmp_path.iterdir()):
         before = dump(path)
         with pytest.raises(RunError, match="other tables of the same names"):
             Store(path)
@@ -167,14 +188,18 @@ def dump(path: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-def test_a_postgresql_store_of_schema_1_is_brought_up(postgresql_database: str) -> None:
+@pytest.mark.parametrize(("version", "old"), [(1, SCHEMA_1), (2, SCHEMA_2)])
+def test_a_postgresql_store_of_an_older_schema_is_brought_up(postgresql_database: str, version: int, old: Path) -> None:
     import psycopg
 
-    created = re.findall(r"CREATE .*?;", SCHEMA_1.read_text(encoding="utf-8"), re.DOTALL)
+    created = re.findall(r"CREATE .*?;", old.read_text(encoding="utf-8"), re.DOTALL)
     ddl = "".join(created).replace("BLOB", "BYTEA").replace("id INTEGER NOT NULL", "id SERIAL NOT NULL")
     with psycopg.connect(postgresql_database) as connection:
-        connection.execute((ddl + "INSERT INTO schema_version VALUES (1)").encode())
+        connection.execute((ddl + f"INSERT INTO schema_version VALUES ({version})").encode())
     with Store(postgresql_database) as store:
+        store.join("gateway")
+        store.begin("u", "p", Task(id="t", prompt="q"), "train", session={})
+        assert store.open_uids() == ["u"]
         store.append_sync(a_step("u", tools=({"type": "function"},)))
         assert store.trajectory("u").steps[0].tools == ({"type": "function"},)
 
@@ -278,7 +303,7 @@ def test_without_psycopg_the_error_says_what_to_install() -> None:
 def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
     """Whatever a store holds, a call, an end, a lease and a count look at what they are about: by SQLite's own plans.
 
-    Only counting goes through all groups, in an index that has all it needs.
+    Only counting goes through all groups, in an index that has all it needs; and of servers there are few.
     """
     seen: list[tuple[str, Any]] = []
 
@@ -287,8 +312,9 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
 
     task = Task(id="t", prompt="q")
     with Store(tmp_path / "store.db") as store:
-        for uid in ("u", "v"):
-            store.begin(uid, "p", task, "train", group_size=2, deadline=0.0, session={})
+        store.join("gateway")
+        for uid, group in (("u", "p"), ("w", "p"), ("v", "other")):
+            store.begin(uid, group, task, "train", group_size=2, deadline=0.0, session={})
         store.flush()
         event.listen(Engine, "before_cursor_execute", note)
         try:
@@ -300,7 +326,8 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
             store.consume("run", ["p"], 1)
             store.group_counts()
             store.group_counts("train")
-            assert store.open_uids() == []
+            assert store.open_uids() == ["v"]
+            store.beat()
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     scans: set[str] = set()
@@ -310,7 +337,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
                 plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
                 scans |= {detail for *_, detail in plan if re.match(r"SCAN \w", detail) and "CONSTANT" not in detail}
     assert len(seen) > 20
-    assert scans == {"SCAN groups USING COVERING INDEX groups_by_state"}
+    assert scans == {"SCAN groups USING COVERING INDEX groups_by_state", "SCAN servers"}
 
 
 def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -> None:

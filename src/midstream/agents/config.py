@@ -137,6 +137,11 @@ class RolloutConfig(Config):
     truncated: Literal["keep", "mask", "drop"] = "keep"
     """A trajectory with a response that hit `max_tokens`: `keep` trains on it; `mask` counts it in its group's
     statistics and in the denominators of the loss and trains nothing on it; `drop` leaves it out."""
+    altered_sampling: Literal["keep", "mask"] = "keep"
+    """A step that was not sampled plainly at its temperature, but greedily, under a constraint (a JSON schema, a
+    demanded tool call), or with `top_p`, `top_k`, `min_p` or penalties: `keep` trains on it, as agents that call tools
+    and write JSON would have little else; `mask` keeps its place in the denominators of the loss, and its trajectory in
+    its group's statistics, and trains nothing on it."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in
     the denominators of the loss; `score` gives it `reward.failed` and trains on it."""

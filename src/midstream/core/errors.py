@@ -43,6 +43,18 @@ class AlreadyEnded(RunError):
     """A trajectory was to be ended a second time. What it ended with first stands."""
 
 
+class HeldElsewhere(RunError):
+    """Another server that shares the store holds this trajectory now. Nothing was changed."""
+
+
+class NameTaken(RunError):
+    """Another server that shares the store goes by the same name."""
+
+
+class GroupClosed(RunError):
+    """A trajectory was to join a group that takes no more: it would never be trained on. Nothing was changed."""
+
+
 class LeaseLost(RunError):
     """A group is no longer held by who thought to hold it. Nothing was changed."""
 

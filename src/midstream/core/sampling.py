@@ -5,6 +5,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
+
+_CUTS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+_PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
+ALTERATIONS = ("greedy", "constraint", *_CUTS, *_PENALTIES)
+"""What can make a response other than a plain sample of the model's distribution at the temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,13 @@ class SamplingParams:
                 raise ValueError(f"{name} must be from -2 to 2 (0 is off), not {getattr(self, name)}")
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0 (1 is off), not {self.repetition_penalty}")
+
+    def alterations(self) -> dict[str, Any]:
+        """Which of `ALTERATIONS` these settings are, with their values; empty where what is picked is a plain sample. A
+        greedy pick is the same whatever cuts the others."""
+        away = _PENALTIES if self.temperature == 0 else {**_CUTS, **_PENALTIES}
+        found = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
+        return {"greedy": True, **found} if self.temperature == 0 else found
 
     @property
     def penalised(self) -> bool:

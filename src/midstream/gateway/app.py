@@ -46,10 +46,10 @@ def make_app(gateway: Gateway) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         watching = asyncio.create_task(gateway.watch())
         yield
-        await gateway.gate.drained(gateway.config.limits.drain_s)
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+        await asyncio.to_thread(gateway.kept.leave)
 
     app = FastAPI(
         title="Midstream gateway",

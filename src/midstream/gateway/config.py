@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +13,8 @@ from midstream.core.config import Config
 from midstream.rewards import RewardConfig
 
 IN_PROCESS = ("torch", "scripted")
+HELD = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+"""Sampling settings that a gateway can hold."""
 
 
 class KeyConfig(Config):
@@ -89,6 +93,9 @@ class GatewayConfig(Config):
     """Address to listen on. One that others can reach needs `keys`."""
     port: int = Field(default=8100, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    name: str | None = None
+    """What it is called among the gateways that share its store, each with a name of its own: one that starts under the
+    name of another takes that one's place. Machine, host and port when not given."""
     url: str | None = None
     """How agents reach it, where that is not `http://host:port` (a proxy, another machine)."""
     model: str = "smollm2-135m"
@@ -124,7 +131,8 @@ class GatewayConfig(Config):
     expiry_s: float = Field(default=600.0, gt=0)
     """A trajectory that is silent for this long (no call, no heartbeat) is closed as timed out."""
     sampling: dict[str, float] = Field(default_factory=dict)
-    """Sampling settings that hold whatever an agent asks for, as training may need: `{temperature: 1.0}`."""
+    """Sampling settings that hold whatever an agent asks for, as training may need: temperature, `top_p`, `top_k`,
+    `min_p` and penalties. `{temperature: 1.0, top_p: 1.0}` makes greedy and cut calls plain samples."""
     reward: RewardConfig | None = None
     """How completed trajectories are scored that come without a reward; without it the trainer does that."""
     keys: tuple[KeyConfig, ...] = ()
@@ -133,6 +141,10 @@ class GatewayConfig(Config):
     """When it tells clients to wait."""
     backpressure: BackpressureConfig = BackpressureConfig()
     """When it opens no more trajectories."""
+
+    def called(self) -> str:
+        """`name`, or what stands in for it. On a port that the system chooses nobody comes after this one."""
+        return self.name or f"{socket.gethostname()}/{self.host}:{self.port or secrets.token_hex(4)}"
 
     @model_validator(mode="after")
     def _closed(self) -> GatewayConfig:
@@ -150,6 +162,6 @@ class GatewayConfig(Config):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two keys are called '{min(twice)}'")
         for name in self.sampling:
-            if name not in ("temperature", "top_p", "top_k", "min_p"):
-                raise ValueError(f"sampling.{name} cannot be held fixed; temperature, top_p, top_k and min_p can")
+            if name not in HELD:
+                raise ValueError(f"sampling.{name} cannot be held fixed; {', '.join(HELD)} can")
         return self

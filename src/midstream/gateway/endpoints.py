@@ -41,7 +41,7 @@ class Endpoints:
     def not_ready(self) -> str:
         """Why calls would not be answered at once; empty when they would."""
         gate = self.gateway.gate
-        return "stopping" if gate.draining else "paused" if gate.paused else ""
+        return gate.closed or ("paused" if gate.paused else "")
 
     async def open(self, asked: OpenRequest, caller: Caller, base: str, key: str | None) -> Opened:
         """Begin a trajectory. The same idempotency key gives the same one."""
@@ -137,6 +137,8 @@ class Endpoints:
             if prompt_ids is None:
                 raise ApiError(400, "messages need a trajectory_uid", param="trajectory_uid")
             caller.must_be_admin()
+            if key is not None:
+                raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is kept")
             step, text = await gateway.generate(prompt_ids, sampling, caller), None
         else:
             caller.must_reach(asked.trajectory_uid)
@@ -163,6 +165,7 @@ class Endpoints:
             "policy_version": step.policy_version,
             "step_index": step.step_index,
             **({"message": text} if text else {}),
+            **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),
         }
 
     async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:

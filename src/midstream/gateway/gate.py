@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from midstream.gateway.config import KeyConfig, LimitsConfig
@@ -44,7 +44,9 @@ class Gate:
         self.inside = 0
         """Calls the engine works on."""
         self._pauses: set[str] = set()
-        self.draining = False
+        self.closed = ""
+        """Why no call is let in any more; empty while they are."""
+        self._drained: asyncio.Event | None = None
 
     @property
     def paused(self) -> bool:
@@ -57,9 +59,8 @@ class Gate:
     @asynccontextmanager
     async def entered(self, key: str | None) -> AsyncIterator[None]:
         """Inside, a place at the engine is held. Raises `ApiError`: 429 when the queue is full or the key's limit is
-        reached, 503 when the gateway is stopping."""
-        if self.draining:
-            raise ApiError(503, "the gateway is stopping", retry_after_s=5)
+        reached, 503 when the gate is closed."""
+        self.must_be_open()
         used = self._keys.get(key or "")
         if used is not None:
             used.admit()
@@ -74,6 +75,8 @@ class Gate:
         finally:
             if used is not None:
                 used.under_way -= 1
+            if self._drained is not None and not self.busy:
+                self._drained.set()
 
     def pause(self, why: str) -> None:
         """Calls that come wait in the queue, until `resume` was called for each `why`; those under way go on."""
@@ -83,13 +86,26 @@ class Gate:
         self._pauses.discard(why)
         self._admit()
 
-    async def drained(self, within_s: float) -> bool:
-        """Refuse new calls; True once none is left, False when `within_s` passed first."""
-        self.draining = True
-        end = time.monotonic() + within_s
-        while (self.inside or self._waiting) and time.monotonic() < end:
-            await asyncio.sleep(0.02)
-        return not (self.inside or self._waiting)
+    def close(self, why: str) -> None:
+        """Refuse new calls from now on; those under way or in the queue go on."""
+        self.closed = self.closed or why
+
+    def must_be_open(self) -> None:
+        """`ApiError` 503 when the gate is closed."""
+        if self.closed:
+            raise ApiError(503, f"this gateway takes no calls any more: {self.closed}", retry_after_s=5)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way or waits."""
+        return bool(self.inside or self._waiting)
+
+    async def drained(self, within_s: float) -> None:
+        """Return when no call is left, or when `within_s` have passed."""
+        if self.busy and within_s > 0:
+            self._drained = asyncio.Event()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), within_s)
 
     async def _enter(self) -> None:
         if not self.paused and not self._waiting and self.inside < self._limits.concurrency:

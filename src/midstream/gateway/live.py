@@ -13,6 +13,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Recorder, Voice
+from midstream.record.servers import BEAT_S, DEAD_AFTER_S
 
 
 class Locks:
@@ -90,6 +91,18 @@ def ended(live: Live) -> ApiError:
 def over(uid: str, status: Status, why: str) -> ApiError:
     because = f": {why}" if why else ""
     return ApiError(409, f"trajectory '{uid}' has ended ({status}{because}); open another one", code="trajectory_ended")
+
+
+def elsewhere(uid: str, name: str | None) -> ApiError:
+    """`uid` is with another gateway; one without a name has gone, and this one is about to take over."""
+    where = f"the gateway '{name}', which shares this store" if name else "a gateway that has gone"
+    return ApiError(
+        503,
+        f"trajectory '{uid}' is with {where}; send its calls there. What a gateway held that is not heard of for "
+        f"{DEAD_AFTER_S:g} s goes on here",
+        code="held_elsewhere",
+        retry_after_s=BEAT_S,
+    )
 
 
 def session_of(live: Live) -> dict[str, Any]:

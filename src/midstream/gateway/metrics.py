@@ -92,6 +92,15 @@ class _State(Collector):
         for (status, why), count in gateway.trajectories.ended.items():
             ended.add_metric([str(status), why], count)
         yield ended
+        yield CounterMetricFamily(
+            "midstream_openings_refused",
+            "Trajectories not opened, as their group takes no more",
+            value=gateway.trajectories.refused,
+        )
+        adopted = gateway.trajectories.adopted
+        yield CounterMetricFamily(
+            "midstream_trajectories_adopted", "Trajectories taken over from a gateway that has gone", value=adopted
+        )
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from midstream.core.sampling import ALTERATIONS
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
 from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
@@ -108,7 +109,8 @@ class GenerateParams(SamplingArguments):
 
 class GenerateRequest(GenerateParams):
     """A response to token ids or to messages. With `trajectory_uid` it is recorded as a step of that trajectory, which
-    is opened when it is not there. Sampling parameters stand in `sampling_params` or beside it."""
+    is opened when it is not there; without it nothing is recorded, and `role`, `tools` and `prompt_uid` are refused.
+    Sampling parameters stand in `sampling_params` or beside it."""
 
     prompt_ids: list[int] | None = Field(default=None, min_length=1)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
@@ -124,6 +126,10 @@ class GenerateRequest(GenerateParams):
             raise ValueError(f"{min(twice)} stands beside sampling_params; put it into them")
         if (self.prompt_ids is None) == (self.messages is None):
             raise ValueError("give either prompt_ids or messages")
+        if self.trajectory_uid is None:
+            for name in ("role", "tools", "prompt_uid"):
+                if name in self.model_fields_set and getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs a trajectory_uid: without one nothing is recorded; leave it out")
         return self
 
 
@@ -149,6 +155,12 @@ class StepPayload(Body):
     def _not_ours(cls, metadata: dict[str, Any]) -> dict[str, Any]:
         if own := OWN_METADATA & set(metadata):
             raise ValueError(f"the gateway keeps something of its own under '{min(own)}'; choose another name")
+        sampling = metadata.get("sampling", {})
+        if not isinstance(sampling, dict) or not {*sampling} <= {*ALTERATIONS}:
+            raise ValueError(
+                "'sampling' says how a step was sampled that was not sampled plainly, as /generate tells it: an object "
+                f"with some of {', '.join(ALTERATIONS)}"
+            )
         return metadata
 
     @model_validator(mode="after")

@@ -18,13 +18,17 @@ from midstream.gateway.app import make_app
 from midstream.gateway.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
+STOPPING = "stopping"
+LAST_WORDS_S = 2
+"""Time answers get to reach their clients, after the calls have had theirs."""
 BACKLOG = 4096
 """Connections the system may hold that have not been accepted yet."""
 
 
 @asynccontextmanager
 async def serving(gateway: Gateway, listening: socket.socket | None = None) -> AsyncIterator[str]:
-    """Serve inside this event loop; gives the URL. On leaving, calls under way are let finish first."""
+    """Serve inside this event loop; gives the URL. On leaving, calls under way are let finish first; meanwhile others
+    are refused, and whoever asks is told that this gateway is stopping."""
     own = listening or listen(gateway.config.host, gateway.config.port)
     server = uvicorn.Server(_settings(gateway))
     # Without uvicorn's handlers of signals: those belong to the program around it.
@@ -36,6 +40,9 @@ async def serving(gateway: Gateway, listening: socket.socket | None = None) -> A
     try:
         yield url_of(own)
     finally:
+        # While the server still listens: once it is told to exit, it hangs up on whoever is not in the midst of a call.
+        gateway.gate.close(STOPPING)
+        await gateway.gate.drained(gateway.config.limits.drain_s)
         server.should_exit = True
         await task
         own.close()
@@ -94,8 +101,8 @@ def _settings(gateway: Gateway) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=round(gateway.config.limits.drain_s) + 1,
-        # Without a store nothing is watched or drained, and the event loop that ends may be the rollout's own.
+        timeout_graceful_shutdown=LAST_WORDS_S,
+        # Without a store nothing is watched, and the event loop that ends may be the rollout's own.
         lifespan="on" if gateway.store is not None else "off",
         server_header=False,
     )

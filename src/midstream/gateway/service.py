@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.base import Completion
@@ -28,6 +28,7 @@ from midstream.gateway.metrics import Metrics
 from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
 from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.servers import BEAT_S
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 
@@ -102,6 +103,7 @@ class Gateway:
         self.trajectories = Trajectories(
             store,
             voice,
+            name=config.called(),
             channel=config.channel,
             group_size=config.group_size,
             group_timeout_s=config.group_timeout_s,
@@ -161,7 +163,8 @@ class Gateway:
             raise ApiError(400, told, param=f"{param}.policy_version")
 
     async def check_backpressure(self, channel: str | None) -> None:
-        """`ApiError` 429 while the trainer of a channel must catch up."""
+        """`ApiError` 429 while the trainer of a channel must catch up, 503 when this gateway is stopping."""
+        self.gate.must_be_open()
         rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
             ready = (await asyncio.to_thread(self.kept.group_counts, channel))["ready"]
@@ -277,7 +280,22 @@ class Gateway:
             self.gate.resume("update")
 
     async def watch(self) -> None:
-        """Close silent trajectories, for as long as this runs."""
+        """Close silent trajectories, and tell the store that this gateway lives, for as long as this runs."""
+        await asyncio.gather(self._close_silent(), self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await self.trajectories.beat()
+            except NameTaken as error:
+                _log.error("%s", error)
+                self.gate.close(error.message)
+                return
+            except Exception:  # the next one may get through
+                _log.exception("the store could not be told that this gateway lives")
+
+    async def _close_silent(self) -> None:
         every_s = min(1.0, self.config.expiry_s / 4)
         while True:
             await asyncio.sleep(every_s)

@@ -1,7 +1,8 @@
 """The trajectories under way: opened, found again after a restart, touched, and closed once.
 
 What one has said is in the store; here is what it needs to go on. One that has been idle for a while is forgotten and
-read back when its agent calls again.
+read back when its agent calls again. Of the gateways that share a store each holds its own (`record/servers.py`), and
+closes no other's.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from midstream.core.errors import AlreadyEnded, MidstreamError
+from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live, Locks, Opening, Said, ended, over, session_of, task_of, told_of
+from midstream.gateway.live import Live, Locks, Opening, Said, elsewhere, ended, over, session_of, task_of, told_of
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -42,6 +43,7 @@ class Trajectories:
         store: Store | None,
         voice: Voice,
         *,
+        name: str,
         channel: str,
         group_size: int,
         group_timeout_s: float | None,
@@ -53,15 +55,19 @@ class Trajectories:
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
         self._live: dict[str, Live] = {}
         self._silent_since: dict[str, float] = {}
-        """When those that are open, but not in memory, were last heard of (or this process began)."""
+        """When those that are open, but not in memory, were last heard of (or came to this process)."""
         self._locks = Locks()
         """Held while a trajectory is begun, read back, or ended."""
         self.opened = 0
+        self.refused = 0
+        """How many were not opened, as their group takes no more."""
         self.ended: Counter[tuple[str, str]] = Counter()
         """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
         single step) or `group_deadline`."""
-        for uid in store.open_uids() if store is not None else ():
-            self._silent_since[uid] = time.monotonic()
+        self.adopted = 0
+        """How many were taken over from gateways that have gone."""
+        if store is not None:
+            self._take_over(store.join(name).adopted)
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
@@ -76,7 +82,7 @@ class Trajectories:
 
     async def open(self, opening: Opening) -> Live:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
-        `ApiError` 409 for one that has ended."""
+        `ApiError` 409 for one that has ended, and for a group that takes no more."""
         if self._store is None:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
@@ -92,7 +98,7 @@ class Trajectories:
             recorder = self._recorder(uid, prompt_uid, channel)
             live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
             live.group_size, live.key = opening.group_size or self._group_size, opening.key
-            await self._begin(live)
+            await self._begin(live, joins=opening.prompt_uid is not None)
             self._live[uid] = live
             self._voice.engine.join(uid)
             self.opened += 1
@@ -142,7 +148,8 @@ class Trajectories:
             same = own or (open_ones[0] if open_ones else alike[0])
             if same.metadata.get("submitted"):
                 return False
-            metadata = {**same.metadata, **step.metadata, "submitted": True}
+            sampling = {name: same.metadata[name] for name in ("sampling",) if name in same.metadata}
+            metadata = {**same.metadata, **step.metadata, **sampling, "submitted": True}
             recorder.steps[same.step_index] = changed = replace(same, reward=step.reward, metadata=metadata)
             if self._store is not None:
                 await self._store.update_step(changed)
@@ -181,9 +188,14 @@ class Trajectories:
             return
         live.task = task_of(live.prompt_uid, replace(opening, task={**told_of(live.task), **opening.task}))
         if opening.channel not in (None, live.channel):
+            before = live.channel, live.recorder
             live.channel = opening.channel or live.channel
             live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
-            await self._begin(live)
+            try:
+                await self._begin(live, joins=True)
+            except BaseException:
+                live.channel, live.recorder = before
+                raise
         else:
             await self._store.amend(live.uid, task=live.task, session=session_of(live))
 
@@ -296,16 +308,38 @@ class Trajectories:
             return False
         return True
 
+    async def beat(self) -> None:
+        """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
+        assert self._store is not None
+        before = list(self._live.values())
+        beat = await asyncio.to_thread(self._store.beat)
+        if beat.lost:
+            _log.warning("this gateway was taken for dead: what it held may be with another one now")
+            held = set(await asyncio.to_thread(self._store.open_uids))
+            for live in before:
+                if live.uid not in held and not live.voices:
+                    self._forget(live)
+            self._silent_since = {uid: since for uid, since in self._silent_since.items() if uid in held}
+        self._take_over(beat.adopted)
+
+    def _take_over(self, uids: Collection[str]) -> None:
+        self.adopted += len(uids)
+        for uid in uids:
+            self._silent_since[uid] = time.monotonic()
+
     async def _find(self, uid: str) -> Live | None:
-        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended."""
+        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
+        another gateway holds it."""
         if uid in self._live:
             return self._live[uid]
-        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
-        if found is None:
+        if self._store is None or (found := await asyncio.to_thread(self._store.find, uid)) is None:
             return None
         known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
             raise over(uid, known.status, known.error)
+        if found.server not in (None, self._store.server):
+            name = await asyncio.to_thread(self._store.server_name, found.server)
+            raise elsewhere(uid, name)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
         await asyncio.to_thread(recorder.restore, known.steps, self._voice)
         live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
@@ -318,17 +352,22 @@ class Trajectories:
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
         return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
 
-    async def _begin(self, live: Live) -> None:
+    async def _begin(self, live: Live, *, joins: bool) -> None:
         assert self._store is not None
-        await self._store.open(
-            live.uid,
-            live.prompt_uid,
-            live.task,
-            live.channel,
-            group_size=live.group_size,
-            deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
-            session=session_of(live),
-        )
+        try:
+            await self._store.open(
+                live.uid,
+                live.prompt_uid,
+                live.task,
+                live.channel,
+                group_size=live.group_size,
+                deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+                session=session_of(live),
+                joins=joins,
+            )
+        except GroupClosed as error:
+            self.refused += 1
+            raise ApiError(409, f"{error.message}; {error.hint}", code="group_closed", param="prompt_uid") from None
 
     def _forget(self, live: Live) -> None:
         self._live.pop(live.uid, None)

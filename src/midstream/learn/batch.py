@@ -14,6 +14,7 @@ from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Credit, Place, Reading, outcome_of
+from midstream.learn.altered import alterations, shares
 from midstream.learn.log_probs import TokenSequence
 
 
@@ -80,6 +81,7 @@ def make_batch(
     *,
     failed: str,
     truncated: str = "keep",
+    altered: str = "keep",
     keep_zero: bool = False,
     greedy: Mapping[str, float] | None = None,
     readings: Mapping[Place, Reading] | None = None,
@@ -87,9 +89,10 @@ def make_batch(
 ) -> LearningBatch:
     """Advantages and weights by `algorithm`.
 
-    `failed` and `truncated` are the rules of those names in `rollout`. `keep_zero` keeps turns of zero advantage: a KL
-    term or entropy bonus acts on them too. `greedy`, `readings` and `memory` are what estimators may ask for: see
-    `Outcome`. Raises `TrainingError` for a reward, advantage or log-probability that is not finite."""
+    `failed` and `truncated` are the rules of those names in `rollout`, `altered` is its `altered_sampling`. `keep_zero`
+    keeps turns of zero advantage: a KL term or entropy bonus acts on them too. `greedy`, `readings` and `memory` are
+    what estimators may ask for: see `Outcome`. Raises `TrainingError` for a reward, advantage or log-probability that
+    is not finite."""
     if truncated == "drop":
         groups = [[t for t in group if not _is_truncated(t)] for group in groups]
     scored = [[t for t in group if is_scored(t, failed, truncated)] for group in groups]
@@ -117,6 +120,8 @@ def make_batch(
                 advantages = _finite("an advantage", _by_token(credit, len(step.response_ids)), trajectory)
                 if truncated == "mask" and _is_truncated(trajectory):
                     continue
+                if altered == "mask" and alterations(step):
+                    continue
                 if keep_zero or any(advantages):
                     place = (trajectory.uid, step.step_index)
                     said = (readings or {}).get(place, Reading()).values
@@ -140,6 +145,7 @@ def make_batch(
         "empty_groups": float(len(groups) - len(live)),
         "failed_trajectories": float(sum(t.status is not Status.COMPLETED for group in groups for t in group)),
         "untrainable_trajectories": float(sum(not trainable_steps(t) for t in counted)),
+        **shares(step for group in live for t in group for step in trainable_steps(t)),
         **algorithm.metrics(outcomes),
     }
     kept = algorithm.remember(outcomes) if outcomes else dict(memory or {})

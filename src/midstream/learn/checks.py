@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Step, Trajectory
+from midstream.learn.altered import ALTERED
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
 
@@ -53,6 +54,7 @@ def first_batch(
         one_version(steps, version),
         zero_variance(batch.counts),
         truncated(steps),
+        sampled_plainly(batch.counts, config.rollout.altered_sampling, here=here),
     ]
     return checks if here else [_excused(check, steps, version) for check in checks]
 
@@ -196,4 +198,27 @@ def truncated(steps: Sequence[Step]) -> Check:
         sum(step.finish_reason == FinishReason.LENGTH for step in steps) / len(steps) if steps else None,
         True,
         "share of responses that hit max_tokens; much above 0 wastes samples",
+    )
+
+
+PLAINLY = "sampled otherwise"
+HOLD = "temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0"
+
+
+def sampled_plainly(counts: Mapping[str, float], rule: str, *, here: bool) -> Check:
+    """Never stops a run: agents that are held to JSON and tool calls have no other steps."""
+    causes = {
+        name.removeprefix(f"{ALTERED}/"): share for name, share in counts.items() if name.startswith(f"{ALTERED}/")
+    }
+    why = f" ({', '.join(f'{cause} {share:.0%}' for cause, share in causes.items())})" if causes else ""
+    where = "rollout.sampling" if here else "the gateway's config"
+    becomes = (
+        "they are masked" if rule == "mask" else "they are trained on; rollout.altered_sampling=mask leaves them out"
+    )
+    return Check(
+        PLAINLY,
+        counts.get(ALTERED),
+        True,
+        f"share of tokens that are no plain samples of the policy{why}; {becomes}; sampling: {{{HOLD}}} in {where} "
+        "makes all of them plain but those under a constraint",
     )

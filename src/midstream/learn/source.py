@@ -32,6 +32,8 @@ class Source:
     async def take(self, count: int, min_version: int | None) -> list[Leased]:
         """`count` groups, or as many as are ready when the wait is over. Raises `Drained` when there is none."""
         config, held, began = self._config, list[Leased](), time.monotonic()
+        self._let_go()
+        self._renewing = asyncio.create_task(self._renew())
         while len(held) < count:
             wanted = count - len(held)
             held += await asyncio.to_thread(
@@ -40,6 +42,7 @@ class Source:
             if len(held) == count or (held and time.monotonic() - began > config.wait_s):
                 break
             if self._stopping() or time.monotonic() - began > config.wait_s:
+                self._let_go()
                 await asyncio.to_thread(self._store.release, self._owner, [group.prompt_uid for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
@@ -47,20 +50,22 @@ class Source:
                     f"midstream store stats {self._store.where}",
                 )
             await asyncio.sleep(POLL_S)
-        self._renewing = asyncio.create_task(self._renew())
         return held
 
     async def _renew(self) -> None:
-        """Hold what is held, however long the step takes."""
+        """Hold what is held, however long the others take to come, and the step after them."""
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
             await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
 
     async def consume(self, prompt_uids: tuple[str, ...], step: int) -> None:
         """They were learned from in this step."""
+        self._let_go()
+        await asyncio.to_thread(self._store.consume, self._owner, prompt_uids, step)
+
+    def _let_go(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
-        await asyncio.to_thread(self._store.consume, self._owner, prompt_uids, step)
 
     async def counts(self) -> dict[str, float]:
         """Groups by state."""

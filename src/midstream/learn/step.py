@@ -75,6 +75,7 @@ async def take_step(
         algorithm,
         failed=rollout.failed,
         truncated=rollout.truncated,
+        altered=rollout.altered_sampling,
         greedy=greedy,
         readings=readings,
         memory=state.memory,

@@ -29,7 +29,7 @@ from midstream.core.errors import RunError, TaskError, TrainingError
 from midstream.engines.torch.compute import compute
 from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
-from midstream.learn.checks import first_batch, insist
+from midstream.learn.checks import PLAINLY, first_batch, insist
 from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
@@ -326,6 +326,9 @@ class _Run:
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
         insist(checks)
+        for check in checks:
+            if check.name == PLAINLY and check.value:
+                _log.warning("%.0f %% of tokens: %s", 100 * check.value, check.meaning)
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)

@@ -21,9 +21,10 @@ from midstream.record import curation, feedback, schema
 from midstream.record.database import INSERT
 from midstream.record.files import Record, form_of
 from midstream.record.filters import Filters
+from midstream.record.lookup import PAGE
 from midstream.record.portable import Portable, portable, record_of
 from midstream.record.reading import Recorded
-from midstream.record.store import PAGE, Store
+from midstream.record.store import Store
 from midstream.record.transaction import Transaction
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from midstream.core.errors import RunError
-from midstream.record import schema
 from midstream.record.exact_json import from_json, to_json
 
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ Write = Callable[[list[Record]], None]
 Placed = tuple[str, Callable[[], Record]]
 """Where in a file a record stands, and a function that reads it; that raises `ValueError` when it is damaged."""
 
-HEADER = {"format": "midstream", "schema_version": schema.SCHEMA_VERSION}
 READS = (2,)
-"""Versions of the record that can be read."""
+"""Versions of the record that can be read. A record does not change with columns that do not travel."""
+HEADER = {"format": "midstream", "schema_version": READS[-1]}
 ROWS = 64
 """Rows of a Parquet file held at once."""
 

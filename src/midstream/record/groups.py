@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from midstream.core.errors import LeaseLost
+from midstream.core.errors import GroupClosed, LeaseLost
 from midstream.core.types import Status, Trajectory
 from midstream.record import schema
 from midstream.record.database import INSERT
@@ -129,6 +129,36 @@ def new_group(key: Key, size: int | None, deadline: float | None) -> dict[str, A
 def insert_missing(dialect: str) -> sa.Executable:
     """Insert groups; those that are there stay as they are."""
     return INSERT[dialect](schema.groups).on_conflict_do_nothing()
+
+
+def must_take(connection: sa.Connection, key: Key, now: float) -> None:
+    """Raises `GroupClosed` when a trajectory that joins the group now would never be handed out with it. Until the
+    transaction ends nobody else joins."""
+    held = fetch(connection, _HOLD, "keys", [key])
+    if not held:
+        return
+    group = Group(*held[0])
+    ended, running, _ = _counted(connection, [key]).get(key, (0, 0, 0))
+    why = _CLOSED.get(GroupState(group.state), "")
+    if group.size is not None and ended + running >= group.size:
+        why = why or f"has all its {group.size} trajectories, those that failed among them"
+    if _due(group, ended, now):
+        why = why or "is past its deadline"
+    if why:
+        raise GroupClosed(
+            f"the group '{group.prompt_uid}' of the channel '{group.channel}' {why}: what joins it now would never be "
+            "trained on",
+            "open it under another prompt_uid; its first opening says by group_size how many a group takes, or the "
+            "server's config does",
+        )
+
+
+_CLOSED = {
+    GroupState.READY: "is ready for training",
+    GroupState.LEASED: "is being trained on",
+    GroupState.CONSUMED: "was trained on",
+    GroupState.STALE: "was set aside, as its policy is too old",
+}
 
 
 def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None:
@@ -292,6 +322,18 @@ def oldest_ready_version(connection: sa.Connection, channel: str | None, now: fl
         .subquery()
     )
     return connection.scalar(sa.select(sa.func.min(query.c.newest)))
+
+
+def left_out(channel: str | None) -> sa.Executable:
+    """A query for how many trajectories joined their group, or ended, after it was handed out."""
+    more = sa.func.count() - _groups.ended
+    query = sa.select(sa.case((more > 0, more), else_=0).label("more")).join_from(
+        schema.groups, schema.trajectories, _in_group()
+    )
+    query = query.where(_groups.state.in_((GroupState.LEASED, GroupState.CONSUMED)))
+    query = query if channel is None else query.where(_groups.channel == channel)
+    found = query.group_by(_groups.prompt_uid, _groups.channel, _groups.ended).subquery()
+    return sa.select(sa.func.coalesce(sa.func.sum(found.c.more), 0))
 
 
 def _in_group() -> sa.ColumnElement[bool]:

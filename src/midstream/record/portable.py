@@ -88,7 +88,7 @@ def portable(record: Mapping[str, Any]) -> Portable:
         )
         beside = {name: record[name] for name in ("channel", "train_step", "created_at", "ended_at")}
         made = Portable(
-            {**trajectory_row(trajectory), **beside, "session": None},
+            {**trajectory_row(trajectory), **beside, "session": None, "server": None},
             [step_row(step) for step in steps],
             [Curation(**{**one, "tags": tuple(one["tags"])}) for one in record["curation"]],
             [Feedback(**one) for one in record["feedback"]],

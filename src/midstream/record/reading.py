@@ -27,6 +27,8 @@ class Recorded:
     ended_at: float | None
     session: Mapping[str, Any] | None
     """What whoever began it keeps with it."""
+    server: str | None
+    """Who holds it while it runs, see `servers`."""
 
 
 def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
@@ -45,6 +47,7 @@ def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
             row["created_at"],
             row["ended_at"],
             None if row["session"] is None else from_json(row["session"]),
+            row["server"],
         )
         for row in rows
     ]

@@ -120,7 +120,7 @@ class Recorder:
                 prompt_uid=self.prompt_uid,
                 step_index=index,
                 policy_version=completion.policy_version,
-                metadata={**call.metadata, **stop},
+                metadata={**call.metadata, **stop, **_how_sampled(sampling, call.constraint)},
                 role=call.role,
                 trainable=voice.trainable and bool(completion.ids),
                 parent=place.parent,
@@ -254,3 +254,11 @@ class Recorder:
     def _remember(self, step: Step, voice: Voice) -> None:
         if voice.tokenizer is not None and step.response_ids and step.messages:
             self._tree(voice.tokenizer).add(step, voice.tokenizer)
+
+
+def _how_sampled(sampling: SamplingParams, constraint: Constraint | None) -> dict[str, Any]:
+    """What a step's metadata say of how it was sampled: nothing, where that was plainly."""
+    found = sampling.alterations()
+    if constraint is not None:
+        found["constraint"] = constraint.kind
+    return {"sampling": found} if found else {}

@@ -16,7 +16,7 @@ from midstream.core.errors import RunError
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MOST_VALUES = 1000
 """How many values a statement that we write is given at most."""
 WHOLE = -1
@@ -46,6 +46,7 @@ trajectories = Table(
     Column("reward", Float),
     Column("metadata", Text, nullable=False),
     Column("session", Text),
+    Column("server", String),  # that holds it while it runs
     Index("trajectories_by_channel", "channel", "train_step"),
     Index("trajectories_by_step", "train_step"),
     Index("trajectories_by_group", "prompt_uid", "channel", "status"),
@@ -130,7 +131,16 @@ feedback = Table(
     sa.UniqueConstraint("trajectory_uid", "key"),
 )
 
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("alive_at", Float, nullable=False),
+)
+
 _SINCE_2 = (groups, curation, tags, feedback)
+_SINCE_3 = (servers,)
 
 
 def parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -157,16 +167,19 @@ def create_or_upgrade(connection: sa.Connection, where: str) -> None:
             f"'{where}' is of another version of Midstream (schema {version}, this one reads {SCHEMA_VERSION})",
             "use the version that wrote it, or record into another file",
         )
-    if version == 1:
+    if version < 2:
         _upgrade_from_1(connection)
         _make(_SINCE_2, connection, where)
+    if version < 3:
+        _add(connection, trajectories, "server")
+        _make(_SINCE_3, connection, where)
+    if version < SCHEMA_VERSION:
         connection.execute(schema_version.update().values(version=SCHEMA_VERSION))
 
 
 def _upgrade_from_1(connection: sa.Connection) -> None:
     for table, column in ((steps, "tools"), (trajectories, "ended_at"), (trajectories, "session")):
-        definition = sa.schema.CreateColumn(table.c[column]).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+        _add(connection, table, column)
     # When they ended was not kept; they were begun no later.
     ended = trajectories.c.status != "running"
     connection.execute(trajectories.update().where(ended).values(ended_at=trajectories.c.created_at))
@@ -175,6 +188,11 @@ def _upgrade_from_1(connection: sa.Connection) -> None:
     for index in trajectories.indexes:
         if index.name in new:
             index.create(connection)
+
+
+def _add(connection: sa.Connection, table: Table, column: str) -> None:
+    definition = sa.schema.CreateColumn(table.c[column]).compile(dialect=connection.dialect)
+    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
 
 
 def _make(tables: Sequence[Table], connection: sa.Connection, where: str) -> None:

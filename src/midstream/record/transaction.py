@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Table
 
-from midstream.core.errors import AlreadyEnded, RunError
+from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import groups, schema
 from midstream.record.database import INSERT
@@ -26,7 +26,7 @@ _table = schema.trajectories.c
 # Made once: to make a statement takes longer than to run it.
 _INSERT_TRAJECTORY = schema.trajectories.insert()
 _LOOK_UP = (
-    sa.select(_table.uid, _table.status, _table.prompt_uid, _table.channel)
+    sa.select(_table.uid, _table.status, _table.prompt_uid, _table.channel, _table.server)
     .where(_table.uid.in_(sa.bindparam("uids", expanding=True)))
     .order_by(_table.uid)
     .with_for_update()
@@ -39,6 +39,8 @@ class Known:
 
     status: str
     group: groups.Key
+    server: str | None = None
+    """Who holds it."""
 
 
 class Transaction:
@@ -62,20 +64,26 @@ class Transaction:
         self.wrote = True
         return self._connection
 
-    def begin(self, row: Row, size: int | None, deadline: float | None) -> None:
+    def begin(self, row: Row, size: int | None, deadline: float | None, *, joins: bool = False) -> None:
         """Insert a running trajectory in place of any that has its uid; open its group when that has a size or a
-        deadline."""
+        deadline. With `joins` it raises `GroupClosed` when the group takes no more."""
         uid, key = row["uid"], (row["prompt_uid"], row["channel"])
+        self._must_hold(uid, row["server"])
+        group = None if size is None and deadline is None else groups.new_group(key, size, deadline)
+        if joins:
+            if group is not None:  # first: of two that open a group at once, the second is to see the first one's
+                run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
+            groups.must_take(self.connection, key, time.time())
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
         self._begun.append(row)
-        self._known[uid] = Known(row["status"], key)
-        if size is not None or deadline is not None:
-            self._groups.append(groups.new_group(key, size, deadline))
+        self._known[uid] = Known(row["status"], key, row["server"])
+        if group is not None:
+            self._groups.append(group)
 
-    def append(self, row: Row, unbegun: Callable[[], Row]) -> None:
-        """Write a step; `unbegun` makes the row of its trajectory where there is none."""
+    def append(self, row: Row, unbegun: Callable[[], Row], server: str | None = None) -> None:
+        """Write a step; `unbegun` makes the row of its trajectory where there is none. `server` is who writes."""
         uid, index = row["trajectory_uid"], row["step_index"]
         known = self._known.get(uid)
         if known is None:
@@ -86,26 +94,36 @@ class Transaction:
             # What a group was handed out with stays as it was: a late step takes no other's place.
             self._late.setdefault((uid, index), late(row))
             return
+        self._must_hold(uid, server)
         self._steps[uid, index] = row
 
     def step(self, row: Row) -> None:
         """Write a step as it is, whatever became of its trajectory."""
         self._steps[row["trajectory_uid"], row["step_index"]] = row
 
-    def finish(self, row: Row, steps: Collection[Row]) -> None:
-        """Write how a trajectory ended. Raises `AlreadyEnded`."""
+    def finish(self, row: Row, steps: Collection[Row], server: str | None = None) -> None:
+        """Write how a trajectory ended; `server` is who says so. Raises `AlreadyEnded`."""
         uid = row["uid"]
         known = self._known.get(uid)
         if known is not None and known.status != Status.RUNNING:
             raise AlreadyEnded(
                 f"trajectory '{uid}' has ended already: {known.status}", "what it ended with first stands"
             )
+        self._must_hold(uid, server)
         known = known or Known(row["status"], (row["prompt_uid"], row["channel"]))
         self._ended.append(row)
         for step in steps:
             self.step(step)
         self._known[uid] = replace(known, status=row["status"])
         self._touched.add(known.group)
+
+    def _must_hold(self, uid: str, server: str | None) -> None:
+        """Raises `HeldElsewhere` when another server than the one that writes holds the trajectory."""
+        known = self._known.get(uid)
+        if server is not None and known is not None and known.server not in (None, server):
+            raise HeldElsewhere(
+                f"another server has taken over trajectory '{uid}'", "it takes its calls now; this one was too slow"
+            )
 
     def discard(self, condition: sa.ColumnElement[bool]) -> int:
         """Delete the trajectories that `condition` holds for, with all that is kept of them. Returns how many."""
@@ -169,7 +187,9 @@ def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, Know
     found = {}
     for part in schema.parts(list(uids)):
         rows = fetch(connection, _LOOK_UP, "uids", part)
-        found |= {uid: Known(status, (prompt_uid, channel)) for uid, status, prompt_uid, channel in rows}
+        found |= {
+            uid: Known(status, (prompt_uid, channel), server) for uid, status, prompt_uid, channel, server in rows
+        }
     return found
 
 
@@ -180,7 +200,7 @@ def _upsert_trajectory(dialect: str) -> sa.Executable:
         dialect,
         schema.trajectories,
         ("uid",),
-        ("id", "prompt_uid", "channel", "train_step", "created_at", "session"),
+        ("id", "prompt_uid", "channel", "train_step", "created_at", "session", "server"),
     )
 
 

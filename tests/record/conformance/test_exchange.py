@@ -16,7 +16,8 @@ from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import schema
 from midstream.record.exchange import export_to, import_from
-from midstream.record.store import PAGE, Store
+from midstream.record.lookup import PAGE
+from midstream.record.store import Store
 
 TASK = Task(id="t", prompt=({"role": "user", "content": "q"},))
 either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])

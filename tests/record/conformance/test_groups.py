@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from midstream.core.errors import LeaseLost
+from midstream.core.errors import GroupClosed, LeaseLost
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import groups, schema
 from midstream.record.groups import GroupState
@@ -149,6 +149,76 @@ def test_groups_of_other_channels_are_others(store: Store) -> None:
     [leased] = store.lease("run", 5, "online", 60)
     assert [t.uid for t in leased.trajectories] == ["b"]
     assert store.group_counts()["waiting"] == 1 and store.group_counts("online")["leased"] == 1
+
+
+def join(store: Store, uid: str, **group: Any) -> None:
+    asyncio.run(store.open(uid, uid.partition("-")[0], TASK, "train", **group))
+
+
+def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: Clock) -> None:
+    due = clock.now + 10
+    for member in range(2):
+        join(store, f"full-{member}", group_size=2)
+        join(store, f"due-{member}", group_size=4, deadline=due)
+    join(store, "endless-0", deadline=due)
+    told = "the group 'full' of the channel 'train' has all its 2 trajectories.*would never be\\s+trained on"
+    with pytest.raises(GroupClosed, match=told) as error:
+        join(store, "full-2", group_size=9)
+    assert "another prompt_uid" in (error.value.hint or "") and store.find("full-2") is None
+    asyncio.run(store.open("full-2", "full", TASK, "val", group_size=2))  # of another channel it is another group
+    end(store, "due-0")
+    clock.now += 12
+    for uid, why in (("due-2", "is past its deadline"), ("full-3", "has all its 2")):
+        with pytest.raises(GroupClosed, match=why):
+            join(store, uid)
+    join(store, "endless-1")  # nothing of it has ended: it is handed out once something has
+    end(store, "full-0")
+    end(store, "full-1")
+    assert lease(store, count=2) == ["due", "full"]
+    store.consume("run", ["due"], 1)
+    for uid, why in (("full-3", "is being trained on"), ("due-2", "was trained on")):
+        with pytest.raises(GroupClosed, match=why):
+            join(store, uid)
+    store.release("run", ["full"])
+    with pytest.raises(GroupClosed, match="is ready for training"):
+        join(store, "full-3")
+    assert store.left_out() == 0
+
+
+def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> None:
+    async def together() -> list[BaseException | None]:
+        opened = [store.open(f"p-{n}", "p", TASK, "train", group_size=3) for n in range(8)]
+        return await asyncio.gather(*opened, return_exceptions=True)
+
+    refused = [one for one in asyncio.run(together()) if one is not None]
+    assert len(refused) == 5 and all(isinstance(one, GroupClosed) for one in refused)
+    assert store.count(prompt_uid="p") == 3
+
+
+def test_those_who_join_a_group_in_two_processes_do_not_become_too_many(database: str) -> None:
+    async def together(stores: tuple[Store, Store]) -> list[BaseException | None]:
+        opened = [
+            store.open(f"p{n}-{place}", f"p{n}", TASK, "train", group_size=1)
+            for n in range(40)
+            for place, store in enumerate(stores if n % 2 else stores[::-1])
+        ]
+        return await asyncio.gather(*opened, return_exceptions=True)
+
+    with Store(database, "normal") as one, Store(database, "normal") as other:
+        refused = [error for error in asyncio.run(together((one, other))) if error is not None]
+        assert len(refused) == 40 and all(isinstance(error, GroupClosed) for error in refused)
+        assert all(one.count(prompt_uid=f"p{n}") == 1 for n in range(40))
+
+
+def test_what_a_group_was_handed_out_without_is_counted(store: Store) -> None:
+    for member in range(3):
+        begin(store, f"p-{member}", group_size=1)
+    end(store, "p-1")
+    assert store.left_out() == 0
+    assert lease(store) == ["p"]
+    end(store, "p-0")
+    store.consume("run", ["p"], 1)
+    assert (store.left_out(), store.left_out("train"), store.left_out("val")) == (2, 2, 0)
 
 
 def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_had_it(store: Store) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import AlreadyEnded, RunError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
-from midstream.record.store import PAGE, Store
+from midstream.record.lookup import PAGE
+from midstream.record.store import Store
 
 TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
 

@@ -110,7 +110,7 @@ def sampler_is_plain(evidence: Evidence) -> Check:
 
 def drawn_as_recorded(evidence: Evidence) -> Check:
     """The share of probability below a drawn token is 1/2 in the mean and of known variance, whatever the distribution.
-    Calls alike count once; greedy ones and those that `top_k` or `top_p` cut are not drawn from all of it."""
+    Calls alike count once; those that were not sampled plainly are not drawn from all of it."""
     sums: dict[str, tuple[float, float]] = {}
     for role, sequence in dict.fromkeys((c.role, c.sequence) for c in evidence.calls if _is_drawn(c)):
         reading = evidence.plain.read(sequence)
@@ -380,8 +380,8 @@ def _learner(evidence: Evidence, *, lr: float | None = None, max_tokens_per_pass
 
 
 def _is_drawn(call: Call) -> bool:
-    sampling = call.request.sampling
-    return call.engine == "policy" and sampling.temperature > 0 and sampling.top_p == 1 and not sampling.top_k
+    altered = call.request.sampling.alterations() or call.request.constraint is not None
+    return call.engine == "policy" and not altered
 
 
 def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:

@@ -1,0 +1,67 @@
+"""Leasing: groups of trajectories go out for training, once each. `groups` says when one is ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from midstream.record import groups, reading
+from midstream.record.access import Access
+from midstream.record.groups import Leased
+from midstream.record.transaction import Transaction
+
+
+class Leasing(Access):
+    """How a trainer gets its groups."""
+
+    def lease(
+        self, owner: str, count: int, channel: str, lease_s: float, min_version: int | None = None
+    ) -> list[Leased]:
+        """Up to `count` groups of `channel` that are ready, the first to become so first, for `owner` to train on.
+
+        Nobody else gets them for `lease_s` seconds. When a group is due by its deadline, what still runs in it ends as
+        timed out. A group all of whose steps are older than `min_version` becomes stale and is not handed out.
+        """
+        now = time.time()
+
+        def taken(transaction: Transaction) -> list[groups.Key]:
+            return groups.lease(transaction.connection, owner, count, channel, now + lease_s, now, min_version)
+
+        keys = self._writer.submit_sync(taken)
+        return self.read(lambda connection: reading.read_groups(connection, keys))
+
+    def consume(self, owner: str, prompt_uids: Collection[str], train_step: int) -> None:
+        """The groups were trained on at `train_step`: nobody gets them again. Raises `LeaseLost`, and changes nothing,
+        when `owner` holds one of them no more. To say the same twice is fine."""
+        self._change(lambda connection: groups.consume(connection, owner, prompt_uids, train_step))
+
+    def release(self, owner: str, prompt_uids: Collection[str]) -> int:
+        """Give back groups that were not trained on; returns how many `owner` held."""
+        return self._change(lambda connection: groups.release(connection, owner, prompt_uids, time.time()))
+
+    def renew(self, owner: str, lease_s: float) -> int:
+        """Hold all that `owner` holds for `lease_s` seconds from now; returns how many groups."""
+        return self._change(lambda connection: groups.renew(connection, owner, time.time() + lease_s))
+
+    def reopen(self, owner: str, after_train_step: int) -> int:
+        """For a run that goes back to an earlier step: what it consumed after that step, and what it holds, is ready
+        again. Returns how many groups."""
+        return self._change(lambda connection: groups.reopen(connection, owner, after_train_step, time.time()))
+
+    def group_counts(self, channel: str | None = None) -> dict[str, float]:
+        """How many groups are `waiting`, `ready`, `leased`, `consumed`, `stale` and `rejected` (`groups` says what each
+        is), and `oldest_ready_s`, for how long the first of the ready ones has been so."""
+        now = time.time()
+        rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
+        return groups.counted(rows, now)
+
+    def left_out(self, channel: str | None = None) -> int:
+        """How many trajectories joined a group, or ended, after it was handed out, and so are not trained on. `open`
+        lets none in; `begin` takes what it is told."""
+        return self.read(lambda connection: int(connection.execute(groups.left_out(channel)).scalar_one()))
+
+    def oldest_ready_version(self, channel: str | None = None) -> int | None:
+        """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
+        waits for training is. None when nothing that has steps waits."""
+        now = time.time()
+        return self.read(lambda connection: groups.oldest_ready_version(connection, channel, now))

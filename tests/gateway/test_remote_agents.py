@@ -1,0 +1,135 @@
+"""Flows that run here and are answered by a gateway elsewhere, over a network that loses what it carries."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from tests.gateway.conftest import Start
+from tests.gateway.served import HELLO, Served
+
+from midstream.agents import remote
+from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecords
+from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
+from midstream.core.errors import EngineError
+from midstream.core.types import Status, Task, Trajectory
+from midstream.record.recorder import Voice
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+
+
+class Losing(httpx.AsyncBaseTransport):
+    """Carries each request to the gateway and loses the first `lost` answers to the same one."""
+
+    def __init__(self, lost: int) -> None:
+        self._inner, self._lost = httpx.AsyncHTTPTransport(), lost
+        self.sent: dict[tuple[str, bytes], int] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        same = (str(request.url), await request.aread())
+        self.sent[same] = self.sent.get(same, 0) + 1
+        response = await self._inner.handle_async_request(request)
+        await response.aread()
+        if self.sent[same] <= self._lost:
+            raise httpx.ReadError("the connection was lost", request=request)
+        return response
+
+
+class Refusing(httpx.AsyncBaseTransport):
+    """Answers 429 so many times before it lets a request through."""
+
+    def __init__(self, times: int) -> None:
+        self._inner, self.left = httpx.AsyncHTTPTransport(), times
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.left:
+            self.left -= 1
+            return httpx.Response(429, json={"error": {"message": "later"}}, headers={"Retry-After": "0"})
+        return await self._inner.handle_async_request(request)
+
+
+def over(transport: httpx.AsyncBaseTransport, served: Served) -> GatewayClient:
+    client = GatewayClient(served.url)
+    client._http = httpx.AsyncClient(base_url=client.url, transport=transport, timeout=20)
+    return client
+
+
+def roll_out(client: GatewayClient) -> list[Trajectory]:
+    async def go() -> list[Trajectory]:
+        async with client:
+            worker = AgentFlowWorker(
+                FlowConfig(name="single_step_single_turn_agent"),
+                {"policy": Voice(Elsewhere(), None, True)},
+                sampling=SamplingConfig(max_tokens=20),
+                records=RemoteRecords(client, group_size=2, model="tiny"),
+            )
+            attempts = groups_of([Task(id="t", prompt="What is 1 + 1?")], 2, prefix="r", seed=1)
+            return await AgentFlowManager(worker).run(attempts)
+
+    return asyncio.run(go())
+
+
+def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
+    # Every answer would be another one, were a call made twice.
+    said = iter(f"It is {number}." for number in range(100))
+    served = start(lambda request: next(said))
+    transport = Losing(lost=2)
+    made = roll_out(over(transport, served))
+    assert set(transport.sent.values()) == {3}
+    assert [trajectory.status for trajectory in made] == [Status.COMPLETED] * 2
+    for trajectory in made:
+        (own,), (kept,) = trajectory.steps, served.steps(trajectory.uid)
+        assert (own.prompt_ids, own.response_ids, own.text) == (kept.prompt_ids, kept.response_ids, kept.text)
+        assert own.rollout_log_probs == kept.rollout_log_probs
+        assert served.trajectory(trajectory.uid).status is Status.COMPLETED
+    assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
+    assert served.store.count() == 2 and served.store.group_counts()["ready"] == 1
+
+
+def test_a_gateway_that_starts_again_meanwhile_goes_on_with_the_call(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    served = start("Hello.", port=port)
+
+    async def go() -> dict[str, Any]:
+        async with GatewayClient(served.url) as client:
+            await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
+            await asyncio.to_thread(served.stop)
+            asked = asyncio.create_task(client.generate("t/0", trajectory_uid="t", messages=HELLO))
+            await asyncio.sleep(0.05)
+            assert not asked.done()
+            await asyncio.to_thread(start, "Hello again.", port=port)
+            return await asked
+
+    remote.FIRST_WAIT_S = 0.2
+    assert asyncio.run(go())["response_text"] == "Hello again."
+
+
+def test_a_busy_gateway_is_waited_for_longer_than_one_that_fails(start: Start) -> None:
+    transport = Refusing(times=4 * remote.RETRIES)
+    client = over(transport, start())
+    opened = asyncio.run(client.init_trajectory(trajectory_uid="t"))
+    assert opened["trajectory_uid"] == "t" and transport.left == 0
+
+
+def test_where_nobody_answers_the_attempt_fails_and_says_so(start: Start) -> None:
+    transport = Losing(lost=100)
+    made = roll_out(over(transport, served := start()))
+    told = f"the gateway {served.url} did not answer after {remote.RETRIES + 1} tries; last: ReadError"
+    assert [trajectory.status for trajectory in made] == [Status.FAILED] * 2
+    assert all(told in trajectory.error for trajectory in made)
+
+
+def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
+    transport = Losing(lost=0)
+    client = over(transport, start())
+    with pytest.raises(EngineError, match=r"refused: no trajectory 'nobody'"):
+        asyncio.run(client.trajectory("nobody"))
+    assert list(transport.sent.values()) == [1]

@@ -1,0 +1,132 @@
+"""Of the servers that share a store one holds each trajectory; what a dead one held goes to another, never to two."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from midstream.core.errors import HeldElsewhere, NameTaken
+from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.record.servers import DEAD_AFTER_S
+from midstream.record.store import Store
+
+TASK = Task(id="t", prompt="How many?")
+
+
+class Clock:
+    """What the time is."""
+
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", lambda: clock.now)
+    return clock
+
+
+@pytest.fixture
+def serve(database: str) -> Iterator[Callable[[str], Store]]:
+    """Opens the store for a server of that name."""
+    opened: list[Store] = []
+
+    def start(name: str) -> Store:
+        opened.append(Store(database, "normal"))
+        opened[-1].join(name)
+        return opened[-1]
+
+    yield start
+    for store in opened:
+        store.close()
+
+
+def begin(store: Store, uid: str) -> None:
+    store.begin(uid, "p", TASK, "train", session={})
+    store.flush()
+
+
+def a_step(uid: str, index: int = 0, text: str = "") -> Step:
+    return Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid=uid, prompt_uid="p", step_index=index, text=text)
+
+
+def finish(store: Store, uid: str, status: Status = Status.COMPLETED) -> None:
+    asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, status=status)))
+
+
+def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
+    serve: Callable[[str], Store], clock: Clock
+) -> None:
+    one, other = serve("one"), serve("other")
+    begin(one, "a")
+    begin(other, "b")
+    for _ in range(20):
+        clock.now += DEAD_AFTER_S / 2
+        assert one.beat().adopted == other.beat().adopted == []
+    assert (one.open_uids(), other.open_uids()) == (["a"], ["b"])
+    found = other.find("a")
+    assert found is not None and other.server_name(found.server or "") == "one"
+    for write in (
+        lambda: other.append_sync(a_step("a")),
+        lambda: finish(other, "a", Status.TIMED_OUT),
+        lambda: asyncio.run(other.open("a", "p", TASK, "train", session={})),
+    ):
+        with pytest.raises(HeldElsewhere, match="another server has taken over trajectory 'a'"):
+            write()
+    one.append_sync(a_step("a"))
+    finish(one, "a")
+    assert one.trajectory("a").status is Status.COMPLETED and len(one.trajectory("a").steps) == 1
+
+
+def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: Clock) -> None:
+    dead, one, other = serve("dead"), serve("one"), serve("other")
+    begin(dead, "a")
+    begin(dead, "ended")
+    finish(dead, "ended")
+    for _ in range(3):
+        clock.now += DEAD_AFTER_S / 3
+        assert one.beat().adopted == other.beat().adopted == []
+    clock.now += 1
+    assert (one.beat().adopted, other.beat().adopted) == (["a"], [])
+    assert (one.open_uids(), other.open_uids()) == (["a"], [])
+    # It was not dead, only slow: nothing of it gets through, and it hears what became of it.
+    with pytest.raises(HeldElsewhere):
+        dead.append_sync(a_step("a", text="of the slow one"))
+    one.append_sync(a_step("a", text="of the new one"))
+    assert [step.text for step in one.trajectory("a").steps] == ["of the new one"]
+    beat = dead.beat()
+    assert beat.lost and beat.adopted == [] and dead.open_uids() == []
+    assert not dead.beat().lost
+
+
+def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_on_at_once(
+    serve: Callable[[str], Store], clock: Clock
+) -> None:
+    begin(killed := serve("one"), "a")
+    begin(serve("other"), "b")
+    again = serve("one")
+    assert again.open_uids() == ["a"]
+    again.leave()
+    assert serve("third").open_uids() == ["a"]
+    with pytest.raises(HeldElsewhere):
+        killed.append_sync(a_step("a"))
+
+
+def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: Clock) -> None:
+    first, second = serve("same"), serve("same")
+    with pytest.raises(NameTaken, match=r"another server at this store has joined as 'same'.*\n.*a name of its own"):
+        first.beat()
+    assert not second.beat().lost
+
+
+def test_what_nobody_holds_goes_to_the_first_server_and_a_rollouts_trajectories_to_none(
+    store: Store, serve: Callable[[str], Store]
+) -> None:
+    begin(store, "of-an-older-version")
+    store.begin("of-a-rollout", "p", TASK, "train")
+    store.flush()
+    assert serve("one").open_uids() == ["of-an-older-version"]
+    store.append_sync(a_step("of-a-rollout"))  # who is no server may write what nobody else does
