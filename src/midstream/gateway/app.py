@@ -326,6 +326,10 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     told = _told(error)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        # Clients have methods for more than is served here, and would say "Not Found" for each.
+        path = request.url.path[:200]
+        told = ApiError(404, f"there is no {request.method} {path} here; /docs has every endpoint")
     return _json(_shaped(told, request.url.path), told.status, told.headers)
 
 
