@@ -1,4 +1,5 @@
-"""Anthropic's messages: `POST /v1/messages`."""
+"""Anthropic's messages: `POST /v1/messages`. A message can go on from an earlier one of its trajectory, as the tool
+runner of Anthropic's client has it."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from midstream.core.types import Message
-from midstream.gateway.answer import Answer, call_id
+from midstream.core.types import Message, ToolSchema
+from midstream.gateway.answer import Answer, answer_of, call_id
 from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
@@ -103,6 +104,14 @@ class OutputConfig(Body):
     effort: None = None
 
 
+class Thread(Body):
+    """Every message can be gone on from, so `create` asks for nothing more. `continue` sends new messages only: the
+    conversation, its system prompt and its tools are those of the earlier message."""
+
+    type: Literal["create", "continue"]
+    previous_message_id: str | None = None
+
+
 class CountRequest(Body):
     """A prompt whose tokens are to be counted."""
 
@@ -127,12 +136,21 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     """Kept with the step."""
     service_tier: Literal["auto", "standard_only"] | None = None
+    thread: Thread | None = None
 
 
 def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     messages, tools = conversation(request)
+    thread, kept = request.thread, dict[str, Any]()
+    if thread is not None and thread.type == "continue":
+        before, tools = _earlier(request, thread, gateway, live)
+        messages = [*before, *messages]
+    if request.metadata is not None and request.metadata.user_id:
+        kept["user"] = request.metadata.user_id
+    if thread is not None and tools:
+        kept["thread_tools"] = tools
     asked = request.tool_choice
     choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
     parallel = not (asked is not None and asked.disable_parallel_tool_use)
@@ -149,12 +167,33 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
             top_k=request.top_k,
             stop=tuple(request.stop_sequences or ()) or None,
         ),
-        metadata={"user": request.metadata.user_id} if request.metadata and request.metadata.user_id else {},
+        metadata=kept,
     )
     return Ask(call=call)
 
 
-def conversation(request: CountRequest) -> tuple[list[Message], list[Any]]:
+def _earlier(
+    request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live
+) -> tuple[list[Message], list[ToolSchema]]:
+    """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
+    are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
+    if request.system is not None or request.tools is not None:
+        raise ApiError(
+            400, "system and tools are those the thread was created with; leave them out to continue it", param="thread"
+        )
+    for step in live.recorder.finished():
+        if f"msg_{step.metadata.get('answer_id')}" == thread.previous_message_id:
+            said = answer_of(step, gateway.tokenizer).message()
+            return [*step.messages, said], list(step.metadata.get("thread_tools", ()))
+    raise ApiError(
+        404,
+        f"trajectory '{live.uid}' has no message '{thread.previous_message_id}' to go on from",
+        code="thread_not_found",
+        param="thread.previous_message_id",
+    )
+
+
+def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]]:
     """Messages and tools as chat templates take them."""
     messages: list[Message] = []
     if request.system:
