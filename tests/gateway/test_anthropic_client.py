@@ -126,6 +126,8 @@ def test_a_stream_adds_up_to_the_whole_message_and_can_be_gone_on_from(
         block.pop("parsed_output", None)
     assert plain[0] == plain[1]
     assert [block["type"] for block in plain[0]] == kinds
+    # pydantic-ai sends a thought without a signature back as text.
+    assert all(block["signature"] for block in plain[0] if block["type"] == "thinking")
     assert events.count("content_block_start") == events.count("content_block_stop") == len(kinds)
     assert (whole.stop_reason, whole.usage) == (streamed.stop_reason, streamed.usage)
     turn = {"role": "assistant", "content": streamed.content}

@@ -17,6 +17,10 @@ from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
 from midstream.record.recorder import Call
 
+SIGNATURE = "unsigned"
+"""Of every thought. Nothing is signed here, but clients take a thought with an empty signature for a broken one, and
+send it back as text."""
+
 
 class CacheControl(Body):
     """Accepted and without effect: prompts are cached by trajectory."""
@@ -222,7 +226,7 @@ def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
     reply = answer.reply
     content: list[dict[str, Any]] = []
     if reply.reasoning:
-        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
+        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": SIGNATURE})
     if reply.content or not reply.tool_calls:
         content.append({"type": "text", "text": reply.content})
     for place, called in enumerate(reply.tool_calls):
@@ -254,8 +258,8 @@ async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt
                 ("tool_use", delta.call) if delta.call is not None else ("thinking" if delta.reasoning else "text", 0)
             )
             if kind != open_block:
-                if open_block[0]:
-                    yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+                for closing in _closing(open_block[0], block):
+                    yield closing
                 open_block, block = kind, block + 1
                 start = {"type": "content_block_start", "index": block, "content_block": _opened(kind[0], piece)}
                 yield event(start, "content_block_start")
@@ -265,12 +269,22 @@ async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt
             if not open_block[0]:
                 empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
                 yield event(empty, "content_block_start")
-                block = 0
-            yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+                open_block, block = ("text", 0), 0
+            for closing in _closing(open_block[0], block):
+                yield closing
             step = piece.answer.step
             used = {"input_tokens": len(step.prompt_ids), "output_tokens": len(step.response_ids)}
             yield event({"type": "message_delta", "delta": _stopped(piece.answer), "usage": used}, "message_delta")
     yield event({"type": "message_stop"}, "message_stop")
+
+
+def _closing(kind: str, block: int) -> list[bytes]:
+    """The events that end the block of this kind, if one is open."""
+    told: list[dict[str, Any]] = [{"type": "content_block_stop", "index": block}] if kind else []
+    if kind == "thinking":
+        signed = {"type": "signature_delta", "signature": SIGNATURE}
+        told.insert(0, {"type": "content_block_delta", "index": block, "delta": signed})
+    return [event(one, one["type"]) for one in told]
 
 
 def _opened(kind: str, piece: Piece) -> dict[str, Any]:
