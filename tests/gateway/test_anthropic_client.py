@@ -126,6 +126,8 @@ def test_a_stream_adds_up_to_the_whole_message_and_can_be_gone_on_from(
         block.pop("parsed_output", None)
     assert plain[0] == plain[1]
     assert [block["type"] for block in plain[0]] == kinds
+    # pydantic-ai sends a thought without a signature back as text.
+    assert all(block["signature"] for block in plain[0] if block["type"] == "thinking")
     assert events.count("content_block_start") == events.count("content_block_stop") == len(kinds)
     assert (whole.stop_reason, whole.usage) == (streamed.stop_reason, streamed.usage)
     turn = {"role": "assistant", "content": streamed.content}
@@ -133,6 +135,44 @@ def test_a_stream_adds_up_to_the_whole_message_and_can_be_gone_on_from(
     *_, last = served.steps("t")
     # Where the template drops a thought, what follows it is a branch, and the step says why.
     assert (last.parent, last.branch_reason) == ((None, "stripped_thinking") if "think" in reply else (1, ""))
+
+
+def test_the_clients_tool_runner_goes_on_from_what_it_has_sent(says) -> None:
+    """It sends new messages only, and the whole conversation when the thread is not known."""
+    served, client = says(TWO_CALLS, "Two and four.", "You are welcome.")
+    computed: list[str] = []
+
+    @anthropic.beta_tool
+    def calculator(expression: str) -> str:
+        """Compute an expression."""
+        computed.append(expression)
+        return "4"
+
+    runner = client.beta.messages.tool_runner(**asked(user("Compute."), system="Be brief."), tools=[calculator])
+    assert [block.text for block in runner.until_done().content] == ["Two and four."]
+    assert computed == ["1+1", "2+2"]
+    called, answered = served.steps("t")
+    assert (answered.parent, answered.branch_reason) == (0, "")
+    assert [message["role"] for message in answered.messages] == ["system", "user", "assistant", "tool", "tool"]
+    assert answered.tools == called.tools != ()
+
+    thread: Any = {"type": "continue", "previous_message_id": f"msg_{answered.metadata['answer_id']}"}
+    thanked = client.beta.messages.create(**asked(user("Thanks!"), thread=thread))
+    assert thanked.content[0].to_dict()["text"] == "You are welcome."
+    assert served.steps("t")[2].parent == 1
+    with pytest.raises(anthropic.BadRequestError, match="system and tools are those the thread was created with"):
+        client.beta.messages.create(**asked(user("?"), thread=thread, system="Be rude."))
+    with pytest.raises(anthropic.NotFoundError, match="trajectory 't' has no message 'msg_x'") as lost:
+        client.beta.messages.create(**asked(user("?"), thread={**thread, "previous_message_id": "msg_x"}))
+    assert lost.value.response.json()["error"]["details"] == {"error_code": "thread_not_found"}
+
+
+def test_a_thread_keeps_its_tools_through_a_turn_that_may_use_none(says) -> None:
+    served, client = says("No tool.", TWO_CALLS)
+    create: Any = {"thread": {"type": "create"}, "tools": [CALCULATOR], "tool_choice": {"type": "none"}}
+    first = client.beta.messages.create(**asked(user("Hello."), **create))
+    client.beta.messages.create(**asked(user("Compute."), thread={"type": "continue", "previous_message_id": first.id}))
+    assert [[tool["function"]["name"] for tool in step.tools] for step in served.steps("t")] == [[], ["calculator"]]
 
 
 def test_any_and_named_tools_hold_the_model_to_a_call(samples) -> None:

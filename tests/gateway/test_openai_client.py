@@ -331,6 +331,26 @@ def test_an_argument_that_is_not_honoured_is_refused_by_name(says) -> None:
     assert served.steps("t") == ()
 
 
+def test_a_tool_of_another_kind_is_refused_by_its_kind_alone(says) -> None:
+    _, client = says()
+    told = r"'tools\.0\.type' is '{}', which this server does not have; Input should be 'function'$"
+    search: Any = {"type": "web_search", "search_context_size": "low"}
+    with pytest.raises(openai.BadRequestError, match=told.format("web_search")) as error:
+        client.responses.create(model="tiny", input="?", tools=[search])
+    assert error.value.param == "tools.0.type"
+    custom: Any = {"type": "custom", "custom": {"name": "write"}}
+    with pytest.raises(openai.BadRequestError, match=told.format("custom")):
+        client.chat.completions.create(model="tiny", messages=[user("?")], tools=[custom])
+
+
+def test_an_endpoint_that_is_not_there_is_named(says) -> None:
+    _, client = says()
+    with pytest.raises(
+        openai.NotFoundError, match=r"there is no POST \S+/v1/embeddings here; /docs has every endpoint"
+    ):
+        client.embeddings.create(model="tiny", input="?")
+
+
 # ---------------------------------------------------------------------------------------------------------- completions
 
 

@@ -1,20 +1,23 @@
-"""A `dspy` program: the model chooses a tool's arguments, sees its result and judges it, the last part streamed."""
+"""A `dspy` program: ReAct, which thinks, calls a tool and reads its result, then answers, streamed."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 pytestmark = pytest.mark.sdk
 dspy = pytest.importorskip("dspy")
 
+ROUNDS = 2
+Words = Annotated[str, Field(max_length=60)]
 Number = Annotated[int, Field(ge=0, le=99)]
 
 
 class Factors(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     a: Number
     b: Number
 
@@ -27,31 +30,33 @@ def calculator(a: int, b: int) -> int:
 def held(lm: Any, **fields: Any) -> Any:
     """`lm`, held to JSON of these fields: dspy itself asks for that only where it knows the model."""
     required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
-    schema = create_model("Output", **required).model_json_schema()
-    return lm.copy(response_format={"type": "json_schema", "json_schema": {"name": "output", "schema": schema}})
+    model = create_model("Output", __config__=ConfigDict(extra="forbid"), **required)
+    wanted = {"name": "output", "schema": model.model_json_schema()}
+    return lm.copy(response_format={"type": "json_schema", "json_schema": wanted})
 
 
 def agent(door: Any, question: str) -> int:
     lm = dspy.LM(
-        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=60, num_retries=0
+        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=120, num_retries=0
     )
-    choose = dspy.Predict(dspy.Signature("question: str -> factors: Factors", custom_types={"Factors": Factors}))
-    tool = dspy.Tool(calculator)
-    with dspy.context(lm=held(lm, factors=Factors), adapter=dspy.JSONAdapter()):
-        factors = choose(question=question).factors
-    result = tool(a=factors.a, b=factors.b)
-    with dspy.context(lm=held(lm, right=bool), adapter=dspy.JSONAdapter()):
-        right = asyncio.run(judged(question, result))
-    return result if right else 0
+    program = dspy.ReAct("question -> answer: int", tools=[calculator], max_iters=ROUNDS)
+    called = Literal["calculator"]
+    program.react.set_lm(held(lm, next_thought=Words, next_tool_name=called, next_tool_args=Factors))
+    program.extract.set_lm(held(lm, reasoning=Words, answer=Number))
+    with dspy.context(adapter=dspy.JSONAdapter()):
+        return asyncio.run(answered(program, question))
 
 
-async def judged(question: str, result: int) -> bool:
-    judge = dspy.streamify(dspy.Predict("question, result: int -> right: bool"))
-    *_, last = [piece async for piece in judge(question=question, result=result)]
-    return last.right
+async def answered(program: Any, question: str) -> int:
+    words = dspy.streaming.StreamListener(signature_field_name="reasoning")
+    *said, last = [piece async for piece in dspy.streamify(program, stream_listeners=[words])(question=question)]
+    assert all(f"observation_{number}" in last.trajectory for number in range(ROUNDS)), last.trajectory
+    assert said, "what the model said came in pieces"
+    return last.answer
 
 
 def test_a_program_with_a_tool_is_recorded_exactly_and_trained(trained: Any) -> None:
     for trajectory in trained(agent):
-        chosen, judgement = trajectory.steps
-        assert '"factors"' in chosen.text and '"right"' in judgement.text
+        *called, answered = trajectory.steps
+        assert ['"next_tool_name": "calculator"' in step.text for step in called] == [True] * ROUNDS
+        assert '"answer"' in answered.text

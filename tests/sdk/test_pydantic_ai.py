@@ -42,7 +42,18 @@ def by_messages(door: Any) -> Any:
 
 
 def asked(model: Any) -> Any:
-    """An agent that must answer by a tool call, and may ask a helper first."""
+    """An agent that asks a helper, and then answers by a tool call. Given both tools at once, a model as small as this
+    one answers without asking, or asks without end."""
+    from pydantic_ai.capabilities import PrepareOutputTools
+
+    topics: list[str] = []
+
+    def until_asked(context: Any, tool: Any) -> Any:
+        return None if topics else tool
+
+    def once_asked(context: Any, tools: list[Any]) -> list[Any]:
+        return tools if topics else []
+
     helper = pydantic_ai.Agent(model, instructions="You help.", model_settings={"max_tokens": 8})
     agent = pydantic_ai.Agent(
         model,
@@ -50,11 +61,13 @@ def asked(model: Any) -> Any:
         instructions="You are good with numbers.",
         model_settings={"max_tokens": 200, "parallel_tool_calls": False},
         retries=3,
+        capabilities=[PrepareOutputTools(once_asked)],
     )
 
-    @agent.tool_plain
+    @agent.tool_plain(prepare=until_asked)
     async def ask_helper(topic: Annotated[str, Field(max_length=12)]) -> str:
         """Ask somebody else."""
+        topics.append(topic)
         return (await helper.run(topic)).output
 
     return agent
@@ -71,5 +84,10 @@ def test_an_agent_and_its_helper_are_recorded_exactly_and_trained(trained: Any, 
 
         return asyncio.run(go())
 
-    trajectories = trained(agent)
-    assert any(step.parent is not None for trajectory in trajectories for step in trajectory.steps)
+    for trajectory in trained(agent):
+        asking, helping, *answered = trajectory.steps
+        assert "ask_helper" in asking.text and all("final_result" in step.text for step in answered)
+        assert (helping.parent, helping.tools) == (None, ())
+        # To answer is another tool; from then on each prompt goes on from the tokens before it.
+        assert answered[0].branch_reason == "changed_tools"
+        assert [step.parent for step in answered[1:]] == [2 + place for place in range(len(answered) - 1)]

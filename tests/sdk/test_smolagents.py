@@ -11,6 +11,8 @@ smolagents = pytest.importorskip("smolagents")
 
 
 def agent(door: Any, question: str) -> str:
+    used: list[tuple[int, int]] = []
+
     @smolagents.tool
     def calculator(a: int, b: int) -> int:
         """Multiply two numbers.
@@ -19,18 +21,39 @@ def agent(door: Any, question: str) -> str:
             a: the first
             b: the second
         """
+        used.append((a, b))
         return a * b
+
+    @smolagents.tool
+    def final_answer(answer: int) -> int:
+        """Provides a final answer to the given problem.
+
+        Args:
+            answer: the number that was asked for
+        """
+        return answer
+
+    def was_calculated(answer: object, memory: object, agent: object) -> bool:
+        """An answer that the model did not calculate is refused, and it goes on."""
+        return bool(used)
 
     model = smolagents.OpenAIModel(model_id=door.model, api_base=door.url, api_key=door.token, max_tokens=120)
     runner = smolagents.ToolCallingAgent(
-        tools=[calculator], model=model, max_steps=2, stream_outputs=True, verbosity_level=0
+        tools=[calculator, final_answer],
+        model=model,
+        max_steps=2,
+        stream_outputs=True,
+        verbosity_level=0,
+        final_answer_checks=[was_calculated],
     )
     return str(runner.run(question))
 
 
 def test_a_tool_calling_agent_is_recorded_exactly_and_trained(trained: Any) -> None:
-    for trajectory in trained(agent):
+    trajectories = trained(agent)
+    for trajectory in trajectories:
         called, *later = trajectory.steps
         assert "<tool_call>" in called.text
         # smolagents writes calls into the history in words of its own: no later prompt can go on from the tokens.
         assert all(step.branch_reason for step in later)
+    assert any("calculator" in step.text for trajectory in trajectories for step in trajectory.steps)

@@ -78,8 +78,10 @@ def openai_body(error: ApiError) -> dict[str, Any]:
 def anthropic_body(error: ApiError) -> dict[str, Any]:
     """`error` as Anthropic's clients read it."""
     fallback = "api_error" if error.status >= 500 else "invalid_request_error"
-    kind = _ANTHROPIC_TYPES.get(error.status, fallback)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    told: dict[str, Any] = {"type": _ANTHROPIC_TYPES.get(error.status, fallback), "message": error.message}
+    if error.code == "thread_not_found":  # its clients then send the whole conversation
+        told["details"] = {"error_code": error.code}
+    return {"type": "error", "error": told}
 
 
 def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
@@ -87,9 +89,16 @@ def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
     told: list[str] = []
     # "Not a string either" helps nobody where it is the other branch that was meant.
     meant = [e for e in errors if not (e["type"] == "string_type" and e["loc"][-1] == "str")] or errors
+    # What is of another type is not to be told what that type would need.
+    others = {e["loc"][:-1] for e in meant if e["type"] == "literal_error" and e["loc"][-1:] == ("type",)}
+    meant = [
+        e for e in meant if e["loc"][-1:] == ("type",) or not others & {e["loc"][:n] for n in range(len(e["loc"]))}
+    ]
     for item in meant:
         name = _dotted(item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "literal_error" and item["loc"][:-1] in others and isinstance(item.get("input"), str):
+            told.append(f"'{name}' is '{item['input'][:40]}', which this server does not have; {item['msg']}")
+        elif item["type"] == "extra_forbidden":
             told.append(f"'{name}' is not an argument this server honours; leave it out")
         elif item["type"] == "json_invalid":
             told.append(f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
@@ -97,7 +106,7 @@ def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
             told.append(f"'{name}' is required")
         else:
             told.append(f"'{name}': {item['msg'].removeprefix('Value error, ')}")
-    return ApiError(400, "; ".join(dict.fromkeys(told)), param=_dotted(errors[0]["loc"]) or None)
+    return ApiError(400, "; ".join(dict.fromkeys(told)), param=_dotted(meant[0]["loc"]) or None)
 
 
 def _dotted(path: tuple[int | str, ...]) -> str:

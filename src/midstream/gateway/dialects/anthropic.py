@@ -1,4 +1,5 @@
-"""Anthropic's messages: `POST /v1/messages`."""
+"""Anthropic's messages: `POST /v1/messages`. A message can go on from an earlier one of its trajectory, as the tool
+runner of Anthropic's client has it."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from midstream.core.types import Message
-from midstream.gateway.answer import Answer, call_id
+from midstream.core.types import Message, ToolSchema
+from midstream.gateway.answer import Answer, answer_of, call_id
 from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
 from midstream.gateway.service import Ask, Gateway, Piece
 from midstream.record.recorder import Call
+
+SIGNATURE = "unsigned"
+"""Of every thought. Nothing is signed here, but clients take a thought with an empty signature for a broken one, and
+send it back as text."""
 
 
 class CacheControl(Body):
@@ -103,6 +108,14 @@ class OutputConfig(Body):
     effort: None = None
 
 
+class Thread(Body):
+    """Every message can be gone on from, so `create` asks for nothing more. `continue` sends new messages only: the
+    conversation, its system prompt and its tools are those of the earlier message."""
+
+    type: Literal["create", "continue"]
+    previous_message_id: str | None = None
+
+
 class CountRequest(Body):
     """A prompt whose tokens are to be counted."""
 
@@ -127,12 +140,21 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     """Kept with the step."""
     service_tier: Literal["auto", "standard_only"] | None = None
+    thread: Thread | None = None
 
 
 def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     messages, tools = conversation(request)
+    thread, kept = request.thread, dict[str, Any]()
+    if thread is not None and thread.type == "continue":
+        before, tools = _earlier(request, thread, gateway, live)
+        messages = [*before, *messages]
+    if request.metadata is not None and request.metadata.user_id:
+        kept["user"] = request.metadata.user_id
+    if thread is not None and tools:
+        kept["thread_tools"] = tools
     asked = request.tool_choice
     choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
     parallel = not (asked is not None and asked.disable_parallel_tool_use)
@@ -149,12 +171,33 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
             top_k=request.top_k,
             stop=tuple(request.stop_sequences or ()) or None,
         ),
-        metadata={"user": request.metadata.user_id} if request.metadata and request.metadata.user_id else {},
+        metadata=kept,
     )
     return Ask(call=call)
 
 
-def conversation(request: CountRequest) -> tuple[list[Message], list[Any]]:
+def _earlier(
+    request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live
+) -> tuple[list[Message], list[ToolSchema]]:
+    """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
+    are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
+    if request.system is not None or request.tools is not None:
+        raise ApiError(
+            400, "system and tools are those the thread was created with; leave them out to continue it", param="thread"
+        )
+    for step in live.recorder.finished():
+        if f"msg_{step.metadata.get('answer_id')}" == thread.previous_message_id:
+            said = answer_of(step, gateway.tokenizer).message()
+            return [*step.messages, said], list(step.metadata.get("thread_tools", ()))
+    raise ApiError(
+        404,
+        f"trajectory '{live.uid}' has no message '{thread.previous_message_id}' to go on from",
+        code="thread_not_found",
+        param="thread.previous_message_id",
+    )
+
+
+def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]]:
     """Messages and tools as chat templates take them."""
     messages: list[Message] = []
     if request.system:
@@ -183,7 +226,7 @@ def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
     reply = answer.reply
     content: list[dict[str, Any]] = []
     if reply.reasoning:
-        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": ""})
+        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": SIGNATURE})
     if reply.content or not reply.tool_calls:
         content.append({"type": "text", "text": reply.content})
     for place, called in enumerate(reply.tool_calls):
@@ -215,8 +258,8 @@ async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt
                 ("tool_use", delta.call) if delta.call is not None else ("thinking" if delta.reasoning else "text", 0)
             )
             if kind != open_block:
-                if open_block[0]:
-                    yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+                for closing in _closing(open_block[0], block):
+                    yield closing
                 open_block, block = kind, block + 1
                 start = {"type": "content_block_start", "index": block, "content_block": _opened(kind[0], piece)}
                 yield event(start, "content_block_start")
@@ -226,12 +269,22 @@ async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt
             if not open_block[0]:
                 empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
                 yield event(empty, "content_block_start")
-                block = 0
-            yield event({"type": "content_block_stop", "index": block}, "content_block_stop")
+                open_block, block = ("text", 0), 0
+            for closing in _closing(open_block[0], block):
+                yield closing
             step = piece.answer.step
             used = {"input_tokens": len(step.prompt_ids), "output_tokens": len(step.response_ids)}
             yield event({"type": "message_delta", "delta": _stopped(piece.answer), "usage": used}, "message_delta")
     yield event({"type": "message_stop"}, "message_stop")
+
+
+def _closing(kind: str, block: int) -> list[bytes]:
+    """The events that end the block of this kind, if one is open."""
+    told: list[dict[str, Any]] = [{"type": "content_block_stop", "index": block}] if kind else []
+    if kind == "thinking":
+        signed = {"type": "signature_delta", "signature": SIGNATURE}
+        told.insert(0, {"type": "content_block_delta", "index": block, "delta": signed})
+    return [event(one, one["type"]) for one in told]
 
 
 def _opened(kind: str, piece: Piece) -> dict[str, Any]:
