@@ -30,7 +30,8 @@ from midstream.record.store import Store
 
 HERE = Path(__file__).parent
 SIDES = ("mock", "litellm", "full", "normal")
-SLOW_S = 0.1
+LATENCIES_S = (0.0, 0.1, 1.0)
+"""How long the engine takes: no time, as little as any, and what a call of a model takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Setting:
     latency_s: float
 
 
-SETTINGS = [Setting(c, t, s) for t in (1, 8) for c, s in ((1, 0.0), (64, 0.0), (64, SLOW_S))]
+SETTINGS = [Setting(c, t, s) for t in (1, 8) for c, s in ((1, 0.0), *((64, s) for s in LATENCIES_S))]
 
 
 class Sides:
@@ -52,15 +53,15 @@ class Sides:
         self._folder = folder
         self.answered = {"full": 0, "normal": 0}
         self._servers: dict[tuple[str, float], Server] = {}
-        for latency_s in (0.0, SLOW_S):
+        for latency_s in LATENCIES_S:
             self._servers["mock", latency_s] = stack.enter_context(mock(latency_s, folder / "mock.log"))
             for durability in ("full", "normal"):
                 asked = {"latency_s": latency_s, "durability": durability, "store": self._store(durability, latency_s)}
                 started = gateway(asked, folder / f"gateway-{durability}.log")
                 self._servers[durability, latency_s] = stack.enter_context(started)
-        upstreams = {self._model("litellm", s): self._servers["mock", s].url for s in (0.0, SLOW_S)}
+        upstreams = {self._model("litellm", s): self._servers["mock", s].url for s in LATENCIES_S}
         proxy = stack.enter_context(litellm(program, upstreams, folder))
-        self._servers |= {("litellm", latency_s): proxy for latency_s in (0.0, SLOW_S)}
+        self._servers |= {("litellm", latency_s): proxy for latency_s in LATENCIES_S}
 
     def measure(self, side: str, setting: Setting, warmup_s: float, seconds: float) -> dict[str, Any]:
         """One side in one setting."""
@@ -80,7 +81,7 @@ class Sides:
         """Every call that was answered is on disk, and went on from the tokens of the one before it."""
         for side, answered in self.answered.items():
             kept = broken = 0
-            for latency_s in (0.0, SLOW_S):
+            for latency_s in LATENCIES_S:
                 with Store(self._store(side, latency_s)) as store:
                     for trajectory in store.trajectories():
                         kept += len(trajectory.steps)

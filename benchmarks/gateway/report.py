@@ -21,8 +21,8 @@ def table(data: dict[str, Any]) -> str:
     load = " to ".join(f"{value:.1f}" for value in data["load_average"])
     rows = [
         "| at once | calls a conversation | engine | side | calls a second | median, ms | p99, ms "
-        "| added, ms: median, p99 | processor, ms a call | calls a second / LiteLLM |",
-        "|" + " --- |" * 10,
+        "| added, ms: median, p99 | processor, ms a call | of LiteLLM's calls a second | of its requests a second |",
+        "|" + " --- |" * 11,
     ]
     for clients, turns, latency_s in _settings(data):
         key = (clients, turns, latency_s)
@@ -35,14 +35,15 @@ def table(data: dict[str, Any]) -> str:
                 f"| {clients} | {turns} | {1e3 * latency_s:.0f} ms | {title} "
                 f"| {_spread(_values(data, key, side, 'calls_per_s'), 0)} | {_spread(median, 1)} | {_spread(p99, 1)} "
                 f"| {added} | {statistics.median(_values(data, key, side, 'cpu_ms_a_call')):.2f} "
-                f"| {_ratio(data, key, side):.1f} |"
+                f"| {_ratio(data, key, side, 'calls_per_s'):.1f} | {_ratio(data, key, side, 'requests_per_s'):.1f} |"
             )
     memory, repeats = data["memory"], len(_values(data, _settings(data)[0], "mock", "calls"))
     notes = (
         f"Medians of {repeats} turns of {data['seconds']:g} s, with the lowest and highest; the ratio is the median of "
         "those within a turn. A conversation of ours is a trajectory, opened before its first call and completed after "
-        f"its last one: two more requests, inside the time. With {memory['streams']} streams open the gateway holds "
-        f"{memory['during_mb']:.0f} MB, before that {memory['before_mb']:.0f} MB."
+        "its last one: two more requests, inside the time and counted in the last column. With "
+        f"{memory['streams']} streams open the gateway holds {memory['during_mb']:.0f} MB, before that "
+        f"{memory['before_mb']:.0f} MB."
     )
     where = f"{data['processor']}, {data['cores']} cores, load average {load}; {versions}"
     return "\n".join([where, "", *rows, "", notes])
@@ -71,9 +72,9 @@ def draw(data: dict[str, Any], path: Path) -> None:
             values = [statistics.median(_values(data, key, side, name)) - 1e3 * key[2] for key in slow]
             right.bar(places, values, 0.19, color=colours[side], alpha=alpha)
     left.set(title="Calls a second, an engine that takes no time", yscale="log")
-    right.set(title="Added to 100 ms, 64 at once: median, p99 (pale)", ylabel="ms", yscale="log")
+    right.set(title="Added to a slow engine, 64 at once: median, p99 (pale)", ylabel="ms", yscale="log")
     left.set_xticks(range(len(rates)), [f"{c} at once, {t} a conversation" for c, t, _ in rates], fontsize=8)
-    right.set_xticks(range(len(slow)), [f"{t} a conversation" for _, t, _ in slow], fontsize=8)
+    right.set_xticks(range(len(slow)), [f"{s:g} s engine,\n{t} a conversation" for _, t, s in slow], fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
@@ -93,8 +94,8 @@ def _values(data: dict[str, Any], key: Key, side: str, name: str) -> list[float]
     return [r[name] for r in data["results"] if (r["clients"], r["turns"], r["latency_s"]) == key and r["side"] == side]
 
 
-def _ratio(data: dict[str, Any], key: Key, side: str) -> float:
-    own, other = (_values(data, key, one, "calls_per_s") for one in (side, "litellm"))
+def _ratio(data: dict[str, Any], key: Key, side: str, name: str) -> float:
+    own, other = (_values(data, key, one, name) for one in (side, "litellm"))
     return statistics.median(a / b for a, b in zip(own, other, strict=True))
 
 
