@@ -164,7 +164,7 @@ def test_heartbeats_and_calls_that_take_long_keep_it(start: Start) -> None:
 
 
 def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start) -> None:
-    served = start(expiry_s=0.3)
+    served = start(expiry_s=1.5)
     ended_elsewhere, other = served.open(), served.open()
     asyncio.run(served.store.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED)))
     until(lambda: len(served.gateway.trajectories) == 0)
@@ -255,7 +255,7 @@ def test_what_a_dead_gateway_left_behind_goes_on_at_another_and_is_closed_when_s
     first = opened.say(HELLO)
     monkeypatch.setattr(dead.gateway.trajectories, "beat", lambda: asyncio.sleep(0))  # as if it hung
     monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.5)
-    other = start(name="other", expiry_s=1.0)
+    other = start(name="other", expiry_s=3.0)
     until(lambda: other.metric("midstream_trajectories_adopted_total") == 2)
     stray = Opened(other, opened.told)
     stray.say([*first, {"role": "user", "content": "And then?"}])
@@ -275,6 +275,7 @@ def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
     opened = slow.open()
     time.sleep(0.3)
     assert other.store.beat().adopted == [opened.uid]
+    monkeypatch.setattr(servers, "DEAD_AFTER_S", 60.0)  # so that nothing comes back, however slow the machine is
     kept = slow.open()
     asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
     assert set(slow.gateway.trajectories._live) == {kept.uid}
