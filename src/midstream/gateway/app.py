@@ -20,6 +20,7 @@ from midstream import __version__
 from midstream.core.errors import MidstreamError
 from midstream.gateway import native
 from midstream.gateway.answer import Answer
+from midstream.gateway.callers import Caller
 from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.disconnect import until_gone
@@ -30,7 +31,7 @@ from midstream.gateway.live import Live
 from midstream.gateway.openapi import describe
 from midstream.gateway.replies import EventStream, answer_error, as_json
 from midstream.gateway.routes import DirectRoute
-from midstream.gateway.service import Ask, Caller, Gateway, Piece
+from midstream.gateway.service import Ask, Gateway, Piece
 
 T = TypeVar("T")
 NAME = r"[A-Za-z0-9._:@-]{1,200}"

@@ -4,7 +4,6 @@ answers, each on disk before it is acknowledged."""
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import random
 import uuid
@@ -13,19 +12,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from midstream.core.errors import ConfigError, NameTaken
+from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import Delta
 from midstream.gateway.answer import Answer, AnswerStream, answer_of
+from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
 from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
-from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
+from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.servers import BEAT_S
@@ -38,24 +38,6 @@ _IDS = random.Random()
 """Of answers. They need not be secret, and to ask the system for each would let another thread run first."""
 LARGEST = 2**63 - 1
 """Of the whole numbers that every engine takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who is asking: the holder of a key, an agent with the token of one trajectory, or, where no keys are set,
-    anybody."""
-
-    key: str | None = None
-    admin: bool = False
-    trajectory_uid: str | None = None
-
-    def must_be_admin(self) -> None:
-        if not self.admin:
-            raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
-
-    def must_reach(self, uid: str) -> None:
-        if not self.admin and self.trajectory_uid != uid:
-            raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +70,9 @@ class Gateway:
     def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
         if voice.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
-        for key in config.keys:
-            if len(key.secret) < SHORTEST_SECRET:
-                raise ConfigError(
-                    f"the environment variable {key.env} holds no key '{key.name}', or one of less than "
-                    f"{SHORTEST_SECRET} characters",
-                    f"export {key.env}=$(openssl rand -hex 16)",
-                )
         self.config, self.voice, self.store, self.signer = config, voice, store, signer
         self.tokenizer: ChatTokenizer = voice.tokenizer
+        self._callers = Callers(config.keys, signer, open_to_all=store is not None and not config.keys)
         self.names = (config.model, *config.aliases)
         self.gate = Gate(config.limits, config.keys)
         self.reward = None if config.reward is None else RewardFunction(config.reward)
@@ -114,19 +90,7 @@ class Gateway:
 
     def caller(self, secret: str | None) -> Caller:
         """Who holds `secret`, the value of an Authorization or x-api-key header; `ApiError` 401 when nobody does."""
-        if secret:
-            uid = self.signer.trajectory_of(secret)
-            if uid is not None:
-                return Caller(trajectory_uid=uid)
-            for key in self.config.keys:
-                if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
-                    return Caller(key=key.name, admin=key.admin)
-        # Where there are no keys, agents send what they like; but one whose token has expired is to hear of it.
-        # In a rollout there are other trajectories, whose names can be guessed: there each agent has its token.
-        if not self.config.keys and self.store is not None and not (secret or "").startswith(PREFIX):
-            return Caller(admin=True)
-        problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
-        raise ApiError(401, f"the key or token {problem}")
+        return self._callers.of(secret)
 
     @property
     def kept(self) -> Store:

@@ -1,0 +1,62 @@
+"""Who is asking, by the key or token that came with a request, and how far that reaches."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from midstream.core.errors import ConfigError
+from midstream.gateway.config import KeyConfig
+from midstream.gateway.errors import ApiError
+from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking: the holder of a key, an agent with the token of one trajectory, or, where no keys are set,
+    anybody."""
+
+    key: str | None = None
+    admin: bool = False
+    trajectory_uid: str | None = None
+
+    def must_be_admin(self) -> None:
+        if not self.admin:
+            raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
+
+    def must_reach(self, uid: str) -> None:
+        if not self.admin and self.trajectory_uid != uid:
+            raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
+
+
+class Callers:
+    """Knows the holders of `keys`, and of tokens by `signer`. `open_to_all` lets in whoever comes with neither: in a
+    gateway without keys agents send what they like. Not in a rollout: there each agent has its token, as there are
+    other trajectories, whose names can be guessed. Raises `ConfigError` for a key that is missing or could be
+    guessed."""
+
+    def __init__(self, keys: Sequence[KeyConfig], signer: TokenSigner, *, open_to_all: bool) -> None:
+        for key in keys:
+            if len(key.secret) < SHORTEST_SECRET:
+                raise ConfigError(
+                    f"the environment variable {key.env} holds no key '{key.name}', or one of less than "
+                    f"{SHORTEST_SECRET} characters",
+                    f"export {key.env}=$(openssl rand -hex 16)",
+                )
+        self._keys, self._signer, self._open_to_all = keys, signer, open_to_all
+
+    def of(self, secret: str | None) -> Caller:
+        """The holder of `secret`; `ApiError` 401 when nobody is."""
+        if secret:
+            uid = self._signer.trajectory_of(secret)
+            if uid is not None:
+                return Caller(trajectory_uid=uid)
+            for key in self._keys:
+                if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
+                    return Caller(key=key.name, admin=key.admin)
+        # One whose token has expired is to hear of it.
+        if self._open_to_all and not (secret or "").startswith(PREFIX):
+            return Caller(admin=True)
+        problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
+        raise ApiError(401, f"the key or token {problem}")
