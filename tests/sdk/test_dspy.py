@@ -12,7 +12,7 @@ pytestmark = pytest.mark.sdk
 dspy = pytest.importorskip("dspy")
 
 ROUNDS = 2
-Words = Annotated[str, Field(max_length=60)]
+Words = Annotated[str, Field(max_length=40)]
 Number = Annotated[int, Field(ge=0, le=99)]
 
 
@@ -37,7 +37,7 @@ def held(lm: Any, **fields: Any) -> Any:
 
 def agent(door: Any, question: str) -> int:
     lm = dspy.LM(
-        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=120, num_retries=0
+        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=200, num_retries=0
     )
     program = dspy.ReAct("question -> answer: int", tools=[calculator], max_iters=ROUNDS)
     called = Literal["calculator"]

@@ -6,15 +6,16 @@ import asyncio
 from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 pytestmark = pytest.mark.sdk
 pydantic_ai = pytest.importorskip("pydantic_ai")
 
 
 class Answer(BaseModel):
-    """The final answer."""
+    """The final answer. Where arguments of its own invention are allowed, the model may not come to an end."""
 
+    model_config = ConfigDict(extra="forbid")
     number: Annotated[int, Field(ge=0, le=999)]
 
 
@@ -85,9 +86,10 @@ def test_an_agent_and_its_helper_are_recorded_exactly_and_trained(trained: Any, 
         return asyncio.run(go())
 
     for trajectory in trained(agent):
-        asking, helping, *answered = trajectory.steps
+        asking, *rest = trajectory.steps
+        helping, answered = ([step for step in rest if bool(step.tools) == tools] for tools in (False, True))
         assert "ask_helper" in asking.text and all("final_result" in step.text for step in answered)
-        assert (helping.parent, helping.tools) == (None, ())
+        assert helping and all(step.parent is None for step in helping)
         # To answer is another tool; from then on each prompt goes on from the tokens before it.
-        assert answered[0].branch_reason == "changed_tools"
-        assert [step.parent for step in answered[1:]] == [2 + place for place in range(len(answered) - 1)]
+        assert answered[0].branch_reason == "changed_tools" and len(answered) >= 2
+        assert [rest[step.parent - 1] for step in answered[1:] if step.parent] == answered[:-1]
