@@ -189,3 +189,9 @@ def test_trajectories_opened_and_abandoned_leave_no_trace_in_memory(start: Start
     assert (len(own._live), len(own._silent_since), len(own._locks._locks)) == (0, 0, 0)
     assert served.store.count(status="timed_out") == 200  # pyright: ignore[reportArgumentType]
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="never_called"}') == 200
+
+
+@pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k"])
+def test_a_number_that_no_engine_takes_is_refused_by_name(start: Start, name: str) -> None:
+    status, _, told = error(start().open().chat(**{name: 10**400}))
+    assert status == 400 and name in told

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import httpx
+import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served, error, events
 
@@ -56,7 +57,32 @@ def test_a_key_is_for_one_call(start: Start) -> None:
     assert opened.chat(key="a").status_code == 200
     status, code, told = error(opened.chat([{"role": "user", "content": "Something else"}], key="a"))
     assert (status, code) == (409, "idempotency_key_reused") and "make a key for each call" in told
+    assert error(opened.chat(key="a", max_tokens=3))[:2] == (409, "idempotency_key_reused")
+    assert error(opened.chat(key="a", response_format={"type": "json_object"}))[0] == 409
     assert len(opened.steps) == 1
+
+
+def test_a_key_opens_one_trajectory_of_its_user_and_no_other_kind_of_one(start: Start) -> None:
+    served = start()
+    opening = {"prompt_uid": "p", "group_size": 2, "channel": "val", "task": {"prompt": "?", "answer": "4"}}
+    first, again = (served.post("/init_trajectory", opening, Idempotency_Key="a").json() for _ in range(2))
+    assert first["trajectory_uid"] == again["trajectory_uid"]
+    others: list[tuple[str, Any]] = [("channel", "train"), ("group_size", 3), ("prompt_uid", "q"), ("task", {"a": 1})]
+    for name, value in others:
+        answer = served.post("/init_trajectory", {**opening, name: value}, Idempotency_Key="a")
+        assert error(answer)[0] == 409 and name.partition("_")[0] in answer.text
+
+
+def test_two_users_who_choose_the_same_key_get_a_trajectory_each(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("one", "two")
+    for name in names:
+        monkeypatch.setenv(f"KEY_OF_{name}", f"the secret of user {name}")
+    served = start(keys=tuple({"name": name, "env": f"KEY_OF_{name}"} for name in names))
+    own = [
+        served.post("/init_trajectory", {}, Idempotency_Key="1", Authorization=f"Bearer the secret of user {name}")
+        for name in names
+    ]
+    assert own[0].json()["trajectory_uid"] != own[1].json()["trajectory_uid"]
 
 
 def test_two_at_once_with_one_key_are_sampled_once(start: Start) -> None:

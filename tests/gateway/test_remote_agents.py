@@ -13,11 +13,12 @@ from tests.gateway.served import HELLO, Served
 
 from midstream.agents import remote
 from midstream.agents.config import FlowConfig, SamplingConfig
-from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecords
+from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecorder, RemoteRecords
 from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.core.errors import EngineError
+from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Task, Trajectory
-from midstream.record.recorder import Voice
+from midstream.record.recorder import Call, Voice
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +134,20 @@ def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
     with pytest.raises(EngineError, match=r"refused: no trajectory 'nobody'"):
         asyncio.run(client.trajectory("nobody"))
     assert list(transport.sent.values()) == [1]
+
+
+def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start) -> None:
+    served = start(["first", "second"], engine_latency_s=0.3)
+    call = Call(messages=tuple(HELLO), sampling=SamplingParams(max_tokens=20))
+    other = Call(messages=({"role": "user", "content": "Else?"},), sampling=SamplingParams(max_tokens=20))
+
+    async def go() -> str:
+        async with GatewayClient(served.url) as client:
+            await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
+            recorder, voice = RemoteRecorder("t", "p", seed=1, client=client), Voice(Elsewhere(), None, True)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(recorder.call(voice, call), 0.1)
+            step, _ = await recorder.call(voice, other)
+            return step.text
+
+    assert asyncio.run(go()) in ("first", "second")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +12,8 @@ import httpx
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served, error
+
+from midstream.core.errors import RunError
 
 
 def payload(uid: str = "t", index: int = 0, **more: Any) -> dict[str, Any]:
@@ -294,3 +297,64 @@ def test_a_step_for_another_channel_than_its_trajectorys_is_refused(start: Start
     refused = submit(served, payload(index=1, prompt_ids=[9], response_ids=[9, 9]), channel="val")
     assert error(refused)[0] == 409 and "in the channel 'train'" in error(refused)[2]
     assert len(served.steps("t")) == 1
+
+
+def test_a_reward_that_could_not_be_written_is_taken_when_it_is_told_again(start: Start) -> None:
+    served = start("It is 4.")
+    told = generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO)
+    own = payload(prompt_ids=told["prompt_ids"], response_ids=told["response_ids"], rollout_log_probs=None, reward=0.5)
+    update, served.store.update_step = served.store.update_step, failing  # pyright: ignore[reportAttributeAccessIssue]
+    assert error(submit(served, own))[0] == 503
+    served.store.update_step = update
+    assert accepted(served, own) == 1 and served.steps("t")[0].reward == 0.5
+    assert accepted(served, own) == 0
+
+
+async def failing(step: Any) -> None:
+    raise RunError("no room left to record into", "free disk space")
+
+
+def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Start) -> None:
+    served = start()
+    assert accepted(served, payload(reward=1.7e308)) == 1
+    assert error(submit(served, payload(index=1, prompt_ids=[9], reward=1.7e308)))[0] == 400
+    assert served.post("/complete_trajectory/t", {}).json()["reward"] == 1.7e308
+
+
+def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
+    served = start("It is 4.", group_timeout_s=0.3)
+    opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
+    opened.say(HELLO)
+    other.complete(reward=1.0)
+    time.sleep(0.4)
+    (group,) = served.store.lease("trainer", 1, "train", 60)
+    assert {t.uid: t.status for t in group.trajectories}[opened.uid] == "timed_out"
+    (step,) = opened.steps
+    own = {"prompt_ids": list(step.prompt_ids), "response_ids": list(step.response_ids), "rollout_log_probs": None}
+    late = payload(opened.uid, **own, reward=-9.0) | {"prompt_uid": "g"}
+    assert error(submit(served, late))[:2] == (409, "trajectory_ended")
+    assert opened.steps == (step,)
+    assert error(opened.post("/register_trajectory", {"metadata": {"a": 1}}))[:2] == (409, "trajectory_ended")
+    assert served.post(f"/trajectories/{opened.uid}/heartbeat").status_code == 409
+    assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
+
+
+def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start) -> None:
+    served = start("It is 4.", group_timeout_s=0.3)
+    opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
+    other.complete(reward=1.0)
+    time.sleep(0.4)
+    served.store.lease("trainer", 1, "train", 60)
+    assert opened.chat().status_code == 200
+    assert served.metric("midstream_late_steps_total") == 1 and opened.steps[0].metadata["late"]
+    assert error(opened.chat())[:2] == (409, "trajectory_ended")
+    assert served.client.get(f"/trajectories/{opened.uid}").json()["state"] == "timed_out"
+
+
+def test_an_agent_may_not_set_the_answer_it_is_graded_against(start: Start) -> None:
+    served = start()
+    opened = served.open(task={"answer": "4"})
+    assert error(opened.post("/register_trajectory", {"task": {"answer": "5"}}))[:2] == (403, "forbidden")
+    assert opened.post("/register_trajectory", {"task": {"note": "mine"}, "metadata": {"run": 1}}).status_code == 200
+    task = served.trajectory(opened.uid).task
+    assert (task.answer, task.metadata["note"]) == ("4", "mine")

@@ -13,6 +13,7 @@ from tests.gateway.served import HELLO, KEY, SECRET, error
 
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
+from midstream.gateway.callers import Callers
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.errors import ApiError
 from midstream.gateway.tokens import TokenSigner, load_secret
@@ -160,11 +161,25 @@ def test_a_page_of_another_site_is_refused_where_there_are_no_keys(start: Start)
     assert served.post("/init_trajectory", {}, Origin=served.url).status_code == 200
 
 
-def test_in_a_rollout_nobody_is_let_in_without_a_token(start: Start) -> None:
-    gateway = start().gateway
-    gateway.store = None
+def test_in_a_rollout_nobody_is_let_in_without_a_token() -> None:
+    callers = Callers((), TokenSigner(SECRET), open_to_all=False)
     for secret in (None, "a guess"):
         with pytest.raises(ApiError) as refused:
-            gateway.caller(secret)
+            callers.of(secret)
         assert refused.value.status == 401
-    assert gateway.caller(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
+    assert callers.of(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
+
+
+def test_they_hold_for_agents_of_trajectories_that_were_begun_by_name_too(start: Start, keyed: dict[str, Any]) -> None:
+    served = start(keys=({**keyed["keys"][0], "requests_per_minute": 1},))
+    assert served.post("/t/p/v1/register_trajectory", {}, **bearer(KEY)).status_code == 200
+    token = served.post("/init_trajectory", {"trajectory_uid": "t"}, **bearer(KEY)).json()["token"]
+    asked = {"model": "tiny", "messages": HELLO}
+    answers = [served.post("/t/p/v1/chat/completions", asked, **bearer(token)).status_code for _ in range(2)]
+    assert answers == [200, 429]
+
+
+def test_a_key_that_is_no_admins_hears_that_it_is_not(start: Start, keyed: dict[str, Any]) -> None:
+    served = start(keys=({**keyed["keys"][0], "admin": False},))
+    for path in ("/init_trajectory", "/complete_trajectory/t"):
+        assert "the key 'trainer' may only read" in error(served.post(path, {}, **bearer(KEY)))[2]

@@ -211,6 +211,30 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
     assert counts(tmp_path)["consumed"] == 2
 
 
+def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Record, tmp_path: Path) -> None:
+    record("q0")
+    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
+    taking = source.Source(config, "run", lambda: False)
+    renew, failures = taking._store.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
+
+    def sometimes(owner: str, lease_s: float) -> int:
+        if failures:
+            raise RunError(failures.pop(), "try again")
+        return renew(owner, lease_s)
+
+    taking._store.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+    async def step(other: Store) -> None:
+        await taking.take(1, None)
+        await asyncio.sleep(1.5)
+        assert not failures and other.lease("other", 9, "train", 60) == []
+        await taking.consume(("q0",), 1)
+
+    with Store(tmp_path / "gateway.sqlite") as other:
+        asyncio.run(step(other))
+    taking.close()
+
+
 def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
     record: Record, train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,3 +136,20 @@ def test_a_sub_agent_is_a_conversation_of_its_own_and_each_goes_on_from_its_own_
             talk += [told(step, tiny_tokenizer), {"role": "user", "content": "More."}]
             parents.append((step.parent, step.branch_reason))
     assert parents == [(None, ""), (None, "new_conversation"), (0, ""), (1, ""), (2, ""), (3, "")]
+
+
+def test_what_was_rendered_is_used_again_for_the_very_same_conversation_only(tiny_tokenizer: Any) -> None:
+    recorder = a_recorder()
+    messages: list[Message] = [{"role": "user", "content": "AAAA"}]
+    first = say(recorder, tiny_tokenizer, "Fine.", messages)
+    messages[0]["content"] = "BBBB"  # by a flow that edits what it has, in place
+    second = say(recorder, tiny_tokenizer, "Fine.", messages)
+    assert first.prompt_ids != second.prompt_ids == tiny_tokenizer.render(messages)
+
+    def tool(default: Any) -> Any:
+        parameters = {"type": "object", "properties": {"a": {"type": "integer", "default": default}}}
+        return ({"type": "function", "function": {"name": "add", "parameters": parameters}},)
+
+    for default in (1, True, 1.0):  # equal in Python, and not in a prompt
+        step = say(recorder, tiny_tokenizer, "Fine.", messages, tool(default))
+        assert step.prompt_ids == tiny_tokenizer.render(messages, tool(default))

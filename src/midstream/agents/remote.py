@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 RETRIES = 5
 """Times a call is made again when the gateway is busy, restarting or not there, after 0.5, 1, 2, ... s."""
 FIRST_WAIT_S = 0.5
+HEARTBEAT_S = 60.0
+"""How often a gateway is told that flows which do not call live."""
 PATIENCE_S = 600.0
 """How long a gateway that is busy, or waits for its trainer, may tell us to come back later."""
 
@@ -96,8 +99,9 @@ class GatewayClient:
                     raise PromptTooLong(problem)
                 if response.status_code < 500 and response.status_code != 429:
                     raise EngineError(f"the gateway {self.url} refused: {problem}")
-            await asyncio.sleep(FIRST_WAIT_S * 2**failures)
             failures += 1
+            if failures <= RETRIES:
+                await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
         raise EngineError(f"the gateway {self.url} did not answer after {failures} tries; last: {problem}")
 
     async def close(self) -> None:
@@ -139,7 +143,7 @@ class RemoteRecorder(Recorder):
         place = self._take_place()
         try:
             reply = await self._client.generate(
-                f"{self.trajectory_uid}/{place.step_index}",
+                f"{self.trajectory_uid}/{uuid.uuid4().hex}",  # never one of a call that was given up
                 trajectory_uid=self.trajectory_uid,
                 prompt_uid=self.prompt_uid,
                 messages=list(call.messages),
@@ -217,6 +221,8 @@ class RemoteRecords:
 
     def __init__(self, client: GatewayClient, *, group_size: int, model: str) -> None:
         self._client, self._group_size, self._model = client, group_size, model
+        self._open: set[str] = set()
+        self._beating: asyncio.Task[None] | None = None
 
     def recorder(self, attempt: Attempt) -> Recorder:
         return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client)
@@ -226,9 +232,21 @@ class RemoteRecords:
 
     async def begin(self, attempt: Attempt) -> None:
         await self._client.init_trajectory(**self._opening(attempt))
+        self._open.add(attempt.uid)
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        """Say that flows live which make no calls for long, as their tools take time, while there are any."""
+        while self._open:
+            await asyncio.sleep(HEARTBEAT_S)
+            for uid in list(self._open):
+                with suppress(EngineError):  # it has ended, or what comes next will meet the same trouble
+                    await self._client.post(f"/trajectories/{uid}/heartbeat", {})
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         """Tell the gateway how it ended, and what each step earned. One that its agent has completed stays as it is."""
+        self._open.discard(trajectory.uid)
         earned = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:
             if earned:

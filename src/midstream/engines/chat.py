@@ -7,7 +7,7 @@ from the end of the reply to the next place to speak, is encoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,13 @@ class ChatTokenizer:
         return self._tokenizer.get_vocab()
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of `text`; special tokens written out in it are read as such, none are added."""
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+        """Ids of `text`; special tokens written out in it are read as such, none are added. Half of a surrogate pair,
+        as programs leave that cut text anywhere, is read as a character that cannot be shown (U+FFFD)."""
+        try:
+            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+        except TypeError:
+            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return tuple(self._backend.encode(whole, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
@@ -107,23 +112,22 @@ class ChatTokenizer:
         reply_ids: Sequence[int],
         new: Sequence[Message],
         tools: Sequence[ToolSchema] = (),
+        *,
+        write: Callable[[Sequence[Message], Sequence[ToolSchema]], str] | None = None,
     ) -> tuple[int, ...] | None:
         """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
         None when the template writes the history differently with the new messages in it: then there is no extension.
         White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
+        `write` may stand for `written` where somebody keeps what that gives.
         """
         said: Message = {"role": "assistant", "content": reply}
+        write = write or self.written
         try:
-            opened = self.written(messages, tools)
-            whole = self.written([*messages, said, *new], tools)
+            opened = write(messages, tools)
+            whole = write([*messages, said, *new], tools)
         except Unsupported:  # a template that wants the reply otherwise than as it was said
             return None
-        return self.delta(opened, whole, reply, reply_ids)
-
-    def delta(self, opened: str, whole: str, reply: str, reply_ids: Sequence[int]) -> tuple[int, ...] | None:
-        """`extension`, from what the template has `written`: `opened` without the reply, `whole` with it and what
-        follows."""
         if not whole.startswith(opened):
             return None
         closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))

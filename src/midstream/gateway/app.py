@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -60,12 +61,15 @@ def make_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
+    app.state.admit = lambda request: gateway.caller(_secret(request))
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
     describe(app)
-    return Front(app, gateway.metrics, same_origin=not gateway.config.keys)
+    config = gateway.config
+    own = frozenset({config.host, (urlsplit(config.url).hostname or "") if config.url else config.host})
+    return Front(app, gateway.metrics, hosts=None if config.keys else own)
 
 
 def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:

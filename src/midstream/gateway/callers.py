@@ -22,11 +22,15 @@ class Caller:
     trajectory_uid: str | None = None
 
     def must_be_admin(self) -> None:
+        if self.key is not None and not self.admin:
+            raise ApiError(403, f"the key '{self.key}' may only read models and metrics; this needs an admin's key")
         if not self.admin:
             raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
 
     def must_reach(self, uid: str) -> None:
-        if not self.admin and self.trajectory_uid != uid:
+        if self.key is not None:
+            self.must_be_admin()
+        elif not self.admin and self.trajectory_uid != uid:
             raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
 
 

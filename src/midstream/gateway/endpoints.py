@@ -48,7 +48,8 @@ class Endpoints:
         """Begin a trajectory. The same idempotency key gives the same one."""
         caller.must_be_admin()
         gateway = self.gateway
-        uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, f"midstream:{key}").hex if key else None)
+        named = f"midstream:{caller.key or ''}:{key}"  # the keys that two users choose are not the same key
+        uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, named).hex if key else None)
         if uid is None or not gateway.trajectories.is_open(uid):
             await gateway.check_backpressure(asked.channel)
         live = await gateway.trajectories.open(
@@ -73,8 +74,11 @@ class Endpoints:
         )
 
     async def register(self, uid: str, prompt_uid: str, asked: RegisterRequest, caller: Caller) -> None:
-        """Say more of a trajectory; one that is not there is begun, by those who may."""
+        """Say more of a trajectory; one that is not there is begun, by those who may. What it is compared with, and
+        for, is not its agent's to change."""
         caller.must_reach(uid)
+        if not caller.admin and "answer" in asked.task.model_fields_set:
+            raise ApiError(403, "an agent may not set the answer it is graded against", param="task.answer")
         opening = Opening(
             uid=uid,
             prompt_uid=prompt_uid,
@@ -280,7 +284,7 @@ class Endpoints:
             if error.status != 404 or not caller.admin or await trajectories.is_known(opening.uid):
                 raise
             await self.gateway.check_backpressure(opening.channel)
-            live = await trajectories.open(opening)
+            live = await trajectories.open(replace(opening, key=caller.key))
         if live.ended is not None:
             raise ended(live)
         return live

@@ -41,6 +41,7 @@ _CODES = {
     409: "conflict",
     410: "gone",
     413: "request_too_large",
+    415: "unsupported_media_type",
     429: "rate_limited",
     500: "internal_error",
     502: "engine_error",

@@ -65,6 +65,7 @@ class Live:
     recorder: Recorder
     group_size: int = 1
     key: str | None = None
+    began: float = field(default_factory=time.monotonic)
     touched: float = field(default_factory=time.monotonic)
     in_flight: int = 0
     ended: Status | None = None

@@ -86,6 +86,8 @@ class _State(Collector):
         }
         for name, (what, value) in now.items():
             yield GaugeMetricFamily(name, what, value=value)
+        opened = gateway.trajectories.opened
+        yield CounterMetricFamily("midstream_trajectories_opened", "Trajectories begun here", value=opened)
         ended = CounterMetricFamily(
             "midstream_trajectories_ended", "Trajectories that ended, by how and why", labels=["status", "why"]
         )

@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9.
 Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LAST_STEP = 9_999
 """Largest `step_index`: places before it that nobody fills take memory."""
-OWN_METADATA = frozenset({"answer_id", "idempotency_key", "choice", "stop", "late", "submitted"})
+OWN_METADATA = frozenset({"answer_id", "idempotency_key", "choice", "stop", "late", "submitted", "call_fingerprint"})
 """What the gateway keeps in a step's metadata itself."""
 
 

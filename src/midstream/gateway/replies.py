@@ -28,12 +28,15 @@ def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """The answer to a request that ended in `error`."""
-    told = _told(error)
-    if isinstance(error, HTTPException) and error.status_code == 404:
+    told, headers = _told(error), {}
+    if isinstance(error, HTTPException):
+        path, headers = request.url.path[:200], dict(error.headers or {})
         # Clients have methods for more than is served here, and would say "Not Found" for each.
-        path = request.url.path[:200]
-        told = ApiError(404, f"there is no {request.method} {path} here; /docs has every endpoint")
-    return as_json(_shaped(told, request.url.path), told.status, told.headers)
+        if error.status_code == 404:
+            told = ApiError(404, f"there is no {request.method} {path} here; /docs has every endpoint")
+        elif error.status_code == 405:
+            told = ApiError(405, f"{path} takes {headers.get('Allow', 'another method')}, not {request.method}")
+    return as_json(_shaped(told, request.url.path), told.status, {**headers, **told.headers})
 
 
 def is_answer(error: Exception) -> bool:

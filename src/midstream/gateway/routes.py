@@ -16,17 +16,20 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from midstream.gateway.config import LimitsConfig
+from midstream.gateway.errors import ApiError
+
+_OF_CLIENTS = {"beta"}
+"""Arguments in the query that clients of Anthropic's send with each call, and that change nothing."""
 
 
 class DirectRoute(APIRoute):
-    """A route that reads the arguments of its handler itself. The application's `state.limits` are the `LimitsConfig`
-    that bodies are held to."""
+    """A route that reads the arguments of its handler itself. Of the application's state, `limits` are the `LimitsConfig`
+    that bodies are held to, and `admit` raises `ApiError` for a request of somebody unknown: it is asked first."""
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **settings: Any) -> None:
         super().__init__(path, endpoint, **settings)
@@ -45,8 +48,14 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
         for name, parameter in parameters.items()
     ]
 
+    known = {name for name, where, _, _ in named if where == "query"} | _OF_CLIENTS
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
+        if scope["query_string"] and (unknown := set(request.query_params) - known):
+            raise ApiError(
+                400, f"'{min(unknown)}' is not an argument of this address; leave it out", param=min(unknown)
+            )
         arguments: dict[str, Any] = {"request": request} if takes_request else {}
         for name, where, kind, default in named:
             given = request.path_params[name] if where == "path" else request.query_params.get(name)
@@ -58,6 +67,7 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
             except ValidationError as error:
                 raise _refused(error, where, name) from None
         if body_type is not None:
+            request.app.state.admit(request)  # first: nobody else has us read what they send
             content = await _content(request)
             arguments["body"] = None if optional and not content else _read(body_type, content)
         response = await endpoint(**arguments)
@@ -67,25 +77,25 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
 
 
 async def _content(request: Request) -> bytes:
-    """The body. Raises `HTTPException`: 413 and 408 when it is too large or too slow, 415 when it is not JSON."""
-    kind = request.headers.get("content-type", "json")
-    if "json" not in kind:
-        raise HTTPException(415, f"the body must be JSON: send 'Content-Type: application/json', not '{kind[:100]}'")
+    """The body. Raises `ApiError`: 413 and 408 when it is too large or too slow, 415 when it is not JSON."""
     limits: LimitsConfig = request.app.state.limits
     pieces: list[bytes] = []
     size, most, more = 0, round(limits.body_mb * 1e6), True
+    kind, length = request.headers.get("content-type", "json"), request.headers.get("content-length", "0")
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
+                    raise ApiError(499, "the client hung up", code="client_closed_request")
                 pieces.append(message.get("body", b""))
                 size, more = size + len(pieces[-1]), message.get("more_body", False)
-                if size > most:
-                    raise HTTPException(413, f"a request may have {limits.body_mb:g} MB; this one has more")
+                if size > most or int(length) > most:
+                    raise ApiError(413, f"a request may have {limits.body_mb:g} MB; this one has more")
     except TimeoutError:
-        raise HTTPException(408, f"the request was not whole within {limits.body_timeout_s:g} s") from None
+        raise ApiError(408, f"the request was not whole within {limits.body_timeout_s:g} s") from None
+    if size and "json" not in kind.lower():
+        raise ApiError(415, f"the body must be JSON: send 'Content-Type: application/json', not '{kind[:100]}'")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -4,12 +4,14 @@ answers, each on disk before it is acknowledged."""
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import math
 import random
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from midstream.core.errors import NameTaken
@@ -62,6 +64,15 @@ class Ask:
     """The idempotency key: the same one gets the same answers."""
     role: str | None = None
     """The module role that speaks, where the agent says."""
+    due: float = math.inf
+    """When it must be answered, by the event loop's clock."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Calls that differ in anything they ask for differ in it."""
+        call = self.call
+        said = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
+        return hashlib.sha256(repr(said).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 class Gateway:
@@ -131,9 +142,9 @@ class Gateway:
         self.gate.must_be_open()
         rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
-            ready = (await asyncio.to_thread(self.kept.group_counts, channel))["ready"]
+            ready = await asyncio.to_thread(self.kept.ready_groups, channel)
             if ready >= rules.max_ready_groups:
-                told = f"{ready:g} groups of the channel '{channel}' wait for training already"
+                told = f"{ready} groups of the channel '{channel}' wait for training already"
         if rules.max_staleness is not None:
             oldest = await asyncio.to_thread(self.kept.oldest_ready_version, channel)
             age = 0 if oldest is None else self.voice.engine.policy_version - oldest
@@ -144,6 +155,7 @@ class Gateway:
 
     async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
         """All answers, in order, once they are on disk."""
+        ask = self._due(ask)
         async with self._called(live, ask) as known:
             answers = {choice: self._replayed(step) for choice, step in known.items()}
             missing = [choice for choice in range(ask.choices) if choice not in known]
@@ -154,7 +166,7 @@ class Gateway:
     async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
         """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
         Closing the iterator gives up what is not finished."""
-        pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        ask, pieces = self._due(ask), asyncio.Queue[Piece | Exception]()
 
         async def make(choice: int) -> None:
             try:
@@ -206,16 +218,14 @@ class Gateway:
         """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
         until it is closed. Raises `ApiError` 409 when the key was used for another call."""
         assert ask.key is not None
-        limit = asyncio.timeout(self.config.limits.timeout_s)
         try:
-            async with limit:
+            async with asyncio.timeout_at(ask.due):
                 await alone.enter_async_context(live.answering.of(ask.key))
         except TimeoutError:
             raise self._too_late() from None
-        call, known = ask.call, live.recorded(ask.key)
+        known = live.recorded(ask.key)
         for step in known.values():
-            ids = step.prompt_ids if call.prompt_ids is None else call.prompt_ids
-            if (step.messages, step.tools, step.prompt_ids) != (call.messages, call.tools, ids):
+            if step.metadata.get("call_fingerprint") not in (None, ask.fingerprint):
                 raise ApiError(
                     409,
                     f"the idempotency key '{ask.key}' was used for another call; make a key for each call, and send it "
@@ -228,7 +238,7 @@ class Gateway:
         """A response to token ids that belongs to no trajectory and is not recorded: its caller submits the step."""
         call = Call(prompt_ids=prompt_ids, sampling=self._held(sampling))
         uid = uuid.uuid4().hex
-        async with self._place(caller.key):
+        async with self._place(caller.key, asyncio.get_running_loop().time() + self.config.limits.timeout_s):
             try:
                 step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.voice, call)
             finally:
@@ -273,7 +283,7 @@ class Gateway:
         settings = {name: value for name, value in asked.items() if value is not None}
         for name, value in settings.items():
             if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-                raise ApiError(400, f"{name} is too large a number: {value:.3g}", param=name)
+                raise ApiError(400, f"{name} is too large a number: at most {LARGEST} is taken", param=name)
         if not all(settings.get("stop", ())):
             raise ApiError(400, "an empty stop string would stop every reply before it begins", param="stop")
         settings.setdefault("max_tokens", self.config.limits.max_response_tokens)
@@ -309,14 +319,14 @@ class Gateway:
         answer_id = f"{_IDS.getrandbits(128):032x}"
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
-            metadata["idempotency_key"] = ask.key
+            metadata |= {"idempotency_key": ask.key, "call_fingerprint": ask.fingerprint}
         if ask.choices > 1:
             metadata["choice"] = choice
             if call.sampling.seed is not None:
                 call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
         call = replace(call, metadata=metadata)
         if say is None:
-            return self._answered(live, *await self._recorded(live, voice, call, caller))
+            return self._answered(live, *await self._recorded(live, voice, call, caller, ask.due))
         stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop)
 
         def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
@@ -325,25 +335,29 @@ class Gateway:
                 say(Piece(choice, answer_id, delta, log_probs=sampled))
                 sampled = ()
 
-        made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller)
+        made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller, ask.due)
         for delta in stream.close():
             say(Piece(choice, answer_id, delta))
         return self._answered(live, *made)
 
-    async def _recorded(self, live: Live, voice: Voice, call: Call, caller: Caller) -> tuple[Step, Completion]:
-        async with self._place(caller.key or live.key):
+    async def _recorded(
+        self, live: Live, voice: Voice, call: Call, caller: Caller, due: float
+    ) -> tuple[Step, Completion]:
+        async with self._place(caller.key or live.key, due):
             return await live.recorder.call(voice, call)
 
     def _answered(self, live: Live, step: Step, completion: Completion) -> Answer:
+        if live.recorder.over:
+            self.trajectories.was_ended(live)
         if live.ended is not None:
             self.metrics.late.inc()
         self.metrics.recorded(step)
         return answer_of(step, self.tokenizer, completion)
 
     @asynccontextmanager
-    async def _place(self, key: str | None) -> AsyncIterator[None]:
-        """A place at the engine, for as long as a call may take from now, within the limits of `key`."""
-        limit = asyncio.timeout(self.config.limits.timeout_s)
+    async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:
+        """A place at the engine, until the call is `due`, within the limits of `key`."""
+        limit = asyncio.timeout_at(due)
         try:
             async with limit, self.gate.entered(key):
                 yield
@@ -351,6 +365,10 @@ class Gateway:
             if not limit.expired():
                 raise
             raise self._too_late() from None
+
+    def _due(self, ask: Ask) -> Ask:
+        """`ask`, due when a call that comes now must be answered, however many times it waits."""
+        return replace(ask, due=asyncio.get_running_loop().time() + self.config.limits.timeout_s)
 
     def _too_late(self) -> ApiError:
         return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)

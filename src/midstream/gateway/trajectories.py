@@ -13,7 +13,8 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
@@ -89,8 +90,7 @@ class Trajectories:
         async with self._locks.of(uid):
             found = None if opening.uid is None else await self._find(uid)
             if found is not None:
-                if opening.prompt_uid not in (None, found.prompt_uid):
-                    raise ApiError(409, f"trajectory '{uid}' is open already, in the group '{found.prompt_uid}'")
+                _must_be_the_same(found, opening)
                 return found
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
             channel = opening.channel or self._channel
@@ -138,7 +138,17 @@ class Trajectories:
     async def add(self, live: Live, step: Step) -> bool:
         """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
         metadata. Raises `ApiError` 409 when another step has its place."""
+        async with self._locks.of(f"step of {live.uid}"):
+            with self._heard_of_end(live):
+                return await self._add(live, step)
+
+    async def _add(self, live: Live, step: Step) -> bool:
         recorder = live.recorder
+        rewards = [known.reward for known in recorder.finished() if known.reward is not None]
+        if step.reward is not None and not math.isfinite(sum(rewards, step.reward)):
+            raise ApiError(
+                400, f"with this reward those of trajectory '{live.uid}' add up to no number", param="reward"
+            )
         tokens = (step.prompt_ids, step.response_ids)
         alike = [known for known in recorder.finished() if (known.prompt_ids, known.response_ids) == tokens]
         if alike:
@@ -148,11 +158,12 @@ class Trajectories:
             same = own or (open_ones[0] if open_ones else alike[0])
             if same.metadata.get("submitted"):
                 return False
-            sampling = {name: same.metadata[name] for name in ("sampling",) if name in same.metadata}
-            metadata = {**same.metadata, **step.metadata, **sampling, "submitted": True}
-            recorder.steps[same.step_index] = changed = replace(same, reward=step.reward, metadata=metadata)
-            if self._store is not None:
+            metadata = {**same.metadata, **step.metadata, "submitted": True}
+            metadata |= {"sampling": same.metadata["sampling"]} if "sampling" in same.metadata else {}
+            changed = replace(same, reward=step.reward, metadata=metadata)
+            if self._store is not None:  # first: who is told that it failed tries again
                 await self._store.update_step(changed)
+            recorder.steps[same.step_index] = changed
             return True
         if not recorder.is_free(step.step_index):
             raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
@@ -197,7 +208,8 @@ class Trajectories:
                 live.channel, live.recorder = before
                 raise
         else:
-            await self._store.amend(live.uid, task=live.task, session=session_of(live))
+            with self._heard_of_end(live):
+                await self._store.amend(live.uid, task=live.task, session=session_of(live))
 
     async def close(
         self,
@@ -225,18 +237,31 @@ class Trajectories:
             if key is not None:
                 live.metadata[COMPLETION_KEY] = key
             try:
-                trajectory = await self._finished(live, status, reward, dict(rewards or {}), answer, error)
-            except AlreadyEnded:  # the trainer timed it out at the deadline of its group
-                self._forget(live)
-                self.ended[Status.TIMED_OUT, "group_deadline"] += 1
-                live.ended, live.why = Status.TIMED_OUT, "its group was due"
-                raise ended(live) from None
+                with self._heard_of_end(live):
+                    trajectory = await self._finished(live, status, reward, dict(rewards or {}), answer, error)
             except BaseException:
-                live.ended, live.why = None, ""
+                if live.uid in self._live:
+                    live.ended, live.why = None, ""
                 raise
             self._forget(live)
             self.ended[status, why] += 1
             return trajectory
+
+    def was_ended(self, live: Live) -> None:
+        """Somebody has ended the trajectory in the store: the trainer, at the deadline of its group."""
+        if self._live.pop(live.uid, None) is not None:
+            self._voice.engine.leave(live.uid)
+            self.ended[Status.TIMED_OUT, "group_deadline"] += 1
+            live.ended, live.why = Status.TIMED_OUT, "its group was due"
+
+    @contextmanager
+    def _heard_of_end(self, live: Live) -> Iterator[None]:
+        """`ApiError` 409 in place of the store's error that the trajectory has ended."""
+        try:
+            yield
+        except AlreadyEnded:
+            self.was_ended(live)
+            raise ended(live) from None
 
     async def _finished(
         self,
@@ -311,14 +336,20 @@ class Trajectories:
     async def beat(self) -> None:
         """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
         assert self._store is not None
-        before = list(self._live.values())
+        before = [live for live in self._live.values() if not live.voices and live.ended is None]
         beat = await asyncio.to_thread(self._store.beat)
+        oldest_s = max((time.monotonic() - live.began for live in before), default=0.0)
         if beat.lost:
             _log.warning("this gateway was taken for dead: what it held may be with another one now")
+        if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
             held = set(await asyncio.to_thread(self._store.open_uids))
             for live in before:
-                if live.uid not in held and not live.voices:
+                if live.uid in held or live.ended is not None:
+                    continue
+                if beat.lost:
                     self._forget(live)
+                else:
+                    self.was_ended(live)
             self._silent_since = {uid: since for uid, since in self._silent_since.items() if uid in held}
         self._take_over(beat.adopted)
 
@@ -386,3 +417,13 @@ class Trajectories:
             status=status,
             metadata=live.metadata,
         )
+
+
+def _must_be_the_same(live: Live, opening: Opening) -> None:
+    """`ApiError` 409 when a trajectory that is open already was opened otherwise."""
+    given = {"prompt_uid": opening.prompt_uid, "channel": opening.channel, "group_size": opening.group_size}
+    for name, value in given.items():
+        if value not in (None, own := getattr(live, name)):
+            raise ApiError(409, f"trajectory '{live.uid}' is open already, with the {name} '{own}'", param=name)
+    if opening.task and task_of(live.prompt_uid, opening) != live.task:
+        raise ApiError(409, f"trajectory '{live.uid}' is open already, with another task", param="task")

@@ -4,16 +4,20 @@ resumed."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy.exc import DBAPIError
+
 from midstream.agents.config import SourceConfig
-from midstream.core.errors import RunError, TrainingError
+from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
 from midstream.record.groups import Leased
 from midstream.record.store import Store
 
+_log = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
@@ -31,9 +35,16 @@ class Source:
 
     async def take(self, count: int, min_version: int | None) -> list[Leased]:
         """`count` groups, or as many as are ready when the wait is over. Raises `Drained` when there is none."""
-        config, held, began = self._config, list[Leased](), time.monotonic()
         self._let_go()
         self._renewing = asyncio.create_task(self._renew())
+        try:
+            return await self._lease(count, min_version)
+        except BaseException:
+            self._let_go()
+            raise
+
+    async def _lease(self, count: int, min_version: int | None) -> list[Leased]:
+        config, held, began = self._config, list[Leased](), time.monotonic()
         while len(held) < count:
             wanted = count - len(held)
             held += await asyncio.to_thread(
@@ -42,7 +53,6 @@ class Source:
             if len(held) == count or (held and time.monotonic() - began > config.wait_s):
                 break
             if self._stopping() or time.monotonic() - began > config.wait_s:
-                self._let_go()
                 await asyncio.to_thread(self._store.release, self._owner, [group.prompt_uid for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
@@ -56,7 +66,10 @@ class Source:
         """Hold what is held, however long the others take to come, and the step after them."""
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
-            await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
+            try:
+                await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
+            except (MidstreamError, DBAPIError):  # the next one may get through in time
+                _log.warning("the lease of the groups in '%s' could not be renewed", self._store.where, exc_info=True)
 
     async def consume(self, prompt_uids: tuple[str, ...], step: int) -> None:
         """They were learned from in this step."""

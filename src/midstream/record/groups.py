@@ -16,7 +16,7 @@ Clocks are those of the processes, which should agree to the second.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -280,65 +280,6 @@ def renew(connection: sa.Connection, owner: str, until: float) -> int:
     """Hold what `owner` holds until then; returns how many groups."""
     mine = (_groups.owner == owner, _groups.state == GroupState.LEASED)
     return connection.execute(schema.groups.update().where(*mine).values(lease_until=until)).rowcount
-
-
-def counting(channel: str | None, now: float) -> sa.Executable:
-    """A query for state, number of groups, and since when the oldest is ready; the index has all it looks at.
-
-    A deadline that has passed and a lease that ran out count as ready before anybody acts on them.
-    """
-    due = (_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
-    gone = (_groups.state == GroupState.LEASED, _groups.lease_until <= now)
-    state = sa.case(
-        (sa.and_(*due), GroupState.READY.value), (sa.and_(*gone), GroupState.READY.value), else_=_groups.state
-    ).label("state")
-    since = sa.func.min(sa.func.coalesce(_groups.ready_at, _groups.deadline))
-    query = sa.select(state, sa.func.count().label("count"), since.label("since")).group_by(state)
-    return query if channel is None else query.where(_groups.channel == channel)
-
-
-def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
-    """What `counting` found: groups by state, and `oldest_ready_s`, how long the first of the ready ones is so."""
-    counts: dict[str, float] = dict.fromkeys([state.value for state in GroupState], 0)
-    oldest = 0.0
-    for state, count, since in rows:
-        counts[state] = count
-        if state == GroupState.READY:
-            oldest = max(0.0, now - since)
-    return {**counts, "oldest_ready_s": oldest}
-
-
-def oldest_ready_version(connection: sa.Connection, channel: str | None, now: float) -> int | None:
-    """The lowest, over the groups that are ready, of the newest policy version in each."""
-    due = sa.and_(_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
-    newest = sa.func.max(schema.steps.c.policy_version)
-    of_it = sa.true() if channel is None else _groups.channel == channel
-    query = (
-        sa.select(newest.label("newest"))
-        .join_from(schema.groups, schema.trajectories, _in_group())
-        .join(schema.steps, schema.steps.c.trajectory_uid == _members.uid)
-        .where(of_it, sa.or_(_groups.state == GroupState.READY, due))
-        .group_by(_groups.prompt_uid, _groups.channel)
-        .subquery()
-    )
-    return connection.scalar(sa.select(sa.func.min(query.c.newest)))
-
-
-def left_out(channel: str | None) -> sa.Executable:
-    """A query for how many trajectories joined their group, or ended, after it was handed out."""
-    more = sa.func.count() - _groups.ended
-    query = sa.select(sa.case((more > 0, more), else_=0).label("more")).join_from(
-        schema.groups, schema.trajectories, _in_group()
-    )
-    query = query.where(_groups.state.in_((GroupState.LEASED, GroupState.CONSUMED)))
-    query = query if channel is None else query.where(_groups.channel == channel)
-    found = query.group_by(_groups.prompt_uid, _groups.channel, _groups.ended).subquery()
-    return sa.select(sa.func.coalesce(sa.func.sum(found.c.more), 0))
-
-
-def _in_group() -> sa.ColumnElement[bool]:
-    """Whether a row of `trajectories` belongs to the row of `groups` beside it."""
-    return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
 
 
 def _is(group: Group) -> sa.ColumnElement[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from midstream.record import groups, reading
+from midstream.record import census, groups, reading
 from midstream.record.access import Access
 from midstream.record.groups import Leased
 from midstream.record.transaction import Transaction
@@ -52,16 +52,21 @@ class Leasing(Access):
         """How many groups are `waiting`, `ready`, `leased`, `consumed`, `stale` and `rejected` (`groups` says what each
         is), and `oldest_ready_s`, for how long the first of the ready ones has been so."""
         now = time.time()
-        rows = self.read(lambda connection: connection.execute(groups.counting(channel, now)).all())
-        return groups.counted(rows, now)
+        rows = self.read(lambda connection: connection.execute(census.counting(channel, now)).all())
+        return census.counted(rows, now)
+
+    def ready_groups(self, channel: str) -> int:
+        """How many groups of a channel wait for training: `group_counts`, for who asks often."""
+        query = census.ready(channel, time.time())
+        return self.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def left_out(self, channel: str | None = None) -> int:
         """How many trajectories joined a group, or ended, after it was handed out, and so are not trained on. `open`
         lets none in; `begin` takes what it is told."""
-        return self.read(lambda connection: int(connection.execute(groups.left_out(channel)).scalar_one()))
+        return self.read(lambda connection: int(connection.execute(census.left_out(channel)).scalar_one()))
 
     def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
         waits for training is. None when nothing that has steps waits."""
         now = time.time()
-        return self.read(lambda connection: groups.oldest_ready_version(connection, channel, now))
+        return self.read(lambda connection: census.oldest_ready_version(connection, channel, now))

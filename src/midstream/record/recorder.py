@@ -59,6 +59,8 @@ class Recorder:
         self.trajectory_uid, self.prompt_uid = trajectory_uid, prompt_uid
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
+        self.over = False
+        """Whether a step came to the store after somebody had ended the trajectory there."""
         self._pending: set[int] = set()
         """Places without a step: of calls under way, of calls that failed, and left out by `submit`."""
         self._under_way: set[int] = set()
@@ -194,10 +196,11 @@ class Recorder:
     async def _append(self, place: Step, step: Step, voice: Voice, store: Store) -> None:
         """Keep a step once it is on disk, also when whoever waits for that is cancelled."""
 
-        def settle(writing: asyncio.Future[None]) -> None:
+        def settle(writing: asyncio.Future[bool]) -> None:
             if writing.cancelled() or writing.exception() is not None:
                 self._give_up(place)
             else:
+                self.over = self.over or not writing.result()
                 self._keep(step, voice)
 
         try:

@@ -12,6 +12,7 @@ from midstream.record import schema
 from midstream.record.access import Access
 from midstream.record.exact_json import to_json
 from midstream.record.rows import Row, step_row, trajectory_row
+from midstream.record.transaction import Transaction
 from midstream.record.writer import Operation
 
 
@@ -62,13 +63,18 @@ class Recording(Access):
         )
 
     async def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
-        """Replace what `begin` was given as `task` and `session`; returns when it is on disk."""
-        trajectory = Trajectory(uid=trajectory_uid, prompt_uid="", task=task)
+        """Replace what `begin` was given as `task` and `session`; returns when it is on disk. Raises as `finish`."""
+        server, trajectory = self.server, Trajectory(uid=trajectory_uid, prompt_uid="", task=task)
         kept = None if session is None else to_json(session, f"session of trajectory {trajectory_uid!r}")
         table = schema.trajectories
         values = {"task": trajectory_row(trajectory)["task"], "session": kept}
         changed = table.update().where(table.c.uid == trajectory_uid).values(values)
-        await self._writer.submit(lambda transaction: transaction.connection.execute(changed))
+
+        def amend(transaction: Transaction) -> None:
+            transaction.must_run(trajectory_uid, server)
+            transaction.connection.execute(changed)
+
+        await self._writer.submit(amend, trajectory_uid)
 
     async def append(self, step: Step, channel: str = "train") -> None:
         """Record `step`; returns when it is on disk. The step with the same trajectory and index is replaced.
@@ -79,8 +85,9 @@ class Recording(Access):
         """
         await self.appending(step, channel)
 
-    def appending(self, step: Step, channel: str = "train") -> asyncio.Future[None]:
-        """`append` for who must hear of it although they were cancelled: done when the step is on disk."""
+    def appending(self, step: Step, channel: str = "train") -> asyncio.Future[bool]:
+        """`append` for who must hear of it although they were cancelled: done when the step is on disk; False when its
+        trajectory had ended."""
         return self._writer.write(_appended(step, channel, self.server), step.trajectory_uid)
 
     def append_sync(self, step: Step, channel: str = "train") -> None:
@@ -88,9 +95,15 @@ class Recording(Access):
         self._writer.submit_sync(_appended(step, channel, self.server), step.trajectory_uid)
 
     async def update_step(self, step: Step) -> None:
-        """Replace a recorded step (its reward, `is_last`, metadata changed); returns when it is on disk."""
-        row = step_row(step)
-        await self._writer.submit(lambda transaction: transaction.step(row))
+        """Replace a recorded step (its reward, `is_last`, metadata changed); returns when it is on disk. Raises as
+        `finish` does: what a trajectory ended with stands."""
+        row, server = step_row(step), self.server
+
+        def update(transaction: Transaction) -> None:
+            transaction.must_run(step.trajectory_uid, server)
+            transaction.step(row)
+
+        await self._writer.submit(update, step.trajectory_uid)
 
     async def finish(self, trajectory: Trajectory, channel: str = "train") -> None:
         """Record how `trajectory` ended, and its steps with their rewards; returns when it is on disk.
@@ -118,7 +131,7 @@ class Recording(Access):
         return {**row, "session": to_json(session, f"session of trajectory {uid!r}"), "server": self.server}
 
 
-def _appended(step: Step, channel: str, server: str | None) -> Operation[None]:
+def _appended(step: Step, channel: str, server: str | None) -> Operation[bool]:
     row = step_row(step)
     task = Task(id=step.prompt_uid, prompt=step.messages)
     unbegun = Trajectory(uid=step.trajectory_uid, prompt_uid=step.prompt_uid, task=task, status=Status.RUNNING)

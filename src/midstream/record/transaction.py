@@ -82,8 +82,9 @@ class Transaction:
         if group is not None:
             self._groups.append(group)
 
-    def append(self, row: Row, unbegun: Callable[[], Row], server: str | None = None) -> None:
-        """Write a step; `unbegun` makes the row of its trajectory where there is none. `server` is who writes."""
+    def append(self, row: Row, unbegun: Callable[[], Row], server: str | None = None) -> bool:
+        """Write a step; `unbegun` makes the row of its trajectory where there is none. `server` is who writes. False
+        when the trajectory has ended: then the step is late."""
         uid, index = row["trajectory_uid"], row["step_index"]
         known = self._known.get(uid)
         if known is None:
@@ -93,9 +94,10 @@ class Transaction:
         elif known.status != Status.RUNNING:
             # What a group was handed out with stays as it was: a late step takes no other's place.
             self._late.setdefault((uid, index), late(row))
-            return
+            return False
         self._must_hold(uid, server)
         self._steps[uid, index] = row
+        return True
 
     def step(self, row: Row) -> None:
         """Write a step as it is, whatever became of its trajectory."""
@@ -104,18 +106,22 @@ class Transaction:
     def finish(self, row: Row, steps: Collection[Row], server: str | None = None) -> None:
         """Write how a trajectory ended; `server` is who says so. Raises `AlreadyEnded`."""
         uid = row["uid"]
+        self.must_run(uid, server)
+        known = self._known.get(uid) or Known(row["status"], (row["prompt_uid"], row["channel"]))
+        self._ended.append(row)
+        for step in steps:
+            self.step(step)
+        self._known[uid] = replace(known, status=row["status"])
+        self._touched.add(known.group)
+
+    def must_run(self, uid: str, server: str | None) -> None:
+        """Raises `AlreadyEnded` when the trajectory has ended, `HeldElsewhere` when `server` does not hold it."""
         known = self._known.get(uid)
         if known is not None and known.status != Status.RUNNING:
             raise AlreadyEnded(
                 f"trajectory '{uid}' has ended already: {known.status}", "what it ended with first stands"
             )
         self._must_hold(uid, server)
-        known = known or Known(row["status"], (row["prompt_uid"], row["channel"]))
-        self._ended.append(row)
-        for step in steps:
-            self.step(step)
-        self._known[uid] = replace(known, status=row["status"])
-        self._touched.add(known.group)
 
     def _must_hold(self, uid: str, server: str | None) -> None:
         """Raises `HeldElsewhere` when another server than the one that writes holds the trajectory."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
-from midstream.core.errors import Unsupported
 from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.chat import ChatTokenizer
 
@@ -44,11 +44,12 @@ class TokenTree:
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
         self._replies: dict[View, Step] = {}
-        self._written: tuple[list[Message], Sequence[ToolSchema], str] | None = None
-        """The conversation that was rendered last, and its text: the next call mostly goes on from it."""
+        self._written: tuple[str, str] | None = None
+        """The conversation that was rendered last, as JSON, and its text: the next call mostly goes on from it."""
 
     def place(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> Place:
         """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered."""
+        write = partial(self._write, tokenizer)
         views = [view(message) for message in messages]
         root = self._roots.get(_tools_key(tools))
         reason = "" if root is not None or not self._roots else self._other_tools(views)
@@ -56,7 +57,8 @@ class TokenTree:
         nearest_first = [(depth, step) for depth, node in reversed(path) for step in reversed(node.steps)]
         # A conversation that ends in the reply itself has nothing to answer.
         for depth, step in [(depth, step) for depth, step in nearest_first if depth < len(messages)][:MOST_TRIED]:
-            delta = self._delta(step, messages[depth:], tools, tokenizer)
+            new = messages[depth:]
+            delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write)
             if delta is not None:
                 reason = reason or self._lost(dict(path)[depth], views[depth:])
                 return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
@@ -64,7 +66,7 @@ class TokenTree:
         if not reason and self._replies:
             last = path[-1] if path else (0, root or _Node())
             reason = self._lost(last[1], views[last[0] :]) or ("" if last[0] == len(messages) else "new_conversation")
-        return Place(tokenizer.encode_written(self._write(messages, tools, tokenizer)), None, reason)
+        return Place(tokenizer.encode_written(write(messages, tools)), None, reason)
 
     def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
         """Keep an answered step, under what it said: as text, and as an agent is told it."""
@@ -75,26 +77,15 @@ class TokenTree:
             node.children.setdefault(said, _Node()).steps.append(step)
             self._replies[said] = step
 
-    def _delta(
-        self, step: Step, new: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer
-    ) -> tuple[int, ...] | None:
-        """What the template adds to `step`'s tokens for `new` (see `ChatTokenizer.extension`)."""
-        try:
-            opened = self._write(step.messages, tools, tokenizer)
-            said: Message = {"role": "assistant", "content": step.text}
-            whole = self._write([*step.messages, said, *new], tools, tokenizer)
-        except Unsupported:  # a template that wants the reply otherwise than as it was said
-            return None
-        return tokenizer.delta(opened, whole, step.text, step.response_ids)
-
-    def _write(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> str:
+    def _write(self, tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
         """The conversation as the template writes it."""
-        wanted, latest = list(messages), self._written
-        if latest is not None and latest[0] == wanted and latest[1] == tools:
-            return latest[2]
-        text = tokenizer.written(wanted, tools)
-        self._written = (wanted, tools, text)
-        return text
+        try:
+            asked = json.dumps([list(messages), list(tools)])
+        except (TypeError, ValueError):  # what is no JSON a template may take all the same
+            return tokenizer.written(messages, tools)
+        if self._written is None or self._written[0] != asked:
+            self._written = (asked, tokenizer.written(messages, tools))
+        return self._written[1]
 
     def _lost(self, node: _Node, rest: Sequence[View]) -> str:
         """Why a conversation that leaves the tree at `node`, to go on with `rest`, leaves replies behind."""
