@@ -193,5 +193,6 @@ def test_trajectories_opened_and_abandoned_leave_no_trace_in_memory(start: Start
 
 @pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k"])
 def test_a_number_that_no_engine_takes_is_refused_by_name(start: Start, name: str) -> None:
-    status, _, told = error(start().open().chat(**{name: 10**400}))
+    asked: dict[str, Any] = {name: 10**400}
+    status, _, told = error(start().open().chat(**asked))
     assert status == 400 and name in told

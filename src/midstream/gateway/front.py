@@ -22,9 +22,9 @@ from midstream.gateway.routes import DirectRoute
 
 
 class Front:
-    """`app`, counted. With `hosts`, the names this machine may be called by beside those of the loopback, what a page of
-    another site has a browser send is refused: for gateways without keys, where it would be let in. A page can have a
-    name of its own mean this machine, so the name that was asked for counts, and not only the page's."""
+    """`app`, counted. With `hosts`, the names this machine may be called by beside those of the loopback, what a page
+    of another site has a browser send is refused: for gateways without keys, where it would be let in. A page can have
+    a name of its own mean this machine, so the name that was asked for counts, and not only the page's."""
 
     def __init__(self, app: FastAPI, metrics: Metrics, *, hosts: frozenset[str] | None) -> None:
         self._app, self._metrics, self._hosts = app, metrics, hosts

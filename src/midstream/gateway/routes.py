@@ -28,8 +28,9 @@ _OF_CLIENTS = {"beta"}
 
 
 class DirectRoute(APIRoute):
-    """A route that reads the arguments of its handler itself. Of the application's state, `limits` are the `LimitsConfig`
-    that bodies are held to, and `admit` raises `ApiError` for a request of somebody unknown: it is asked first."""
+    """A route that reads the arguments of its handler itself. Of the application's state, `limits` are the
+    `LimitsConfig` that bodies are held to, and `admit` raises `ApiError` for a request of somebody unknown: it is asked
+    first."""
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **settings: Any) -> None:
         super().__init__(path, endpoint, **settings)
