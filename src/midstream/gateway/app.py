@@ -39,6 +39,8 @@ NAME = r"[A-Za-z0-9._:@-]{1,200}"
 Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
+CALLER = "midstream.caller"
+"""Where in a request's scope it stands who makes it."""
 
 
 def make_app(gateway: Gateway) -> ASGIApp:
@@ -61,7 +63,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     )
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
-    app.state.admit = lambda request: gateway.caller(_secret(request))
+    app.state.admit = partial(_caller, gateway=gateway)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     _add_model_calls(app, gateway)
@@ -134,12 +136,12 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     both("/v1/messages/count_tokens", anthropic.CountRequest, count_tokens)
 
     async def models(request: Request) -> Response:
-        gateway.caller(_secret(request))
+        _caller(request, gateway)
         names = {"first_id": gateway.names[0], "last_id": gateway.names[-1], "has_more": False}
         return as_json({"object": "list", "data": [_model(name, gateway) for name in gateway.names], **names})
 
     async def model(request: Request, name: str) -> Response:
-        gateway.caller(_secret(request))
+        _caller(request, gateway)
         return as_json(_model(gateway.model_name(name), gateway))
 
     async def scoped_models(request: Request, trajectory_uid: Uid, prompt_uid: Uid) -> Response:
@@ -166,31 +168,29 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return as_json({"status": problem or "ready"}, 503 if problem else 200)
 
     async def metrics(request: Request) -> Response:
-        gateway.caller(_secret(request))
+        _caller(request, gateway)
         page = await asyncio.to_thread(gateway.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4")
 
     async def init_trajectory(request: Request, body: native.OpenRequest | None = None) -> Response:
-        opened = await own.open(
-            body or native.OpenRequest(), gateway.caller(_secret(request)), _base(request), _key(request)
-        )
+        opened = await own.open(body or native.OpenRequest(), _caller(request, gateway), _base(request), _key(request))
         return as_json(opened.model_dump())
 
     async def register(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.RegisterRequest | None = None
     ) -> Response:
-        caller = gateway.caller(_secret(request))
+        caller = _caller(request, gateway)
         await own.register(trajectory_uid, prompt_uid, body or native.RegisterRequest(), caller)
         return as_json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
     async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
-        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        caller, told = _caller(request, gateway), body or native.CompleteRequest()
         return as_json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
         request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
     ) -> Response:
-        caller, told = gateway.caller(_secret(request)), body or native.CompleteRequest()
+        caller, told = _caller(request, gateway), body or native.CompleteRequest()
         return as_json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
@@ -202,10 +202,10 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return as_json({"status": "ok", "steps": len(calling.live.recorder.finished())})
 
     async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
-        return as_json(await own.describe(trajectory_uid, gateway.caller(_secret(request))))
+        return as_json(await own.describe(trajectory_uid, _caller(request, gateway)))
 
     async def generate(request: Request, body: native.GenerateRequest) -> Response:
-        caller = gateway.caller(_secret(request))
+        caller = _caller(request, gateway)
         return as_json(await until_gone(request, own.generate(body, caller, _key(request))))
 
     async def submit_steps(
@@ -213,24 +213,24 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         body: native.SubmitRequest,
         channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
     ) -> Response:
-        return as_json(await own.submit(body, channel, gateway.caller(_secret(request))))
+        return as_json(await own.submit(body, channel, _caller(request, gateway)))
 
     async def compute_reward(request: Request, body: native.RewardRequest) -> Response:
-        return as_json(await own.compute_reward(body, gateway.caller(_secret(request))))
+        return as_json(await own.compute_reward(body, _caller(request, gateway)))
 
     async def feedback(request: Request, trajectory_uid: Uid, body: native.FeedbackRequest) -> Response:
-        return as_json(await own.feedback(trajectory_uid, body, gateway.caller(_secret(request)), _key(request)))
+        return as_json(await own.feedback(trajectory_uid, body, _caller(request, gateway), _key(request)))
 
     async def curate(request: Request, trajectory_uid: Uid, body: native.CurationRequest) -> Response:
-        return as_json(await own.curate(trajectory_uid, body, gateway.caller(_secret(request))))
+        return as_json(await own.curate(trajectory_uid, body, _caller(request, gateway)))
 
     async def pause(request: Request) -> Response:
-        gateway.caller(_secret(request)).must_be_admin()
+        _caller(request, gateway).must_be_admin()
         gateway.gate.pause("asked")
         return as_json({"status": "paused", "under_way": gateway.gate.inside})
 
     async def resume(request: Request) -> Response:
-        gateway.caller(_secret(request)).must_be_admin()
+        _caller(request, gateway).must_be_admin()
         gateway.gate.resume("asked")
         return as_json({"status": "paused" if gateway.gate.paused else "ok"})
 
@@ -268,7 +268,7 @@ class _Calling:
 
 async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> _Calling:
     """`request`, of the trajectory of its path (`uid`), of its token, or of a header."""
-    caller = gateway.caller(_secret(request))
+    caller = _caller(request, gateway)
     uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
         raise ApiError(
@@ -279,6 +279,14 @@ async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_u
         )
     caller.must_reach(uid)
     return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
+
+
+def _caller(request: Request, gateway: Gateway) -> Caller:
+    """Who makes a request; looked up once."""
+    known = request.scope.get(CALLER)
+    if known is None:
+        known = request.scope[CALLER] = gateway.caller(_secret(request))
+    return known
 
 
 def _secret(request: Request) -> str | None:
