@@ -123,3 +123,13 @@ def task_of(prompt_uid: str, opening: Opening) -> Task:
     messages: str | tuple[Message, ...] = prompt if isinstance(prompt, str) else tuple(prompt)
     kind, answer, task_id = given.pop("kind", "default"), given.pop("answer", None), given.pop("id", prompt_uid)
     return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})
+
+
+def must_be_the_same(live: Live, opening: Opening) -> None:
+    """`ApiError` 409 when a trajectory that is open already was opened otherwise."""
+    given = {"prompt_uid": opening.prompt_uid, "channel": opening.channel, "group_size": opening.group_size}
+    for name, value in given.items():
+        if value not in (None, own := getattr(live, name)):
+            raise ApiError(409, f"trajectory '{live.uid}' is open already, with the {name} '{own}'", param=name)
+    if opening.task and task_of(live.prompt_uid, opening) != live.task:
+        raise ApiError(409, f"trajectory '{live.uid}' is open already, with another task", param="task")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections import Counter
@@ -20,8 +19,22 @@ from dataclasses import replace
 from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import answer_of
+from midstream.gateway.ending import scored
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live, Locks, Opening, Said, elsewhere, ended, over, session_of, task_of, told_of
+from midstream.gateway.live import (
+    Live,
+    Locks,
+    Opening,
+    Said,
+    elsewhere,
+    ended,
+    must_be_the_same,
+    over,
+    session_of,
+    task_of,
+    told_of,
+)
+from midstream.gateway.submitted import check_rewards, meant, spoken_for
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -90,7 +103,7 @@ class Trajectories:
         async with self._locks.of(uid):
             found = None if opening.uid is None else await self._find(uid)
             if found is not None:
-                _must_be_the_same(found, opening)
+                must_be_the_same(found, opening)
                 return found
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
             channel = opening.channel or self._channel
@@ -144,23 +157,13 @@ class Trajectories:
 
     async def _add(self, live: Live, step: Step) -> bool:
         recorder = live.recorder
-        rewards = [known.reward for known in recorder.finished() if known.reward is not None]
-        if step.reward is not None and not math.isfinite(sum(rewards, step.reward)):
-            raise ApiError(
-                400, f"with this reward those of trajectory '{live.uid}' add up to no number", param="reward"
-            )
-        tokens = (step.prompt_ids, step.response_ids)
-        alike = [known for known in recorder.finished() if (known.prompt_ids, known.response_ids) == tokens]
-        if alike:
-            # Of several calls that came to the same tokens, its own; else the first that nobody has spoken for.
-            open_ones = [known for known in alike if not known.metadata.get("submitted")]
-            own = next((known for known in alike if known.step_index == step.step_index), None)
-            same = own or (open_ones[0] if open_ones else alike[0])
+        steps = recorder.finished()
+        check_rewards(live.uid, steps, step)
+        same = meant(steps, step)
+        if same is not None:
             if same.metadata.get("submitted"):
                 return False
-            metadata = {**same.metadata, **step.metadata, "submitted": True}
-            metadata |= {"sampling": same.metadata["sampling"]} if "sampling" in same.metadata else {}
-            changed = replace(same, reward=step.reward, metadata=metadata)
+            changed = spoken_for(same, step)
             if self._store is not None:  # first: who is told that it failed tries again
                 await self._store.update_step(changed)
             recorder.steps[same.step_index] = changed
@@ -179,8 +182,7 @@ class Trajectories:
         known = await self._stored(step.trajectory_uid)
         if known is None or known.status is Status.RUNNING:
             return None
-        tokens = (step.prompt_ids, step.response_ids)
-        if any((own.prompt_ids, own.response_ids) == tokens for own in known.steps):
+        if meant(known.steps, step) is not None:
             return True
         if known.status is Status.COMPLETED or any(own.step_index == step.step_index for own in known.steps):
             raise over(known.uid, known.status, known.error)
@@ -274,25 +276,11 @@ class Trajectories:
     ) -> Trajectory:
         """The trajectory as it ends, scored, and on disk."""
         assert self._store is not None
-        trajectory = self._trajectory(live, status)
-        by_step = [step.reward for step in trajectory.steps if step.reward is not None]
-        if reward is None and by_step:
-            reward = sum(by_step)
-        if reward is not None and not math.isfinite(reward):
-            raise ApiError(400, f"the rewards of trajectory '{live.uid}' add up to {reward}", param="reward")
-        trajectory = replace(
-            trajectory,
-            answer=trajectory.answer if answer is None else answer,
-            error=error,
-            rewards={**({} if reward is None else {"given": reward}), **rewards},
-            reward=reward,
-        )
-        scored = reward is None and self._reward is not None and status is Status.COMPLETED
-        if scored:
-            assert self._reward is not None
-            trajectory = await self._reward.score(trajectory)
+        grade = self._reward if status is Status.COMPLETED else None
+        unscored = self._trajectory(live, status)
+        trajectory = await scored(unscored, grade, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
-        changed = trajectory.steps if scored else trajectory.steps[-1:]
+        changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
         await self._store.finish(replace(trajectory, steps=changed), live.channel)
         return trajectory
 
@@ -417,13 +405,3 @@ class Trajectories:
             status=status,
             metadata=live.metadata,
         )
-
-
-def _must_be_the_same(live: Live, opening: Opening) -> None:
-    """`ApiError` 409 when a trajectory that is open already was opened otherwise."""
-    given = {"prompt_uid": opening.prompt_uid, "channel": opening.channel, "group_size": opening.group_size}
-    for name, value in given.items():
-        if value not in (None, own := getattr(live, name)):
-            raise ApiError(409, f"trajectory '{live.uid}' is open already, with the {name} '{own}'", param=name)
-    if opening.task and task_of(live.prompt_uid, opening) != live.task:
-        raise ApiError(409, f"trajectory '{live.uid}' is open already, with another task", param="task")
