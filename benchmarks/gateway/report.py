@@ -21,7 +21,8 @@ def table(data: dict[str, Any]) -> str:
     load = " to ".join(f"{value:.1f}" for value in data["load_average"])
     rows = [
         "| at once | calls a conversation | engine | side | calls a second | median, ms | p99, ms "
-        "| added, ms: median, p99 | processor, ms a call | of LiteLLM's calls a second | of its requests a second |",
+        "| added to the mock's, ms: median, p99 | processor, ms a call "
+        "| of LiteLLM's calls a second | of its requests a second |",
         "|" + " --- |" * 11,
     ]
     for clients, turns, latency_s in _settings(data):
@@ -29,8 +30,8 @@ def table(data: dict[str, Any]) -> str:
         for side, title in TITLES.items():
             median, p99 = _values(data, key, side, "median_ms"), _values(data, key, side, "p99_ms")
             added = "-"
-            if latency_s:
-                added = ", ".join(f"{statistics.median(v) - 1e3 * latency_s:.1f}" for v in (median, p99))
+            if side != "mock" and (clients == 1 or latency_s):  # else the waiting is for each other
+                added = ", ".join(f"{_added(data, key, side, name):.1f}" for name in ("median_ms", "p99_ms"))
             rows.append(
                 f"| {clients} | {turns} | {1e3 * latency_s:.0f} ms | {title} "
                 f"| {_spread(_values(data, key, side, 'calls_per_s'), 0)} | {_spread(median, 1)} | {_spread(p99, 1)} "
@@ -69,8 +70,9 @@ def draw(data: dict[str, Any], path: Path) -> None:
         left.vlines(places, [min(v) for v in values], [max(v) for v in values], color="#333333", linewidth=1)
         places = [x + offset for x in range(len(slow))]
         for name, alpha in (("p99_ms", 0.45), ("median_ms", 1.0)):
-            values = [statistics.median(_values(data, key, side, name)) - 1e3 * key[2] for key in slow]
-            right.bar(places, values, 0.19, color=colours[side], alpha=alpha)
+            if side != "mock":
+                values = [_added(data, key, side, name) for key in slow]
+                right.bar(places, values, 0.19, color=colours[side], alpha=alpha)
     left.set(title="Calls a second, an engine that takes no time", yscale="log")
     right.set(title="Added to a slow engine, 64 at once: median, p99 (pale)", ylabel="ms", yscale="log")
     left.set_xticks(range(len(rates)), [f"{c} at once, {t} a conversation" for c, t, _ in rates], fontsize=8)
@@ -97,6 +99,12 @@ def _values(data: dict[str, Any], key: Key, side: str, name: str) -> list[float]
 def _ratio(data: dict[str, Any], key: Key, side: str, name: str) -> float:
     own, other = (_values(data, key, one, name) for one in (side, "litellm"))
     return statistics.median(a / b for a, b in zip(own, other, strict=True))
+
+
+def _added(data: dict[str, Any], key: Key, side: str, name: str) -> float:
+    """How much later than from the mock alone answers come, in the median of all turns."""
+    own, bare = (_values(data, key, one, name) for one in (side, "mock"))
+    return statistics.median(a - b for a, b in zip(own, bare, strict=True))
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -12,6 +12,8 @@ from starlette.types import Receive
 from midstream.gateway.errors import ApiError
 
 T = TypeVar("T")
+PATIENCE_S = 0.02
+"""From when on it is looked whether the client is still there."""
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -27,17 +29,24 @@ async def raced(work: Awaitable[T], receive: Receive) -> T:
     working = asyncio.current_task()
     assert working is not None
 
+    gone, watching = False, list[asyncio.Task[None]]()
+
     async def watch() -> None:
+        nonlocal gone
         while (await receive())["type"] != "http.disconnect":
             pass
+        gone = True
         working.cancel()
 
-    watching = asyncio.create_task(watch())
+    # Most answers are there before anybody who means to hang up does.
+    soon = asyncio.get_running_loop().call_later(PATIENCE_S, lambda: watching.append(asyncio.create_task(watch())))
     try:
         return await work
     except asyncio.CancelledError:
-        if watching.done() and not watching.cancelled() and not working.uncancel():
+        if gone and not working.uncancel():
             raise ClientDisconnect from None
         raise
     finally:
-        watching.cancel()
+        soon.cancel()
+        for task in watching:
+            task.cancel()

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -56,6 +56,7 @@ class Writer:
         self._where = where
         self.commits = 0
         """Transactions that wrote something."""
+        self._connection: sa.Connection | None = None
         self._unreported: BaseException | None = None
         self._closed = False
         self._queue: queue.SimpleQueue[_Handed | None] = queue.SimpleQueue()
@@ -118,13 +119,15 @@ class Writer:
             self._commit([one for one in together if one.operation is not None])
             self._report(together)
             many = len(together) >= MANY
+        if self._connection is not None:
+            self._connection.close()
 
     def _commit(self, together: Sequence[_Handed], tries: int = 1) -> None:
         """Run the operations in one transaction, and note on each what came of it."""
         if not together:
             return
         try:
-            with self._engine.begin() as connection:
+            with self._begun() as connection:
                 transaction = Transaction(connection, {one.uid for one in together if one.uid is not None})
                 for one in together:
                     assert one.operation is not None
@@ -144,6 +147,23 @@ class Writer:
             else:
                 for one in together:
                     one.error = explained(error, self._where) if isinstance(error, DBAPIError) else error
+
+    @contextlib.contextmanager
+    def _begun(self) -> Iterator[sa.Connection]:
+        """A transaction. A file's connection is kept for the next one; a server may have gone by then, and the pool
+        looks whether it has."""
+        connection = self._connection or self._engine.connect()
+        self._connection = None
+        try:
+            with connection.begin():
+                yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if self._engine.dialect.name == "sqlite":
+            self._connection = connection
+        else:
+            connection.close()
 
     def _report(self, together: Sequence[_Handed]) -> None:
         by_loop: dict[AbstractEventLoop, list[_Handed]] = {}
