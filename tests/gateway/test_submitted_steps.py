@@ -318,6 +318,7 @@ def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Sta
     served = start()
     assert accepted(served, payload(reward=1.7e308)) == 1
     assert error(submit(served, payload(index=1, prompt_ids=[9], reward=1.7e308)))[0] == 400
+    assert accepted(served, payload(reward=1.7e308)) == 0
     assert served.post("/complete_trajectory/t", {}).json()["reward"] == 1.7e308
 
 
@@ -336,6 +337,9 @@ def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
     assert opened.steps == (step,)
     assert error(opened.post("/register_trajectory", {"metadata": {"a": 1}}))[:2] == (409, "trajectory_ended")
     assert served.post(f"/trajectories/{opened.uid}/heartbeat").status_code == 409
+    fresh = payload(opened.uid, index=1, reward=1.0) | {"prompt_uid": "g"}
+    assert accepted(served, fresh) == 1 and opened.steps[1].metadata["late"]
+    assert served.metric("midstream_late_steps_total") == 1
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
 
 
@@ -353,8 +357,37 @@ def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(star
 
 def test_an_agent_may_not_set_the_answer_it_is_graded_against(start: Start) -> None:
     served = start()
-    opened = served.open(task={"answer": "4"})
+    opened = served.open(task={"answer": "4", "kind": "hard", "level": "hard"})
     assert error(opened.post("/register_trajectory", {"task": {"answer": "5"}}))[:2] == (403, "forbidden")
+    for changed in ({"kind": "easy"}, {"level": "easy"}):
+        assert error(opened.post("/register_trajectory", {"task": changed}))[0] == 403
     assert opened.post("/register_trajectory", {"task": {"note": "mine"}, "metadata": {"run": 1}}).status_code == 200
     task = served.trajectory(opened.uid).task
     assert (task.answer, task.metadata["note"]) == ("4", "mine")
+
+
+def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start) -> None:
+    served = start(group_timeout_s=0.3)
+    opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
+    other.complete(reward=1.0)
+    time.sleep(0.4)
+    served.store.lease("trainer", 1, "train", 60)
+    assert error(opened.post("/register_trajectory", {"channel": "val"}))[:2] == (409, "trajectory_ended")
+    step = payload(opened.uid) | {"prompt_uid": "g"}
+    assert accepted(served, step) == 1 and opened.steps[0].metadata["late"]
+    assert served.metric("midstream_late_steps_total") == 1
+    found = served.store.find(opened.uid)
+    assert found is not None and (found.channel, found.trajectory.status) == ("train", "timed_out")
+
+
+def test_a_reward_that_comes_beside_the_completion_is_kept_or_refused(start: Start) -> None:
+    served = start("It is 4.")
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(30):
+            uid = f"t{number}"
+            told = generate(served, trajectory_uid=uid, prompt_uid=uid, messages=HELLO)
+            own = {"prompt_ids": told["prompt_ids"], "response_ids": told["response_ids"], "rollout_log_probs": None}
+            step = {**payload(uid, **own, reward=0.5), "prompt_uid": uid}
+            submitted, _ = pool.submit(submit, served, step), served.post(f"/complete_trajectory/{uid}", {})
+            taken = submitted.result().json().get("accepted")
+            assert (served.steps(uid)[0].reward == 0.5) is (taken == 1)

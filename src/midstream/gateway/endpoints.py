@@ -15,7 +15,7 @@ from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live, Opening, ended
+from midstream.gateway.live import Live, Opening, ended, told_of
 from midstream.gateway.native import (
     CompleteRequest,
     CurationRequest,
@@ -61,7 +61,8 @@ class Endpoints:
                 task=asked.task.model_dump(exclude_none=True),
                 metadata=asked.metadata,
                 key=caller.key,
-            )
+            ),
+            alike=True,
         )
         expires_at = time.time() + asked.token_lifetime_s
         return Opened(
@@ -74,11 +75,9 @@ class Endpoints:
         )
 
     async def register(self, uid: str, prompt_uid: str, asked: RegisterRequest, caller: Caller) -> None:
-        """Say more of a trajectory; one that is not there is begun, by those who may. What it is compared with, and
-        for, is not its agent's to change."""
+        """Say more of a trajectory; one that is not there is begun, by those who may. What is known of its task is not
+        its agent's to change, nor is the answer it is graded against its to set."""
         caller.must_reach(uid)
-        if not caller.admin and "answer" in asked.task.model_fields_set:
-            raise ApiError(403, "an agent may not set the answer it is graded against", param="task.answer")
         opening = Opening(
             uid=uid,
             prompt_uid=prompt_uid,
@@ -88,6 +87,9 @@ class Endpoints:
             metadata=asked.metadata,
         )
         live = await self._opened(opening, caller)
+        if not caller.admin:
+            for name, value in opening.task.items():
+                _must_be_free(live, name, value)
         await self.gateway.trajectories.register(live, opening)
 
     async def complete(
@@ -200,6 +202,8 @@ class Endpoints:
         if opening.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{live.uid}' is in the channel '{live.channel}'", param="channel")
         fresh = await trajectories.add(live, step)
+        if live.recorder.over:
+            self.gateway.metrics.late.inc()
         if step.is_last and live.ended is None:
             await trajectories.close(live)
         return int(fresh)
@@ -292,6 +296,14 @@ class Endpoints:
 
 def _message(answer: Answer, *, tools: bool) -> dict[str, Any] | None:
     return answer.message() if tools else None
+
+
+def _must_be_free(live: Live, name: str, value: Any) -> None:
+    """`ApiError` 403 when an agent would change what is known of its task, or set the answer it is graded against."""
+    own = told_of(live.task).get(name)
+    unset = {"id": live.prompt_uid, "kind": "default", "prompt": ""}.get(name)
+    if name == "answer" or own not in (None, unset, tuple(value) if isinstance(value, list) else value):
+        raise ApiError(403, f"an agent may not set '{name}' of its task; this needs a key of the gateway", param=name)
 
 
 def _described(trajectory: Trajectory) -> dict[str, Any]:

@@ -125,11 +125,15 @@ def task_of(prompt_uid: str, opening: Opening) -> Task:
     return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})
 
 
-def must_be_the_same(live: Live, opening: Opening) -> None:
-    """`ApiError` 409 when a trajectory that is open already was opened otherwise."""
-    given = {"prompt_uid": opening.prompt_uid, "channel": opening.channel, "group_size": opening.group_size}
+def must_be_alike(live: Live, opening: Opening, *, strictly: bool) -> None:
+    """`ApiError` 409 when a trajectory that is open already is in another group; `strictly`, when anything that
+    `opening` says of it is otherwise."""
+    given: dict[str, Any] = {"prompt_uid": opening.prompt_uid}
+    known: dict[str, Any] = {"prompt_uid": live.prompt_uid}
+    if strictly:
+        given |= {"channel": opening.channel, "group_size": opening.group_size, **opening.task}
+        known |= {**told_of(live.task), "channel": live.channel, "group_size": live.group_size}
     for name, value in given.items():
-        if value not in (None, own := getattr(live, name)):
-            raise ApiError(409, f"trajectory '{live.uid}' is open already, with the {name} '{own}'", param=name)
-    if opening.task and task_of(live.prompt_uid, opening) != live.task:
-        raise ApiError(409, f"trajectory '{live.uid}' is open already, with another task", param="task")
+        own = known.get(name)
+        if value is not None and value != (list(own) if isinstance(own, tuple) else own):
+            raise ApiError(409, f"trajectory '{live.uid}' is open already, with another {name}: {own}", param=name)

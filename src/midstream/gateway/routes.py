@@ -49,14 +49,10 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
         for name, parameter in parameters.items()
     ]
 
-    known = {name for name, where, _, _ in named if where == "query"} | _OF_CLIENTS
+    in_query = {name for name, where, _, _ in named if where == "query"} | _OF_CLIENTS
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
-        if scope["query_string"] and (unknown := set(request.query_params) - known):
-            raise ApiError(
-                400, f"'{min(unknown)}' is not an argument of this address; leave it out", param=min(unknown)
-            )
         arguments: dict[str, Any] = {"request": request} if takes_request else {}
         for name, where, kind, default in named:
             given = request.path_params[name] if where == "path" else request.query_params.get(name)
@@ -69,6 +65,9 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
                 raise _refused(error, where, name) from None
         if body_type is not None:
             request.app.state.admit(request)  # first: nobody else has us read what they send
+            if scope["query_string"] and (unknown := set(request.query_params) - in_query):
+                name = min(unknown)
+                raise ApiError(400, f"'{name}' is not an argument of this address; leave it out", param=name)
             content = await _content(request)
             arguments["body"] = None if optional and not content else _read(body_type, content)
         response = await endpoint(**arguments)
@@ -83,6 +82,9 @@ async def _content(request: Request) -> bytes:
     pieces: list[bytes] = []
     size, most, more = 0, round(limits.body_mb * 1e6), True
     kind, length = request.headers.get("content-type", "json"), request.headers.get("content-length", "0")
+    too_large = ApiError(413, f"a request may have {limits.body_mb:g} MB; this one has more")
+    if int(length) > most:
+        raise too_large
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while more:
@@ -91,8 +93,8 @@ async def _content(request: Request) -> bytes:
                     raise ApiError(499, "the client hung up", code="client_closed_request")
                 pieces.append(message.get("body", b""))
                 size, more = size + len(pieces[-1]), message.get("more_body", False)
-                if size > most or int(length) > most:
-                    raise ApiError(413, f"a request may have {limits.body_mb:g} MB; this one has more")
+                if size > most:
+                    raise too_large
     except TimeoutError:
         raise ApiError(408, f"the request was not whole within {limits.body_timeout_s:g} s") from None
     if size and "json" not in kind.lower():

@@ -66,13 +66,8 @@ class Ask:
     """The module role that speaks, where the agent says."""
     due: float = math.inf
     """When it must be answered, by the event loop's clock."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Calls that differ in anything they ask for differ in it."""
-        call = self.call
-        said = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
-        return hashlib.sha256(repr(said).encode(errors="backslashreplace")).hexdigest()[:32]
+    fingerprint: str = ""
+    """With a key: calls whose prompt, sampling or constraint differ differ in it."""
 
 
 class Gateway:
@@ -199,6 +194,8 @@ class Gateway:
     @asynccontextmanager
     async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
         """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
+        if live.recorder.over:
+            self.trajectories.was_ended(live)
         if live.ended is not None:
             raise ended(live)
         if ask.choices > self.config.limits.choices:
@@ -368,10 +365,16 @@ class Gateway:
 
     def _due(self, ask: Ask) -> Ask:
         """`ask`, due when a call that comes now must be answered, however many times it waits."""
-        return replace(ask, due=asyncio.get_running_loop().time() + self.config.limits.timeout_s)
+        due = asyncio.get_running_loop().time() + self.config.limits.timeout_s
+        return replace(ask, due=due, fingerprint="" if ask.key is None else _fingerprint(ask.call))
 
     def _too_late(self) -> ApiError:
         return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
+
+
+def _fingerprint(call: Call) -> str:
+    said = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
+    return hashlib.sha256(repr(said).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -28,7 +28,7 @@ from midstream.gateway.live import (
     Said,
     elsewhere,
     ended,
-    must_be_the_same,
+    must_be_alike,
     over,
     session_of,
     task_of,
@@ -94,16 +94,17 @@ class Trajectories:
         live.ended = live.ended or Status.COMPLETED
         self._live.pop(live.uid, None)
 
-    async def open(self, opening: Opening) -> Live:
+    async def open(self, opening: Opening, *, alike: bool = False) -> Live:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
-        `ApiError` 409 for one that has ended, and for a group that takes no more."""
+        `ApiError` 409 for one that has ended, for a group that takes no more, and, with `alike`, for one that was
+        opened otherwise."""
         if self._store is None:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
         async with self._locks.of(uid):
             found = None if opening.uid is None else await self._find(uid)
             if found is not None:
-                must_be_the_same(found, opening)
+                must_be_alike(found, opening, strictly=alike)
                 return found
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
             channel = opening.channel or self._channel
@@ -111,7 +112,8 @@ class Trajectories:
             recorder = self._recorder(uid, prompt_uid, channel)
             live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
             live.group_size, live.key = opening.group_size or self._group_size, opening.key
-            await self._begin(live, joins=opening.prompt_uid is not None)
+            with self._heard_of_end(live):
+                await self._begin(live, joins=opening.prompt_uid is not None)
             self._live[uid] = live
             self._voice.engine.join(uid)
             self.opened += 1
@@ -151,18 +153,20 @@ class Trajectories:
     async def add(self, live: Live, step: Step) -> bool:
         """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
         metadata. Raises `ApiError` 409 when another step has its place."""
-        async with self._locks.of(f"step of {live.uid}"):
+        async with self._locks.of(live.uid):
+            if live.ended is not None:
+                raise ended(live)
             with self._heard_of_end(live):
                 return await self._add(live, step)
 
     async def _add(self, live: Live, step: Step) -> bool:
         recorder = live.recorder
         steps = recorder.finished()
-        check_rewards(live.uid, steps, step)
         same = meant(steps, step)
+        if same is not None and same.metadata.get("submitted"):
+            return False
+        check_rewards(live.uid, steps, step)
         if same is not None:
-            if same.metadata.get("submitted"):
-                return False
             changed = spoken_for(same, step)
             if self._store is not None:  # first: who is told that it failed tries again
                 await self._store.update_step(changed)
@@ -172,6 +176,8 @@ class Trajectories:
             raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
         live.touch()
         await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
+        if recorder.over:
+            self.was_ended(live)
         return True
 
     async def ended_step(self, step: Step) -> bool | None:
@@ -205,7 +211,8 @@ class Trajectories:
             live.channel = opening.channel or live.channel
             live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
             try:
-                await self._begin(live, joins=True)
+                with self._heard_of_end(live):
+                    await self._begin(live, joins=True)
             except BaseException:
                 live.channel, live.recorder = before
                 raise
@@ -334,10 +341,11 @@ class Trajectories:
             for live in before:
                 if live.uid in held or live.ended is not None:
                     continue
-                if beat.lost:
-                    self._forget(live)
-                else:
+                found = await self._stored(live.uid)
+                if found is not None and found.status is not Status.RUNNING:
                     self.was_ended(live)
+                elif beat.lost:
+                    self._forget(live)
             self._silent_since = {uid: since for uid, since in self._silent_since.items() if uid in held}
         self._take_over(beat.adopted)
 

@@ -152,7 +152,7 @@ class Recorder:
         self._under_way.add(step.step_index)
         try:
             if self._store is not None:
-                await self._store.append(own, self._channel)
+                self.over = not await self._store.appending(own, self._channel) or self.over
         finally:
             self._under_way.discard(step.step_index)
         self._answered(own)

@@ -54,13 +54,16 @@ class Recording(Access):
         session: Mapping[str, Any] | None = None,
         joins: bool = True,
     ) -> None:
-        """`begin` for who must know: returns when it is on disk, and raises when it cannot be, such as `HeldElsewhere`
-        when another server was quicker with this uid, and `GroupClosed` when it would come too late to be trained on
-        with its group. `joins` False saves looking: the prompt is known to be new."""
-        row = self._begun(trajectory_uid, prompt_uid, task, channel, session)
-        await self._writer.submit(
-            lambda transaction: transaction.begin(row, group_size, deadline, joins=joins), trajectory_uid
-        )
+        """`begin` for who must know: returns when it is on disk, and raises when it cannot be, such as `AlreadyEnded`
+        for one that has, `HeldElsewhere` when another server was quicker with this uid, and `GroupClosed` when it would
+        come too late to be trained on with its group. `joins` False saves looking: the prompt is known to be new."""
+        row, server = self._begun(trajectory_uid, prompt_uid, task, channel, session), self.server
+
+        def begin(transaction: Transaction) -> None:
+            transaction.must_run(trajectory_uid, server)
+            transaction.begin(row, group_size, deadline, joins=joins)
+
+        await self._writer.submit(begin, trajectory_uid)
 
     async def amend(self, trajectory_uid: str, *, task: Task, session: Mapping[str, Any] | None) -> None:
         """Replace what `begin` was given as `task` and `session`; returns when it is on disk. Raises as `finish`."""

@@ -83,9 +83,10 @@ class TokenTree:
             asked = json.dumps([list(messages), list(tools)])
         except (TypeError, ValueError):  # what is no JSON a template may take all the same
             return tokenizer.written(messages, tools)
-        if self._written is None or self._written[0] != asked:
-            self._written = (asked, tokenizer.written(messages, tools))
-        return self._written[1]
+        latest = self._written
+        if latest is None or latest[0] != asked:
+            self._written = latest = (asked, tokenizer.written(messages, tools))
+        return latest[1]
 
     def _lost(self, node: _Node, rest: Sequence[View]) -> str:
         """Why a conversation that leaves the tree at `node`, to go on with `rest`, leaves replies behind."""
