@@ -51,8 +51,10 @@ def test_another_number_in_a_log_and_another_token_are_differences(two: tuple[Pa
     with (two[1] / "evals.jsonl").open("a") as log:
         log.write('{"label": "final", "step": 41}\n')
     step = Step(prompt_ids=(1,), response_ids=(2, 4), rollout_log_probs=(-0.5, -1.0), trajectory_uid="t")
+    task = Task(id="a", prompt="q")
     with Store(two[1] / "store.sqlite") as store:
-        asyncio.run(store.update_step(step))
+        store.begin("t", "p", task, "train")
+        asyncio.run(store.finish(Trajectory(uid="t", prompt_uid="p", task=task, steps=(step,))))
     assert differences(*two) == ["evals.jsonl", "trajectories"]
 
 

@@ -71,6 +71,22 @@ def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) 
     assert store.trajectory("u").steps == (changed,)
 
 
+def test_what_a_trajectory_ended_with_stands(store: Store) -> None:
+    store.begin("u", "p", TASK, "train", session={})
+    store.append_sync(a_step("u"))
+    asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, steps=(a_step("u"),))))
+    ended = store.trajectory("u")
+    changes = (
+        lambda: store.update_step(a_step("u", reward=9.0)),
+        lambda: store.amend("u", task=TASK, session={"other": 1}),
+        lambda: store.open("u", "p", TASK, "val"),
+    )
+    for change in changes:
+        with pytest.raises(AlreadyEnded):
+            asyncio.run(change())
+    assert store.trajectory("u") == ended
+
+
 def test_a_rerun_of_a_uid_starts_from_nothing(store: Store) -> None:
     store.begin("u", "p", TASK, "train", train_step=1)
     store.append_sync(a_step("u", 0))
