@@ -61,7 +61,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     settings = _settings(data)
     rates = [key for key in settings if not key[2]]
     slow = [key for key in settings if key[2]]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150, width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), dpi=150)
     for place, (side, title) in enumerate(TITLES.items()):
         offset = 0.2 * (place - 1.5)
         places = [x + offset for x in range(len(rates))]
@@ -74,14 +74,15 @@ def draw(data: dict[str, Any], path: Path) -> None:
                 values = [_added(data, key, side, name) for key in slow]
                 right.bar(places, values, 0.19, color=colours[side], alpha=alpha)
     left.set(title="Calls a second, an engine that takes no time", yscale="log")
-    right.set(title="Added to a slow engine, 64 at once: median, p99 (pale)", ylabel="ms", yscale="log")
-    left.set_xticks(range(len(rates)), [f"{c} at once, {t} a conversation" for c, t, _ in rates], fontsize=8)
-    right.set_xticks(range(len(slow)), [f"{s:g} s engine,\n{t} a conversation" for _, t, s in slow], fontsize=8)
+    right.set(title="Added to the mock's, 64 at once: median, p99 pale", ylabel="ms", yscale="log")
+    left.set_xticks(range(len(rates)), [f"{c} at once,\n{_calls(t)}" for c, t, _ in rates], fontsize=8)
+    right.set_xticks(range(len(slow)), [f"engine {s:g} s,\n{_calls(t)}" for _, t, s in slow], fontsize=8)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)
-    left.legend(frameon=False, fontsize=8)
+    left.set_ylim(top=9e4)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="upper left")
     figure.tight_layout()
     figure.savefig(path)
 
@@ -99,6 +100,10 @@ def _values(data: dict[str, Any], key: Key, side: str, name: str) -> list[float]
 def _ratio(data: dict[str, Any], key: Key, side: str, name: str) -> float:
     own, other = (_values(data, key, one, name) for one in (side, "litellm"))
     return statistics.median(a / b for a, b in zip(own, other, strict=True))
+
+
+def _calls(turns: int) -> str:
+    return "one call each" if turns == 1 else f"{turns} calls each"
 
 
 def _added(data: dict[str, Any], key: Key, side: str, name: str) -> float:
