@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from midstream.engines.torch import products
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
 from midstream.engines.torch.decoder import Decoder
 
@@ -156,7 +156,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperatures: Tensor | None) -> Tensor:
     """[n, vocab] in fp32, by the same operations as sampling; `temperatures` None when all are 1."""
-    logits = F.linear(hidden, head)
+    logits = products.linear(hidden, head)
     if temperatures is None:
         return torch.log_softmax(logits, -1, dtype=torch.float32)
     return torch.log_softmax(logits.float() / temperatures[:, None], -1)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from midstream.engines.torch import products
+
 BLOCK = 32
 WHOLE = 64
 """Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
@@ -48,11 +50,11 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the keys' weights."""
-    scores = torch.bmm(q, k.transpose(1, 2))
+    scores = products.batched(q, k.transpose(1, 2))
     scores.view(len(mask), -1, *scores.shape[1:]).add_(mask)
     # In bf16 too the sums inside are fp32.
     weights = torch.softmax(scores, -1)
-    return torch.bmm(weights, v), weights
+    return products.batched(weights, v), weights
 
 
 class _Products(torch.autograd.Function):
@@ -68,11 +70,11 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights, out = ctx.saved_tensors
         (grad,) = grads
-        grad_v = torch.bmm(weights.transpose(1, 2), grad)
+        grad_v = products.batched(weights.transpose(1, 2), grad)
         # d scores = weights * (d weights - sum over keys of weights * d weights), and that sum is grad . out.
         inner = torch.linalg.vecdot(grad.float(), out.float())
-        grad_scores = torch.bmm(grad, v.transpose(1, 2)).sub_(inner[..., None]).mul_(weights)
-        return torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q), grad_v, None
+        grad_scores = products.batched(grad, v.transpose(1, 2)).sub_(inner[..., None]).mul_(weights)
+        return products.batched(grad_scores, k), products.batched(grad_scores.transpose(1, 2), q), grad_v, None
 
 
 def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.dtype) -> Tensor:

@@ -6,8 +6,9 @@ the same bits. Anywhere else, and wherever a gradient is needed, this is `torch.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from midstream.engines.torch import products
 
 
 class PackedWeight:
@@ -20,11 +21,12 @@ class PackedWeight:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, version: int) -> Tensor:
         """x [n, in] -> [n, out]; `version` counts changes of `weight` and is constant while it is frozen."""
         if torch.is_grad_enabled() or not _packs(weight):
-            return F.linear(x, weight, bias)
+            return products.linear(x, weight, bias)
         self.pack(weight, version)
         # A single row takes another kernel, whose sums round differently; beside a second one it does not.
         rows = x if len(x) > 1 else x.expand(2, -1)
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, bias, "none", [], "")[: len(x)]
+        assert self._packed is not None
+        return products.packed_linear(rows, self._packed, bias)[: len(x)]
 
     def pack(self, weight: Tensor, version: int) -> None:
         """Make the copy of `weight` now, where it will be used."""
