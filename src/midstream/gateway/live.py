@@ -13,7 +13,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Recorder, Voice
-from midstream.record.servers import BEAT_S, DEAD_AFTER_S
+from midstream.store.servers import BEAT_S, DEAD_AFTER_S
 
 
 class Locks:

@@ -14,7 +14,7 @@ from midstream.store.database import Database
 from midstream.store.transaction import Transaction
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Annotations:
     """The curation and feedback in a database."""
 
@@ -69,8 +69,8 @@ class Annotations:
         step_index: int | None = None,
         key: str | None = None,
     ) -> bool:
-        """Record feedback on a trajectory or a step of it, see `Feedback`. Returns False, and records nothing, when it has
-        feedback with this `key`."""
+        """Record feedback on a trajectory or a step of it, see `Feedback`. Returns False, and records nothing, when it
+        has feedback with this `key`."""
         one = Feedback(trajectory_uid=trajectory_uid, kind=kind, value=value, text=text, step_index=step_index, key=key)
 
         def add(transaction: Transaction) -> bool:

@@ -18,13 +18,13 @@ import sqlalchemy as sa
 
 from midstream.core.errors import RunError, nearest
 from midstream.record import curation, feedback, schema
-from midstream.store.engine import INSERT
 from midstream.record.export_files import Record, form_of
-from midstream.record.filters import Filters
 from midstream.record.export_format import Portable, portable, record_of
+from midstream.record.filters import Filters
 from midstream.record.loading import Recorded
 from midstream.record.store import Store
 from midstream.record.trajectories import PAGE
+from midstream.store.engine import INSERT
 from midstream.store.transaction import Transaction
 
 T = TypeVar("T")

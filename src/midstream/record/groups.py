@@ -11,7 +11,7 @@ from midstream.record.group_states import Key, Leased
 from midstream.store.database import Database
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Groups:
     """The groups of a database: how a trainer gets them."""
 

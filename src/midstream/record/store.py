@@ -1,9 +1,9 @@
 """The durable store: every step is on disk before it is used, and what was acknowledged survives `kill -9`.
 
-`Store` composes what a database holds of recorded agents: `trajectories`, `groups`, `annotations`, and the `servers` that
-share it. One writer thread does all writes; readers use connections of their own and see committed data only. SQLite in
-WAL mode is the default; a `postgresql://` URL names a server. Several processes may use one store. When several write
-the same trajectory the last one wins, unless they are servers: then one of them holds it.
+`Store` composes the `trajectories`, `groups` and `annotations` of a database, and the `servers` that share it. One
+writer thread does all writes; readers use connections of their own and see committed data only. SQLite in WAL mode is
+the default; a `postgresql://` URL names a server. Several processes may use one store. When several write the same
+trajectory the last one wins, unless they are servers: then one of them holds it.
 
 Methods that are not `async` wait for the database: a server calls them in a thread (`asyncio.to_thread`).
 """
@@ -26,6 +26,7 @@ from midstream.record.schema import SCHEMA
 from midstream.record.trajectories import Trajectories, adopt
 from midstream.record.trajectory_batch import TrajectoryBatch
 from midstream.store.database import Database
+from midstream.store.servers import SCHEMA as SERVERS
 from midstream.store.servers import Servers
 
 PRUNED_AT_ONCE = 500
@@ -47,7 +48,7 @@ class Store:
     ) -> None:
         self.database = Database(url_or_path, durability, read_only=read_only)
         try:
-            self.database.require(SCHEMA)
+            self.database.require(SERVERS, SCHEMA)  # before `record` drops the version that both had
             self.servers = Servers(self.database, adopt)
         except MidstreamError:
             self.database.close()

@@ -27,7 +27,7 @@ PAGE = 64
 """Trajectories a streaming read holds at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Trajectories:
     """The trajectories of a database. Of those with a `session`, `servers` says which this process holds."""
 

@@ -19,11 +19,11 @@ from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import group_states as groups
 from midstream.record import schema
+from midstream.record.rows import Row, late
 from midstream.store.engine import INSERT
 from midstream.store.prepared import fetch, run_many
 from midstream.store.schema import batches
 from midstream.store.transaction import Transaction
-from midstream.record.rows import Row, late
 
 _table = schema.trajectories.c
 # Made once: to make a statement takes longer than to run it.

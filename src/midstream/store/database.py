@@ -23,9 +23,9 @@ class Database:
     """An open database.
 
     `url_or_path` is a database URL, or the path of a SQLite file, created when missing. `durability` says what an
-    acknowledgement means: `full` survives a power cut, `normal` the death of this process. With `read_only` the database
-    must exist; nothing is written or migrated, and no writer thread runs. Several processes may use one database.
-    Raises `RunError` when it cannot be used.
+    acknowledgement means: `full` survives a power cut, `normal` the death of this process. With `read_only` the
+    database must exist; nothing is written or migrated, and no writer thread runs. Several processes may use one
+    database. Raises `RunError` when it cannot be used.
     """
 
     def __init__(
@@ -39,22 +39,29 @@ class Database:
         self.read_only = read_only
         self._writer = None if read_only else Writer(self.engine, self.where)
         self._closed = False
+        self._required: set[tuple[str, int]] = set()
 
     @property
     def commits(self) -> int:
         """Transactions that wrote something since the database was opened."""
         return 0 if self._writer is None else self._writer.commits
 
-    def require(self, schema: Schema) -> None:
-        """Create or upgrade the tables of a package; read-only, check that they are there. Raises `RunError`."""
+    def require(self, *schemas: Schema) -> None:
+        """Create or upgrade the tables of packages, all or none; read-only, check that they are there. Raises
+        `RunError`."""
+        missing = [schema for schema in schemas if (schema.name, schema.version) not in self._required]
+        if not missing:
+            return
         try:
             with self.engine.connect().execution_options(writes=not self.read_only) as connection, connection.begin():
-                if self.read_only:
-                    check_version(connection, schema, self.where)
-                else:
-                    create_or_upgrade(connection, schema, self.where)
+                for schema in missing:
+                    if self.read_only:
+                        check_version(connection, schema, self.where)
+                    else:
+                        create_or_upgrade(connection, schema, self.where)
         except DBAPIError as error:
             raise explained(error, self.where) from error.orig
+        self._required.update((schema.name, schema.version) for schema in missing)
 
     def post(self, operation: Operation[Any], key: str | None = None) -> None:
         """Submit a write without waiting. It is on disk before any later call is acknowledged; if it fails, a later

@@ -72,11 +72,13 @@ def check_version(connection: sa.Connection, schema: Schema, where: str) -> None
     tables = sa.inspect(connection).get_table_names()
     found = version_of(connection, schema, where, tables)
     if found is None:
-        raise RunError(f"'{where}' holds nothing of '{schema.name}'", "check the path; something must be recorded first")
+        raise RunError(
+            f"'{where}' holds nothing of '{schema.name}'", "check the path; something must be recorded first"
+        )
     if found < schema.version:
         raise RunError(
             f"'{where}' is of an older version (schema {found} of '{schema.name}', this one reads {schema.version})",
-            "it is upgraded when something opens it to write",
+            "upgrade it: midstream store upgrade PATH",
         )
 
 

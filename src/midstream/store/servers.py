@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -34,9 +34,17 @@ table = Table(
     Column("alive_at", Float, nullable=False),
 )
 _servers = table.c
-SCHEMA = Schema(
-    "servers", table.metadata, unregistered=lambda connection, tables: 1 if table.name in tables else None
-)
+
+
+def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | None:
+    """Tables made before each package had a version of its own."""
+    if table.name not in tables or "schema_version" not in tables:
+        return None
+    columns = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+    return 1 if columns == set(table.columns.keys()) else None
+
+
+SCHEMA = Schema("servers", table.metadata, unregistered=_unregistered)
 
 Adopt = Callable[[sa.Connection, str], list[str]]
 """Gives everything that no living server holds to the server with this id; returns what that was. Living servers are
@@ -76,7 +84,7 @@ class Servers:
         return joined
 
     def beat(self) -> Beat:
-        """Stay alive, and adopt what dead servers held. Raises `NameTaken` when another server joined under this name."""
+        """Stay alive, and adopt what dead servers held. Raises `NameTaken` when another server joined as this one."""
         own, name = self.own, self._name
         assert own is not None
 

@@ -31,15 +31,15 @@ Waiting = Future[Any] | asyncio.Future[Any]
 LARGEST_COMMIT = 1024
 """Most operations in one transaction."""
 MANY, GATHER_S = 3, 0.001
-"""After a transaction of at least `MANY` operations the next one waits `GATHER_S` seconds for more: beginning and ending
-transactions is much of the work, and under load everyone is answered sooner."""
+"""After a transaction of at least `MANY` operations the next one waits `GATHER_S` seconds for more: beginning and
+ending transactions is much of the work, and under load everyone is answered sooner."""
 MOST_TRIES = 10
 """Attempts at a transaction that conflicts with others (serialization failure, deadlock)."""
 
 
 @dataclass(slots=True)
 class _Submitted:
-    """An operation, the key whose state it needs, and its caller's future. Without an operation it only waits in line."""
+    """An operation, the key whose state it needs, and its caller's future. Without an operation it waits in line."""
 
     operation: Operation[Any] | None
     key: str | None = None
