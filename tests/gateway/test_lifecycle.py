@@ -306,7 +306,7 @@ def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(
     opened = first.open()
     second = start(name="same")
     until(lambda: first.client.get("/ready").status_code == 503)
-    assert "has joined as 'same'" in first.client.get("/ready").json()["status"]
+    assert "joined this store as 'same'" in first.client.get("/ready").json()["status"]
     assert error(opened.chat())[0] == 503 and opened.steps == ()
     assert Opened(second, opened.told).chat().status_code == 200
 

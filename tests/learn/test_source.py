@@ -222,7 +222,7 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Re
             raise RunError(failures.pop(), "try again")
         return renew(owner, lease_s)
 
-    taking._store.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    taking._store.groups.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
     async def step(other: Store) -> None:
         await taking.take(1, None)
