@@ -15,6 +15,7 @@ from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
+from midstream.learn.correction import corrected
 from midstream.learn.critic import Critic
 from midstream.learn.log_probs import States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
@@ -23,6 +24,8 @@ from midstream.learn.packing import Dealt, packed
 from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
+Observe = Callable[[Sequence[LearningTurn], Tensor], None]
+"""Is given the turns of a pass and their log-probabilities [tokens], one turn after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +59,36 @@ class Learner:
         """Updates over which the learning rate falls to 0; None keeps it constant."""
 
     def update(
-        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+        self,
+        batch: LearningBatch,
+        algorithm: Algorithm,
+        reference: Reference | None = None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
     ) -> dict[str, float]:
-        """One optimizer step on `batch`. Raises `TrainingError`, which names tensor and group, before the weights move
-        when a gradient is not finite."""
-        sums = self.accumulate(batch, algorithm, reference)
+        """One optimizer step on `batch`, as `accumulate`. Raises `TrainingError`, which names tensor and group, before
+        the weights move when a gradient is not finite."""
+        sums = self.accumulate(batch, algorithm, reference, observe, anchor=anchor)
         return {**sums, "grad_norm": self._step(lambda name: self._origin(name, batch, algorithm, reference))}
 
     def accumulate(
-        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+        self,
+        batch: LearningBatch,
+        algorithm: Algorithm,
+        reference: Reference | None = None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
     ) -> dict[str, float]:
         """Leave the gradient of `batch` in the weights' `gradients`, and the critic's in the critic, and move nothing;
-        its metrics."""
+        its metrics. `observe` is given each pass's turns and their log-probabilities. With `anchor` the ratio is taken
+        to the log-probabilities of this very pass, with importance weights by `algorithm.correction`."""
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
         packs = self._packs(batch.turns)
-        passes = [self._policy_pass(turns, algorithm, reference) for turns in packs]
+        passes = [self._policy_pass(turns, algorithm, reference, observe, anchor=anchor) for turns in packs]
         if self.critic is not None and self.critic.own is not None:
             passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
         total = _added(passes)
@@ -112,16 +128,35 @@ class Learner:
             found.take(pack, reference([sequences[n] for n in pack]))
         return found.all()
 
-    def _policy_pass(self, turns: Sequence[LearningTurn], algorithm: Algorithm, reference: Reference | None) -> Passes:
+    def own_log_probs(self, turns: Sequence[LearningTurn], observe: Observe) -> None:
+        """Give `observe` the log-probabilities of `turns`, in the same passes as an update with them computes them."""
+        for pack in self._packs(turns):
+            # With gradients on, as in an update: without them a layer may use another kernel.
+            observe(pack, score(self.decoder, [turn.sequence for turn in pack]).log_probs.detach())
+
+    def _policy_pass(
+        self,
+        turns: Sequence[LearningTurn],
+        algorithm: Algorithm,
+        reference: Reference | None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
+    ) -> Passes:
         sequences = [turn.sequence for turn in turns]
         # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.
         reference_log_probs = None if reference is None else reference(sequences)
         scored = score(self.decoder, sequences)
         sizes = [len(turn.old_log_probs) for turn in turns]
+        now, sampled = scored.log_probs.detach(), self._tensor([v for turn in turns for v in turn.old_log_probs])
+        if observe is not None:
+            observe(turns, now)
+        if anchor:
+            turns = corrected(turns, [part.tolist() for part in now.split(sizes)], algorithm.correction)
         tokens = TokenBatch(
             log_probs=scored.log_probs,
             entropy=scored.entropy,
-            old_log_probs=self._tensor([value for turn in turns for value in turn.old_log_probs]),
+            old_log_probs=now if anchor else sampled,
             advantages=self._tensor([value for turn in turns for value in turn.advantages]),
             weights=self._tensor([turn.weight for turn, size in zip(turns, sizes, strict=True) for _ in range(size)]),
             turns=torch.tensor(
@@ -140,7 +175,7 @@ class Learner:
             total, sums = total + value_loss * (critic.config.coef or 1.0), sums | found
         total.backward()
         self.weights.collect()
-        largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
+        largest = float((now - sampled).abs().max())
         return Passes(
             {**sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
             sum(sizes),

@@ -15,7 +15,7 @@ from midstream.learn.log_probs import TokenSequence
 def wanted(algorithm: Algorithm) -> frozenset[Reads]:
     """What has to be read for `algorithm` as it is configured."""
     reads = set(algorithm.reads)
-    if algorithm.correction.level != "none" or algorithm.top_entropy < 1:
+    if algorithm.top_entropy < 1:
         reads.add("policy")
     if algorithm.kl.placement == "reward" and algorithm.kl.coef:
         reads.add("reference")

@@ -34,6 +34,7 @@ from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.listener import Listener
+from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build, check_trained
 from midstream.learn.source import Drained, Source
@@ -311,7 +312,9 @@ class _Run:
         self._log(done.row)
         return done.state
 
-    def _check(self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float]) -> None:
+    def _check(
+        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
+    ) -> None:
         reference = self.config.algorithm.kl.reference
         fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None

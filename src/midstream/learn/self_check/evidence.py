@@ -111,7 +111,7 @@ def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
     gradient, whatever the loss."""
     kl = algorithm.kl.model_copy(update={"coef": 0.0})
     return algorithm.model_copy(
-        update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(), "kl": kl}
+        update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(level="none"), "kl": kl}
     )
 
 
