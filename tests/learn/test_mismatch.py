@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.row_dependent import row_dependent_products
 
 from midstream import api
 from midstream.learn.algorithms.base import CorrectionConfig
@@ -18,7 +19,6 @@ from midstream.learn.losses.ratio import CISPO, PPOClip, ReinforceLoss
 from midstream.learn.losses.sequence import GSPO
 from midstream.learn.mismatch import clipped, corrects_next, mismatch
 from midstream.rewards import component
-from tests.row_dependent import row_dependent_products
 
 METRICS = ("mean_abs", "k3", "ess", "p999", "clipped", "tokens")
 

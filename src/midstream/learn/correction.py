@@ -15,7 +15,9 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def importance(log_ratios: Sequence[float] | np.ndarray, config: CorrectionConfig) -> np.ndarray:
-    """The weights of a turn's tokens from log pi_old - log pi_sampler of each."""
+    """The weights of a turn's tokens from log pi_old - log pi_sampler of each; 1 with the level `none`."""
+    if config.level == "none":
+        return np.ones(len(log_ratios))
     log_rho = np.asarray(log_ratios, dtype=np.float64)
     if config.level == "sequence":
         log_rho = np.full_like(log_rho, log_rho.sum())

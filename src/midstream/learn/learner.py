@@ -17,15 +17,15 @@ from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.correction import corrected
 from midstream.learn.critic import Critic
-from midstream.learn.log_probs import States, TokenSequence, run, score
+from midstream.learn.log_probs import Scored, States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.packing import Dealt, packed
 from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
-Observe = Callable[[Sequence[LearningTurn], Tensor], None]
-"""Is given the turns of a pass and their log-probabilities [tokens], one turn after another."""
+Observe = Callable[[Sequence[LearningTurn], Scored], None]
+"""Is given the turns of a pass and what the policy says of their tokens, one turn after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,8 @@ class Learner:
     ) -> dict[str, float]:
         """Leave the gradient of `batch` in the weights' `gradients`, and the critic's in the critic, and move nothing;
         its metrics. `observe` is given each pass's turns and their log-probabilities. With `anchor` the ratio is taken
-        to the log-probabilities of this very pass, with importance weights by `algorithm.correction`."""
+        to the log-probabilities of this very pass, with importance weights by `algorithm.correction` (none at level
+        `none`)."""
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
@@ -132,7 +133,7 @@ class Learner:
         """Give `observe` the log-probabilities of `turns`, in the same passes as an update with them computes them."""
         for pack in self._packs(turns):
             # With gradients on, as in an update: without them a layer may use another kernel.
-            observe(pack, score(self.decoder, [turn.sequence for turn in pack]).log_probs.detach())
+            observe(pack, score(self.decoder, [turn.sequence for turn in pack]))
 
     def _policy_pass(
         self,
@@ -150,7 +151,7 @@ class Learner:
         sizes = [len(turn.old_log_probs) for turn in turns]
         now, sampled = scored.log_probs.detach(), self._tensor([v for turn in turns for v in turn.old_log_probs])
         if observe is not None:
-            observe(turns, now)
+            observe(turns, scored)
         if anchor:
             turns = corrected(turns, [part.tolist() for part in now.split(sizes)], algorithm.correction)
         tokens = TokenBatch(

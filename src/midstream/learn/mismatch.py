@@ -16,16 +16,16 @@ With several minibatches and no correction, n counts the first minibatch alone: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
 
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
 from midstream.learn.algorithms.outcome import Place
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.correction import corrected, importance
+from midstream.learn.log_probs import Scored, TokenSequence
 from midstream.learn.losses.base import PolicyLoss
 
 LARGEST_LOG_RATIO = 20.0
@@ -36,13 +36,16 @@ class OwnLogProbs:
 
     def __init__(self) -> None:
         self._of: dict[Place, tuple[float, ...]] = {}
+        self._entropies: dict[Place, tuple[float, ...]] = {}
         self._turns: dict[Place, LearningTurn] = {}
 
-    def take(self, turns: Sequence[LearningTurn], log_probs: Tensor) -> None:
-        """`log_probs` [tokens] of the tokens of `turns`, one turn after another. `turns` are as they were sampled."""
-        parts = log_probs.split([len(turn.old_log_probs) for turn in turns])
-        for turn, part in zip(turns, parts, strict=True):
-            self._of[turn.place], self._turns[turn.place] = tuple(part.tolist()), turn
+    def take(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
+        """What the learner says of `turns`, which are as they were sampled."""
+        sizes = [len(turn.old_log_probs) for turn in turns]
+        parts, entropies = scored.log_probs.detach().split(sizes), scored.entropy.detach().split(sizes)
+        for turn, part, entropy in zip(turns, parts, entropies, strict=True):
+            self._turns[turn.place], self._of[turn.place] = turn, tuple(part.tolist())
+            self._entropies[turn.place] = tuple(entropy.tolist())
 
     def __contains__(self, batch: LearningBatch) -> bool:
         return all(turn.place in self._of for turn in batch.turns)
@@ -52,13 +55,18 @@ class OwnLogProbs:
         turns = corrected(batch.turns, [self._of[turn.place] for turn in batch.turns], config)
         return replace(batch, turns=turns)
 
-    def differences(self, version: int | None = None) -> list[np.ndarray]:
-        """By turn, d of each token; with `version`, of the turns that it sampled."""
+    def differences(self, version: int | None = None, of: Container[TokenSequence] | None = None) -> list[np.ndarray]:
+        """By turn, d of each token; with `version`, of the turns that it sampled, with `of`, of these sequences."""
         return [
             np.array(self._of[place]) - np.array(turn.old_log_probs)
             for place, turn in self._turns.items()
-            if version is None or turn.version == version
+            if (version is None or turn.version == version) and (of is None or turn.sequence in of)
         ]
+
+    def sharpness(self) -> list[np.ndarray]:
+        """By turn, log p + H of each token: what its log-probability gains where all logits are scaled up, by log
+        scale, as a lower temperature does."""
+        return [np.array(self._of[place]) + np.array(self._entropies[place]) for place in self._turns]
 
 
 def mismatch(differences: Sequence[np.ndarray], loss: PolicyLoss) -> dict[str, float]:

@@ -166,8 +166,8 @@ def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bo
     """Why an automatic correction begins or ends."""
     share, bound = differ["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
     found = (
-        f"sampler and learner differ by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} of "
-        f"the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
+        f"sampler and learner differ by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
+        f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
     )
     if begins:
         return f"{found}: from the next step on ratios are taken to the learner's own pass (algorithm.correction)"

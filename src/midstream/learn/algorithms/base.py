@@ -58,8 +58,8 @@ class KLConfig(Config):
 class CorrectionConfig(Config):
     """Importance weights rho = pi_old / pi_sampler, where pi_old is the learner's policy as the step begins and
     pi_sampler the engine's. They differ when the engine computes otherwise or the samples are old. With a correction,
-    the policy loss of a token is multiplied by its weight, and its ratio is taken to pi_old; without, the ratio is taken
-    to pi_sampler. A correction costs one more forward pass where `trainer.minibatches` is above 1, else nothing."""
+    the policy loss of a token is multiplied by its weight, and its ratio is taken to pi_old; without, the ratio is
+    taken to pi_sampler. Where `trainer.minibatches` is above 1, a correction costs one more forward pass."""
 
     level: Literal["auto", "none", "token", "sequence", "sequence_mean"] = "auto"
     """`token`: rho of each token. `sequence`: the product over a turn, for all its tokens. `sequence_mean`: its
@@ -109,7 +109,7 @@ class Algorithm(Config, ABC):
     rewards_as_given: ClassVar[bool] = False
     """Whether rewards mean something to it as they were given only: not normalised, and no KL taken from them."""
     needs_group: ClassVar[bool] = False
-    """Whether every advantage is 0 in a group of one trajectory, because each is compared with the rest of its group."""
+    """Whether every advantage is 0 in a group of one trajectory: each is compared with the rest of its group."""
     one_update: ClassVar[bool] = False
     """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
 
