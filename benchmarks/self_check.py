@@ -4,14 +4,15 @@
     python benchmarks/self_check.py sizes             # smallest size found, by noise, of faults that have a size
     python benchmarks/self_check.py clean --runs 200  # false alarms where nothing is wrong
 
-The noise is that of `tests/row_dependent.py`: an error of every matrix product that depends on its number of rows, as on
-processors with AMX, in a model `tiny`. It is named by the RMS of log-probabilities that the checks measure."""
+The noise is that of `tests/row_dependent.py`: an error of every matrix product that depends on its number of rows, as
+on processors with AMX, in a model `tiny`. It is named by the RMS of log-probabilities that the checks measure."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.learn.faults import FAULTS, FEW, weights_move_behind_the_samples, wrapped
+from tests.row_dependent import row_dependent_products
 
 from midstream.engines.torch import engine as torch_engine
 from midstream.learn import log_probs
 from midstream.learn.checks import Check
 from midstream.learn.self_check import self_check
-from tests.learn.faults import FAULTS, FEW, dropout, weights_move_behind_the_samples, wrapped
-from tests.row_dependent import row_dependent_products
 
 PRODUCTS = {0.0: 0.0, 0.02: 0.0015, 0.04: 0.003, 0.07: 0.005, 0.12: 0.009}
 """Error of each product that makes so much noise (RMS) in the log-probabilities."""
@@ -105,21 +106,27 @@ def sizes(noises: Sequence[float]) -> None:
 
 
 def clean(noises: Sequence[float], runs: int) -> None:
-    """By noise: runs, alarms, checks that decided nothing, and the noise that the checks measured."""
+    """By noise: runs, alarms, checks that decided nothing, and the noise that the checks measured. Ctrl-C ends it early
+    with the runs there are."""
+    found: dict[float, list[list[Check]]] = {noise: [] for noise in noises}
+    try:
+        for seed in range(runs // len(noises)):
+            for noise in noises:
+                found[noise].append(checked(noise, () if seed % 4 == 0 else FEW, seed))
+                bad = [f"{check.name} {check.value:.3g}" for check in found[noise][-1] if not check.ok]
+                print(f"seed {seed}, noise {noise:g}: {len(bad)} bad {', '.join(bad)}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        pass
     print("| noise | runs | false alarms | checks | undecided | measured (RMS) |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for noise in noises:
-        alarms: list[str] = []
-        floors: list[float] = []
-        checks = undecided = 0
-        for seed in range(runs // len(noises)):
-            found = checked(noise, FEW if seed % 4 else (), seed)
-            alarms += [f"{check.name} (seed {seed})" for check in found if not check.ok]
-            floors += [check.value or 0.0 for check in found if check.name == "noise floor"]
-            checks, undecided = checks + len(found), undecided + sum(not check.decided for check in found)
-        spread = f"{min(floors):.2g} - {max(floors):.2g}"
-        told = f"{len(alarms)}" + (f": {', '.join(alarms)}" if alarms else "")
-        print(f"| {noise:g} | {len(floors)} | {told} | {checks} | {undecided} | {spread} |", flush=True)
+    for noise, checks in found.items():
+        every = [check for own in checks for check in own]
+        floors = [check.value or 0.0 for check in every if check.name == "noise floor"]
+        alarms = [check.name for check in every if not check.ok]
+        told = ", ".join([str(len(alarms)), *alarms])
+        undecided = sum(not check.decided for check in every)
+        measured = f"{min(floors, default=0):.2g} to {max(floors, default=0):.2g}"
+        print(f"| {noise:g} | {len(checks)} | {told} | {len(every)} | {undecided} | {measured} |", flush=True)
 
 
 def main() -> None:

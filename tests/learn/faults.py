@@ -232,7 +232,11 @@ def reference_is_at_another_temperature(patch: Patch) -> None:
     wrapped(patch, reference, "score", around)
 
 
-@fault("policy starts as its model", "scale of logits at start", given=("policy.tuning=full", "algorithm={name: grpo, kl: {coef: 0}}", *FEW))
+@fault(
+    "policy starts as its model",
+    "scale of logits at start",
+    given=("policy.tuning=full", "algorithm={name: grpo, kl: {coef: 0}}", *FEW),
+)
 def weights_are_read_wrongly(patch: Patch) -> None:
     def around(original: Any, *given: Any) -> Any:
         decoder = original(*given)
@@ -264,7 +268,7 @@ def policy_is_barely_stale(patch: Patch) -> None:
     weights_move_behind_the_samples(patch, 0.0, 1)
 
 
-@fault("positions are the plain model's", "sampler and learner agree", "sampler is the plain model")
+@fault("positions are right", "sampler and learner agree", "sampler is the plain model")
 def sampling_is_a_position_off(patch: Patch) -> None:
     def around(original: Any, self: Any, tokens: Any, positions: Any, attend: Any, **named: Any) -> Any:
         off = 1 if isinstance(attend, attention.SlotAttention) else 0

@@ -35,7 +35,7 @@ def rows_of(tiny_path: Path, run: Path, steps: int, *, resume: bool = False, **c
         "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
         "tasks": {"sources": [{"type": "direct"}]},
         "reward": {"components": {"letters_for_mismatch": 1.0}},
-        "rollout": {"tasks_per_step": 2, "group_size": 3, "sampling": {"max_tokens": 6}},
+        "rollout": {"tasks_per_step": 2, "group_size": 4, "sampling": {"max_tokens": 12}},
         "algorithm": {"name": "rloo", **changed.get("algorithm", {})},
         "optimizer": {"lr": 0.001},
         "trainer": {
@@ -49,7 +49,7 @@ def rows_of(tiny_path: Path, run: Path, steps: int, *, resume: bool = False, **c
             **changed.get("trainer", {}),
         },
     }
-    api.train(settings, listeners=(), resume=resume)
+    api.train(settings, listeners=(), resume=resume, force=resume)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -100,7 +100,7 @@ def test_a_large_mismatch_is_corrected_from_the_next_step_and_a_resumed_run_does
     tiny_path, tmp_path: Path, caplog: pytest.LogCaptureFixture, minibatches: int
 ) -> None:
     settings = {"algorithm": {"correction": {"threshold": 1e-4}}, "trainer": {"minibatches": minibatches}}
-    with row_dependent_products(0.1):
+    with row_dependent_products(0.2):
         with caplog.at_level(logging.WARNING, "midstream.learn.step"):
             whole = rows_of(tiny_path, tmp_path / "whole", 3, **settings)
         rows_of(tiny_path, tmp_path / "cut", 2, **settings)
@@ -121,7 +121,7 @@ def test_a_correction_ends_when_sampler_and_learner_agree_again(
     tiny_path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"algorithm": {"correction": {"threshold": 1e-4}}}
-    with row_dependent_products(0.1):
+    with row_dependent_products(0.2):
         rows_of(tiny_path, tmp_path / "run", 2, **settings)
     with caplog.at_level(logging.WARNING, "midstream.learn.step"):
         rows = rows_of(tiny_path, tmp_path / "run", 4, resume=True, **settings)

@@ -156,7 +156,7 @@ def agreement(own: OwnLogProbs, noise: Noise) -> Check:
 def same_temperature(own: OwnLogProbs, noise: Noise) -> Check:
     """The log-ratio of the temperatures of engine and learner: the slope b of d = b (log p + H), which is what another
     temperature makes of a log-probability, to first order."""
-    value, error = slope(own.differences(), own.sharpness(), noise.rms)
+    value, error = slope(own.differences(), own.sharpness(), noise.trusted)
     return judged(
         TEMPERATURES,
         abs(value),

@@ -12,10 +12,10 @@ so that a single token never decides. A check compares its S, over n sequences, 
     limit = max(ROUNDING, CUTS * S_floor * exp(Z * s)),   s = spread * sqrt(max(1, n_floor / n))
 
 `spread` is the standard deviation of log S, from the two measurements of the floor: with a_i and b_i their mean squares
-of sequence i and R = sum b / sum a, it is sqrt(sum (b_i - R a_i)^2) / (2 sum b), the ratio estimator's, which takes the
-tokens of one sequence for wholly dependent; at least sqrt(2 / n_floor) / 2, that of independent normal differences.
-`CUTS` allows the compared cuts to be twice as noisy as the measured ones. With Z = 4.42 the probability of a false alarm
-is 5e-6 a check (one-sided normal), under 1e-4 for all checks of a run together.
+of sequence i and R = sum b / sum a, it is sqrt(sum (b_i - R a_i)^2) / (2 sum b), the ratio estimator's, which takes
+the tokens of one sequence for wholly dependent; at least sqrt(2 / n_floor) / 2, that of independent normal differences.
+`CUTS` allows the compared cuts to be twice as noisy as the measured ones. With Z = 4.42 the probability of a false
+alarm is 5e-6 a check (one-sided normal), under 1e-4 for all checks of a run together.
 
 `slope` tests are far more sensitive: where a fault changes log-probabilities by a known pattern (another temperature,
 shifted positions), noise hardly has any part of that pattern. Their limit is a fixed margin plus the t-quantile of the
@@ -46,14 +46,14 @@ TRIMMED = 0.01
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
-FURTHER = ((3, 61), (17, 200), (131, 7))
+FURTHER = ((3, 61), (17, 130), (97, 7))
 """Tokens appended in the two measurements, by turns: kernels change at different numbers of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
     """`rms` is S of the floor, `spread` the standard deviation of its logarithm, `sequences` those that it was measured
-    with. `repeat` is the S of one pass made twice: 0 unless something is random, and then the rest means nothing."""
+    with. `repeat` is the S of one pass made twice: 0 unless something is random."""
 
     rms: float
     spread: float
@@ -67,6 +67,11 @@ class Noise:
         return self.repeat > self.rounding / 10
 
     @property
+    def trusted(self) -> float:
+        """`rms`, or 0 where it is no noise: a fault of the learner must not raise the limit that would find it."""
+        return 0.0 if self.random or self.rms > UNDECIDABLE else self.rms
+
+    @property
     def rounding(self) -> float:
         """`ROUNDING` of the dtype."""
         return ROUNDING[self.dtype]
@@ -74,15 +79,15 @@ class Noise:
     def limit(self, sequences: int, rounding: float | None = None) -> float:
         """What S over that many sequences may be; `rounding` in place of the dtype's."""
         fewer = math.sqrt(max(1.0, len(self.sequences) / max(sequences, 1)))
-        return max(self.rounding if rounding is None else rounding, self.rms * factor(self.spread * fewer))
+        return max(self.rounding if rounding is None else rounding, self.trusted * factor(self.spread * fewer))
 
     def mean_limit(self, sequences: int) -> float:
         """What the mean difference over that many sequences may be."""
-        return self.rounding / 10 + Z * CUTS * self.rms / math.sqrt(max(sequences, 1))
+        return self.rounding / 10 + Z * CUTS * self.trusted / math.sqrt(max(sequences, 1))
 
     def with_rounding(self, rms: float) -> Noise:
         """With a further, independent source of noise."""
-        return replace(self, rms=math.hypot(self.rms, rms))
+        return replace(self, rms=math.hypot(self.trusted, rms))
 
 
 def factor(spread: float) -> float:
@@ -137,8 +142,7 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
             found.append(_scored(decoder, sequence, further) - alone)
     repeat = trimmed_rms([_scored(decoder, chosen[0]) - _scored(decoder, chosen[0])]) if chosen else 0.0
     dtype = str(decoder.dtype).removeprefix("torch.")
-    noise = Noise(trimmed_rms([*measured[0], *measured[1]]), _spread(*measured), frozenset(chosen), repeat, dtype)
-    return replace(noise, rms=0.0) if noise.random else noise
+    return Noise(trimmed_rms([*measured[0], *measured[1]]), _spread(*measured), frozenset(chosen), repeat, dtype)
 
 
 def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:

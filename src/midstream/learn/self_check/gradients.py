@@ -189,9 +189,9 @@ def update_goes_downhill(evidence: Evidence, found: Mapping[str, Tensor]) -> Che
 
 
 def sampler_follows_update(evidence: Evidence) -> Check:
-    """By a further update: the slope of what it changed for sampling by what it changed for learning. It is 1, and 0 where
-    sampling still uses old weights: without gradients, casts of the weights are kept until the version counts up. What
-    sampling and learning always differ by does not count, as only changes are compared."""
+    """By a further update: the slope of what it changed for sampling by what it changed for learning. It is 1, and 0
+    where sampling still uses old weights: without gradients, casts of the weights are kept until the version counts up.
+    What sampling and learning always differ by does not count, as only changes are compared."""
     before = evidence.scored(), _sampled(evidence)
     weights = evidence.parts.weights
     usual = statistics.median(float(value.float().square().mean().sqrt()) for value in weights.snapshot().values())

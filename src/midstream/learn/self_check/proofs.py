@@ -120,7 +120,7 @@ def same_scale(
     """As `checks.same_temperature`, against the plain model."""
     readings = [plain.read(sequence) for sequence in sequences]
     by = [(r.log_probs + r.entropy).double().cpu().numpy() for r in readings]
-    value, error = slope(differences, by, noise.rms)
+    value, error = slope(differences, by, noise.trusted)
     return judged(
         name,
         abs(value),
@@ -137,9 +137,9 @@ def same_positions(
     where they should, 1 when they are one too far. Far more sensitive than the size of the differences."""
     chosen = sequences[:POSITIONS]
     by = [(plain.displaced(s) - plain.read(s).log_probs).double().cpu().numpy() for s in chosen]
-    value, error = slope(differences[: len(chosen)], by, noise.rms)
+    value, error = slope(differences[: len(chosen)], by, noise.trusted)
     return judged(
-        "positions are the plain model's",
+        "positions are right",
         abs(value),
         POSITION + error,
         "how far sampled tokens stand from their positions, as their log-probabilities show it",
