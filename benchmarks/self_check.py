@@ -40,11 +40,13 @@ def checked(noise: float, given: Sequence[str], seed: int = 0, plant: Any = None
         return self_check(None, ["trainer.threads=1", f"trainer.seed={seed}", *given])
 
 
-def faults(noises: Sequence[float]) -> None:
+def faults(noises: Sequence[float], only: Sequence[str] = ()) -> None:
     """By fault and noise: the checks that found it, of those that name it; `-` for none of them."""
     print("| fault | " + " | ".join(f"noise {noise:g}" for noise in noises) + " |")
     print("| --- |" + " --- |" * len(noises))
     for name, (plant, named, given) in FAULTS.items():
+        if only and name not in only:
+            continue
         cells: list[str] = []
         for noise in noises:
             bad = {check.name for check in checked(noise, given, plant=plant) if not check.ok}
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("what", choices=("faults", "sizes", "clean"))
     parser.add_argument("--noise", type=float, nargs="+", choices=PRODUCTS, default=[0.0, 0.02, 0.04, 0.07])
     parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--only", nargs="+", choices=FAULTS, default=[], help="these faults alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
@@ -141,8 +144,10 @@ def main() -> None:
     began = time.perf_counter()
     if options.what == "clean":
         clean(options.noise, options.runs)
+    elif options.what == "faults":
+        faults(options.noise, options.only)
     else:
-        {"faults": faults, "sizes": sizes}[options.what](options.noise)
+        sizes(options.noise)
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 

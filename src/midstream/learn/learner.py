@@ -107,8 +107,9 @@ class Learner:
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
-    def look(self, sequences: Sequence[TokenSequence], *, values: bool = False) -> Reading:
-        """What the policy, and with `values` the critic, says of every response token of `sequences` together."""
+    def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> Reading:
+        """What the policy says of every response token of `sequences` together, and the critic where `roles`, who
+        sampled each sequence, are given."""
         log_probs, entropy, worth = Dealt(sequences), Dealt(sequences), Dealt(sequences)
         with torch.no_grad():
             for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
@@ -116,10 +117,11 @@ class Learner:
                 scored = score(self.decoder, chosen)
                 log_probs.take(pack, scored.log_probs)
                 entropy.take(pack, scored.entropy)
-                if values and self.critic is not None:
+                if roles is not None and self.critic is not None:
                     own = self.critic.own
                     states = scored.states if own is None else run(own.decoder, chosen)
-                    worth.take(pack, self.critic.values(states))
+                    by_token = [roles[n] for n in pack for _ in sequences[n].response_ids]
+                    worth.take(pack, self.critic.values(states, by_token))
         return Reading(log_probs.all(), entropy.all(), values=worth.all())
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
@@ -197,7 +199,8 @@ class Learner:
     ) -> tuple[Tensor, dict[str, float]]:
         before = self._tensor([value for turn in turns for value in turn.values])
         targets = self._tensor([value for turn in turns for value in turn.targets])
-        return critic.loss(critic.values(states), before, targets, weights)
+        roles = [turn.role for turn in turns for _ in turn.old_log_probs]
+        return critic.loss(critic.values(states, roles), before, targets, weights)
 
     def _scale(self, turns: Sequence[LearningTurn]) -> Tensor | None:
         if not any(turn.scale for turn in turns):

@@ -36,7 +36,8 @@ def read(
     if not what or not steps:
         return {}
     sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
-    seen = learner.look(sequences, values="values" in what) if what & {"policy", "values"} else Reading()
+    roles = [step.role for step in steps.values()] if "values" in what else None
+    seen = learner.look(sequences, roles) if what & {"policy", "values"} else Reading()
     other = learner.measure(reference, sequences) if "reference" in what and reference is not None else ()
     found: dict[Place, Reading] = {}
     start = 0
