@@ -10,19 +10,49 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _ONE = frozenset(
-    ("additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not")
-    + ("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties")
+    [
+        "additionalItems",
+        "additionalProperties",
+        "contains",
+        "contentSchema",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    ]
 )
-_SOME = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
-_NAMED = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
+_SOME = frozenset(["allOf", "anyOf", "items", "oneOf", "prefixItems"])
+_NAMED = frozenset(["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"])
 
 _ANNOTATIONS = frozenset(
-    ("$comment", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly")
+    ["$comment", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"]
 )
 FORMATS = frozenset(
-    ("date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4", "ipv6", "iri")
-    + ("iri-reference", "json-pointer", "regex", "relative-json-pointer", "time", "uri", "uri-reference")
-    + ("uri-template", "uuid")
+    [
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "idn-email",
+        "idn-hostname",
+        "ipv4",
+        "ipv6",
+        "iri",
+        "iri-reference",
+        "json-pointer",
+        "regex",
+        "relative-json-pointer",
+        "time",
+        "uri",
+        "uri-reference",
+        "uri-template",
+        "uuid",
+    ]
 )
 """Formats that JSON Schema defines (validation vocabulary, section 7.3). Any other one says nothing of a value."""
 
