@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _ONE = frozenset(
-    [
+    {
         "additionalItems",
         "additionalProperties",
         "contains",
@@ -23,16 +23,16 @@ _ONE = frozenset(
         "then",
         "unevaluatedItems",
         "unevaluatedProperties",
-    ]
+    }
 )
-_SOME = frozenset(["allOf", "anyOf", "items", "oneOf", "prefixItems"])
-_NAMED = frozenset(["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"])
+_SOME = frozenset({"allOf", "anyOf", "items", "oneOf", "prefixItems"})
+_NAMED = frozenset({"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"})
 
 _ANNOTATIONS = frozenset(
-    ["$comment", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"]
+    {"$comment", "default", "deprecated", "description", "examples", "readOnly", "title", "writeOnly"}
 )
 FORMATS = frozenset(
-    [
+    {
         "date",
         "date-time",
         "duration",
@@ -52,7 +52,7 @@ FORMATS = frozenset(
         "uri-reference",
         "uri-template",
         "uuid",
-    ]
+    }
 )
 """Formats that JSON Schema defines (validation vocabulary, section 7.3). Any other one says nothing of a value."""
 
