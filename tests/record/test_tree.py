@@ -139,9 +139,7 @@ def test_numbers_spelled_otherwise_are_the_same_call(tiny_tokenizer: Any, sample
     assert (same.parent, same.branch_reason) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("sampled", "spelled"), [("1", "1.5"), ("1", "true"), ("1", '"1"'), ("0", "false"), ("1" * 400, "2" * 400)]
-)
+@pytest.mark.parametrize(("sampled", "spelled"), [("1", "1.5"), ("1", "true"), ("1", '"1"'), ("0", "false")])
 def test_other_values_are_another_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
     recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
     call = f'<tool_call>\n{{"name": "add", "arguments": {{"a": [{sampled}]}}}}\n</tool_call>'
