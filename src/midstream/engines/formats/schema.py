@@ -107,7 +107,8 @@ def _says_nothing(key: str, value: Any, schema: Mapping[str, Any]) -> bool:
             return "if" not in schema or all(_allows_all(schema.get(one, True)) for one in ("then", "else"))
         case "format":
             return value not in FORMATS
-    return False
+        case _:
+            return False
 
 
 def _allows_all(schema: Any) -> bool:
