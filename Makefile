@@ -92,8 +92,8 @@ $(SUITES)/.ready: pyproject.toml tests/suites/requirements.txt tests/suites/requ
 	@touch $(SUITES)/.ready
 
 test-suites: $(SUITES)/.ready
-	$(SUITES)/bin/python -m pytest -m suites -o asyncio_mode=auto -o asyncio_default_test_loop_scope=session \
-		tests/suites $(ARGS)
+	$(SUITES)/bin/python -m pytest -m suites --disable-recording -o asyncio_mode=auto \
+		-o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=function tests/suites $(ARGS)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
