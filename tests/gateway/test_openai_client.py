@@ -396,6 +396,22 @@ def test_a_response_goes_on_from_an_earlier_one(says) -> None:
     assert second.usage.input_tokens == len(two.prompt_ids)
 
 
+def test_instructions_are_of_one_response_and_system_items_of_the_conversation(says) -> None:
+    served, client = says("1", "2", "3", "4")
+    items: Any = [{"role": "system", "content": "S"}, {"role": "developer", "content": "D"}, user("Hi")]
+    first = client.responses.create(model="tiny", input=items, instructions="I")
+    second = client.responses.create(model="tiny", input="Two", previous_response_id=first.id)
+    third = client.responses.create(model="tiny", input="Three", instructions="J", previous_response_id=second.id)
+    client.responses.create(model="tiny", input="Four", previous_response_id=third.id)
+    told = [[message["content"] for message in step.messages] for step in served.steps("t")]
+    assert told == [
+        ["I", "S", "D", "Hi"],
+        ["S", "D", "Hi", "1", "Two"],
+        ["J", "S", "D", "Hi", "1", "Two", "2", "Three"],
+        ["S", "D", "Hi", "1", "Two", "2", "Three", "3", "Four"],
+    ]
+
+
 def test_function_calls_of_a_response_are_answered_in_its_next_input(says) -> None:
     served, client = says(TWO_CALLS, "2 and 4.")
     given: list[Any] = [user("1+1 and 2+2?")]
