@@ -20,7 +20,7 @@ from tests.suites.scripts import scripted
 
 from midstream.engines.chat import ChatTokenizer
 
-SPECS = Path(llm_comply.__file__).parent / "specs"
+SPECS = Path(str(llm_comply.__file__)).parent / "specs"
 APIS: dict[str, tuple[list[Any], str]] = {
     "openai_chat": (OPENAI_CHAT_TESTS, "openai_chat.json"),
     "open_responses": (OPEN_RESPONSES_TESTS, "openresponses.json"),
