@@ -15,7 +15,7 @@ from midstream.core.errors import ModelError, Unsupported
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
-from midstream.engines.formats.family import guarded
+from midstream.engines.formats.chat_format import guarded
 from midstream.engines.formats.template import render
 
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}

@@ -70,7 +70,7 @@ class AnswerStream:
     """Deltas of one response as its tokens come."""
 
     def __init__(self, tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], stop: Sequence[str]) -> None:
-        self._text, self._reader = TextStream(tokenizer), tokenizer.format.reader(tools)
+        self._text, self._parser = TextStream(tokenizer), tokenizer.format.parser(tools)
         self._stop, self._held, self._stopped = stop, "", False
 
     def feed(self, ids: Sequence[int]) -> list[Delta]:
@@ -78,7 +78,7 @@ class AnswerStream:
 
     def close(self) -> list[Delta]:
         deltas = self._cut(self._text.close(), last=True)
-        return [*deltas, *self._reader.close()]
+        return [*deltas, *self._parser.close()]
 
     def _cut(self, new: str, *, last: bool) -> list[Delta]:
         """What is read of `new`: nothing past a stop string, and not yet what may be the beginning of one."""
@@ -88,10 +88,10 @@ class AnswerStream:
         before = told(self._held, self._stop)
         if len(before) < len(self._held):
             self._stopped = True
-            return self._reader.feed(before) if before else []
+            return self._parser.feed(before) if before else []
         kept = 0 if last else max((_overlap(self._held, string) for string in self._stop), default=0)
         ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return self._reader.feed(ready) if ready else []
+        return self._parser.feed(ready) if ready else []
 
 
 def _overlap(text: str, string: str) -> int:

@@ -11,9 +11,9 @@ from collections.abc import Generator, Sequence
 
 from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import Tape, called, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat
+from midstream.engines.formats.parsing import Tape, called, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 PYTHON = "<|python_tag|>"
 
@@ -24,15 +24,19 @@ _WORDS = (
 )
 
 
-class Llama3(Family):
+class Llama3(ChatFormat):
     """`{"name": ..., "parameters": {...}}`."""
 
     name = "llama3"
     tags = (PYTHON,)
     opener = re.compile(r"<\|python_tag\|>|(?<![^\n])[ \t]*\{")
     starts = (PYTHON,)
+    call_like = re.compile(r'<\|python_tag\|>|[ \t]*\{\s*"(name|type)"\s*:')
+    signature = ('"name"', '"parameters"')
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         ended = None
         while True:
             at = yield from skip(tape, at)

@@ -11,22 +11,27 @@ from collections.abc import Generator, Sequence
 
 from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import NAME, Tape, Wait, all_called, called, expect, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat
+from midstream.engines.formats.parsing import NAME, Tape, Wait, all_called, called, expect, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+THINK, THINK_END = "[THINK]", "[/THINK]"
 
 
-class Mistral(Family):
+class Mistral(ChatFormat):
     """`[TOOL_CALLS] [{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}` once for each call."""
 
     name = "mistral"
     tags = (CALLS, ARGS, CALL_ID)
     opener = re.compile(re.escape(CALLS))
     starts = (CALLS,)
+    signature = starts
+    think = (THINK, THINK_END)
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         at = yield from skip(tape, at + len(CALLS))
         name = ""
         if tape.text[at : at + 1] not in ("[", "{"):
