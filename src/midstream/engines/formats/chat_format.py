@@ -51,15 +51,20 @@ class ChatFormat:
     """End markers; removed where they follow a call."""
     call_like: ClassVar[re.Pattern[str] | None] = None
     """What counts as a malformed call when no call can be read there; by default any of `starts`."""
-    think: ClassVar[tuple[str, str]] = (THINK, THINK_END)
-    """The tags around a thought."""
     signature: ClassVar[tuple[str, ...]] = ()
     """What every call written by a chat template of this format holds."""
+    structured: ClassVar[bool] = False
+    """Whether templates write results from the call before them, so that a reply cannot stand there as raw text."""
 
     def __init__(self, facts: Facts, vocabulary: Mapping[str, int], why: str) -> None:
-        self.facts, self.why = facts, why
+        self.facts, self.why, self.think = facts, why, facts.think
         self.markers = (*self.tags, *self.think, RESULT, RESULT_END)
         self._vocabulary = {marker: vocabulary[marker] for marker in self.markers if marker in vocabulary}
+
+    @classmethod
+    def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+        """The tags that a model with this template puts around a thought."""
+        return THINK, THINK_END
 
     def parse_call(
         self, tape: Tape, at: int, tools: Sequence[ToolSchema]
@@ -142,12 +147,6 @@ class ChatFormat:
             else:
                 written.insert(0, {"role": "system", "content": words})
         return written
-
-    def stand_in(self, text: str, tools: Sequence[ToolSchema]) -> tuple[Message, str] | None:
-        """For a template that does not take a reply as it was sampled: a message that it takes in its place, and a text
-        that it writes in it. What follows the turn's end does not depend on the reply. None where the reply itself
-        has to do."""
-        return None
 
     def call_id(self, given: str) -> str:
         """A call's id as the template takes it."""

@@ -7,7 +7,7 @@ and earlier have no notation of their own: their templates know of no tools.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from midstream.core.errors import Unsupported
@@ -37,8 +37,12 @@ class Gemma4(ChatFormat):
     starts = (CALL,)
     # The model stops at the marker of a result, which is no part of its reply.
     closers = (CALL_END, RESULT)
+    structured = True
     signature = (CALL, "call:", QUOTE, CALL_END)
-    think = ("<|channel>thought\n", "<channel|>")
+
+    @classmethod
+    def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+        return "<|channel>thought\n", "<channel|>"
 
     def parse_call(
         self, tape: Tape, at: int, tools: Sequence[ToolSchema]

@@ -116,4 +116,5 @@ def _value_end(tape: Tape, at: int) -> Wait[int | None]:
         after = yield from skip(tape, at)
         for tag in (KEY, CALL_END):
             if (yield from expect(tape, after, tag)) is not None:
-                return None if KEY in tape.text[begun:end] and VALUE in tape.text[begun:end] else end
+                value = tape.text[begun:end]
+                return end if value.count(VALUE) <= value.count(VALUE_END) else None

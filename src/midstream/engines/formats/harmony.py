@@ -8,9 +8,9 @@ Calls of the built-in tools (`browser`, `python`) are content that counts as mal
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from midstream.core.types import Message, ToolSchema
+from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
 from midstream.engines.formats.chat_format import ChatFormat
 from midstream.engines.formats.parsing import Tape, Wait, before, called, expect, json_end, loads, skip
@@ -33,27 +33,17 @@ class Harmony(ChatFormat):
     name = "harmony"
     tags = (START, CHANNEL, MESSAGE, CONSTRAIN, END, CALL, RETURN)
     signature = (" to=functions.", CHANNEL, MESSAGE, CALL)
-    think = (f"{CHANNEL}analysis{MESSAGE}", END)
+    structured = True
+
+    @classmethod
+    def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+        return f"{CHANNEL}analysis{MESSAGE}", END
 
     def parser(self, tools: Sequence[ToolSchema] = (), opening: str | None = None) -> ReplyParser:
         return HarmonyParser(calls=bool(tools))
 
     def write(self, name: str, arguments: str) -> str:
         return f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}{arguments}{CALL}"
-
-    def stand_in(self, text: str, tools: Sequence[ToolSchema]) -> tuple[Message, str] | None:
-        # The template refuses a reply as it was sampled, and a result without a call before it.
-        reply = self.read(text, tools)
-        if len(reply.tool_calls) > 1 or reply.malformed_calls:
-            return None
-        message: Message = {"role": "assistant", "content": ""}
-        if reply.reasoning:
-            message["reasoning_content"] = reply.reasoning
-        if not reply.tool_calls:
-            return ({**message, "content": reply.content}, reply.content) if reply.content else None
-        call = reply.tool_calls[0]
-        function = {"name": call.name, "arguments": call.arguments}
-        return {**message, "tool_calls": [{"id": "call", "type": "function", "function": function}]}, MESSAGE
 
     def rules(self, tools: Sequence[ToolSchema], parallel: bool) -> str:
         # One call a turn: the model's turn ends with it, whatever `parallel` allows.
@@ -100,7 +90,7 @@ class HarmonyParser:
         return deltas
 
     def _reply(self) -> Wait[None]:
-        tape, at = self._tape, 0
+        tape, at, broken = self._tape, 0, False
         while True:
             while not tape.ended and any(one.startswith(tape.text[at:]) for one in _BEGINNINGS):
                 yield
@@ -111,13 +101,15 @@ class HarmonyParser:
                 continue
             header, body = yield from self._header(at)
             if header is None:
-                self._emit("content", tape.text[at:body], new=True, malformed=True)
+                self._emit("content", tape.text[at:body], new=not broken, malformed=not broken)
+                broken = True
                 at = (
                     (yield from self._text(body, "content", (START, CHANNEL), new=False))
                     if body < len(tape.text)
                     else body
                 )
                 continue
+            broken = False
             recipient, channel = header["before"] or header["after"], header["channel"]
             if recipient is None and channel in ("analysis", "commentary", "final"):
                 field = "reasoning" if channel == "analysis" else "content"
@@ -136,11 +128,11 @@ class HarmonyParser:
         """The header at `at`, and where its body begins; None, and where the text that is no header ends."""
         tape = self._tape
         while True:
-            place = tape.text.find(MESSAGE, at)
+            place = tape.text.find(MESSAGE, at, at + _LONGEST_HEADER + len(MESSAGE))
             if place >= 0 or tape.ended or len(tape.text) > at + _LONGEST_HEADER:
                 break
             yield
-        match = _HEADER.fullmatch(tape.text, at, place) if 0 <= place <= at + _LONGEST_HEADER else None
+        match = _HEADER.fullmatch(tape.text, at, place) if place >= 0 else None
         if match:
             return match, place + len(MESSAGE)
         first = next(one for one in _BEGINNINGS if tape.text.startswith(one, at))

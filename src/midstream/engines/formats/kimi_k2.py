@@ -30,6 +30,7 @@ class KimiK2(ChatFormat):
     starts = (SECTION, CALL)
     closers = (CALL_END, SECTION_END)
     signature = tags
+    structured = True
 
     def parse_call(
         self, tape: Tape, at: int, tools: Sequence[ToolSchema]

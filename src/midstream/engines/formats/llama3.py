@@ -17,6 +17,7 @@ from midstream.engines.formats.reply import CalledTool
 
 PYTHON = "<|python_tag|>"
 
+_ARGUMENTS = {"parameters", "arguments"}
 _WORDS = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
     'answers the given prompt.\n\nRespond in the format {{"name": function name, "parameters": dictionary of argument '
@@ -31,7 +32,7 @@ class Llama3(ChatFormat):
     tags = (PYTHON,)
     opener = re.compile(r"<\|python_tag\|>|(?<![^\n])[ \t]*\{")
     starts = (PYTHON,)
-    call_like = re.compile(r'<\|python_tag\|>|[ \t]*\{\s*"(name|type)"\s*:')
+    call_like = re.compile(r'<\|python_tag\|>|[ \t]*\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(parameters|arguments)"\s*:')
     signature = ('"name"', '"parameters"')
 
     def parse_call(
@@ -43,7 +44,8 @@ class Llama3(ChatFormat):
             if tape.text.startswith(PYTHON, at):
                 at = yield from skip(tape, at + len(PYTHON))
             end = yield from json_end(tape, at)
-            call = called(loads(tape.text[at:end])) if end else None
+            value = loads(tape.text[at:end]) if end else None
+            call = called(value) if isinstance(value, dict) and _ARGUMENTS & set(value) else None
             if call is None or end is None:
                 return ended
             yield call

@@ -23,6 +23,8 @@ _NEWLINES = re.compile(r"\n*")
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _DEEPEST = 100
 """The most nesting in a call's JSON. Without a limit, a reply of brackets would be scanned once for each of them."""
+_MOST_MALFORMED = 100
+"""After so many malformed calls the rest of a reply is content: each may have been scanned to the reply's end."""
 _IN_STRING = re.compile(r'["\\\x00-\x1f]')
 
 
@@ -165,7 +167,7 @@ class StreamParser:
         self._call_like, self._think, self._opened = call_like, think, opened
         self._tape = Tape()
         self._deltas: list[Delta] = []
-        self._content, self._gap, self._count = False, "", 0
+        self._content, self._gap, self._count, self._malformed = False, "", 0, 0
         self._run = self._reply()
 
     def feed(self, text: str) -> list[Delta]:
@@ -194,6 +196,9 @@ class StreamParser:
                 if end is None:
                     malformed = self._call_like.match(tape.text, match.start()) is not None
                     self._emit_content(space + match.group(), malformed=malformed)
+                    self._malformed += malformed
+                    if self._malformed == _MOST_MALFORMED:
+                        self._opener = None
                     at = match.end()
                 else:
                     at = yield from self._after_calls(end)

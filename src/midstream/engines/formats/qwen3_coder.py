@@ -118,7 +118,9 @@ def _named(tape: Tape, at: int, tag: str) -> Wait[tuple[str, int] | None]:
 
 
 def _value_end(tape: Tape, at: int) -> Wait[int | None]:
-    """Where a value ends: at an end tag after which the call goes on or ends, so that a value may hold one."""
+    """Where a value ends: at an end tag after which the call goes on or ends, so that a value may hold such a tag. None
+    when the value runs into another parameter: then an end tag is missing."""
+    begun = at
     while True:
         end = yield from find(tape, at, PARAMETER_END)
         if end is None:
@@ -127,4 +129,5 @@ def _value_end(tape: Tape, at: int) -> Wait[int | None]:
         after = yield from skip(tape, at)
         for tag in (PARAMETER, FUNCTION_END):
             if (yield from expect(tape, after, tag)) is not None:
-                return end
+                value = tape.text[begun:end]
+                return end if value.count(PARAMETER) <= value.count(PARAMETER_END) else None

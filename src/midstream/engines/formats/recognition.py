@@ -79,7 +79,8 @@ def format_of(template: str, vocabulary: Mapping[str, int], name: str = "") -> C
     Raises `ConfigError` for an unknown name."""
 
     def made(chat_format: type[ChatFormat], why: str) -> ChatFormat:
-        return chat_format(facts_of(template, vocabulary, chat_format.think), vocabulary, why)
+        think = chat_format.think_tags(template, vocabulary)
+        return chat_format(facts_of(template, vocabulary, think), vocabulary, why)
 
     if name:
         if name not in FORMATS:
@@ -130,14 +131,16 @@ def _is_the_call(chat_format: ChatFormat, written: str, opening: str | None) -> 
 
 def _written(chat_format: ChatFormat) -> str:
     """The turn of a call as the template writes it, from where the assistant begins to speak; "" if it refuses."""
-    asked: Message = {"role": "user", "content": "?"}
+    asked: Message = {"role": "user", "content": "zqasked"}
     function = {"name": "zqtool", "arguments": json.dumps(_CALL)}
     calls: list[Message] = [{"id": "abcdefgh1", "type": "function", "function": function}]
     facts = chat_format.facts
 
     def rendered(*messages: Message, open_reply: bool) -> str:
         taken = chat_format.messages(messages, ())
-        return render(facts.source, taken, [_TOOL] if facts.declares else None, SPECIAL_TOKENS, open_reply=open_reply)
+        declared = [_TOOL] if facts.declares else None
+        text = render(facts.source, taken, declared, SPECIAL_TOKENS, open_reply=open_reply)
+        return text.rpartition("zqasked")[2]
 
     try:
         opened = rendered(asked, open_reply=True)

@@ -75,6 +75,8 @@ class Facts:
     no_content: str | None
     """The content of a message that only calls tools: "", or None for a template that writes calls only without any."""
     thinks: Literal["no", "tag", "opened"]
+    think: tuple[str, str]
+    """The tags around a thought."""
     thought_field: str
     refusal: str
     """Why the template refuses a tool call; "" when it does not."""
@@ -113,7 +115,7 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
     # A template that expects text fails on an object, or writes it as Python does.
     takes_object = any(writes_call(as_object, c) and not writes_call(as_object, c, "'zqkey'") for c in ("", None))
     calls = [as_object if takes_object else as_text]
-    content = None if writes_call(calls[0], None, _SIGN) and not writes_call(calls[0], "", _SIGN) else ""
+    content = None if writes_call(calls[0], None) and not writes_call(calls[0], "") else ""
     call: Message = {"role": "assistant", "content": content, "tool_calls": calls}
     result = with_result("tool")
     image = [{"type": "text", "text": _SIGN}, {"type": "image_url", "image_url": {"url": "data:"}}]
@@ -139,7 +141,7 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
     return Facts(
         source=source,
         declares=writes(_SIGN, [_USER], [_TOOL]),
-        writes_calls=writes_call(calls[0], content, _SIGN),
+        writes_calls=writes_call(calls[0], content),
         no_content=content,
         arguments="object" if takes_object else "text",
         # A template that writes any role would write this one too, though its model has never seen it.
@@ -147,5 +149,6 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
         takes_images="image" in source and writes(_SIGN, [{"role": "user", "content": image}]),
         thinks="opened" if begins_thought(opening, think) else "tag" if mark in source or mark in vocabulary else "no",
         thought_field=next((field for field in _THOUGHT_FIELDS if field in source and keeps(field)), ""),
+        think=think,
         refusal=refusal,
     )

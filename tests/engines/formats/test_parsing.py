@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midstream.engines.formats import FORMATS, CalledTool, Reply, format_of
-from midstream.engines.formats.family import Family
+from midstream.engines.formats import FORMATS, CalledTool, ChatFormat, Reply, format_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 QWEN2_5, QWEN3, QWEN3_THINKING = (
@@ -22,7 +21,7 @@ PARIS = CalledTool("get_weather", '{"city": "Paris"}')
 HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
-def named(name: str, template: str = "") -> Family:
+def named(name: str, template: str = "") -> ChatFormat:
     return format_of(template, {}, name)
 
 
@@ -63,7 +62,7 @@ HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK = map(named, ("hermes", "llama3", "mistr
         ),
     ],
 )
-def test_a_call_is_read_in_every_form_its_family_writes(family: Family, text: str, content: str, tools) -> None:
+def test_a_call_is_read_in_every_form_its_family_writes(family: ChatFormat, text: str, content: str, tools) -> None:
     assert family.read(text, tools) == Reply(content, "", (PARIS,))
     assert family.read(text) == Reply(text)  # nothing was declared, so nothing is a call
 
@@ -86,7 +85,7 @@ def test_a_call_is_read_in_every_form_its_family_writes(family: Family, text: st
         ),
     ],
 )
-def test_several_calls_of_one_reply_are_read_in_order(family: Family, text: str) -> None:
+def test_several_calls_of_one_reply_are_read_in_order(family: ChatFormat, text: str) -> None:
     assert family.read(text, ANY) == Reply("", "", (CalledTool("f", "{}"),) * 2)
 
 
@@ -118,13 +117,14 @@ def test_several_calls_of_one_reply_are_read_in_order(family: Family, text: str)
         (DEEPSEEK, "<｜tool▁calls▁begin｜> none <｜tool▁calls▁end｜>"),
     ],
 )
-def test_what_is_no_call_stays_content_word_for_word(family: Family, text: str) -> None:
-    assert family.read(text, ANY) == Reply(text)
+def test_what_is_no_call_stays_content_word_for_word(family: ChatFormat, text: str) -> None:
+    reply = family.read(text, ANY)
+    assert (reply.content, reply.reasoning, reply.tool_calls) == (text, "", ())
 
 
 def test_a_broken_call_takes_nothing_from_the_good_one_after_it(tools) -> None:
     broken = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par}}\n</tool_call>'
-    assert HERMES.read(f"{broken}\n{HERMES_CALL}", tools) == Reply(broken, "", (PARIS,))
+    assert HERMES.read(f"{broken}\n{HERMES_CALL}", tools) == Reply(broken, "", (PARIS,), malformed_calls=1)
 
 
 def test_text_around_calls_is_kept(tools) -> None:
@@ -211,10 +211,10 @@ def test_a_reply_reads_the_same_however_it_is_cut(data: st.DataObject, name: str
     part = st.one_of(st.sampled_from([*PIECES[name], *ANYWHERE]), st.text(max_size=4))
     text = "".join(data.draw(st.lists(part, max_size=14)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
-    reader, deltas = family.reader(ANY), []
+    parser, deltas = family.parser(ANY), []
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        deltas += reader.feed(text[begin:end])
-    deltas += reader.close()
+        deltas += parser.feed(text[begin:end])
+    deltas += parser.close()
     calls: list[list[str]] = []
     for delta in deltas:
         if delta.call is not None:
@@ -252,11 +252,11 @@ def test_what_is_written_is_read_back(name: str, source: str, arguments: dict[st
 
 
 @pytest.mark.parametrize("family", [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK], ids=lambda family: family.name)
-def test_calls_and_half_calls_read_the_same_letter_by_letter(family: Family) -> None:
+def test_calls_and_half_calls_read_the_same_letter_by_letter(family: ChatFormat) -> None:
     one = family.write("f", '{"a": "x"}')
     for text in (one, f"So.\n{one}\n{one} end", one[:-3], one[: len(one) // 2], f"{one[:-9]} {one}", f"{one}; {one}"):
-        reader = family.reader(ANY)
-        deltas = [delta for letter in text for delta in reader.feed(letter)] + reader.close()
+        parser = family.parser(ANY)
+        deltas = [delta for letter in text for delta in parser.feed(letter)] + parser.close()
         whole = family.read(text, ANY)
         assert "".join(delta.content for delta in deltas) == whole.content
         assert tuple(CalledTool(delta.name, delta.arguments) for delta in deltas if delta.name) == whole.tool_calls
@@ -264,14 +264,14 @@ def test_calls_and_half_calls_read_the_same_letter_by_letter(family: Family) -> 
 
 def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
     def heard(*pieces: str) -> list[str]:
-        reader = HERMES.reader(ANY)
-        return ["".join(delta.content for delta in reader.feed(piece)) for piece in pieces]
+        parser = HERMES.parser(ANY)
+        return ["".join(delta.content for delta in parser.feed(piece)) for piece in pieces]
 
     assert heard("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
         *("So", "me", " text", "", "", " <toolbox>", "", " <tool_call> x"),
     ]
-    reader = HERMES.reader(ANY)
-    assert [delta.name for delta in reader.feed(HERMES_CALL)] == ["get_weather"]
+    parser = HERMES.parser(ANY)
+    assert [delta.name for delta in parser.feed(HERMES_CALL)] == ["get_weather"]
 
 
 def test_a_reply_of_nothing_but_openers_is_read_in_little_time() -> None:
