@@ -10,9 +10,6 @@ import random
 from typing import Any
 
 import pytest
-
-canitoolcall = pytest.importorskip("canitoolcall")
-
 from canitoolcall.fixtures import load_fixtures
 from canitoolcall.pytest_plugin import assert_conforms, assert_equivalent, family_for
 from canitoolcall.results import ParsedToolCall, ParseResult
