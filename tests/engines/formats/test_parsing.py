@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.engines.formats import FORMATS, CalledTool, ChatFormat, Reply, format_of
+from midstream.engines.formats.reply import joined
 
 TEMPLATES = Path(__file__).parent / "templates"
 QWEN2_5, QWEN3, QWEN3_THINKING = (
@@ -18,6 +20,8 @@ QWEN2_5, QWEN3, QWEN3_THINKING = (
 )
 ANY = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 PARIS = CalledTool("get_weather", '{"city": "Paris"}')
+KIMI_BEGIN, KIMI_ARGUMENTS = "<|tool_calls_section_begin|><|tool_call_begin|>", "<|tool_call_argument_begin|>"
+KIMI_END = "<|tool_call_end|><|tool_calls_section_end|>"
 HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
@@ -26,6 +30,7 @@ def named(name: str, template: str = "") -> ChatFormat:
 
 
 HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK = map(named, ("hermes", "llama3", "mistral", "qwen3_coder", "deepseek"))
+GLM, HARMONY, GEMMA, KIMI, LLAMA4 = map(named, ("glm4", "harmony", "gemma4", "kimi_k2", "llama4"))
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,13 @@ HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK = map(named, ("hermes", "llama3", "mistr
             '{"city": "Paris"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
             "Hm.",
         ),
+        (GLM, "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>", ""),
+        (GLM, "Hm.<tool_call>get_weather<arg_key>city</arg_key><arg_value>Paris</arg_value></tool_call>", "Hm."),
+        (GEMMA, '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>}<tool_call|>', ""),
+        (KIMI, f"Hm.{KIMI_BEGIN}functions.get_weather:3{KIMI_ARGUMENTS}{PARIS.arguments}{KIMI_END}", "Hm."),
+        (KIMI, f"{KIMI_BEGIN}get_weather:0{KIMI_ARGUMENTS}{PARIS.arguments}{KIMI_END}", ""),
+        (LLAMA4, '[get_weather(city="Paris")]', ""),
+        (LLAMA4, "Hm.\n<|python_start|>[get_weather(city='Paris')]<|python_end|>", "Hm."),
     ],
 )
 def test_a_call_is_read_in_every_form_its_family_writes(family: ChatFormat, text: str, content: str, tools) -> None:
@@ -83,6 +95,15 @@ def test_a_call_is_read_in_every_form_its_family_writes(family: ChatFormat, text
             + "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{}<｜tool▁call▁end｜>\n" * 2
             + "<｜tool▁calls▁end｜>",
         ),
+        (GLM, "<tool_call>f\n</tool_call>\n<tool_call>f</tool_call>"),
+        (GEMMA, "<|tool_call>call:f{}<tool_call|><|tool_call>call:f{}<tool_call|><|tool_response>"),
+        (
+            KIMI,
+            f"{KIMI_BEGIN}functions.f:0{KIMI_ARGUMENTS}{{}}<|tool_call_end|>"
+            f"<|tool_call_begin|>functions.f:1{KIMI_ARGUMENTS}{{}}{KIMI_END}",
+        ),
+        (LLAMA4, "[f(), f()]"),
+        (HARMONY, " to=functions.f<|channel|>commentary json<|message|>{}<|call|>" * 2),
     ],
 )
 def test_several_calls_of_one_reply_are_read_in_order(family: ChatFormat, text: str) -> None:
@@ -115,11 +136,109 @@ def test_several_calls_of_one_reply_are_read_in_order(family: ChatFormat, text: 
         (CODER, "<function=f(x)> is how"),
         (DEEPSEEK, "<｜tool▁call▁begin｜>f<｜tool▁sep｜>{broken<｜tool▁call▁end｜>"),
         (DEEPSEEK, "<｜tool▁calls▁begin｜> none <｜tool▁calls▁end｜>"),
+        (LLAMA, '{"name": "Bob", "age": 3}'),
+        (GLM, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1\n</tool_call>"),
+        (GLM, '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),  # Hermes'
+        (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>a</arg_key><arg_value>2</arg_value>"),
+        (HERMES, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),  # GLM's
+        (GEMMA, '<|tool_call>call:f{a:<|"|>x}<tool_call|>'),
+        (GEMMA, "<|tool_call>call:f{a:1,a:2}<tool_call|>"),
+        (GEMMA, "<|tool_call>call:f{a:one}<tool_call|>"),
+        (GEMMA, "<|tool_call>call:f(1)<tool_call|>"),
+        (KIMI, f"{KIMI_BEGIN}f{KIMI_ARGUMENTS}{{}}{KIMI_END}"),  # no index
+        (LLAMA4, "[f(a=g(1))]"),
+        (LLAMA4, "[f(a=1"),
+        (LLAMA4, "[f(1)]"),
+        (LLAMA4, '["f(a=1)", 2] is a list'),
+        (LLAMA4, "[link](https://example.org)"),
+        (LLAMA4, "[f(a=__import__('os'))]"),
+        (HARMONY, "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{broken"),
+        (HARMONY, "<|channel|>commentary to=python code<|message|>print(1)"),
+        (HARMONY, "Just text."),
     ],
 )
 def test_what_is_no_call_stays_content_word_for_word(family: ChatFormat, text: str) -> None:
     reply = family.read(text, ANY)
     assert (reply.content, reply.reasoning, reply.tool_calls) == (text, "", ())
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "malformed"),
+    [
+        (HERMES, f"<tool_call>{{broken</tool_call> {HERMES_CALL} <tool_call>", 2),
+        (HERMES, HERMES_CALL, 0),
+        (HERMES, "No call.", 0),
+        (LLAMA, '{"name": "f", "parameters": {"a": ', 1),
+        (LLAMA, '{"answer": 3}', 0),
+        (LLAMA4, "[f(a=1", 1),
+        (LLAMA4, "[1, 2]", 0),
+        (GLM, "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1", 1),
+        (KIMI, f"{KIMI_BEGIN}f{KIMI_ARGUMENTS}{{}}{KIMI_END}", 2),  # the section's marker, and the call's
+        (HARMONY, "<|channel|>commentary to=python code<|message|>print(1)", 1),
+    ],
+)
+def test_what_begins_like_a_call_and_is_none_is_counted(family: ChatFormat, text: str, malformed: int) -> None:
+    assert family.read(text, ANY).malformed_calls == malformed
+    assert family.read(text).malformed_calls == 0
+
+
+@pytest.mark.parametrize("family", [CODER, GLM], ids=lambda family: family.name)
+def test_a_value_that_is_not_closed_swallows_no_other(family: ChatFormat) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    whole = family.write("f", '{"a": "one", "b": "two"}')
+    close = "</parameter>" if family is CODER else "</arg_value>"
+    broken = whole.replace(close, "", 1)
+    reply = family.read(broken, tools)
+    assert (reply.content, reply.tool_calls, reply.malformed_calls > 0) == (broken, (), True)
+    inner = family.write("g", '{"c": "x"}')
+    (call,) = family.read(family.write("f", json.dumps({"a": inner})), tools).tool_calls
+    assert json.loads(call.arguments) == {"a": inner}  # a value may hold a whole call
+
+
+@pytest.mark.parametrize(
+    ("family", "end"),
+    [
+        (HERMES, "</tool_call>"),
+        (CODER, "</tool_call>"),
+        (GLM, "</tool_call>"),
+        (DEEPSEEK, "<｜tool▁calls▁end｜>"),
+        (KIMI, "<|tool_calls_section_end|>"),
+        (GEMMA, "<tool_call|>"),
+        (LLAMA4, "<|python_end|>"),
+    ],
+)
+def test_no_end_marker_is_left_in_the_content(family: ChatFormat, end: str) -> None:
+    call = CalledTool("f", '{"a": "x"}')
+    for text in (f"{family.write(*astuple(call))}\n{end}", f"{family.write(*astuple(call))}{end}{end}"):
+        assert family.read(text, ANY) == Reply("", "", (call,))
+    assert family.read(f"{family.write(*astuple(call))}\n{end}\nSo.", ANY).content == "So."
+
+
+def test_mistral_thinks_in_tokens_or_in_plain_text() -> None:
+    tokens = format_of((TEMPLATES / "ministral.jinja").read_text(), {})
+    assert tokens.read("[THINK]hm[/THINK]161") == Reply("161", "hm")
+    assert tokens.read('[THINK]hm[/THINK]Yes.[TOOL_CALLS]f[ARGS]{"a": 1}', ANY) == Reply(
+        "Yes.", "hm", (CalledTool("f", '{"a": 1}'),)
+    )
+    assert tokens.read("[THINK]hm") == Reply("", "hm")
+    plain = format_of("{# <think> #}", {}, "mistral")
+    assert plain.read("<think>hm</think>161") == Reply("161", "hm")
+
+
+def test_harmony_has_a_channel_for_each_part() -> None:
+    text = (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"a": "<|end|>"}<|call|>'
+    )
+    assert HARMONY.read(text, ANY) == Reply("I look.", "hm", (CalledTool("f", '{"a": "<|end|>"}'),))
+    assert HARMONY.read("<|channel|>final<|message|>161<|return|>") == Reply("161")
+    assert HARMONY.read("<|channel|>analysis<|message|>hm") == Reply("", "hm")
+
+
+def test_the_end_of_the_prompt_says_whether_a_thought_is_open() -> None:
+    thinking = format_of(QWEN3, {})
+    assert thinking.read("hm</think>161", opening="<|im_start|>assistant\n<think>\n") == Reply("161", "hm")
+    assert format_of(QWEN3_THINKING, {}).read("161", opening="<think>\n\n</think>\n\n") == Reply("161")
 
 
 def test_a_broken_call_takes_nothing_from_the_good_one_after_it(tools) -> None:
@@ -199,14 +318,33 @@ PIECES = {
         ),
         *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<｜tool"),
     ],
+    "glm4": [
+        *("<tool_call>", "</tool_call>", "f", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "a", "<arg"),
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+    ],
+    "harmony": [
+        *("<|start|>", "assistant", "<|channel|>", "analysis", "commentary", "final", "<|message|>", "<|end|>"),
+        *("<|call|>", "<|return|>", " to=functions.f", " to=", "<|constrain|>json", "{}", '{"a": "<|end|>"}', "<|"),
+        " to=functions.f<|channel|>commentary json<|message|>{}<|call|>",
+    ],
+    "gemma4": [
+        *("<|tool_call>", "<tool_call|>", "call:f", '<|"|>', "a:", "1", ",", "]", "<|channel>thought\n", "<channel|>"),
+        *('<|tool_call>call:f{a:<|"|>x<|"|>}<tool_call|>', "<|tool_response>", "<|"),
+    ],
+    "kimi_k2": [
+        *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>"),
+        *("<|tool_call_argument_begin|>", "functions.f:0", "f", "{}", "<|tool"),
+    ],
+    "llama4": ["<|python_start|>", "<|python_end|>", "[f(", "f(", "a=", "1", "'x'", ")", "]", ", ", "[", "[f(a='x')]"],
     "plain": [],
 }
 ANYWHERE = ["<think>", "</think>", "</thi", " ", "\n", '"', "\\", "{", "}", "[", "é🙂", "\ud83d", "so"]
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=st.data(), name=st.sampled_from(sorted(FORMATS)), template=st.sampled_from(["", QWEN3, QWEN3_THINKING]))
-def test_a_reply_reads_the_same_however_it_is_cut(data: st.DataObject, name: str, template: str) -> None:
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), template=st.sampled_from(["", QWEN3, QWEN3_THINKING]))
+def test_a_reply_reads_the_same_however_it_is_cut(name: str, data: st.DataObject, template: str) -> None:
     family = named(name, template)
     part = st.one_of(st.sampled_from([*PIECES[name], *ANYWHERE]), st.text(max_size=4))
     text = "".join(data.draw(st.lists(part, max_size=14)))
@@ -215,20 +353,13 @@ def test_a_reply_reads_the_same_however_it_is_cut(data: st.DataObject, name: str
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         deltas += parser.feed(text[begin:end])
     deltas += parser.close()
-    calls: list[list[str]] = []
-    for delta in deltas:
-        if delta.call is not None:
-            assert delta.call in (len(calls) - 1, len(calls))
-            if delta.call == len(calls):
-                calls.append([delta.name, ""])
-            calls[-1][1] += delta.arguments
+    places = [delta.call for delta in deltas if delta.call is not None]
+    assert places == sorted(places)
     whole = family.read(text, ANY)
-    assert "".join(delta.content for delta in deltas) == whole.content
-    assert "".join(delta.reasoning for delta in deltas) == whole.reasoning
-    assert [CalledTool(*call) for call in calls] == list(whole.tool_calls)
+    assert joined(deltas) == whole
     for call in whole.tool_calls:
         assert call.name and isinstance(json.loads(call.arguments), dict)
-    if not whole.tool_calls and family.facts.thinks == "no":
+    if not whole.tool_calls and family.facts.thinks == "no" and name not in ("harmony", "kimi_k2"):
         assert whole.content == text
 
 
@@ -239,27 +370,56 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    name=st.sampled_from(["hermes", "llama3", "mistral", "deepseek"]),
-    source=st.sampled_from(["", "[ARGS]", "```json"]),
-    arguments=st.dictionaries(st.text(max_size=5), _JSON, max_size=4),
+_NAMES = st.text("abcxyz_", min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        *(("hermes", ""), ("llama3", ""), ("mistral", ""), ("mistral", "[ARGS]"), ("deepseek", "```json")),
+        *(("deepseek", ""), ("kimi_k2", ""), ("harmony", ""), ("gemma4", ""), ("llama4", "")),
+    ],
 )
-def test_what_is_written_is_read_back(name: str, source: str, arguments: dict[str, Any]) -> None:
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_is_written_is_read_back(name: str, source: str, data: st.DataObject) -> None:
     family = named(name, source)
+    keys = st.text(max_size=5) if name not in ("gemma4", "llama4") else _NAMES
+    values = _JSON
+    if name == "gemma4":  # its keys stand without quotes, in objects within the arguments too
+        values = st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=9),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+            max_leaves=8,
+        )
+    arguments = data.draw(st.dictionaries(keys, values, max_size=4))
     (call,) = family.read(family.write("f", json.dumps(arguments)), ANY).tool_calls
     assert (call.name, json.loads(call.arguments)) == ("f", arguments)
 
 
-@pytest.mark.parametrize("family", [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK], ids=lambda family: family.name)
+@pytest.mark.parametrize("name", ["qwen3_coder", "glm4"])
+@settings(max_examples=60, deadline=None)
+@given(arguments=st.dictionaries(_NAMES, _JSON.map(lambda value: {"of": value}) | st.text(max_size=9), max_size=4))
+def test_text_in_tags_is_read_back_by_its_declared_type(name: str, arguments: dict[str, Any]) -> None:
+    properties = {key: {"type": "object" if isinstance(value, dict) else "string"} for key, value in arguments.items()}
+    parameters = {"type": "object", "properties": properties}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    family = named(name)
+    (call,) = family.read(family.write("f", json.dumps(arguments)), tools).tool_calls
+    assert json.loads(call.arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    "family",
+    [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK, GLM, HARMONY, GEMMA, KIMI, LLAMA4],
+    ids=lambda family: family.name,
+)
 def test_calls_and_half_calls_read_the_same_letter_by_letter(family: ChatFormat) -> None:
     one = family.write("f", '{"a": "x"}')
     for text in (one, f"So.\n{one}\n{one} end", one[:-3], one[: len(one) // 2], f"{one[:-9]} {one}", f"{one}; {one}"):
         parser = family.parser(ANY)
         deltas = [delta for letter in text for delta in parser.feed(letter)] + parser.close()
-        whole = family.read(text, ANY)
-        assert "".join(delta.content for delta in deltas) == whole.content
-        assert tuple(CalledTool(delta.name, delta.arguments) for delta in deltas if delta.name) == whole.tool_calls
+        assert joined(deltas) == family.read(text, ANY)
 
 
 def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
@@ -281,6 +441,13 @@ def test_a_reply_of_nothing_but_openers_is_read_in_little_time() -> None:
         (LLAMA, "{\n"),
         (LLAMA, '{"a": [\n'),
         (DEEPSEEK, PIECES["deepseek"][1]),
+        (GLM, "<tool_call>f<arg_key>a"),
+        (CODER, "<function=f><parameter=a>"),
+        (GEMMA, '<|tool_call>call:f{a:<|"|>'),
+        (KIMI, "<|tool_calls_section_begin|> "),
+        (LLAMA4, '[f(a="\n'),
+        (HARMONY, "<|channel|>"),
     ):
         text = opener * 3000
-        assert family.read(text, ANY) == Reply(text)
+        reply = family.read(text, ANY)
+        assert (reply.content.replace("\n", ""), reply.tool_calls) == (text.replace("\n", ""), ())

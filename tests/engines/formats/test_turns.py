@@ -1,4 +1,4 @@
-"""Turns with tools, for every family: the golden text of a conversation, and the tokens that continue a sampled reply."""
+"""Turns with tools, for every family: golden text of a conversation, and the tokens that continue a sampled reply."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.engines.formats.conftest import declared
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
-from tests.engines.formats.conftest import declared
 
 ASKED: Message = {"role": "user", "content": "How warm is it in Paris?"}
 TOOLS = [declared("get_weather", {"city": {"type": "string"}}, ["city"])]
@@ -46,7 +46,8 @@ TURNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "qwen3": (
         (*HERMES, "<think>", "</think>"),
-        '<think>\nI look.\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+        "<think>\nI look.\n</think>\n\n"
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
         "<|im_end|>\n<|im_start|>user\n<tool_response>\n21\n</tool_response><|im_end|>\n<|im_start|>assistant\n",
     ),
     "qwen3_coder": (
@@ -67,7 +68,8 @@ TURNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "glm4_5": (
         GLM,
-        "\n<think>I look.</think>\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
+        "\n<think>I look.</think>\n<tool_call>get_weather\n"
+        "<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n</tool_call>",
         "<|observation|>\n<tool_response>\n21\n</tool_response><|assistant|>",
     ),
     "glm4_7": (
@@ -79,7 +81,8 @@ TURNS: dict[str, tuple[tuple[str, ...], str, str]] = {
         HARMONY,
         "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather "
         '<|constrain|>json<|message|>{"city": "Paris"}',
-        '<|call|><|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>"21"<|end|><|start|>assistant',
+        "<|call|><|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>"
+        '"21"<|end|><|start|>assistant',
     ),
     "gemma4": (
         GEMMA,

@@ -105,8 +105,8 @@ class GLM4(ChatFormat):
 
 
 def _value_end(tape: Tape, at: int) -> Wait[int | None]:
-    """Where a value ends: at an end tag that the next argument or the end of the call follows, so that a value may hold
-    such a tag. None when the value runs into another argument: then an end tag is missing."""
+    """Where a value ends: at an end tag that the next argument or the end of the call follows, and before which every
+    tag is closed. So a value may hold such tags, and one that is not closed never runs into the next."""
     begun = at
     while True:
         end = yield from find(tape, at, VALUE_END)
@@ -114,7 +114,7 @@ def _value_end(tape: Tape, at: int) -> Wait[int | None]:
             return None
         at = end + len(VALUE_END)
         after = yield from skip(tape, at)
+        closed = tape.text.count(VALUE, begun, end) <= tape.text.count(VALUE_END, begun, end)
         for tag in (KEY, CALL_END):
-            if (yield from expect(tape, after, tag)) is not None:
-                value = tape.text[begun:end]
-                return end if value.count(VALUE) <= value.count(VALUE_END) else None
+            if (yield from expect(tape, after, tag)) is not None and closed:
+                return end

@@ -118,8 +118,8 @@ def _named(tape: Tape, at: int, tag: str) -> Wait[tuple[str, int] | None]:
 
 
 def _value_end(tape: Tape, at: int) -> Wait[int | None]:
-    """Where a value ends: at an end tag after which the call goes on or ends, so that a value may hold such a tag. None
-    when the value runs into another parameter: then an end tag is missing."""
+    """Where a value ends: at an end tag that the next parameter or the end of the call follows, and before which every
+    tag is closed. So a value may hold such tags, and one that is not closed never runs into the next."""
     begun = at
     while True:
         end = yield from find(tape, at, PARAMETER_END)
@@ -127,7 +127,7 @@ def _value_end(tape: Tape, at: int) -> Wait[int | None]:
             return None
         at = end + len(PARAMETER_END)
         after = yield from skip(tape, at)
+        closed = tape.text.count(PARAMETER, begun, end) <= tape.text.count(PARAMETER_END, begun, end)
         for tag in (PARAMETER, FUNCTION_END):
-            if (yield from expect(tape, after, tag)) is not None:
-                value = tape.text[begun:end]
-                return end if value.count(PARAMETER) <= value.count(PARAMETER_END) else None
+            if (yield from expect(tape, after, tag)) is not None and closed:
+                return end
