@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
-import polgrad
 import pytest
 import torch
-from polgrad.advantages import GroupNormConfig, ReinforcePPConfig, gae, grpo_advantages, rloo_advantages, whiten
+from polgrad.advantages import (
+    GAEConfig,
+    GroupNormConfig,
+    ReinforcePPConfig,
+    gae,
+    grpo_advantages,
+    reinforce_pp_advantages,
+    rloo_advantages,
+    whiten,
+)
 from polgrad.diagnostics import importance_ess
 from polgrad.kl import KLEstimator
 from polgrad.kl import kl_estimate as their_kl
 from polgrad.losses import policy_loss
+from polgrad.registry import ALGORITHMS
+from polgrad.registry import get as get_algorithm
 from polgrad.testing import assert_conforms, random_batches
 from torch import Tensor
 
@@ -124,9 +135,9 @@ def rewards_and_groups() -> tuple[Tensor, Tensor]:
     return rewards, torch.tensor([number for number, group in enumerate(GROUPS) for _ in group])
 
 
-@pytest.mark.parametrize("name", sorted(set(polgrad.ALGORITHMS) - {"grpo_tis"}))
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"grpo_tis"}))
 def test_a_loss_and_its_gradient_conform(name: str) -> None:
-    reference = polgrad.get_algorithm(name).loss
+    reference = get_algorithm(name).loss
     if name == "dr_grpo":
         reference = replace(reference, norm_len=BUDGET)
     assert_conforms(loss_of(OURS[name]), reference)
@@ -134,7 +145,7 @@ def test_a_loss_and_its_gradient_conform(name: str) -> None:
 
 def test_truncated_importance_sampling_conforms() -> None:
     """`assert_conforms` has no log-probabilities of the sampler to give."""
-    reference = replace(polgrad.get_algorithm("grpo_tis").loss, kl=None)
+    reference = replace(get_algorithm("grpo_tis").loss, kl=None)
     for batch in random_batches(16, [(4, 8), (2, 12)], seed=0, max_gap=3.0):
         batch.pop("ref_logprobs")
         theirs = policy_loss(reference, **{**batch, "logprobs": batch["logprobs"].clone().requires_grad_()}).loss
@@ -143,12 +154,12 @@ def test_truncated_importance_sampling_conforms() -> None:
 
 
 def test_every_algorithm_of_the_suite_has_settings_here() -> None:
-    assert set(OURS) == set(polgrad.ALGORITHMS)
+    assert set(OURS) == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize(("unbiased", "ddof"), [(True, 1), (False, 0)])
 @pytest.mark.parametrize("eps", [1e-4, 1e-6])
-def test_group_relative_advantages_conform(unbiased: bool, ddof: int, eps: float) -> None:
+def test_group_relative_advantages_conform(unbiased: bool, ddof: Literal[0, 1], eps: float) -> None:
     """Equal once both have one `eps`: the paper has none, polgrad's default is TRL's 1e-4, ours verl's 1e-6."""
     rewards, groups = rewards_and_groups()
     theirs = grpo_advantages(rewards, groups, GroupNormConfig(eps=eps, unbiased=unbiased))
@@ -173,7 +184,7 @@ def test_generalized_advantages_conform(discount: float, lam: float) -> None:
     rewards = torch.zeros((3, 8), dtype=torch.float64)
     for row, length in enumerate(lengths):
         rewards[row, length - 1] = float(row) - 0.5
-    config = polgrad.advantages.GAEConfig(gamma=discount, lam=lam)
+    config = GAEConfig(gamma=discount, lam=lam)
     theirs, returns = gae(rewards, values, config=config, response_mask=mask)
     read = [
         Outcome(
@@ -204,9 +215,9 @@ def test_reinforce_plus_plus_is_the_whitened_reward_to_go() -> None:
     ours = ReinforcePlusPlus().advantages(outcomes(GROUPS, tokens=3))
     torch.testing.assert_close(flat(ours), whiten(to_go, mask)[mask], rtol=1e-12, atol=0)
     config = ReinforcePPConfig(batch_norm=True)
-    by_sequence = polgrad.advantages.reinforce_pp_advantages(rewards, config=config)
+    by_sequence = reinforce_pp_advantages(rewards, config=config)
     torch.testing.assert_close(flat(ReinforcePlusPlus().advantages(outcomes(GROUPS))), by_sequence, rtol=1e-7, atol=0)
-    by_sequence = polgrad.advantages.reinforce_pp_advantages(rewards, groups, config=config)
+    by_sequence = reinforce_pp_advantages(rewards, groups, config=config)
     ours = ReinforcePlusPlusBaseline().advantages(outcomes(GROUPS))
     torch.testing.assert_close(flat(ours), by_sequence, rtol=1e-7, atol=0)
 

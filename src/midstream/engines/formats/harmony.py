@@ -116,7 +116,7 @@ class HarmonyParser:
                 at = yield from self._text(body, field, (END, RETURN), new=True)
             else:
                 is_call = self._calls and recipient is not None
-                after = (yield from self._call(recipient, body)) if is_call else None
+                after = (yield from self._call(recipient or "", body)) if is_call else None
                 if after is not None:
                     at = after
                     continue
