@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midstream.rewards.answers import extract_answer
 from midstream.rewards.graders import (
     answer_correct,
     exact_match,
-    extract_answer,
     f1,
     is_numeric,
     multiple_choice,
-    normalise,
     numeric,
 )
+from midstream.rewards.text_match import normalise
 
 GRADERS = (exact_match, f1, numeric, multiple_choice, answer_correct)
 

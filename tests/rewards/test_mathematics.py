@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from midstream.core.errors import UserError
-from midstream.rewards import mathematics
+from midstream.rewards import math_process
 from midstream.rewards.mathematics import math_verify
 
 
@@ -46,7 +46,7 @@ def test_threads_may_grade_at_once() -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mathematics, "_worker", mathematics._Worker())
+    monkeypatch.setattr(math_process, "_worker", math_process._Worker())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="math-verify"):
-        math_verify("5", "5")
+        math_verify("1 + x", "x + 1")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from midstream.core.types import Step, Task, ToolCall, Trajectory
 from midstream.rewards import graders
 from midstream.rewards.components import StepRewards, at_calls, component, needs_of
+from midstream.rewards.mathematics import math_verify
 
 
 @component("correctness")
@@ -42,13 +42,11 @@ def numeric(answer: str | None, reference: Any) -> float | None:
 
 
 @component("math")
-async def math(answer: str | None, reference: Any) -> float | None:
+def math(answer: str | None, reference: Any) -> float | None:
     """1 when the answer is mathematically equal to the reference (math-verify), else 0. None without a reference."""
-    from midstream.rewards.mathematics import math_verify
-
     if reference is None:
         return None
-    return 0.0 if answer is None else await asyncio.to_thread(math_verify, answer, reference)
+    return 0.0 if answer is None else math_verify(answer, reference)
 
 
 @component("given")
