@@ -35,7 +35,7 @@ CHOICES = (
 )
 TEXTS = (
     GradedTask("Is it Paris, London or Rome?", "Paris", ("London", "Rome")),
-    GradedTask("New York City or New Haven?", "New York City", ("New Haven", "York")),
+    GradedTask("Which city: New York City, or New Haven?", "New York City", ("New Haven", "York")),
 )
 SYMBOLS = (
     GradedTask("Is it C++, C# or F#?", "C++", ("C#", "F#")),

@@ -14,9 +14,7 @@ _STATED = re.compile(
 )
 _LABEL = re.compile(r"(?<![\w.])(?:\(([A-J])\)|\*\*([A-J])\*\*|([A-J])[).:](?=\s|$))")
 _MORE = re.compile(r"\W{0,8}(?:\b(?:or|and)\b)?\W{0,8}\b[A-J]\b(?!['’])")
-_ALTERNATIVE = re.compile(
-    r"\([A-J]\)\W{0,3}or\b|\bor\W{0,3}\([A-J]\)|\*\*[A-J]\*\*\W{0,3}or\b|\bor\s{0,3}\*\*[A-J]\*\*"
-)
+_ALTERNATIVE = re.compile(r"\b[A-J]\b\W{0,4}\b(?i:or)\b|\b(?i:or)\b\W{0,4}\b[A-J]\b")
 _DENIED = re.compile(r"\b(?:not|isn't|wrong|incorrect|false|neither|never)\b|不是|错|錯", re.IGNORECASE)
 _ALONE = re.compile(r"[\s(\[{`\"'$.]*([A-Za-z])[\s)\]}`\"'$.,:;]*")
 _REFERENCE = re.compile(r"[A-J]|\([A-Ja-j]\)|[A-J][.):]|\*\*\(?[A-J]\)?\*\*|\\text\{\s*\(?[A-J]\)?\s*\}")

@@ -17,6 +17,8 @@ from midstream.rewards.numbers import last_number, number_of, tidy, whole_number
 from midstream.rewards.units import unit_of
 
 REL_TOL = 1e-6
+LONGEST = 400
+"""Characters of a statement that is still read."""
 
 
 def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
@@ -27,7 +29,7 @@ def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
     """
     gold = latex(extract_answer(str(reference)))
     stated = stated_mathematics(text)
-    if stated is None or not gold:
+    if not stated or not gold:
         return False
     if _tight(stated) == _tight(gold):
         return True
@@ -36,13 +38,9 @@ def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
     parts = [part for part in re.split(r"(?<![<>!\\=])=(?!=)", stated) if part.strip()]
     if "=" in gold or len(parts) < 2:
         return compare([(gold, stated)], timeout_s)[0]
-    # Each side of an equation that names no unknown must be the answer itself: 13 = 12 is not 12.
-    known = [part for part in parts if not _has_unknown(part)]
-    if not known:
-        return any(compare([(gold, part) for part in parts if not _is_name(part)], timeout_s))
-    if _has_unknown(gold):
-        return False
-    return all(compare([(gold, part) for part in known], timeout_s))
+    # Each side of an equation that does not name an unknown must be the answer itself: 13 = 12 is not 12.
+    sides = [part for part in parts if not (_is_name(part) if _has_unknown(gold) else _has_unknown(part))]
+    return bool(sides) and all(compare([(gold, side) for side in sides], timeout_s))
 
 
 def stated_mathematics(text: str) -> str | None:
@@ -105,7 +103,7 @@ _SEVERAL = re.compile(r"\\(?:lor|vee)\b|\b(?:or|either)\b")
 
 def _one_statement(text: str) -> str | None:
     """`text` as LaTeX when it states one thing; None when it says more, or denies it."""
-    if not text.strip() or _DENIED.search(text) or _SEVERAL.search(text):
+    if not text.strip() or len(text) > LONGEST or _DENIED.search(text) or _SEVERAL.search(text):
         return None
     led = after_lead_in(text)
     text = led if led else text
@@ -172,8 +170,8 @@ def math_verify(prediction: str, answer: Any, timeout_s: float = 5.0) -> float:
         if answer_correct(prediction, reference) == 1:
             return 1.0
         if kind_of(reference) in (Kind.NUMBER, Kind.EXPRESSION, Kind.QUANTITY):
-            if kind_of(reference) is Kind.QUANTITY and kind_of(extract_answer(prediction)) is Kind.QUANTITY:
-                continue  # the same number of something else
+            if kind_of(reference) is Kind.QUANTITY and re.search(r"(?<!\\)[A-Za-z°]", extract_answer(prediction)):
+                continue  # the same number, of something else
             if same_mathematics(prediction, _as_text(reference), timeout_s):
                 return 1.0
     return 0.0

@@ -37,8 +37,10 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _LIST = re.compile(
-    r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?!\s)|\b(?:or|and|to|through)\b|\\(?:times|lor|vee|cup|cdot)\b|或|和|または|또는)*"
+    r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?!\s)|\b(?:or|and|to|through)\b|\\(?:times|lor|vee|cup|cdot)\b|或|和|または|또는)*",
+    re.IGNORECASE,
 )
+_ALTERNATIVE = re.compile(r"(?:\bor|\\(?:lor|vee)|或)\s+(?:\w+\s+)?[$(]?$", re.IGNORECASE)
 _EQUALS = re.compile(r"[\s$]*=[\s$]*")
 _THIN_GROUPS = re.compile(r"(?<=\d)(?:[\u00a0\u202f\u2009]|\{,\}|\\,|\\!,)(?=\d{3})")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]{0,80})\}")
@@ -126,12 +128,15 @@ def last_quantity(text: str) -> Quantity | None:
     number = _read(last)
     if number is None:
         return None
-    if before is not None and before.end() <= last.start():
-        listed = _LIST.fullmatch(text, before.end(), last.start()) is not None
-        equated = _EQUALS.fullmatch(text, before.end(), last.start()) is not None and _stands_alone(text, before)
-        if (listed or equated) and _read(before) != number:
+    stated = Quantity(number, _unit(text, last))
+    if before is not None:
+        unit = unit_after(text, before.end())
+        start = before.end() if unit is None else unit[1]
+        listed = _LIST.fullmatch(text, start, last.start()) or _ALTERNATIVE.search(text, before.end(), last.start())
+        equated = _EQUALS.fullmatch(text, start, last.start()) is not None and _stands_alone(text, before)
+        if (listed or equated) and (_read(before), _unit(text, before)) != (number, stated.unit):
             return None
-    return Quantity(number, unit_after(text, last.end()))
+    return stated
 
 
 def whole_number(text: str) -> Number | None:
@@ -222,6 +227,11 @@ def _is_fragment(text: str, match: re.Match[str]) -> bool:
         return True  # nothing but a factorial; at the end of a sentence it is joy
     attached = _ATTACHED.match(text, end)
     return attached is not None and attached[0].lower() not in _ATTACHED_WORDS and unit_after(text, end) is None
+
+
+def _unit(text: str, match: re.Match[str]) -> Unit | None:
+    found = unit_after(text, match.end())
+    return None if found is None else found[0]
 
 
 def _stands_alone(text: str, match: re.Match[str]) -> bool:

@@ -132,18 +132,19 @@ def unit_of(text: str) -> Unit | None:
     return _UNITS.get(singular) if len(singular) > 2 else None
 
 
-def unit_after(text: str, place: int) -> Unit | None:
-    """The unit that stands at `place` of `text`, right after a number; None when none that is known does."""
+def unit_after(text: str, place: int) -> tuple[Unit, int] | None:
+    """The unit that stands at `place` of `text`, right after a number, and where it ends; None when none does."""
     words = _AFTER.match(text, place)
     if words is None:
         return None
     parts = [part for part in words.groups() if part]
     for count in range(len(parts), 0, -1):
-        unit = unit_of("".join(parts[:count]))
-        ends = re.match(r"\s*(?:$|[^\w\s])", text[words.end(count) :]) is not None
+        spelled = "".join(parts[:count])
+        unit = unit_of(spelled)
+        ends = re.match(r"\s*(?:$|[^\w\s]|or\b|and\b)", text[place + len(spelled) :], re.IGNORECASE) is not None
         # "12 in total", "5 m people": short words are units at the end only.
-        if unit is not None and (ends or len(plain_unit("".join(parts[:count]))) > 2 or not parts[0][0].isspace()):
-            return unit
+        if unit is not None and (ends or len(plain_unit(spelled)) > 2 or not spelled[0].isspace()):
+            return unit, place + len(spelled)
     return None
 
 

@@ -1,4 +1,4 @@
-"""falsepass's probes on every built-in grader: completions that are known to be right or wrong, and mutations of them."""
+"""falsepass's probes on every built-in grader: completions known to be right or wrong, and mutations of them."""
 
 from __future__ import annotations
 
