@@ -9,6 +9,7 @@ import pytest
 
 from midstream.core.errors import UserError
 from midstream.rewards import math_process
+from midstream.rewards.math_process import compare
 from midstream.rewards.mathematics import math_verify
 
 
@@ -36,6 +37,7 @@ def test_equal_is_equal_however_it_is_written(prediction: str, answer: Any, scor
 
 def test_an_endless_expression_is_wrong_and_the_next_one_is_graded() -> None:
     assert math_verify("9**9**9**9**9", "5", timeout_s=0.5) == 0.0
+    assert compare([("5", "9^{9^{9^{9}}}")], timeout_s=0.5) == [False]  # what no rule of ours sees coming
     assert math_verify("5", "5") == 1.0
 
 

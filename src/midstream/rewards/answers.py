@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-_THOUGHT = re.compile(r"<(think|thinking|thought)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.IGNORECASE | re.DOTALL)
-_BEGINS = re.compile(r"<(?:think|thinking|thought)>|\[THINK\]", re.IGNORECASE)
-_ENDS = re.compile(r"</(?:think|thinking|thought)>|\[/THINK\]", re.IGNORECASE)
+_THINKING = re.compile(r"<(/?)(?:think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
 _OPENING = re.compile(r"<answer>", re.IGNORECASE)
 _CLOSING = re.compile(r"</answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -25,14 +23,18 @@ def after_thinking(text: str) -> str:
 
     A thought that was never closed runs to the end; one that was never opened (a template did) began with the text.
     """
-    if "<" not in text and "[" not in text:
-        return text
-    text = _THOUGHT.sub("", text)
-    ends = list(_ENDS.finditer(text))
-    if ends:
-        text = text[ends[-1].end() :]
-    begins = _BEGINS.search(text)
-    return text[: begins.start()] if begins else text
+    kept: list[str] = []
+    thinking, start = False, 0
+    for mark in _THINKING.finditer(text):
+        if not (mark[1] or mark[2]):
+            if not thinking:
+                kept.append(text[start : mark.start()])
+            thinking = True
+            continue
+        if not thinking:
+            kept.clear()
+        thinking, start = False, mark.end()
+    return "".join(kept) if thinking else "".join(kept) + text[start:]
 
 
 def marked_answer(text: str) -> str | None:

@@ -60,7 +60,9 @@ _ATTACHED = re.compile(r"[A-Za-z]+")
 _ATTACHED_WORDS = frozenset(("st", "nd", "rd", "th", "am", "pm", "bc", "ad", "usd", "eur", "gbp", "jpy"))
 _CLAUSE_ENDS = re.compile(r"[.!?;]+(?=\s|$|[^\w\s.]|[^\x00-\x7f])|[,](?=\s)|\n|(?=\bbut\b)")
 _DENIAL = r"(?:not|isn't|aren't|wasn't|never|neither|nor|cannot|can't)"
-_DENIED_BEFORE = re.compile(rf"\b{_DENIAL}\b|不是|并非|並非|ではない", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    rf"\b{_DENIAL}\b|^\s*(?:is|was|could|might|may)\s+(?:it|this|that)\b|不是|并非|並非|ではない", re.IGNORECASE
+)
 _DENIED_AFTER = re.compile(
     r"\b(?:is|was|be)\s+(?:certainly\s+|definitely\s+)?not\b|\b(?:isn't|wasn't|wrong|incorrect|false|untrue|mistaken)\b"
     r"|不对|不對|错|錯|誤り|間違",
@@ -209,7 +211,7 @@ def _stated(text: str) -> Iterator[re.Match[str]]:
 
 def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bool:
     return (
-        _DENIED_BEFORE.search(text, start, own[-1].start()) is not None
+        _DENIED_BEFORE.search(text[start : own[-1].start()]) is not None
         or _DENIED_AFTER.search(text, own[-1].end(), stop) is not None
     )
 

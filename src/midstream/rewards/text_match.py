@@ -8,6 +8,8 @@ import unicodedata
 
 from midstream.rewards.characters import unify
 
+MOST_WRAPPING = 400
+"""Characters that may stand around a short answer and not count."""
 _SYMBOLS = frozenset("+-*/=<>#%^&@_~|\\$")
 """ASCII punctuation that carries meaning: C++ is not C. So do all of Unicode's symbols (category S)."""
 _BRACKETS = frozenset("()[]{}")
@@ -52,6 +54,8 @@ def same_text(text: str, reference: str) -> bool:
     Case, spaces, articles before a word, quotes, markdown and punctuation between words do not count; what carries
     meaning does: `C++`, `x-1`, `1.5`, `10:30`, `Vitamin A`.
     """
+    if len(text) > MOST_WRAPPING + 4 * len(reference):
+        return False
     wanted = canonical(reference)
     return canonical(text) == wanted if wanted else text.strip() == reference.strip() != ""
 
