@@ -19,13 +19,20 @@ _REMEDIES = {
 
 def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, *, first: bool = False) -> None:
     """Raise `TrainingError` when a larger share of `trajectories` failed for one cause than `limits` allow, or when, in
-    the `first` step of a run, all of them failed."""
+    the `first` step of a run, all of them failed or none has a reward: there is nothing to go on with."""
     found = shares(trajectories)
     for cause, limit in ((cause, getattr(limits, str(cause))) for cause in Failure):
         if found[cause] > limit:
             raise _too_many(trajectories, cause, f"more than rollout.max_failed.{cause} = {limit:g}")
-    if first and trajectories and all(failure_of(trajectory) is not None for trajectory in trajectories):
+    if not first or not trajectories:
+        return
+    if all(failure_of(trajectory) is not None for trajectory in trajectories):
         raise _too_many(trajectories, max(found, key=lambda cause: found[cause]), "and no attempt ended well")
+    if all(trajectory.reward is None for trajectory in trajectories):
+        raise TrainingError(
+            f"none of {len(trajectories)} attempts has a reward: no component of the reward applied to any",
+            "see reward.components, and whether the tasks have answers",
+        )
 
 
 def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> TrainingError:

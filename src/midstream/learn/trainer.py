@@ -164,7 +164,6 @@ class _Run:
                 if state.step and not self._folder(state).exists():
                     # Ctrl-C came while the step's evaluation ran, after the time to save; or a source ran dry.
                     await self._save(state, reference)
-                self._check_any_ended_well()
                 complete = state.step == config.trainer.max_steps and self.held_out.complete
                 status = "stopped" if self.stopping and not complete else "finished"
         finally:
@@ -197,16 +196,6 @@ class _Run:
                 raise drained
             _log.warning("%s", drained)
         self.stopping = True
-
-    def _check_any_ended_well(self) -> None:
-        """Raise `TrainingError` for a run in which no attempt ever ended well: it learned nothing."""
-        rows = [row for row in self.directory.rows("metrics.jsonl") if row["stage"] == "rl"]
-        if rows and all(row["failed"] == 1 for row in rows):
-            reasons = [error["reason"] for row in rows for error in row["errors"]]
-            raise TrainingError(
-                f"no attempt of this run ended well: {reasons[0] if reasons else 'no reason given'}",
-                "see the attempts with midstream show",
-            )
 
     def _stop(self) -> None:
         if self.stopping:

@@ -20,6 +20,7 @@ from midstream.core.failures import Failure, because, failure_of
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
+from midstream.rewards import grounding as _grounding  # noqa: F401
 from midstream.rewards.calls import Called, call, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig

@@ -157,6 +157,12 @@ def whole_quantity(text: str) -> Quantity | None:
     return None if number is None or unit is None else Quantity(number, unit)
 
 
+def numbers_in(text: str) -> list[Fraction]:
+    """Every number in `text`, a part of an expression or a list too."""
+    found = (_read(match) for match in _NUMBER.finditer(tidy(text)))
+    return [number.value for number in found if number is not None]
+
+
 def number_of(value: float | Fraction) -> Number | None:
     """A Python number; None when it is not finite."""
     return Number(Fraction(value)) if math.isfinite(value) else None
