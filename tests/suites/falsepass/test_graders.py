@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from falsepass import probes
 from falsepass.adapter import Adapter
 from falsepass.model import Example, Expect, Score
+from falsepass.probes import PER_EXAMPLE, p10_exception_path, p11_determinism
 from falsepass.search import make_probe
 from tests.suites.graders import CASES, IDS, GradedTask
 
-PROBES = [*probes.PER_EXAMPLE, probes.p10_exception_path, probes.p11_determinism, make_probe(120)]
+PROBES = [*PER_EXAMPLE, p10_exception_path, p11_determinism, make_probe(120)]
 SHARES_WORDS = "f1 pays for shared words by definition"
 
 
