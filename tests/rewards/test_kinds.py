@@ -14,6 +14,9 @@ from midstream.rewards.kinds import Kind, kind_of
 from midstream.rewards.mathematics import math_verify
 
 WRONG: list[tuple[str, Any]] = [
+    ("It is false that it is 13.", "13"),
+    ("1 hour = 61 minutes", "61"),
+    ("either 15 apples or 12 apples", "12"),
     ("x-1", "x+1"),
     ("-5 degrees", "5 degrees"),
     ("1.5 cm", "15 cm"),
@@ -119,6 +122,10 @@ WRONG: list[tuple[str, Any]] = [
     ("5 m", "5 s"),
 ]
 RIGHT: list[tuple[str, Any]] = [
+    ("1 hour = 60 minutes", "60"),
+    ("It weighs 5 kg, or 5000 g.", "5 kg"),
+    ("5 apples + 7 apples = 12 apples", "12"),
+    ("There is not enough data, but I'd say 12", "12"),
     ("12", "12"),
     ("答案是42", 42),
     ("答えは42です", "42"),

@@ -61,7 +61,8 @@ _ATTACHED_WORDS = frozenset(("st", "nd", "rd", "th", "am", "pm", "bc", "ad", "us
 _CLAUSE_ENDS = re.compile(r"[.!?;]+(?=\s|$|[^\w\s.]|[^\x00-\x7f])|[,](?=\s)|\n|(?=\bbut\b)")
 _DENIAL = r"(?:not|isn't|aren't|wasn't|never|neither|nor|cannot|can't)"
 _DENIED_BEFORE = re.compile(
-    rf"\b{_DENIAL}\b|^\s*(?:is|was|could|might|may)\s+(?:it|this|that)\b|不是|并非|並非|ではない", re.IGNORECASE
+    rf"\b{_DENIAL}\b|\b(?:false|wrong|incorrect|untrue)\s+that\b|^\s*(?:is|was|could|might|may)\s+(?:it|this|that)\b|不是|并非|並非|ではない",
+    re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
     r"\b(?:is|was|be)\s+(?:certainly\s+|definitely\s+)?not\b|\b(?:isn't|wasn't|wrong|incorrect|false|untrue|mistaken)\b"
@@ -136,7 +137,8 @@ def last_quantity(text: str) -> Quantity | None:
         start = before.end() if unit is None else unit[1]
         listed = _LIST.fullmatch(text, start, last.start()) or _ALTERNATIVE.search(text, before.end(), last.start())
         equated = _EQUALS.fullmatch(text, start, last.start()) is not None and _stands_alone(text, before)
-        if (listed or equated) and (_read(before), _unit(text, before)) != (number, stated.unit):
+        first = _read(before)
+        if (listed or equated) and not (first and Quantity(first, _unit(text, before)).matches(stated, 0.0)):
             return None
     return stated
 
