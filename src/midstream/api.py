@@ -117,7 +117,7 @@ async def _rollout(
             {"policy": Voice(Elsewhere(), None, True)},
             sampling=config.rollout.sampling,
             records=records,
-            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(

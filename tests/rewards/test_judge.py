@@ -167,6 +167,9 @@ def test_any_engine_can_be_the_judge(tiny_tokenizer: ChatTokenizer) -> None:
 def test_a_judge_that_is_not_there_is_refused_before_the_run() -> None:
     with pytest.raises(ConfigError, match="needs a judge"):
         RewardFunction(RewardConfig(components={"judge": 1.0}))
+    judge, _ = judge_that(longer_wins)
+    with pytest.raises(ConfigError, match="'judge_pairwise' compares the trajectories of a group"):
+        RewardFunction(RewardConfig(components={"judge_pairwise": 1.0}), judge).alone()
     with pytest.raises(ConfigError, match="no model is loaded here"):
         remote_judge(JudgeConfig())
 

@@ -83,7 +83,7 @@ class Gateway:
         self.names = (config.model, *config.aliases)
         self.gate = Gate(config.limits, config.keys)
         reward = config.reward
-        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge))
+        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
         self.trajectories = Trajectories(
             store,
             voice,

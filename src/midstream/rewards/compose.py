@@ -117,6 +117,17 @@ class RewardFunction:
         """Whether some component scores groups: `score_group` is to follow `score`."""
         return any(component.of_group for component in self._components.values())
 
+    def alone(self) -> RewardFunction:
+        """This function, for where trajectories are scored one at a time; raises `ConfigError` when some component
+        needs the whole group."""
+        for name, its in self._components.items():
+            if its.of_group:
+                raise ConfigError(
+                    f"reward component '{name}' compares the trajectories of a group, and here each is scored alone",
+                    "leave it out here, and let the trainer score what was recorded",
+                )
+        return self
+
     async def score(self, trajectory: Trajectory) -> Trajectory:
         """`trajectory` with its components in `rewards`, their total in `reward`, and each step's part on the step.
 
