@@ -81,19 +81,21 @@ test-agents: $(AGENTS)/.ready $(READY)
 	$(BIN)/python -c 'from midstream.engines.models import resolve; resolve("smollm2-135m")'
 	$(AGENTS)/bin/python -m pytest -m sdk --timeout 1800 tests/sdk
 
-# Test suites of other projects: tests/suites has a folder for each. Those that would replace torch come without their
-# requirements.
-$(SUITES)/.ready: pyproject.toml tests/suites/requirements.txt tests/suites/requirements-no-deps.txt
+# Test suites of other projects, each a folder of tests/suites with the requirements of its own. The torch that is there
+# stays: suites that ask for it would bring CUDA.
+SUITES_WANT := $(wildcard tests/suites/*/requirements.txt)
+$(SUITES)/.ready: pyproject.toml $(SUITES_WANT)
 	test -x $(SUITES)/bin/pip || "$(PYTHON)" -m venv $(SUITES)
+	grep -x 'torch==.*' constraints.txt > $(SUITES)/constraints.txt
 	$(SUITES)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
-		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(SUITES)/bin/python -m pip install --quiet -r tests/suites/requirements.txt -e '.[train,gateway]' pytest pytest-timeout
-	$(SUITES)/bin/python -m pip install --quiet --no-deps -r tests/suites/requirements-no-deps.txt
+		"$$(cat $(SUITES)/constraints.txt)"
+	$(SUITES)/bin/python -m pip install --quiet -c $(SUITES)/constraints.txt $(SUITES_WANT:%=-r %) \
+		-e '.[train,gateway]' pytest pytest-timeout
 	@touch $(SUITES)/.ready
 
 test-suites: $(SUITES)/.ready
-	$(SUITES)/bin/python -m pytest -m suites -o asyncio_mode=auto -o asyncio_default_test_loop_scope=session \
-		tests/suites $(ARGS)
+	$(SUITES)/bin/python -m pytest -m suites --disable-recording -o asyncio_mode=auto \
+		-o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=function tests/suites $(ARGS)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
