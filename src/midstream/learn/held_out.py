@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from midstream.agents.rollout import groups_of
 from midstream.core.types import Task, Trajectory
-from midstream.learn.failures import check_failures
 from midstream.learn.batch import check_log_probs
+from midstream.learn.failures import check_failures
 from midstream.learn.listener import Listener
 from midstream.learn.run_dir import RunDirectory
 from midstream.learn.samples import sample_row

@@ -18,8 +18,8 @@ from midstream.learn.algorithms.base import CorrectionConfig, KLConfig
 from midstream.learn.batch import LearningBatch, check_log_probs, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
-from midstream.learn.failures import check_failures
 from midstream.learn.correction import most_uncertain
+from midstream.learn.failures import check_failures
 from midstream.learn.learner import Reference, together
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalised
