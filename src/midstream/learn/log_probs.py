@@ -95,9 +95,7 @@ def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool =
 def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
     """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
     states = run(decoder, sequences, adapter=adapter)
-    log_probs, entropy = token_log_probs(
-        states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures
-    )
+    log_probs, entropy = token_log_probs(states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures)
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 

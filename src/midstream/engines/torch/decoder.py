@@ -108,7 +108,7 @@ class Decoder(nn.Module):
         self.version = 0
         self.gradient_checkpointing = False
         """Keep no activations inside a layer for the backward pass, and compute them again there."""
-        self._packed_head = PackedWeight()
+        self.packed_head = PackedWeight()
         self.rows, self.queries = COMPANY, Rows()
         """The numbers of rows that products with weights, and those of attention, are computed with."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
@@ -153,13 +153,13 @@ class Decoder(nn.Module):
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
         version = self.version if self.head.requires_grad else 0
         return products.by_rows(
-            lambda part: self._packed_head.linear(part, self.head, None, version), hidden, self.rows
+            lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows
         )
 
     def compute_by(self, rows: Rows, queries: Rows) -> None:
         """Compute products with weights by `rows` from here on, and those of attention by `queries`."""
         self.rows, self.queries = rows, queries
-        self._packed_head.allowed = rows.packed
+        self.packed_head.allowed = rows.packed
         for projection in self.projections().values():
             projection.rows, projection.packed.allowed = rows, rows.packed
 
@@ -247,7 +247,7 @@ class Decoder(nn.Module):
         """Lay the weights out for sampling now, and not when a first token is sampled."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
-        self._packed_head.pack(self.head, 0)
+        self.packed_head.pack(self.head, 0)
 
     def projections(self) -> dict[str, Projection]:
         """Every fused projection by its module path."""

@@ -19,9 +19,13 @@ class PackedWeight:
         self._packed: Tensor | None = None
         self.allowed = True
 
+    def used_for(self, weight: Tensor) -> bool:
+        """Whether sampling computes with a packed copy of `weight`."""
+        return self.allowed and _packs(weight)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, version: int) -> Tensor:
         """x [n, in] -> [n, out]; `version` counts changes of `weight` and is constant while it is frozen."""
-        if torch.is_grad_enabled() or not self.allowed or not _packs(weight):
+        if torch.is_grad_enabled() or not self.used_for(weight):
             return products.linear(x, weight, bias)
         self.pack(weight, version)
         assert self._packed is not None

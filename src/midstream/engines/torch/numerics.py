@@ -26,16 +26,17 @@ Asked = Literal["auto", "exact", "fast"]
 
 PLAIN = (COMPANY, Rows())
 """Products with weights, and those of attention, as `fast` computes them."""
-FEW = Rows(at_least=8)
-BLOCK = 64
-"""Rows of a block. One number for all machines, not the fastest on each: another number rounds otherwise, and the same
-seed must give the same numbers twice. Token trees are whole multiples of it."""
+FEW = Rows(at_least=8, depth=128)
+BLOCK = Rows(block=64)
+"""One number of rows for all machines, not the fastest on each: another number rounds otherwise, and the same seed must
+give the same numbers twice. Token trees are whole multiples of it."""
 FORMS = (
     PLAIN,
-    (FEW, FEW),
-    (Rows(block=BLOCK), FEW),
-    (Rows(block=BLOCK), Rows(block=16)),
-    (Rows(block=BLOCK, packed=False), Rows(block=16)),
+    (Rows(at_least=8), FEW),
+    (BLOCK, Rows()),
+    (BLOCK, FEW),
+    (BLOCK, Rows(block=16, depth=128)),
+    (Rows(block=64, packed=False), Rows(block=16, depth=128)),
 )
 """Ways to compute products, cheapest first; the first one that is found exact is taken. The first two cost next to
 nothing, the others are timed."""
@@ -119,28 +120,29 @@ def _kept(decoder: Decoder, recorded: Numerics, settled: Any) -> Numerics:
                 f"{torch.get_num_threads()} threads: {found})",
                 "resume where it was begun, or set policy.numerics=fast and resume with --force",
             )
-    return settled(
-        mode=recorded.mode, why=recorded.why, rows=form[0], queries=form[1], slowdown=recorded.slowdown
-    )
+    return settled(mode=recorded.mode, why=recorded.why, rows=form[0], queries=form[1], slowdown=recorded.slowdown)
 
 
 def _measured(decoder: Decoder, asked: Asked, settled: Any) -> Numerics:
     first: str | None = None
+    by_products: dict[Rows, str | None] = {}
     found: str | None = None
     for form in FORMS:
+        rows, queries = form
         decoder.compute_by(*form)
-        found = _dependent(decoder)
-        if first is None:
-            first = found
+        if rows not in by_products:
+            by_products[rows] = dependent_product(decoder)
+        found = by_products[rows] or dependent_pass(decoder)
+        first = first or found
         if found:
             continue
-        rows, queries = form
         if form == PLAIN:
             why = "a token's numbers do not depend on how many others are computed with it"
             return settled(mode="exact", why=why, rows=rows, queries=queries)
         if rows.block is None:
-            why = f"products have at least {rows.at_least} rows, then none depends on how many there are"
+            why = f"products have at least {rows.at_least} rows, and then none depends on how many there are"
             return settled(mode="exact", why=why, rows=rows, queries=queries)
+        assert rows.block is not None
         how = f"products in blocks of {rows.block} rows, as they depend on the number of rows ({first})"
         if asked == "exact":
             return settled(mode="exact", why=how, rows=rows, queries=queries)

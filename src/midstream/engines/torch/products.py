@@ -22,6 +22,8 @@ class Rows:
     """Never fewer than these."""
     block: int | None = None
     """Always exactly these, block after block; None is all rows at once."""
+    depth: int | None = None
+    """Sums of a batched product are over at most this many terms, part after part; None is all at once."""
     packed: bool = True
     """Whether sampling may use weights in oneDNN's own layout."""
 
@@ -68,16 +70,33 @@ def by_rows(product: Callable[[Tensor], Tensor], x: Tensor, rows: Rows) -> Tenso
 
 
 def batched_by_rows(a: Tensor, b: Tensor, rows: Rows) -> Tensor:
-    """`batched` with the numbers of rows n of a [batch, n, k] that `rows` allows. Blocks have no gradient."""
+    """`batched` with the numbers of rows n of a [batch, n, k], and of terms k, that `rows` allows. Blocks and parts
+    have no gradient."""
     n = a.shape[1]
     if rows.block is None:
-        return batched(a, b) if n >= rows.at_least else batched(_filled(a, rows.at_least), b)[:, :n].contiguous()
+        return _in_parts(a, b, rows) if n >= rows.at_least else _few(a, b, rows)
     out = a.new_empty(len(a), n, b.shape[2])
     for start in range(0, n, rows.block):
         part = a[:, start : start + rows.block]
         whole = part.contiguous() if part.shape[1] == rows.block else _filled(part, rows.block)
-        out[:, start : start + rows.block] = batched(whole, b)[:, : part.shape[1]]
+        out[:, start : start + rows.block] = _in_parts(whole, b, rows)[:, : part.shape[1]]
     return out
+
+
+def _few(a: Tensor, b: Tensor, rows: Rows) -> Tensor:
+    return _in_parts(_filled(a, rows.at_least), b, rows)[:, : a.shape[1]].contiguous()
+
+
+def _in_parts(a: Tensor, b: Tensor, rows: Rows) -> Tensor:
+    """`batched`, summed over `rows.depth` terms at a time, in fp32."""
+    terms = a.shape[2]
+    if rows.depth is None or terms <= rows.depth:
+        return batched(a, b)
+    out = batched(a[:, :, : rows.depth], b[:, : rows.depth]).float()
+    for start in range(rows.depth, terms, rows.depth):
+        part = slice(start, start + rows.depth)
+        out += batched(a[:, :, part], b[:, part])
+    return out.to(a.dtype)
 
 
 def _filled(x: Tensor, rows: int) -> Tensor:

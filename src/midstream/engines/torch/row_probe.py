@@ -1,5 +1,5 @@
-"""Measures whether what a decoder computes for a token depends on how many others it is computed with, and what it costs
-to make it independent.
+"""Measures whether what a decoder computes for a token depends on how many others it is computed with, and what making
+it independent costs.
 
 A sample, not a proof: numbers of rows between those tried may behave otherwise. What slips through shows in the
 mismatch metrics of a run."""
@@ -21,13 +21,13 @@ from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.slots import Place, Slot
 
-COUNTS = (1, 2, 3, 4, 5, 7, 12, 16, 32, 33, 48, 64, 100, 128, 200, 256, 320, 513, 768, 1024)
+COUNTS = (1, 3, 7, 16, 32, 33, 64, 100, 128, 200, 256, 320, 640, 1024)
 """Numbers of rows tried, around those at which kernels were seen to change."""
 HEAD_COUNTS = tuple(count for count in COUNTS if count <= 256)
 """Those of the vocabulary's product, which sampling and learning do with few rows at a time."""
 REFERENCE = 512
 """Rows that others are compared with."""
-LENGTHS = (41, 70, 97, 97, 130, 200)
+LENGTHS = (51, 70, 97, 97, 130, 290)
 """Tokens of the sequences a pass is tried with."""
 SHARED = 40
 """Tokens they begin with together."""
@@ -47,38 +47,41 @@ def dependent_product(decoder: Decoder) -> str | None:
         def project(x: Tensor, stand_in: Projection = stand_in) -> Tensor:
             return stand_in(x, 0, True).detach()
 
-        if (count := _differs(decoder, project, project, projection.weight.shape[1], COUNTS)) is not None:
+        width, packed = projection.weight.shape[1], projection.packed.used_for(projection.weight)
+        if (count := _differs(decoder, project if packed else None, project, width, COUNTS)) is not None:
             return f"{projection.weight.shape[1]}x{projection.weight.shape[0]} at {count} rows"
 
     def learned(x: Tensor) -> Tensor:
         return products.by_rows(lambda part: products.linear(part, decoder.head), x, decoder.rows).detach()
 
     vocabulary, hidden = decoder.head.shape
-    if (count := _differs(decoder, decoder.logits, learned, hidden, HEAD_COUNTS)) is not None:
+    sampled = decoder.logits if decoder.packed_head.used_for(decoder.head) else None
+    if (count := _differs(decoder, sampled, learned, hidden, HEAD_COUNTS)) is not None:
         return f"{hidden}x{vocabulary} at {count} rows"
     return None
 
 
 def _differs(
     decoder: Decoder,
-    sampled: Callable[[Tensor], Tensor],
+    sampled: Callable[[Tensor], Tensor] | None,
     learned: Callable[[Tensor], Tensor],
     width: int,
     counts: tuple[int, ...],
 ) -> int | None:
-    """The first of `counts` at which rows differ from those of the largest product."""
+    """The first of `counts` at which rows differ from those of the largest product. `sampled` is None where sampling
+    computes as learning does."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(counts[-1], width, generator=generator).to(decoder.device, decoder.dtype)
     with torch.enable_grad():
         expected = torch.cat([learned(part) for part in x.split(REFERENCE)])
     for count in counts:
-        with torch.no_grad():
-            same = torch.equal(sampled(x[:count]), expected[:count])
-        if same:
-            with torch.enable_grad():
-                same = torch.equal(learned(x[:count]), expected[:count])
-        if not same:
-            return count
+        if sampled is not None:
+            with torch.no_grad():
+                if not torch.equal(sampled(x[:count]), expected[:count]):
+                    return count
+        with torch.enable_grad():
+            if not torch.equal(learned(x[:count]), expected[:count]):
+                return count
     return None
 
 
@@ -110,7 +113,7 @@ def _stand_in(projection: Projection, generator: torch.Generator) -> Projection:
 
 def dependent_pass(decoder: Decoder) -> str | None:
     """Where the hidden states of a token depend on what it is computed with: whole sequences alone and together, and
-    continued from the cache. None when all are the same to the bit. Only the last layer is run: the others are alike."""
+    continued from the cache. None when all are the same to the bit. Only the last layer is run, as all are alike."""
     generator = torch.Generator().manual_seed(2)
     vocabulary = decoder.embed.shape[0]
     shared = torch.randint(vocabulary, (SHARED,), generator=generator).tolist()
