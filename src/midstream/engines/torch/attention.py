@@ -32,7 +32,8 @@ def _ceil(n: int) -> int:
 def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
     """q [rows, heads, n_q, d]; k, v [rows, kv_heads, n_k, d]; mask [rows, 1, group * n_q, n_k] additive -> as q.
 
-    `queries` are the numbers of queries that go into a product. Query heads that share a key head are stacked along the query axis, so keys are never repeated in memory.
+    `queries` are the numbers of queries that go into a product. Query heads that share a key head are stacked along the
+    query axis, so keys are never repeated in memory.
     """
     rows, heads, n_q, d = q.shape
     kv_heads = k.shape[1]

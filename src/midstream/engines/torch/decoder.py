@@ -31,7 +31,7 @@ from midstream.engines.torch.products import Rows
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 COMPANY = Rows(at_least=2)
-"""A lone row of a oneDNN product takes another kernel, whose sums round differently; beside a second one it does not."""
+"""A lone row of a oneDNN product takes another kernel, whose sums round differently."""
 ROOM = 3
 """Times a checkpoint's size that goes into huge pages: the weights, fused and packed, and keys and values."""
 
@@ -152,9 +152,7 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
         version = self.version if self.head.requires_grad else 0
-        return products.by_rows(
-            lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows
-        )
+        return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
 
     def compute_by(self, rows: Rows, queries: Rows) -> None:
         """Compute products with weights by `rows` from here on, and those of attention by `queries`."""

@@ -204,3 +204,41 @@ def bfloat16_speed(width: int, out: int) -> float:
 def fastest_dtype(width: int, out: int) -> torch.dtype:
     """The precision of `dtype: auto` on CPU for a model with such weights: see `FASTER`."""
     return torch.bfloat16 if bfloat16_speed(width, out) >= FASTER else torch.float32
+
+
+def layer_like(dtype: torch.dtype, hidden: int = 576, inner: int = 1536, heads: int = 9, kv_heads: int = 3) -> Decoder:
+    """A decoder of one layer of random weights, as large as those of the quickstart's model unless told otherwise: to
+    measure a machine by without loading a model."""
+    config = {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "num_hidden_layers": 1,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512,
+        "rope_theta": 10000.0,
+    }
+    narrow = hidden // heads * kv_heads
+    shapes = {
+        "model.embed_tokens": (8192, hidden),
+        "model.norm": (hidden,),
+        "model.layers.0.input_layernorm": (hidden,),
+        "model.layers.0.post_attention_layernorm": (hidden,),
+        "model.layers.0.self_attn.q_proj": (hidden, hidden),
+        "model.layers.0.self_attn.k_proj": (narrow, hidden),
+        "model.layers.0.self_attn.v_proj": (narrow, hidden),
+        "model.layers.0.self_attn.o_proj": (hidden, hidden),
+        "model.layers.0.mlp.gate_proj": (inner, hidden),
+        "model.layers.0.mlp.up_proj": (inner, hidden),
+        "model.layers.0.mlp.down_proj": (hidden, inner),
+    }
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        f"{name}.weight": (
+            torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+        ).to(dtype)
+        for name, shape in shapes.items()
+    }
+    decoder = Decoder(config, weights, "a layer of random weights")
+    decoder.add_adapters(16, 32.0, seed=0)
+    return decoder
