@@ -233,15 +233,15 @@ def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Vo
 def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
     from midstream.engines.models import resolve
     from midstream.engines.torch.compute import compute, submit
-    from midstream.engines.torch.decoder import load_decoder
     from midstream.engines.torch.engine import TorchEngine
+    from midstream.engines.torch.numerics import settle
     from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import choose_device, choose_dtype, tuned
+    from midstream.learn.setup import load_policy, tuned
     from midstream.record.recorder import Voice
 
-    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device)
-    device = choose_device(policy)
-    decoder = submit(load_decoder, resolve(config.model), choose_dtype(policy, device), device).result()
+    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
+    decoder = submit(load_policy, policy, resolve(config.model)).result()
+    submit(settle, decoder, policy.numerics).result()
     engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
     weights = None
 
@@ -250,6 +250,7 @@ def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice
         if weights is None:
             trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
             weights = await compute(tuned, trained, decoder, "adapters")
+            await compute(settle, decoder, policy.numerics)  # again, with adapters
         async with engine.exclusive():
             await compute(weights.load, folder)
             decoder.version = version
@@ -285,6 +286,7 @@ class _Lines:
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
+        print(f"numerics: {info['numerics']}", flush=True)
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         if row["stage"] == "rl":

@@ -103,7 +103,7 @@ def test_where_nothing_is_wrong_everything_passes(tuning: str, dtype: str, run: 
     code, out = run(f"policy.tuning={tuning}", f"policy.dtype={dtype}")
     assert code == 0
     *lines, last = out.splitlines()
-    assert last == f"{len(lines)} of {len(lines)} checks passed" and len(lines) == 41
+    assert last == f"{len(lines)} of {len(lines)} checks passed" and len(lines) == 42
     # One line each: mark, name, value, meaning, in columns of their own.
     assert all(re.fullmatch(r"ok    \S.{28}  .{8}  \S.*", line) for line in lines)
     # Nothing was trivially right: there were replies that ended, and groups that differed.

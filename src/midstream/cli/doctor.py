@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -216,24 +215,32 @@ def _torch() -> Iterator[Finding]:
     yield Finding("ok", "torch", found)
     if devices:
         return
-    ratio = _seconds_of_product(torch.float32) / _seconds_of_product(torch.bfloat16)
-    if ratio > 1.5:
-        yield Finding("ok", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32")
-    else:
-        advice = "no fast bf16 here: float32 trains as quickly and is more precise"
-        yield Finding("note", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32", advice)
+    yield from _numerics()
 
 
-def _seconds_of_product(dtype: object) -> float:
+def _numerics() -> Iterator[Finding]:
+    """What `policy.dtype: auto` and `policy.numerics: auto` find here, by a layer as large as the quickstart's."""
     import torch
 
-    matrix = torch.ones(768, 768, dtype=dtype)  # type: ignore[call-overload]
-    times: list[float] = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(matrix, matrix)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    from midstream.core.errors import ConfigError
+    from midstream.engines.torch.numerics import FASTER, bfloat16_speed, layer_like, settle
+
+    ratio = bfloat16_speed(576, 3072)
+    found = f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32"
+    if ratio >= FASTER:
+        yield Finding("ok", "bf16", found)
+    else:
+        yield Finding("note", "bf16", found, "no fast bf16 here: policy.dtype=auto takes float32")
+    try:
+        numerics = settle(layer_like(torch.bfloat16 if ratio >= FASTER else torch.float32), "exact")
+    except ConfigError as error:
+        yield Finding("note", "numerics", f"fast: {error.message}", "sampler and learner differ by rounding")
+        return
+    if numerics.rows.block is None:
+        yield Finding("ok", "numerics", numerics.summary())
+    else:
+        advice = "policy.numerics=auto times that when a run starts, and is fast where it takes over 1.1 times the time"
+        yield Finding("note", "numerics", numerics.summary(), advice)
 
 
 def _can_write(directory: Path) -> bool:

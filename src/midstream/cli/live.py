@@ -43,7 +43,7 @@ class LiveTable:
 
         self._console = console or new_console()
         self._live: Live | None = None
-        self._title = ""
+        self._title = self._numerics = ""
         self._max_steps: int | None = None
         self._rows: deque[Row] = deque(maxlen=SHOWN_STEPS)
         self._times: deque[float] = deque(maxlen=ETA_STEPS)
@@ -61,7 +61,7 @@ class LiveTable:
         self._stop()
 
     def on_start(self, info: dict[str, Any]) -> None:
-        """`info`: `name`, `model`, `seed`, `max_steps`, and `step` where a resumed run goes on."""
+        """`info`: `name`, `model`, `seed`, `max_steps`, `numerics`, and `step` where a resumed run goes on."""
         self._max_steps = info.get("max_steps")
         facts = [str(info[key]) for key in ("name", "model") if info.get(key)]
         if info.get("seed") is not None:
@@ -69,6 +69,7 @@ class LiveTable:
         if info.get("step"):
             facts.append(f"resumed after step {info['step']}")
         self._title = "  ".join(facts)
+        self._numerics = f"numerics: {info['numerics']}" if info.get("numerics") else ""
         if self._console.is_terminal:
             from rich.live import Live
 
@@ -76,6 +77,8 @@ class LiveTable:
             self._live.start()
         else:
             click.echo(self._title)
+            if self._numerics:
+                click.echo(self._numerics)
 
     def on_metrics(self, row: Row) -> None:
         """One row of `metrics.jsonl`."""
@@ -133,7 +136,7 @@ class LiveTable:
         from rich.table import Table
         from rich.text import Text
 
-        parts: list[Any] = [Text(self._title, style="bold")]
+        parts: list[Any] = [Text(self._title, style="bold"), Text(self._numerics, style="dim")]
         parts += [Text(f"{_evaluation(row)}", style="dim") for row in self._evals[-4:]]
         if self._warm is not None and not self._rows:
             parts.append(Text(f"warm start, update {self._warm.get('update')}: loss {number(self._warm.get('loss'))}"))

@@ -73,6 +73,8 @@ def _header(run: Run) -> str:
     facts = [("model", run.info.get("model")), ("seed", run.info.get("seed")), ("created", run.info.get("created"))]
     versions = run.info.get("versions")
     facts += sorted(versions.items()) if isinstance(versions, dict) else []
+    numerics = run.info.get("numerics")
+    facts += [("numerics", numerics.get("mode"))] if isinstance(numerics, dict) else []
     known = [(str(key), str(value)) for key, value in facts if value is not None]
     told = "".join(f"<span><b>{escape(key)}</b> {escape(value)}</span>" for key, value in known)
     return f'<h1>{escape(run.name)} <span class="status">{escape(run.status)}</span></h1><p class="facts">{told}</p>'

@@ -27,6 +27,7 @@ import yaml
 from midstream import __version__
 from midstream.core.errors import RunError, TaskError, TrainingError
 from midstream.engines.torch.compute import compute
+from midstream.engines.torch.numerics import Numerics
 from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import PLAINLY, first_batch, insist
@@ -44,6 +45,8 @@ from midstream.learn.warm_start import check_demonstrations, demonstrate, lesson
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
+PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
+"""Settings that a run keeps its numerics under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class _Run:
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config)
+        self.parts = parts = await compute(build, config, self._recorded_numerics())
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
@@ -178,6 +181,18 @@ class _Run:
         for listener in self.listeners:
             listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    def _recorded_numerics(self) -> Numerics | None:
+        """How the run in the directory was computed when it began; None where there is none, or it is to be otherwise
+        now."""
+        path = self.directory / "run.json"
+        if not self.directory.started or not path.is_file():
+            return None
+        changes = self.directory.config_changes(self.config.model_dump(mode="json"))
+        recorded = json.loads(path.read_text(encoding="utf-8")).get("numerics")
+        if recorded is None or any(change.startswith(PRECISION) for change in changes):
+            return None
+        return Numerics.from_json(recorded)
 
     def _open_source(self, state: TrainState) -> Source | None:
         config = self.config.rollout.source
@@ -247,6 +262,7 @@ class _Run:
             "max_steps": self.config.trainer.max_steps,
             "step": state.step,
             "run_dir": str(self.directory.path),
+            "numerics": self.parts.numerics.summary(),
         }
         for listener in self.listeners:
             listener.on_start(info)
@@ -261,6 +277,7 @@ class _Run:
                 "model": self.config.policy.model,
                 "seed": self.config.trainer.seed,
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "numerics": self.parts.numerics.as_json(),
                 "versions": {
                     "midstream": __version__,
                     "torch": torch.__version__,

@@ -22,11 +22,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
+from midstream.engines.torch import products
+from midstream.engines.torch.blocked import blocked_projection
 from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
+from midstream.engines.torch.products import Rows
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+COMPANY = Rows(at_least=2)
+"""A lone row of a oneDNN product takes another kernel, whose sums round differently."""
 ROOM = 3
 """Times a checkpoint's size that goes into huge pages: the weights, fused and packed, and keys and values."""
 
@@ -47,21 +52,28 @@ class Projection(nn.Module):
         self.names, self.sizes = names, sizes
         self.adapter: Adapter | None = None
         self.packed = PackedWeight()
+        self.rows = COMPANY
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
         """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed
         copies."""
-        y = self.packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
-        if self.adapter is None or not use_adapter:
-            return y
-        if torch.is_grad_enabled():
-            a, b = self.adapter.matrices(x.dtype)
-        else:
-            if self._cached is None or self._cached[0] != version:
-                self._cached = (version, *self.adapter.matrices(x.dtype))
-            _, a, b = self._cached
-        return y.addmm_(x @ a.t(), b)
+        a = b = None
+        if self.adapter is not None and use_adapter:
+            if torch.is_grad_enabled():
+                a, b = self.adapter.matrices(x.dtype)
+            else:
+                if self._cached is None or self._cached[0] != version:
+                    self._cached = (version, *self.adapter.matrices(x.dtype))
+                _, a, b = self._cached
+        base_version = version if self.weight.requires_grad else 0
+        if self.rows.block is not None and torch.is_grad_enabled():
+            return blocked_projection(x, self.weight, self.bias, a, b, self.packed, base_version, self.rows)
+        return products.by_rows(lambda part: self._product(part, base_version, a, b), x, self.rows)
+
+    def _product(self, x: Tensor, version: int, a: Tensor | None, b: Tensor | None) -> Tensor:
+        y = self.packed.linear(x, self.weight, self.bias, version)
+        return y if a is None or b is None else products.add_linear(y, products.linear(x, a), b)
 
 
 class Layer(nn.Module):
@@ -96,7 +108,9 @@ class Decoder(nn.Module):
         self.version = 0
         self.gradient_checkpointing = False
         """Keep no activations inside a layer for the backward pass, and compute them again there."""
-        self._packed_head = PackedWeight()
+        self.packed_head = PackedWeight()
+        self.rows, self.queries = COMPANY, Rows()
+        """The numbers of rows that products with weights, and those of attention, are computed with."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
         tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
         self.head = self.embed if tied else nn.Parameter(weights["lm_head.weight"], requires_grad=False)
@@ -137,7 +151,20 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
-        return self._packed_head.linear(hidden, self.head, None, self.version if self.head.requires_grad else 0)
+        version = self.version if self.head.requires_grad else 0
+        return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
+
+    def compute_by(self, rows: Rows, queries: Rows) -> None:
+        """Compute products with weights by `rows` from here on, and those of attention by `queries`."""
+        self.rows, self.queries = rows, queries
+        self.packed_head.allowed = rows.packed
+        for projection in self.projections().values():
+            projection.rows, projection.packed.allowed = rows, rows.packed
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
 
     @property
     def dtype(self) -> torch.dtype:
@@ -218,7 +245,7 @@ class Decoder(nn.Module):
         """Lay the weights out for sampling now, and not when a first token is sampled."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
-        self._packed_head.pack(self.head, 0)
+        self.packed_head.pack(self.head, 0)
 
     def projections(self) -> dict[str, Projection]:
         """Every fused projection by its module path."""

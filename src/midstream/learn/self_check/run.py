@@ -71,6 +71,7 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
 
     parts = await compute(build, config)
     check_trained(parts)
+    note([Check("numerics", None, True, parts.numerics.summary())])
     begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
     note([attempts_end_well(begun.trajectories)])
     if not checks[-1].ok:
