@@ -358,7 +358,9 @@ class Gateway:
         if live.ended is not None:
             self.metrics.late.inc()
         self.metrics.recorded(step)
-        return answer_of(step, self.tokenizer, completion)
+        answer = answer_of(step, self.tokenizer, completion)
+        self.metrics.malformed.inc(answer.reply.malformed_calls)
+        return answer
 
     @asynccontextmanager
     async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:
