@@ -66,6 +66,16 @@ def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | Non
     )
 
 
+def deltas_of(answer: Answer) -> list[Delta]:
+    """An answer that is there already, as deltas."""
+    reply = answer.reply
+    deltas = [Delta(reasoning=reply.reasoning)] if reply.reasoning else []
+    deltas += [Delta(content=reply.content)] if reply.content else []
+    for place, called in enumerate(reply.tool_calls):
+        deltas.append(Delta(call=place, name=called.name, arguments=called.arguments))
+    return deltas
+
+
 class AnswerStream:
     """Deltas of one response as its tokens come."""
 

@@ -4,140 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag
+from typing import Any
 
 from midstream.core.types import Message
 from midstream.gateway.answer import Answer, answer_of, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
+from midstream.gateway.asks import Ask, Piece
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.responses_request import (
+    FunctionCall,
+    FunctionOutput,
+    FunctionTool,
+    InputImage,
+    InputMessage,
+    InputText,
+    Item,
+    NamedTool,
+    NamespaceTool,
+    ReasoningItem,
+    ResponseRequest,
+)
+from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
-
-
-class InputText(Body):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = Field(default=None, max_length=0)
-    logprobs: list[Any] | None = None
-
-
-class InputImage(Body):
-    type: Literal["input_image"]
-    image_url: str
-    detail: str | None = None
-
-
-Shown = Annotated[InputText | InputImage, Field(discriminator="type")]
-
-
-class InputMessage(Body):
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Shown]
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-
-class FunctionCall(Body):
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    id: str | None = None
-    status: str | None = None
-    namespace: None = None
-    caller: None = None
-
-
-class FunctionOutput(Body):
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[Shown]
-    id: str | None = None
-    status: str | None = None
-    caller: None = None
-
-
-class ReasoningText(Body):
-    type: Literal["reasoning_text", "summary_text"]
-    text: str
-
-
-class ReasoningItem(Body):
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
-    encrypted_content: None = None
-    status: str | None = None
-
-
-def _type_of(item: Any) -> str:
-    """A message need not say what it is."""
-    return str(item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", "message")
-
-
-Item = Annotated[
-    Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[InputMessage, Tag("message")],
-    Discriminator(_type_of),
-]
-
-
-class FunctionTool(Body):
-    type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: JsonObject | None = None
-    strict: bool | None = None
-    defer_loading: Literal[False] | None = None
-
-
-class NamedTool(Body):
-    type: Literal["function"]
-    name: str
-
-
-class TextOptions(Body):
-    format: JsonObject | None = None
-    verbosity: Literal["medium"] | None = None
-
-
-class ResponseRequest(Body):
-    """A response to be made."""
-
-    model: str | None = None
-    input: str | list[Item]
-    instructions: str | None = None
-    previous_response_id: str | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    """Every call is stored, whatever this says."""
-    metadata: dict[str, str] | None = None
-    """Kept with the step."""
-    user: str | None = None
-    """Kept with the step."""
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
-    """Reasoning comes back in clear, so there is nothing encrypted to include."""
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    """Prompts are cached by trajectory, whatever this says."""
-    background: Literal[False] | None = None
 
 
 def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
@@ -150,16 +41,17 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
         # Those of an earlier response do not carry over.
         messages = [m for m in messages if m["role"] != "system"]
         messages.insert(0, {"role": "system", "content": request.instructions})
-    messages += _messages(request.input)
+    messages += _messages(request.input, _offer(request))
     if not messages:
         raise ApiError(400, "there is no input", param="input")
-    tools = [tool_schema(tool.name, tool.description, tool.parameters) for tool in request.tools or ()]
+    offered = _offer(request)
     asked = request.tool_choice
-    choice = asked.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held(
-        gateway.tokenizer, tools, choice, _format(request), parallel=request.parallel_tool_calls is not False
+    choice = _visible(offered, asked.namespace, asked.name) if isinstance(asked, NamedTool) else asked or "auto"
+    declared, constraint = offered.hold(
+        gateway.tokenizer, choice, _format(request), parallel=request.parallel_tool_calls is not False
     )
-    kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
+    if "message.output_text.logprobs" in (request.include or ()):
+        raise ApiError(400, "log-probabilities are given by chat completions, not here", param="include")
     call = Call(
         role=request.model,
         messages=tuple(messages),
@@ -168,14 +60,49 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
         sampling=gateway.sampling(
             max_tokens=request.max_output_tokens, temperature=request.temperature, top_p=request.top_p
         ),
-        metadata={name: value for name, value in kept.items() if value},
+        metadata=step_metadata(
+            request,
+            user=request.user,
+            metadata=request.metadata,
+            safety_identifier=request.safety_identifier,
+            left_out=gateway.leave_out([tool.type for tool in offered.left_out]),
+        ),
     )
     return Ask(call=call)
 
 
+def _offer(request: ResponseRequest) -> Offer:
+    """The functions and hosted tools of a request, those in namespaces too."""
+    listed = [("", tool) for tool in request.tools or () if not isinstance(tool, NamespaceTool)]
+    for space in request.tools or ():
+        if isinstance(space, NamespaceTool):
+            listed += [(space.name, tool) for tool in space.tools]
+    return offer(
+        [
+            (space, tool_schema(tool.name, tool.description, tool.parameters))
+            for space, tool in listed
+            if isinstance(tool, FunctionTool)
+        ],
+        [tool for _, tool in listed if isinstance(tool, HostedTool)],
+    )
+
+
+def _visible(offered: Offer, namespace: str | None, name: str) -> str:
+    """The name under which the model sees a function."""
+    seen = [visible for visible, own in offered.namespaces.items() if own == (namespace, name)]
+    return seen[0] if seen else name
+
+
+def _in_namespace(request: ResponseRequest, item: dict[str, Any]) -> dict[str, Any]:
+    """An output item as its client knows it: a call with the namespace of its function."""
+    found = _offer(request).namespaces.get(item["name"]) if item["type"] == "function_call" else None
+    return item if found is None else {**item, "namespace": found[0], "name": found[1]}
+
+
 def body(request: ResponseRequest, answer: Answer) -> dict[str, Any]:
     """A response."""
-    return {**_head(answer.id, request, _status(answer)), "output": _output(answer), "usage": _usage(answer)} | (
+    output = [_in_namespace(request, item) for item in _output(answer)]
+    return {**_head(answer.id, request, _status(answer)), "output": output, "usage": _usage(answer)} | (
         {"incomplete_details": {"reason": "max_output_tokens"}} if _status(answer) == "incomplete" else {}
     )
 
@@ -199,7 +126,7 @@ async def events(request: ResponseRequest, pieces: AsyncGenerator[Piece]) -> Asy
             yield told("response.in_progress", response=response)
         delta = piece.delta
         if delta is not None and (delta.content or delta.reasoning or delta.call is not None):
-            opened = _item(piece)
+            opened = _in_namespace(request, _item(piece))
             if item is None or opened["id"] != item["id"]:
                 if item is not None:
                     for kind, fields in _closing(item, said):
@@ -324,9 +251,11 @@ def _head(answer_id: str, request: ResponseRequest, status: str) -> dict[str, An
         "temperature": request.temperature,
         "top_p": request.top_p,
         "max_output_tokens": request.max_output_tokens,
-        "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto",
+        "tool_choice": choice.model_dump(exclude_none=True) if isinstance(choice, NamedTool) else choice or "auto",
         "tools": [
             tool.model_dump(include={"type", "name", "description", "parameters", "strict"})
+            if isinstance(tool, FunctionTool)
+            else tool.model_dump(exclude_unset=True, exclude_none=True)
             for tool in request.tools or ()
         ],
     }
@@ -334,7 +263,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str) -> dict[str, An
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
     """`text.format` as chat completions word it."""
-    asked = None if request.text is None else request.text.format
+    asked = None if request.text is None else request.text.format or None
     if asked is None or asked.get("type") != "json_schema":
         return asked
     inner = {name: value for name, value in asked.items() if name != "type"}
@@ -351,7 +280,7 @@ def _earlier(response_id: str, gateway: Gateway, live: Live) -> list[Message]:
     )
 
 
-def _messages(given: str | list[Item]) -> list[Message]:
+def _messages(given: str | list[Item], offered: Offer) -> list[Message]:
     """The input as messages. What an assistant thought, said and called in one breath is one message."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
@@ -372,7 +301,7 @@ def _messages(given: str | list[Item]) -> list[Message]:
             messages.append(speaking)
         if isinstance(item, FunctionCall):
             assert speaking is not None
-            called = {"name": item.name, "arguments": item.arguments}
+            called = {"name": _visible(offered, item.namespace, item.name), "arguments": item.arguments}
             speaking.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": called})
             speaking["content"] = speaking["content"] or None
         elif isinstance(item, ReasoningItem):
