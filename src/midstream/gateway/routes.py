@@ -118,11 +118,13 @@ def _read(body: TypeAdapter[Any], content: bytes) -> Any:
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         item = {"type": "json_invalid", "loc": ("body",), "msg": str(error), "input": {}}
         raise RequestValidationError([item]) from None
-    # What asks for nothing is as if left out, whatever it is called.
+    # What asks for nothing is as if left out, whatever it is called. One that is needed is told of as it was sent.
     while without_nothing(value, problem.errors(include_url=False)) or problem.errors()[0]["type"] == "json_invalid":
         try:
             return body.validate_python(value)
         except ValidationError as error:
+            if error.errors()[0]["type"] == "missing" != problem.errors()[0]["type"] != "json_invalid":
+                break
             problem = error
     raise _refused(problem, "body")
 
