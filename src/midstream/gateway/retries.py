@@ -44,11 +44,17 @@ class Retries:
         lost = [attempt for attempt in same if not attempt.delivered]
         if same:
             return (lost or same)[0]
+        known = {attempt.key for attempt in self.attempts}
         for step in reversed(recorded):
             key = str(step.metadata.get("idempotency_key", ""))
-            if key.startswith(OWN_KEY) and (step.messages, step.tools) == (call.messages, call.tools):
+            if key.startswith(OWN_KEY) and key not in known and _made_by(call, step):
                 return self.first(call, key)
         return None
+
+
+def _made_by(call: Call, step: Step) -> bool:
+    temperature = call.sampling.temperature or 1.0
+    return (step.messages, step.tools, step.temperature) == (call.messages, call.tools, temperature)
 
 
 def _alike(one: Call, other: Call) -> bool:

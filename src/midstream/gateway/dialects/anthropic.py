@@ -129,7 +129,7 @@ def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
 
 def _format(request: CountRequest) -> dict[str, Any] | None:
     """`output_config.format` as chat completions word it."""
-    asked = None if request.output_config is None else request.output_config.format or None
+    asked = None if request.output_config is None else request.output_config.format
     if asked is None or asked.get("type") != "json_schema":
         return asked
     return {"type": "json_schema", "json_schema": {"schema": asked.get("schema")}}

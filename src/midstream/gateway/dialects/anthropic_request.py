@@ -16,7 +16,9 @@ class TextBlock(Body):
     type: Literal["text"]
     text: str
     cache_control: Ignored = None
+    """Prompts are cached by trajectory."""
     citations: Ignored = None
+    """Chat templates have no place for them."""
 
 
 class Source(Body):
@@ -30,6 +32,7 @@ class ImageBlock(Body):
     type: Literal["image"]
     source: Source
     cache_control: Ignored = None
+    """Prompts are cached by trajectory."""
 
 
 class ToolUseBlock(Body):
@@ -38,8 +41,11 @@ class ToolUseBlock(Body):
     name: str
     input: JsonObject
     cache_control: Ignored = None
+    """Prompts are cached by trajectory."""
     caller: Ignored = None
+    """Only the model calls."""
     toolset_name: Ignored = None
+    """Only the model calls."""
 
 
 Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
@@ -51,7 +57,9 @@ class ToolResultBlock(Body):
     content: str | list[Shown] | None = None
     is_error: bool | None = None
     cache_control: Ignored = None
+    """Prompts are cached by trajectory."""
     toolset_name: Ignored = None
+    """Only the model calls."""
 
 
 class ThinkingBlock(Body):
@@ -147,7 +155,7 @@ class CountRequest(Body):
     """Whether to think is passed to the chat template as `enable_thinking`, `budget_tokens` as `thinking_budget`."""
     context_management: ContextManagement | None = None
     cache_control: Ignored = None
-    """Prompts are cached by trajectory, here and on every block."""
+    """Prompts are cached by trajectory."""
     mcp_servers: Offered = None
     """No MCP server is called from here."""
 
@@ -171,10 +179,13 @@ class MessagesRequest(CountRequest):
     inference_geo: Ignored = None
     """The model runs where the gateway's engine does."""
     diagnostics: Ignored = None
+    """Nothing is diagnosed."""
     billing_policy: Ignored = None
     """Nothing is billed."""
     user_profile_id: Ignored = None
+    """Nobody has a profile here."""
     workspace_id: Ignored = None
+    """There is one workspace."""
     fallbacks: Annotated[Any, Argument(What.REFUSED, "one policy answers")] = None
     """One policy answers."""
     fallback_credit_token: Ignored = None

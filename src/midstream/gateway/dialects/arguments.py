@@ -68,8 +68,8 @@ def without_nothing(body: Any, errors: list[Any]) -> bool:
     removed = False
     for error in errors:
         place: tuple[int | str, ...] = error["loc"]
-        # Of a union pydantic names the member it tried, and of that its fields: what is wrong may be further up.
-        for length in range(len(place), 0, -1):
+        # What is wrong with an object may be that it asks for nothing: the outermost such value goes.
+        for length in range(1, len(place) + 1):
             found = _find(body, place[:length])
             if found is not None and is_nothing(found[0][found[1]]):
                 del found[0][found[1]]

@@ -116,6 +116,7 @@ class StreamOptions(Body):
     include_obfuscation: Ignored = None
     """Streams are not padded."""
     continuous_usage_stats: Refused = None
+    """Usage comes once, at the end."""
 
 
 AnyTool = Annotated[
@@ -195,7 +196,7 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
     asked = request.tool_choice
     choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
     declared, constraint = offered.hold(
-        gateway.tokenizer, choice, request.response_format or None, parallel=request.parallel_tool_calls is not False
+        gateway.tokenizer, choice, request.response_format, parallel=request.parallel_tool_calls is not False
     )
     call = Call(
         role=request.model,

@@ -263,7 +263,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str) -> dict[str, An
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
     """`text.format` as chat completions word it."""
-    asked = None if request.text is None else request.text.format or None
+    asked = None if request.text is None else request.text.format
     if asked is None or asked.get("type") != "json_schema":
         return asked
     inner = {name: value for name, value in asked.items() if name != "type"}

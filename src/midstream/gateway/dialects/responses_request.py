@@ -47,6 +47,7 @@ class FunctionCall(Body):
     namespace: str | None = None
     """The one its function was declared in."""
     caller: Ignored = None
+    """Only the model calls."""
 
 
 class FunctionOutput(Body):
@@ -56,6 +57,7 @@ class FunctionOutput(Body):
     id: str | None = None
     status: str | None = None
     caller: Ignored = None
+    """Only the model calls."""
 
 
 class ReasoningText(Body):
@@ -98,6 +100,7 @@ class FunctionTool(Body):
     allowed_callers: Ignored = None
     """Only the model calls."""
     output_schema: Ignored = None
+    """Chat templates have no place for it."""
 
 
 class NamespaceTool(Body):

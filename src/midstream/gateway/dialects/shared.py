@@ -48,6 +48,7 @@ class SamplingArguments(Body):
     stop: str | list[str] | None = None
     seed: int | None = None
     logit_bias: Annotated[Any, Argument(What.REFUSED, "the policy is sampled as it is")] = None
+    """The policy is sampled as it is."""
 
     def sampling(self, gateway: Gateway, max_tokens: int | None) -> SamplingParams:
         """Sampling parameters, those left out by the gateway's defaults."""

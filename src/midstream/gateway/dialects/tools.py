@@ -13,6 +13,7 @@ from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, response_constraint
+from midstream.gateway.dialects.arguments import is_nothing
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.errors import ApiError
 
@@ -67,6 +68,7 @@ class Offer:
         `response_format`."""
         if isinstance(choice, HostedChoice):
             raise _refused(choice.type)
+        response_format = None if is_nothing(response_format) else response_format
         names = [tool["function"]["name"] for tool in self.functions]
         if choice == "none":
             return (), response_constraint(tokenizer.format, response_format)
