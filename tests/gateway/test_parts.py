@@ -143,7 +143,7 @@ def test_a_response_has_every_field_of_open_responses_and_says_how_it_was_sample
     told = events(post("/responses", body).text)
     for one in (told[0]["response"], told[-1]["response"]):
         assert set(REQUIRED.split()) <= set(one)
-        assert (one["temperature"], one["top_p"], one["presence_penalty"], one["store"]) == (0.5, 0.9, 0.0, False)
+        assert (one["temperature"], one["top_p"], one["presence_penalty"], one["store"]) == (0.5, 0.9, 0.0, True)
         assert one["text"] == {"format": {**format, "description": None, "strict": False}}
     assert told[0]["response"]["completed_at"] is None
     assert told[-1]["response"]["completed_at"] >= told[-1]["response"]["created_at"]

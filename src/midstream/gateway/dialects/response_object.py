@@ -192,7 +192,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
         "max_tool_calls": None,
         "truncation": "disabled",
         "usage": None,
-        "store": request.store is not False,
+        "store": True,
         "background": False,
         "service_tier": "default",
         "metadata": request.metadata or {},
