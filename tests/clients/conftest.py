@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.gateway.served import Served
 
 from midstream.core.types import Step
@@ -21,10 +24,15 @@ from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.scripted import ScriptedEngine
+from midstream.engines.torch.cached import CachedDecoder
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.slots import Place, Slot
 
 CONTEXT = 65_536
 """Claude Code's prompt alone has about 50,000 of tiny's tokens."""
-TIME_S = 240
+MOST_NEW = 1024
+"""Tokens that a prompt may add to one that was computed."""
+TIME_S = 600
 QUESTION = "What is the answer in notes.txt?"
 COMMANDS = ("ls", "cat notes.txt", "wc -c notes.txt")
 
@@ -73,6 +81,7 @@ enabled = false
 
 def _codex_home(home: Path, url: str, model: str = "tiny", top: str = "") -> None:
     (home / ".codex").mkdir(exist_ok=True)
+    (home / "instructions.md").write_text("Use the shell.")
     (home / ".codex" / "config.toml").write_text(CODEX.format(model=model, top=top, url=url))
 
 
@@ -104,16 +113,41 @@ def claude(**environment: str) -> Client:
 
 
 class Witness(ScriptedEngine):
-    """The scripted engine, with everything it answered."""
+    """The scripted engine, with everything it answered. With a `decoder` the log-probabilities are those its model gives
+    to what the script says: the learner finds the same ones, and can train on it."""
 
-    def __init__(self, *given: Any, **settings: Any) -> None:
+    def __init__(self, *given: Any, decoder: Decoder | None = None, **settings: Any) -> None:
         super().__init__(*given, **settings)
         self.seen: dict[tuple[int, ...], list[Completion]] = {}
+        self._decoder = decoder
+        self._cached = None if decoder is None else CachedDecoder(decoder, adapter=False)
+        self._slot = Slot(0)
+        self._lock = threading.Lock()
 
     async def generate(self, request: Request) -> Completion:
         completion = await super().generate(request)
+        if self._cached is not None:
+            log_probs = await asyncio.to_thread(self._log_probs, request.prompt_ids, completion.ids)
+            completion = replace(completion, log_probs=log_probs)
         self.seen.setdefault(request.prompt_ids, []).append(completion)
         return completion
+
+    def _log_probs(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> tuple[float, ...]:
+        """Of each token of `reply`, over the whole vocabulary. What the last call computed is used again."""
+        assert self._cached is not None and self._decoder is not None
+        with self._lock, torch.no_grad():
+            pairs = enumerate(zip(self._slot.tokens, prompt[:-1], strict=False))
+            alike = min(len(self._slot.tokens), len(prompt) - 1)
+            shared = next((place for place, (one, other) in pairs if one != other), alike)
+            if shared and len(prompt) - shared <= MOST_NEW:
+                self._slot.tokens = self._slot.tokens[:shared]
+                hidden = [self._cached.extend([self._slot], [prompt[shared:]])]
+            else:
+                hidden = [self._cached.begin([prompt], [Place(self._slot, None)])]  # in pieces, as it may be long
+            hidden += [self._cached.extend([self._slot], [[token]]) for token in reply[:-1]]
+            logits = torch.cat(hidden).float() @ self._decoder.head.float().T
+            chosen = torch.tensor(reply)[:, None]
+            return tuple(torch.log_softmax(logits, -1).gather(-1, chosen)[:, 0].tolist())
 
 
 def looks_thrice(client: Client) -> Callable[[Request], str]:

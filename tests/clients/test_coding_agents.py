@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.clients.conftest import (
     COMMANDS,
     CONTEXT,
@@ -25,13 +26,21 @@ from tests.gateway.served import Served
 from midstream.api import load_config, train
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
+from midstream.engines.torch.decoder import load_decoder
 
-pytestmark = [pytest.mark.clients, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(7200)]
 GROUPS, ATTEMPTS = 3, 2
 QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
 
 
-@pytest.mark.parametrize("client", [codex(), claude(**QUIET)], ids=lambda client: client.name)
+@pytest.mark.parametrize(
+    "client",
+    [
+        pytest.param(codex(top=ONLY_THE_SHELL), id="codex-with-the-shell"),
+        pytest.param(codex(), id="codex"),
+        pytest.param(claude(**QUIET), id="claude"),
+    ],
+)
 def test_three_tool_turns_are_one_conversation_and_are_trained_on(
     run: Run,
     client: Client,
@@ -40,7 +49,8 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
     long_tiny: Path,
     tmp_path: Path,
 ) -> None:
-    engine = Witness(tokenizer, looks_thrice(client), context_length=CONTEXT)
+    decoder = load_decoder(long_tiny, torch.float32)
+    engine = Witness(tokenizer, looks_thrice(client), decoder=decoder, context_length=CONTEXT)
     served = serve_engine(engine)
     for group in range(GROUPS):
         for attempt in range(ATTEMPTS):
@@ -74,7 +84,6 @@ def test_claude_code_with_its_defaults_asks_for_a_title_beside(
 def test_codex_with_only_the_shell_fits_smollm2(run: Run, serve_engine: Callable[..., Served]) -> None:
     tokenizer = load_tokenizer(resolve("smollm2-135m"))
     client = codex(model="smollm2-135m", top=ONLY_THE_SHELL)
-    client = with_instructions(client, "Use the shell.")
     engine = Witness(tokenizer, looks_thrice(client), context_length=8192)
     served = serve_engine(engine, model="smollm2-135m")
     steps = run(client, served)
@@ -82,16 +91,6 @@ def test_codex_with_only_the_shell_fits_smollm2(run: Run, serve_engine: Callable
     assert [step.parent for step in steps] == [None, 0, 1, 2] and not any(step.branch_reason for step in steps)
     # The second one writes to a command that runs on.
     assert [tool["function"]["name"] for tool in steps[0].tools] == ["exec_command", "write_stdin"]
-
-
-def with_instructions(client: Client, text: str) -> Client:
-    from dataclasses import replace
-
-    def setup(home: Path, url: str) -> None:
-        client.setup(home, url)
-        (home / "instructions.md").write_text(text)
-
-    return replace(client, setup=setup)
 
 
 def check_training(store: str, model: Path, folder: Path) -> None:
