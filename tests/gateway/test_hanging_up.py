@@ -18,14 +18,14 @@ from midstream.core.types import FinishReason
 LONG = "word " * 200
 
 
-def hang_up(opened: Opened, after: int = 3, **headers: str) -> None:
+def hang_up(opened: Opened, retry: str = "") -> None:
     """Read some events of a stream, and go."""
     body = {"model": "tiny", "messages": HELLO, "stream": True}
-    headers = {"Authorization": f"Bearer {opened.token}", **headers}
+    headers = {"Authorization": f"Bearer {opened.token}", **({"X-Stainless-Retry-Count": retry} if retry else {})}
     path = f"{opened.path}/chat/completions"
     with opened.served.client.stream("POST", path, content=json.dumps(body), headers=headers) as response:
         lines = (line for line in response.iter_lines() if line)
-        for _ in range(after):
+        for _ in range(3):
             next(lines)
 
 
@@ -70,7 +70,7 @@ def test_a_stream_that_takes_too_long_says_so_too(start: Start) -> None:
 
 def test_a_retry_after_hanging_up_is_one_trainable_step(start: Start) -> None:
     opened = start(LONG, engine_tokens_per_s=50).open()
-    hang_up(opened, **{"X-Stainless-Retry-Count": "0"})
+    hang_up(opened, "0")
     wait_for_steps(opened, 1)
     opened.served.engine.tokens_per_s = None
     opened.post("/chat/completions", {"model": "tiny", "messages": HELLO}, X_Stainless_Retry_Count="1")
