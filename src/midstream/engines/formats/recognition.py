@@ -25,7 +25,7 @@ from midstream.engines.formats.llama4 import Llama4
 from midstream.engines.formats.mistral import Mistral
 from midstream.engines.formats.plain import Plain
 from midstream.engines.formats.qwen3_coder import Qwen3Coder
-from midstream.engines.formats.template import SPECIAL_TOKENS, facts_of, render
+from midstream.engines.formats.template import SPECIAL_TOKENS, Facts, facts_of, render
 
 _PROBED: tuple[type[ChatFormat], ...] = (
     *(Harmony, Gemma4, KimiK2, GLM4, Qwen3Coder, DeepSeek, Mistral, Hermes, Llama3, Llama4),
@@ -78,15 +78,19 @@ def format_of(template: str, vocabulary: Mapping[str, int], name: str = "") -> C
 
     Raises `ConfigError` for an unknown name."""
 
+    by_think: dict[tuple[str, str], Facts] = {}
+
     def made(chat_format: type[ChatFormat], why: str) -> ChatFormat:
         think = chat_format.think_tags(template, vocabulary)
-        return chat_format(facts_of(template, vocabulary, think), vocabulary, why)
+        if think not in by_think:
+            by_think[think] = facts_of(template, vocabulary, think)
+        return chat_format(by_think[think], vocabulary, why)
 
     if name:
         if name not in FORMATS:
             raise ConfigError(f"no tool format '{name}'", nearest(name, FORMATS))
         return made(FORMATS[name], "named in the settings")
-    facts = facts_of(template, vocabulary)
+    facts = made(Plain, "").facts
     if facts.writes_calls:
         for one in _PROBED:
             probed = made(one, "its parser reads back the calls that the chat template writes")
