@@ -37,14 +37,14 @@ from midstream.learn.algorithms.grpo import GRPO, DrGRPO
 from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.algorithms.reinforce import RLOO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
-from midstream.learn.batch import LearningBatch, LearningTurn, make_batch
-from midstream.learn.correction import corrected, importance
-from midstream.learn.log_probs import TokenSequence
+from midstream.learn.batch import make_batch
+from midstream.learn.correction import importance
 from midstream.learn.losses.kl import Estimator, kl_estimate
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.ratio import CISPO, PPOClip, ReinforceLoss
 from midstream.learn.losses.sequence import GSPO
 from midstream.learn.losses.tokens import TokenBatch
+from midstream.learn.mismatch import importance_metrics
 
 pytestmark = pytest.mark.suites
 
@@ -238,12 +238,9 @@ def test_kl_estimates_and_their_gradients_conform(name: Estimator) -> None:
 
 def test_the_effective_sample_size_conforms() -> None:
     for batch in random_batches(4, [(4, 8)], seed=2):
-        mask, turns, readings = batch["response_mask"], [], {}
-        for row, length in enumerate(mask.sum(dim=1).tolist()):
-            sampled, own = (batch[name][row, :length].tolist() for name in ("rollout_logprobs", "old_logprobs"))
-            tokens = TokenSequence((1,), (2,) * length, 1.0)
-            turns.append(LearningTurn(tokens, tuple(sampled), (1.0,) * length, 1.0, "policy", "g", (str(row), 0)))
-            readings[(str(row), 0)] = Reading(log_probs=own)
-        ours = corrected(LearningBatch(turns), readings, OURS["grpo_tis"]).counts["importance_ess"]
+        mask = batch["response_mask"]
+        by_token = (batch["old_logprobs"] - batch["rollout_logprobs"]).numpy()
+        differences = [by_token[row, :length] for row, length in enumerate(mask.sum(dim=1).tolist())]
+        ours = importance_metrics(differences, OURS["grpo_tis"].correction)["importance_ess"]
         theirs = importance_ess(batch["old_logprobs"], batch["rollout_logprobs"], response_mask=mask, level="token")
         assert ours == pytest.approx(theirs.ess_ratio, rel=1e-9)
