@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
-from openai.types.chat import completion_create_params as chat_params
-from openai.types.responses import response_create_params as response_params
 from pydantic import BaseModel
 
 from midstream.core.errors import EngineError
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
-from midstream.gateway.dialects.chat import ChatRequest
-from midstream.gateway.dialects.responses import ResponseRequest
 
 CALCULATOR: Any = {
     "type": "function",
@@ -308,40 +303,6 @@ def test_what_is_kept_beside_a_call_is_on_its_step(says) -> None:
     )
     (step,) = served.steps("t")
     assert (step.role, step.metadata["user"], step.metadata["metadata"]) == ("planner", "ann", {"stage": "plan"})
-
-
-def arguments(params: Any, model: type[BaseModel]) -> Iterator[str]:
-    """What the client can send, and the gateway does not know."""
-    hints = {name for kind in params for name in get_type_hints(kind)}
-    yield from sorted(hints - set(model.model_fields))
-
-
-CHAT = (chat_params.CompletionCreateParamsNonStreaming, chat_params.CompletionCreateParamsStreaming)
-RESPONSES = (response_params.ResponseCreateParamsNonStreaming, response_params.ResponseCreateParamsStreaming)
-
-
-def test_an_argument_that_is_not_honoured_is_refused_by_name(says) -> None:
-    served, client = says()
-    for name in arguments(CHAT, ChatRequest):
-        with pytest.raises(openai.BadRequestError, match=f"'{name}' is not an argument this server honours") as error:
-            client.chat.completions.create(model="tiny", messages=[user("?")], extra_body={name: 1})
-        assert error.value.param == name
-    for name in arguments(RESPONSES, ResponseRequest):
-        with pytest.raises(openai.BadRequestError, match=f"'{name}' is not an argument this server honours"):
-            client.responses.create(model="tiny", input="?", extra_body={name: 1})
-    assert served.steps("t") == ()
-
-
-def test_a_tool_of_another_kind_is_refused_by_its_kind_alone(says) -> None:
-    _, client = says()
-    told = r"'tools\.0\.type' is '{}', which this server does not have; Input should be 'function'$"
-    search: Any = {"type": "web_search", "search_context_size": "low"}
-    with pytest.raises(openai.BadRequestError, match=told.format("web_search")) as error:
-        client.responses.create(model="tiny", input="?", tools=[search])
-    assert error.value.param == "tools.0.type"
-    custom: Any = {"type": "custom", "custom": {"name": "write"}}
-    with pytest.raises(openai.BadRequestError, match=told.format("custom")):
-        client.chat.completions.create(model="tiny", messages=[user("?")], tools=[custom])
 
 
 def test_an_endpoint_that_is_not_there_is_named(says) -> None:

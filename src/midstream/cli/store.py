@@ -56,11 +56,15 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
             table.add_column(heading, justify="left" if heading == "channel" else "right")
         for name in [channel] if channel else store.channels():
             table.add_row(name, *(str(store.count(channel=name, status=status)) for status in Status))
-        counts, left_out = store.group_counts(channel), store.left_out(channel)
+        counts, left_out, branches = store.group_counts(channel), store.left_out(channel), store.branches(channel)
     console().print(table)
     oldest = counts.pop("oldest_ready_s")
     told = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
     click.echo(f"\ngroups: {told}" + (f"; the oldest has been ready for {seconds(oldest)}" if counts["ready"] else ""))
+    if branches:
+        click.echo("\ncalls that could not go on from recorded tokens, and tokens of their prompts computed again:")
+        for one in branches:
+            click.echo(f"  {one.cause}: {one.calls} calls, {one.tokens:,} tokens")
     if left_out:
         click.echo(f"{left_out} trajectories came after their group was handed out, and are not trained on")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.chat_format import guarded
-from midstream.engines.formats.template import render
+from midstream.engines.formats.template import render, variables_of
 from midstream.engines.token_bytes import TokenBytes
 
 _TURN = f"turn{secrets.token_hex(12)}"
 """Stands for a reply in a conversation that is rendered only to see what follows the reply."""
+_OWN_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
 
@@ -41,6 +42,8 @@ class ChatTokenizer:
         template = self._template((_ANY_TOOL,))
         self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
         self._special = dict(tokenizer.special_tokens_map)
+        self.reads = variables_of(template) - _OWN_VARIABLES - self._special.keys()
+        """Variables that the chat template reads beside those it is always given: hints, such as `enable_thinking`."""
         self._control = ControlTokens(
             [
                 token.content
@@ -97,13 +100,24 @@ class ChatTokenizer:
         after = self.encode(closed[len(opened) + 1 :]) if closed.startswith(f"{opened}.") else ()
         return after[0] if after and after[0] in self.end_ids else min(self.end_ids)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> tuple[int, ...]:
-        """Prompt ids of a conversation in which the assistant speaks next. Raises as `template` does."""
-        return self.encode_written(self.written(messages, tools))
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Prompt ids of a conversation in which the assistant speaks next. `arguments` go to the template, which may
+        read those in `reads`. Raises as `template` does."""
+        return self.encode_written(self.written(messages, tools, arguments))
 
-    def written(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+    def written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that `render` encodes: seams still stand in the control tokens that came from outside."""
-        return self._rendered(messages, tools, open_reply=True)
+        return self._rendered(messages, tools, open_reply=True, arguments=arguments)
 
     def encode_written(self, text: str) -> tuple[int, ...]:
         """Ids of text that `written` gave, or of a piece of it."""
@@ -190,12 +204,21 @@ class ChatTokenizer:
     def _template(self, tools: Sequence[ToolSchema]) -> str:
         return self._tokenizer.get_chat_template(None, list(tools) or None)
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, open_reply: bool) -> str:
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        *,
+        open_reply: bool,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The conversation as text, with seams in the control tokens that came from outside."""
         guard = self._control.guard
         written = self.format.messages(messages, tools, guard)
         declared = [guarded(tool, guard) for tool in tools] if self.format.declares() else None
-        return render(self._template(tools), written, declared, self._special, open_reply=open_reply)
+        return render(
+            self._template(tools), written, declared, self._special, open_reply=open_reply, arguments=arguments
+        )
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a piece from the midst of a text, in which nothing is a special token."""

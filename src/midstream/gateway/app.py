@@ -21,6 +21,7 @@ from midstream import __version__
 from midstream.core.errors import MidstreamError
 from midstream.gateway import native
 from midstream.gateway.answer import Answer
+from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.callers import Caller
 from midstream.gateway.dialects import anthropic, chat, completions, response_object, responses
 from midstream.gateway.dialects.shared import Body
@@ -32,13 +33,15 @@ from midstream.gateway.live import Live
 from midstream.gateway.openapi import describe
 from midstream.gateway.replies import EventStream, answer_error, as_json
 from midstream.gateway.routes import DirectRoute
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 
 T = TypeVar("T")
 NAME = r"[A-Za-z0-9._:@-]{1,200}"
 Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
+RETRY_HEADER = "X-Stainless-Retry-Count"
+"""How often a client of OpenAI's or Anthropic's has made a call before."""
 CALLER = "midstream.caller"
 """Where in a request's scope it stands who makes it."""
 
@@ -99,7 +102,8 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
         ask = _keyed(calling.request, ask)
         if events is not None:
-            return EventStream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
+            made = events(gateway.stream(calling.live, ask, calling.caller))
+            return EventStream(made, dialect, gateway.config.limits.ping_s)
         return as_json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
 
     async def chat_completions(calling: _Calling, body: chat.ChatRequest) -> Response:
@@ -121,14 +125,12 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     async def make_message(calling: _Calling, body: anthropic.MessagesRequest) -> Response:
         ask, events = anthropic.parse(body, gateway, calling.live), None
         if body.stream:
-            prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
-            events = partial(anthropic.events, body, prompt_tokens=prompt_tokens)
+            events = partial(anthropic.events, body)
         return await answered(calling, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
 
     async def count_tokens(calling: _Calling, body: anthropic.CountRequest) -> Response:
         gateway.model_name(body.model, calling.live)
-        messages, tools = anthropic.conversation(body)
-        return as_json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+        return as_json({"input_tokens": len(gateway.prompt_of(anthropic.prompt(body, gateway)))})
 
     both("/v1/chat/completions", chat.ChatRequest, chat_completions)
     both("/v1/completions", completions.CompletionRequest, text_completions)
@@ -286,14 +288,15 @@ def _caller(request: Request, gateway: Gateway) -> Caller:
     """Who makes a request; looked up once."""
     known = request.scope.get(CALLER)
     if known is None:
-        known = request.scope[CALLER] = gateway.caller(_secret(request))
+        known = request.scope[CALLER] = gateway.caller(*_secrets(request))
     return known
 
 
-def _secret(request: Request) -> str | None:
-    """The key or token that came with a request."""
+def _secrets(request: Request) -> list[str]:
+    """The keys or tokens that came with a request: clients may send one of their own beside that of the gateway."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+    given = [value.strip() if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+    return [secret for secret in given if secret]
 
 
 def _key(request: Request) -> str | None:
@@ -313,7 +316,13 @@ def _named(request: Request, header: str) -> str | None:
 
 def _keyed(request: Request, ask: Ask) -> Ask:
     """`ask` with what the request's headers say of it."""
-    return replace(ask, key=_key(request), role=_named(request, ROLE_HEADER))
+    retry = request.headers.get(RETRY_HEADER, "")
+    return replace(
+        ask,
+        key=_key(request),
+        role=_named(request, ROLE_HEADER),
+        retry=int(retry) if retry.isascii() and retry.isdigit() else None,
+    )
 
 
 def _base(request: Request) -> str:

@@ -50,6 +50,22 @@ class Callers:
                 )
         self._keys, self._signer, self._open_to_all = keys, signer, open_to_all
 
+    def of_any(self, secrets: Sequence[str]) -> Caller:
+        """The holder of the first of `secrets` that is known: a client may send a key of its own beside the gateway's.
+        Raises `ApiError` 401 as `of` does."""
+        found, problem = None if secrets else self.of(None), None
+        for secret in secrets:
+            try:
+                found = self.of(secret)
+            except ApiError as error:
+                problem = error
+                continue
+            if found.key is not None or found.trajectory_uid is not None:
+                return found
+        if problem is not None or found is None:
+            raise problem or ApiError(401, "the key or token is missing")
+        return found
+
     def of(self, secret: str | None) -> Caller:
         """The holder of `secret`; `ApiError` 401 when nobody is."""
         if secret:

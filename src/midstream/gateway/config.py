@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
+from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardConfig
 
 IN_PROCESS = ("torch", "scripted")
@@ -54,6 +56,9 @@ class LimitsConfig(Config):
     """`max_tokens` of a call that names none; a call may ask for more."""
     choices: int = Field(default=128, ge=1)
     """Largest `n`."""
+    ping_s: float = Field(default=15.0, gt=0)
+    """A stream in which nothing comes for this long gets a `ping` (Anthropic) or a comment (OpenAI), so that neither
+    client nor proxy takes it for dead."""
     drain_s: float = Field(default=30.0, ge=0)
     """Time calls under way get when the gateway is stopped."""
 
@@ -135,6 +140,10 @@ class GatewayConfig(Config):
     sampling: dict[str, float] = Field(default_factory=dict)
     """Sampling settings that hold whatever an agent asks for, as training may need: temperature, `top_p`, `top_k`,
     `min_p` and penalties. `{temperature: 1.0, top_p: 1.0}` makes greedy and cut calls plain samples."""
+    prefix_ignore: tuple[str, ...] = PREFIX_IGNORE
+    """Regular expressions of text that clients change with each request, such as an attribution line or a running token
+    count in a system prompt. In everything but replies, text that matches does not count when a call is compared with
+    recorded ones; the prompt keeps the tokens of the text that was there first."""
     reward: RewardConfig | None = None
     """How completed trajectories are scored that come without a reward; without it the trainer does that."""
     keys: tuple[KeyConfig, ...] = ()
@@ -147,6 +156,18 @@ class GatewayConfig(Config):
     def called(self) -> str:
         """`name`, or what stands in for it. On a port that the system chooses nobody comes after this one."""
         return self.name or f"{socket.gethostname()}/{self.host}:{self.port or secrets.token_hex(4)}"
+
+    @field_validator("prefix_ignore")
+    @classmethod
+    def _regular(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                matches_nothing = re.compile(pattern).fullmatch("") is not None
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is no regular expression: {error}") from None
+            if matches_nothing:
+                raise ValueError(f"'{pattern}' matches an empty text: say what it begins with")
+        return patterns
 
     @model_validator(mode="after")
     def _closed(self) -> GatewayConfig:

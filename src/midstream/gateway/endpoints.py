@@ -11,6 +11,7 @@ from typing import Any
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import Answer
+from midstream.gateway.asks import Ask
 from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
@@ -27,7 +28,7 @@ from midstream.gateway.native import (
     RewardRequest,
     SubmitRequest,
 )
-from midstream.gateway.service import Ask, Gateway
+from midstream.gateway.service import Gateway
 from midstream.gateway.trajectories import COMPLETION_KEY
 from midstream.record.feedback import Feedback
 from midstream.record.recorder import Call

@@ -21,6 +21,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from midstream.gateway.config import LimitsConfig
+from midstream.gateway.dialects.arguments import without_nothing
+from midstream.gateway.encodings import decompressor
 from midstream.gateway.errors import ApiError
 
 _OF_CLIENTS = {"beta"}
@@ -77,7 +79,8 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
 
 
 async def _content(request: Request) -> bytes:
-    """The body. Raises `ApiError`: 413 and 408 when it is too large or too slow, 415 when it is not JSON."""
+    """The body, decompressed. Raises `ApiError`: 413 and 408 when it is too large or too slow, 415 when it is not JSON
+    or in an encoding that is not read here."""
     limits: LimitsConfig = request.app.state.limits
     pieces: list[bytes] = []
     size, most, more = 0, round(limits.body_mb * 1e6), True
@@ -85,13 +88,15 @@ async def _content(request: Request) -> bytes:
     too_large = ApiError(413, f"a request may have {limits.body_mb:g} MB; this one has more")
     if int(length) > most:
         raise too_large
+    decompress = decompressor(request.headers.get("content-encoding", ""))
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ApiError(499, "the client hung up", code="client_closed_request")
-                pieces.append(message.get("body", b""))
+                piece = message.get("body", b"")
+                pieces.append(piece if decompress is None else decompress(piece, most - size))
                 size, more = size + len(pieces[-1]), message.get("more_body", False)
                 if size > most:
                     raise too_large
@@ -106,16 +111,22 @@ def _read(body: TypeAdapter[Any], content: bytes) -> Any:
     try:
         return body.validate_json(content)
     except ValidationError as error:
-        if error.errors()[0]["type"] != "json_invalid":
-            raise _refused(error, "body") from None
+        problem = error
     # Python's reader takes half of a surrogate pair, as clients cut text anywhere, and knows better what is wrong.
     try:
-        return body.validate_python(json.loads(content))
-    except ValidationError as error:
-        raise _refused(error, "body") from None
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         item = {"type": "json_invalid", "loc": ("body",), "msg": str(error), "input": {}}
         raise RequestValidationError([item]) from None
+    # What asks for nothing is as if left out, whatever it is called. One that is needed is told of as it was sent.
+    while without_nothing(value, problem.errors(include_url=False)) or problem.errors()[0]["type"] == "json_invalid":
+        try:
+            return body.validate_python(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "missing" != problem.errors()[0]["type"] != "json_invalid":
+                break
+            problem = error
+    raise _refused(problem, "body")
 
 
 def _refused(error: ValidationError, *where: str) -> RequestValidationError:

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -37,6 +37,7 @@ from midstream.gateway.live import (
 from midstream.gateway.submitted import check_rewards, meant, spoken_for
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
+from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardFunction
 
 _log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ class Trajectories:
         group_timeout_s: float | None,
         expiry_s: float,
         reward: RewardFunction | None,
+        prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
-        self._store, self._voice, self._reward = store, voice, reward
+        self._store, self._voice, self._reward, self._prefix_ignore = store, voice, reward, prefix_ignore
         self._channel, self._group_size = channel, group_size
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
         self._live: dict[str, Live] = {}
@@ -378,7 +380,14 @@ class Trajectories:
         return live
 
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
-        return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
+        return Recorder(
+            uid,
+            prompt_uid,
+            seed=uuid.uuid4().int >> 65,
+            store=self._store,
+            channel=channel,
+            prefix_ignore=self._prefix_ignore,
+        )
 
     async def _begin(self, live: Live, *, joins: bool) -> None:
         assert self._store is not None

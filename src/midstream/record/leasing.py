@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from midstream.record import census, groups, reading
 from midstream.record.access import Access
+from midstream.record.branches import Branches, counting_branches
 from midstream.record.groups import Leased
 from midstream.record.transaction import Transaction
 
@@ -64,6 +65,11 @@ class Leasing(Access):
         """How many trajectories joined a group, or ended, after it was handed out, and so are not trained on. `open`
         lets none in; `begin` takes what it is told."""
         return self.read(lambda connection: int(connection.execute(census.left_out(channel)).scalar_one()))
+
+    def branches(self, channel: str | None = None) -> list[Branches]:
+        """What calls that could not go on from recorded tokens cost, by cause, the dearest first."""
+        rows = self.read(lambda connection: connection.execute(counting_branches(channel)).all())
+        return [Branches(cause, calls, int(tokens)) for cause, calls, tokens in rows]
 
     def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what

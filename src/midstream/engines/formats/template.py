@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,9 +36,10 @@ def render(
     special: Mapping[str, Any],
     *,
     open_reply: bool,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """Render a conversation with the template `source` in transformers' sandbox. Raises `Unsupported`, with the
-    template's own message, when it refuses."""
+    """Render a conversation with the template `source` in transformers' sandbox. `arguments` are further variables of
+    the template (see `variables_of`). Raises `Unsupported`, with the template's own message, when it refuses."""
     if not messages:
         raise Unsupported("a conversation of no messages")
     from jinja2 import TemplateError
@@ -46,7 +48,12 @@ def render(
     try:
         # What `apply_chat_template` does, once it has copied every message.
         return _compile_jinja_template(source).render(
-            messages=messages, tools=tools or None, documents=None, add_generation_prompt=open_reply, **special
+            messages=messages,
+            tools=tools or None,
+            documents=None,
+            add_generation_prompt=open_reply,
+            **special,
+            **(arguments or {}),
         )
     except (
         TemplateError,
@@ -58,6 +65,21 @@ def render(
         ValueError,
     ) as error:
         raise Unsupported(f"the model's chat template refuses these messages: {error}") from None
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """The variables that the template `source` reads and does not set itself."""
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # `{% generation %}` is an extension of transformers, which it marks what the assistant says with.
+    plain = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", source)
+    try:
+        parsed = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(plain)
+    except TemplateSyntaxError:
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(parsed))
 
 
 @dataclass(frozen=True, slots=True)

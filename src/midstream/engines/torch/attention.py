@@ -15,11 +15,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from midstream.engines.torch import products
 from midstream.engines.torch.products import Rows
 
 BLOCK = 32
+LONG = 4 << 20
+"""Weights (queries times keys) from which a chain is cut into pieces: each is computed on its own, and once more in the
+backward pass, so that memory grows with the length of a sequence and not with its square."""
+PIECE = 512
+"""Queries of a piece."""
 WHOLE = 64
 """Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
 ANY = Rows()
@@ -143,12 +149,14 @@ def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | st
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, and their mask."""
+    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, the queries'
+    positions, and their mask, which a piece of a long chain makes when it is needed."""
 
     rows: int
     query: Tensor
     key: Tensor
-    mask: Tensor
+    positions: Tensor
+    mask: Tensor | None
 
 
 class TreeAttention:
@@ -158,11 +166,13 @@ class TreeAttention:
         self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False, queries: Rows = ANY
     ) -> None:
         device = tree.tokens.device
-        self._queries = queries
+        self._queries, self._group, self._dtype = queries, group, dtype
         self._buckets: list[_Bucket] = []
         place = torch.zeros(len(tree.tokens), dtype=torch.long)
         offset = 0
-        for chains in _similar(tree.chains):
+        short = _similar([chain for chain in tree.chains if not _is_long(chain)])
+        pieces = [[piece] for chain in tree.chains if _is_long(chain) for piece in _pieces(chain)]
+        for number, chains in enumerate([*short, *pieces]):
             n_q = max(len(path) - start for path, start in chains)
             n_k = _ceil(max(len(path) for path, _ in chains))
             query = torch.zeros(len(chains), n_q, dtype=torch.long)
@@ -175,8 +185,10 @@ class TreeAttention:
                 positions[row, : len(own)] = torch.arange(start, len(path))
                 place[own] = offset + row * n_q + torch.arange(len(own))
             offset += len(chains) * n_q
-            mask = _causal_mask(positions.to(device), n_k, group, dtype)
-            self._buckets.append(_Bucket(len(chains), query.flatten().to(device), key.flatten().to(device), mask))
+            positions = positions.to(device)
+            mask = None if number >= len(short) else _causal_mask(positions, n_k, group, dtype)
+            indices = query.flatten().to(device), key.flatten().to(device)
+            self._buckets.append(_Bucket(len(chains), *indices, positions, mask))
         self._place = place.to(device)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
         """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
@@ -186,14 +198,35 @@ class TreeAttention:
             self.kept.append((k, v))
         outs: list[Tensor] = []
         for bucket in self._buckets:
-            rows_q, rows_k, rows_v = (
-                # index_select: its backward adds rows up, where that of plain indexing sorts them first.
-                flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
-                for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
-            )
-            out = _grouped_attention(rows_q, rows_k, rows_v, bucket.mask, self._queries)
-            outs.append(out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
+            if bucket.mask is None and torch.is_grad_enabled():
+                outs.append(checkpoint(self._attend, bucket, q, k, v, use_reentrant=False, preserve_rng_state=False))
+            else:
+                outs.append(self._attend(bucket, q, k, v))
         return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
+
+    def _attend(self, bucket: _Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the queries of one bucket attend to [rows * n_q, heads * d]."""
+        rows_q, rows_k, rows_v = (
+            # index_select: its backward adds rows up, where that of plain indexing sorts them first.
+            flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
+            for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
+        )
+        mask = bucket.mask
+        if mask is None:
+            mask = _causal_mask(bucket.positions, rows_k.shape[2], self._group, self._dtype)
+        out = _grouped_attention(rows_q, rows_k, rows_v, mask, self._queries)
+        return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2])
+
+
+def _is_long(chain: tuple[list[int], int]) -> bool:
+    path, start = chain
+    return (len(path) - start) * len(path) > LONG
+
+
+def _pieces(chain: tuple[list[int], int]) -> list[tuple[list[int], int]]:
+    """A chain, cut after each `PIECE` of its queries: each piece attends to the path up to its end."""
+    path, start = chain
+    return [(path[: begin + PIECE], begin) for begin in range(start, len(path), PIECE)]
 
 
 def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:

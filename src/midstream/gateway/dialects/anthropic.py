@@ -5,17 +5,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from midstream.core.types import Message, ToolSchema
+from midstream.engines.base import Constraint
 from midstream.engines.formats import Delta
 from midstream.gateway.answer import Answer, Outline, Part, answer_of, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
+from midstream.gateway.asks import Ask, Piece
+from midstream.gateway.dialects.anthropic_request import (
+    CountRequest,
+    ImageBlock,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    Thread,
+    ToolParam,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
 SIGNATURE = "unsigned"
@@ -23,143 +37,15 @@ SIGNATURE = "unsigned"
 send it back as text."""
 
 
-class CacheControl(Body):
-    """Accepted and without effect: prompts are cached by trajectory."""
-
-    type: Literal["ephemeral"]
-    ttl: str | None = None
-
-
-class TextBlock(Body):
-    type: Literal["text"]
-    text: str
-    cache_control: CacheControl | None = None
-    citations: None = None
-
-
-class Source(Body):
-    type: Literal["base64", "url"]
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-
-
-class ImageBlock(Body):
-    type: Literal["image"]
-    source: Source
-    cache_control: CacheControl | None = None
-
-
-class ToolUseBlock(Body):
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: JsonObject
-    cache_control: CacheControl | None = None
-    caller: JsonObject | None = None
-
-
-Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
-
-
-class ToolResultBlock(Body):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[Shown] | None = None
-    is_error: bool | None = None
-    cache_control: CacheControl | None = None
-
-
-class ThinkingBlock(Body):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
-
-
-Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
-
-
-class Turn(Body):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
-
-
-class ToolParam(Body):
-    name: str
-    description: str | None = None
-    input_schema: JsonObject
-    type: Literal["custom"] | None = None
-    strict: bool | None = None
-    cache_control: CacheControl | None = None
-
-
-class ToolChoiceParam(Body):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class Metadata(Body):
-    user_id: str | None = None
-
-
-class OutputConfig(Body):
-    format: dict[str, Any] | None = None
-    """`{"type": "json_schema", "schema": {...}}`"""
-    effort: None = None
-
-
-class Thread(Body):
-    """Every message can be gone on from, so `create` asks for nothing more. `continue` sends new messages only: the
-    conversation, its system prompt and its tools are those of the earlier message."""
-
-    type: Literal["create", "continue"]
-    previous_message_id: str | None = None
-
-
-class CountRequest(Body):
-    """A prompt whose tokens are to be counted."""
-
-    model: str
-    messages: list[Turn] = Field(min_length=1)
-    system: str | list[TextBlock] | None = None
-    tools: list[ToolParam] | None = None
-    tool_choice: ToolChoiceParam | None = None
-    output_config: OutputConfig | None = None
-    cache_control: CacheControl | None = None
-
-
-class MessagesRequest(CountRequest):
-    """A message to be made."""
-
-    max_tokens: int = Field(ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = Field(default=None, ge=0)
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    metadata: Metadata | None = None
-    """Kept with the step."""
-    service_tier: Literal["auto", "standard_only"] | None = None
-    thread: Thread | None = None
-
-
 def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
-    messages, tools = conversation(request)
-    thread, kept = request.thread, dict[str, Any]()
+    messages, offered = conversation(request)
+    thread = request.thread
     if thread is not None and thread.type == "continue":
-        before, tools = _earlier(request, thread, gateway, live)
+        before, offered = _earlier(request, thread, gateway, live)
         messages = [*before, *messages]
-    if request.metadata is not None and request.metadata.user_id:
-        kept["user"] = request.metadata.user_id
-    if thread is not None and tools:
-        kept["thread_tools"] = tools
-    asked = request.tool_choice
-    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
-    parallel = not (asked is not None and asked.disable_parallel_tool_use)
-    declared, constraint = held(gateway.tokenizer, tools, choice, _format(request), parallel=parallel)
+    declared, constraint = _held(request, offered, gateway)
     call = Call(
         role=request.model,
         messages=tuple(messages),
@@ -172,14 +58,34 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
             top_k=request.top_k,
             stop=tuple(request.stop_sequences or ()) or None,
         ),
-        metadata=kept,
+        metadata=step_metadata(
+            request,
+            user=None if request.metadata is None else request.metadata.user_id,
+            thread_tools=None if thread is None else list(offered.functions),
+            left_out=gateway.leave_out(
+                [tool.type for tool in offered.left_out] + ["mcp"] * (request.mcp_servers is not None)
+            ),
+        ),
     )
     return Ask(call=call)
 
 
-def _earlier(
-    request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live
-) -> tuple[list[Message], list[ToolSchema]]:
+def prompt(request: CountRequest, gateway: Gateway) -> Call:
+    """The call whose prompt `request` wants counted."""
+    messages, offered = conversation(request)
+    declared, _ = _held(request, offered, gateway)
+    return Call(messages=tuple(messages), tools=declared, metadata=step_metadata(request))
+
+
+def _held(request: CountRequest, offered: Offer, gateway: Gateway) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
+    """The tools to declare, and what holds the reply to `tool_choice` and `output_config.format`."""
+    asked = request.tool_choice
+    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
+    parallel = not (asked is not None and asked.disable_parallel_tool_use)
+    return offered.hold(gateway.tokenizer, choice, _format(request), parallel=parallel)
+
+
+def _earlier(request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live) -> tuple[list[Message], Offer]:
     """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
     are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
     if request.system is not None or request.tools is not None:
@@ -189,7 +95,7 @@ def _earlier(
     for step in live.recorder.finished():
         if f"msg_{step.metadata.get('answer_id')}" == thread.previous_message_id:
             said = answer_of(step, gateway.tokenizer).message()
-            return [*step.messages, said], list(step.metadata.get("thread_tools", ()))
+            return [*step.messages, said], Offer(tuple(step.metadata.get("thread_tools", ())))
     raise ApiError(
         404,
         f"trajectory '{live.uid}' has no message '{thread.previous_message_id}' to go on from",
@@ -198,7 +104,7 @@ def _earlier(
     )
 
 
-def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]]:
+def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
     """Messages and tools as chat templates take them."""
     messages: list[Message] = []
     if request.system:
@@ -211,7 +117,15 @@ def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]
         raise ApiError(
             400, "the last message is the assistant's; prefilled replies are not supported", param="messages"
         )
-    return messages, [tool_schema(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()]
+    tools = request.tools or ()
+    return messages, offer(
+        [
+            ("", tool_schema(tool.name, tool.description, tool.input_schema))
+            for tool in tools
+            if isinstance(tool, ToolParam)
+        ],
+        [tool for tool in tools if isinstance(tool, HostedTool)],
+    )
 
 
 def _format(request: CountRequest) -> dict[str, Any] | None:
@@ -228,14 +142,14 @@ def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
     return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": _usage(answer)}
 
 
-async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt_tokens: int) -> AsyncGenerator[bytes]:
+async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[bytes]:
     """The message's events: one content block for each part of the reply."""
     outline, current, begun = Outline(), None, 0
     started = False
     async for piece in pieces:
         if not started:
             started = True
-            usage = {**_NO_USAGE, "input_tokens": prompt_tokens}
+            usage = {**_NO_USAGE, "input_tokens": piece.prompt_tokens}
             message = {**_head(piece.answer_id, request), "content": [], **_STOPPED, "usage": usage}
             yield event({"type": "message_start", "message": message}, "message_start")
         delta, answer = piece.delta, piece.answer

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import Answer, call_id, created_at, usage_of
+from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
-from midstream.gateway.dialects.shared import Body, Function, JsonObject, SamplingArguments, event, held, tool_schema
+from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.plain_json import JsonObject
+from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event, tool_schema
+from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
 
@@ -108,7 +113,20 @@ class NamedTool(Body):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Ignored = None
+    """Streams are not padded."""
+    continuous_usage_stats: Refused = None
+    """Usage comes once, at the end."""
+
+
+AnyTool = Annotated[
+    Annotated[Tool, Tag("function")] | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_of("function", default="function")),
+]
+AnyChoice = Annotated[
+    Annotated[NamedTool, Tag("function")] | Annotated[HostedChoice, Tag("hosted")],
+    Discriminator(kind_of("function", default="function")),
+]
 
 
 class ChatRequest(SamplingArguments):
@@ -116,8 +134,8 @@ class ChatRequest(SamplingArguments):
 
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
-    tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tools: list[AnyTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | AnyChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: JsonObject | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -131,14 +149,35 @@ class ChatRequest(SamplingArguments):
     """Kept with the step."""
     metadata: dict[str, str] | None = None
     """Kept with the step."""
-    store: bool | None = None
-    """Every call is stored, whatever this says."""
-    service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
     safety_identifier: str | None = None
     """Kept with the step."""
-    prompt_cache_key: str | None = None
-    """Prompts are cached by trajectory, whatever this says."""
+    reasoning_effort: Hint = None
+    """Passed to the chat template as `reasoning_effort` (and as `enable_thinking`: false for `none` and `minimal`)."""
+    verbosity: Hint = None
+    """Passed to the chat template as `verbosity`."""
+    web_search_options: Offered = None
+    """There is no web search."""
+    store: Ignored = None
+    """Every call is stored."""
+    service_tier: Ignored = None
+    """There is one tier."""
+    prediction: Ignored = None
+    """It would only make the reply faster."""
+    prompt_cache_key: Ignored = None
+    """Prompts are cached by trajectory."""
+    prompt_cache_options: Ignored = None
+    """Prompts are cached by trajectory."""
+    prompt_cache_retention: Ignored = None
+    """Prompts are cached by trajectory."""
+    modalities: list[Literal["text"]] | None = None
+    audio: Refused = None
+    """Replies are text."""
+    moderation: Refused = None
+    """Nothing is moderated."""
+    functions: Annotated[Any, Argument(What.REFUSED, "use tools")] = None
+    """The form that `tools` replaced."""
+    function_call: Annotated[Any, Argument(What.REFUSED, "use tool_choice")] = None
+    """The form that `tool_choice` replaced."""
 
 
 def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
@@ -149,13 +188,16 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if request.top_logprobs and request.stream:
         raise ApiError(400, "top_logprobs are not given in a stream; ask without stream", param="top_logprobs")
-    tools = [tool_schema(t.function.name, t.function.description, t.function.parameters) for t in request.tools or ()]
+    functions = [t.function for t in request.tools or () if isinstance(t, Tool)]
+    offered = offer(
+        [("", tool_schema(function.name, function.description, function.parameters)) for function in functions],
+        [tool for tool in request.tools or () if isinstance(tool, HostedTool)],
+    )
     asked = request.tool_choice
     choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held(
-        gateway.tokenizer, tools, choice, request.response_format, parallel=request.parallel_tool_calls is not False
+    declared, constraint = offered.hold(
+        gateway.tokenizer, choice, request.response_format, parallel=request.parallel_tool_calls is not False
     )
-    kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
         role=request.model,
         messages=messages,
@@ -163,7 +205,15 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         constraint=constraint,
         top_log_probs=request.top_logprobs or 0,
         sampling=request.sampling(gateway, request.max_completion_tokens or request.max_tokens),
-        metadata={name: value for name, value in kept.items() if value},
+        metadata=step_metadata(
+            request,
+            user=request.user,
+            metadata=request.metadata,
+            safety_identifier=request.safety_identifier,
+            left_out=gateway.leave_out(
+                [tool.type for tool in offered.left_out] + ["web_search"] * (request.web_search_options is not None)
+            ),
+        ),
     )
     return Ask(call=call, choices=request.n or 1)
 

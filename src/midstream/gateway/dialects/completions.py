@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import Answer, created_at
+from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
+from midstream.gateway.dialects.arguments import Argument, Refused, What
 from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import SamplingArguments, event
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 from midstream.record.tree import told
 
@@ -34,6 +36,10 @@ class CompletionRequest(SamplingArguments):
     stream_options: StreamOptions | None = None
     user: str | None = None
     """Kept with the step."""
+    best_of: Annotated[Literal[1] | None, Argument(What.IGNORED)] = None
+    """Only 1, which asks for nothing: every choice is returned."""
+    suffix: Refused = None
+    """Text is only continued."""
 
 
 def parse(request: CompletionRequest, gateway: Gateway, live: Live) -> Ask:

@@ -11,9 +11,10 @@ from typing import Any
 
 from midstream.core.sampling import SamplingParams
 from midstream.gateway.answer import Answer, Outline, Part, call_id, created_at
-from midstream.gateway.dialects.responses import NamedTool, ResponseRequest
+from midstream.gateway.asks import Piece
+from midstream.gateway.dialects.responses import offer_of
+from midstream.gateway.dialects.responses_request import FunctionTool, NamedTool, ResponseRequest
 from midstream.gateway.dialects.shared import event
-from midstream.gateway.service import Piece
 
 _IDS = {"thought": "rs", "text": "msg", "call": "fc"}
 _DELTAS = {
@@ -27,7 +28,8 @@ def body(request: ResponseRequest, answer: Answer, sampling: SamplingParams) -> 
     """A response, sampled as `sampling` says."""
     status, last = _status(answer), len(answer.parts) - 1
     output = [
-        _item(part, answer.id, status if place == last else "completed") for place, part in enumerate(answer.parts)
+        _item(request, part, answer.id, status if place == last else "completed")
+        for place, part in enumerate(answer.parts)
     ]
     return {
         **_head(answer.id, request, status, sampling),
@@ -58,7 +60,7 @@ async def events(
         delta, answer = piece.delta, piece.answer
         part = None if delta is None else outline.add(delta)
         for new in outline.parts[begun:] if answer is None else outline.close()[begun:]:
-            for kind, fields in _turn(outline, current, new, piece.answer_id):
+            for kind, fields in _turn(request, outline, current, new, piece.answer_id):
                 yield told(kind, **fields)
             current, begun = new, begun + 1
         if delta is not None and part is not None and (said := delta.content or delta.reasoning or delta.arguments):
@@ -66,7 +68,7 @@ async def events(
         if answer is not None:
             whole = body(request, answer, sampling)
             assert current is not None  # a reply that is over has a part
-            for kind, fields in _closing(outline, current, piece.answer_id, whole["status"]):
+            for kind, fields in _closing(request, outline, current, piece.answer_id, whole["status"]):
                 yield told(kind, **fields)
             yield told(f"response.{whole['status']}", response=whole)
 
@@ -75,27 +77,28 @@ Event = tuple[str, dict[str, Any]]
 """An event's type and its fields."""
 
 
-def _turn(outline: Outline, before: Part | None, part: Part, answer_id: str) -> Iterator[Event]:
+def _turn(
+    request: ResponseRequest, outline: Outline, before: Part | None, part: Part, answer_id: str
+) -> Iterator[Event]:
     """The events with which the item of `before` ends and that of `part` begins."""
     if before is not None:
-        yield from _closing(outline, before, answer_id, "completed")
+        yield from _closing(request, outline, before, answer_id, "completed")
     where = _where(outline, part, answer_id)
-    item = _item(Part(part.kind, part.place, part.name), answer_id, "in_progress")
+    item = _item(request, Part(part.kind, part.place, part.name), answer_id, "in_progress")
     yield "response.output_item.added", {"output_index": where["output_index"], "item": item}
     if part.kind != "call":
         yield "response.content_part.added", {**where, "part": _content(part.kind, "")}
 
 
-def _closing(outline: Outline, part: Part, answer_id: str, status: str) -> Iterator[Event]:
+def _closing(request: ResponseRequest, outline: Outline, part: Part, answer_id: str, status: str) -> Iterator[Event]:
     """The events that end the item of `part`."""
-    where = _where(outline, part, answer_id)
+    where, item = _where(outline, part, answer_id), _item(request, part, answer_id, status)
     if part.kind == "call":
-        yield "response.function_call_arguments.done", {**where, "name": part.name, "arguments": part.text}
+        yield "response.function_call_arguments.done", {**where, "name": item["name"], "arguments": part.text}
     else:
         kind = "response.output_text.done" if part.kind == "text" else "response.reasoning_text.done"
         yield kind, {**where, "text": part.text, **_extra(part)}
         yield "response.content_part.done", {**where, "part": _content(part.kind, part.text)}
-    item = _item(part, answer_id, status)
     yield "response.output_item.done", {"output_index": where["output_index"], "item": item}
 
 
@@ -116,12 +119,15 @@ def _item_id(part: Part, answer_id: str) -> str:
     return f"{_IDS[part.kind]}_{answer_id}{numbered}"
 
 
-def _item(part: Part, answer_id: str, status: str) -> dict[str, Any]:
+def _item(request: ResponseRequest, part: Part, answer_id: str, status: str) -> dict[str, Any]:
     """An output item; one that is in progress has no content yet."""
     item: dict[str, Any] = {"id": _item_id(part, answer_id)}
     content = [] if status == "in_progress" else [_content(part.kind, part.text)]
     if part.kind == "call":
-        own = {"call_id": call_id(answer_id, part.place), "name": part.name, "arguments": part.text}
+        # As its client knows it: with the namespace that it declared the function in.
+        space, name = offer_of(request).namespaces.get(part.name, ("", part.name))
+        own = {"call_id": call_id(answer_id, part.place), "name": name, "arguments": part.text}
+        own |= {"namespace": space} if space else {}
         # Calls are handed on whole: what was cut is what came after.
         return {**item, "type": "function_call", **own, "status": status.replace("incomplete", "completed")}
     if part.kind == "thought":
@@ -169,9 +175,11 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
         "output": [],
         "tools": [
             tool.model_dump(include={"type", "name", "description", "parameters", "strict"})
+            if isinstance(tool, FunctionTool)
+            else tool.model_dump(exclude_unset=True, exclude_none=True)
             for tool in request.tools or ()
         ],
-        "tool_choice": choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto",
+        "tool_choice": choice.model_dump(exclude_none=True) if isinstance(choice, NamedTool) else choice or "auto",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "text": {"format": _format(asked or {"type": "text"}), **verbosity},
         "temperature": sampling.temperature,
@@ -179,7 +187,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "top_logprobs": 0,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": None, "summary": None, **(request.reasoning or {})},
         "max_output_tokens": request.max_output_tokens,
         "max_tool_calls": None,
         "truncation": "disabled",

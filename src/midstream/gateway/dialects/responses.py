@@ -2,141 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Discriminator, Field, Tag
+from typing import Any
 
 from midstream.core.types import Message
 from midstream.gateway.answer import answer_of
-from midstream.gateway.dialects.shared import Body, JsonObject, held, tool_schema
+from midstream.gateway.asks import Ask
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.responses_request import (
+    FunctionCall,
+    FunctionOutput,
+    FunctionTool,
+    InputImage,
+    InputMessage,
+    InputText,
+    Item,
+    NamedTool,
+    NamespaceTool,
+    ReasoningItem,
+    ResponseRequest,
+)
+from midstream.gateway.dialects.shared import tool_schema
+from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
-
-
-class InputText(Body):
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = Field(default=None, max_length=0)
-    logprobs: list[Any] | None = None
-
-
-class InputImage(Body):
-    type: Literal["input_image"]
-    image_url: str
-    detail: str | None = None
-
-
-Shown = Annotated[InputText | InputImage, Field(discriminator="type")]
-
-
-class InputMessage(Body):
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Shown]
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-
-class FunctionCall(Body):
-    type: Literal["function_call"]
-    call_id: str
-    name: str
-    arguments: str
-    id: str | None = None
-    status: str | None = None
-    namespace: None = None
-    caller: None = None
-
-
-class FunctionOutput(Body):
-    type: Literal["function_call_output"]
-    call_id: str
-    output: str | list[Shown]
-    id: str | None = None
-    status: str | None = None
-    caller: None = None
-
-
-class ReasoningText(Body):
-    type: Literal["reasoning_text", "summary_text"]
-    text: str
-
-
-class ReasoningItem(Body):
-    type: Literal["reasoning"]
-    id: str | None = None
-    summary: list[ReasoningText] = Field(default_factory=list)
-    content: list[ReasoningText] | None = None
-    encrypted_content: None = None
-    status: str | None = None
-
-
-def _type_of(item: Any) -> str:
-    """A message need not say what it is."""
-    return str(item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", "message")
-
-
-Item = Annotated[
-    Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")]
-    | Annotated[InputMessage, Tag("message")],
-    Discriminator(_type_of),
-]
-
-
-class FunctionTool(Body):
-    type: Literal["function"]
-    name: str
-    description: str | None = None
-    parameters: JsonObject | None = None
-    strict: bool | None = None
-    defer_loading: Literal[False] | None = None
-
-
-class NamedTool(Body):
-    type: Literal["function"]
-    name: str
-
-
-class TextOptions(Body):
-    format: JsonObject | None = None
-    verbosity: Literal["medium"] | None = None
-
-
-class ResponseRequest(Body):
-    """A response to be made."""
-
-    model: str | None = None
-    input: str | list[Item]
-    instructions: str | None = None
-    previous_response_id: str | None = None
-    tools: list[FunctionTool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    max_output_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    stream: bool | None = None
-    store: bool | None = None
-    """Every call is stored, whatever this says."""
-    metadata: dict[str, str] | None = None
-    """Kept with the step."""
-    user: str | None = None
-    """Kept with the step."""
-    include: list[Literal["reasoning.encrypted_content"]] | None = None
-    """Reasoning comes back in clear, so there is nothing encrypted to include."""
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    """Prompts are cached by trajectory, whatever this says."""
-    background: Literal[False] | None = None
-
 
 _INSTRUCTED = "instructions"
 """In a step's metadata: whether its first message are the instructions of its request."""
@@ -150,21 +40,17 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
         messages += _earlier(request.previous_response_id, gateway, live)
     if request.instructions:
         messages.insert(0, {"role": "system", "content": request.instructions})
-    messages += _messages(request.input)
+    messages += _messages(request.input, offer_of(request))
     if not messages:
         raise ApiError(400, "there is no input", param="input")
-    tools = [tool_schema(tool.name, tool.description, tool.parameters) for tool in request.tools or ()]
+    offered = offer_of(request)
     asked = request.tool_choice
-    choice = asked.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held(
-        gateway.tokenizer, tools, choice, _format(request), parallel=request.parallel_tool_calls is not False
+    choice = _visible(offered, asked.namespace, asked.name) if isinstance(asked, NamedTool) else asked or "auto"
+    declared, constraint = offered.hold(
+        gateway.tokenizer, choice, _format(request), parallel=request.parallel_tool_calls is not False
     )
-    kept = {
-        "user": request.user,
-        "metadata": request.metadata,
-        "safety_identifier": request.safety_identifier,
-        _INSTRUCTED: bool(request.instructions),
-    }
+    if "message.output_text.logprobs" in (request.include or ()):
+        raise ApiError(400, "log-probabilities are given by chat completions, not here", param="include")
     call = Call(
         role=request.model,
         messages=tuple(messages),
@@ -173,9 +59,38 @@ def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
         sampling=gateway.sampling(
             max_tokens=request.max_output_tokens, temperature=request.temperature, top_p=request.top_p
         ),
-        metadata={name: value for name, value in kept.items() if value},
+        metadata=step_metadata(
+            request,
+            user=request.user,
+            metadata=request.metadata,
+            safety_identifier=request.safety_identifier,
+            **{_INSTRUCTED: bool(request.instructions)},
+            left_out=gateway.leave_out([tool.type for tool in offered.left_out]),
+        ),
     )
     return Ask(call=call)
+
+
+def offer_of(request: ResponseRequest) -> Offer:
+    """The functions and hosted tools of a request, those in namespaces too."""
+    listed = [("", tool) for tool in request.tools or () if not isinstance(tool, NamespaceTool)]
+    for space in request.tools or ():
+        if isinstance(space, NamespaceTool):
+            listed += [(space.name, tool) for tool in space.tools]
+    return offer(
+        [
+            (space, tool_schema(tool.name, tool.description, tool.parameters))
+            for space, tool in listed
+            if isinstance(tool, FunctionTool)
+        ],
+        [tool for _, tool in listed if isinstance(tool, HostedTool)],
+    )
+
+
+def _visible(offered: Offer, namespace: str | None, name: str) -> str:
+    """The name under which the model sees a function."""
+    seen = [visible for visible, own in offered.namespaces.items() if own == (namespace, name)]
+    return seen[0] if seen else name
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
@@ -198,7 +113,7 @@ def _earlier(response_id: str, gateway: Gateway, live: Live) -> list[Message]:
     )
 
 
-def _messages(given: str | list[Item]) -> list[Message]:
+def _messages(given: str | list[Item], offered: Offer) -> list[Message]:
     """The input as messages. What an assistant thought, said and called in one breath is one message: also what it says
     after a call that has no result yet."""
     if isinstance(given, str):
@@ -220,7 +135,7 @@ def _messages(given: str | list[Item]) -> list[Message]:
             messages.append(speaking)
         if isinstance(item, FunctionCall):
             assert speaking is not None
-            called = {"name": item.name, "arguments": item.arguments}
+            called = {"name": _visible(offered, item.namespace, item.name), "arguments": item.arguments}
             speaking.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": called})
             speaking["content"] = speaking["content"] or None
         elif isinstance(item, ReasoningItem):
