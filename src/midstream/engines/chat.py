@@ -187,8 +187,13 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the tokenizer of '{folder}' needs Python code from its checkpoint (auto_map), which is never run",
+                "use a model whose tokenizer is a tokenizer.json",
+            ) from None
         raise ModelError(
             f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
         ) from None
