@@ -23,6 +23,10 @@ LINE_EVERY_S = 10.0
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
 @click.option("--run", "run_name", help="A run, by name or directory: its last checkpoint.")
 @click.option("--tasks", help="A task file, or the name of a task set. Default: the tasks of the run or config.")
+@click.option("--question-field", metavar="FIELD", help="With --tasks: the field that holds the question.")
+@click.option("--answer-field", metavar="FIELD", help="With --tasks: the field that holds the answer.")
+@click.option("--id-field", metavar="FIELD", help="With --tasks: the field that holds the id of a task.")
+@click.option("--subset", help="With --tasks: the subset of a data set on the hub.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -39,6 +43,10 @@ def command(
     checkpoint: str | None,
     run_name: str | None,
     tasks: str | None,
+    question_field: str | None,
+    answer_field: str | None,
+    id_field: str | None,
+    subset: str | None,
     split: str | None,
     count: int | None,
     flow: str | None,
@@ -53,6 +61,7 @@ def command(
     \b
     midstream eval --run last
     midstream eval --tasks gsm8k/test.jsonl --n 100
+    midstream eval --tasks mine.csv --answer-field target
     """
     from midstream.api import evaluate
     from midstream.cli.tables import console, evaluation_table, number, seconds
@@ -61,6 +70,7 @@ def command(
         config, overrides = None, (config, *overrides)
     if out is not None:
         _check_writable(Path(out))
+    fields = {"question": question_field, "answer": answer_field, "id": id_field, "subset": subset}
     with _ProgressLine() as line:
         row = evaluate(
             config=config,
@@ -69,6 +79,7 @@ def command(
             run=run_name,
             overrides=overrides,
             tasks=tasks,
+            fields={name: value for name, value in fields.items() if value is not None},
             split=split,
             n=count,
             flow=flow,

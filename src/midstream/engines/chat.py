@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ModelError, Unsupported
+from midstream.core.text import cleaned
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
@@ -63,8 +64,7 @@ class ChatTokenizer:
         try:
             return tuple(self._backend.encode(text, add_special_tokens=False).ids)
         except TypeError:
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return tuple(self._backend.encode(whole, add_special_tokens=False).ids)
+            return tuple(self._backend.encode(cleaned(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from midstream.core.text import cleaned_json
 from midstream.gateway.config import LimitsConfig
 from midstream.gateway.errors import ApiError
 
@@ -110,7 +111,7 @@ def _read(body: TypeAdapter[Any], content: bytes) -> Any:
             raise _refused(error, "body") from None
     # Python's reader takes half of a surrogate pair, as clients cut text anywhere, and knows better what is wrong.
     try:
-        return body.validate_python(json.loads(content))
+        return body.validate_python(cleaned_json(json.loads(content)))
     except ValidationError as error:
         raise _refused(error, "body") from None
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
