@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -86,6 +87,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("tasks.sources=[{type: fact}]", "did you mean 'facts'?"),
         ("policy.model=smolm2-135m", "did you mean 'smollm2-135m'?"),
         ("policy.model=./nowhere", "there is no model directory './nowhere'"),
+        ("trainer.threads=9999", "trainer.threads is 9999, but there are "),
         ("policy.device=cudda", "policy.device 'cudda' cannot be used"),
         ("policy.lora.targets=[z_proj]", "z_proj"),
         ("warm_start.examples=4", "set warm_start.examples=0"),
@@ -106,6 +108,14 @@ def test_a_model_that_is_not_causal_is_refused(refused: Refused, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], "model_type": "bert"}))
     told = refused(f"policy.model={folder}")
     assert "BertForMaskedLM" in told and "causal" in told
+
+
+def test_damaged_weights_are_one_line(refused: Refused, tiny_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_path, folder)
+    (folder / "model.safetensors").write_bytes(b"half a fi")
+    told = refused(f"policy.model={folder}").splitlines()
+    assert len(told) == 2 and f"'{folder}/model.safetensors' is damaged" in told[0] and "fetch it again" in told[1]
 
 
 def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ and asking alike."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,7 @@ class Parts:
 
 def build(config: TrainConfig) -> Parts:
     """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
     tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
@@ -91,6 +91,23 @@ def build(config: TrainConfig) -> Parts:
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
     return parts
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` threads; raises `ConfigError` when there are not as many processors."""
+    if count is None:
+        return
+    if count > (there := processors()):
+        raise ConfigError(
+            f"trainer.threads is {count}, but there are {there} processors here: more threads only wait for each other",
+            f"set trainer.threads to {there} or fewer, or leave it out",
+        )
+    torch.set_num_threads(count)
 
 
 def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
