@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from midstream import cli
+from midstream.record.store import Store
 
 Refused = Callable[..., str]
 
@@ -95,6 +96,24 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 )
 def test_a_wrong_setting_is_named_with_what_to_do(refused: Refused, override: str, message: str) -> None:
     assert message in refused(override)
+
+
+def test_a_flow_named_as_verl_names_it_is_trained(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "verl_flow.py").write_text(
+        "import midstream as ms\n\n\n"
+        "class Speaks(ms.AgentFlowBase):\n"
+        "    async def run(self, sampling_params, **kwargs):\n"
+        "        await self.chat([{'role': 'user', 'content': 'as verl does'}])\n"
+        "        return 1\n"
+    )
+    (config.parent / "flows.yaml").write_text("- name: speaks\n  _target_: verl_flow.Speaks\n")
+    agent = "actor_rollout_ref.rollout.agent"
+    overrides = [f"{agent}.default_agent_flow=speaks", f"+{agent}.agent_flow_config_path=flows.yaml"]
+    assert cli.run(["train", str(config), *overrides, "trainer.run_dir=run"]) == 0, capsys.readouterr().err
+    saved = yaml.safe_load((config.parent / "run" / "config.yaml").read_text())
+    assert (saved["flow"]["name"], saved["flow"]["flows_file"]) == ("speaks", "flows.yaml")
+    with Store(config.parent / "run" / "store.sqlite") as store:
+        assert all("as verl does" in str(one.steps[0].messages) for one in store.trajectories())
 
 
 def test_everything_wrong_is_said_at_once(refused: Refused) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.core.text import visible
+
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
 
@@ -87,7 +89,7 @@ def command(
             progress=line.show,
         )
     console().print(evaluation_table([row]))
-    click.echo(f"{row['tasks']}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
+    click.echo(f"{visible(row['tasks'])}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
     _print_errors(row)
     if out is not None:
         _write(Path(out), row)
@@ -102,7 +104,7 @@ def _print_errors(row: Row) -> None:
     failed = sum(error["count"] for error in errors)
     click.echo(f"\n{failed} of {row['n']} attempts failed and count as not solved:")
     for error in errors[:SHOWN_ERRORS]:
-        click.echo(f"  {error['count']} x {error['reason']}  (first: {error['task']})")
+        click.echo(visible(f"  {error['count']} x {error['reason']}  (first: {error['task']})"))
     if len(errors) > SHOWN_ERRORS:
         click.echo(f"  and {len(errors) - SHOWN_ERRORS} other reasons")
 
