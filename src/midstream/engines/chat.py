@@ -17,7 +17,7 @@ from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.family import guarded
-from midstream.engines.formats.template import render
+from midstream.engines.formats.template import TooMuch, render
 
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
@@ -209,4 +209,9 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
         if path.is_file():
             declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             ends |= set(declared) if isinstance(declared, list) else {declared} if declared is not None else set()
-    return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    try:
+        return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    except TooMuch as error:
+        raise ModelError(
+            f"the chat template of '{folder}' cannot be used: {error}", "read its chat_template, and put another there"
+        ) from None

@@ -27,6 +27,10 @@ _TOOL: ToolSchema = {
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
+class TooMuch(Unsupported):
+    """A template runs too long or makes too much."""
+
+
 def render(
     source: str,
     messages: Sequence[Message],
@@ -35,18 +39,18 @@ def render(
     *,
     open_reply: bool,
 ) -> str:
-    """The conversation as the template `source` writes it, in transformers' sandbox. Raises `Unsupported` with what the
-    template said when it refuses."""
+    """The conversation as the template `source` writes it, in transformers' sandbox and within bounds (`bounded.py`).
+    Raises `Unsupported` with what the template said when it refuses, `TooMuch` when it does not come to an end."""
     if not messages:
         raise Unsupported("a conversation of no messages")
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    from midstream.engines.formats.bounded import render_bounded
+
+    # What `apply_chat_template` gives a template, once it has copied every message.
+    arguments = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": open_reply}
     try:
-        # What `apply_chat_template` does, once it has copied every message.
-        return _compile_jinja_template(source).render(
-            messages=messages, tools=tools or None, documents=None, add_generation_prompt=open_reply, **special
-        )
+        return render_bounded(source, {**arguments, **special})
     except (
         TemplateError,
         ArithmeticError,
@@ -74,11 +78,13 @@ class Facts:
 
 
 def facts_of(source: str, vocabulary: Mapping[str, int]) -> Facts:
-    """Find out what the template `source` does."""
+    """Find out what the template `source` does. Raises `TooMuch` for one that does not come to an end."""
 
     def writes(what: str, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> bool:
         try:
             return what in render(source, messages, tools, _SPECIAL, open_reply=True)
+        except TooMuch:
+            raise
         except Unsupported:
             return False
 
@@ -86,6 +92,8 @@ def facts_of(source: str, vocabulary: Mapping[str, int]) -> Facts:
         result = {"role": role, "content": _SIGN, "tool_call_id": "abcdefgh1", "name": _SIGN}
         try:
             return render(source, [_USER, call, result], [_TOOL], _SPECIAL, open_reply=True)
+        except TooMuch:
+            raise
         except Unsupported:
             return ""
 
@@ -100,6 +108,8 @@ def facts_of(source: str, vocabulary: Mapping[str, int]) -> Facts:
     image = [{"type": "text", "text": _SIGN}, {"type": "image_url", "image_url": {"url": "data:"}}]
     try:
         opening = render(source, [_USER], None, _SPECIAL, open_reply=True)
+    except TooMuch:
+        raise
     except Unsupported:
         opening = ""
     opened = re.search(r"<think>\s*\Z", opening) is not None
