@@ -82,6 +82,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
         return super()._generate(_Watch().visit(source), *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+":
+            return _sized(left + right)
         self.tick  # noqa: B018
         if operator == "*":
             number, other = (left, right) if isinstance(left, int) else (right, left)
@@ -192,14 +194,16 @@ def _check_widths(text: str) -> None:
 
 def _sized(value: Any) -> Any:
     """`value`, when it is not too long."""
-    if isinstance(value, str | list | tuple | dict):
+    if isinstance(value, (str, list, tuple, dict)) and len(value) > MOST:
         _allow(len(value))
     return value
 
 
 def _written(value: Any) -> Any:
     """`value`, when it is not too large to be written as text, with all that is in it."""
-    _allow(len(value) if isinstance(value, str) else _size(value))
+    size = len(value) if isinstance(value, str) else _size(value)
+    if size > MOST:
+        _allow(size)
     return value
 
 
