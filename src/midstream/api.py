@@ -16,6 +16,7 @@ from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.core.text import visible
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
+from midstream.evaluate.export import export
 from midstream.learn.config import TrainConfig, our_names
 from midstream.learn.config import load_config as _load_file
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from midstream.learn.trainer import TrainResult
     from midstream.record.recorder import Voice
 
-__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "rollout", "serve", "train"]
+__all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""

@@ -23,6 +23,7 @@ COMMANDS = {
     "ask": "ask",
     "gateway": "gateway",
     "rollout": "rollout",
+    "export": "export",
     "runs": "runs",
     "show": "show",
     "store": "store",

@@ -44,7 +44,7 @@ def find_agent(
     if model is not None and named and named[0] != "config":
         raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} brings its model: give one")
     if run is not None:
-        folder = _newest_checkpoint(Path(run))
+        folder = find_checkpoint(Path(run))
         return Source(load_yaml(folder / "config.yaml"), folder, f"{Path(run).name}, {_at(folder)}")
     if checkpoint is not None:
         folder = _checkpoint(Path(checkpoint))
@@ -101,9 +101,13 @@ def _as_data(config: TrainConfig | Mapping[str, Any] | str | Path) -> dict[str, 
     return dict(config) if isinstance(config, Mapping) else load_yaml(config)
 
 
-def _newest_checkpoint(run: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
+    """The newest checkpoint of a run; a checkpoint is itself. Raises `RunError` when there is none."""
     from midstream.learn.checkpoint import checkpoints
 
+    run = Path(path)
+    if (run / "state.json").is_file():
+        return _checkpoint(run)
     found = checkpoints(run)
     if not found:
         raise RunError(f"the run '{run}' has no checkpoint yet", "wait for its first one, or go on with it by --resume")

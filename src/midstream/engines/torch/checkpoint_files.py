@@ -7,6 +7,7 @@ builds it without memory; the checkpoint must match it exactly. Quantised weight
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,14 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if absent := sorted(tensor for tensor, name in listed.items() if found.get(tensor, Path()).name != name):
         raise ModelError(f"'{folder}': '{absent[0]}' is not in '{listed[absent[0]]}' as {INDEX} says", _FETCH)
     return found
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype that most of the weights in `folder` are stored as."""
+    files = weight_files(folder)
+    with _open(next(iter(files.values()))) as handle:
+        name = max(handle.keys(), key=lambda name: math.prod(handle.get_slice(name).get_shape()))
+        return handle.get_tensor(name).dtype
 
 
 def read_weights(
