@@ -37,6 +37,7 @@ LINE_EVERY_S = 10.0
 @click.option("--n", "count", type=click.IntRange(min=1), help="Only the first N tasks.")
 @click.option("--flow", help="The agent flow, by its registered name.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the result with every attempt to this JSON file.")
+@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
     config: str | None,
@@ -53,6 +54,7 @@ def command(
     count: int | None,
     flow: str | None,
     out: str | None,
+    trust: bool,
     runs_dir: str,
 ) -> None:
     """Evaluate on held-out tasks: success by kind.
@@ -86,6 +88,7 @@ def command(
             n=count,
             flow=flow,
             runs_dir=runs_dir,
+            trust=trust,
             progress=line.show,
         )
     console().print(evaluation_table([row]))

@@ -40,6 +40,7 @@ def evaluate(
     n: int | None = None,
     flow: str | None = None,
     runs_dir: str | Path = "runs",
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Row:
     """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
@@ -50,10 +51,11 @@ def evaluate(
     (`{"answer": "target"}`, see `SourceConfig`). `n` takes the first tasks only; of a set made
     without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
     holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
-    `samples` holds every attempt.
+    `samples` holds every attempt. The config of a run or checkpoint from outside `runs_dir` may name built-in flows,
+    tools and components only, unless `trust`.
     """
     folder = None if run is None else find_run(str(run), runs_dir)
-    source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model)
+    source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     sections: dict[str, Mapping[str, Any] | None] = {}
     if flow is not None:
         sections["flow"] = {"name": flow}
@@ -70,7 +72,7 @@ def evaluate(
         raise ConfigError(
             "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
         )
-    parts = load_agent(source, overrides, sections=sections)
+    parts = load_agent(source, overrides, sections=sections, trust=trust)
     return asyncio.run(_evaluate(parts, source, split or "test", n, progress))
 
 

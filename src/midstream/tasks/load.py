@@ -104,16 +104,25 @@ class Nothing(TaskSet):
         raise TaskError("there are no tasks", "name some in tasks.sources")
 
 
+def is_imported(name: str) -> bool:
+    """Whether a source of type `name` is code to import: `package.module:attribute`."""
+    return ":" in name and name not in _REGISTRY and not _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    # A path that is there is never a name on the hub.
+    return is_task_file(name) or Path(name).expanduser().exists()
+
+
 def _load(source: SourceConfig, seed: int) -> TaskSet:
     fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
     if source.type in _REGISTRY:
         _refuse(source, "question", "answer", "id", "kind", "split", "subset")
         return _REGISTRY[source.type](seed)
-    # A path that is there is never a name on the hub.
-    if is_task_file(source.type) or Path(source.type).expanduser().exists():
+    if _is_file(source.type):
         _refuse(source, "subset")
         return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed)
-    if ":" in source.type:
+    if is_imported(source.type):
         _refuse(source, "question", "answer", "id", "kind", "split", "subset")
         return _imported(source.type, seed)
     if _HUB_NAME.fullmatch(source.type):
