@@ -146,6 +146,23 @@ def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path)
     assert f"{file}, line 2" in told and "question" in told
 
 
+def test_eval_takes_the_fields_that_its_errors_ask_for(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other.CSV"
+    file.write_text("nr,frage,loesung\n7,a?,b\n")
+    command = ["eval", str(config), "--tasks", str(file)]
+    for flag, field in (("--question-field", "frage"), ("--answer-field", "loesung")):
+        assert cli.run(command) == 2
+        assert f"midstream eval {flag} FIELD" in capsys.readouterr().err
+        command += [flag, field]
+    assert cli.run([*command, "--id-field", "nr", "--out", str(tmp_path / "out.json")]) == 0
+    (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
+    assert (sample["task"], sample["question"], sample["reference"]) == ("7", "a?", "b")
+    assert cli.run(["eval", str(config), "--answer-field", "x"]) == 2
+    assert "name their file with --tasks" in capsys.readouterr().err
+
+
 def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "a?", "answer": "b", "split": "test"}\n')

@@ -1,11 +1,9 @@
-"""Secrets stay out of what is written: runs, checkpoints and reports get settings without them; files are private."""
+"""Secrets stay out of what is written: runs, checkpoints and reports get settings without them."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 NOT_KEPT = "<not-kept>"
@@ -48,16 +46,6 @@ def text_without_secrets(text: str) -> str:
     text = _IN_URL.sub(rf"\1:{NOT_KEPT}@", text)
     text = _IN_QUERY.sub(rf"\1{NOT_KEPT}", text)
     return _SHAPES.sub(NOT_KEPT, text)
-
-
-def private(path: str, flags: int) -> int:
-    """An `opener` for `open`: a file it makes can be read by its owner only."""
-    return os.open(path, flags, 0o600)
-
-
-def make_private(path: Path) -> None:
-    """Let only its owner read the file or folder `path`."""
-    path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def _is_placeholder(text: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midstream.core.secrets import make_private
+from midstream.core.files import make_private
 from midstream.evaluate.runs import Row, Run, load_run
 
 if TYPE_CHECKING:

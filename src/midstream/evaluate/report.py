@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from midstream.core.secrets import make_private
+from midstream.core.files import make_private
 from midstream.evaluate.curve import draw_curve
 from midstream.evaluate.runs import Row, Run, load_run
 

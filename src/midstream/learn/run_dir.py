@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from midstream.core.errors import RunError
-from midstream.core.secrets import private, without_secrets
+from midstream.core.files import private, sync
+from midstream.core.secrets import without_secrets
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no room left."""
@@ -74,6 +75,7 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self / name)
+            sync(self.path)
         except OSError as error:
             raise full(self / name, error) from None
 

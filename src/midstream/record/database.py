@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
-from midstream.core.secrets import private
+from midstream.core.files import private
 from midstream.record.prepared import run
 from midstream.record.schema import create_or_upgrade
 

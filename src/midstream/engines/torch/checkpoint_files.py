@@ -111,7 +111,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
             raise ModelError(f"'{folder / INDEX}' names '{name}', which is not a file of that folder", _FETCH)
         if not (folder / name).is_file():
             raise ModelError(f"'{folder}' lacks the shard '{name}', which {INDEX} lists", _FETCH)
-        found.update(dict.fromkeys(_names(folder / name), folder / name))
+        found |= {tensor: folder / name for tensor in _names(folder / name)}
     if absent := sorted(tensor for tensor, name in listed.items() if found.get(tensor, Path()).name != name):
         raise ModelError(f"'{folder}': '{absent[0]}' is not in '{listed[absent[0]]}' as {INDEX} says", _FETCH)
     return found
