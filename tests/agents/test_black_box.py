@@ -370,3 +370,15 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
     made = asyncio.run(AgentFlowManager(worker).run(attempts))
     assert refused == [403, 403]
     assert [trajectory.steps for trajectory in made] == [(), ()]
+
+
+def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
+    @register("raises_its_password_for_black_box")
+    class Raises(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            raise ConnectionError("nobody at postgresql://me:hunter2@host/db")
+
+    assert (
+        run("raises_its_password_for_black_box").error
+        == f"ConnectionError: nobody at postgresql://me:{NOT_KEPT}@host/db"
+    )
