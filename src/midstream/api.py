@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
+from midstream.core.text import visible
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
-from midstream.learn.config import TrainConfig
+from midstream.evaluate.export import export
+from midstream.learn.config import TrainConfig, our_names
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from midstream.learn.trainer import TrainResult
     from midstream.record.recorder import Voice
 
-__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "rollout", "serve", "train"]
+__all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -40,7 +42,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), overrides), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -300,7 +302,7 @@ class _Lines:
 
     def _tell(self, row: dict[str, Any]) -> None:
         for error in row["errors"][:1]:
-            print(f"  {error['count']} attempts failed: {error['reason']}", flush=True)
+            print(visible(f"  {error['count']} attempts failed: {error['reason']}"), flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

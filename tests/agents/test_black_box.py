@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from midstream.agents.black_box import BlackBoxAgentFlowBase
 from midstream.agents.config import FlowConfig, SamplingConfig
 from midstream.agents.registry import register
 from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.core.errors import ConfigError
+from midstream.core.secrets import NOT_KEPT
 from midstream.core.types import Status, Trajectory
 from midstream.engines.scripted import ScriptedEngine
 from midstream.record.recorder import Voice
@@ -112,6 +115,37 @@ def test_a_program_may_ask_for_a_role_as_its_model(run, script, tiny_tokenizer) 
     )
     assert [(step.role, step.trainable) for step in trajectory.steps] == [("policy", True), ("judge", False)]
     assert trajectory.answer == "fine"
+
+
+PRINT_ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
+OURS = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}
+OURS |= {"MIDSTREAM_MODEL", "MIDSTREAM_TRAJECTORY"}
+
+
+def test_a_program_gets_a_clean_environment_and_what_its_settings_name(run, script, monkeypatch) -> None:
+    monkeypatch.setenv("MIDSTREAM_GATEWAY_SECRET", "the secret that signs tokens")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody's key")
+    monkeypatch.setenv("OPENAI_API_KEY", "my own key")
+    monkeypatch.setenv("SEARCH_KEY", "for the program")
+    settings = script(PRINT_ENVIRONMENT, env={"MODEL": "{model}"}, pass_env=["SEARCH_KEY", "NOT_SET"])
+    seen = json.loads(run("blackbox_command_agent", settings=settings).answer)
+    system = {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}  # what Python itself sets
+    assert seen.keys() - system <= OURS | {"PATH", "HOME", "LANG", "MODEL", "SEARCH_KEY"}
+    assert (seen["SEARCH_KEY"], seen["PATH"], seen["MODEL"]) == ("for the program", os.environ["PATH"], "policy")
+    assert seen["OPENAI_API_KEY"] != "my own key"
+
+
+def test_a_value_that_was_not_kept_with_a_run_comes_from_the_environment_again(run, script, monkeypatch) -> None:
+    settings = script(PRINT_ENVIRONMENT, env={"SEARCH_KEY": NOT_KEPT})
+    with pytest.raises(ConfigError, match=r"SEARCH_KEY was not kept with the run(.|\n)*export SEARCH_KEY"):
+        run("blackbox_command_agent", settings=settings)
+    monkeypatch.setenv("SEARCH_KEY", "again")
+    assert json.loads(run("blackbox_command_agent", settings=settings).answer)["SEARCH_KEY"] == "again"
+
+
+def test_a_key_that_a_program_prints_as_it_fails_is_not_in_the_error(run, script) -> None:
+    settings = script("import os; raise SystemExit('bad key ' + os.environ['KEY'])", env={"KEY": "hunter2hunter2"})
+    assert f"ended with 1: bad key {NOT_KEPT}" in run("blackbox_command_agent", settings=settings).error
 
 
 @pytest.mark.parametrize(
@@ -336,3 +370,15 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
     made = asyncio.run(AgentFlowManager(worker).run(attempts))
     assert refused == [403, 403]
     assert [trajectory.steps for trajectory in made] == [(), ()]
+
+
+def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
+    @register("raises_its_password_for_black_box")
+    class Raises(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            raise ConnectionError("nobody at postgresql://me:hunter2@host/db")
+
+    assert (
+        run("raises_its_password_for_black_box").error
+        == f"ConnectionError: nobody at postgresql://me:{NOT_KEPT}@host/db"
+    )

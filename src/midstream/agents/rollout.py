@@ -15,6 +15,7 @@ from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
 from midstream.core.failures import Failure, because
 from midstream.core.sampling import SamplingParams
+from midstream.core.secrets import text_without_secrets
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
 from midstream.engines.base import Engine
@@ -214,6 +215,7 @@ def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:
     """The trajectory of a flow that did not end well; all that was recorded, where the flow itself cannot say."""
+    error = text_without_secrets(error)
     if flow is not None:
         try:
             return flow.trajectory(status, error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from midstream.cli.tables import interval, number, percent, seconds
+from midstream.core.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -76,7 +77,7 @@ class LiveTable:
             self._live = Live(self._render(), console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
         else:
-            click.echo(self._title)
+            click.echo(visible(self._title))
             if self._numerics:
                 click.echo(self._numerics)
 
@@ -122,7 +123,7 @@ class LiveTable:
         if self._live is not None:
             self._live.update(self._render())
         elif not self._console.is_terminal:
-            click.echo(line)
+            click.echo(visible(line))
 
     def _eta(self) -> str:
         step = self._rows[-1].get("step") if self._rows else None

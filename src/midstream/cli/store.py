@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.core.text import visible
+
 if TYPE_CHECKING:
     from midstream.record.store import Store
 
@@ -151,7 +153,8 @@ def curate_command(
         for one in store.curation(trajectory):
             place = "all of it" if one.step_index is None else f"step {one.step_index}"
             loss = {None: "", True: "trainable", False: "not trainable"}[one.trainable]
-            click.echo("  ".join(part for part in (place, loss, one.quality, " ".join(one.tags), one.note) if part))
+            told = (place, loss, one.quality, " ".join(one.tags), one.note)
+            click.echo(visible("  ".join(part for part in told if part)))
 
 
 def _open(url_or_path: str) -> Store:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ModelError, Unsupported
+from midstream.core.text import cleaned
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.chat_format import guarded
-from midstream.engines.formats.template import render, variables_of
+from midstream.engines.formats.template import TooMuch, render, variables_of
 from midstream.engines.token_bytes import TokenBytes
 
 _TURN = f"turn{secrets.token_hex(12)}"
@@ -71,8 +72,7 @@ class ChatTokenizer:
         try:
             return tuple(self._backend.encode(text, add_special_tokens=False).ids)
         except TypeError:
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return tuple(self._backend.encode(whole, add_special_tokens=False).ids)
+            return tuple(self._backend.encode(cleaned(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
@@ -257,8 +257,13 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the tokenizer of '{folder}' needs Python code from its checkpoint (auto_map), which is never run",
+                "use a model whose tokenizer is a tokenizer.json",
+            ) from None
         raise ModelError(
             f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
         ) from None
@@ -274,4 +279,9 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
         if path.is_file():
             declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             ends |= set(declared) if isinstance(declared, list) else {declared} if declared is not None else set()
-    return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    try:
+        return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    except TooMuch as error:
+        raise ModelError(
+            f"the chat template of '{folder}' cannot be used: {error}", "read its chat_template, and put another there"
+        ) from None

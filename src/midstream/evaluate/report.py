@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from midstream.core.files import make_private
 from midstream.evaluate.curve import draw_curve
 from midstream.evaluate.runs import Row, Run, load_run
 
@@ -63,6 +64,7 @@ def write_report(run_dir: str | Path) -> Path:
     partial = path.with_name(f".report-{os.getpid()}.html")
     try:
         partial.write_text(page, encoding="utf-8")
+        make_private(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

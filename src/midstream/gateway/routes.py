@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from midstream.core.text import cleaned_json
 from midstream.gateway.config import LimitsConfig
 from midstream.gateway.dialects.arguments import without_nothing
 from midstream.gateway.encodings import decompressor
@@ -114,7 +115,7 @@ def _read(body: TypeAdapter[Any], content: bytes) -> Any:
         problem = error
     # Python's reader takes half of a surrogate pair, as clients cut text anywhere, and knows better what is wrong.
     try:
-        value = json.loads(content)
+        value = cleaned_json(json.loads(content))
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         item = {"type": "json_invalid", "loc": ("body",), "msg": str(error), "input": {}}
         raise RequestValidationError([item]) from None

@@ -52,7 +52,7 @@ class TokenSigner:
 
 def load_secret(env: str) -> bytes:
     """The secret in `env`, or one made for this machine and kept in the cache directory. Raises `ConfigError` for one
-    that could be guessed, and when none can be kept."""
+    that could be guessed or that others can read, and when none can be kept."""
     if (value := os.environ.get(env)) is not None:
         return _long_enough(value.encode(), f"the secret in {env}")
     path: Path = home() / "gateway.secret"
@@ -66,6 +66,11 @@ def load_secret(env: str) -> bytes:
             with suppress(FileExistsError):
                 os.link(made, path)
             os.unlink(made)
+        if (mode := path.stat().st_mode) & 0o077:
+            raise ConfigError(
+                f"the secret in '{path}' can be read by others (mode {mode & 0o777:04o})",
+                f"chmod 600 '{path}'; or delete it, and tokens that are out no longer count",
+            )
         return _long_enough(path.read_bytes(), f"the secret in '{path}'")
     except OSError as error:
         raise ConfigError(

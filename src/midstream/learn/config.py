@@ -198,9 +198,26 @@ class TrainConfig(Config):
         return self
 
 
+ALSO_CALLED = {
+    "actor_rollout_ref.rollout.agent.default_agent_flow": "flow.name",
+    "actor_rollout_ref.rollout.agent.agent_flow_config_path": "flow.flows_file",
+}
+"""Keys of verl's command line that overrides may use for ours."""
+
+
+def our_names(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with verl's keys replaced by ours; a leading `+`, as Hydra has it for new keys, is dropped there."""
+    translated: list[str] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        ours = ALSO_CALLED.get(key.strip().removeprefix("+"))
+        translated.append(override if ours is None else f"{ours}{equals}{value}")
+    return translated
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is
     wrong."""
-    data: dict[str, Any] = apply_overrides(load_yaml(path), overrides)
+    data: dict[str, Any] = apply_overrides(load_yaml(path), our_names(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

@@ -4,6 +4,7 @@ and asking alike."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +69,9 @@ class Parts:
 
 
 def build(config: TrainConfig, recorded: Numerics | None = None) -> Parts:
-    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` is how
-    the run that goes on was computed when it began; it is kept."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
+    numerics of the run that is resumed; they are kept."""
+    use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
     tasks = load_tasks(config.tasks)
@@ -99,6 +99,23 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> Parts:
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
     return parts
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` threads; raises `ConfigError` when there are not as many processors."""
+    if count is None:
+        return
+    if count > (there := processors()):
+        raise ConfigError(
+            f"trainer.threads is {count}, but there are {there} processors here: more threads only wait for each other",
+            f"set trainer.threads to {there} or fewer, or leave it out",
+        )
+    torch.set_num_threads(count)
 
 
 def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:

@@ -26,6 +26,7 @@ import yaml
 
 from midstream import __version__
 from midstream.core.errors import RunError, TaskError, TrainingError
+from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics
 from midstream.learn.batch import LearningBatch
@@ -49,6 +50,10 @@ PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
 """Settings that a run keeps its numerics under."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a run to save and stop: Ctrl-C, and whatever ends processes politely (systemd, Slurm, Kubernetes)."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """How a run ended: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
@@ -62,8 +67,8 @@ class TrainResult:
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved
-    stays."""
+    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
+    saved stays."""
     directory = RunDirectory(_run_path(config, resume))
     try:
         if directory.started and not resume:
@@ -109,15 +114,17 @@ class _Run:
         self.tensorboard: Any = None
 
     async def go(self) -> TrainResult:
-        """The whole run. The first Ctrl-C ends it after the step under way, the second at once."""
+        """The whole run. The first Ctrl-C or SIGTERM ends it after the step under way, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop)
+        for number in STOPS:
+            loop.add_signal_handler(number, self._stop)
         try:
             return await self._go()
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in STOPS:
+                loop.remove_signal_handler(number)
 
     async def _go(self) -> TrainResult:
         config = self.config
@@ -127,7 +134,7 @@ class _Run:
         _check_splits(parts, config)
         check_trained(parts)
         check_demonstrations(parts)
-        self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+        self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
         state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
         if saved and not reference and config.algorithm.kl.reference == "start":
@@ -254,6 +261,7 @@ class _Run:
             )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
+        (self.directory / "tensorboard").mkdir(mode=0o700, exist_ok=True)
         self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
         info = {
             "name": self.config.name,

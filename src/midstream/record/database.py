@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
+from midstream.core.files import private
 from midstream.record.prepared import run
 from midstream.record.schema import create_or_upgrade
 
@@ -124,6 +126,8 @@ def _url(url_or_path: str | Path) -> sa.URL:
 
 
 def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
+    with suppress(OSError):  # SQLite says better why a file cannot be made
+        open(str(url.database), "xb", opener=private).close()
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     path = Path(str(url.database))
 

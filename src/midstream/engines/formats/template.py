@@ -29,6 +29,10 @@ _THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
+class TooMuch(Unsupported):
+    """A template runs too long or makes too much."""
+
+
 def render(
     source: str,
     messages: Sequence[Message],
@@ -38,23 +42,19 @@ def render(
     open_reply: bool,
     arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """Render a conversation with the template `source` in transformers' sandbox. `arguments` are further variables of
-    the template (see `variables_of`). Raises `Unsupported`, with the template's own message, when it refuses."""
+    """Render a conversation with the template `source` in transformers' sandbox, within bounds (`bounded.py`).
+    `arguments` are further variables of the template (see `variables_of`). Raises `Unsupported`, with the template's
+    own message, when it refuses, and `TooMuch` when it does not come to an end."""
     if not messages:
         raise Unsupported("a conversation of no messages")
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    from midstream.engines.formats.bounded import render_bounded
+
+    # What `apply_chat_template` gives a template, once it has copied every message.
+    given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": open_reply}
     try:
-        # What `apply_chat_template` does, once it has copied every message.
-        return _compile_jinja_template(source).render(
-            messages=messages,
-            tools=tools or None,
-            documents=None,
-            add_generation_prompt=open_reply,
-            **special,
-            **(arguments or {}),
-        )
+        return render_bounded(source, {**given, **special, **(arguments or {})})
     except (
         TemplateError,
         ArithmeticError,
@@ -110,13 +110,16 @@ def begins_thought(prompt: str, think: tuple[str, str]) -> bool:
 
 
 def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] = ("<think>", "</think>")) -> Facts:
-    """Find out what the template `source` does. `think` are the tags around a thought."""
+    """Find out what the template `source` does. `think` are the tags around a thought. Raises `TooMuch` for a template
+    that does not come to an end."""
 
     def writes(
         what: str, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, closed: bool = False
     ) -> bool:
         try:
             return what in render(source, messages, tools, SPECIAL_TOKENS, open_reply=not closed)
+        except TooMuch:
+            raise
         except Unsupported:
             return False
 
@@ -124,6 +127,8 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
         result = {"role": role, "content": _SIGN, "tool_call_id": "abcdefgh1", "name": _SIGN}
         try:
             return render(source, [_USER, call, result], [_TOOL], SPECIAL_TOKENS, open_reply=True)
+        except TooMuch:
+            raise
         except Unsupported:
             return ""
 
@@ -143,11 +148,15 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
     image = [{"type": "text", "text": _SIGN}, {"type": "image_url", "image_url": {"url": "data:"}}]
     try:
         opening = render(source, [_USER], None, SPECIAL_TOKENS, open_reply=True)
+    except TooMuch:
+        raise
     except Unsupported:
         opening = ""
     mark, refusal = think[0].strip(), ""
     try:
         render(source, [_USER, call], [_TOOL], SPECIAL_TOKENS, open_reply=True)
+    except TooMuch:
+        raise
     except Unsupported as error:
         refusal = str(error)
 

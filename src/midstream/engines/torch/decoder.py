@@ -10,26 +10,24 @@ towers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
 from midstream.engines.torch import products
 from midstream.engines.torch.blocked import blocked_projection
+from midstream.engines.torch.checkpoint_files import read_config, read_weights, weight_files
 from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 COMPANY = Rows(at_least=2)
 """A lone row of a oneDNN product takes another kernel, whose sums round differently."""
 ROOM = 3
@@ -112,8 +110,8 @@ class Decoder(nn.Module):
         self.rows, self.queries = COMPANY, Rows()
         """The numbers of rows that products with weights, and those of attention, are computed with."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
-        tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
-        self.head = self.embed if tied else nn.Parameter(weights["lm_head.weight"], requires_grad=False)
+        head = weights.get("lm_head.weight")
+        self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)
         self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
         self.layers = nn.ModuleList(self._layer(i, weights) for i in range(int(config["num_hidden_layers"])))
         cos, sin = _rotary_tables(config, self.head_dim, self.context_length)
@@ -267,15 +265,8 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    keys = (
-        "hidden_size",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-    )
-    shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys if config.get(key) is not None})
+    keys = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_parameters")
+    shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys})
     cos, sin = LlamaRotaryEmbedding(shaped)(torch.zeros(1), torch.arange(length)[None])
     return cos[0], sin[0]
 
@@ -283,37 +274,9 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
 def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
     """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot
     run."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"'{folder}' holds no readable config.json: {error}", "give a folder saved with save_pretrained"
-        ) from None
-    architecture = (config.get("architectures") or ["?"])[0]
-    if architecture not in SUPPORTED:
-        raise ModelError(
-            f"'{folder}' is a {architecture}, which the torch engine does not run",
-            f"supported: {', '.join(SUPPORTED)}; other models can be a role's engine through an OpenAI-compatible URL",
-        )
-    if config.get("sliding_window") and config.get("use_sliding_window", architecture == "MistralForCausalLM"):
-        raise ModelError(f"'{folder}' uses sliding-window attention, which the torch engine does not run")
-    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise ModelError(f"'{folder}' uses the activation {activation}, which the torch engine does not run")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"'{folder}' has no .safetensors weights", "convert the checkpoint with save_pretrained first")
+    config = read_config(folder)
     if torch.device(device).type == "cpu":
-        reserve(ROOM * sum(file.stat().st_size for file in files))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt", device=str(device)) as handle:
-            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                weights[name] = handle.get_tensor(name).to(dtype)
-    try:
-        decoder = Decoder(config, weights, str(folder))
-    except KeyError as error:
-        raise ModelError(
-            f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again"
-        ) from None
+        reserve(ROOM * sum(file.stat().st_size for file in set(weight_files(folder).values())))
+    decoder = Decoder(config, read_weights(folder, config, dtype, device), str(folder))
     decoder.pack()
     return decoder
