@@ -194,8 +194,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return as_json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
-        calling = await _calling(request, gateway, None, None)
-        return await complete(request, calling.live.uid, body)
+        return await complete(request, _meant(request, _caller(request, gateway)), body)
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         calling = await _calling(request, gateway, trajectory_uid, None)
@@ -269,7 +268,14 @@ class _Calling:
 async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> _Calling:
     """`request`, of the trajectory of its path (`uid`), of its token, or of a header."""
     caller = _caller(request, gateway)
-    uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
+    uid = uid or _meant(request, caller)
+    caller.must_reach(uid)
+    return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
+
+
+def _meant(request: Request, caller: Caller) -> str:
+    """The trajectory that a request at the root is about, open or ended: that of its token, or of a header."""
+    uid = caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
         raise ApiError(
             400,
@@ -277,8 +283,7 @@ async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_u
             f"{TRAJECTORY_HEADER}",
             code="no_trajectory",
         )
-    caller.must_reach(uid)
-    return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
+    return uid
 
 
 def _caller(request: Request, gateway: Gateway) -> Caller:

@@ -134,7 +134,8 @@ class GatewayConfig(Config):
     """Sampling settings that hold whatever an agent asks for, as training may need: temperature, `top_p`, `top_k`,
     `min_p` and penalties. `{temperature: 1.0, top_p: 1.0}` makes greedy and cut calls plain samples."""
     reward: RewardConfig | None = None
-    """How completed trajectories are scored that come without a reward; without it the trainer does that."""
+    """What trajectories are worth, whatever reward a client gave: that is kept beside it as `given`. Without it the
+    reward is the one given, and a trajectory that came without one is scored by the trainer."""
     keys: tuple[KeyConfig, ...] = ()
     """Who may use it; with none, everybody who reaches it."""
     limits: LimitsConfig = LimitsConfig()

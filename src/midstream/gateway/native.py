@@ -56,16 +56,17 @@ class OpenRequest(Body):
 
 
 class Opened(Body):
-    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is their API
-    key."""
+    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API key
+    of its agent. `owner_token` is for whoever grades it, and never goes to the agent."""
 
     trajectory_uid: str
     prompt_uid: str
     channel: str
     base_url: str
     token: str
+    owner_token: str
     expires_at: float
-    """Seconds since 1970, when the token ends."""
+    """Seconds since 1970, when both tokens end."""
 
 
 class RegisterRequest(Body):
@@ -81,8 +82,10 @@ class CompleteRequest(Body):
     """How a trajectory ended."""
 
     reward: float | None = Field(default=None, allow_inf_nan=False)
+    """The total. Set by the owner only; where the gateway has a reward function, that decides, and this is kept as
+    `given`."""
     rewards: dict[str, float] | None = None
-    """The reward by component; without `reward`, their sum is the total."""
+    """The reward by component, kept as it is. They make no total: a config declares that."""
     answer: str | None = None
     """The final answer; the last reply when not given."""
     status: Literal["completed", "failed", "timed_out"] = "completed"

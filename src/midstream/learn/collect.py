@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from midstream.agents.config import RolloutConfig
 from midstream.agents.rollout import groups_of
@@ -14,7 +14,7 @@ from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
 from midstream.learn.source import Source, check_tokens
 from midstream.record.store import Store
-from midstream.rewards.compose import as_given
+from midstream.rewards.compose import RewardConfig, as_given
 from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
@@ -68,20 +68,28 @@ async def collect(parts: Parts, store: Store, state: TrainState, step: int, sour
 
 
 async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> Collected:
-    """The next groups of a store. What came without a reward is scored by the config's."""
+    """The next groups of a store."""
     rollout = parts.config.rollout
     oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
     leased = await source.take(rollout.tasks_per_step, oldest)
-    groups = [
-        [as_given(t) if t.reward is not None else await parts.reward.score(t) for t in group.trajectories]
-        for group in leased
-    ]
+    groups = [[await _graded(parts, trajectory) for trajectory in group.trajectories] for group in leased]
     for trajectory in (t for group in groups for t in group):
         check_tokens(trajectory, len(parts.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
     made = [trajectory for group in groups for trajectory in group]
     uids = tuple(group.prompt_uid for group in leased)
     return Collected(groups, made, Progress(state.position, state.seen), counts=counts, taken=uids)
+
+
+async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:
+    """A recorded trajectory with what it is worth here: a `reward` in the config has the last word, and the component
+    `given` of it is the recorded reward. Without one the recorded reward stands, where there is any."""
+    recorded = {} if trajectory.reward is None else {"given": trajectory.reward}
+    if recorded and parts.config.reward == RewardConfig():
+        return as_given(trajectory)
+    metadata = {**trajectory.metadata, "given": {**trajectory.rewards, **recorded}}
+    graded = await parts.reward.score(replace(trajectory, metadata=metadata))
+    return replace(graded, rewards={**recorded, **graded.rewards})
 
 
 async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, step: int, wanted: int) -> Collected:
