@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from tests.gateway.conftest import Start
-from tests.gateway.served import HELLO, KEY, SECRET, Opened, Served, error
+from tests.gateway.served import HELLO, KEY, SECRET, Opened, error
 
-from midstream.core.types import Task, Trajectory
 from midstream.gateway.tokens import TokenSigner
 
 CHAT = {"model": "tiny", "messages": HELLO}

@@ -83,9 +83,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
 def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
     """Trains on the store; what the run came to."""
 
-    def start(
-        steps: int = 2, *, resume: bool = False, run: str = "run", reward: str = "given", **changes: Any
-    ) -> Any:
+    def start(steps: int = 2, *, resume: bool = False, run: str = "run", reward: str = "given", **changes: Any) -> Any:
         settings: dict[str, Any] = {
             "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
             "reward": {"components": {reward: 1.0}} if reward else {},

@@ -3,6 +3,8 @@
 # No `from __future__ import annotations`: FastAPI must see the body classes that handlers are made with.
 
 import asyncio
+import base64
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,20 +16,23 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from midstream import __version__
 from midstream.core.errors import MidstreamError
+from midstream.engines.long_text import LONG, off_loop
 from midstream.gateway import native
 from midstream.gateway.answer import Answer
 from midstream.gateway.callers import Caller
 from midstream.gateway.dialects import anthropic, chat, completions, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.disconnect import until_gone
+from midstream.gateway.docs_page import HEADERS, docs_page
 from midstream.gateway.endpoints import Endpoints
-from midstream.gateway.errors import ApiError
+from midstream.gateway.errors import ApiError, openai_body
 from midstream.gateway.front import Front
+from midstream.gateway.length import check_texts, largest_body, rendered
 from midstream.gateway.live import Live
 from midstream.gateway.openapi import describe
 from midstream.gateway.replies import EventStream, answer_error, as_json
@@ -60,15 +65,19 @@ def make_app(gateway: Gateway) -> ASGIApp:
         version=__version__,
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
+        openapi_url=None,  # FastAPI's own pages load scripts from elsewhere, and know nothing of keys
     )
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
+    # In a rollout other roles may have engines with other contexts.
+    held = largest_body(gateway.tokenizer, gateway.voice.engine.context_length)
+    app.state.largest_prompt = math.inf if gateway.store is None else held
     app.state.admit = partial(_caller, gateway=gateway)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
-    describe(app)
+    _add_docs(app, gateway)
     config = gateway.config
     own = frozenset({config.host, (urlsplit(config.url).hostname or "") if config.url else config.host})
     return Front(app, gateway.metrics, hosts=None if config.keys else own)
@@ -98,6 +107,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
         ask = _keyed(calling.request, ask)
+        await gateway.must_fit(calling.live, ask)
         if events is not None:
             return EventStream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
         return as_json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
@@ -108,7 +118,12 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         return await answered(calling, ask, events, partial(chat.body, body, tokenizer=gateway.tokenizer))
 
     async def text_completions(calling: _Calling, body: completions.CompletionRequest) -> Response:
-        ask = completions.parse(body, gateway, calling.live)
+        if isinstance(body.prompt, str):
+            await check_texts(gateway.tokenizer, gateway.voice.engine.context_length, [body.prompt])
+        if len(body.prompt) > LONG:
+            ask = await off_loop(completions.parse, body, gateway, calling.live)
+        else:
+            ask = completions.parse(body, gateway, calling.live)
         events = partial(completions.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
         return await answered(calling, ask, events, partial(completions.body, body, tokenizer=gateway.tokenizer))
 
@@ -120,14 +135,16 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     async def make_message(calling: _Calling, body: anthropic.MessagesRequest) -> Response:
         ask, events = anthropic.parse(body, gateway, calling.live), None
         if body.stream:
-            prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
+            await gateway.must_fit(calling.live, ask)
+            prompt_tokens = len(await rendered(gateway.tokenizer, ask.call.messages, ask.call.tools))
             events = partial(anthropic.events, body, prompt_tokens=prompt_tokens)
         return await answered(calling, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
 
     async def count_tokens(calling: _Calling, body: anthropic.CountRequest) -> Response:
         gateway.model_name(body.model, calling.live)
         messages, tools = anthropic.conversation(body)
-        return as_json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+        tokens = await gateway.count_tokens(messages, tools, calling.live, calling.caller)
+        return as_json({"input_tokens": tokens})
 
     both("/v1/chat/completions", chat.ChatRequest, chat_completions)
     both("/v1/completions", completions.CompletionRequest, text_completions)
@@ -256,6 +273,25 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         app.add_api_route(path, handler, methods=[method], response_model=None)
 
 
+def _add_docs(app: FastAPI, gateway: Gateway) -> None:
+    """The description of the API, for programs and as a page. Behind the keys where there are any: browsers send one as
+    a password."""
+
+    def described(answer: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            try:
+                gateway.caller(_password(request) or _secret(request))
+            except ApiError as error:
+                ask = {"WWW-Authenticate": 'Basic realm="Midstream gateway: a key is the password", charset="UTF-8"'}
+                return as_json(openai_body(error), error.status, ask)
+            return answer()
+
+        return handle
+
+    app.add_route("/openapi.json", described(lambda: as_json(describe(app))))
+    app.add_route("/docs", described(lambda: HTMLResponse(docs_page(describe(app)), headers=HEADERS)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Calling:
     """A request of an agent: the trajectory it belongs to, and who calls."""
@@ -298,6 +334,16 @@ def _secret(request: Request) -> str | None:
     """The key or token that came with a request."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+
+
+def _password(request: Request) -> str | None:
+    """The password of a request with basic authentication, as browsers send it."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    try:
+        decoded = base64.b64decode(value, validate=True).decode() if scheme.lower() == "basic" else ""
+    except ValueError:
+        return None
+    return decoded.partition(":")[2] or None
 
 
 def _key(request: Request) -> str | None:

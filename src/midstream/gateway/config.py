@@ -46,8 +46,10 @@ class LimitsConfig(Config):
     """Calls that may wait for one of those places; the next is answered with 429."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Time from a call's arrival to its answer; 504 after that."""
-    body_mb: float = Field(default=64.0, gt=0)
-    """Largest request body; 413 above."""
+    body_mb: float = Field(default=32.0, gt=0)
+    """Largest request body, decompressed; 413 above."""
+    body_objects: int = Field(default=50_000, ge=1)
+    """Most objects, lists and fields in a request body; 413 above. A message has three or more of them."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Time a request body may take to arrive; 408 after that."""
     max_response_tokens: int = Field(default=4096, ge=1)

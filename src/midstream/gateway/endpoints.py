@@ -15,6 +15,7 @@ from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
+from midstream.gateway.length import check_length
 from midstream.gateway.live import Live, Opening, ended
 from midstream.gateway.native import (
     CompleteRequest,
@@ -155,7 +156,9 @@ class Endpoints:
                 sampling=sampling,
                 role=asked.role,
             )
-            (answer,) = await gateway.ask(live, Ask(call=call, key=key, role=asked.role), caller)
+            ask = Ask(call=call, key=key, role=asked.role)
+            await gateway.must_fit(live, ask)
+            (answer,) = await gateway.ask(live, ask, caller)
             step, text = answer.step, _message(answer, tools=bool(tools))
         return {
             "response_text": step.text,
@@ -171,9 +174,11 @@ class Endpoints:
         }
 
     async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
-        """Take steps in, from the owner of their trajectory. What was sampled here gets their reward and metadata; others
-        are recorded as they are. The last step of a trajectory ends it. A step that is there already counts once."""
+        """Take steps in, from the owner of their trajectory. What was sampled here gets their reward and metadata;
+        others are recorded as they are. The last step of a trajectory ends it. A step that is there already counts
+        once."""
         for number, payload in enumerate(asked.steps):
+            await asyncio.sleep(0)  # there may be many, with many tokens
             caller.must_own(payload.trajectory_uid, "hand in steps of its trajectory")
             self.gateway.checked_ids(payload.prompt_ids, f"steps.{number}.prompt_ids")
             self.gateway.checked_ids(payload.response_ids, f"steps.{number}.response_ids")
@@ -204,8 +209,8 @@ class Endpoints:
         return int(fresh)
 
     async def compute_reward(self, asked: RewardRequest, caller: Caller) -> dict[str, Any]:
-        """What a trajectory would earn, were what is given its last word. Not for its agent: whoever may ask often enough
-        learns the answer."""
+        """What a trajectory would earn, were what is given its last word. Not for its agent, which could ask until it
+        knows the answer."""
         gateway = self.gateway
         if asked.trajectory_uid is None:
             caller.must_be_admin()
@@ -215,7 +220,9 @@ class Endpoints:
             raise ApiError(503, "this gateway has no reward function; declare `reward` in its config", code="no_reward")
         answer = None
         if asked.messages:
-            said = [m.plain()["content"] for m in asked.messages if m.role == "assistant"]
+            messages = [message.plain() for message in asked.messages]
+            await check_length(gateway.tokenizer, gateway.voice.engine.context_length, messages)
+            said = [message["content"] for message in messages if message["role"] == "assistant"]
             answer = said[-1] if said else None
         elif asked.response_ids is not None:
             answer = gateway.tokenizer.text_of(gateway.checked_ids(asked.response_ids, "response_ids"))

@@ -56,8 +56,8 @@ class OpenRequest(Body):
 
 
 class Opened(Body):
-    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API key
-    of its agent. `owner_token` is for whoever grades it, and never goes to the agent."""
+    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API
+    key of its agent. `owner_token` is for whoever grades it, and never goes to the agent."""
 
     trajectory_uid: str
     prompt_uid: str

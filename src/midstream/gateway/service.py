@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Step
+from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import Delta
@@ -25,6 +25,7 @@ from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
+from midstream.gateway.length import check_length, rendered
 from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
 from midstream.gateway.tokens import TokenSigner
@@ -117,11 +118,29 @@ class Gateway:
 
     def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
         """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
-        size = len(self.tokenizer)
+        size, most = len(self.tokenizer), self.voice.engine.context_length
+        if len(ids) > most:
+            raise ApiError(400, f"{len(ids)} tokens do not fit the context of {most}", param=param)
         wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
+
+    async def must_fit(self, live: Live, ask: Ask) -> None:
+        """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
+        voice, call = self._spoken(live, ask)
+        if call.prompt_ids is None:
+            tokenizer = voice.tokenizer or self.tokenizer
+            await check_length(tokenizer, voice.engine.context_length, call.messages, call.tools)
+
+    async def count_tokens(
+        self, messages: Sequence[Message], tools: Sequence[ToolSchema], live: Live, caller: Caller
+    ) -> int:
+        """How many tokens a prompt has, within the limits of the caller's key. Raises `PromptTooLong` for one that
+        cannot fit the context, as it is not encoded."""
+        with self.gate.counted(caller.key or live.key):
+            await check_length(self.tokenizer, self.voice.engine.context_length, messages, tools)
+            return len(await rendered(self.tokenizer, messages, tools))
 
     def check_step(self, step: Step, param: str) -> None:
         """`ApiError` 400 for a step that no policy of this gateway can have made."""

@@ -1,8 +1,8 @@
 """Scoped tokens: each lets its bearer reach one trajectory until it expires, as its agent or as its owner.
 
-An agent's token is `ms-<uid>.<expiry>.<signature>`, an owner's `mo-<uid>.<expiry>.<signature>`. Both are signed with the
-gateway's secret (HMAC-SHA256) over the prefix as well, so that one cannot be turned into the other; nothing has to be
-looked up to check them, and they outlive a restart.
+An agent's token is `ms-<uid>.<expiry>.<signature>`, an owner's `mo-<uid>.<expiry>.<signature>`. Both are signed with
+the gateway's secret (HMAC-SHA256) over the prefix as well, so that one cannot be turned into the other; nothing has to
+be looked up to check them, and they outlive a restart.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TokenSigner:
 
     def grant(self, token: str) -> Grant | None:
         """What `token` opens; None when it is forged, expired or no token at all."""
-        role = next((role for role, prefix in PREFIXES.items() if token.startswith(prefix)), None)
+        role: Role | None = next((role for role, prefix in PREFIXES.items() if token.startswith(prefix)), None)
         body, _, signature = token.rpartition(".")
         head, _, expiry = body.partition(".")
         if role is None or not expiry.isascii() or not expiry.isdigit():

@@ -17,11 +17,9 @@ from midstream.core.seeds import derive_seed
 from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
 from midstream.record.store import Store
 from midstream.record.tree import Place, TokenTree
-
-LONG_PROMPT = 20_000
-"""Characters from which a prompt is rendered in a thread, so that it does not hold up everybody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +237,9 @@ class Recorder:
         if call.prompt_ids is not None:
             return self._given(call.prompt_ids)
         tree = self._tree(voice.tokenizer)
-        if sum(len(str(message.get("content"))) for message in call.messages) > LONG_PROMPT:
-            return await asyncio.to_thread(tree.place, call.messages, call.tools, voice.tokenizer)
+        many = len(call.messages) > MANY_MESSAGES
+        if many or sum(len(str(message.get("content"))) for message in call.messages) > LONG:
+            return await off_loop(tree.place, call.messages, call.tools, voice.tokenizer)
         return tree.place(call.messages, call.tools, voice.tokenizer)
 
     def _given(self, prompt_ids: tuple[int, ...]) -> Place:

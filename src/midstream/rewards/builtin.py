@@ -54,8 +54,8 @@ async def math(answer: str | None, reference: Any) -> float | None:
 
 @component("given")
 def given(trajectory: Trajectory) -> StepRewards | float | None:
-    """The reward that the trajectory came with: from the owner who completed it or, to a trainer that reads a store, the
-    one recorded there. What its steps had of it stays on them, the rest is the last one's. None without one. A
+    """The reward that the trajectory came with: from the owner who completed it or, to a trainer that reads a store,
+    the one recorded there. What its steps had of it stays on them, the rest is the last one's. None without one. A
     component that came with it by name is `given.NAME`."""
     total = given_by_name(trajectory).get("given")
     own = [step.reward for step in trajectory.steps]
