@@ -65,6 +65,16 @@ class ChatTokenizer:
         """Characters of the longest token, or bytes, if that is more."""
         return max(len(token.encode(errors="replace")) for token in self.vocabulary())
 
+    @cached_property
+    def takes_images(self) -> bool:
+        """Whether the template has a place for images."""
+        image: Message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+        try:
+            self.template([image], open_reply=True)
+        except Unsupported:
+            return False
+        return True
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added. Half of a surrogate pair,
         as programs leave that cut text anywhere, is read as a character that cannot be shown (U+FFFD)."""

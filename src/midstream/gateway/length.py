@@ -26,7 +26,7 @@ SEAM_TOKENS = 2
 
 def largest_body(tokenizer: ChatTokenizer, context_length: int) -> float:
     """Bytes from which a body holds no prompt that fits `context_length`. Images have no such limit."""
-    if tokenizer.format.facts.takes_images:
+    if tokenizer.takes_images:
         return math.inf
     return BYTES_BESIDE + BYTES_A_TOKEN * context_length
 
@@ -41,7 +41,7 @@ async def check_length(
     templates leave them out of the history. A prompt that passes may still be found too long once it is rendered."""
     if len(messages) > context_length:
         raise PromptTooLong(f"{len(messages)} messages do not fit a context of {context_length} tokens")
-    declared = json.dumps(list(tools), ensure_ascii=False) if tools and tokenizer.format.declares() else ""
+    declared = json.dumps(list(tools), ensure_ascii=False) if tools else ""
     if characters_of(messages) + len(declared) > PLAIN * context_length:
         await check_texts(tokenizer, context_length, [*_texts(messages), declared])
 
