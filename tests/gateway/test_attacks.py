@@ -208,3 +208,22 @@ def test_rewards_by_component_make_no_total_that_nobody_declared(start: Start) -
     told = opened.complete(rewards={"right": 1.0, "short": 0.5}).json()
     assert (told["reward"], told["rewards"]) == (None, {"right": 1.0, "short": 0.5})
     assert served.trajectory(opened.uid).metadata["given"] == {"right": 1.0, "short": 0.5}
+
+
+# Names that are paths
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb", ""])
+def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: str) -> None:
+    served = start()
+    step = {"trajectory_uid": name, "prompt_uid": "p", "step_index": 0, "prompt_ids": [1], "response_ids": [2]}
+    for path, body in (
+        ("/init_trajectory", {"trajectory_uid": name}),
+        ("/init_trajectory", {"prompt_uid": name}),
+        ("/init_trajectory", {"channel": name}),
+        ("/submit_steps", {"steps": [step]}),
+        ("/generate", {"messages": HELLO, "trajectory_uid": name}),
+        ("/generate", {"messages": HELLO, "trajectory_uid": "t", "role": name}),
+    ):
+        assert error(served.post(path, body))[0] == 400, (path, body)
+    assert served.store.count() == 0

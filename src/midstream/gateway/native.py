@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from midstream.core.names import check_name
 from midstream.core.sampling import ALTERATIONS
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
 from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$"), AfterValidator(check_name)]
 """Of a trajectory, a group, a channel or a role."""
 Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LAST_STEP = 9_999
