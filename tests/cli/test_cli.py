@@ -146,7 +146,7 @@ def test_show_finds_no_trajectory_by_a_wrong_or_an_unclear_name(run_files: Path,
     code, _, err = run("show", "first", "zzz", "--runs-dir", run_files.parent)
     assert code == 2 and "zzz" in err
     code, _, err = run("show", "first", "", "--runs-dir", run_files.parent)
-    assert code == 2 and "start of 2 trajectories" in err
+    assert code == 2 and "several trajectories start with '': one-1, two-2" in err
 
 
 def test_doctor_reports_and_changes_nothing(tmp_path: Path) -> None:

@@ -198,6 +198,23 @@ def test_a_call_given_up_takes_no_step_more_and_leaves_nothing_behind(make_polic
     asyncio.run(go())
 
 
+def test_exclusive_use_nests(make_policy) -> None:
+    engine = make_policy().engine
+
+    async def go() -> None:
+        request = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=2, seed=9))
+        async with engine.exclusive():
+            waiting = asyncio.create_task(engine.generate(request))
+            async with engine.exclusive():
+                pass
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert not waiting.done() and engine.tokens_sampled == 0
+        assert len((await waiting).ids) == 2
+
+    asyncio.run(go())
+
+
 def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy) -> None:
     engine = make_policy(slots=1).engine
 

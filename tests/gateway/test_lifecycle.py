@@ -285,6 +285,19 @@ def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
     assert kept.chat().status_code == 200
 
 
+def test_a_gateway_that_gets_back_what_it_lost_counts_it_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "BEAT_S", 30.0)
+    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.2)
+    slow, other = start(name="slow"), start(name="other")
+    opened = slow.open()
+    time.sleep(0.3)
+    assert other.store.beat().adopted == [opened.uid]
+    other.store.leave()
+    asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
+    assert len(slow.gateway.trajectories) == 1 and slow.gateway.trajectories.adopted == 0
+    assert opened.chat().status_code == 200
+
+
 def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

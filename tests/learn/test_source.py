@@ -201,7 +201,7 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
         assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
         await asyncio.sleep(1.0)  # and to learn from both
         assert other.lease("other", 9, "train", 60) == []
-        await taking.consume(("q0", "q1"), 1)
+        await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
     config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
     taking = source.Source(config, "run", lambda: False)
@@ -228,7 +228,7 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Re
         await taking.take(1, None)
         await asyncio.sleep(1.5)
         assert not failures and other.lease("other", 9, "train", 60) == []
-        await taking.consume(("q0",), 1)
+        await taking.consume([("q0", "train")], 1)
 
     with Store(tmp_path / "gateway.sqlite") as other:
         asyncio.run(step(other))

@@ -323,7 +323,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
             assert store.lease("run", 5, "train", -1, min_version=0)
             assert store.lease("run", 5, "train", 60, min_version=0)
             store.renew("run", 60)
-            store.consume("run", ["p"], 1)
+            store.consume("run", [("p", "train")], 1)
             store.group_counts()
             store.group_counts("train")
             assert store.open_uids() == ["v"]

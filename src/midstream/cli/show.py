@@ -110,12 +110,10 @@ def _find(store: Store, name: str) -> Trajectory:
     """The trajectory called `name`, or the only one whose uid starts with it."""
     from midstream.core.errors import RunError
 
-    matching: list[str] = []
-    for trajectory in store.trajectories(newest_first=True):
-        if trajectory.uid == name:
-            return trajectory
-        if trajectory.uid.startswith(name):
-            matching.append(trajectory.uid)
-    if len(matching) > 1:
-        raise RunError(f"'{name}' is the start of {len(matching)} trajectories", f"such as {', '.join(matching[:3])}")
+    matching = store.uids_starting(name, 4)
+    if len(matching) > 1 and matching[0] != name:
+        more = " and more" if len(matching) > 3 else ""
+        raise RunError(
+            f"several trajectories start with '{name}': {', '.join(matching[:3])}{more}", "give more of its uid"
+        )
     return store.trajectory(matching[0] if matching else name)

@@ -406,6 +406,7 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # so that no call runs on behind its caller's back
 
 
 def _whole(answer: Answer) -> list[Delta]:

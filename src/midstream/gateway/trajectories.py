@@ -348,8 +348,9 @@ class Trajectories:
         self._take_over(beat.adopted)
 
     def _take_over(self, uids: Collection[str]) -> None:
-        self.adopted += len(uids)
-        for uid in uids:
+        others = [uid for uid in uids if uid not in self._live]  # after a long pause a gateway adopts its own again
+        self.adopted += len(others)
+        for uid in others:
             self._silent_since[uid] = time.monotonic()
 
     async def _find(self, uid: str) -> Live | None:

@@ -4,7 +4,6 @@ all."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from midstream.core.errors import ModelError, RunError
+from midstream.core.files import sync
 from midstream.learn.learner import Learner
 from midstream.learn.normalise import Moments
 from midstream.learn.replay import Kept
@@ -66,11 +66,11 @@ def save_checkpoint(
             )
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
+        sync(folder.parent)
     except Exception as error:
         if not isinstance(error, OSError) and "No space" not in str(error) and "I/O error" not in str(error):
             raise

@@ -13,6 +13,7 @@ from midstream.learn.checkpoint import TrainState
 from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
 from midstream.learn.source import Source, check_tokens
+from midstream.record.groups import Key
 from midstream.record.store import Store
 from midstream.rewards.compose import RewardConfig, as_given
 from midstream.tasks.curriculum import Progress
@@ -32,7 +33,7 @@ class Collected:
     replay: tuple[Kept, ...] = ()
     greedy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
-    taken: tuple[str, ...] = ()
+    taken: tuple[Key, ...] = ()
     """The groups that came from a store, to be consumed once they were learned from."""
 
 
@@ -77,8 +78,7 @@ async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> 
         check_tokens(trajectory, len(parts.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
     made = [trajectory for group in groups for trajectory in group]
-    uids = tuple(group.prompt_uid for group in leased)
-    return Collected(groups, made, Progress(state.position, state.seen), counts=counts, taken=uids)
+    return Collected(groups, made, Progress(state.position, state.seen), counts=counts, taken=tuple(group.key for group in leased))
 
 
 async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:

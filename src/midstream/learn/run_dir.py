@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from midstream.core.errors import RunError
+from midstream.core.files import sync
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no room left."""
@@ -72,6 +73,7 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self / name)
+            sync(self.path)
         except OSError as error:
             raise full(self / name, error) from None
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from midstream.agents.config import SourceConfig
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
-from midstream.record.groups import Leased
+from midstream.record.groups import Key, Leased
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Source:
             if len(held) == count or (held and time.monotonic() - began > config.wait_s):
                 break
             if self._stopping() or time.monotonic() - began > config.wait_s:
-                await asyncio.to_thread(self._store.release, self._owner, [group.prompt_uid for group in held])
+                await asyncio.to_thread(self._store.release, self._owner, [group.key for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
                     f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume goes on when there are some: "
@@ -71,10 +71,10 @@ class Source:
             except (MidstreamError, DBAPIError):  # the next one may get through in time
                 _log.warning("the lease of the groups in '%s' could not be renewed", self._store.where, exc_info=True)
 
-    async def consume(self, prompt_uids: tuple[str, ...], step: int) -> None:
-        """They were learned from in this step."""
+    async def consume(self, keys: Collection[Key], step: int) -> None:
+        """Mark the groups as learned from in this step."""
         self._let_go()
-        await asyncio.to_thread(self._store.consume, self._owner, prompt_uids, step)
+        await asyncio.to_thread(self._store.consume, self._owner, keys, step)
 
     def _let_go(self) -> None:
         if self._renewing is not None:

@@ -40,8 +40,7 @@ def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
 
 def ready(channel: str, now: float) -> sa.Executable:
     """A query for how many groups are ready. Unlike `counting` it does not look at those that were trained on."""
-    is_ready = sa.or_(_groups.state == GroupState.READY, _due(now), _gone(now))
-    return sa.select(sa.func.count()).select_from(schema.groups).where(_groups.channel == channel, is_ready)
+    return sa.select(sa.func.count()).select_from(schema.groups).where(_groups.channel == channel, _is_ready(now))
 
 
 def oldest_ready_version(connection: sa.Connection, channel: str | None, now: float) -> int | None:
@@ -52,7 +51,7 @@ def oldest_ready_version(connection: sa.Connection, channel: str | None, now: fl
         sa.select(newest.label("newest"))
         .join_from(schema.groups, schema.trajectories, _in_group())
         .join(schema.steps, schema.steps.c.trajectory_uid == _members.uid)
-        .where(of_it, sa.or_(_groups.state == GroupState.READY, _due(now)))
+        .where(of_it, _is_ready(now))
         .group_by(_groups.prompt_uid, _groups.channel)
         .subquery()
     )
@@ -74,6 +73,11 @@ def left_out(channel: str | None) -> sa.Executable:
 def _in_group() -> sa.ColumnElement[bool]:
     """Whether a row of `trajectories` belongs to the row of `groups` beside it."""
     return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
+
+
+def _is_ready(now: float) -> sa.ColumnElement[bool]:
+    """Whether a group can be leased now: ready, past its deadline, or held on a lease that has run out."""
+    return sa.or_(_groups.state == GroupState.READY, _due(now), _gone(now))
 
 
 def _due(now: float) -> sa.ColumnElement[bool]:

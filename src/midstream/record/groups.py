@@ -55,6 +55,11 @@ class Leased:
     channel: str
     trajectories: tuple[Trajectory, ...]
 
+    @property
+    def key(self) -> Key:
+        """What names the group in the store."""
+        return self.prompt_uid, self.channel
+
 
 class Group(NamedTuple):
     """A row of `groups`."""
@@ -249,25 +254,30 @@ def lease(
     return taken
 
 
-def consume(connection: sa.Connection, owner: str, prompt_uids: Collection[str], train_step: int) -> None:
-    """Groups that `owner` holds were trained on. Raises `LeaseLost`, and changes nothing, when it holds one no more."""
-    mine = sa.and_(_groups.prompt_uid.in_(prompt_uids), _groups.owner == owner)
-    found = connection.execute(schema.groups.select().where(mine).with_for_update()).all()
-    held = [(group.prompt_uid, group.channel) for group in found if group.state == GroupState.LEASED]
-    done = {g.prompt_uid for g in found if g.state == GroupState.CONSUMED and g.train_step == train_step}
-    lost = sorted(set(prompt_uids) - {uid for uid, _ in held} - done)
+def consume(connection: sa.Connection, owner: str, keys: Collection[Key], train_step: int) -> None:
+    """Mark groups that `owner` holds as trained on. Raises `LeaseLost`, and changes nothing, when it has lost one."""
+    found = [Group(*row) for part in schema.parts(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
+    mine = [group for group in found if group.owner == owner]
+    held = [(group.prompt_uid, group.channel) for group in mine if group.state == GroupState.LEASED]
+    done = {
+        (group.prompt_uid, group.channel)
+        for group in mine
+        if group.state == GroupState.CONSUMED and group.train_step == train_step
+    }
+    lost = sorted(set(keys) - set(held) - done)
     if lost:
         raise LeaseLost(
-            f"'{owner}' does not hold {len(lost)} of {len(set(prompt_uids))} groups any more, such as '{lost[0]}'",
+            f"'{owner}' no longer holds {len(lost)} of {len(set(keys))} groups, such as '{lost[0][0]}' of the channel "
+            f"'{lost[0][1]}'",
             "its lease ran out: lease for longer, or renew in time",
         )
     _mark(connection, held, state=GroupState.CONSUMED, train_step=train_step, lease_until=None)
 
 
-def release(connection: sa.Connection, owner: str, prompt_uids: Collection[str], now: float) -> int:
+def release(connection: sa.Connection, owner: str, keys: Collection[Key], now: float) -> int:
     """Give back groups that `owner` holds; returns how many. Those it does not hold are left alone."""
-    mine = (_groups.prompt_uid.in_(prompt_uids), _groups.owner == owner, _groups.state == GroupState.LEASED)
-    return _to_pool(connection, sa.and_(*mine), now)
+    mine = (_groups.owner == owner, _groups.state == GroupState.LEASED)
+    return sum(_to_pool(connection, sa.and_(_among(part), *mine), now) for part in schema.parts(sorted(keys)))
 
 
 def reopen(connection: sa.Connection, owner: str, after_train_step: int, now: float) -> int:
@@ -280,6 +290,11 @@ def renew(connection: sa.Connection, owner: str, until: float) -> int:
     """Hold what `owner` holds until then; returns how many groups."""
     mine = (_groups.owner == owner, _groups.state == GroupState.LEASED)
     return connection.execute(schema.groups.update().where(*mine).values(lease_until=until)).rowcount
+
+
+def _among(keys: Sequence[Key]) -> sa.ColumnElement[bool]:
+    """Whether a row of `groups` is one of `keys`."""
+    return sa.tuple_(_groups.prompt_uid, _groups.channel).in_(keys)
 
 
 def _is(group: Group) -> sa.ColumnElement[bool]:
@@ -335,6 +350,5 @@ def _older(connection: sa.Connection, keys: Sequence[Key], version: int) -> set[
 
 
 def _mark(connection: sa.Connection, keys: Collection[Key], **values: Any) -> None:
-    if keys:
-        those = sa.tuple_(_groups.prompt_uid, _groups.channel).in_(sorted(keys))
-        connection.execute(schema.groups.update().where(those).values(values))
+    for part in schema.parts(sorted(keys)):
+        connection.execute(schema.groups.update().where(_among(part)).values(values))

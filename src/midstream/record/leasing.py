@@ -30,14 +30,14 @@ class Leasing(Access):
         keys = self._writer.submit_sync(taken)
         return self.read(lambda connection: reading.read_groups(connection, keys))
 
-    def consume(self, owner: str, prompt_uids: Collection[str], train_step: int) -> None:
-        """The groups were trained on at `train_step`: nobody gets them again. Raises `LeaseLost`, and changes nothing,
-        when `owner` holds one of them no more. To say the same twice is fine."""
-        self._change(lambda connection: groups.consume(connection, owner, prompt_uids, train_step))
+    def consume(self, owner: str, keys: Collection[groups.Key], train_step: int) -> None:
+        """Mark groups (`Leased.key`) as trained on at `train_step`, so that nobody gets them again. Idempotent. Raises
+        `LeaseLost`, and changes nothing, when `owner` no longer holds one of them."""
+        self._change(lambda connection: groups.consume(connection, owner, keys, train_step))
 
-    def release(self, owner: str, prompt_uids: Collection[str]) -> int:
-        """Give back groups that were not trained on; returns how many `owner` held."""
-        return self._change(lambda connection: groups.release(connection, owner, prompt_uids, time.time()))
+    def release(self, owner: str, keys: Collection[groups.Key]) -> int:
+        """Give back groups (`Leased.key`) that were not trained on; returns how many `owner` held."""
+        return self._change(lambda connection: groups.release(connection, owner, keys, time.time()))
 
     def renew(self, owner: str, lease_s: float) -> int:
         """Hold all that `owner` holds for `lease_s` seconds from now; returns how many groups."""

@@ -51,6 +51,12 @@ class Lookup(Access):
         for page in self._pages(conditions(filters)):
             yield from page
 
+    def uids_starting(self, start: str, limit: int) -> list[str]:
+        """At most `limit` uids that begin with `start`, in alphabetical order; `start` itself is the first."""
+        column = schema.trajectories.c.uid
+        query = sa.select(column).where(sa.func.substr(column, 1, len(start)) == start).order_by(column).limit(limit)
+        return list(self.read(lambda connection: connection.scalars(query)))
+
     def open_uids(self) -> list[str]:
         """The running trajectories that this server holds (`Servers.join`); without one, all that have a `session`."""
         table = schema.trajectories.c

@@ -35,9 +35,10 @@ def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
     """The trajectories that `query`, a select of rows of `trajectories`, finds."""
     rows = connection.execute(query).mappings().all()
     owners: dict[str, list[Step]] = {row["uid"]: [] for row in rows}
-    of_them = schema.steps.c.trajectory_uid.in_(owners)
-    for row in connection.execute(schema.steps.select().where(of_them).order_by(schema.steps.c.step_index)).mappings():
-        owners[row["trajectory_uid"]].append(step_from_row(row))
+    for uids in schema.parts(list(owners)):
+        of_them = schema.steps.select().where(schema.steps.c.trajectory_uid.in_(uids))
+        for row in connection.execute(of_them.order_by(schema.steps.c.step_index)).mappings():
+            owners[row["trajectory_uid"]].append(step_from_row(row))
     return [
         Recorded(
             row["id"],
@@ -56,15 +57,18 @@ def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
 def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[groups.Leased]:
     """The groups `keys`, in that order, as they may be trained on."""
     table = schema.trajectories.c
-    wanted = (groups.members(keys), table.status != Status.RUNNING, sa.not_(groups.rejected()))
-    found = read(connection, schema.trajectories.select().where(*wanted).order_by(table.id)) if keys else []
-    uids = [one.trajectory.uid for one in found]
-    decided: dict[str, list[curation.Curation]] = {uid: [] for uid in uids}
-    for one in curation.read(connection, uids):
-        decided[one.trajectory_uid].append(one)
-    said: dict[str, list[dict[str, Any]]] = {uid: [] for uid in uids}
-    for one in feedback.read(connection, uids):
-        said[one.trajectory_uid].append(one.mapping())
+    usable = (table.status != Status.RUNNING, sa.not_(groups.rejected()))
+    found: list[Recorded] = []
+    for part in schema.parts(keys):
+        of_them = schema.trajectories.select().where(groups.members(part), *usable)
+        found += read(connection, of_them.order_by(table.id))
+    decided: dict[str, list[curation.Curation]] = {one.trajectory.uid: [] for one in found}
+    said: dict[str, list[dict[str, Any]]] = {uid: [] for uid in decided}
+    for uids in schema.parts(list(decided)):
+        for one in curation.read(connection, uids):
+            decided[one.trajectory_uid].append(one)
+        for one in feedback.read(connection, uids):
+            said[one.trajectory_uid].append(one.mapping())
     in_group: dict[groups.Key, list[Trajectory]] = {key: [] for key in keys}
     for one in found:
         trajectory = curation.apply(one.trajectory, decided[one.trajectory.uid])

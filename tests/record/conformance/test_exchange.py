@@ -66,7 +66,7 @@ def test_what_is_exported_comes_back_exactly(
         if data.draw(st.booleans()):
             store.curate(uid, quality="reject")
             store.add_feedback(uid, "rating", 0.1)
-    store.consume("run", [one.prompt_uid for one in store.lease("run", 1, "a", 60)], 3)
+    store.consume("run", [one.key for one in store.lease("run", 1, "a", 60)], 3)
     folder, count = tmp_path_factory.mktemp("exchange"), store.count()
     for name in ("out.jsonl", "out.parquet"):
         with Store(folder / f"{name}.db", durability="normal") as again:

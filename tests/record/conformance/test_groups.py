@@ -33,8 +33,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def begin(store: Store, uid: str, **group: Any) -> None:
-    store.begin(uid, uid.partition("-")[0], TASK, "train", **group)
+def keys(*prompt_uids: str, channel: str = "train") -> list[tuple[str, str]]:
+    return [(uid, channel) for uid in prompt_uids]
+
+
+def begin(store: Store, uid: str, channel: str = "train", **group: Any) -> None:
+    store.begin(uid, uid.partition("-")[0], TASK, channel, **group)
 
 
 def end(store: Store, uid: str, status: Status = Status.COMPLETED, version: int = 0) -> None:
@@ -51,19 +55,22 @@ def end(store: Store, uid: str, status: Status = Status.COMPLETED, version: int 
     asyncio.run(store.finish(done))
 
 
-def complete(store: Store, prompt_uid: str, size: int = 2, version: int = 0) -> None:
-    for member in range(size):
-        begin(store, f"{prompt_uid}-{member}", group_size=size)
-    for member in range(size):
-        end(store, f"{prompt_uid}-{member}", version=version)
+def complete(store: Store, prompt_uid: str, size: int = 2, version: int = 0, channel: str = "train") -> None:
+    members = [f"{prompt_uid}-{member}{channel.removeprefix('train')}" for member in range(size)]
+    for uid in members:
+        begin(store, uid, channel, group_size=size)
+    for uid in members:
+        end(store, uid, version=version)
 
 
-def lease(store: Store, owner: str = "run", count: int = 9, lease_s: float = 60, **more: Any) -> list[str]:
-    return [leased.prompt_uid for leased in store.lease(owner, count, "train", lease_s, **more)]
+def lease(
+    store: Store, owner: str = "run", count: int = 9, lease_s: float = 60, channel: str = "train", **more: Any
+) -> list[str]:
+    return [leased.prompt_uid for leased in store.lease(owner, count, channel, lease_s, **more)]
 
 
-def counts(store: Store) -> dict[str, float]:
-    found = store.group_counts("train")
+def counts(store: Store, channel: str = "train") -> dict[str, float]:
+    found = store.group_counts(channel)
     return {state: count for state, count in found.items() if count and state in list(GroupState)}
 
 
@@ -175,11 +182,11 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     end(store, "full-0")
     end(store, "full-1")
     assert lease(store, count=2) == ["due", "full"]
-    store.consume("run", ["due"], 1)
+    store.consume("run", keys("due"), 1)
     for uid, why in (("full-3", "is being trained on"), ("due-2", "was trained on")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)
-    store.release("run", ["full"])
+    store.release("run", keys("full"))
     with pytest.raises(GroupClosed, match="is ready for training"):
         join(store, "full-3")
     assert store.left_out() == 0
@@ -217,18 +224,18 @@ def test_what_a_group_was_handed_out_without_is_counted(store: Store) -> None:
     assert store.left_out() == 0
     assert lease(store) == ["p"]
     end(store, "p-0")
-    store.consume("run", ["p"], 1)
+    store.consume("run", keys("p"), 1)
     assert (store.left_out(), store.left_out("train"), store.left_out("val")) == (2, 2, 0)
 
 
 def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_had_it(store: Store) -> None:
     complete(store, "p")
     assert lease(store, "gone", lease_s=-1) == ["p"]
-    assert counts(store) == {"ready": 1}
+    assert counts(store) == {"ready": 1} and store.oldest_ready_version("train") == 0
     assert lease(store, "new") == ["p"]
-    with pytest.raises(LeaseLost, match="'gone' does not hold 1 of 1 groups any more, such as 'p'"):
-        store.consume("gone", ["p"], 1)
-    store.consume("new", ["p"], 1)
+    with pytest.raises(LeaseLost, match="'gone' no longer holds 1 of 1 groups, such as 'p' of the channel 'train'"):
+        store.consume("gone", keys("p"), 1)
+    store.consume("new", keys("p"), 1)
 
 
 def test_a_renewed_lease_goes_on(store: Store) -> None:
@@ -242,16 +249,41 @@ def test_consumed_is_final_and_all_or_nothing(store: Store) -> None:
     for prompt in ("a", "b", "c"):
         complete(store, prompt)
     lease(store, "run", count=2)
-    with pytest.raises(LeaseLost, match="1 of 2 groups any more, such as 'c'"):
-        store.consume("run", ["a", "c"], 3)
+    with pytest.raises(LeaseLost, match="1 of 2 groups, such as 'c'"):
+        store.consume("run", keys("a", "c"), 3)
     assert counts(store) == {"leased": 2, "ready": 1}
-    store.consume("run", ["a"], 3)
-    store.consume("run", ["a"], 3)  # the answer to the first may have got lost
+    store.consume("run", keys("a"), 3)
+    store.consume("run", keys("a"), 3)  # the answer to the first may have got lost
     with pytest.raises(LeaseLost):
-        store.consume("run", ["a"], 4)
+        store.consume("run", keys("a"), 4)
     assert counts(store) == {"consumed": 1, "leased": 1, "ready": 1}
-    assert store.release("run", ["a", "b"]) == 1
+    assert store.release("run", keys("a", "b")) == 1
     assert lease(store, "other") == ["b", "c"]
+
+
+def test_consuming_and_releasing_a_group_leave_the_group_of_another_channel_alone(store: Store) -> None:
+    for channel in ("train", "online"):
+        complete(store, "p", channel=channel)
+        assert lease(store, "run", channel=channel) == ["p"]
+    with pytest.raises(LeaseLost, match="'p' of the channel 'val'"):
+        store.consume("run", keys("p", channel="val"), 1)
+    store.consume("run", keys("p"), 1)
+    assert (counts(store, "train"), counts(store, "online")) == ({"consumed": 1}, {"leased": 1})
+    assert store.release("run", keys("p")) == 0
+    assert store.release("run", keys("p", channel="online")) == 1
+    assert counts(store, "online") == {"ready": 1}
+
+
+def test_more_groups_than_a_statement_takes_are_leased_and_consumed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "MOST_VALUES", 2)
+    for number in range(7):
+        complete(store, f"p{number}")
+    groups = store.lease("run", 7, "train", 60)
+    assert [(group.prompt_uid, len(group.trajectories[0].steps)) for group in groups] == [(f"p{n}", 1) for n in range(7)]
+    store.consume("run", [group.key for group in groups], 1)
+    assert counts(store) == {"consumed": 7}
 
 
 def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
@@ -259,7 +291,7 @@ def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
         complete(store, prompt)
     for step, prompt in enumerate(("a", "b", "c")):
         assert lease(store, count=1) == [prompt]
-        store.consume("run", [prompt], step)
+        store.consume("run", keys(prompt), step)
     lease(store, count=1)
     assert store.reopen("other", 0) == 0
     assert store.reopen("run", 0) == 3

@@ -50,7 +50,7 @@ def test_groups_that_wait_are_ready_or_leased_stay_and_consumed_ones_go(store: S
         recorded(store, prompt, prompt, size=1)
     recorded(store, "waiting", "waiting", size=2)
     store.lease("run", 2, "train", 60)
-    store.consume("run", ["consumed"], 1)
+    store.consume("run", [("consumed", "train")], 1)
     assert store.prune(-1) == 1
     assert uids(store) == ["leased", "ready", "waiting"]
     assert store.group_counts()["consumed"] == 0

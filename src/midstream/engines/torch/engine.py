@@ -83,7 +83,7 @@ class TorchEngine:
         self._live: set[str] = beside._live if beside else set()
         self._waiting: list[_Row] = []
         self._active: list[_Row] = []
-        self._paused = False
+        self._pauses = 0
         self._arrivals = 0
         self._runner: asyncio.Task[None] | None = None
         self._idle: asyncio.Event = asyncio.Event()
@@ -140,15 +140,16 @@ class TorchEngine:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Weights may change inside: calls under way finish first, new ones wait, so none sees two versions."""
-        self._paused = True
+        """Weights may change inside: calls under way finish first, new ones wait, so none sees two versions. Nests:
+        calls go on when the outermost one has ended."""
+        self._pauses += 1
         try:
             while self._active:
                 self._idle.clear()
                 await self._idle.wait()
             yield
         finally:
-            self._paused = False
+            self._pauses -= 1
             self._kick()
 
     def _kick(self) -> None:
@@ -157,7 +158,7 @@ class TorchEngine:
                 engine._runner = asyncio.get_running_loop().create_task(engine._run())
 
     def _admissible(self) -> bool:
-        if self._paused or not self._waiting:
+        if self._pauses or not self._waiting:
             return False
         if not self.deterministic:
             return True
