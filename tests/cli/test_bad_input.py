@@ -69,6 +69,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("trainer.max_steps=many", "trainer.max_steps: Input should be a valid integer"),
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("optimizer.lr", "is not of the form key=value"),
+        ("rollout.group_size=1", "'flow_grpo' compares the trajectories of a task with each other"),
         ("rollout.group_size=1", "raise rollout.group_size or set algorithm.name=reinforce"),
         ("tasks.sources=[]", "tasks.sources: at least one is required"),
         ("reward.preset=seed002-3-1", "no reward preset 'seed002-3-1'; did you mean 'seed002-3-"),

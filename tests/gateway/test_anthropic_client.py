@@ -192,7 +192,9 @@ def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) 
     with client.messages.stream(**asked(user("Is it?")), output_format=Verdict) as stream:
         assert isinstance(stream.get_final_message().parsed_output, Verdict)
     turn = {"role": "assistant", "content": message.content}
-    cut = client.messages.create(**{**asked(user("Is it?"), turn, user("Sure?")), "max_tokens": 3})
+    held = {"format": {"type": "json_schema", "schema": Verdict.model_json_schema()}}  # too short a reply for it
+    again = asked(user("Is it?"), turn, user("Sure?"), output_config=held)
+    cut = client.messages.create(**{**again, "max_tokens": 3})
     assert cut.stop_reason == "max_tokens"
     assert served.steps("t")[2].parent in (0, 1)
 

@@ -285,7 +285,8 @@ def test_log_probabilities_are_those_recorded(samples) -> None:
     (step,) = served.steps("t")
     content = completion.choices[0].logprobs.content
     assert [token.logprob for token in content] == list(step.rollout_log_probs)
-    assert "".join(token.token for token in content) == served.gateway.tokenizer.decode(step.response_ids)
+    said = b"".join(bytes(token.bytes or ()) for token in content)
+    assert said.decode(errors="replace") == served.gateway.tokenizer.decode(step.response_ids)
     for token in content:
         assert len(token.top_logprobs) == 3
         assert token.logprob <= max(likely.logprob for likely in token.top_logprobs) + 1e-6
@@ -357,12 +358,12 @@ def test_an_endpoint_that_is_not_there_is_named(says) -> None:
 def test_text_completions_go_on_from_text_or_from_token_ids(samples) -> None:
     served, client = samples
     ids = served.gateway.tokenizer.encode("The capital")
-    by_text = client.completions.create(model="tiny", prompt="The capital", max_tokens=5, seed=1, logprobs=2, echo=True)
-    by_ids = client.completions.create(model="tiny", prompt=list(ids), max_tokens=5, seed=1)
+    by_text = client.completions.create(model="tiny", prompt="The capital", max_tokens=5, seed=1, echo=True)
+    by_ids = client.completions.create(model="tiny", prompt=list(ids), max_tokens=5, seed=1, logprobs=2)
     one, two = served.steps("t")
     assert one.prompt_ids == two.prompt_ids == ids and one.response_ids == two.response_ids
     assert by_text.choices[0].text == "The capital" + by_ids.choices[0].text
-    assert by_text.choices[0].logprobs.token_logprobs == list(one.rollout_log_probs)
+    assert by_ids.choices[0].logprobs.token_logprobs == list(two.rollout_log_probs)
     assert by_text.usage.completion_tokens == 5
 
 
@@ -393,6 +394,22 @@ def test_a_response_goes_on_from_an_earlier_one(says) -> None:
     assert (first.status, second.previous_response_id) == ("completed", first.id)
     assert (two.parent, two.branch_reason) == (0, "")
     assert second.usage.input_tokens == len(two.prompt_ids)
+
+
+def test_instructions_are_of_one_response_and_system_items_of_the_conversation(says) -> None:
+    served, client = says("1", "2", "3", "4")
+    items: Any = [{"role": "system", "content": "S"}, {"role": "developer", "content": "D"}, user("Hi")]
+    first = client.responses.create(model="tiny", input=items, instructions="I")
+    second = client.responses.create(model="tiny", input="Two", previous_response_id=first.id)
+    third = client.responses.create(model="tiny", input="Three", instructions="J", previous_response_id=second.id)
+    client.responses.create(model="tiny", input="Four", previous_response_id=third.id)
+    told = [[message["content"] for message in step.messages] for step in served.steps("t")]
+    assert told == [
+        ["I", "S", "D", "Hi"],
+        ["S", "D", "Hi", "1", "Two"],
+        ["J", "S", "D", "Hi", "1", "Two", "2", "Three"],
+        ["S", "D", "Hi", "1", "Two", "2", "Three", "3", "Four"],
+    ]
 
 
 def test_function_calls_of_a_response_are_answered_in_its_next_input(says) -> None:
@@ -440,8 +457,9 @@ def test_a_response_is_parsed_into_the_object_asked_for(samples) -> None:
     served, client = samples
     parsed = client.responses.parse(model="tiny", input="Is it?", text_format=Verdict, max_output_tokens=200)
     assert isinstance(parsed.output_parsed, Verdict)
+    held: Any = {"format": {"type": "json_schema", "name": "verdict", "schema": Verdict.model_json_schema()}}
     cut = client.responses.create(
-        model="tiny", input=[*_input("Is it?"), *parsed.output, user("Sure?")], max_output_tokens=3
+        model="tiny", input=[*_input("Is it?"), *parsed.output, user("Sure?")], max_output_tokens=3, text=held
     )
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert served.steps("t")[1].parent == 0

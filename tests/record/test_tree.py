@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,36 @@ def test_arguments_written_otherwise_are_the_same_call_and_other_arguments_are_n
     same = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
     assert (same.parent, same.branch_reason) == (0, "")
     message["tool_calls"][0]["function"]["arguments"] = '{"a": 1, "b": "u"}'
+    other = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
+
+
+@pytest.mark.parametrize(
+    ("sampled", "spelled"),
+    [
+        ('{"a": 1.0}', '{"a":1}'),
+        ('{"a": 1}', '{"a":1.0}'),
+        ('{"a": 1e2, "b": [0.10, -0.0]}', '{"b":[0.1,0],"a":100}'),
+        ('{"a": 12345678901234567890}', '{"a":12345678901234567000}'),
+        ("{}", ""),
+    ],
+)
+def test_numbers_spelled_otherwise_are_the_same_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+    """As JavaScript writes them, which has one type of number."""
+    recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
+    call = f'<tool_call>\n{{"name": "add", "arguments": {sampled}}}\n</tool_call>'
+    message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
+    message["tool_calls"][0]["function"]["arguments"] = spelled
+    same = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (same.parent, same.branch_reason) == (0, "")
+
+
+@pytest.mark.parametrize(("sampled", "spelled"), [("1", "1.5"), ("1", "true"), ("1", '"1"'), ("0", "false")])
+def test_other_values_are_another_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+    recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
+    call = f'<tool_call>\n{{"name": "add", "arguments": {{"a": [{sampled}]}}}}\n</tool_call>'
+    message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
+    message["tool_calls"][0]["function"]["arguments"] = f'{{"a": [{spelled}]}}'
     other = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
     assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
 

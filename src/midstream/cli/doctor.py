@@ -80,7 +80,7 @@ def _mark(level: str) -> None:
 
 
 def _training(config: str | None, overrides: tuple[str, ...]) -> int:
-    """A line a check: mark, name, value, what the value says."""
+    """A line a check: mark (`note` where it cannot decide), name, value, what the value says."""
     from midstream.api import load_config
     from midstream.learn.self_check import self_check
 
@@ -88,16 +88,17 @@ def _training(config: str | None, overrides: tuple[str, ...]) -> int:
         config, overrides = None, (config, *overrides)
     chosen = None if config is None else load_config(config, overrides)
     checks = self_check(chosen, overrides, _tell)
-    passed = sum(check.ok for check in checks)
-    click.echo(f"{passed} of {len(checks)} checks passed")
-    return 0 if passed == len(checks) else 2
+    passed, undecided = sum(check.ok and check.decided for check in checks), sum(not check.decided for check in checks)
+    click.echo(f"{passed} of {len(checks)} checks passed" + (f", {undecided} undecided" if undecided else ""))
+    return 0 if all(check.ok for check in checks) else 2
 
 
 def _tell(check: Check) -> None:
     value = "-" if check.value is None else f"{check.value:.3g}"
-    _mark("ok" if check.ok else "bad")
+    _mark("bad" if not check.ok else "ok" if check.decided else "note")
     start = f"  {check.name:<29}  {value:>8}  "
-    click.echo(f"{start}{_wrapped(check.meaning, 4 + len(start))}")
+    undecided = "" if check.decided else f"undecided: only what is above {check.finds:.2g} shows at this noise. "
+    click.echo(f"{start}{_wrapped(undecided + check.meaning, 4 + len(start))}")
 
 
 def _wrapped(text: str, indent: int) -> str:

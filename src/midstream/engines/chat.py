@@ -20,6 +20,7 @@ from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.family import guarded
 from midstream.engines.formats.template import render
 from midstream.engines.long_text import LONG
+from midstream.engines.token_bytes import TokenBytes
 
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
@@ -36,6 +37,7 @@ class ChatTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._bytes = TokenBytes(self._backend)
         template = self._template((_ANY_TOOL,))
         self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
         self._special = dict(tokenizer.special_tokens_map)
@@ -89,6 +91,10 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What `token` adds to a text, in UTF-8; it may be a part of a character."""
+        return self._bytes(token)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Text of a response, without the end token it may close with."""

@@ -25,7 +25,7 @@ from midstream.engines.long_text import LONG, off_loop
 from midstream.gateway import native
 from midstream.gateway.answer import Answer
 from midstream.gateway.callers import Caller
-from midstream.gateway.dialects import anthropic, chat, completions, responses
+from midstream.gateway.dialects import anthropic, chat, completions, response_object, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.disconnect import until_gone
 from midstream.gateway.docs_page import HEADERS, docs_page
@@ -129,8 +129,9 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
 
     async def make_response(calling: _Calling, body: responses.ResponseRequest) -> Response:
         ask = responses.parse(body, gateway, calling.live)
-        events = partial(responses.events, body) if body.stream else None
-        return await answered(calling, ask, events, lambda answers: responses.body(body, answers[0]))
+        sampling = gateway.sampled_as(calling.live, ask)
+        events = partial(response_object.events, body, sampling=sampling) if body.stream else None
+        return await answered(calling, ask, events, lambda answers: response_object.body(body, answers[0], sampling))
 
     async def make_message(calling: _Calling, body: anthropic.MessagesRequest) -> Response:
         ask, events = anthropic.parse(body, gateway, calling.live), None

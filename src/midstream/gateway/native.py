@@ -12,13 +12,17 @@ from midstream.core.sampling import ALTERATIONS
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
 from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
+from midstream.record.recorder import TOP_LOG_PROBS
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$"), AfterValidator(check_name)]
 """Of a trajectory, a group, a channel or a role."""
 Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LAST_STEP = 9_999
 """Largest `step_index`: places before it that nobody fills take memory."""
-OWN_METADATA = frozenset({"answer_id", "idempotency_key", "choice", "stop", "late", "submitted", "call_fingerprint"})
+OWN_METADATA = frozenset(
+    {"answer_id", "call_fingerprint", "choice", "idempotency_key", "instructions", "late", "stop", "submitted"}
+    | {"thread_tools", TOP_LOG_PROBS}
+)
 """What the gateway keeps in a step's metadata itself."""
 
 

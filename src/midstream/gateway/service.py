@@ -7,9 +7,8 @@ import asyncio
 import hashlib
 import logging
 import math
-import random
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import Delta
-from midstream.gateway.answer import Answer, AnswerStream, answer_of
+from midstream.gateway.answer import Answer, AnswerStream, answer_of, new_answer_id
 from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.errors import ApiError
@@ -37,8 +36,6 @@ from midstream.rewards import RewardFunction
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_IDS = random.Random()
-"""Of answers. They need not be secret, and to ask the system for each would let another thread run first."""
 LARGEST = 2**63 - 1
 """Of the whole numbers that every engine takes."""
 
@@ -194,8 +191,8 @@ class Gateway:
             try:
                 for choice, step in sorted(known.items()):
                     answer = self._replayed(step)
-                    for delta in _whole(answer):
-                        yield Piece(choice, answer.id, delta)
+                    for piece in self._again(choice, answer):
+                        yield piece
                     yield Piece(choice, answer.id, answer=answer)
                 answered = 0
                 while answered < len(making):
@@ -308,6 +305,10 @@ class Gateway:
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 
+    def sampled_as(self, live: Live, ask: Ask) -> SamplingParams:
+        """The sampling settings that hold for `ask`."""
+        return self._spoken(live, ask)[1].sampling
+
     def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
         """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
         call = ask.call
@@ -327,15 +328,25 @@ class Gateway:
         self.metrics.replayed.inc()
         return answer_of(step, self.tokenizer)
 
+    def _again(self, choice: int, answer: Answer) -> Iterator[Piece]:
+        """The stream of an answer that is there already, as it came token by token."""
+        step = answer.step
+        stream = AnswerStream(self.tokenizer, step.tools, step.metadata.get("stop", ()), plain=not step.messages)
+        for token, log_prob in zip(step.response_ids, step.rollout_log_probs or (), strict=True):
+            yield from _pieces(choice, answer.id, stream, (token,), (log_prob,))
+        for delta in stream.close():
+            yield Piece(choice, answer.id, delta)
+
     async def _make(
         self, live: Live, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
     ) -> Answer:
         """One choice of `ask`; `say` hears of its deltas."""
         voice, call = self._spoken(live, ask)
-        answer_id = f"{_IDS.getrandbits(128):032x}"
+        answer_id = new_answer_id()
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
             metadata |= {"idempotency_key": ask.key, "call_fingerprint": ask.fingerprint}
+            call = replace(call, keep_top_log_probs=True)
         if ask.choices > 1:
             metadata["choice"] = choice
             if call.sampling.seed is not None:
@@ -343,13 +354,11 @@ class Gateway:
         call = replace(call, metadata=metadata)
         if say is None:
             return self._answered(live, *await self._recorded(live, voice, call, caller, ask.due))
-        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop)
+        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
 
         def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-            sampled = tuple(zip(ids, log_probs, strict=True))
-            for delta in stream.feed(ids) or [Delta()]:
-                say(Piece(choice, answer_id, delta, log_probs=sampled))
-                sampled = ()
+            for piece in _pieces(choice, answer_id, stream, ids, log_probs):
+                say(piece)
 
         made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller, ask.due)
         for delta in stream.close():
@@ -409,11 +418,11 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)  # so that no call runs on behind its caller's back
 
 
-def _whole(answer: Answer) -> list[Delta]:
-    """An answer that is there already, as deltas."""
-    reply = answer.reply
-    deltas = [Delta(reasoning=reply.reasoning)] if reply.reasoning else []
-    deltas += [Delta(content=reply.content)] if reply.content else []
-    for place, called in enumerate(reply.tool_calls):
-        deltas.append(Delta(call=place, name=called.name, arguments=called.arguments))
-    return deltas
+def _pieces(
+    choice: int, answer_id: str, stream: AnswerStream, ids: Sequence[int], log_probs: Sequence[float]
+) -> Iterator[Piece]:
+    """What `stream` makes of newly sampled tokens; their log-probabilities come with the first piece."""
+    sampled = tuple(zip(ids, log_probs, strict=True))
+    for delta in stream.feed(ids) or [Delta()]:
+        yield Piece(choice, answer_id, delta, log_probs=sampled)
+        sampled = ()

@@ -40,6 +40,8 @@ class TrainState:
     """Mean and spread of all rewards so far, for `reward.normalize: running`."""
     replay: tuple[Kept, ...] = ()
     """The replay buffer, oldest first."""
+    correcting: bool = False
+    """Whether the next step corrects for sampler / learner mismatch, with `correction.level: auto`."""
 
 
 def save_checkpoint(

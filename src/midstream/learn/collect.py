@@ -78,7 +78,9 @@ async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> 
         check_tokens(trajectory, len(parts.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
     made = [trajectory for group in groups for trajectory in group]
-    return Collected(groups, made, Progress(state.position, state.seen), counts=counts, taken=tuple(group.key for group in leased))
+    return Collected(
+        groups, made, Progress(state.position, state.seen), counts=counts, taken=tuple(group.key for group in leased)
+    )
 
 
 async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:

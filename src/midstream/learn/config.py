@@ -149,10 +149,16 @@ class TrainConfig(Config):
             raise ValueError("rollout.backfill makes further attempts, which a rollout.source cannot; set it to 0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
-        if self.rollout.group_size == 1 and isinstance(getattr(self.algorithm, "std", None), str):
+        alone = self.rollout.group_size == 1 and self.rollout.source is None
+        if alone and self.algorithm.needs_group:
             raise ValueError(
-                "rollout.group_size is 1, but a group-relative advantage needs at least 2 trajectories of a task; "
-                "raise rollout.group_size or set algorithm.name=reinforce"
+                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a task with each "
+                "other and needs at least 2; raise rollout.group_size or set algorithm.name=reinforce"
+            )
+        if alone and self.reward.normalize == "group":
+            raise ValueError(
+                "rollout.group_size is 1, and reward.normalize=group makes the reward of a group of one 0; raise "
+                "rollout.group_size or set reward.normalize=running"
             )
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(

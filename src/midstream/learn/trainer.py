@@ -34,6 +34,8 @@ from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.listener import Listener
+from midstream.learn.mismatch import OwnLogProbs
+from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build, check_trained
 from midstream.learn.source import Drained, Source
@@ -311,7 +313,9 @@ class _Run:
         self._log(done.row)
         return done.state
 
-    def _check(self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float]) -> None:
+    def _check(
+        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
+    ) -> None:
         reference = self.config.algorithm.kl.reference
         fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
@@ -319,14 +323,16 @@ class _Run:
             self.config,
             groups,
             batch,
-            sums,
-            dtype=str(self.parts.decoder.dtype).removeprefix("torch."),
+            own=own,
+            noise=noise_floor(self.parts.decoder, [turn.sequence for turn in batch.turns]),
             version=self.parts.decoder.version - 1,  # the update has been made
             kl_at_start=kl,
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
         insist(checks)
         for check in checks:
+            if not check.decided:
+                _log.warning("self-check '%s' cannot decide at this machine's noise: %s", check.name, check.meaning)
             if check.name == PLAINLY and check.value:
                 _log.warning("%.0f %% of tokens: %s", 100 * check.value, check.meaning)
 

@@ -21,6 +21,9 @@ from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
 from midstream.record.store import Store
 from midstream.record.tree import Place, TokenTree
 
+TOP_LOG_PROBS = "top_log_probs"
+"""In a step's metadata: the likeliest tokens at each place, as pairs of id and log-probability."""
+
 
 @dataclass(frozen=True, slots=True)
 class Voice:
@@ -35,7 +38,8 @@ class Voice:
 class Call:
     """One model call as an agent makes it: a conversation in which the assistant speaks next, and how.
 
-    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step."""
+    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step, and so are,
+    with `keep_top_log_probs`, the likeliest tokens that `top_log_probs` asks for."""
 
     messages: tuple[Message, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -44,6 +48,7 @@ class Call:
     role: str = "policy"
     constraint: Constraint | None = None
     top_log_probs: int = 0
+    keep_top_log_probs: bool = False
     on_tokens: OnTokens | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
@@ -111,7 +116,9 @@ class Recorder:
                     on_tokens=call.on_tokens,
                 )
             )
-            stop = {"stop": list(sampling.stop)} if sampling.stop else {}
+            kept: dict[str, Any] = {"stop": list(sampling.stop)} if sampling.stop else {}
+            if call.keep_top_log_probs and completion.top_log_probs:
+                kept[TOP_LOG_PROBS] = [[list(one) for one in top] for top in completion.top_log_probs]
             step = Step(
                 prompt_ids=place.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
                 response_ids=completion.ids,
@@ -120,7 +127,7 @@ class Recorder:
                 prompt_uid=self.prompt_uid,
                 step_index=index,
                 policy_version=completion.policy_version,
-                metadata={**call.metadata, **stop, **_how_sampled(sampling, call.constraint)},
+                metadata={**call.metadata, **kept, **_how_sampled(sampling, call.constraint)},
                 role=call.role,
                 trainable=voice.trainable and bool(completion.ids),
                 parent=place.parent,

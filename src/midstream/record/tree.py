@@ -2,12 +2,14 @@
 
 A path from the root is a conversation. Where a reply of the policy ends a path, its step is kept, so a call that goes
 on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it
-says the same and makes the same calls; what the model thought, and how a client spells arguments, does not count.
+says the same and makes the same calls; what the model thought, and how a client spells arguments (white space, order,
+numbers), does not count.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -168,11 +170,20 @@ def _text(content: Any) -> str:
 
 def _arguments(call: Any) -> str:
     arguments = call["function"]["arguments"]
-    return _canonical(arguments) if isinstance(arguments, str) else json.dumps(arguments, sort_keys=True)
+    return _canonical(arguments if isinstance(arguments, str) else json.dumps(arguments))
 
 
 def _canonical(arguments: str) -> str:
+    """JSON text in one spelling. Numbers count as the doubles that most clients read them as (RFC 8259, section 6), so
+    `1`, `1.0` and `1e0` are one; no text is no arguments."""
     try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
+        value = json.loads(arguments.strip() or "{}", parse_int=_number, parse_float=_number)
     except ValueError:
         return arguments
+    return json.dumps(value, sort_keys=True)
+
+
+def _number(written: str) -> float | str:
+    """The double nearest to a number; the number as it is written where it is larger than any."""
+    value = float(written) + 0.0  # -0.0 is written as 0 by JavaScript
+    return value if math.isfinite(value) else written

@@ -168,7 +168,7 @@ class Family:
 
     def answer(self, schema: Mapping[str, Any], tools: Sequence[ToolSchema] = (), parallel: bool = True) -> Constraint:
         if self.facts.thinks == "no" and not tools:
-            return Constraint(kind="json_schema", grammar=json.dumps({**schema, "x-guidance": grammar.STYLE}))
+            return Constraint(kind="json_schema", grammar=grammar.json_schema(schema))
         rules = f"answer: {grammar.json_rule(schema)}"
         if tools:
             calls = self.rules(tools, parallel).replace("answer:", "calls:", 1)

@@ -14,6 +14,7 @@ from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.formats.base import ChatFormat
 from midstream.engines.formats.reading import THINK, THOUGHT
+from midstream.engines.formats.schema import lean, moved
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as chat templates write it. Free white space is where small models lose their way."""
@@ -36,7 +37,12 @@ def any_of(bodies: Iterable[str]) -> str:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """JSON that `schema` allows, in the style of templates."""
-    return f"%json {json.dumps({**schema, 'x-guidance': STYLE})}"
+    return f"%json {json_schema(schema)}"
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """`schema` as llguidance takes it: in the style of templates, without keywords that allow everything."""
+    return json.dumps({**lean(schema), "x-guidance": STYLE})
 
 
 def parameters(tool: ToolSchema) -> dict[str, Any]:
@@ -57,16 +63,6 @@ def call_rule(tool: ToolSchema, arguments: str = "arguments") -> str:
             "additionalProperties": False,
         }
     )
-
-
-def moved(schema: Any, place: str) -> Any:
-    """`schema` with its references pointing to where it stands now."""
-    if isinstance(schema, dict):
-        reference = schema.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            return {**{k: moved(v, place) for k, v in schema.items()}, "$ref": place + reference[1:]}
-        return {key: moved(value, place) for key, value in schema.items()}
-    return [moved(one, place) for one in schema] if isinstance(schema, list) else schema
 
 
 def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int]) -> str:

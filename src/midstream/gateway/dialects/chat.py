@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,8 @@ from pydantic import Field
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.answer import Answer, call_id, usage_of
+from midstream.gateway.answer import Answer, call_id, created_at, usage_of
+from midstream.gateway.dialects import log_probs
 from midstream.gateway.dialects.shared import Body, Function, JsonObject, SamplingArguments, event, held, tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
@@ -173,8 +173,8 @@ def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokeniz
     choices = [
         {
             "index": place,
-            "message": {"refusal": None, **answer.message()},
-            "logprobs": _log_probs(answer, tokenizer) if request.logprobs else None,
+            "message": {"refusal": None, "annotations": [], **answer.message()},
+            "logprobs": log_probs.of_chat(answer, tokenizer) if request.logprobs else None,
             "finish_reason": answer.finish_reason,
         }
         for place, answer in enumerate(answers)
@@ -182,28 +182,40 @@ def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokeniz
     return {**_head(answers[0].id, request, "chat.completion"), "choices": choices, "usage": usage(answers)}
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, int]:
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     prompt, sampled = usage_of(answers)
-    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
+    thought = sum(answer.thought_tokens for answer in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": sampled,
+        "total_tokens": prompt + sampled,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }
 
 
 async def chunks(
     request: ChatRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
 ) -> AsyncGenerator[bytes]:
     """Chat completion chunks, as server-sent events."""
-    chunk_id, answers = "", list[Answer]()
+    answers: list[Answer] = []
     begun: set[int] = set()
-    head = _head("", request, "chat.completion.chunk")
+    head: dict[str, Any] = {}
+    counts = request.stream_options is not None and request.stream_options.include_usage
     async for piece in pieces:
-        if not chunk_id:
-            chunk_id = piece.answer_id
-            head["id"] = f"chatcmpl-{chunk_id}"
+        head = head or {
+            **_head(piece.answer_id, request, "chat.completion.chunk"),
+            **({"usage": None} if counts else {}),
+        }
         first = [] if piece.choice in begun else [{"role": "assistant", "content": ""}]
         begun.add(piece.choice)
         for delta in [*first, *_deltas(piece)]:
             choice: dict[str, Any] = {"index": piece.choice, "delta": delta, "logprobs": None, "finish_reason": None}
             if request.logprobs and piece.log_probs and delta is not (first[0] if first else None):
-                choice["logprobs"] = {"content": [_token(t, p, tokenizer) for t, p in piece.log_probs], "refusal": None}
+                choice["logprobs"] = {
+                    "content": [log_probs.of_token(t, p, tokenizer) for t, p in piece.log_probs],
+                    "refusal": None,
+                }
             yield event({**head, "choices": [choice]})
         if piece.answer is not None:
             answers.append(piece.answer)
@@ -214,7 +226,7 @@ async def chunks(
                 "finish_reason": piece.answer.finish_reason,
             }
             yield event({**head, "choices": [closing]})
-    if request.stream_options is not None and request.stream_options.include_usage:
+    if counts:
         yield event({**head, "choices": [], "usage": usage(answers)})
     yield event("[DONE]")
 
@@ -235,28 +247,10 @@ def _deltas(piece: Piece) -> list[dict[str, Any]]:
 
 
 def _head(answer_id: str, request: ChatRequest, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{answer_id}", "object": kind, "created": int(time.time()), "model": request.model}
-
-
-def _log_probs(answer: Answer, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    step = answer.step
-    top = answer.top or ((),) * len(step.response_ids)
-    content = [
-        _token(token, log_prob, tokenizer, likeliest)
-        for token, log_prob, likeliest in zip(step.response_ids, step.rollout_log_probs or (), top, strict=True)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token(
-    token: int, log_prob: float, tokenizer: ChatTokenizer, top: Sequence[tuple[int, float]] = ()
-) -> dict[str, Any]:
-    text = tokenizer.decode((token,))
-    likeliest = [
-        {"token": tokenizer.decode((t,)), "logprob": p, "bytes": _bytes(tokenizer.decode((t,)))} for t, p in top
-    ]
-    return {"token": text, "logprob": log_prob, "bytes": _bytes(text), "top_logprobs": likeliest}
-
-
-def _bytes(text: str) -> list[int]:
-    return list(text.encode(errors="replace"))
+    return {
+        "id": f"chatcmpl-{answer_id}",
+        "object": kind,
+        "created": created_at(answer_id),
+        "model": request.model,
+        "service_tier": "default",
+    }
