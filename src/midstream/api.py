@@ -94,6 +94,7 @@ async def _rollout(
     from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import Voice
     from midstream.rewards import RewardFunction
+    from midstream.rewards.judge import remote_judge
     from midstream.tasks import load_tasks
     from midstream.tasks.taskset import check, take
 
@@ -116,7 +117,7 @@ async def _rollout(
             {"policy": Voice(Elsewhere(), None, True)},
             sampling=config.rollout.sampling,
             records=records,
-            score=RewardFunction(config.reward).score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(

@@ -121,7 +121,7 @@ def test_a_large_mismatch_is_corrected_from_the_next_step_and_a_resumed_run_does
 def test_a_correction_ends_when_sampler_and_learner_agree_again(
     tiny_path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = {"algorithm": {"correction": {"threshold": 1e-4}}}
+    settings: dict[str, Any] = {"algorithm": {"correction": {"threshold": 1e-4}}}
     with row_dependent_products(0.2):
         rows_of(tiny_path, tmp_path / "run", 2, **settings)
     with caplog.at_level(logging.WARNING, "midstream.learn.step"):

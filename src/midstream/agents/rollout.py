@@ -13,6 +13,7 @@ from midstream.agents.door import Door
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
+from midstream.core.failures import Failure, because
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -156,7 +157,8 @@ class AgentFlowWorker:
         try:
             await self._records.finish(trajectory, attempt)
         except EngineError as error:
-            return replace(trajectory, status=Status.FAILED, error=str(error))
+            failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
+            return because(failed, Failure.INFRASTRUCTURE)
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -183,6 +185,8 @@ class AgentFlowWorker:
             if task is not None and task.cancelling():
                 raise  # the whole rollout is being given up
             return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
+        except EngineError as error:
+            return because(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
@@ -202,9 +206,10 @@ class AgentFlowWorker:
 
 def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
     """The trajectory of an attempt that could not even begin."""
-    return Trajectory(
+    failed = Trajectory(
         uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
     )
+    return because(failed, Failure.INFRASTRUCTURE)
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:

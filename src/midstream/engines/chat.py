@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,13 @@ from midstream.core.errors import ModelError, Unsupported
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
-from midstream.engines.formats.family import guarded
+from midstream.engines.formats.chat_format import guarded
 from midstream.engines.formats.template import render
 from midstream.engines.long_text import LONG
 from midstream.engines.token_bytes import TokenBytes
 
+_TURN = f"turn{secrets.token_hex(12)}"
+"""Stands for a reply in a conversation that is rendered only to see what follows the reply."""
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
 
@@ -140,23 +143,26 @@ class ChatTokenizer:
         tools: Sequence[ToolSchema] = (),
         *,
         write: Callable[[Sequence[Message], Sequence[ToolSchema]], str] | None = None,
+        sent: Message | None = None,
     ) -> tuple[int, ...] | None:
         """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
         None when the template writes the history differently with the new messages in it: then there is no extension.
         White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
-        `write` may stand for `written` where somebody keeps what that gives.
+        `write` replaces `written` where its results are cached. `sent` is the reply as the client sends it back.
         """
-        said: Message = {"role": "assistant", "content": reply}
         write = write or self.written
+        structured = self.format.structured
+        turn = self._stand_in(reply, tools, sent) if structured else {"role": "assistant", "content": reply}
         try:
             opened = write(messages, tools)
-            whole = write([*messages, said, *new], tools)
-        except Unsupported:  # a template that wants the reply otherwise than as it was said
+            whole = write([*messages, turn, *new], tools)
+        except Unsupported:  # a template that refuses the turn as it is
             return None
         if not whole.startswith(opened):
             return None
-        closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))
+        rest = whole[len(opened) :]
+        closing = self._after_stand_in(rest, turn) if structured else _after(rest, self._control.guard(reply, own=True))
         if closing is None:
             return None
         if reply_ids and reply_ids[-1] in self.end_ids:
@@ -165,6 +171,41 @@ class ChatTokenizer:
                 return None
             closing = closing[len(end) :]
         return self.encode_written(closing)
+
+    def _stand_in(self, reply: str, tools: Sequence[ToolSchema], sent: Message | None) -> Message:
+        """A message of the same structure as `reply`, with `_TURN` in the place of its texts."""
+        parsed = self.format.read(reply, tools)
+        turn: Message = {"role": "assistant", "content": _TURN}
+        if parsed.reasoning:
+            turn["reasoning_content"] = f"thought{_TURN}"
+        if parsed.tool_calls:
+            ids = [call.get("id") for call in (sent or {}).get("tool_calls") or ()]
+            turn["content"] = ""
+            turn["tool_calls"] = [
+                {
+                    "id": ids[place] if place < len(ids) else f"call_{place}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps({"a": _TURN})},
+                }
+                for place, call in enumerate(parsed.tool_calls)
+            ]
+        return turn
+
+    def _after_stand_in(self, text: str, turn: Message) -> str | None:
+        """What follows the turn that `_stand_in` stands for, from its end token on; None where the template leaves out
+        the turn's thought, or does not end it."""
+        thought = turn.get("reasoning_content", "")
+        if thought not in text:
+            return None
+        at = text.find(thought) + len(thought)
+        for _ in turn.get("tool_calls") or [None]:
+            place = text.find(_TURN, at)
+            if place < 0:
+                return None
+            at = place + len(_TURN)
+        ends = [text.find(self.decode([end]), at) for end in self.end_ids]
+        first = min((end for end in ends if end >= 0), default=-1)
+        return text[first:] if first >= 0 else None
 
     def _template(self, tools: Sequence[ToolSchema]) -> str:
         return self._tokenizer.get_chat_template(None, list(tools) or None)

@@ -17,7 +17,8 @@ from midstream.core.types import FinishReason, Message, Step, ToolSchema
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.detokenize import TextStream
-from midstream.engines.formats import CalledTool, Delta, Reply
+from midstream.engines.formats import Delta, Reply
+from midstream.engines.formats.reply import joined
 from midstream.record.recorder import TOP_LOG_PROBS
 from midstream.record.tree import told
 
@@ -124,13 +125,9 @@ def call_id(answer_id: str, place: int) -> str:
 
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
     """The answer that a recorded step is; `completion` is what the engine gave, where it has just done so."""
-    reader = tokenizer.format.reader(step.tools)
-    outline = Outline([*reader.feed(told(step.text, step.metadata.get("stop", ()))), *reader.close()])
-    reply = Reply(
-        content="".join(part.text for part in outline.parts if part.kind == "text"),
-        reasoning="".join(part.text for part in outline.parts if part.kind == "thought"),
-        tool_calls=tuple(CalledTool(part.name, part.text) for part in outline.parts if part.kind == "call"),
-    )
+    parser = tokenizer.format.parser(step.tools)
+    deltas = [*parser.feed(told(step.text, step.metadata.get("stop", ()))), *parser.close()]
+    reply, outline = joined(deltas), Outline(deltas)
     top = step.metadata.get(TOP_LOG_PROBS, ()) if completion is None else completion.top_log_probs
     thought = _thought_tokens(step, reply.reasoning, tokenizer) if reply.reasoning else 0
     return Answer(step, reply, tuple(outline.close()), top, thought)
@@ -140,7 +137,7 @@ def _thought_tokens(step: Step, thought: str, tokenizer: ChatTokenizer) -> int:
     """How many tokens it took to write `thought`."""
 
     def thinks_all(size: int) -> bool:
-        deltas = tokenizer.format.reader(step.tools).feed(tokenizer.decode(step.response_ids[:size]))
+        deltas = tokenizer.format.parser(step.tools).feed(tokenizer.decode(step.response_ids[:size]))
         return "".join(delta.reasoning for delta in deltas) == thought
 
     return bisect_left(range(len(step.response_ids)), True, key=thinks_all)
@@ -152,7 +149,7 @@ class AnswerStream:
     def __init__(
         self, tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], stop: Sequence[str], *, plain: bool = False
     ) -> None:
-        self._text, self._reader = TextStream(tokenizer), None if plain else tokenizer.format.reader(tools)
+        self._text, self._parser = TextStream(tokenizer), None if plain else tokenizer.format.parser(tools)
         self._stop, self._held, self._stopped = stop, "", False
 
     def feed(self, ids: Sequence[int]) -> list[Delta]:
@@ -160,7 +157,7 @@ class AnswerStream:
 
     def close(self) -> list[Delta]:
         deltas = self._cut(self._text.close(), last=True)
-        return [*deltas, *(self._reader.close() if self._reader is not None else ())]
+        return [*deltas, *(self._parser.close() if self._parser is not None else ())]
 
     def _cut(self, new: str, *, last: bool) -> list[Delta]:
         """What is read of `new`: nothing past a stop string, and not yet what may be the beginning of one."""
@@ -178,7 +175,7 @@ class AnswerStream:
     def _said(self, text: str) -> list[Delta]:
         if not text:
             return []
-        return [Delta(content=text)] if self._reader is None else self._reader.feed(text)
+        return [Delta(content=text)] if self._parser is None else self._parser.feed(text)
 
 
 def _overlap(text: str, string: str) -> int:

@@ -43,6 +43,9 @@ class Metrics:
         self.late = Counter(
             "midstream_late_steps", "Steps of trajectories that had ended: kept, not trained on", registry=registry
         )
+        self.malformed = Counter(
+            "midstream_malformed_calls", "Tool calls that could not be parsed: they stay content", registry=registry
+        )
         registry.register(_State(gateway))
         # To find a counter by its labels takes longer than to count.
         self._of_route = functools.cache(

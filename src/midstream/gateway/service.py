@@ -33,6 +33,7 @@ from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.servers import BEAT_S
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+from midstream.rewards.judge import remote_judge
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class Gateway:
         self._callers = Callers(config.keys, signer, open_to_all=store is not None and not config.keys)
         self.names = (config.model, *config.aliases)
         self.gate = Gate(config.limits, config.keys)
-        self.reward = None if config.reward is None else RewardFunction(config.reward)
+        reward = config.reward
+        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
         self.trajectories = Trajectories(
             store,
             voice,
@@ -377,7 +379,9 @@ class Gateway:
         if live.ended is not None:
             self.metrics.late.inc()
         self.metrics.recorded(step)
-        return answer_of(step, self.tokenizer, completion)
+        answer = answer_of(step, self.tokenizer, completion)
+        self.metrics.malformed.inc(answer.reply.malformed_calls)
+        return answer
 
     @asynccontextmanager
     async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from midstream.core.errors import TrainingError
+from midstream.core.failures import Failure, failure_of
 from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Credit, Place, Reading, outcome_of
@@ -162,6 +163,8 @@ def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
     """Whether a trajectory counts in its group's statistics, by the rules of those names in `rollout`."""
     if truncated == "drop" and _is_truncated(trajectory):
         return False
+    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
+        return False  # an outage is no outcome of the policy
     return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -74,6 +75,14 @@ async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> 
     oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
     leased = await source.take(rollout.tasks_per_step, oldest)
     groups = [[await _graded(parts, trajectory) for trajectory in group.trajectories] for group in leased]
+    if parts.reward.of_groups:
+        declared = parts.config.reward != RewardConfig()
+        groups = [
+            await parts.reward.score_group(group)
+            if declared or any(t.reward is None for t in recorded.trajectories)
+            else group
+            for group, recorded in zip(groups, leased, strict=True)
+        ]
     for trajectory in (t for group in groups for t in group):
         check_tokens(trajectory, len(parts.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
@@ -109,7 +118,7 @@ async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, s
         tasks, progress = curriculum.draw(parts.tasks, progress, missing, seed=seed, step=step, drawn=drawn)
         prefix = f"train-{step:06d}" + (f"-more-{turn}" if turn else "")
         attempts = groups_of(tasks, size, prefix=prefix, seed=seed, train_step=step, masked=True)
-        trajectories = await parts.manager(store).run(attempts)
+        trajectories = await _together(parts, store, await parts.manager(store).run(attempts))
         if config.algorithm.greedy_baseline:
             greedy |= await _greedily(parts, store, tasks, prefix, step)
         made += trajectories
@@ -131,6 +140,17 @@ def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajecto
         if trajectory.status is Status.COMPLETED and trajectory.reward is not None:
             won.setdefault(trajectory.task.id, []).append(succeeded(trajectory))
     return {task_id: sum(own) / len(own) for task_id, own in won.items()}
+
+
+async def _together(parts: Parts, store: Store | None, trajectories: list[Trajectory]) -> list[Trajectory]:
+    """`trajectories` with what the components of groups say of them, in the store too."""
+    if not parts.reward.of_groups:
+        return trajectories
+    groups = await asyncio.gather(*(parts.reward.score_group(group) for group in _grouped(trajectories)))
+    scored = {trajectory.uid: trajectory for group in groups for trajectory in group}
+    if store is not None:
+        await asyncio.gather(*(store.rescore(trajectory) for trajectory in scored.values()))
+    return [scored[trajectory.uid] for trajectory in trajectories]
 
 
 async def _greedily(

@@ -28,6 +28,7 @@ from midstream.learn.weights import Weights
 from midstream.record.recorder import Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
 from midstream.tasks import TaskSet, load_tasks
 
 
@@ -69,8 +70,8 @@ def build(config: TrainConfig) -> Parts:
         torch.set_num_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
-    tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(reward.weights)})
+    tasks = load_tasks(config.tasks)
+    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
     model_path = resolve(config.policy.model)
     device = choose_device(config.policy)
     tokenizer = load_tokenizer(model_path)
@@ -87,6 +88,7 @@ def build(config: TrainConfig) -> Parts:
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
     reference = make_reference(config, decoder, weights, tokenizer)
     voices = make_voices(config.flow, engine)
+    reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
     parts = Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices, reference)
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
@@ -159,21 +161,8 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
         if config.engine == "policy":
             voices[role] = Voice(policy, policy.tokenizer, config.train)
         elif config.engine == "frozen":
-            if policy.decoder.adapter_rank == 0:
-                raise ConfigError(
-                    f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL"
-                )
             if frozen is None:
-                base = TorchEngine(
-                    policy.decoder,
-                    policy.tokenizer,
-                    name="frozen",
-                    slots=policy.slots,
-                    deterministic=policy.deterministic,
-                    adapter=False,
-                    beside=policy,
-                )
-                frozen = Voice(base, policy.tokenizer, False)
+                frozen = Voice(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
             voices[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
             voices[role] = Voice(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
@@ -183,6 +172,28 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
                 "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
             )
     return voices
+
+
+def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
+    """The model in training without its adapter; raises `ConfigError` when it has none."""
+    if policy.decoder.adapter_rank == 0:
+        raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
+    return TorchEngine(
+        policy.decoder,
+        policy.tokenizer,
+        name="frozen",
+        slots=policy.slots,
+        deterministic=policy.deterministic,
+        adapter=False,
+        beside=policy,
+    )
+
+
+def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
+    """The judge that reward components ask for, by `reward.judge`."""
+    if config is None or config.engine != "frozen":
+        return remote_judge(config)
+    return Judge(config, asking(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
 
 
 def choose_device(config: PolicyConfig) -> torch.device:

@@ -19,6 +19,7 @@ from midstream.learn.batch import LearningBatch, check_log_probs, finite_reward,
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
 from midstream.learn.correction import most_uncertain
+from midstream.learn.failures import check_failures
 from midstream.learn.learner import Reference, together
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalised
@@ -28,6 +29,7 @@ from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import Parts
 from midstream.learn.source import Source
 from midstream.record.store import Store
+from midstream.rewards.judge import judge_agreement
 from midstream.rewards.summary import describe, reasons
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ async def take_step(
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
     collected = await collect(parts, store, state, step, source)
+    check_failures(collected.trajectories, config.rollout.max_failed, first=state.step == 0)
     rollout_s = time.perf_counter() - began
     check_log_probs(collected.trajectories)
     coef = config.algorithm.kl.coef if state.kl_coef is None else state.kl_coef
@@ -182,6 +185,11 @@ def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, An
     return {
         "success": sum(won) / len(won),
         **describe(trajectories),
+        **(
+            {}
+            if parts.config.reward.judge is None
+            else judge_agreement(trajectories, parts.config.reward.judge.compare_with)
+        ),
         "errors": reasons(trajectories),
         **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
     }

@@ -119,6 +119,23 @@ class Recording(Access):
         step_rows = [step_row(step) for step in trajectory.steps]
         await self._writer.submit(lambda transaction: transaction.finish(row, step_rows, server), trajectory.uid)
 
+    async def rescore(self, trajectory: Trajectory) -> None:
+        """Replace the rewards of a trajectory that has ended, its steps' too, and what it says of a failure of them;
+        returns when it is on disk. For rewards that need the whole group, and so come after the end."""
+        table, steps = schema.trajectories, schema.steps
+        row = trajectory_row(trajectory)
+        changed = {name: row[name] for name in ("reward", "rewards", "status", "error", "metadata")}
+        rewards = [(step.step_index, step.reward) for step in trajectory.steps]
+
+        def rescore(transaction: Transaction) -> None:
+            run = transaction.connection.execute
+            run(table.update().where(table.c.uid == trajectory.uid).values(changed))
+            for index, reward in rewards:
+                place = (steps.c.trajectory_uid == trajectory.uid, steps.c.step_index == index)
+                run(steps.update().where(*place).values(reward=reward))
+
+        await self._writer.submit(rescore, trajectory.uid)
+
     def discard_from(self, train_step: int) -> None:
         """Delete every trajectory recorded at or after `train_step`, with its steps."""
         late = schema.trajectories.c.train_step >= train_step

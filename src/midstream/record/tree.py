@@ -60,7 +60,8 @@ class TokenTree:
         # A conversation that ends in the reply itself has nothing to answer.
         for depth, step in [(depth, step) for depth, step in nearest_first if depth < len(messages)][:MOST_TRIED]:
             new = messages[depth:]
-            delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write)
+            sent = messages[depth - 1] if depth else None
+            delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write, sent=sent)
             if delta is not None:
                 reason = reason or self._lost(dict(path)[depth], views[depth:])
                 return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
