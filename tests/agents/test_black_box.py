@@ -207,7 +207,25 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_reward_given_on_completing_is_the_trajectorys(run, script) -> None:
+@register("grading_for_black_box")
+class Grading(BlackBoxAgentFlowBase):
+    """A flow that grades its agent itself, as its trajectory's owner."""
+
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+        agent, owner = ({"Authorization": f"Bearer {t}"} for t in (self.address.token, self.address.owner_token))
+        async with httpx.AsyncClient(base_url=base_url, timeout=None) as client:
+            ask = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+            (await client.post("/chat/completions", json=ask, headers=agent)).raise_for_status()
+            graded = {"reward": 0.75, "answer": "6"}
+            (await client.post("/complete_trajectory", json=graded, headers=owner)).raise_for_status()
+
+
+def test_a_flow_that_owns_its_trajectory_may_grade_it(run) -> None:
+    trajectory = run("grading_for_black_box", score=RewardFunction(RewardConfig(components={"given": 1.0})).score)
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
+
+
+def test_an_agent_says_its_answer_and_not_what_that_is_worth(run, script) -> None:
     trajectory = run(
         "blackbox_command_agent",
         score=RewardFunction(RewardConfig(components={"given": 1.0})).score,
@@ -217,14 +235,16 @@ def test_a_reward_given_on_completing_is_the_trajectorys(run, script) -> None:
             url, headers = os.environ["OPENAI_BASE_URL"], {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
             ask = {"model": os.environ["MIDSTREAM_MODEL"], "messages": [{"role": "user", "content": "?"}]}
             httpx.post(url + "/chat/completions", json=ask, headers=headers, timeout=None).raise_for_status()
-            done = httpx.post(url + "/complete_trajectory", json={"reward": 0.75, "answer": "6"}, headers=headers)
+            graded = httpx.post(url + "/complete_trajectory", json={"reward": 0.75, "answer": "7"}, headers=headers)
+            assert graded.status_code == 403
+            done = httpx.post(url + "/complete_trajectory", json={"answer": "6"}, headers=headers)
             done.raise_for_status()
             late = httpx.post(url + "/chat/completions", json=ask, headers=headers)
             print(late.status_code)
             """
         ),
     )
-    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", None, 1)
 
 
 def test_an_agent_that_completes_as_failed_has_failed(run, script) -> None:
@@ -330,7 +350,7 @@ def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> No
                 async with httpx.AsyncClient(headers=headers) as client:
                     for url in (base_url, at_root):
                         answers.append((name, (await client.post(f"{url}/chat/completions", json=body)).status_code))
-                    ended = await client.post(f"{base_url}/complete_trajectory", json={"reward": 1.0})
+                    ended = await client.post(f"{base_url}/complete_trajectory", json={"answer": "1"})
                     answers.append((name, ended.status_code))
 
     trajectory = run("locked_out_for_black_box", Voice(ScriptedEngine(tiny_tokenizer, "Yes."), tiny_tokenizer, True))

@@ -7,8 +7,10 @@ from the end of the reply to the next place to speak, is encoded.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.chat_format import guarded
 from midstream.engines.formats.template import TooMuch, render, variables_of
+from midstream.engines.long_text import LONG
 from midstream.engines.token_bytes import TokenBytes
 
 _TURN = f"turn{secrets.token_hex(12)}"
@@ -66,13 +69,30 @@ class ChatTokenizer:
         """Every token, by its text."""
         return self._tokenizer.get_vocab()
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, or bytes, if that is more."""
+        return max(len(token.encode(errors="replace")) for token in self.vocabulary())
+
+    @cached_property
+    def takes_images(self) -> bool:
+        """Whether the template has a place for images."""
+        image: Message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+        try:
+            self.template([image], open_reply=True)
+        except Unsupported:
+            return False
+        return True
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added. Half of a surrogate pair,
         as programs leave that cut text anywhere, is read as a character that cannot be shown (U+FFFD)."""
+        # Alone among the backend's methods a batch lets other threads run meanwhile; this one also leaves out offsets.
+        encode = self._backend.encode if len(text) <= LONG else _in_batch(self._backend)
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+            return tuple(encode(text, add_special_tokens=False).ids)
         except TypeError:
-            return tuple(self._backend.encode(cleaned(text), add_special_tokens=False).ids)
+            return tuple(encode(cleaned(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
@@ -239,6 +259,10 @@ class ChatTokenizer:
         return ids(text)
 
 
+def _in_batch(backend: Any) -> Callable[..., Any]:
+    return lambda text, add_special_tokens: backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+
+
 def _after(text: str, reply: str) -> str | None:
     """What follows `reply`, with or without the white space at its ends, at the beginning of `text`."""
     if text.startswith(reply):
@@ -256,6 +280,8 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
     `tool_format` names how the model writes tool calls, for when its template does not show it (see `formats`)."""
     from transformers import AutoTokenizer
 
+    # One text at a time is encoded here: threads of the tokenizer's own would only make forking unsafe.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -48,8 +48,10 @@ class LimitsConfig(Config):
     """Calls that may wait for one of those places; the next is answered with 429."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Time from a call's arrival to its answer; 504 after that."""
-    body_mb: float = Field(default=64.0, gt=0)
-    """Largest request body; 413 above."""
+    body_mb: float = Field(default=32.0, gt=0)
+    """Largest request body, decompressed; 413 above."""
+    body_objects: int = Field(default=50_000, ge=1)
+    """Most objects, lists and fields in a request body; 413 above. A message has three or more of them."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Time a request body may take to arrive; 408 after that."""
     max_response_tokens: int = Field(default=4096, ge=1)
@@ -145,7 +147,8 @@ class GatewayConfig(Config):
     count in a system prompt. In everything but replies, text that matches does not count when a call is compared with
     recorded ones; the prompt keeps the tokens of the text that was there first."""
     reward: RewardConfig | None = None
-    """How completed trajectories are scored that come without a reward; without it the trainer does that."""
+    """What trajectories are worth, whatever reward a client gave: that is kept beside it as `given`. Without it the
+    reward is the one given, and a trajectory that came without one is scored by the trainer."""
     keys: tuple[KeyConfig, ...] = ()
     """Who may use it; with none, everybody who reaches it."""
     limits: LimitsConfig = LimitsConfig()

@@ -23,6 +23,7 @@ from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
+from midstream.gateway.length import check_length, rendered
 from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
 from midstream.gateway.retries import OWN_KEY, Attempt
@@ -102,18 +103,31 @@ class Gateway:
                 _log.warning("the tool '%s' that a client offers is not here: the model is not shown it", tool)
         return list(tools)
 
-    def prompt_of(self, call: Call) -> tuple[int, ...]:
-        """The prompt of a call that begins a conversation. Raises `Unsupported` when the template refuses it."""
-        arguments = template_arguments(call.metadata, self.tokenizer.reads)
-        return self.tokenizer.render(call.messages, call.tools, arguments)
-
     def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
         """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
-        size = len(self.tokenizer)
+        size, most = len(self.tokenizer), self.voice.engine.context_length
+        if len(ids) > most:
+            raise ApiError(400, f"{len(ids)} tokens do not fit the context of {most}", param=param)
         wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
+
+    async def must_fit(self, live: Live, ask: Ask) -> None:
+        """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
+        voice, call = self._spoken(live, ask)
+        if call.prompt_ids is None:
+            tokenizer = voice.tokenizer or self.tokenizer
+            await check_length(tokenizer, voice.engine.context_length, call.messages, call.tools)
+
+    async def count_tokens(self, call: Call, live: Live, caller: Caller) -> int:
+        """How many tokens the prompt of a call has that begins a conversation, within the limits of the caller's key.
+        Raises `PromptTooLong` for one that cannot fit the context, as it is not encoded, and `Unsupported` when the
+        template refuses it."""
+        with self.gate.counted(caller.key or live.key):
+            await check_length(self.tokenizer, self.voice.engine.context_length, call.messages, call.tools)
+            arguments = template_arguments(call.metadata, self.tokenizer.reads)
+            return len(await rendered(self.tokenizer, call.messages, call.tools, arguments))
 
     def check_step(self, step: Step, param: str) -> None:
         """`ApiError` 400 for a step that no policy of this gateway can have made."""

@@ -234,9 +234,8 @@ class Trajectories:
         why: str = "agent",
         key: str | None = None,
     ) -> Trajectory:
-        """End a trajectory, once. Its reward is the one given, or the sum of its steps' own, or what the gateway's
-        reward function says; without any, the trainer scores it. `why` is for counting, `key` the idempotency key of
-        who ends it. Raises `ApiError` 409 when it has ended."""
+        """End a trajectory, once, with what it is worth (see `ending.scored`). `why` is for counting, `key` the
+        idempotency key of who ends it. Raises `ApiError` 409 when it has ended."""
         async with self._locks.of(live.uid):
             if live.ended is not None:
                 raise ended(live)
@@ -285,9 +284,8 @@ class Trajectories:
     ) -> Trajectory:
         """The trajectory as it ends, scored, and on disk."""
         assert self._store is not None
-        grade = self._reward if status is Status.COMPLETED else None
         unscored = self._trajectory(live, status)
-        trajectory = await scored(unscored, grade, reward=reward, rewards=rewards, answer=answer, error=error)
+        trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
         changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
         await self._store.finish(replace(trajectory, steps=changed), live.channel)

@@ -18,11 +18,10 @@ from midstream.core.seeds import derive_seed
 from midstream.core.types import FinishReason, Message, Step, ToolSchema
 from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
 from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, Place, TokenTree
 
-LONG_PROMPT = 20_000
-"""Characters from which a prompt is rendered in a thread, so that it does not hold up everybody else."""
 TOP_LOG_PROBS = "top_log_probs"
 """In a step's metadata: the likeliest tokens at each place, as pairs of id and log-probability."""
 
@@ -310,8 +309,9 @@ class Recorder:
         if call.prompt_ids is not None:
             return self._given(call.prompt_ids)
         tree = self._tree(voice.tokenizer)
-        if sum(len(str(message.get("content"))) for message in call.messages) > LONG_PROMPT:
-            return await asyncio.to_thread(tree.place, call.messages, call.tools, voice.tokenizer, call.template)
+        many = len(call.messages) > MANY_MESSAGES
+        if many or sum(len(str(message.get("content"))) for message in call.messages) > LONG:
+            return await off_loop(tree.place, call.messages, call.tools, voice.tokenizer, call.template)
         return tree.place(call.messages, call.tools, voice.tokenizer, call.template)
 
     def _given(self, prompt_ids: tuple[int, ...]) -> Place:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import fsum
 from typing import Any
 
 from midstream.core.errors import UserError
@@ -14,7 +15,7 @@ from midstream.core.types import Step, Task, ToolCall, Trajectory
 from midstream.rewards import graders
 from midstream.rewards.answers import extract_answer
 from midstream.rewards.choices import choice_of_reference
-from midstream.rewards.components import StepRewards, at_calls, component, needs_of
+from midstream.rewards.components import StepRewards, at_calls, component, given_by_name, needs_of
 from midstream.rewards.mathematics import math_verify
 
 
@@ -81,10 +82,16 @@ def bleu(answer: str | None, reference: Any) -> float | None:
 
 
 @component("given")
-def given(trajectory: Trajectory) -> float | None:
-    """The reward that the agent itself, or whoever ran it, gave the trajectory on completing it. None without one."""
-    known = trajectory.metadata.get("given", trajectory.rewards)
-    return known.get("given")
+def given(trajectory: Trajectory) -> StepRewards | float | None:
+    """The reward that the trajectory came with: from the owner who completed it or, to a trainer that reads a store,
+    the one recorded there. What its steps had of it stays on them, the rest is the last one's. None without one. A
+    component that came with it by name is `given.NAME`."""
+    total = given_by_name(trajectory).get("given")
+    own = [step.reward for step in trajectory.steps]
+    if total is None or all(part is None for part in own):
+        return total
+    before = [part or 0.0 for part in own[:-1]]
+    return StepRewards([*before, total - fsum(before)])
 
 
 @component("format")

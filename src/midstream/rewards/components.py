@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -90,9 +90,12 @@ def components() -> dict[str, Component]:
 
 
 def resolve(name: str) -> Component:
-    """The component registered as `name`, or the function that `package.module:function` names."""
+    """The component registered as `name`, the function that `package.module:function` names, or for `given.NAME` the
+    component NAME that trajectories come with."""
     if name in _registered:
         return _registered[name]
+    if name.startswith("given."):
+        return _component(name, lambda trajectory: given_by_name(trajectory).get(name.removeprefix("given.")))
     module_name, colon, function_name = name.partition(":")
     if not colon:
         raise ConfigError(f"no reward component '{name}'", nearest(name, _registered))
@@ -105,6 +108,12 @@ def resolve(name: str) -> Component:
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise ConfigError(f"reward component '{name}': no such function", nearest(function_name, functions))
     return _component(name, function)
+
+
+def given_by_name(trajectory: Trajectory) -> Mapping[str, Any]:
+    """What a trajectory came with: its total as `given`, and components by name."""
+    known = trajectory.metadata.get("given", trajectory.rewards)
+    return known if isinstance(known, Mapping) else {}
 
 
 def _component(name: str, function: Callable[..., Any]) -> Component:
