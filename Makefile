@@ -7,7 +7,9 @@ READY := .venv/.ready
 BENCH := .venv/.bench
 VLLM := .venv-vllm
 AGENTS := .venv-agents
+CLIENTS := .clients
 LITELLM := .venv-litellm
+SUITES := .venv-suites
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
@@ -17,12 +19,14 @@ TORCH_INDEX ?=
 # What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-agents test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits check format clean
+.PHONY: help setup setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests"
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
+	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
+	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
@@ -35,7 +39,7 @@ help:
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(LITELLM) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES) and caches; runs and models stay"
 
 setup: $(READY)
 
@@ -78,6 +82,29 @@ $(AGENTS)/.ready: pyproject.toml tests/sdk/requirements.txt
 test-agents: $(AGENTS)/.ready $(READY)
 	$(BIN)/python -c 'from midstream.engines.models import resolve; resolve("smollm2-135m")'
 	$(AGENTS)/bin/python -m pytest -m sdk --timeout 1800 tests/sdk
+
+# Test suites of other projects, each a folder of tests/suites with the requirements of its own. The torch that is there
+# stays: suites that ask for it would bring CUDA.
+SUITES_WANT := $(wildcard tests/suites/*/requirements.txt)
+$(SUITES)/.ready: pyproject.toml $(SUITES_WANT)
+	test -x $(SUITES)/bin/pip || "$(PYTHON)" -m venv $(SUITES)
+	grep -x 'torch==.*' constraints.txt > $(SUITES)/constraints.txt
+	$(SUITES)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(cat $(SUITES)/constraints.txt)"
+	$(SUITES)/bin/python -m pip install --quiet -c $(SUITES)/constraints.txt $(SUITES_WANT:%=-r %) \
+		-e '.[train,gateway]' pytest pytest-timeout
+	@touch $(SUITES)/.ready
+
+test-suites: $(SUITES)/.ready
+	$(SUITES)/bin/python -m pytest -m suites --disable-recording -o asyncio_mode=auto \
+		-o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=function tests/suites $(ARGS)
+
+# The newest releases each time: what their makers ship today is what must get through.
+test-clients: $(READY)
+	npm install --loglevel=error --no-fund --no-audit --prefix $(CLIENTS) @openai/codex@latest @anthropic-ai/claude-code@latest
+	$(CLIENTS)/node_modules/.bin/codex --version
+	$(CLIENTS)/node_modules/.bin/claude --version
+	MIDSTREAM_CLIENTS=$(abspath $(CLIENTS))/node_modules/.bin $(BIN)/python -m pytest -m clients -s tests/clients
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
@@ -126,5 +153,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(LITELLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -112,15 +112,24 @@ def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
-    """Policies of `tiny`, sharpened so that a wrong position or mask shows, with an adapter whose B is not zero."""
+    """Policies of `tiny`, sharpened so that a wrong position or mask shows, with an adapter whose B is not zero. A test
+    is skipped where it asks for `numerics` that this machine cannot compute."""
 
     def make(
-        dtype: str = "float32", *, rank: int = 4, blank: bool = False, sharp: bool = True, **engine: Any
+        dtype: str = "float32",
+        *,
+        rank: int = 4,
+        blank: bool = False,
+        sharp: bool = True,
+        numerics: Literal["exact", "auto"] | None = None,
+        **engine: Any,
     ) -> Policy:
         import torch
 
+        from midstream.core.errors import ConfigError
         from midstream.engines.torch.decoder import Layer, load_decoder
         from midstream.engines.torch.engine import TorchEngine
+        from midstream.engines.torch.numerics import settle
 
         decoder = load_decoder(tiny_path, getattr(torch, dtype))
         with torch.no_grad():
@@ -137,6 +146,11 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
                     for up in adapter.up:
                         if not blank:
                             up.normal_(0, 0.05, generator=generator)
+        if numerics is not None:
+            try:
+                settle(decoder, numerics)
+            except ConfigError as error:
+                pytest.skip(str(error))
         return Policy(decoder, tiny_tokenizer, TorchEngine(decoder, tiny_tokenizer, **engine))
 
     return make

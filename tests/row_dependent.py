@@ -16,20 +16,37 @@ from torch import Tensor
 from midstream.engines.torch import linear, products
 
 
+def _pattern(rows: int, columns: int, size: float) -> Tensor:
+    """[columns]: numbers of RMS `size` that are a function of `rows` and the column alone."""
+    column = torch.arange(columns, dtype=torch.float32)
+    return size * 1.41421356 * torch.sin(12.9898 * (rows + 1) + 78.233 * column)
+
+
 def _disturbed(y: Tensor, rows: int, size: float) -> Tensor:
-    """`y` [..., m] with an error of `size` times its own scale that is a function of `rows` and the column alone."""
-    columns = torch.arange(y.shape[-1], dtype=torch.float32, device=y.device)
-    pattern = torch.sin(12.9898 * (rows + 1) + 78.233 * columns) * 1.41421356
+    """`y` [..., m] with an error of `size` times its own scale."""
     scale = y.detach().float().square().mean(-1, keepdim=True).sqrt()
-    return y + (size * scale * pattern).to(y.dtype)
+    return y + (scale * _pattern(rows, y.shape[-1], size)).to(y.dtype)
 
 
 @contextmanager
-def row_dependent_products(size: float) -> Iterator[None]:
-    """Give every product with a weight a relative RMS error of `size` that depends on its number of rows."""
+def row_dependent_products(size: float, *, attention: bool = False) -> Iterator[None]:
+    """Give every product with a weight a relative RMS error of `size` that depends on its number of rows, and those of
+    `attention` too if asked."""
 
     def disturbed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _disturbed(F.linear(x, weight, bias), len(x), size)
 
-    with mock.patch.object(products, "linear", disturbed), mock.patch.object(linear, "_packs", lambda weight: False):
+    def disturbed_sum(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return y.add_(_disturbed(x @ weight, len(x), size))
+
+    def disturbed_batch(a: Tensor, b: Tensor) -> Tensor:
+        # Each element by itself: what keys lie behind the mask must not matter.
+        return (torch.bmm(a, b).float() * (1 + _pattern(a.shape[1], b.shape[2], size))).to(a.dtype)
+
+    with (
+        mock.patch.object(products, "linear", disturbed),
+        mock.patch.object(products, "add_linear", disturbed_sum),
+        mock.patch.object(products, "batched", disturbed_batch if attention else products.batched),
+        mock.patch.object(linear, "_packs", lambda weight: False),
+    ):
         yield

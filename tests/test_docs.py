@@ -17,6 +17,7 @@ import yaml
 
 from midstream.api import load_config
 from midstream.cli import cli
+from midstream.gateway.config import GatewayConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -84,7 +85,9 @@ def test_python_compiles_and_what_it_takes_from_midstream_is_there(page: Path) -
 def test_yaml_is_a_config_or_a_part_of_one_and_json_is_json(page: Path) -> None:
     for block in blocks(page, "yaml"):
         data = yaml.safe_load(block)
-        if isinstance(data, dict):
+        if isinstance(data, dict) and data.keys() <= set(GatewayConfig.model_fields):
+            GatewayConfig.model_validate(data)
+        elif isinstance(data, dict):
             load_config({"tasks": {"sources": [{"type": "calculate"}]}, **data})
     for block in blocks(page, "json"):
         assert json.loads(block)
@@ -114,14 +117,14 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert {f"docs/{page.name}" for page in PAGES if page.parent.name == "docs"} <= linked
 
 
-def test_the_configuration_page_is_current() -> None:
-    path = ROOT / "docs" / "make_configuration.py"
-    spec = importlib.util.spec_from_file_location("make_configuration", path)
+@pytest.mark.parametrize(("script", "page"), [("make_configuration", "configuration"), ("make_arguments", "agents")])
+def test_a_page_that_is_written_from_the_code_is_current(script: str, page: str) -> None:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    current = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert current == module.page(), "settings changed; run: python docs/make_configuration.py"
+    current = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert current == module.page(), f"the code changed; run: python docs/{script}.py"
 
 
 def test_the_agent_of_the_readme_is_the_example() -> None:

@@ -124,11 +124,11 @@ class Client:
 
     async def converse(self) -> None:
         """One conversation, cut short at the end of the window."""
-        path, token = "/v1", self._key
+        path, token, owner = "/v1", self._key, self._key
         if self._trajectories:
             opened = await self._post("/init_trajectory", b"{}", token)
             opened = json.loads(opened.partition(b"\r\n\r\n")[2])
-            path, token = urlsplit(opened["base_url"]).path, opened["token"]
+            path, token, owner = urlsplit(opened["base_url"]).path, opened["token"], opened["owner_token"]
         for said in self._bodies:
             if time.perf_counter() > self._measured.closes:
                 break
@@ -137,7 +137,7 @@ class Client:
             if EXPECTED not in answer:
                 raise SystemExit(f"not the expected reply:\n{answer.decode(errors='replace')[:2000]}")
         if self._trajectories:
-            await self._post(f"{path}/complete_trajectory", b'{"reward": 1.0}', token)
+            await self._post(f"{path}/complete_trajectory", b'{"reward": 1.0}', owner)
 
     async def _post(self, path: str, content: bytes, token: str, *, call: bool = False) -> bytes:
         began = time.perf_counter()

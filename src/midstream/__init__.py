@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         BlackBoxCommandAgentFlow,
         BlackBoxGSM8KAgentFlow,
     )
-    from midstream.api import ask, load_config, rollout, train
+    from midstream.api import ask, export, load_config, rollout, train
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
@@ -39,6 +39,7 @@ __all__ = [
     "Trajectory",
     "ask",
     "component",
+    "export",
     "load_config",
     "mask_retrieved_tokens",
     "register",
@@ -63,6 +64,7 @@ _HOME = {
     "Trajectory": "midstream.core.types",
     "ask": "midstream.api",
     "component": "midstream.rewards",
+    "export": "midstream.api",
     "load_config": "midstream.api",
     "mask_retrieved_tokens": "midstream.tools",
     "register": "midstream.agents",

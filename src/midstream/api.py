@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
+from midstream.core.text import visible
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
-from midstream.learn.config import TrainConfig
+from midstream.evaluate.export import export
+from midstream.learn.config import TrainConfig, our_names
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from midstream.learn.trainer import TrainResult
     from midstream.record.recorder import Voice
 
-__all__ = ["ask", "evaluate", "load_config", "load_gateway_config", "rollout", "serve", "train"]
+__all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -40,7 +42,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), overrides), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -94,6 +96,7 @@ async def _rollout(
     from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import Voice
     from midstream.rewards import RewardFunction
+    from midstream.rewards.judge import remote_judge
     from midstream.tasks import load_tasks
     from midstream.tasks.taskset import check, take
 
@@ -116,7 +119,7 @@ async def _rollout(
             {"policy": Voice(Elsewhere(), None, True)},
             sampling=config.rollout.sampling,
             records=records,
-            score=RewardFunction(config.reward).score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(
@@ -232,15 +235,15 @@ def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Vo
 def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
     from midstream.engines.models import resolve
     from midstream.engines.torch.compute import compute, submit
-    from midstream.engines.torch.decoder import load_decoder
     from midstream.engines.torch.engine import TorchEngine
+    from midstream.engines.torch.numerics import settle
     from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import choose_device, choose_dtype, tuned
+    from midstream.learn.setup import load_policy, tuned
     from midstream.record.recorder import Voice
 
-    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device)
-    device = choose_device(policy)
-    decoder = submit(load_decoder, resolve(config.model), choose_dtype(policy, device), device).result()
+    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
+    decoder = submit(load_policy, policy, resolve(config.model)).result()
+    submit(settle, decoder, policy.numerics).result()
     engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
     weights = None
 
@@ -249,6 +252,7 @@ def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice
         if weights is None:
             trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
             weights = await compute(tuned, trained, decoder, "adapters")
+            await compute(settle, decoder, policy.numerics)  # again, with adapters
         async with engine.exclusive():
             await compute(weights.load, folder)
             decoder.version = version
@@ -284,6 +288,7 @@ class _Lines:
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
+        print(f"numerics: {info['numerics']}", flush=True)
 
     def on_metrics(self, row: dict[str, Any]) -> None:
         if row["stage"] == "rl":
@@ -297,7 +302,7 @@ class _Lines:
 
     def _tell(self, row: dict[str, Any]) -> None:
         for error in row["errors"][:1]:
-            print(f"  {error['count']} attempts failed: {error['reason']}", flush=True)
+            print(visible(f"  {error['count']} attempts failed: {error['reason']}"), flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

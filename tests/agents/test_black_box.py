@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from midstream.agents.black_box import BlackBoxAgentFlowBase
 from midstream.agents.config import FlowConfig, SamplingConfig
 from midstream.agents.registry import register
 from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.core.errors import ConfigError
+from midstream.core.secrets import NOT_KEPT
 from midstream.core.types import Status, Trajectory
 from midstream.engines.scripted import ScriptedEngine
 from midstream.record.recorder import Voice
@@ -114,6 +117,37 @@ def test_a_program_may_ask_for_a_role_as_its_model(run, script, tiny_tokenizer) 
     assert trajectory.answer == "fine"
 
 
+PRINT_ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
+OURS = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}
+OURS |= {"MIDSTREAM_MODEL", "MIDSTREAM_TRAJECTORY"}
+
+
+def test_a_program_gets_a_clean_environment_and_what_its_settings_name(run, script, monkeypatch) -> None:
+    monkeypatch.setenv("MIDSTREAM_GATEWAY_SECRET", "the secret that signs tokens")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody's key")
+    monkeypatch.setenv("OPENAI_API_KEY", "my own key")
+    monkeypatch.setenv("SEARCH_KEY", "for the program")
+    settings = script(PRINT_ENVIRONMENT, env={"MODEL": "{model}"}, pass_env=["SEARCH_KEY", "NOT_SET"])
+    seen = json.loads(run("blackbox_command_agent", settings=settings).answer)
+    system = {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}  # what Python itself sets
+    assert seen.keys() - system <= OURS | {"PATH", "HOME", "LANG", "MODEL", "SEARCH_KEY"}
+    assert (seen["SEARCH_KEY"], seen["PATH"], seen["MODEL"]) == ("for the program", os.environ["PATH"], "policy")
+    assert seen["OPENAI_API_KEY"] != "my own key"
+
+
+def test_a_value_that_was_not_kept_with_a_run_comes_from_the_environment_again(run, script, monkeypatch) -> None:
+    settings = script(PRINT_ENVIRONMENT, env={"SEARCH_KEY": NOT_KEPT})
+    with pytest.raises(ConfigError, match=r"SEARCH_KEY was not kept with the run(.|\n)*export SEARCH_KEY"):
+        run("blackbox_command_agent", settings=settings)
+    monkeypatch.setenv("SEARCH_KEY", "again")
+    assert json.loads(run("blackbox_command_agent", settings=settings).answer)["SEARCH_KEY"] == "again"
+
+
+def test_a_key_that_a_program_prints_as_it_fails_is_not_in_the_error(run, script) -> None:
+    settings = script("import os; raise SystemExit('bad key ' + os.environ['KEY'])", env={"KEY": "hunter2hunter2"})
+    assert f"ended with 1: bad key {NOT_KEPT}" in run("blackbox_command_agent", settings=settings).error
+
+
 @pytest.mark.parametrize(
     ("program", "told"),
     [
@@ -173,7 +207,25 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_a_reward_given_on_completing_is_the_trajectorys(run, script) -> None:
+@register("grading_for_black_box")
+class Grading(BlackBoxAgentFlowBase):
+    """A flow that grades its agent itself, as its trajectory's owner."""
+
+    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+        agent, owner = ({"Authorization": f"Bearer {t}"} for t in (self.address.token, self.address.owner_token))
+        async with httpx.AsyncClient(base_url=base_url, timeout=None) as client:
+            ask = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
+            (await client.post("/chat/completions", json=ask, headers=agent)).raise_for_status()
+            graded = {"reward": 0.75, "answer": "6"}
+            (await client.post("/complete_trajectory", json=graded, headers=owner)).raise_for_status()
+
+
+def test_a_flow_that_owns_its_trajectory_may_grade_it(run) -> None:
+    trajectory = run("grading_for_black_box", score=RewardFunction(RewardConfig(components={"given": 1.0})).score)
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
+
+
+def test_an_agent_says_its_answer_and_not_what_that_is_worth(run, script) -> None:
     trajectory = run(
         "blackbox_command_agent",
         score=RewardFunction(RewardConfig(components={"given": 1.0})).score,
@@ -183,14 +235,16 @@ def test_a_reward_given_on_completing_is_the_trajectorys(run, script) -> None:
             url, headers = os.environ["OPENAI_BASE_URL"], {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"]}
             ask = {"model": os.environ["MIDSTREAM_MODEL"], "messages": [{"role": "user", "content": "?"}]}
             httpx.post(url + "/chat/completions", json=ask, headers=headers, timeout=None).raise_for_status()
-            done = httpx.post(url + "/complete_trajectory", json={"reward": 0.75, "answer": "6"}, headers=headers)
+            graded = httpx.post(url + "/complete_trajectory", json={"reward": 0.75, "answer": "7"}, headers=headers)
+            assert graded.status_code == 403
+            done = httpx.post(url + "/complete_trajectory", json={"answer": "6"}, headers=headers)
             done.raise_for_status()
             late = httpx.post(url + "/chat/completions", json=ask, headers=headers)
             print(late.status_code)
             """
         ),
     )
-    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
+    assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", None, 1)
 
 
 def test_an_agent_that_completes_as_failed_has_failed(run, script) -> None:
@@ -296,7 +350,7 @@ def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> No
                 async with httpx.AsyncClient(headers=headers) as client:
                     for url in (base_url, at_root):
                         answers.append((name, (await client.post(f"{url}/chat/completions", json=body)).status_code))
-                    ended = await client.post(f"{base_url}/complete_trajectory", json={"reward": 1.0})
+                    ended = await client.post(f"{base_url}/complete_trajectory", json={"answer": "1"})
                     answers.append((name, ended.status_code))
 
     trajectory = run("locked_out_for_black_box", Voice(ScriptedEngine(tiny_tokenizer, "Yes."), tiny_tokenizer, True))
@@ -336,3 +390,15 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
     made = asyncio.run(AgentFlowManager(worker).run(attempts))
     assert refused == [403, 403]
     assert [trajectory.steps for trajectory in made] == [(), ()]
+
+
+def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
+    @register("raises_its_password_for_black_box")
+    class Raises(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            raise ConnectionError("nobody at postgresql://me:hunter2@host/db")
+
+    assert (
+        run("raises_its_password_for_black_box").error
+        == f"ConnectionError: nobody at postgresql://me:{NOT_KEPT}@host/db"
+    )

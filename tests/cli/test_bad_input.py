@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from midstream import cli
+from midstream.record.store import Store
 
 Refused = Callable[..., str]
 
@@ -69,6 +71,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("trainer.max_steps=many", "trainer.max_steps: Input should be a valid integer"),
         ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
         ("optimizer.lr", "is not of the form key=value"),
+        ("rollout.group_size=1", "'flow_grpo' compares the trajectories of a task with each other"),
         ("rollout.group_size=1", "raise rollout.group_size or set algorithm.name=reinforce"),
         ("tasks.sources=[]", "tasks.sources: at least one is required"),
         ("reward.preset=seed002-3-1", "no reward preset 'seed002-3-1'; did you mean 'seed002-3-"),
@@ -86,6 +89,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("tasks.sources=[{type: fact}]", "did you mean 'facts'?"),
         ("policy.model=smolm2-135m", "did you mean 'smollm2-135m'?"),
         ("policy.model=./nowhere", "there is no model directory './nowhere'"),
+        ("trainer.threads=9999", "trainer.threads is 9999, but there are "),
         ("policy.device=cudda", "policy.device 'cudda' cannot be used"),
         ("policy.lora.targets=[z_proj]", "z_proj"),
         ("warm_start.examples=4", "set warm_start.examples=0"),
@@ -93,6 +97,24 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 )
 def test_a_wrong_setting_is_named_with_what_to_do(refused: Refused, override: str, message: str) -> None:
     assert message in refused(override)
+
+
+def test_a_flow_named_as_verl_names_it_is_trained(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "verl_flow.py").write_text(
+        "import midstream as ms\n\n\n"
+        "class Speaks(ms.AgentFlowBase):\n"
+        "    async def run(self, sampling_params, **kwargs):\n"
+        "        await self.chat([{'role': 'user', 'content': 'as verl does'}])\n"
+        "        return 1\n"
+    )
+    (config.parent / "flows.yaml").write_text("- name: speaks\n  _target_: verl_flow.Speaks\n")
+    agent = "actor_rollout_ref.rollout.agent"
+    overrides = [f"{agent}.default_agent_flow=speaks", f"+{agent}.agent_flow_config_path=flows.yaml"]
+    assert cli.run(["train", str(config), *overrides, "trainer.run_dir=run"]) == 0, capsys.readouterr().err
+    saved = yaml.safe_load((config.parent / "run" / "config.yaml").read_text())
+    assert (saved["flow"]["name"], saved["flow"]["flows_file"]) == ("speaks", "flows.yaml")
+    with Store(config.parent / "run" / "store.sqlite") as store:
+        assert all("as verl does" in str(one.steps[0].messages) for one in store.trajectories.iterate())
 
 
 def test_everything_wrong_is_said_at_once(refused: Refused) -> None:
@@ -108,6 +130,14 @@ def test_a_model_that_is_not_causal_is_refused(refused: Refused, tmp_path: Path)
     assert "BertForMaskedLM" in told and "causal" in told
 
 
+def test_damaged_weights_are_one_line(refused: Refused, tiny_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_path, folder)
+    (folder / "model.safetensors").write_bytes(b"half a fi")
+    told = refused(f"policy.model={folder}").splitlines()
+    assert len(told) == 2 and f"'{folder}/model.safetensors' is damaged" in told[0] and "fetch it again" in told[1]
+
+
 def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "ans')
@@ -115,6 +145,23 @@ def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path)
     file.write_text('{"question": "a?", "answer": "b"}\n{"question": "", "answer": "b"}\n')
     told = refused(f"tasks.sources=[{{type: {file}}}]")
     assert f"{file}, line 2" in told and "question" in told
+
+
+def test_eval_takes_the_fields_that_its_errors_ask_for(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "other.CSV"
+    file.write_text("nr,frage,loesung\n7,a?,b\n")
+    command = ["eval", str(config), "--tasks", str(file)]
+    for flag, field in (("--question-field", "frage"), ("--answer-field", "loesung")):
+        assert cli.run(command) == 2
+        assert f"midstream eval {flag} FIELD" in capsys.readouterr().err
+        command += [flag, field]
+    assert cli.run([*command, "--id-field", "nr", "--out", str(tmp_path / "out.json")]) == 0
+    (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
+    assert (sample["task"], sample["question"], sample["reference"]) == ("7", "a?", "b")
+    assert cli.run(["eval", str(config), "--answer-field", "x"]) == 2
+    assert "name their file with --tasks" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_show_finds_no_trajectory_by_a_wrong_or_an_unclear_name(run_files: Path,
 def test_doctor_reports_and_changes_nothing(tmp_path: Path) -> None:
     done = midstream("doctor", "--runs-dir", tmp_path / "runs", MIDSTREAM_HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stdout
-    for about in ("python", "core", "train", "processor", "memory", "runs", "model cache", "torch", "bf16"):
+    for about in ("python", "core", "train", "processor", "memory", "runs", "model cache", "torch", "bf16", "numerics"):
         assert f"  {about:<14} " in done.stdout
     assert list(tmp_path.iterdir()) == []
 

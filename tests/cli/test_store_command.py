@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from midstream.cli import run
+from midstream.core.types import Step
 from midstream.record.store import Store
 
 
@@ -68,3 +70,30 @@ def test_what_cannot_be_done_says_why(
     assert run(["store", *(store if word == "STORE" else word for word in arguments)]) == 2
     assert told in capsys.readouterr().err.replace("\n", " ")
     assert not Path("nowhere.sqlite").exists()
+
+
+def test_stats_say_what_branches_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "store.sqlite"
+    with Store(path) as store:
+        for index, parent, reason in (
+            (0, None, ""),
+            (1, 0, ""),
+            (2, None, "changed_system_prompt"),
+            (3, 2, "template"),
+        ):
+            size = 5 if parent is None else 12 + 4 * (index == 3)
+            step = Step(
+                prompt_ids=(1,) * size,
+                response_ids=(2, 3),
+                rollout_log_probs=(0.0, 0.0),
+                trajectory_uid="t",
+                prompt_uid="p",
+                step_index=index,
+                parent=parent,
+                branch_reason=reason,
+            )
+            asyncio.run(store.trajectories.append(step, "train"))
+    assert run(["store", "stats", str(path)]) == 0
+    told = capsys.readouterr().out
+    # A step that goes on from 5 + 2 tokens takes those over.
+    assert "changed_system_prompt: 1 calls, 5 tokens" in told and "template: 1 calls, 9 tokens" in told

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midstream.engines.torch import attention
 from midstream.engines.torch.attention import WHOLE, merge_prefixes
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=9)
@@ -46,3 +51,32 @@ def test_a_group_of_answers_to_one_prompt_pays_for_the_prompt_once() -> None:
     prompt = list(range(50))
     tree = merge_prefixes([[*prompt, 100 + answer, 200 + answer] for answer in range(8)])
     assert tree.size == 50 + 8 * 2
+
+
+def test_a_long_chain_is_computed_in_pieces_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = list(range(150))
+    sequences = [long, [*long[:90], *range(200, 250)], [7, 8, 9]]
+
+    def run() -> list[torch.Tensor]:
+        tree = attention.merge_prefixes(sequences)
+        generator = torch.Generator().manual_seed(1)
+        n = len(tree.tokens)
+        q, k, v = (torch.randn(n, heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
+        out = attention.TreeAttention(tree, 2, torch.float32)(0, q, k, v)[: tree.size]
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        return [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+
+    whole = run()
+    monkeypatch.setattr(attention, "LONG", 1000)
+    monkeypatch.setattr(attention, "PIECE", 16)
+    computed: list[int] = []
+    again = attention.checkpoint
+
+    def counted(*given: Any, **settings: Any) -> Any:
+        computed.append(1)
+        return again(*given, **settings)
+
+    monkeypatch.setattr(attention, "checkpoint", counted)
+    for one, other in zip(whole, run(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert len(computed) > 5

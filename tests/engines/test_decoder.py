@@ -39,6 +39,7 @@ SCALED = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_theta": 500.0, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama, tied, scaled positions": ("LlamaConfig", {"tie_word_embeddings": True, "rope_parameters": SCALED}),
@@ -47,6 +48,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": None, "tie_word_embeddings": False, "head_dim": 16}),
     "qwen2, biases on q, k and v": ("Qwen2Config", {"tie_word_embeddings": False, "rope_parameters": FAR}),
     "qwen2, tied": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "llama, linear positions": ("LlamaConfig", {"rope_parameters": {**FAR, "rope_type": "linear", "factor": 3.0}}),
+    "llama, dynamic positions": ("LlamaConfig", {"rope_parameters": {**FAR, "rope_type": "dynamic", "factor": 3.0}}),
+    "mistral, yarn positions": ("MistralConfig", {"sliding_window": None, "rope_parameters": YARN}),
     "qwen3, norms on q and k": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 16}),
 }
 

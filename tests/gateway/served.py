@@ -78,15 +78,17 @@ class Served:
 
 
 class Opened:
-    """A trajectory that was opened, as its agent has it."""
+    """A trajectory that was opened: its agent makes calls, its owner registers and completes it."""
 
     def __init__(self, served: Served, told: dict[str, Any]) -> None:
         self.served, self.told = served, told
         self.uid, self.prompt_uid, self.token = told["trajectory_uid"], told["prompt_uid"], told["token"]
+        self.owner_token = told["owner_token"]
         self.path = f"/{self.uid}/{self.prompt_uid}/v1"
 
     def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        return self.served.post(f"{self.path}{path}", body, **{"Authorization": f"Bearer {self.token}", **headers})
+        token = self.owner_token if path in ("/register_trajectory", "/complete_trajectory") else self.token
+        return self.served.post(f"{self.path}{path}", body, **{"Authorization": f"Bearer {token}", **headers})
 
     def chat(self, messages: Any = HELLO, key: str | None = None, **more: Any) -> httpx.Response:
         headers = {} if key is None else {"Idempotency_Key": key}

@@ -63,7 +63,8 @@ def talk(url: str, group: str) -> None:
         ask = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 8, "seed": number}
         with httpx.Client(base_url=opened["base_url"], headers={"Authorization": f"Bearer {opened['token']}"}) as agent:
             agent.post("/chat/completions", json=ask, timeout=60).raise_for_status()
-            agent.post("/complete_trajectory", json={"reward": float(number)}).raise_for_status()
+            owner = {"Authorization": f"Bearer {opened['owner_token']}"}
+            agent.post("/complete_trajectory", json={"reward": float(number)}, headers=owner).raise_for_status()
 
 
 def version(url: str) -> int:

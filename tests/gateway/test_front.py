@@ -55,11 +55,11 @@ def test_a_method_that_is_not_there_says_which_one_is(start: Start) -> None:
     assert error(answer)[0] == 405 and "POST" in answer.text and answer.headers["Allow"] == "POST"
 
 
-def test_half_of_a_surrogate_pair_is_taken_as_it_comes(start: Start) -> None:
+def test_half_of_a_surrogate_pair_is_cleaned_where_it_comes_in(start: Start) -> None:
     opened = start().open()
-    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "cut \\ud83d"}]}'
+    body = b'{"model": "tiny", "messages": [{"role": "user", "content": "whole \\ud83d\\ude42, cut \\ud83d"}]}'
     answer = opened.served.client.post(
         f"{opened.path}/chat/completions", content=body, headers={"Authorization": f"Bearer {opened.token}"}
     )
     assert answer.status_code == 200, answer.text
-    assert opened.steps[0].messages[0]["content"] == "cut \ud83d"
+    assert opened.steps[0].messages[0]["content"] == "whole 🙂, cut \ufffd"

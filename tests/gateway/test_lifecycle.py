@@ -86,7 +86,7 @@ def test_it_is_completed_once_by_either_endpoint(start: Start, by_uid: bool) -> 
     opened = served.open()
     opened.chat()
     path = f"/complete_trajectory/{opened.uid}" if by_uid else f"{opened.path}/complete_trajectory"
-    told = served.post(path, {"rewards": {"right": 1.0, "short": 0.5}})
+    told = served.post(path, {"reward": 1.5, "rewards": {"right": 1.0, "short": 0.5}})
     assert told.status_code == 200
     assert told.json() | {"trajectory_uid": "", "prompt_uid": ""} == {
         "status": "ok",
@@ -129,7 +129,9 @@ def test_a_failed_agent_says_so_and_its_trajectory_keeps_what_it_did(start: Star
 
 def test_rewards_that_do_not_add_up_to_a_number_are_refused_and_it_stays_open(start: Start) -> None:
     opened = start().open()
-    assert error(opened.complete(rewards={"a": 1e308, "b": 1e308}))[0] == 400
+    step = {"trajectory_uid": opened.uid, "prompt_uid": opened.prompt_uid, "prompt_ids": [1], "response_ids": [2]}
+    steps = [{**step, "step_index": index, "response_ids": [index], "reward": 1e308} for index in range(2)]
+    assert error(opened.served.post("/submit_steps", {"steps": steps}))[0] == 400
     for body in ('{"reward": NaN}', '{"reward": 1e999}', '{"rewards": {"a": -Infinity}}'):
         raw = opened.served.client.post(f"{opened.path}/complete_trajectory", content=body)
         assert error(raw)[0] == 400, body

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -20,7 +22,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
 from tests.gateway.conftest import Start
-from tests.gateway.served import Opened, Served
+from tests.gateway.served import KEY, Opened, Served
 
 EXAMPLES = int(os.environ.get("MIDSTREAM_EXAMPLES", "4"))
 SETTINGS = settings(
@@ -143,3 +145,31 @@ def test_hostile_bodies_are_refused_by_every_endpoint_and_cost_nobody_anything(s
     assert opened.chat().status_code == 200
     for trajectory in served.store.trajectories.iterate():  # what was kept can be read back, by a trainer too
         assert trajectory.uid
+
+
+def test_the_page_for_people_comes_from_here_alone_and_names_everything(served: Served) -> None:
+    page = httpx.get(f"{served.url}/docs")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    described = httpx.get(f"{served.url}/openapi.json").json()
+    for path, operations in described["paths"].items():
+        assert f"<code>{path}</code>" in page.text
+        assert all(operation["summary"] in html.unescape(page.text) for operation in operations.values())
+    for name in described["components"]["schemas"]:
+        assert f'id="{name}"' in page.text
+    linked = re.findall(r'(?:href|src)="([^"]*)"', page.text)
+    assert {link for link in linked if not link.startswith("#")} == {"openapi.json"}
+    assert "<script" not in page.text and "default-src 'none'" in page.headers["content-security-policy"]
+    assert httpx.get(f"{served.url}/redoc").status_code == 404
+
+
+def test_the_description_is_behind_the_keys_where_there_are_keys(start: Start, keyed: dict[str, Any]) -> None:
+    served = start(**keyed)
+    for path in ("/docs", "/openapi.json"):
+        for auth in (None, ("", "wrong"), (KEY, "")):
+            refused = httpx.get(f"{served.url}{path}", auth=auth)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic")
+            assert "/init_trajectory" not in refused.text
+        assert httpx.get(f"{served.url}{path}", auth=("anybody", KEY)).status_code == 200
+        assert httpx.get(f"{served.url}{path}", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    # A browser that has the password can be made to send it: it opens this page only.
+    assert httpx.post(f"{served.url}/init_trajectory", json={}, auth=("", KEY)).status_code == 401

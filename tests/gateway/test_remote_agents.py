@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -17,7 +18,9 @@ from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecorder, Re
 from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Status, Task, Trajectory
+from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.gateway import live
+from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Call, Voice
 
 
@@ -92,6 +95,77 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
         assert served.trajectory(trajectory.uid).status is Status.COMPLETED
     assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
     assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
+
+
+def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
+    served = start()
+    off = SamplingParams(
+        max_tokens=9,
+        temperature=0.7,
+        top_p=0.9,
+        top_k=30,
+        min_p=0.05,
+        presence_penalty=0.1,
+        frequency_penalty=0.2,
+        repetition_penalty=1.3,
+        stop=("!",),
+        seed=5,
+    )
+    assert all(getattr(off, field.name) != field.default for field in fields(SamplingParams))
+    heard: list[SamplingParams] = []
+    generate = served.engine.generate
+    served.engine.generate = lambda request: heard.append(request.sampling) or generate(request)
+
+    async def go() -> Step:
+        async with GatewayClient(served.url) as client:
+            opened = await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
+            recorder = RemoteRecorder("t", "p", seed=1, client=client, token=opened["owner_token"])
+            return await recorder.chat(Voice(Elsewhere(), None, True), HELLO, off)
+
+    step = asyncio.run(go())
+    assert heard == [off]
+    assert step.metadata["sampling"] == served.steps("t")[0].metadata["sampling"] == off.alterations()
+
+
+def test_what_its_agent_has_ended_stays_and_is_told_by_its_code_not_by_its_words(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = start()
+    monkeypatch.setattr(live, "over", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
+    client = GatewayClient(served.url)
+    records = RemoteRecords(client, group_size=1, model="tiny")
+    (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
+
+    async def go(status: Status) -> None:
+        async with client:
+            await records.begin(attempt)
+            served.post(f"/complete_trajectory/{attempt.uid}", {"answer": "mine"})
+            await records.finish(Trajectory(uid=attempt.uid, prompt_uid="", task=attempt.task, status=status), attempt)
+
+    asyncio.run(go(Status.COMPLETED))
+    assert served.trajectory(attempt.uid).answer == "mine"
+
+
+def test_another_refusal_is_no_end_whatever_its_words(start: Start) -> None:
+    served = start()
+
+    class Wording(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path.startswith("/complete"):
+                told = {"message": "the day has ended; context_length_exceeded", "code": "forbidden"}
+                return httpx.Response(403, json={"error": told})
+            opened = {"owner_token": "mo-x", "token": "ms-x", "base_url": ""}
+            return httpx.Response(200, json=opened)
+
+    records = RemoteRecords(over(Wording(), served), group_size=1, model="tiny")
+    (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
+
+    async def go() -> None:
+        await records.begin(attempt)
+        await records.finish(Trajectory(uid=attempt.uid, prompt_uid="", task=attempt.task), attempt)
+
+    with pytest.raises(EngineError, match="the day has ended"):
+        asyncio.run(go())
 
 
 def test_a_gateway_that_starts_again_meanwhile_goes_on_with_the_call(start: Start) -> None:

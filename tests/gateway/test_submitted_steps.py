@@ -146,7 +146,6 @@ def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: 
         ({"metadata": {"stop": 5}}, "'stop'; choose another name"),
         ({"metadata": {"sampling": "greedy"}}, "'sampling' says how a step was sampled"),
         ({"metadata": {"sampling": {"top_q": 1}}}, "an object with some of greedy, constraint, top_p"),
-        ({"metadata": {"a": "\ud800"}}, "metadata"),
         ({"metadata": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than 64 deep"),
         ({"is_the_last": True}, "'steps.1.is_the_last' is not an argument this server honours"),
     ],
@@ -354,17 +353,6 @@ def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(star
     assert served.metric("midstream_late_steps_total") == 1 and opened.steps[0].metadata["late"]
     assert error(opened.chat())[:2] == (409, "trajectory_ended")
     assert served.client.get(f"/trajectories/{opened.uid}").json()["state"] == "timed_out"
-
-
-def test_an_agent_may_not_set_the_answer_it_is_graded_against(start: Start) -> None:
-    served = start()
-    opened = served.open(task={"answer": "4", "kind": "hard", "level": "hard"})
-    assert error(opened.post("/register_trajectory", {"task": {"answer": "5"}}))[:2] == (403, "forbidden")
-    for changed in ({"kind": "easy"}, {"level": "easy"}):
-        assert error(opened.post("/register_trajectory", {"task": changed}))[0] == 403
-    assert opened.post("/register_trajectory", {"task": {"note": "mine"}, "metadata": {"run": 1}}).status_code == 200
-    task = served.trajectory(opened.uid).task
-    assert (task.answer, task.metadata["note"]) == ("4", "mine")
 
 
 def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start) -> None:

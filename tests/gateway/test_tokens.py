@@ -146,6 +146,10 @@ def test_the_secret_is_made_once_kept_from_others_and_never_short(
     (path,) = tmp_path.iterdir()
     assert load_secret("UNSET_SECRET") == made == path.read_bytes() and len(made) > 30
     assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match=r"can be read by others \(mode 0640\)(.|\n)*chmod 600"):
+        load_secret("UNSET_SECRET")
+    path.chmod(0o600)
     path.write_bytes(b"")
     with pytest.raises(ConfigError, match="has 0 bytes"):
         load_secret("UNSET_SECRET")

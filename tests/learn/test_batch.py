@@ -199,16 +199,40 @@ def test_a_reward_that_is_not_finite_stops_training_and_names_its_trajectory(rew
 def test_what_is_not_finite_beside_a_reward_names_its_trajectory_too() -> None:
     good, broken = trajectory("A", 1.0), trajectory("broken", 0.0)
     steps = tuple(replace(step, rollout_log_probs=(-0.5, math.nan)) for step in broken.steps)
-    with pytest.raises(TrainingError, match="log-probability of trajectory 'broken' in the group 'g' is nan"):
+    with pytest.raises(TrainingError, match="'broken' of the group 'g' has a log-probability that is not finite, in "):
         batch_of([good, replace(broken, steps=steps)])
+    # A group that teaches nothing, and a trajectory that failed, are no less a sign of broken weights.
+    with pytest.raises(TrainingError, match="'broken'"):
+        batch_of([replace(good, reward=0.0), replace(broken, steps=steps)])
+    with pytest.raises(TrainingError, match="'broken'"):
+        batch_of([good, replace(broken, steps=steps, status=Status.FAILED, reward=None)])
     with pytest.raises(TrainingError, match="an advantage of trajectory 'A' in the group 'g' is "):
         batch_of([replace(good, reward=1.7e308), replace(broken, reward=1.6e308)])  # their sum is infinite
 
 
 ALGORITHMS = models_in(AlgorithmConfig)
-ALONE = ("reinforce", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo", "imitate")
-"""Those that compare over the whole batch or with nothing, so that a trajectory alone in its group may have an
-advantage."""
+WHITENED = ("reinforce_plus_plus_baseline",)
+"""Centred over the whole batch after the group: 0 in a group of one only becomes 0 where all groups are."""
+
+
+def rewarded(one: Trajectory) -> Trajectory:
+    """`one` with its reward on its last step."""
+    return replace(one, steps=(*one.steps[:-1], replace(one.steps[-1], reward=one.reward)))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
+def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
+    alone = [[rewarded(trajectory("a", 1.0, group="g"))], [rewarded(trajectory("b", 0.0, group="h"))]]
+    readings = {
+        (t.uid, step.step_index): Reading(*[(0.0,) * len(step.response_ids)] * 4) for (t,) in alone for step in t.steps
+    }
+    named = algorithm().name
+    greedy = {"g": 0.5, "h": 0.5} if algorithm.greedy_baseline else None
+    if named == "distill":  # by the teacher, not by rewards
+        readings = {place: replace(one, reference=[-1.0] * len(one.log_probs)) for place, one in readings.items()}
+    batch = make_batch(alone, algorithm(), failed="mask", readings=readings, greedy=greedy, keep_zero=True)
+    teaches = any(value for turn in batch.turns for value in turn.advantages)
+    assert teaches is not algorithm.needs_group
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
@@ -231,7 +255,7 @@ def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algori
     assert batch.counts["groups"] == 3 and batch.counts["empty_groups"] == 1
     assert sum(shares(batch)) == pytest.approx(1.0)
     assert all(math.isfinite(value) for turn in batch.turns for value in turn.advantages)
-    if algorithm().name not in ALONE:
+    if algorithm.needs_group and algorithm().name not in WHITENED:
         # It has nobody to be compared with.
         assert [turn.advantages for turn in batch.turns if turn.group == "h"] == [(0.0, 0.0)]
         assert batch.counts["zero_variance_groups"] >= 1

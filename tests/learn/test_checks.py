@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from tests.row_dependent import row_dependent_products
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import Step, Task, Trajectory
@@ -16,6 +19,8 @@ from midstream.learn.checks import Check, first_batch, insist, is_trained
 from midstream.learn.config import OptimizerConfig, TrainConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.mismatch import OwnLogProbs
+from midstream.learn.noise import UNDECIDABLE, noise_floor
 from midstream.learn.weights import Weights
 
 CONFIG = TrainConfig.model_validate(
@@ -51,10 +56,17 @@ def attempts(decoder: Any) -> list[list[Trajectory]]:
 def findings(
     decoder: Any, groups: Sequence[Sequence[Trajectory]], batch: LearningBatch | None = None, **facts: Any
 ) -> dict[str, bool]:
+    return {check.name: check.ok for check in checked(decoder, groups, batch, **facts)}
+
+
+def checked(
+    decoder: Any, groups: Sequence[Sequence[Trajectory]], batch: LearningBatch | None = None, **facts: Any
+) -> list[Check]:
     made = batch or make_batch(groups, FlowGRPO(), failed="mask")
-    sums = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO())
-    checks = first_batch(CONFIG, groups, made, sums, **{"dtype": "float32", "version": 0, "kl_at_start": 0.0, **facts})
-    return {check.name: check.ok for check in checks}
+    own = OwnLogProbs()
+    Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO(), None, own.take)
+    noise = noise_floor(decoder, [turn.sequence for turn in made.turns])
+    return first_batch(CONFIG, groups, made, own=own, **{"noise": noise, "version": 0, "kl_at_start": 0.0, **facts})
 
 
 def bad(found: Mapping[str, bool]) -> set[str]:
@@ -75,16 +87,74 @@ def test_what_is_right_passes(make_policy) -> None:
     assert not bad(found) and {"loss on planner", "loss on verifier", "learned as recorded"} <= found.keys()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [{"rollout_log_probs": lambda step: [value + 0.01 for value in step.rollout_log_probs]}, {"temperature": 0.7}],
-)
-def test_log_probabilities_of_another_policy_are_found(make_policy, fault: dict[str, Any]) -> None:
+def off_by(size: float) -> dict[str, Any]:
+    return {"rollout_log_probs": lambda step: [value + size for value in step.rollout_log_probs]}
+
+
+def test_log_probabilities_of_another_policy_are_found(make_policy) -> None:
     decoder = make_policy().decoder
-    assert bad(findings(decoder, changed(attempts(decoder), "planner", **fault))) == {
+    assert bad(findings(decoder, changed(attempts(decoder), "planner", **off_by(0.01)))) == {
         "sampler and learner agree",
         "ratio is 1",
     }
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.002])
+def test_another_temperature_is_found_whatever_the_noise(make_policy, noise: float) -> None:
+    decoder = make_policy().decoder
+    with row_dependent_products(noise):
+        groups = many_attempts(decoder)
+        assert not bad(findings(decoder, groups))
+        assert "temperatures agree" in bad(findings(decoder, changed(groups, "planner", temperature=0.7)))
+
+
+def many_attempts(decoder: Any) -> list[list[Trajectory]]:
+    """A group of sixteen that plan in eight tokens each."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    task = Task(id="t", prompt="?")
+    group: list[Trajectory] = []
+    for number in range(16):
+        prompt, said = (5, 6, 7, number), tuple(generator.integers(8, 400, 8).tolist())
+        found = tuple(score(decoder, [TokenSequence(prompt, said)]).log_probs.tolist())
+        step = Step(prompt_ids=prompt, response_ids=said, rollout_log_probs=found, role="planner", trainable=True)
+        group.append(Trajectory(uid=str(number), prompt_uid="g", task=task, steps=(step,), reward=float(number % 2)))
+    return [group[:2], group[2:4], *([group[n], group[n + 1]] for n in range(4, 16, 2))]
+
+
+def test_one_token_of_many_never_stops_a_run(make_policy) -> None:
+    decoder = make_policy().decoder
+    groups = many_attempts(decoder)
+    first = groups[0][0]
+    (step,) = first.steps
+    assert step.rollout_log_probs is not None
+    odd = replace(step, rollout_log_probs=(step.rollout_log_probs[0] + 0.01, *step.rollout_log_probs[1:]))
+    found = bad(findings(decoder, [[replace(first, steps=(odd,)), groups[0][1]], *groups[1:]]))
+    assert "sampler and learner agree" not in found and not found - {"ratio is 1"}
+
+
+def test_a_model_that_drops_out_does_not_hide_behind_its_own_noise(make_policy, monkeypatch) -> None:
+    decoder = make_policy().decoder
+    groups = attempts(decoder)
+    forward = type(decoder).forward
+    monkeypatch.setattr(
+        type(decoder), "forward", lambda *given, **named: torch.nn.functional.dropout(forward(*given, **named), 0.1)
+    )
+    assert {"nothing is random", "sampler and learner agree"} <= bad(findings(decoder, groups))
+
+
+def test_a_model_that_looks_ahead_is_found(make_policy) -> None:
+    decoder = make_policy().decoder
+    noise = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=1.5)
+    assert "noise floor" in bad(findings(decoder, attempts(decoder), noise=noise))
+
+
+def test_a_check_says_what_it_can_see_and_when_that_is_too_little(make_policy) -> None:
+    decoder = make_policy().decoder
+    loud = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=0.2)
+    found = {check.name: check for check in checked(decoder, attempts(decoder), noise=loud)}
+    agree = found["sampler and learner agree"]
+    assert agree.ok and not agree.decided and agree.finds is not None and agree.finds > UNDECIDABLE
+    assert found["learned as recorded"].decided
 
 
 def test_loss_on_a_role_that_the_config_does_not_train_is_found(make_policy) -> None:

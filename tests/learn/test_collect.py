@@ -49,7 +49,7 @@ def made(
             algorithm=SimpleNamespace(greedy_baseline=greedy),
         ),
         tasks=SimpleNamespace(get=get),
-        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1),
+        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, of_groups=False),
         manager=lambda store: SimpleNamespace(run=run),
     )
     collected = attempt_tasks(parts, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]

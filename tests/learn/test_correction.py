@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ import pytest
 
 from midstream.core.errors import ModelError
 from midstream.learn.algorithms.base import CorrectionConfig
-from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.algorithms.outcome import Place, Reading
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
-from midstream.learn.correction import corrected, importance
+from midstream.learn.correction import corrected, importance, most_uncertain
 from midstream.learn.log_probs import TokenSequence
+from midstream.learn.mismatch import importance_metrics
 from midstream.learn.setup import build
 
 LOGS = (math.log(3.0), math.log(0.5), 0.0)
@@ -54,29 +55,35 @@ def read(*turns: tuple[str, tuple[float, ...], tuple[float, ...]]) -> dict[Place
 
 
 def test_the_ratio_is_taken_to_the_learner_once_it_is_corrected() -> None:
-    batch = LearningBatch([turn("a", (-1.0, -2.0)), turn("b", (-1.0,))], {"groups": 1.0})
-    readings = read(("a", (-1.0 + LOGS[0], -2.0 + LOGS[1]), (0.0, 0.0)), ("b", (-1.0,), (0.0,)))
-    algorithm = FlowGRPO(correction=CorrectionConfig(level="token", rule="mask", high=2.0))
-    found = corrected(batch, readings, algorithm)
-    assert [t.old_log_probs for t in found.turns] == [readings[t.place].log_probs for t in batch.turns]
-    assert [s for t in found.turns for s in t.scale] == pytest.approx([0.0, 0.5, 1.0])
-    assert found.counts["importance_masked"] == pytest.approx(1 / 3) and found.counts["groups"] == 1.0
+    turns = [turn("a", (-1.0, -2.0)), replace(turn("b", (-1.0,)), scale=(0.5,))]
+    own = [(-1.0 + LOGS[0], -2.0 + LOGS[1]), (-1.0,)]
+    config = CorrectionConfig(level="token", rule="mask", high=2.0)
+    found = corrected(turns, own, config)
+    assert [t.old_log_probs for t in found] == own
+    # A scale that is there already (top_entropy) stays.
+    assert [s for t in found for s in t.scale] == pytest.approx([0.0, 0.5, 0.5])
+
+
+def test_what_is_reported_of_a_corrected_step() -> None:
+    differences = [np.array(LOGS[:2]), np.array(LOGS[2:])]
+    found = importance_metrics(differences, CorrectionConfig(level="token", rule="mask", high=2.0))
+    assert found["importance_masked"] == pytest.approx(1 / 3) and found["importance_mean"] == pytest.approx(0.5)
     rho = np.array([3.0, 0.5, 1.0])
-    assert found.counts["importance_ess"] == pytest.approx(rho.sum() ** 2 / (3 * (rho**2).sum()))
-    assert found.counts["importance_chi2"] == pytest.approx((rho**2).mean() - 1)
+    assert found["importance_ess"] == pytest.approx(rho.sum() ** 2 / (3 * (rho**2).sum()))
+    assert found["importance_chi2"] == pytest.approx((rho**2).mean() - 1)
     # What the losses compare is the learner with itself; the row says how far the sampler was.
-    assert found.counts["max:log_ratio"] == pytest.approx(max(map(abs, LOGS)))
-    assert found.counts["sampler_kl"] == pytest.approx(-sum((*LOGS, 0.0)) / 3)
-    assert corrected(batch, readings, FlowGRPO()) == batch
+    assert found["max:log_ratio"] == pytest.approx(max(map(abs, LOGS)))
+    assert found["sampler_kl"] == pytest.approx(-sum(LOGS) / 3)
 
 
 def test_only_the_most_uncertain_tokens_of_the_batch_carry_loss() -> None:
     batch = LearningBatch([turn("a", (-1.0, -1.0)), turn("b", (-1.0, -1.0))])
     readings = read(("a", (-1.0, -1.0), (0.1, 0.9)), ("b", (-1.0, -1.0), (0.5, 0.2)), ("flat", (-1.0,), (2.0,)))
-    found = corrected(batch, readings, FlowGRPO(top_entropy=0.5))
+    found = most_uncertain(batch, readings, 0.5)
     # The median of all five is 0.5: a turn that carries no gradient itself counts in it.
     assert [t.scale for t in found.turns] == [(0.0, 1.0), (1.0, 0.0)]
     assert found.counts["entropy_threshold"] == 0.5 and found.turns[0].old_log_probs == (-1.0, -1.0)
+    assert most_uncertain(batch, {}, 1.0) == batch
 
 
 def config_of(model: Path | str, reference: Path | str, **policy) -> TrainConfig:

@@ -15,6 +15,7 @@ from midstream.evaluate.runs import read_rows
 from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO, CriticConfig
 from midstream.learn.critic import Critic
+from midstream.learn.log_probs import TokenSequence, run
 
 
 def valued(*turns: tuple[float, tuple[float, ...]]) -> Outcome:
@@ -77,10 +78,31 @@ def test_a_value_is_pulled_only_so_far(make_policy, value, before, target, loss,
     assert said.grad.item() == pytest.approx(slope, abs=1e-6)
 
 
+def test_roles_have_heads_of_their_own_and_the_others_share_one(make_policy) -> None:
+    decoder = make_policy().decoder
+    critic = Critic(CriticConfig(roles=("planner", "generator"), clip=None), decoder, None)
+    # The same tokens, said by three roles.
+    roles = ["planner", "generator", "verifier"]
+    states = run(decoder, [TokenSequence((5, 6), (7,))] * 3)
+    assert critic.values(states, roles).tolist() == [0.0, 0.0, 0.0]
+    loss, _ = critic.loss(
+        critic.values(states.detached(), roles), torch.zeros(3), torch.tensor([1.0, 0.0, -1.0]), torch.ones(3)
+    )
+    loss.backward()
+    slopes = critic.head["critic.weight"].grad
+    assert slopes is not None and slopes.shape[0] == 3
+    assert slopes[0].any() and not slopes[1].any() and torch.equal(slopes[2], -slopes[0])
+    critic.step()
+    planner, generator, verifier = critic.values(states, roles).tolist()
+    assert planner > 0 > verifier and generator == 0
+    # A role that no head is named for has the shared one.
+    assert critic.values(states, ["critic"] * 3).tolist() == [verifier] * 3
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_a_critic_is_gone_on_with_after_a_resume(tiny_path: Path, tmp_path: Path, own: bool) -> None:
     def rows(run: Path, steps: int, resume: bool = False) -> list[dict[str, Any]]:
-        critic = {"model": str(tiny_path)} if own else {}
+        critic = {"model": str(tiny_path)} if own else {"roles": ["answerer"]}
         settings = {
             "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 2}},
             "tasks": {"sources": [{"type": "direct"}]},

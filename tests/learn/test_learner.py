@@ -299,7 +299,7 @@ def with_critic(make_policy, max_tokens: int = 4096, own: bool = False, **config
 
 def valued_batch(learner: Learner) -> LearningBatch:
     turns = batch_for(learner).turns
-    values = learner.look([turn.sequence for turn in turns], values=True).values
+    values = learner.look([turn.sequence for turn in turns], [turn.role for turn in turns]).values
     made, start = [], 0
     for turn in turns:
         part = slice(start, start := start + len(turn.old_log_probs))

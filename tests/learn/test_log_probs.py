@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from midstream.core.errors import ModelError
+from midstream.engines.torch.products import Rows
 from midstream.learn.log_probs import CHUNK, TokenSequence, score, token_log_probs
 from midstream.learn.weights import fused, unfused
 
@@ -27,7 +28,7 @@ def test_values_and_gradients_are_plain_log_softmaxs(with_entropy: bool, tempera
     temperature = choices[torch.arange(n) % len(choices)]
     by, by_entropy = torch.randn(n, generator=generator), torch.randn(n, generator=generator)
 
-    log_probs, entropy = token_log_probs(hidden, head, targets, temperature)
+    log_probs, entropy = token_log_probs(hidden, head, Rows(), targets, temperature)
     ((by * log_probs).sum() + with_entropy * (by_entropy * entropy).sum()).backward()
     found, hidden.grad, head.grad = (hidden.grad, head.grad), None, None
 

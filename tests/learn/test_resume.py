@@ -163,11 +163,12 @@ def test_the_run_of_this_test_learns_something(uninterrupted: tuple[Path, float]
     ]
 
 
-def test_ctrl_c_saves_and_stops_and_resume_ends_the_same(
-    configure: Configure, uninterrupted: tuple[Path, float], folder: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_stop_and_resume_ends_the_same(
+    configure: Configure, uninterrupted: tuple[Path, float], folder: Path, number: signal.Signals
 ) -> None:
-    config = configure("stopped")
-    file, path = folder / "stopped.yaml", run_dir(config)
+    config = configure(f"stopped by {number.name}")
+    file, path = folder / f"{number.name}.yaml", run_dir(config)
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     process = SPAWN.Process(target=cli.main, args=(["train", str(file)],))
     process.start()
@@ -177,7 +178,7 @@ def test_ctrl_c_saves_and_stops_and_resume_ends_the_same(
     with pytest.raises(RunError, match="another process is using"):
         train(config, resume=True)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     process.join()
     assert process.exitcode == cli.INTERRUPTED == 130
     assert json.loads((path / "run.json").read_text())["status"] == "stopped"

@@ -83,10 +83,10 @@ def record(policy: Any, tmp_path: Path) -> Record:
 def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
     """Trains on the store; what the run came to."""
 
-    def start(steps: int = 2, *, resume: bool = False, run: str = "run", **changes: Any) -> Any:
+    def start(steps: int = 2, *, resume: bool = False, run: str = "run", reward: str = "given", **changes: Any) -> Any:
         settings: dict[str, Any] = {
             "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
-            "reward": {"components": {"letters_for_source": 1.0}},
+            "reward": {"components": {reward: 1.0}} if reward else {},
             "rollout": {
                 "tasks_per_step": 1,
                 "source": {"store": str(tmp_path / f"{changes.pop('store', 'gateway')}.sqlite"), "wait_s": 0.3},
@@ -272,12 +272,19 @@ def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None
     assert "train the model that the gateway served" in (error.value.hint or "")
 
 
-def test_what_came_without_a_reward_is_scored_by_the_config(record: Record, train: Any, tmp_path: Path) -> None:
-    made = record("q0", (None, None, 0.5))
-    train(1)
+def test_a_reward_in_the_config_has_the_last_word_over_recorded_ones(
+    record: Record, train: Any, tmp_path: Path
+) -> None:
+    made = record("q0", (None, 1e9, 0.5))
+    train(1, reward="letters_for_source")
     (row,) = rows(tmp_path)
-    own = [letters(t.answer) for t in made[:2]]
-    assert row["reward"] == pytest.approx(sum([*own, 0.5]) / 3)
+    assert row["reward"] == pytest.approx(sum(letters(t.answer) for t in made) / 3)
+
+
+def test_without_one_in_the_config_recorded_rewards_stand(record: Record, train: Any, tmp_path: Path) -> None:
+    record("q0", (2.0, 0.5, 0.0))
+    train(1, reward="")
+    assert rows(tmp_path)[0]["reward"] == pytest.approx(2.5 / 3)
 
 
 def test_what_failed_counts_as_the_config_says(record: Record, train: Any, tmp_path: Path) -> None:

@@ -18,9 +18,12 @@ def store(database: str) -> Iterator[Store]:
 
 
 text = st.text(st.characters(), max_size=12)  # surrogates and NUL included: models write them
-names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
+_of_names = st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="/\\")
+names = st.text(_of_names, min_size=1, max_size=8).filter(lambda name: name not in (".", ".."))
 floats = st.floats(allow_nan=False)
-columns = floats.map(lambda number: number + 0.0)  # SQLite keeps no sign on a zero in a column of its own
+# SQLite keeps no sign on a zero in a column of its own.
+columns = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
+log_probs = st.floats(max_value=0.0, allow_nan=False, allow_infinity=False)
 leaves = st.none() | st.booleans() | st.integers() | floats | text
 values = st.recursive(
     leaves,
@@ -42,7 +45,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
     steps = []
     for index in range(draw(st.integers(0, 3))):
         response = draw(tokens)
-        probabilities = st.lists(floats, min_size=len(response), max_size=len(response)).map(tuple)
+        probabilities = st.lists(log_probs, min_size=len(response), max_size=len(response)).map(tuple)
         steps.append(
             Step(
                 prompt_ids=draw(tokens),
@@ -57,7 +60,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
                 metadata=draw(mappings),
                 role=draw(names),
                 trainable=draw(st.booleans()),
-                parent=draw(st.none() | st.integers(0, 9)),
+                parent=draw(st.none() | st.integers(0, index - 1)) if index else None,
                 branch_reason=draw(st.just("") | names),
                 temperature=draw(columns),
                 messages=draw(messages),
@@ -89,7 +92,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
         turns=draw(st.integers(0, 9)),
         status=draw(st.sampled_from(Status)),
         error=draw(text),
-        rewards=draw(st.dictionaries(text, st.none() | floats, max_size=3)),
+        rewards=draw(st.dictionaries(text, st.none() | columns, max_size=3)),
         reward=draw(st.none() | columns),
         metadata=draw(mappings),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from midstream.core.types import Message, Step
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
 from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.tree import PREFIX_IGNORE
 
 TOOLS = ({"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}},)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a":1,  "b": "ü"}}\n</tool_call>'
@@ -118,6 +121,36 @@ def test_arguments_written_otherwise_are_the_same_call_and_other_arguments_are_n
     assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
 
 
+@pytest.mark.parametrize(
+    ("sampled", "spelled"),
+    [
+        ('{"a": 1.0}', '{"a":1}'),
+        ('{"a": 1}', '{"a":1.0}'),
+        ('{"a": 1e2, "b": [0.10, -0.0]}', '{"b":[0.1,0],"a":100}'),
+        ('{"a": 12345678901234567890}', '{"a":12345678901234567000}'),
+        ("{}", ""),
+    ],
+)
+def test_numbers_spelled_otherwise_are_the_same_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+    """As JavaScript writes them, which has one type of number."""
+    recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
+    call = f'<tool_call>\n{{"name": "add", "arguments": {sampled}}}\n</tool_call>'
+    message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
+    message["tool_calls"][0]["function"]["arguments"] = spelled
+    same = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (same.parent, same.branch_reason) == (0, "")
+
+
+@pytest.mark.parametrize(("sampled", "spelled"), [("1", "1.5"), ("1", "true"), ("1", '"1"'), ("0", "false")])
+def test_other_values_are_another_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+    recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
+    call = f'<tool_call>\n{{"name": "add", "arguments": {{"a": [{sampled}]}}}}\n</tool_call>'
+    message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
+    message["tool_calls"][0]["function"]["arguments"] = f'{{"a": [{spelled}]}}'
+    other = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
+    assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
+
+
 def test_the_same_history_with_other_tools_starts_anew_and_says_so(tiny_tokenizer: Any) -> None:
     recorder = a_recorder()
     messages, message = a_call(recorder, tiny_tokenizer)
@@ -153,3 +186,33 @@ def test_what_was_rendered_is_used_again_for_the_very_same_conversation_only(tin
     for default in (1, True, 1.0):  # equal in Python, and not in a prompt
         step = say(recorder, tiny_tokenizer, "Fine.", messages, tool(default))
         assert step.prompt_ids == tiny_tokenizer.render(messages, tool(default))
+
+
+def test_a_line_that_changes_with_each_request_does_not_make_a_root(tiny_tokenizer: ChatTokenizer) -> None:
+    """The prompt keeps the tokens of the line as it was first."""
+
+    def conversation(number: int, *rest: Any) -> list[Any]:
+        line = f"x-anthropic-billing-header: cc_version=2.1; cch={number};\n"
+        return [
+            {"role": "system", "content": f"{line}You are brief."},
+            {"role": "user", "content": f"Hi. Used: {number} tokens"},
+            *rest,
+        ]
+
+    def steps(patterns: tuple[str, ...]) -> list[Any]:
+        recorder = Recorder("t", "p", seed=1, prefix_ignore=patterns)
+        said: list[Any] = []
+        for number in range(3):
+            say(recorder, tiny_tokenizer, "Hello.", conversation(number, *said))
+            said += [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "And?"}]
+        return recorder.steps
+
+    cut = steps((r"Used: \d+ tokens",))
+    assert [step.branch_reason for step in cut] == ["", "changed_system_prompt", "changed_system_prompt"]
+    whole = steps((*PREFIX_IGNORE, r"Used: \d+ tokens"))
+    assert [(step.parent, step.branch_reason) for step in whole] == [(None, ""), (0, ""), (1, "")]
+    for before, after in pairwise(whole):
+        known = before.prompt_ids + before.response_ids
+        assert after.prompt_ids[: len(known)] == known
+    assert "cch=0;" in tiny_tokenizer.decode(whole[2].prompt_ids)
+    assert "cch=2;" not in tiny_tokenizer.decode(whole[2].prompt_ids)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, UserError
+from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
 from midstream.rewards.components import StepRewards, component
 from midstream.rewards.compose import RewardConfig, RewardFunction
@@ -104,7 +105,8 @@ def test_a_component_that_raises_fails_the_trajectory_and_keeps_what_there_was()
     scored = asyncio.run(function.score(a_trajectory()))
     assert scored.status == Status.FAILED
     assert scored.error == "reward component 'test_raises' raised ZeroDivisionError: no luck"
-    assert scored.rewards == {"correctness": 1.0, "test_raises": None, "turns": None}
+    assert scored.rewards == {"correctness": 1.0, "test_raises": None, "turns": 0.0}
+    assert failure_of(scored) is Failure.REWARD
     assert scored.reward is None and not function.succeeded(scored)
 
 

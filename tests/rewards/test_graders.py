@@ -6,19 +6,19 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midstream.rewards.answers import extract_answer
 from midstream.rewards.graders import (
     answer_correct,
     exact_match,
-    extract_answer,
     f1,
     is_numeric,
     multiple_choice,
-    normalise,
     numeric,
 )
+from midstream.rewards.text_match import normalise
 
 GRADERS = (exact_match, f1, numeric, multiple_choice, answer_correct)
 
@@ -204,6 +204,7 @@ def test_which_answers_are_numbers() -> None:
     )
 
 
+@settings(deadline=None)  # an expression starts the process that compares them
 @given(st.text(), st.text() | st.integers() | st.floats() | st.none() | st.lists(st.text()))
 def test_any_text_gets_a_grade_between_0_and_1(prediction: str, answer: Any) -> None:
     for grade in GRADERS:
@@ -218,8 +219,30 @@ def test_normalising_twice_changes_nothing_and_text_matches_itself(text: str) ->
 
 @pytest.mark.timeout(20)  # takes milliseconds; what backtracks takes minutes
 @pytest.mark.parametrize(
-    "piece", ["1,111,", "5 ", " ", "(", "\\boxed{", "<answer>", "9", "a ", "3 / ", "-", "answer ", "*"]
+    "piece",
+    [
+        "1,111,",
+        "5 ",
+        " ",
+        "(",
+        "\\boxed{",
+        "<answer>",
+        "9",
+        "a ",
+        "3 / ",
+        "-",
+        "answer ",
+        "*",
+        "\\(",
+        "<think>",
+        "1 ",
+        "9 not 9, ",
+        "</think>",
+        "answer is ",
+        "{",
+    ],
 )
 def test_hostile_repetition_is_graded_in_time(piece: str) -> None:
     for grade in GRADERS:
-        assert grade(piece * (20_000 // len(piece)), "12") == 0.0
+        for answer in ("12", "x-1", "Rome", "B", "12 cm"):
+            assert grade(piece * (20_000 // len(piece)), answer) == 0.0

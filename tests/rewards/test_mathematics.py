@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from midstream.core.errors import UserError
-from midstream.rewards import mathematics
+from midstream.rewards import math_process
+from midstream.rewards.math_process import compare
 from midstream.rewards.mathematics import math_verify
 
 
@@ -36,6 +37,7 @@ def test_equal_is_equal_however_it_is_written(prediction: str, answer: Any, scor
 
 def test_an_endless_expression_is_wrong_and_the_next_one_is_graded() -> None:
     assert math_verify("9**9**9**9**9", "5", timeout_s=0.5) == 0.0
+    assert compare([("5", "9^{9^{9^{9}}}")], timeout_s=0.5) == [False]  # what no rule of ours sees coming
     assert math_verify("5", "5") == 1.0
 
 
@@ -46,7 +48,7 @@ def test_threads_may_grade_at_once() -> None:
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mathematics, "_worker", mathematics._Worker())
+    monkeypatch.setattr(math_process, "_worker", math_process._Worker())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="math-verify"):
-        math_verify("5", "5")
+        math_verify("1 + x", "x + 1")

@@ -77,7 +77,7 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         httpx.post(
             f"{opened['base_url']}/complete_trajectory",
             json=done,
-            headers={"Authorization": f"Bearer {opened['token']}"},
+            headers={"Authorization": f"Bearer {opened['owner_token']}"},
         ).raise_for_status()
         return opened["trajectory_uid"]
 

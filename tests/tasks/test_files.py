@@ -1,5 +1,6 @@
 """Task files in the formats people have, and errors that name file, line and field."""
 
+import gzip
 import importlib.util
 import json
 
@@ -130,3 +131,74 @@ def test_broken_files(tmp_path):
 def test_a_hub_name_without_datasets_says_what_to_install():
     with pytest.raises(TaskError, match="pip install datasets"):
         load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gsm8k", subset="main")]))
+
+
+def test_a_csv_file_has_a_header_and_may_hold_commas_quotes_and_line_breaks(tmp_path):
+    path = tmp_path / "quiz.csv"
+    path.write_bytes('\ufeffid,question,answer,level\r\n7,"a, ""b""\r\nor c?",18,\r\n8,d?,"1,250",3\r\n'.encode())
+    tasks = take(file_tasks(path, RowFields(split="test")), "test", 9)
+    seven, eight = sorted(tasks, key=lambda task: task.id)
+    assert (seven.id, seven.prompt, seven.answer, seven.metadata) == ("7", 'a, "b"\r\nor c?', "18", {})
+    assert (eight.answer, eight.metadata, eight.kind) == ("1250", {"level": "3"}, "quiz")
+
+
+def test_a_parquet_file_is_read_with_lists_and_chat_prompts(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {"prompt": [{"role": "user", "content": "a?"}], "answers": ["x", "y"], "level": 1},
+        {"prompt": [{"role": "user", "content": "b?"}], "answers": ["z"], "level": None},
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "quiz.parquet")
+    tasks = take(file_tasks(tmp_path / "quiz.parquet", RowFields(split="test")), "test", 9)
+    first, second = sorted(tasks, key=lambda task: task.id)
+    assert (first.question, first.answer, first.metadata) == ("a?", ["x", "y"], {"level": 1})
+    assert (second.id, second.answer, second.metadata) == ("quiz-1", "z", {})
+
+
+@pytest.mark.parametrize("name", ["quiz.jsonl.gz", "QUIZ.JSONL", "Quiz.Jsonl.GZ", "quiz.CSV", "quiz.json"])
+def test_endings_in_any_case_and_gzip(tmp_path, name):
+    csv = name.lower().endswith(".csv")
+    content = (b"question,answer\na?,b\n" if csv else json.dumps({"question": "a?", "answer": "b"}).encode()) + b"\n"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
+    (task,) = take(load_tasks(TasksConfig(sources=[SourceConfig(type=str(path), split="test")])), "test", 9)
+    assert (task.prompt, task.answer, task.kind) == ("a?", "b", name.split(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"question,answer\na?,b,c\n", "a.csv, line 2: has 3 fields, but the header has 2"),
+        ("a.csv", b'question,answer\na?,"b\n', "a.csv, line 2: is not valid CSV"),
+        ("a.csv", b"question,answer\ncaf\xe9,b\n", "a.csv, line 2: is not UTF-8"),
+        ("a.csv", b"question,answer\n", "holds no task"),
+        ("a.jsonl.gz", b"plain", "is not a gzip file"),
+        ("a.parquet", b"plain", "is not a Parquet file"),
+        ("a.txt", b"plain", "ends in none of .jsonl, .jsonl.gz, .csv, .parquet"),
+    ],
+)
+def test_other_broken_files(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TaskError) as caught:
+        load_tasks(TasksConfig(sources=[SourceConfig(type=str(tmp_path / name))]))
+    assert said in str(caught.value)
+
+
+def test_a_path_that_exists_is_never_a_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "openai").mkdir()
+    (tmp_path / "openai" / "gsm8k").write_text('{"question": "a?", "answer": "b"}\n')
+    with pytest.raises(TaskError, match="the task file 'openai/gsm8k' ends in none of"):
+        load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gsm8k")]))
+    with pytest.raises(TaskError, match="cannot read task file 'openai': it is a folder"):
+        load_tasks(TasksConfig(sources=[SourceConfig(type="openai")]))
+    with pytest.raises(TaskError, match=r"no task file at 'openai/gone.CSV'"):
+        load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gone.CSV")]))
+
+
+def test_half_of_a_surrogate_pair_is_cleaned(tmp_path):
+    path = tmp_path / "cut.jsonl"
+    path.write_text('{"question": "cut \\ud83d", "answer": "\\ud83d\\ude42", "note": ["\\udc00"]}\n')
+    task = only(path)
+    assert (task.prompt, task.answer, task.metadata) == ("cut \ufffd", "🙂", {"note": ["\ufffd"]})

@@ -47,6 +47,15 @@ def test_a_good_call():
     assert done.latency_s > 0
 
 
+def test_a_result_is_text_that_every_encoding_carries():
+    @tool
+    def cut() -> str:
+        """Cuts text anywhere."""
+        return "whole \ud83d\ude42, cut \ud83d, \x00"
+
+    assert call([cut], "cut", {}).result == "whole 🙂, cut \ufffd, \ufffd"
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

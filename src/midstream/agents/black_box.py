@@ -25,9 +25,15 @@ from midstream.agents.base import AgentFlowBase
 from midstream.agents.door import Address, default_door
 from midstream.agents.registry import register
 from midstream.core.config import Config
-from midstream.core.errors import MidstreamError
+from midstream.core.errors import ConfigError, MidstreamError
 from midstream.core.sampling import SamplingParams
+from midstream.core.secrets import NOT_KEPT, text_without_secrets
+from midstream.core.text import cleaned
 from midstream.tools.calculator import calculator
+
+CLEAN = ("PATH", "HOME", "LANG")
+"""Environment variables that every program gets."""
+SHORTEST_SECRET = 6
 
 
 class AgentFailed(MidstreamError):
@@ -137,7 +143,11 @@ class CommandSettings(Config):
     command: str | tuple[str, ...] = Field(min_length=1)
     """The program and its arguments; `{question}` in one is replaced by the question, `{model}` by the model's name."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Further environment variables; `{question}` and `{model}` are replaced there too."""
+    """Environment variables for the program; `{question}` and `{model}` are replaced there too. Their values may be
+    secrets and are not kept with the run: a saved config takes them from the environment again."""
+    pass_env: tuple[str, ...] = ()
+    """Names of environment variables that the program gets as they are here. Beside these it gets `PATH`, `HOME`,
+    `LANG`, and where its model is; nothing else of our environment."""
     stdin: bool = True
     """Whether the question is written to the program's standard input."""
     answer: str = r"(?s)(.*)"
@@ -148,8 +158,9 @@ class CommandSettings(Config):
 
 @register("blackbox_command_agent")
 class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
-    """Runs a program with `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY` set to this
-    trajectory's. It fails when the program does; with the trajectory's time its process group ends too."""
+    """Runs a program in a clean environment: `PATH`, `HOME`, `LANG` and what the settings name, with `OPENAI_BASE_URL`,
+    `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY` set to this trajectory's. It fails when the program
+    does; with the trajectory's time its process group ends too."""
 
     settings = CommandSettings
 
@@ -160,14 +171,14 @@ class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
         words = shlex.split(config.command) if isinstance(config.command, str) else list(config.command)
         own = {"question": question, "model": address.model}
         env = {
-            **os.environ,
+            **{name: os.environ[name] for name in (*CLEAN, *config.pass_env) if name in os.environ},
             "OPENAI_BASE_URL": base_url,
             "OPENAI_API_KEY": address.token,
             "ANTHROPIC_BASE_URL": address.root_url,
             "ANTHROPIC_API_KEY": address.token,
             "MIDSTREAM_MODEL": address.model,
             "MIDSTREAM_TRAJECTORY": self.session.recorder.trajectory_uid,
-            **{name: _filled(value, own) for name, value in config.env.items()},
+            **{name: _filled(_known(name, value), own) for name, value in config.env.items()},
         }
         try:
             process = await asyncio.create_subprocess_exec(
@@ -182,17 +193,31 @@ class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
         except OSError as error:
             raise AgentFailed(f"cannot start '{words[0]}': {error.strerror or error}") from None
         try:
-            out, err = await process.communicate(question.encode() if config.stdin else None)
+            out, err = await process.communicate(cleaned(question).encode() if config.stdin else None)
         finally:
             _end(process)
         if process.returncode:
-            last = err.decode(errors="replace").strip()[-500:]
+            last = text_without_secrets(err.decode(errors="replace").strip()[-500:])
+            for secret in filter(None, (env[name] for name in (*config.env, *config.pass_env) if name in env)):
+                last = last.replace(secret, NOT_KEPT) if len(secret) >= SHORTEST_SECRET else last
             raise AgentFailed(f"'{words[0]}' ended with {process.returncode}: {last}")
         found = list(re.finditer(config.answer, out.decode(errors="replace").strip()))
         if not found:
             return None
         match = next((m for m in reversed(found) if m.group(0)), found[-1])
         return (match.group(1) if match.re.groups else match.group(0)).strip()
+
+
+def _known(name: str, value: str) -> str:
+    """The value of an environment variable; one that was not kept with a run is taken from ours."""
+    if value != NOT_KEPT:
+        return value
+    if name not in os.environ:
+        raise ConfigError(
+            f"the value of flow.settings.env.{name} was not kept with the run, as it may be a secret",
+            f"export {name}=... before you run this agent again",
+        )
+    return os.environ[name]
 
 
 def _filled(text: str, own: Mapping[str, str]) -> str:

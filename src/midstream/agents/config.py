@@ -109,6 +109,17 @@ class SourceConfig(Config):
     what it has learned."""
 
 
+class MaxFailedConfig(Config):
+    """Most of a step's attempts that may fail, by cause. Past it the run stops and names the cause; 1 never does."""
+
+    infrastructure: float = Field(default=0.5, ge=0, le=1)
+    """Share that may fail because an engine, a judge or another service could not be reached."""
+    reward: float = Field(default=0.5, ge=0, le=1)
+    """Share that may fail because a reward component raised or took too long."""
+    agent: float = Field(default=1.0, ge=0, le=1)
+    """Share that may fail by the agent itself: its flow raised, its prompt outgrew the context, it took too long."""
+
+
 class RolloutConfig(Config):
     """How trajectories are made."""
 
@@ -144,7 +155,11 @@ class RolloutConfig(Config):
     its group's statistics, and trains nothing on it."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out and keeps its place in
-    the denominators of the loss; `score` gives it `reward.failed` and trains on it."""
+    the denominators of the loss; `score` gives it `reward.failed` and trains on it, but for failures of infrastructure,
+    which never count as an outcome."""
+    max_failed: MaxFailedConfig = MaxFailedConfig()
+    """Most of a step's attempts that may fail, by cause, before the run stops. A first step in which every attempt
+    failed stops it too."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RolloutConfig:

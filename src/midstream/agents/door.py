@@ -19,11 +19,13 @@ from midstream.record.recorder import Recorder, Voice
 @dataclass(slots=True)
 class Address:
     """Where an agent finds its model. `base_url` is for OpenAI's clients, and `token` their API key; Anthropic's take
-    `root_url` and the same token. What the agent said on completing its trajectory stands in the other fields."""
+    `root_url` and the same token. `owner_token` is the flow's own: it grades the trajectory, and never goes to the
+    agent. What was said on completing the trajectory stands in the other fields."""
 
     base_url: str
     token: str
     model: str
+    owner_token: str
     completed: bool = False
     last_reply: str | None = None
     """What the model said last, where the steps are not here."""

@@ -42,6 +42,11 @@ def register(name: str) -> Callable[[F], F]:
     return decorate
 
 
+def is_registered(name: str) -> bool:
+    """Whether `name` is a built-in flow, or one that this process has registered: nothing is imported for it."""
+    return name in _FLOWS or name in _BUILT_IN
+
+
 def find_flow(name: str) -> type[AgentFlowBase]:
     """The flow registered as `name`, or named by `package.module:Class`."""
     if name not in _FLOWS and name in _BUILT_IN:

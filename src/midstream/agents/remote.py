@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -32,11 +33,20 @@ PATIENCE_S = 600.0
 """How long a gateway that is busy, or waits for its trainer, may tell us to come back later."""
 
 
+class Refused(EngineError):
+    """A gateway refused a request. `code` is its word for why, such as `trajectory_ended`."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class GatewayClient:
     """The native API of a gateway. Every call that changes something may be made again: it counts once.
 
-    `key_env` names the environment variable that holds a key of the gateway. Raises `EngineError` when it does not
-    answer or refuses, with what it said.
+    `key_env` names the environment variable that holds a key of the gateway, which opens trajectories; what is about
+    one trajectory is sent with its `token`, where one is given. Raises `Refused` with what the gateway said, and
+    `EngineError` when it does not answer.
     """
 
     def __init__(self, url: str, key_env: str | None = None, timeout_s: float = 600.0) -> None:
@@ -54,51 +64,60 @@ class GatewayClient:
         """Open a trajectory; `opening` are the fields of `POST /init_trajectory`."""
         return await self.post("/init_trajectory", opening)
 
-    async def generate(self, key: str, **asked: Any) -> dict[str, Any]:
+    async def generate(self, key: str, token: str | None = None, **asked: Any) -> dict[str, Any]:
         """A response; `asked` are the fields of `POST /generate`."""
-        return await self.post("/generate", asked, key)
+        return await self.post("/generate", asked, key, token)
 
-    async def submit_steps(self, steps: list[dict[str, Any]], channel: str) -> int:
+    async def submit_steps(self, steps: list[dict[str, Any]], channel: str, token: str | None = None) -> int:
         """Hand steps in; how many were new."""
-        return (await self.post(f"/submit_steps?channel={channel}", {"steps": steps}))["accepted"]
+        return (await self.post(f"/submit_steps?channel={channel}", {"steps": steps}, token=token))["accepted"]
 
-    async def complete(self, trajectory_uid: str, **told: Any) -> dict[str, Any]:
-        """End a trajectory; `told` are the fields of `POST /complete_trajectory`."""
-        return await self.post(f"/complete_trajectory/{trajectory_uid}", told)
+    async def complete(self, trajectory_uid: str, token: str | None = None, **fields: Any) -> dict[str, Any]:
+        """End a trajectory; `fields` are those of `POST /complete_trajectory`."""
+        return await self.post(f"/complete_trajectory/{trajectory_uid}", fields, token=token)
 
-    async def trajectory(self, trajectory_uid: str) -> dict[str, Any]:
+    async def trajectory(self, trajectory_uid: str, token: str | None = None) -> dict[str, Any]:
         """How a trajectory stands."""
-        return await self._send("GET", f"/trajectories/{trajectory_uid}")
+        return await self._send("GET", f"/trajectories/{trajectory_uid}", token=token)
 
     async def model(self) -> str:
         """The name of the model it serves."""
         return (await self._send("GET", "/v1/models"))["data"][0]["id"]
 
-    async def post(self, path: str, body: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
+    async def post(
+        self, path: str, body: Mapping[str, Any], key: str | None = None, token: str | None = None
+    ) -> dict[str, Any]:
         """`POST path`, again while the gateway cannot answer."""
-        return await self._send("POST", path, body, key)
+        return await self._send("POST", path, body, key, token)
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, key: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        token: str | None = None,
     ) -> dict[str, Any]:
         problem, failures, until = "", 0, time.monotonic() + PATIENCE_S
         while failures <= RETRIES:
             try:
                 headers = {"Idempotency-Key": key} if key else {}
+                if token is not None:
+                    headers["Authorization"] = f"Bearer {token}"
                 response = await self._http.request(method, path, json=body, headers=headers)
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.is_success:
                     return response.json()
-                problem = _message(response)
+                problem, code = _problem(response)
                 if response.status_code == 429 and time.monotonic() < until:
                     await asyncio.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
                     continue
-                if "context_length_exceeded" in response.text:
+                if code == "context_length_exceeded":
                     raise PromptTooLong(problem)
                 if response.status_code < 500 and response.status_code != 429:
-                    raise EngineError(f"the gateway {self.url} refused: {problem}")
+                    raise Refused(f"the gateway {self.url} refused: {problem}", code)
             failures += 1
             if failures <= RETRIES:
                 await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
@@ -116,39 +135,37 @@ class GatewayClient:
         await self.close()
 
 
-def _message(response: httpx.Response) -> str:
+def _problem(response: httpx.Response) -> tuple[str, str]:
+    """What a gateway said of an error: its message, and its code (empty where it has none)."""
     try:
-        return str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return response.text[:300]
+        error = response.json()["error"]
+        return str(error["message"]), str(error.get("code") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return response.text[:300], ""
 
 
 class RemoteRecorder(Recorder):
-    """A recorder whose calls a gateway answers and records. It keeps the steps as they came back."""
+    """A recorder whose calls a gateway answers and records. It keeps the steps as they came back. `token` opens the
+    trajectory there."""
 
-    def __init__(self, trajectory_uid: str, prompt_uid: str, *, seed: int, client: GatewayClient) -> None:
+    def __init__(
+        self, trajectory_uid: str, prompt_uid: str, *, seed: int, client: GatewayClient, token: str | None = None
+    ) -> None:
         super().__init__(trajectory_uid, prompt_uid, seed=seed)
-        self._client = client
+        self._client, self._token = client, token
 
     async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
         sampling = call.sampling
-        asked: dict[str, Any] = {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "stop": list(sampling.stop),
-            "seed": sampling.seed,
-        }
         place = self._take_place()
         try:
             reply = await self._client.generate(
                 f"{self.trajectory_uid}/{uuid.uuid4().hex}",  # never one of a call that was given up
+                self._token,
                 trajectory_uid=self.trajectory_uid,
                 prompt_uid=self.prompt_uid,
                 messages=list(call.messages),
                 tools=list(call.tools) or None,
-                sampling_params=asked,
+                sampling_params=asdict(sampling),
                 role=call.role,
             )
         except BaseException:
@@ -162,7 +179,7 @@ class RemoteRecorder(Recorder):
             prompt_uid=self.prompt_uid,
             step_index=place.step_index,
             policy_version=reply["policy_version"],
-            metadata=dict(call.metadata),
+            metadata={**call.metadata, **({"sampling": reply["sampling"]} if "sampling" in reply else {})},
             role=call.role,
             trainable=voice.trainable and bool(reply["response_ids"]),
             temperature=sampling.temperature or 1.0,
@@ -196,19 +213,20 @@ class Elsewhere:
 
 
 class RemoteDoor:
-    """Lets a black-box agent call a gateway elsewhere."""
+    """Lets a black-box agent call a gateway elsewhere. `opened` is what it answered when the trajectory was opened."""
 
-    def __init__(self, client: GatewayClient, opening: Mapping[str, Any], model: str) -> None:
-        self._client, self._opening, self._model = client, opening, model
+    def __init__(self, client: GatewayClient, opened: Mapping[str, Any], model: str) -> None:
+        self._client, self._opened, self._model = client, opened, model
 
     @asynccontextmanager
     async def admit(
         self, recorder: Recorder, task: Task, voices: Mapping[str, Voice], sampling: Mapping[str, SamplingParams]
     ) -> AsyncIterator[Address]:
-        opened = await self._client.init_trajectory(**self._opening)
-        address = Address(base_url=opened["base_url"], token=opened["token"], model=self._model)
+        opened = self._opened
+        owner = opened["owner_token"]
+        address = Address(base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner)
         yield address
-        found = await self._client.trajectory(recorder.trajectory_uid)
+        found = await self._client.trajectory(recorder.trajectory_uid, owner)
         address.completed = found["state"] != "running"
         address.last_reply = found["answer"]
         if address.completed:
@@ -221,18 +239,19 @@ class RemoteRecords:
 
     def __init__(self, client: GatewayClient, *, group_size: int, model: str) -> None:
         self._client, self._group_size, self._model = client, group_size, model
-        self._open: set[str] = set()
+        self._open: dict[str, dict[str, Any]] = {}
+        """What the gateway answered when each trajectory under way was opened, by uid."""
         self._beating: asyncio.Task[None] | None = None
 
     def recorder(self, attempt: Attempt) -> Recorder:
-        return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client)
+        token = self._open[attempt.uid]["owner_token"]
+        return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client, token=token)
 
     def door(self, attempt: Attempt) -> Door:
-        return RemoteDoor(self._client, self._opening(attempt), self._model)
+        return RemoteDoor(self._client, self._open[attempt.uid], self._model)
 
     async def begin(self, attempt: Attempt) -> None:
-        await self._client.init_trajectory(**self._opening(attempt))
-        self._open.add(attempt.uid)
+        self._open[attempt.uid] = await self._client.init_trajectory(**self._opening(attempt))
         if self._beating is None or self._beating.done():
             self._beating = asyncio.create_task(self._beat())
 
@@ -240,27 +259,28 @@ class RemoteRecords:
         """Say that flows live which make no calls for long, as their tools take time, while there are any."""
         while self._open:
             await asyncio.sleep(HEARTBEAT_S)
-            for uid in list(self._open):
+            for uid, opened in list(self._open.items()):
                 with suppress(EngineError):  # it has ended, or what comes next will meet the same trouble
-                    await self._client.post(f"/trajectories/{uid}/heartbeat", {})
+                    await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         """Tell the gateway how it ended, and what each step earned. One that its agent has completed stays as it is."""
-        self._open.discard(trajectory.uid)
+        token = self._open.pop(trajectory.uid)["owner_token"]
         earned = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:
             if earned:
-                await self._client.submit_steps(earned, attempt.channel)
+                await self._client.submit_steps(earned, attempt.channel, token)
             await self._client.complete(
                 trajectory.uid,
+                token,
                 reward=trajectory.reward,
                 rewards={name: value for name, value in trajectory.rewards.items() if value is not None} or None,
                 answer=trajectory.answer,
                 status=str(trajectory.status),
                 error=trajectory.error,
             )
-        except EngineError as error:
-            if "has ended" not in str(error):
+        except Refused as error:
+            if error.code != "trajectory_ended":
                 raise
 
     def _opening(self, attempt: Attempt) -> dict[str, Any]:

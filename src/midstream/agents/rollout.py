@@ -13,7 +13,9 @@ from midstream.agents.door import Door
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
+from midstream.core.failures import Failure, because
 from midstream.core.sampling import SamplingParams
+from midstream.core.secrets import text_without_secrets
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
 from midstream.engines.base import Engine
@@ -158,7 +160,8 @@ class AgentFlowWorker:
         try:
             await self._records.finish(trajectory, attempt)
         except EngineError as error:
-            return replace(trajectory, status=Status.FAILED, error=str(error))
+            failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
+            return because(failed, Failure.INFRASTRUCTURE)
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -185,6 +188,8 @@ class AgentFlowWorker:
             if task is not None and task.cancelling():
                 raise  # the whole rollout is being given up
             return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
+        except EngineError as error:
+            return because(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
@@ -204,13 +209,15 @@ class AgentFlowWorker:
 
 def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
     """The trajectory of an attempt that could not even begin."""
-    return Trajectory(
+    failed = Trajectory(
         uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
     )
+    return because(failed, Failure.INFRASTRUCTURE)
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:
     """The trajectory of a flow that did not end well; all that was recorded, where the flow itself cannot say."""
+    error = text_without_secrets(error)
     if flow is not None:
         try:
             return flow.trajectory(status, error)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from midstream.core.errors import UserError
+from midstream.core.text import visible
 
 COMMANDS = {
     "train": "train",
@@ -22,6 +23,7 @@ COMMANDS = {
     "ask": "ask",
     "gateway": "gateway",
     "rollout": "rollout",
+    "export": "export",
     "runs": "runs",
     "show": "show",
     "store": "store",
@@ -83,7 +85,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UserError as error:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
+        click.echo(visible(str(error)), err=True)
         return 2
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -106,11 +108,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+class _Visible(logging.Formatter):
+    """Shows control characters as escapes: a message may quote a model or a tool."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def _log_to_stderr() -> None:
     log = logging.getLogger("midstream")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Visible("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False

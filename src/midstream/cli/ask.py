@@ -11,9 +11,16 @@ import click
 @click.option("--run", "run_name", help="A run, by name or directory. Default: the last that finished.")
 @click.option("--config", type=click.Path(), help="A config, for an agent that was not trained.")
 @click.option("--model", help="A model by name, directory or hub id; with --config, in place of the config's.")
+@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
-    question: str, checkpoint: str | None, run_name: str | None, config: str | None, model: str | None, runs_dir: str
+    question: str,
+    checkpoint: str | None,
+    run_name: str | None,
+    config: str | None,
+    model: str | None,
+    trust: bool,
+    runs_dir: str,
 ) -> None:
     """Ask a trained agent and watch its modules work.
 
@@ -24,5 +31,7 @@ def command(
     from midstream.cli.tables import console
     from midstream.cli.trajectory import print_trajectory
 
-    trajectory = ask(question, run=run_name, checkpoint=checkpoint, config=config, model=model, runs_dir=runs_dir)
+    trajectory = ask(
+        question, run=run_name, checkpoint=checkpoint, config=config, model=model, runs_dir=runs_dir, trust=trust
+    )
     print_trajectory(console(), trajectory)

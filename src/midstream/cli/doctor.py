@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,7 +79,7 @@ def _mark(level: str) -> None:
 
 
 def _training(config: str | None, overrides: tuple[str, ...]) -> int:
-    """A line a check: mark, name, value, what the value says."""
+    """A line a check: mark (`note` where it cannot decide), name, value, what the value says."""
     from midstream.api import load_config
     from midstream.learn.self_check import self_check
 
@@ -88,16 +87,17 @@ def _training(config: str | None, overrides: tuple[str, ...]) -> int:
         config, overrides = None, (config, *overrides)
     chosen = None if config is None else load_config(config, overrides)
     checks = self_check(chosen, overrides, _tell)
-    passed = sum(check.ok for check in checks)
-    click.echo(f"{passed} of {len(checks)} checks passed")
-    return 0 if passed == len(checks) else 2
+    passed, undecided = sum(check.ok and check.decided for check in checks), sum(not check.decided for check in checks)
+    click.echo(f"{passed} of {len(checks)} checks passed" + (f", {undecided} undecided" if undecided else ""))
+    return 0 if all(check.ok for check in checks) else 2
 
 
 def _tell(check: Check) -> None:
     value = "-" if check.value is None else f"{check.value:.3g}"
-    _mark("ok" if check.ok else "bad")
+    _mark("bad" if not check.ok else "ok" if check.decided else "note")
     start = f"  {check.name:<29}  {value:>8}  "
-    click.echo(f"{start}{_wrapped(check.meaning, 4 + len(start))}")
+    undecided = "" if check.decided else f"undecided: only what is above {check.finds:.2g} shows at this noise. "
+    click.echo(f"{start}{_wrapped(undecided + check.meaning, 4 + len(start))}")
 
 
 def _wrapped(text: str, indent: int) -> str:
@@ -215,24 +215,32 @@ def _torch() -> Iterator[Finding]:
     yield Finding("ok", "torch", found)
     if devices:
         return
-    ratio = _seconds_of_product(torch.float32) / _seconds_of_product(torch.bfloat16)
-    if ratio > 1.5:
-        yield Finding("ok", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32")
-    else:
-        advice = "no fast bf16 here: float32 trains as quickly and is more precise"
-        yield Finding("note", "bf16", f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32", advice)
+    yield from _numerics()
 
 
-def _seconds_of_product(dtype: object) -> float:
+def _numerics() -> Iterator[Finding]:
+    """What `policy.dtype: auto` and `policy.numerics: auto` find here, by a layer as large as the quickstart's."""
     import torch
 
-    matrix = torch.ones(768, 768, dtype=dtype)  # type: ignore[call-overload]
-    times: list[float] = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(matrix, matrix)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    from midstream.core.errors import ConfigError
+    from midstream.engines.torch.numerics import FASTER, bfloat16_speed, layer_like, settle
+
+    ratio = bfloat16_speed(576, 3072)
+    found = f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32"
+    if ratio >= FASTER:
+        yield Finding("ok", "bf16", found)
+    else:
+        yield Finding("note", "bf16", found, "no fast bf16 here: policy.dtype=auto takes float32")
+    try:
+        numerics = settle(layer_like(torch.bfloat16 if ratio >= FASTER else torch.float32), "exact")
+    except ConfigError as error:
+        yield Finding("note", "numerics", f"fast: {error.message}", "sampler and learner differ by rounding")
+        return
+    if numerics.rows.block is None:
+        yield Finding("ok", "numerics", numerics.summary())
+    else:
+        advice = "policy.numerics=auto times that when a run starts, and is fast where it takes over 1.1 times the time"
+        yield Finding("note", "numerics", numerics.summary(), advice)
 
 
 def _can_write(directory: Path) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.core.text import visible
+
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
 
@@ -23,6 +25,10 @@ LINE_EVERY_S = 10.0
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
 @click.option("--run", "run_name", help="A run, by name or directory: its last checkpoint.")
 @click.option("--tasks", help="A task file, or the name of a task set. Default: the tasks of the run or config.")
+@click.option("--question-field", metavar="FIELD", help="With --tasks: the field that holds the question.")
+@click.option("--answer-field", metavar="FIELD", help="With --tasks: the field that holds the answer.")
+@click.option("--id-field", metavar="FIELD", help="With --tasks: the field that holds the id of a task.")
+@click.option("--subset", help="With --tasks: the subset of a data set on the hub.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
@@ -31,6 +37,7 @@ LINE_EVERY_S = 10.0
 @click.option("--n", "count", type=click.IntRange(min=1), help="Only the first N tasks.")
 @click.option("--flow", help="The agent flow, by its registered name.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write the result with every attempt to this JSON file.")
+@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
     config: str | None,
@@ -39,10 +46,15 @@ def command(
     checkpoint: str | None,
     run_name: str | None,
     tasks: str | None,
+    question_field: str | None,
+    answer_field: str | None,
+    id_field: str | None,
+    subset: str | None,
     split: str | None,
     count: int | None,
     flow: str | None,
     out: str | None,
+    trust: bool,
     runs_dir: str,
 ) -> None:
     """Evaluate on held-out tasks: success by kind.
@@ -53,6 +65,7 @@ def command(
     \b
     midstream eval --run last
     midstream eval --tasks gsm8k/test.jsonl --n 100
+    midstream eval --tasks mine.csv --answer-field target
     """
     from midstream.api import evaluate
     from midstream.cli.tables import console, evaluation_table, number, seconds
@@ -61,6 +74,7 @@ def command(
         config, overrides = None, (config, *overrides)
     if out is not None:
         _check_writable(Path(out))
+    fields = {"question": question_field, "answer": answer_field, "id": id_field, "subset": subset}
     with _ProgressLine() as line:
         row = evaluate(
             config=config,
@@ -69,14 +83,16 @@ def command(
             run=run_name,
             overrides=overrides,
             tasks=tasks,
+            fields={name: value for name, value in fields.items() if value is not None},
             split=split,
             n=count,
             flow=flow,
             runs_dir=runs_dir,
+            trust=trust,
             progress=line.show,
         )
     console().print(evaluation_table([row]))
-    click.echo(f"{row['tasks']}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
+    click.echo(f"{visible(row['tasks'])}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
     _print_errors(row)
     if out is not None:
         _write(Path(out), row)
@@ -91,7 +107,7 @@ def _print_errors(row: Row) -> None:
     failed = sum(error["count"] for error in errors)
     click.echo(f"\n{failed} of {row['n']} attempts failed and count as not solved:")
     for error in errors[:SHOWN_ERRORS]:
-        click.echo(f"  {error['count']} x {error['reason']}  (first: {error['task']})")
+        click.echo(visible(f"  {error['count']} x {error['reason']}  (first: {error['task']})"))
     if len(errors) > SHOWN_ERRORS:
         click.echo(f"  and {len(errors) - SHOWN_ERRORS} other reasons")
 

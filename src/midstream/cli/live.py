@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from midstream.cli.tables import interval, number, percent, seconds
+from midstream.core.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -43,7 +44,7 @@ class LiveTable:
 
         self._console = console or new_console()
         self._live: Live | None = None
-        self._title = ""
+        self._title = self._numerics = ""
         self._max_steps: int | None = None
         self._rows: deque[Row] = deque(maxlen=SHOWN_STEPS)
         self._times: deque[float] = deque(maxlen=ETA_STEPS)
@@ -61,7 +62,7 @@ class LiveTable:
         self._stop()
 
     def on_start(self, info: dict[str, Any]) -> None:
-        """`info`: `name`, `model`, `seed`, `max_steps`, and `step` where a resumed run goes on."""
+        """`info`: `name`, `model`, `seed`, `max_steps`, `numerics`, and `step` where a resumed run goes on."""
         self._max_steps = info.get("max_steps")
         facts = [str(info[key]) for key in ("name", "model") if info.get(key)]
         if info.get("seed") is not None:
@@ -69,13 +70,16 @@ class LiveTable:
         if info.get("step"):
             facts.append(f"resumed after step {info['step']}")
         self._title = "  ".join(facts)
+        self._numerics = f"numerics: {info['numerics']}" if info.get("numerics") else ""
         if self._console.is_terminal:
             from rich.live import Live
 
             self._live = Live(self._render(), console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
         else:
-            click.echo(self._title)
+            click.echo(visible(self._title))
+            if self._numerics:
+                click.echo(self._numerics)
 
     def on_metrics(self, row: Row) -> None:
         """One row of `metrics.jsonl`."""
@@ -119,7 +123,7 @@ class LiveTable:
         if self._live is not None:
             self._live.update(self._render())
         elif not self._console.is_terminal:
-            click.echo(line)
+            click.echo(visible(line))
 
     def _eta(self) -> str:
         step = self._rows[-1].get("step") if self._rows else None
@@ -133,7 +137,7 @@ class LiveTable:
         from rich.table import Table
         from rich.text import Text
 
-        parts: list[Any] = [Text(self._title, style="bold")]
+        parts: list[Any] = [Text(self._title, style="bold"), Text(self._numerics, style="dim")]
         parts += [Text(f"{_evaluation(row)}", style="dim") for row in self._evals[-4:]]
         if self._warm is not None and not self._rows:
             parts.append(Text(f"warm start, update {self._warm.get('update')}: loss {number(self._warm.get('loss'))}"))

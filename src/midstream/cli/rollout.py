@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from midstream.core.text import visible
+
 if TYPE_CHECKING:
     from midstream.core.types import Trajectory
 
@@ -33,7 +35,8 @@ def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str 
     def told(trajectory: Trajectory) -> None:
         reward = "-" if trajectory.reward is None else f"{trajectory.reward:.2f}"
         why = f": {trajectory.error}" if trajectory.error else ""
-        click.echo(f"{trajectory.uid}  {trajectory.status}  reward {reward}  {len(trajectory.steps)} calls{why}")
+        told = f"{trajectory.uid}  {trajectory.status}  reward {reward}  {len(trajectory.steps)} calls{why}"
+        click.echo(visible(told))
 
     made = rollout(load_config(config, overrides), gateway, key_env=key_env, on_done=told, **options)  # type: ignore[arg-type]
     rewards = [t.reward for t in made if t.reward is not None]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(runs_dir: str) -> None:
     """List the runs: status, steps, success before and after."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console
@@ -29,7 +30,8 @@ def command(runs_dir: str) -> None:
     for heading in ("step", "reward", "before", "after"):
         table.add_column(heading, justify="right")
     for run in runs:
-        table.add_row(run.path.name, run.status, str(run.info.get("model") or ""), _created(run), *_progress(run))
+        facts = (run.path.name, run.status, str(run.info.get("model") or ""), _created(run))
+        table.add_row(*map(escape, facts), *_progress(run))
     console().print(table)
 
 

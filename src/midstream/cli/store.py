@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from midstream.core.text import visible
+
 if TYPE_CHECKING:
     from midstream.record.store import Store
 
@@ -57,10 +59,15 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
         for name in [channel] if channel else store.trajectories.channels():
             table.add_row(name, *(str(store.trajectories.count(channel=name, status=status)) for status in Status))
         counts, left_out = store.groups.counts(channel), store.groups.left_out(channel)
+        branches = store.trajectories.branches(channel)
     console().print(table)
     oldest = counts.pop("oldest_ready_s")
     told = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
     click.echo(f"\ngroups: {told}" + (f"; the oldest has been ready for {seconds(oldest)}" if counts["ready"] else ""))
+    if branches:
+        click.echo("\ncalls that could not go on from recorded tokens, and tokens of their prompts computed again:")
+        for one in branches:
+            click.echo(f"  {one.cause}: {one.calls} calls, {one.tokens:,} tokens")
     if left_out:
         click.echo(f"{left_out} trajectories came after their group was handed out, and are not trained on")
 
@@ -155,7 +162,8 @@ def curate_command(
         for one in store.annotations.curation(trajectory):
             place = "all of it" if one.step_index is None else f"step {one.step_index}"
             loss = {None: "", True: "trainable", False: "not trainable"}[one.trainable]
-            click.echo("  ".join(part for part in (place, loss, one.quality, " ".join(one.tags), one.note) if part))
+            told = (place, loss, one.quality, " ".join(one.tags), one.note)
+            click.echo(visible("  ".join(part for part in told if part)))
 
 
 def _open(url_or_path: str, *, read_only: bool = False) -> Store:

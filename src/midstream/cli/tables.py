@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """A console on stdout. What goes elsewhere than to a terminal is not wrapped at 80 columns."""
-    from rich.console import Console
+    """A console on stdout that shows control characters as escapes. What goes elsewhere than to a terminal is not
+    wrapped at 80 columns."""
+    from midstream.cli.terminal import VisibleConsole
 
-    made = Console(highlight=False, soft_wrap=False)
-    return made if made.is_terminal else Console(highlight=False, width=max(160, made.width))
+    made = VisibleConsole(highlight=False, soft_wrap=False)
+    return made if made.is_terminal else VisibleConsole(highlight=False, width=max(160, made.width))
 
 
 def number(value: Any, digits: int = 3) -> str:

@@ -26,7 +26,7 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
     verdicts = {} if "verifier" in spoke else verdicts_of(trajectory)
     by_rule = "executor" if verdicts and "executor" not in spoke else ""
     for step in trajectory.steps:
-        _print_step(out, step, tokens)
+        _print_step(out, step, trajectory, tokens)
         for call in trajectory.tool_calls:
             if call.step_index == step.step_index:
                 _print_call(out, call, by_rule)
@@ -46,14 +46,22 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
         out.print(f"reward {trajectory.reward:.3f}" + (f"  = {escape(', '.join(parts))}" if parts else ""))
 
 
-def _print_step(out: Console, step: Step, tokens: bool) -> None:
+def _print_step(out: Console, step: Step, trajectory: Trajectory, tokens: bool) -> None:
     from rich.markup import escape
+
+    from midstream.record.branches import branch_tokens
 
     colour = COLOURS.get(step.role, "blue")
     reward = "" if step.reward is None else f", reward {step.reward:.3f}"
     trained = ", trained" if step.trainable else ""
     note = f"step {step.step_index}: {len(step.prompt_ids)} + {len(step.response_ids)} tokens{reward}{trained}"
-    out.print(f"\n[bold {colour}]{escape(step.role)}[/bold {colour}]  [dim]{note}[/dim]")
+    if step.branch_reason:
+        parents = [one for one in trajectory.steps if one.step_index == step.parent]
+        again = branch_tokens(step, parents[0] if parents else None)
+        note += f", a branch ({step.branch_reason}): {again} tokens computed again"
+    if why := step.metadata.get("interrupted"):
+        note += f", cut short: {why}"
+    out.print(f"\n[bold {colour}]{escape(step.role)}[/bold {colour}]  [dim]{escape(note)}[/dim]")
     out.print(escape(_shortened(step.text)))
     if tokens:
         out.print(f"prompt_ids {list(step.prompt_ids)}", style="dim", markup=False)

@@ -1,4 +1,4 @@
-"""Files that survive a power cut."""
+"""Files that survive a power cut, and files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for `open`: a file it makes can be read by its owner only."""
+    return os.open(path, flags, 0o600)
+
+
+def make_private(path: Path) -> None:
+    """Let only its owner read the file or folder `path`."""
+    path.chmod(0o700 if path.is_dir() else 0o600)

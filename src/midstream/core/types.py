@@ -52,6 +52,8 @@ class FinishReason(StrEnum):
     """The model sampled an end token, or text that contains a stop string."""
     LENGTH = "length"
     """`max_tokens`, or the context, was reached."""
+    INTERRUPTED = "interrupted"
+    """Whoever read the stream hung up, or the time of the call ran out; the step holds what was sampled by then."""
 
 
 class Status(StrEnum):

@@ -7,17 +7,26 @@ from the end of the reply to the next place to speak, is encoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ModelError, Unsupported
+from midstream.core.text import cleaned
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.control import SEAM, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
-from midstream.engines.formats.family import guarded
-from midstream.engines.formats.template import render
+from midstream.engines.formats.chat_format import guarded
+from midstream.engines.formats.template import TooMuch, render, variables_of
+from midstream.engines.long_text import LONG
+from midstream.engines.token_bytes import TokenBytes
 
+_TURN = f"turn{secrets.token_hex(12)}"
+"""Stands for a reply in a conversation that is rendered only to see what follows the reply."""
+_OWN_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
 
@@ -33,9 +42,12 @@ class ChatTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._bytes = TokenBytes(self._backend)
         template = self._template((_ANY_TOOL,))
         self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
         self._special = dict(tokenizer.special_tokens_map)
+        self.reads = variables_of(template) - _OWN_VARIABLES - self._special.keys()
+        """Variables that the chat template reads beside those it is always given: hints, such as `enable_thinking`."""
         self._control = ControlTokens(
             [
                 token.content
@@ -57,18 +69,38 @@ class ChatTokenizer:
         """Every token, by its text."""
         return self._tokenizer.get_vocab()
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token, or bytes, if that is more."""
+        return max(len(token.encode(errors="replace")) for token in self.vocabulary())
+
+    @cached_property
+    def takes_images(self) -> bool:
+        """Whether the template has a place for images."""
+        image: Message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+        try:
+            self.template([image], open_reply=True)
+        except Unsupported:
+            return False
+        return True
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of `text`; special tokens written out in it are read as such, none are added. Half of a surrogate pair,
         as programs leave that cut text anywhere, is read as a character that cannot be shown (U+FFFD)."""
+        # Alone among the backend's methods a batch lets other threads run meanwhile; this one also leaves out offsets.
+        encode = self._backend.encode if len(text) <= LONG else _in_batch(self._backend)
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=False).ids)
+            return tuple(encode(text, add_special_tokens=False).ids)
         except TypeError:
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return tuple(self._backend.encode(whole, add_special_tokens=False).ids)
+            return tuple(encode(cleaned(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens written out."""
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What `token` adds to a text, in UTF-8; it may be a part of a character."""
+        return self._bytes(token)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """Text of a response, without the end token it may close with."""
@@ -88,13 +120,24 @@ class ChatTokenizer:
         after = self.encode(closed[len(opened) + 1 :]) if closed.startswith(f"{opened}.") else ()
         return after[0] if after and after[0] in self.end_ids else min(self.end_ids)
 
-    def render(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> tuple[int, ...]:
-        """Prompt ids of a conversation in which the assistant speaks next. Raises as `template` does."""
-        return self.encode_written(self.written(messages, tools))
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Prompt ids of a conversation in which the assistant speaks next. `arguments` go to the template, which may
+        read those in `reads`. Raises as `template` does."""
+        return self.encode_written(self.written(messages, tools, arguments))
 
-    def written(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+    def written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text that `render` encodes: seams still stand in the control tokens that came from outside."""
-        return self._rendered(messages, tools, open_reply=True)
+        return self._rendered(messages, tools, open_reply=True, arguments=arguments)
 
     def encode_written(self, text: str) -> tuple[int, ...]:
         """Ids of text that `written` gave, or of a piece of it."""
@@ -114,23 +157,26 @@ class ChatTokenizer:
         tools: Sequence[ToolSchema] = (),
         *,
         write: Callable[[Sequence[Message], Sequence[ToolSchema]], str] | None = None,
+        sent: Message | None = None,
     ) -> tuple[int, ...] | None:
         """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
         None when the template writes the history differently with the new messages in it: then there is no extension.
         White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
-        `write` may stand for `written` where somebody keeps what that gives.
+        `write` replaces `written` where its results are cached. `sent` is the reply as the client sends it back.
         """
-        said: Message = {"role": "assistant", "content": reply}
         write = write or self.written
+        structured = self.format.structured
+        turn = self._stand_in(reply, tools, sent) if structured else {"role": "assistant", "content": reply}
         try:
             opened = write(messages, tools)
-            whole = write([*messages, said, *new], tools)
-        except Unsupported:  # a template that wants the reply otherwise than as it was said
+            whole = write([*messages, turn, *new], tools)
+        except Unsupported:  # a template that refuses the turn as it is
             return None
         if not whole.startswith(opened):
             return None
-        closing = _after(whole[len(opened) :], self._control.guard(reply, own=True))
+        rest = whole[len(opened) :]
+        closing = self._after_stand_in(rest, turn) if structured else _after(rest, self._control.guard(reply, own=True))
         if closing is None:
             return None
         if reply_ids and reply_ids[-1] in self.end_ids:
@@ -140,15 +186,59 @@ class ChatTokenizer:
             closing = closing[len(end) :]
         return self.encode_written(closing)
 
+    def _stand_in(self, reply: str, tools: Sequence[ToolSchema], sent: Message | None) -> Message:
+        """A message of the same structure as `reply`, with `_TURN` in the place of its texts."""
+        parsed = self.format.read(reply, tools)
+        turn: Message = {"role": "assistant", "content": _TURN}
+        if parsed.reasoning:
+            turn["reasoning_content"] = f"thought{_TURN}"
+        if parsed.tool_calls:
+            ids = [call.get("id") for call in (sent or {}).get("tool_calls") or ()]
+            turn["content"] = ""
+            turn["tool_calls"] = [
+                {
+                    "id": ids[place] if place < len(ids) else f"call_{place}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": json.dumps({"a": _TURN})},
+                }
+                for place, call in enumerate(parsed.tool_calls)
+            ]
+        return turn
+
+    def _after_stand_in(self, text: str, turn: Message) -> str | None:
+        """What follows the turn that `_stand_in` stands for, from its end token on; None where the template leaves out
+        the turn's thought, or does not end it."""
+        thought = turn.get("reasoning_content", "")
+        if thought not in text:
+            return None
+        at = text.find(thought) + len(thought)
+        for _ in turn.get("tool_calls") or [None]:
+            place = text.find(_TURN, at)
+            if place < 0:
+                return None
+            at = place + len(_TURN)
+        ends = [text.find(self.decode([end]), at) for end in self.end_ids]
+        first = min((end for end in ends if end >= 0), default=-1)
+        return text[first:] if first >= 0 else None
+
     def _template(self, tools: Sequence[ToolSchema]) -> str:
         return self._tokenizer.get_chat_template(None, list(tools) or None)
 
-    def _rendered(self, messages: Sequence[Message], tools: Sequence[ToolSchema], *, open_reply: bool) -> str:
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        *,
+        open_reply: bool,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The conversation as text, with seams in the control tokens that came from outside."""
         guard = self._control.guard
         written = self.format.messages(messages, tools, guard)
         declared = [guarded(tool, guard) for tool in tools] if self.format.declares() else None
-        return render(self._template(tools), written, declared, self._special, open_reply=open_reply)
+        return render(
+            self._template(tools), written, declared, self._special, open_reply=open_reply, arguments=arguments
+        )
 
     def _plain(self, text: str) -> list[int]:
         """Ids of a piece from the midst of a text, in which nothing is a special token."""
@@ -169,6 +259,10 @@ class ChatTokenizer:
         return ids(text)
 
 
+def _in_batch(backend: Any) -> Callable[..., Any]:
+    return lambda text, add_special_tokens: backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+
+
 def _after(text: str, reply: str) -> str | None:
     """What follows `reply`, with or without the white space at its ends, at the beginning of `text`."""
     if text.startswith(reply):
@@ -186,9 +280,16 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
     `tool_format` names how the model writes tool calls, for when its template does not show it (see `formats`)."""
     from transformers import AutoTokenizer
 
+    # One text at a time is encoded here: threads of the tokenizer's own would only make forking unsafe.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"the tokenizer of '{folder}' needs Python code from its checkpoint (auto_map), which is never run",
+                "use a model whose tokenizer is a tokenizer.json",
+            ) from None
         raise ModelError(
             f"no tokenizer can be read from '{folder}': {error}", "save one there with save_pretrained"
         ) from None
@@ -204,4 +305,9 @@ def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
         if path.is_file():
             declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             ends |= set(declared) if isinstance(declared, list) else {declared} if declared is not None else set()
-    return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    try:
+        return ChatTokenizer(tokenizer, frozenset(ends), str(folder), tool_format)
+    except TooMuch as error:
+        raise ModelError(
+            f"the chat template of '{folder}' cannot be used: {error}", "read its chat_template, and put another there"
+        ) from None

@@ -247,13 +247,11 @@ def _fetch_hub(hub_id: str, target: Path) -> bool:
     """Download `hub_id` into the empty `target`; False, with `target` empty, when the hub cannot serve it."""
     if not _hub_reachable(hub_id):
         return False
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         snapshot_download(hub_id, local_dir=target, allow_patterns=list(_HUB_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+    except hub_errors() as error:
         _log.warning("the hub could not serve %s: %s", hub_id, error)
         shutil.rmtree(target)
         target.mkdir()
@@ -263,9 +261,8 @@ def _fetch_hub(hub_id: str, target: Path) -> bool:
 
 
 def _from_hub(hub_id: str) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
         path = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=list(_HUB_FILES)))
@@ -281,10 +278,26 @@ def _from_hub(hub_id: str) -> Path:
             raise ModelError(
                 f"the hub has no model '{hub_id}', or it is private", "log in, or check the name"
             ) from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError) as error:
+        except hub_errors() as error:
             raise ModelError(f"the hub did not serve '{hub_id}': {error}", "try again, or give a directory") from None
     check_directory(path)
     return path
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when the hub does not do as asked, whichever HTTP package it uses."""
+    from huggingface_hub import errors, hf_api
+
+    packages = [getattr(hf_api, name) for name in ("httpx2", "httpx", "requests") if hasattr(hf_api, name)]
+    http = [getattr(package, "RequestException", None) or package.HTTPError for package in packages]
+    return (
+        *http,
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        errors.LocalEntryNotFoundError,
+        errors.LocalTokenNotFoundError,
+        errors.OfflineModeIsEnabled,
+    )
 
 
 def _hub_reachable(hub_id: str) -> bool:

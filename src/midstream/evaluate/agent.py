@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, RunError
 from midstream.evaluate.runs import is_run, list_runs, load_run
+from midstream.evaluate.trust import insist_trusted, is_ours
 from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Source:
     config: Mapping[str, Any]
     checkpoint: Path | None
     name: str
+    ours: bool = True
+    """False for a run or checkpoint that is not in the folder of runs: its config may name built-in parts only."""
 
 
 def find_agent(
@@ -34,8 +37,11 @@ def find_agent(
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
     model: str | None = None,
+    runs_dir: str | Path = "runs",
 ) -> Source:
-    """The agent that was named. With nothing but a model, or nothing at all: the model in the simplest flow."""
+    """The agent that was named. A run or checkpoint that is not in `runs_dir` is somebody else's.
+
+    With nothing but a model, or nothing at all: the model in the simplest flow."""
     named = [
         name for name, value in (("config", config), ("run", run), ("checkpoint", checkpoint)) if value is not None
     ]
@@ -44,11 +50,13 @@ def find_agent(
     if model is not None and named and named[0] != "config":
         raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} brings its model: give one")
     if run is not None:
-        folder = _newest_checkpoint(Path(run))
-        return Source(load_yaml(folder / "config.yaml"), folder, f"{Path(run).name}, {_at(folder)}")
+        folder = find_checkpoint(Path(run))
+        name = f"{Path(run).name}, {_at(folder)}"
+        return Source(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
     if checkpoint is not None:
         folder = _checkpoint(Path(checkpoint))
-        return Source(load_yaml(folder / "config.yaml"), folder, f"{_run_name(folder)}{_at(folder)}")
+        name = f"{_run_name(folder)}{_at(folder)}"
+        return Source(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
     if config is not None:
         data = _as_data(config)
         if model is not None:
@@ -60,15 +68,25 @@ def find_agent(
 
 
 def load_agent(
-    source: Source, overrides: Sequence[str] = (), *, sections: Mapping[str, Mapping[str, Any] | None] | None = None
+    source: Source,
+    overrides: Sequence[str] = (),
+    *,
+    sections: Mapping[str, Mapping[str, Any] | None] | None = None,
+    trust: bool = False,
 ) -> Parts:
     """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
-    `overrides` come last."""
+    `overrides` come last. Raises `ConfigError` when what is not ours names more than built-in parts, unless it is
+    trusted."""
     from midstream.engines.torch.compute import submit
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
+    if not source.ours:
+        insist_trusted(data, source.name, trust)
     data |= {key: dict(value) for key, value in (sections or {}).items() if value is not None}
+    if source.checkpoint is not None and (data.get("tasks") or {}).get("sources"):
+        # The store that a run learned from is not needed again, and may not be there, or not be ours.
+        data["rollout"] = {key: value for key, value in (data.get("rollout") or {}).items() if key != "source"}
     config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
 
     def load() -> Parts:
@@ -101,9 +119,13 @@ def _as_data(config: TrainConfig | Mapping[str, Any] | str | Path) -> dict[str, 
     return dict(config) if isinstance(config, Mapping) else load_yaml(config)
 
 
-def _newest_checkpoint(run: Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
+    """The newest checkpoint of a run; a checkpoint is itself. Raises `RunError` when there is none."""
     from midstream.learn.checkpoint import checkpoints
 
+    run = Path(path)
+    if (run / "state.json").is_file():
+        return _checkpoint(run)
     found = checkpoints(run)
     if not found:
         raise RunError(f"the run '{run}' has no checkpoint yet", "wait for its first one, or go on with it by --resume")

@@ -29,11 +29,13 @@ def ask(
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     model: str | None = None,
     runs_dir: str | Path = "runs",
+    trust: bool = False,
 ) -> Trajectory:
     """Put `question` to an agent, greedily, and get everything it did.
 
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
-    or a bare `model`; with none of them, of the run in `runs_dir` that finished last.
+    or a bare `model`; with none of them, of the run in `runs_dir` that finished last. The
+    config of a run or checkpoint from outside `runs_dir` may name built-in flows and tools only, unless `trust`.
     """
     from midstream.learn.held_out import attempt
 
@@ -41,7 +43,7 @@ def ask(
         run = last_finished(runs_dir)
     elif run is not None:
         run = find_run(str(run), runs_dir)
-    source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model)
-    parts = load_agent(source, sections=_NOT_NEEDED)
+    source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
+    parts = load_agent(source, sections=_NOT_NEEDED, trust=trust)
     task = Task(id="question", prompt=question, kind="question", split="test")
     return asyncio.run(attempt(parts, [task], "ask", 0, None, "ask"))[0]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.core.files import make_private
 from midstream.evaluate.runs import Row, Run, load_run
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def draw_curve(run_dir: str | Path) -> Path:
     partial = path.with_name(f".curve-{os.getpid()}.png")
     try:
         figure.savefig(partial)
+        make_private(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

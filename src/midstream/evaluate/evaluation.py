@@ -12,6 +12,7 @@ from midstream.core.errors import ConfigError
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import Source, find_agent, load_agent
 from midstream.evaluate.runs import find_run
+from midstream.tasks.row_files import is_task_file
 
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
@@ -34,38 +35,44 @@ def evaluate(
     model: str | None = None,
     overrides: Sequence[str] = (),
     tasks: str | None = None,
+    fields: Mapping[str, str] | None = None,
     split: str | None = None,
     n: int | None = None,
     flow: str | None = None,
     runs_dir: str | Path = "runs",
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Row:
     """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
 
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
     or a bare `model`. `tasks` is a task file or the name of a task set, in place of the config's; a file is taken whole
-    unless `split` names a part of it, anything else by its split `test`. `n` takes the first tasks only; of a set made
+    unless `split` names a part of it, anything else by its split `test`. `fields` are options of that source
+    (`{"answer": "target"}`, see `SourceConfig`). `n` takes the first tasks only; of a set made
     without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
     holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
-    `samples` holds every attempt.
+    `samples` holds every attempt. The config of a run or checkpoint from outside `runs_dir` may name built-in flows,
+    tools and components only, unless `trust`.
     """
     folder = None if run is None else find_run(str(run), runs_dir)
-    source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model)
+    source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     sections: dict[str, Mapping[str, Any] | None] = {}
     if flow is not None:
         sections["flow"] = {"name": flow}
-    whole_file = tasks is not None and tasks.endswith((".jsonl", ".json")) and split is None
+    whole_file = tasks is not None and is_task_file(tasks) and split is None
     if tasks is not None:
         own_seed = (source.config.get("tasks") or {}).get("seed", 0)
         sections["tasks"] = {
-            "sources": [{"type": tasks, **({"split": "test"} if whole_file else {})}],
+            "sources": [{"type": tasks, **({"split": "test"} if whole_file else {}), **(fields or {})}],
             "seed": own_seed,
         }
+    elif fields:
+        raise ConfigError(f"fields are named ({', '.join(fields)}), but no tasks", "name their file with --tasks")
     elif "tasks" not in source.config:
         raise ConfigError(
             "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
         )
-    parts = load_agent(source, overrides, sections=sections)
+    parts = load_agent(source, overrides, sections=sections, trust=trust)
     return asyncio.run(_evaluate(parts, source, split or "test", n, progress))
 
 

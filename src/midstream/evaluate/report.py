@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from midstream.core.files import make_private
 from midstream.evaluate.curve import draw_curve
 from midstream.evaluate.runs import Row, Run, load_run
 
@@ -63,6 +64,7 @@ def write_report(run_dir: str | Path) -> Path:
     partial = path.with_name(f".report-{os.getpid()}.html")
     try:
         partial.write_text(page, encoding="utf-8")
+        make_private(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -73,6 +75,8 @@ def _header(run: Run) -> str:
     facts = [("model", run.info.get("model")), ("seed", run.info.get("seed")), ("created", run.info.get("created"))]
     versions = run.info.get("versions")
     facts += sorted(versions.items()) if isinstance(versions, dict) else []
+    numerics = run.info.get("numerics")
+    facts += [("numerics", numerics.get("mode"))] if isinstance(numerics, dict) else []
     known = [(str(key), str(value)) for key, value in facts if value is not None]
     told = "".join(f"<span><b>{escape(key)}</b> {escape(value)}</span>" for key, value in known)
     return f'<h1>{escape(run.name)} <span class="status">{escape(run.status)}</span></h1><p class="facts">{told}</p>'

@@ -3,6 +3,8 @@
 # No `from __future__ import annotations`: FastAPI must see the body classes that handlers are made with.
 
 import asyncio
+import base64
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,31 +16,37 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from midstream import __version__
 from midstream.core.errors import MidstreamError
+from midstream.engines.long_text import LONG, off_loop
 from midstream.gateway import native
 from midstream.gateway.answer import Answer
+from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.callers import Caller
-from midstream.gateway.dialects import anthropic, chat, completions, responses
+from midstream.gateway.dialects import anthropic, chat, completions, response_object, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.disconnect import until_gone
+from midstream.gateway.docs_page import HEADERS, docs_page
 from midstream.gateway.endpoints import Endpoints
-from midstream.gateway.errors import ApiError
+from midstream.gateway.errors import ApiError, openai_body
 from midstream.gateway.front import Front
+from midstream.gateway.length import check_texts, largest_body
 from midstream.gateway.live import Live
 from midstream.gateway.openapi import describe
 from midstream.gateway.replies import EventStream, answer_error, as_json
 from midstream.gateway.routes import DirectRoute
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 
 T = TypeVar("T")
 NAME = r"[A-Za-z0-9._:@-]{1,200}"
 Uid = Annotated[str, Path(pattern=f"^{NAME}$")]
 TRAJECTORY_HEADER = "X-Midstream-Trajectory"
 ROLE_HEADER = "X-Midstream-Role"
+RETRY_HEADER = "X-Stainless-Retry-Count"
+"""How often a client of OpenAI's or Anthropic's has made a call before."""
 CALLER = "midstream.caller"
 """Where in a request's scope it stands who makes it."""
 
@@ -60,15 +68,19 @@ def make_app(gateway: Gateway) -> ASGIApp:
         version=__version__,
         description="Any agent that speaks OpenAI's or Anthropic's API, recorded token for token.",
         lifespan=lifespan,
+        openapi_url=None,  # FastAPI's own pages load scripts from elsewhere, and know nothing of keys
     )
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
+    # In a rollout other roles may have engines with other contexts.
+    held = largest_body(gateway.tokenizer, gateway.voice.engine.context_length)
+    app.state.largest_prompt = math.inf if gateway.store is None else held
     app.state.admit = partial(_caller, gateway=gateway)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer_error)
     _add_model_calls(app, gateway)
     _add_own(app, Endpoints(gateway))
-    describe(app)
+    _add_docs(app, gateway)
     config = gateway.config
     own = frozenset({config.host, (urlsplit(config.url).hostname or "") if config.url else config.host})
     return Front(app, gateway.metrics, hosts=None if config.keys else own)
@@ -98,8 +110,10 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
         ask = _keyed(calling.request, ask)
+        await gateway.must_fit(calling.live, ask)
         if events is not None:
-            return EventStream(events(gateway.stream(calling.live, ask, calling.caller)), dialect)
+            made = events(gateway.stream(calling.live, ask, calling.caller))
+            return EventStream(made, dialect, gateway.config.limits.ping_s)
         return as_json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
 
     async def chat_completions(calling: _Calling, body: chat.ChatRequest) -> Response:
@@ -108,26 +122,31 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
         return await answered(calling, ask, events, partial(chat.body, body, tokenizer=gateway.tokenizer))
 
     async def text_completions(calling: _Calling, body: completions.CompletionRequest) -> Response:
-        ask = completions.parse(body, gateway, calling.live)
+        if isinstance(body.prompt, str):
+            await check_texts(gateway.tokenizer, gateway.voice.engine.context_length, [body.prompt])
+        if len(body.prompt) > LONG:
+            ask = await off_loop(completions.parse, body, gateway, calling.live)
+        else:
+            ask = completions.parse(body, gateway, calling.live)
         events = partial(completions.chunks, body, tokenizer=gateway.tokenizer) if body.stream else None
         return await answered(calling, ask, events, partial(completions.body, body, tokenizer=gateway.tokenizer))
 
     async def make_response(calling: _Calling, body: responses.ResponseRequest) -> Response:
         ask = responses.parse(body, gateway, calling.live)
-        events = partial(responses.events, body) if body.stream else None
-        return await answered(calling, ask, events, lambda answers: responses.body(body, answers[0]))
+        sampling = gateway.sampled_as(calling.live, ask)
+        events = partial(response_object.events, body, sampling=sampling) if body.stream else None
+        return await answered(calling, ask, events, lambda answers: response_object.body(body, answers[0], sampling))
 
     async def make_message(calling: _Calling, body: anthropic.MessagesRequest) -> Response:
         ask, events = anthropic.parse(body, gateway, calling.live), None
         if body.stream:
-            prompt_tokens = len(gateway.tokenizer.render(ask.call.messages, ask.call.tools))
-            events = partial(anthropic.events, body, prompt_tokens=prompt_tokens)
+            events = partial(anthropic.events, body)
         return await answered(calling, ask, events, lambda answers: anthropic.body(body, answers[0]), "anthropic")
 
     async def count_tokens(calling: _Calling, body: anthropic.CountRequest) -> Response:
         gateway.model_name(body.model, calling.live)
-        messages, tools = anthropic.conversation(body)
-        return as_json({"input_tokens": len(gateway.tokenizer.render(messages, tools))})
+        call = anthropic.prompt(body, gateway)
+        return as_json({"input_tokens": await gateway.count_tokens(call, calling.live, calling.caller)})
 
     both("/v1/chat/completions", chat.ChatRequest, chat_completions)
     both("/v1/completions", completions.CompletionRequest, text_completions)
@@ -194,8 +213,7 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         return as_json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
     async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
-        calling = await _calling(request, gateway, None, None)
-        return await complete(request, calling.live.uid, body)
+        return await complete(request, _meant(request, _caller(request, gateway)), body)
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
         calling = await _calling(request, gateway, trajectory_uid, None)
@@ -257,6 +275,26 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         app.add_api_route(path, handler, methods=[method], response_model=None)
 
 
+def _add_docs(app: FastAPI, gateway: Gateway) -> None:
+    """The description of the API, for programs and as a page. Behind the keys where there are any: browsers send one as
+    a password."""
+
+    def described(answer: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def handle(request: Request) -> Response:
+            try:
+                password = _password(request)
+                gateway.caller(*([password] if password else _secrets(request)))
+            except ApiError as error:
+                ask = {"WWW-Authenticate": 'Basic realm="Midstream gateway: a key is the password", charset="UTF-8"'}
+                return as_json(openai_body(error), error.status, ask)
+            return answer()
+
+        return handle
+
+    app.add_route("/openapi.json", described(lambda: as_json(describe(app))))
+    app.add_route("/docs", described(lambda: HTMLResponse(docs_page(describe(app)), headers=HEADERS)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Calling:
     """A request of an agent: the trajectory it belongs to, and who calls."""
@@ -269,7 +307,14 @@ class _Calling:
 async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_uid: str | None) -> _Calling:
     """`request`, of the trajectory of its path (`uid`), of its token, or of a header."""
     caller = _caller(request, gateway)
-    uid = uid or caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
+    uid = uid or _meant(request, caller)
+    caller.must_reach(uid)
+    return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
+
+
+def _meant(request: Request, caller: Caller) -> str:
+    """The trajectory that a request at the root is about, open or ended: that of its token, or of a header."""
+    uid = caller.trajectory_uid or _named(request, TRAJECTORY_HEADER)
     if uid is None:
         raise ApiError(
             400,
@@ -277,22 +322,32 @@ async def _calling(request: Request, gateway: Gateway, uid: str | None, prompt_u
             f"{TRAJECTORY_HEADER}",
             code="no_trajectory",
         )
-    caller.must_reach(uid)
-    return _Calling(request, await gateway.trajectories.get(uid, prompt_uid), caller)
+    return uid
 
 
 def _caller(request: Request, gateway: Gateway) -> Caller:
     """Who makes a request; looked up once."""
     known = request.scope.get(CALLER)
     if known is None:
-        known = request.scope[CALLER] = gateway.caller(_secret(request))
+        known = request.scope[CALLER] = gateway.caller(*_secrets(request))
     return known
 
 
-def _secret(request: Request) -> str | None:
-    """The key or token that came with a request."""
+def _secrets(request: Request) -> list[str]:
+    """The keys or tokens that came with a request: clients may send one of their own beside that of the gateway."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key")
+    given = [value.strip() if scheme.lower() == "bearer" else "", request.headers.get("x-api-key", "")]
+    return [secret for secret in given if secret]
+
+
+def _password(request: Request) -> str | None:
+    """The password of a request with basic authentication, as browsers send it."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    try:
+        decoded = base64.b64decode(value, validate=True).decode() if scheme.lower() == "basic" else ""
+    except ValueError:
+        return None
+    return decoded.partition(":")[2] or None
 
 
 def _key(request: Request) -> str | None:
@@ -312,7 +367,13 @@ def _named(request: Request, header: str) -> str | None:
 
 def _keyed(request: Request, ask: Ask) -> Ask:
     """`ask` with what the request's headers say of it."""
-    return replace(ask, key=_key(request), role=_named(request, ROLE_HEADER))
+    retry = request.headers.get(RETRY_HEADER, "")
+    return replace(
+        ask,
+        key=_key(request),
+        role=_named(request, ROLE_HEADER),
+        retry=int(retry) if retry.isascii() and retry.isdigit() else None,
+    )
 
 
 def _base(request: Request) -> str:

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from midstream.core.errors import ConfigError
 from midstream.gateway.config import KeyConfig
 from midstream.gateway.errors import ApiError
-from midstream.gateway.tokens import PREFIX, SHORTEST_SECRET, TokenSigner
+from midstream.gateway.tokens import SHORTEST_SECRET, TokenSigner, is_token
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking: the holder of a key, an agent with the token of one trajectory, or, where no keys are set,
-    anybody."""
+    """Who is asking: the holder of a key, the agent or the owner of one trajectory by its token, or, where no keys are
+    set, anybody."""
 
     key: str | None = None
     admin: bool = False
     trajectory_uid: str | None = None
+    owner: bool = False
+    """Whether the token is the owner's: it may grade, describe and fill the trajectory as well as speak in it."""
 
     def must_be_admin(self) -> None:
         if self.key is not None and not self.admin:
@@ -32,6 +34,20 @@ class Caller:
             self.must_be_admin()
         elif not self.admin and self.trajectory_uid != uid:
             raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
+
+    def may_grade(self, uid: str) -> bool:
+        """Whether the caller may set and see what trajectory `uid` is worth."""
+        return self.admin or (self.owner and self.trajectory_uid == uid)
+
+    def must_own(self, uid: str, what: str) -> None:
+        """`ApiError` 403 for the agent of trajectory `uid`, who may not do `what`, and for whoever may not reach it."""
+        self.must_reach(uid)
+        if not self.may_grade(uid):
+            raise ApiError(
+                403,
+                f"an agent may not {what}; this needs the owner_token that /init_trajectory gave, or a key",
+                code="owner_only",
+            )
 
 
 class Callers:
@@ -50,17 +66,33 @@ class Callers:
                 )
         self._keys, self._signer, self._open_to_all = keys, signer, open_to_all
 
+    def of_any(self, secrets: Sequence[str]) -> Caller:
+        """The holder of the first of `secrets` that is known: a client may send a key of its own beside the gateway's.
+        Raises `ApiError` 401 as `of` does."""
+        found, problem = None if secrets else self.of(None), None
+        for secret in secrets:
+            try:
+                found = self.of(secret)
+            except ApiError as error:
+                problem = error
+                continue
+            if found.key is not None or found.trajectory_uid is not None:
+                return found
+        if problem is not None or found is None:
+            raise problem or ApiError(401, "the key or token is missing")
+        return found
+
     def of(self, secret: str | None) -> Caller:
         """The holder of `secret`; `ApiError` 401 when nobody is."""
         if secret:
-            uid = self._signer.trajectory_of(secret)
-            if uid is not None:
-                return Caller(trajectory_uid=uid)
+            grant = self._signer.grant(secret)
+            if grant is not None:
+                return Caller(trajectory_uid=grant.trajectory_uid, owner=grant.role == "owner")
             for key in self._keys:
                 if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
                     return Caller(key=key.name, admin=key.admin)
         # One whose token has expired is to hear of it.
-        if self._open_to_all and not (secret or "").startswith(PREFIX):
+        if self._open_to_all and not is_token(secret or ""):
             return Caller(admin=True)
         problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
         raise ApiError(401, f"the key or token {problem}")

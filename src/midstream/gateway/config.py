@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import socket
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
+from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardConfig
 
 IN_PROCESS = ("torch", "scripted")
@@ -46,14 +48,19 @@ class LimitsConfig(Config):
     """Calls that may wait for one of those places; the next is answered with 429."""
     timeout_s: float = Field(default=600.0, gt=0)
     """Time from a call's arrival to its answer; 504 after that."""
-    body_mb: float = Field(default=64.0, gt=0)
-    """Largest request body; 413 above."""
+    body_mb: float = Field(default=32.0, gt=0)
+    """Largest request body, decompressed; 413 above."""
+    body_objects: int = Field(default=50_000, ge=1)
+    """Most objects, lists and fields in a request body; 413 above. A message has three or more of them."""
     body_timeout_s: float = Field(default=60.0, gt=0)
     """Time a request body may take to arrive; 408 after that."""
     max_response_tokens: int = Field(default=4096, ge=1)
     """`max_tokens` of a call that names none; a call may ask for more."""
     choices: int = Field(default=128, ge=1)
     """Largest `n`."""
+    ping_s: float = Field(default=15.0, gt=0)
+    """A stream in which nothing comes for this long gets a `ping` (Anthropic) or a comment (OpenAI), so that neither
+    client nor proxy takes it for dead."""
     drain_s: float = Field(default=30.0, ge=0)
     """Time calls under way get when the gateway is stopped."""
 
@@ -108,9 +115,11 @@ class GatewayConfig(Config):
     script: ScriptConfig = ScriptConfig()
     """What the engine `scripted` answers."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """`auto` is bfloat16 where the processor computes in it, else float32."""
+    """`auto` measures a product in both, and is bfloat16 where that is at least 1.25 times as fast."""
     device: str = "auto"
     """`auto` is `cuda` where there is one, else `cpu`."""
+    numerics: Literal["auto", "exact", "fast"] = "auto"
+    """As `policy.numerics` of a run: name the same where one learns from what this gateway samples."""
     follow: str | None = None
     """A run directory: each new checkpoint of it is loaded, and stamped on calls as their `policy_version`."""
     tool_format: str | None = None
@@ -133,8 +142,13 @@ class GatewayConfig(Config):
     sampling: dict[str, float] = Field(default_factory=dict)
     """Sampling settings that hold whatever an agent asks for, as training may need: temperature, `top_p`, `top_k`,
     `min_p` and penalties. `{temperature: 1.0, top_p: 1.0}` makes greedy and cut calls plain samples."""
+    prefix_ignore: tuple[str, ...] = PREFIX_IGNORE
+    """Regular expressions of text that clients change with each request, such as an attribution line or a running token
+    count in a system prompt. In everything but replies, text that matches does not count when a call is compared with
+    recorded ones; the prompt keeps the tokens of the text that was there first."""
     reward: RewardConfig | None = None
-    """How completed trajectories are scored that come without a reward; without it the trainer does that."""
+    """What trajectories are worth, whatever reward a client gave: that is kept beside it as `given`. Without it the
+    reward is the one given, and a trajectory that came without one is scored by the trainer."""
     keys: tuple[KeyConfig, ...] = ()
     """Who may use it; with none, everybody who reaches it."""
     limits: LimitsConfig = LimitsConfig()
@@ -145,6 +159,18 @@ class GatewayConfig(Config):
     def called(self) -> str:
         """`name`, or what stands in for it. On a port that the system chooses nobody comes after this one."""
         return self.name or f"{socket.gethostname()}/{self.host}:{self.port or secrets.token_hex(4)}"
+
+    @field_validator("prefix_ignore")
+    @classmethod
+    def _regular(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                matches_nothing = re.compile(pattern).fullmatch("") is not None
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is no regular expression: {error}") from None
+            if matches_nothing:
+                raise ValueError(f"'{pattern}' matches an empty text: say what it begins with")
+        return patterns
 
     @model_validator(mode="after")
     def _closed(self) -> GatewayConfig:

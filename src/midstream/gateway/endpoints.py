@@ -11,11 +11,13 @@ from typing import Any
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.answer import Answer
+from midstream.gateway.asks import Ask
 from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live, Opening, ended, told_of
+from midstream.gateway.length import check_length
+from midstream.gateway.live import Live, Opening, ended
 from midstream.gateway.native import (
     CompleteRequest,
     CurationRequest,
@@ -27,7 +29,7 @@ from midstream.gateway.native import (
     RewardRequest,
     SubmitRequest,
 )
-from midstream.gateway.service import Ask, Gateway
+from midstream.gateway.service import Gateway
 from midstream.gateway.trajectories import COMPLETION_KEY
 from midstream.record.feedback import Feedback
 from midstream.record.recorder import Call
@@ -71,13 +73,14 @@ class Endpoints:
             channel=live.channel,
             base_url=f"{gateway.config.url or base}/{live.uid}/{live.prompt_uid}/v1",
             token=gateway.signer.issue(live.uid, expires_at),
+            owner_token=gateway.signer.issue(live.uid, expires_at, "owner"),
             expires_at=expires_at,
         )
 
     async def register(self, uid: str, prompt_uid: str, asked: RegisterRequest, caller: Caller) -> None:
-        """Say more of a trajectory; one that is not there is begun, by those who may. What is known of its task is not
-        its agent's to change, nor is the answer it is graded against its to set."""
-        caller.must_reach(uid)
+        """Add to what is known of a trajectory, or begin one that is not there, with a key. An agent may not: it would
+        choose what it is graded against."""
+        caller.must_own(uid, "register its trajectory")
         opening = Opening(
             uid=uid,
             prompt_uid=prompt_uid,
@@ -86,51 +89,45 @@ class Endpoints:
             task=asked.task.model_dump(exclude_none=True),
             metadata=asked.metadata,
         )
-        live = await self._opened(opening, caller)
-        if not caller.admin:
-            for name, value in opening.task.items():
-                _must_be_free(live, name, value)
-        await self.gateway.trajectories.register(live, opening)
+        await self.gateway.trajectories.register(await self._opened(opening, caller), opening)
 
     async def complete(
         self, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller, key: str | None
     ) -> dict[str, Any]:
-        """End a trajectory. The same idempotency key gets the same answer."""
+        """End a trajectory. The same idempotency key gets the same answer. An agent says what its answer is and how it
+        ended, never what that is worth."""
         caller.must_reach(uid)
+        for name in ("reward", "rewards"):
+            if getattr(asked, name) is not None:
+                caller.must_own(uid, f"set the '{name}' of its trajectory")
         try:
-            return await self._complete(uid, prompt_uid, asked, key)
+            done = await self._complete(uid, prompt_uid, asked, key)
         except ApiError as error:
             if key is None or error.code != "trajectory_ended":
                 raise
-            known = await self.gateway.trajectories.look_up(uid)
-            if known.metadata.get(COMPLETION_KEY) != key:
+            done = await self.gateway.trajectories.look_up(uid)
+            if done.metadata.get(COMPLETION_KEY) != key:
                 raise
-            return {"status": "ok", **_described(known)}
+        return {"status": "ok", **_described(done, caller)}
 
-    async def _complete(
-        self, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None
-    ) -> dict[str, Any]:
+    async def _complete(self, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None) -> Trajectory:
         live = await self.gateway.trajectories.get(uid, prompt_uid)
         if asked.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{uid}' is in the channel '{live.channel}'", param="channel")
-        reward = asked.reward
-        if reward is None and asked.rewards:
-            reward = sum(asked.rewards.values())
-        done = await self.gateway.trajectories.close(
+        return await self.gateway.trajectories.close(
             live,
             Status(asked.status),
-            reward=reward,
+            reward=asked.reward,
             rewards=asked.rewards,
             answer=asked.answer,
             error=asked.error,
             key=key,
         )
-        return {"status": "ok", **_described(done)}
 
     async def describe(self, uid: str, caller: Caller) -> dict[str, Any]:
         """How a trajectory stands."""
         caller.must_reach(uid)
-        return _described(await self.gateway.trajectories.look_up(uid))
+        return _described(await self.gateway.trajectories.look_up(uid), caller)
 
     async def generate(self, asked: GenerateRequest, caller: Caller, key: str | None) -> dict[str, Any]:
         """A response to messages or token ids, as a step of a trajectory when one is named."""
@@ -160,7 +157,9 @@ class Endpoints:
                 sampling=sampling,
                 role=asked.role,
             )
-            (answer,) = await gateway.ask(live, Ask(call=call, key=key, role=asked.role), caller)
+            ask = Ask(call=call, key=key, role=asked.role)
+            await gateway.must_fit(live, ask)
+            (answer,) = await gateway.ask(live, ask, caller)
             step, text = answer.step, _message(answer, tools=bool(tools))
         return {
             "response_text": step.text,
@@ -176,10 +175,12 @@ class Endpoints:
         }
 
     async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
-        """Take steps in. What was sampled here gets their reward and metadata; others are recorded as they are. The
-        last step of a trajectory ends it. A step that is there already counts once."""
+        """Take steps in, from the owner of their trajectory. What was sampled here gets their reward and metadata;
+        others are recorded as they are. The last step of a trajectory ends it. A step that is there already counts
+        once."""
         for number, payload in enumerate(asked.steps):
-            caller.must_reach(payload.trajectory_uid)
+            await asyncio.sleep(0)  # there may be many, with many tokens
+            caller.must_own(payload.trajectory_uid, "hand in steps of its trajectory")
             self.gateway.checked_ids(payload.prompt_ids, f"steps.{number}.prompt_ids")
             self.gateway.checked_ids(payload.response_ids, f"steps.{number}.response_ids")
             self.gateway.check_step(payload.step(), f"steps.{number}")
@@ -209,21 +210,26 @@ class Endpoints:
         return int(fresh)
 
     async def compute_reward(self, asked: RewardRequest, caller: Caller) -> dict[str, Any]:
-        """What a trajectory would earn, were what is given its last word."""
+        """What a trajectory would earn, were what is given its last word. Not for its agent, which could ask until it
+        knows the answer."""
         gateway = self.gateway
+        if asked.trajectory_uid is None:
+            caller.must_be_admin()
+        else:
+            caller.must_own(asked.trajectory_uid, "ask what its trajectory would earn")
         if gateway.reward is None:
             raise ApiError(503, "this gateway has no reward function; declare `reward` in its config", code="no_reward")
         answer = None
         if asked.messages:
-            said = [m.plain()["content"] for m in asked.messages if m.role == "assistant"]
+            messages = [message.plain() for message in asked.messages]
+            await check_length(gateway.tokenizer, gateway.voice.engine.context_length, messages)
+            said = [message["content"] for message in messages if message["role"] == "assistant"]
             answer = said[-1] if said else None
         elif asked.response_ids is not None:
             answer = gateway.tokenizer.text_of(gateway.checked_ids(asked.response_ids, "response_ids"))
         if asked.trajectory_uid is not None:
-            caller.must_reach(asked.trajectory_uid)
             trajectory = await gateway.trajectories.look_up(asked.trajectory_uid)
         else:
-            caller.must_be_admin()
             trajectory = Trajectory(uid="", prompt_uid="", task=_no_task(gateway.config))
         fields = {**asked.extra_fields, **asked.dataset_fields}
         task = replace(
@@ -239,8 +245,8 @@ class Endpoints:
         return {"reward_score": scored.reward, "reward_extra_info": dict(scored.rewards), "error": scored.error}
 
     async def feedback(self, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None) -> dict[str, Any]:
-        """Keep what a person thought."""
-        caller.must_reach(uid)
+        """Keep what a person thought. What an agent thinks of itself is not feedback."""
+        caller.must_own(uid, "give feedback on itself")
         await self._must_hold(uid, asked.step_index)
         try:
             Feedback(trajectory_uid=uid, kind=asked.kind, value=asked.value, text=asked.text)
@@ -298,15 +304,9 @@ def _message(answer: Answer, *, tools: bool) -> dict[str, Any] | None:
     return answer.message() if tools else None
 
 
-def _must_be_free(live: Live, name: str, value: Any) -> None:
-    """`ApiError` 403 when an agent would change what is known of its task, or set the answer it is graded against."""
-    own = told_of(live.task).get(name)
-    unset = {"id": live.prompt_uid, "kind": "default", "prompt": ""}.get(name)
-    if name == "answer" or own not in (None, unset, tuple(value) if isinstance(value, list) else value):
-        raise ApiError(403, f"an agent may not set '{name}' of its task; this needs a key of the gateway", param=name)
-
-
-def _described(trajectory: Trajectory) -> dict[str, Any]:
+def _described(trajectory: Trajectory, caller: Caller) -> dict[str, Any]:
+    """How a trajectory stands, as `caller` may know it: an agent does not see what it earned."""
+    graded = {"reward": trajectory.reward, "rewards": dict(trajectory.rewards)}
     return {
         "trajectory_uid": trajectory.uid,
         "prompt_uid": trajectory.prompt_uid,
@@ -314,8 +314,7 @@ def _described(trajectory: Trajectory) -> dict[str, Any]:
         "steps": len(trajectory.steps),
         "branches": sum(bool(step.branch_reason) for step in trajectory.steps),
         "answer": trajectory.answer,
-        "reward": trajectory.reward,
-        "rewards": dict(trajectory.rewards),
+        **(graded if caller.may_grade(trajectory.uid) else {}),
         "error": trajectory.error,
     }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from midstream.gateway.config import KeyConfig, LimitsConfig
@@ -60,23 +60,33 @@ class Gate:
     async def entered(self, key: str | None) -> AsyncIterator[None]:
         """Inside, a place at the engine is held. Raises `ApiError`: 429 when the queue is full or the key's limit is
         reached, 503 when the gate is closed."""
+        with self.counted(key):
+            try:
+                await self._enter()
+                try:
+                    yield
+                finally:
+                    self.inside -= 1
+                    self._admit()
+            finally:
+                if self._drained is not None and not self.busy:
+                    self._drained.set()
+
+    @contextmanager
+    def counted(self, key: str | None) -> Iterator[None]:
+        """Inside, a call counts against the limits of `key`. Raises `ApiError`: 429 when one is reached, 503 when the
+        gate is closed."""
         self.must_be_open()
         used = self._keys.get(key or "")
-        if used is not None:
-            used.admit()
-            used.under_way += 1
+        if used is None:
+            yield
+            return
+        used.admit()
+        used.under_way += 1
         try:
-            await self._enter()
-            try:
-                yield
-            finally:
-                self.inside -= 1
-                self._admit()
+            yield
         finally:
-            if used is not None:
-                used.under_way -= 1
-            if self._drained is not None and not self.busy:
-                self._drained.set()
+            used.under_way -= 1
 
     def pause(self, why: str) -> None:
         """Calls that come wait in the queue, until `resume` was called for each `why`; those under way go on."""

@@ -56,6 +56,7 @@ class Inside:
         address = Address(
             base_url=f"{url}/{live.uid}/{live.prompt_uid}/v1",
             token=gateway.signer.issue(live.uid, time.time() + FOREVER_S),
+            owner_token=gateway.signer.issue(live.uid, time.time() + FOREVER_S, "owner"),
             model=MODEL,
         )
         try:

@@ -10,8 +10,9 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Message, Status, Step, Task
+from midstream.core.types import FinishReason, Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
+from midstream.gateway.retries import Retries
 from midstream.record.recorder import Recorder, Voice
 from midstream.store.servers import BEAT_S, DEAD_AFTER_S
 
@@ -73,6 +74,7 @@ class Live:
     voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
     sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
     said: Said | None = None
+    retries: Retries = field(default_factory=Retries)
     answering: Locks = field(default_factory=Locks)
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
 
@@ -81,8 +83,9 @@ class Live:
 
     def recorded(self, key: str) -> dict[int, Step]:
         """The steps made for an idempotency key, by their place among its choices."""
-        steps = self.recorder.finished()
-        return {s.metadata.get("choice", 0): s for s in steps if s.metadata.get("idempotency_key") == key}
+        steps = [step for step in self.recorder.finished() if step.metadata.get("idempotency_key") == key]
+        # What a client did not hear to the end is no answer.
+        return {s.metadata.get("choice", 0): s for s in steps if s.finish_reason != FinishReason.INTERRUPTED}
 
 
 def ended(live: Live) -> ApiError:

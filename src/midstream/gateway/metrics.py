@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,40 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from midstream.core.types import Step
+from midstream.record.branches import branch_tokens
 
 if TYPE_CHECKING:
     from midstream.gateway.service import Gateway
 
 disable_created_metrics()
+HOSTED = frozenset(
+    {
+        "web_search",
+        "web_search_preview",
+        "web_fetch",
+        "code_execution",
+        "code_interpreter",
+        "file_search",
+        "computer",
+        "computer_use_preview",
+        "image_generation",
+        "mcp",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "bash",
+        "text_editor",
+        "memory",
+        "advisor",
+        "tool_search",
+        "tool_search_tool_regex",
+        "tool_search_tool_bm25",
+        "custom",
+        "namespace",
+        "programmatic_tool_calling",
+    }
+)
+"""Types of tools that providers run, or whose form they know."""
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -37,11 +67,28 @@ class Metrics:
             ("cause",),
             registry=registry,
         )
+        self._branch_tokens = Counter(
+            "midstream_branch_prompt_tokens",
+            "Tokens of the prompts of such calls, without those that were taken over, by cause",
+            ("cause",),
+            registry=registry,
+        )
+        self._left_out = Counter(
+            "midstream_left_out_tools",
+            "Hosted tools that calls offered and the model was not shown, by type",
+            ("tool",),
+            registry=registry,
+        )
         self.replayed = Counter(
-            "midstream_replayed_answers", "Answers given again for an idempotency key", registry=registry
+            "midstream_replayed_answers",
+            "Answers given again for an idempotency key or an SDK's own retry",
+            registry=registry,
         )
         self.late = Counter(
             "midstream_late_steps", "Steps of trajectories that had ended: kept, not trained on", registry=registry
+        )
+        self.malformed = Counter(
+            "midstream_malformed_calls", "Tool calls that could not be parsed: they stay content", registry=registry
         )
         registry.register(_State(gateway))
         # To find a counter by its labels takes longer than to count.
@@ -54,12 +101,18 @@ class Metrics:
         requests.inc()
         latency.observe(took_s)
 
-    def recorded(self, step: Step) -> None:
+    def left_out(self, tool: str) -> None:
+        """Count a hosted tool by its type, without the date that some have; a type that is not known is `other`."""
+        kind = re.sub(r"_\d{8}$", "", tool)
+        self._left_out.labels(kind if kind in HOSTED else "other").inc()
+
+    def recorded(self, step: Step, parent: Step | None) -> None:
         self._steps.inc()
         self._prompt_tokens.inc(len(step.prompt_ids))
         self._sampled.inc(len(step.response_ids))
         if step.branch_reason:
             self._branches.labels(step.branch_reason).inc()
+            self._branch_tokens.labels(step.branch_reason).inc(branch_tokens(step, parent))
 
     def page(self) -> bytes:
         """The page that Prometheus reads."""

@@ -5,19 +5,37 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from midstream.core.names import check_name
 from midstream.core.sampling import ALTERATIONS
 from midstream.core.types import Step
 from midstream.gateway.dialects.chat import ChatMessage, Tool
-from midstream.gateway.dialects.shared import AnyJson, Body, JsonObject, SamplingArguments
+from midstream.gateway.dialects.plain_json import AnyJson, JsonObject
+from midstream.gateway.dialects.shared import Body, SamplingArguments
+from midstream.record.recorder import TOP_LOG_PROBS
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$"), AfterValidator(check_name)]
 """Of a trajectory, a group, a channel or a role."""
 Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LAST_STEP = 9_999
 """Largest `step_index`: places before it that nobody fills take memory."""
-OWN_METADATA = frozenset({"answer_id", "idempotency_key", "choice", "stop", "late", "submitted", "call_fingerprint"})
+OWN_METADATA = frozenset(
+    {
+        "answer_id",
+        "idempotency_key",
+        "choice",
+        "stop",
+        "late",
+        "submitted",
+        "call_fingerprint",
+        "interrupted",
+        "template",
+        "instructions",
+        "thread_tools",
+        TOP_LOG_PROBS,
+    }
+)
 """What the gateway keeps in a step's metadata itself."""
 
 
@@ -56,16 +74,17 @@ class OpenRequest(Body):
 
 
 class Opened(Body):
-    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is their API
-    key."""
+    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API
+    key of its agent. `owner_token` is for whoever grades it, and never goes to the agent."""
 
     trajectory_uid: str
     prompt_uid: str
     channel: str
     base_url: str
     token: str
+    owner_token: str
     expires_at: float
-    """Seconds since 1970, when the token ends."""
+    """Seconds since 1970, when both tokens end."""
 
 
 class RegisterRequest(Body):
@@ -81,8 +100,10 @@ class CompleteRequest(Body):
     """How a trajectory ended."""
 
     reward: float | None = Field(default=None, allow_inf_nan=False)
+    """The total. Set by the owner only; where the gateway has a reward function, that decides, and this is kept as
+    `given`."""
     rewards: dict[str, float] | None = None
-    """The reward by component; without `reward`, their sum is the total."""
+    """The reward by component, kept as it is. They make no total: a config declares that."""
     answer: str | None = None
     """The final answer; the last reply when not given."""
     status: Literal["completed", "failed", "timed_out"] = "completed"

@@ -25,7 +25,7 @@ ABOUT: dict[str, tuple[str, str]] = {
     "/v1/messages/count_tokens": ("Models", "How many tokens a prompt has, as Anthropic has it"),
     "/v1/models": ("Models", "The models that are served"),
     "/v1/models/{name}": ("Models", "One of the models that are served"),
-    "/init_trajectory": ("Trajectories", "Begin a trajectory; gives a base_url and a token for its agent"),
+    "/init_trajectory": ("Trajectories", "Begin a trajectory: a base_url and a token for its agent, one for its owner"),
     "/v1/register_trajectory": ("Trajectories", "Say more of a trajectory, or begin it"),
     "/v1/complete_trajectory": (
         "Trajectories",
@@ -79,7 +79,11 @@ _ANTHROPIC_ERROR = {
     },
 }
 _KEYS = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the gateway, or a trajectory's token"},
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key of the gateway, or a trajectory's token: its agent's or its owner's",
+    },
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, for Anthropic's"},
 }
 _HEADERS = {
@@ -89,14 +93,35 @@ _HEADERS = {
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Have `app` serve the page."""
+_WHO = {
+    "/init_trajectory": "key",
+    "/v1/register_trajectory": "owner",
+    "/submit_steps": "owner",
+    "/compute_reward": "owner",
+    "/trajectories/{trajectory_uid}/feedback": "owner",
+    "/trajectories/{trajectory_uid}/curation": "key",
+    "/health": "anybody",
+    "/ready": "anybody",
+    "/metrics": "reader",
+    "/v1/models": "reader",
+    "/v1/models/{name}": "reader",
+    "/pause": "key",
+    "/resume": "key",
+}
+"""Who may call an endpoint, where that is not `agent`."""
+_MEANS = {
+    "anybody": "Needs nothing.",
+    "agent": "For the agent's token, the owner's, or a key.",
+    "owner": "For the owner's token or a key; not for the agent's.",
+    "key": "For a key.",
+    "reader": "For any token or key, also one that is no admin's.",
+}
 
-    def page() -> dict[str, Any]:
-        app.openapi_schema = app.openapi_schema or _page(app)
-        return app.openapi_schema
 
-    app.openapi = page
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The description of `app`, made once."""
+    app.openapi_schema = app.openapi_schema or _page(app)
+    return app.openapi_schema
 
 
 def _page(app: FastAPI) -> dict[str, Any]:
@@ -117,7 +142,7 @@ def _page(app: FastAPI) -> dict[str, Any]:
 def _describe(operation: dict[str, Any], path: str) -> None:
     base = path.removeprefix(SCOPE)
     tag, summary = ABOUT[base]
-    operation |= {"tags": [tag], "summary": summary}
+    operation |= {"tags": [tag], "summary": summary, "description": _MEANS[_WHO.get(base, "agent")]}
     operation["security"] = [] if base in ("/health", "/ready") else [{name: []} for name in _KEYS]
     shape = "AnthropicError" if base.startswith("/v1/messages") else "OpenAIError"
     error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
@@ -18,6 +19,8 @@ from midstream.gateway.disconnect import raced
 from midstream.gateway.errors import ApiError, anthropic_body, as_api_error, invalid, openai_body
 
 _log = logging.getLogger(__name__)
+PINGS = {"anthropic": b'event: ping\ndata: {"type": "ping"}\n\n', "openai": b": ping\n\n"}
+"""What fills a silence, by dialect."""
 
 
 def as_json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -60,11 +63,14 @@ def _shaped(error: ApiError, path: str) -> dict[str, Any]:
 
 class EventStream(StreamingResponse):
     """Server-sent events, given up when the client goes. An error before the first event is answered as ever; one after
-    it is an event of its own."""
+    it is an event of its own. Where nothing comes for `ping_s`, an event says that the server is there."""
 
-    def __init__(self, events: AsyncGenerator[bytes], dialect: str) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], dialect: str, ping_s: float) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._events, self._dialect = events, dialect
+        self._events, self._dialect, self._ping_s = events, dialect, ping_s
+        self._started = False
+        self._last = 0.0
+        """When something was sent, by the event loop's clock."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
@@ -72,23 +78,57 @@ class EventStream(StreamingResponse):
                 await raced(self._answer(send), receive)
 
     async def _answer(self, send: Send) -> None:
-        # The first event may be an error, which the exception handlers answer.
-        first = await anext(self._events, b"")
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await self._send(first, send)
+        loop, pinging = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+        self._last = loop.time()
+        # Most streams are over before one is due.
+        due = loop.call_later(self._ping_s, lambda: pinging.append(loop.create_task(self._ping(send))))
+        try:
+            try:
+                first = await anext(self._events, b"")
+            except Exception as error:
+                if not self._started:  # the exception handlers answer it
+                    raise
+                await self._fail(error, send)
+                return
+            await self._send(first, send)
+        finally:
+            due.cancel()
+            for task in pinging:
+                task.cancel()
+
+    async def _ping(self, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self._last + self._ping_s - loop.time()
+            if left <= 0:
+                await self._body(PINGS[self._dialect], send)
+                left = self._ping_s
+            await asyncio.sleep(left)
+
+    async def _body(self, event: bytes, send: Send) -> None:
+        self._last = asyncio.get_running_loop().time()
+        if not self._started:
+            self._started = True
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": event, "more_body": True})
 
     async def _send(self, first: bytes, send: Send) -> None:
         event = first
         try:
             while event:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                await self._body(event, send)
                 event = await anext(self._events, b"")
         except Exception as error:
-            told = _told(error)
-            if as_api_error(error) is None:
-                _log.exception("a stream failed")
-            body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
-            name = "event: error\n" if self._dialect == "anthropic" else ""
-            last = f"{name}data: {json.dumps(body)}\n\n".encode()
-            await send({"type": "http.response.body", "body": last, "more_body": True})
+            await self._fail(error, send)
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _fail(self, error: Exception, send: Send) -> None:
+        told = _told(error)
+        if as_api_error(error) is None:
+            _log.error("a stream failed", exc_info=error)
+        body = anthropic_body(told) if self._dialect == "anthropic" else openai_body(told)
+        name = "event: error\n" if self._dialect == "anthropic" else ""
+        last = f"{name}data: {json.dumps(body)}\n\n".encode()
+        await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -10,6 +10,7 @@ body of bounded size, which comes in bounded time. What does not fit is the same
 import asyncio
 import inspect
 import json
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -20,17 +21,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from midstream.core.text import cleaned_json
+from midstream.engines.long_text import off_loop
+from midstream.gateway.bodies import has_more_than
 from midstream.gateway.config import LimitsConfig
+from midstream.gateway.dialects.arguments import without_nothing
+from midstream.gateway.encodings import decompressor
 from midstream.gateway.errors import ApiError
 
+LARGE = 100_000
+"""Bytes of a body from which it is read in a thread."""
+MOST_TOLD = 100
+"""Errors of one body that are told."""
+WITH_PROMPT = ("/completions", "/responses", "/messages", "/messages/count_tokens", "/generate")
+"""How the paths end whose bodies are prompts."""
 _OF_CLIENTS = {"beta"}
 """Arguments in the query that clients of Anthropic's send with each call, and that change nothing."""
 
 
 class DirectRoute(APIRoute):
     """A route that reads the arguments of its handler itself. Of the application's state, `limits` are the
-    `LimitsConfig` that bodies are held to, and `admit` raises `ApiError` for a request of somebody unknown: it is asked
-    first."""
+    `LimitsConfig` that bodies are held to, `largest_prompt` the bytes that one with a prompt may have, and `admit`
+    raises `ApiError` for a request of somebody unknown: it is asked first."""
 
     def __init__(self, path: str, endpoint: Callable[..., Awaitable[Response]], **settings: Any) -> None:
         super().__init__(path, endpoint, **settings)
@@ -69,7 +81,7 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
                 name = min(unknown)
                 raise ApiError(400, f"'{name}' is not an argument of this address; leave it out", param=name)
             content = await _content(request)
-            arguments["body"] = None if optional and not content else _read(body_type, content)
+            arguments["body"] = None if optional and not content else await _parsed(request, body_type, content)
         response = await endpoint(**arguments)
         await response(scope, receive, send)
 
@@ -77,21 +89,28 @@ def _called(endpoint: Callable[..., Awaitable[Response]], in_path: set[str]) -> 
 
 
 async def _content(request: Request) -> bytes:
-    """The body. Raises `ApiError`: 413 and 408 when it is too large or too slow, 415 when it is not JSON."""
+    """The body, decompressed. Raises `ApiError`: 413 and 408 when it is too large or too slow, 400 when its prompt
+    cannot fit, 415 when it is not JSON or in an encoding that is not read here."""
     limits: LimitsConfig = request.app.state.limits
     pieces: list[bytes] = []
     size, most, more = 0, round(limits.body_mb * 1e6), True
+    prompt = request.app.state.largest_prompt if request.url.path.endswith(WITH_PROMPT) else math.inf
     kind, length = request.headers.get("content-type", "json"), request.headers.get("content-length", "0")
     too_large = ApiError(413, f"a request may have {limits.body_mb:g} MB; this one has more")
+    if prompt < most:
+        told = f"this body has more than {prompt / 1e6:.1f} MB: its prompt does not fit the context, and nothing is cut"
+        most, too_large = round(prompt), ApiError(400, told, code="context_length_exceeded")
     if int(length) > most:
         raise too_large
+    decompress = decompressor(request.headers.get("content-encoding", ""))
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
                     raise ApiError(499, "the client hung up", code="client_closed_request")
-                pieces.append(message.get("body", b""))
+                piece = message.get("body", b"")
+                pieces.append(piece if decompress is None else decompress(piece, most - size))
                 size, more = size + len(pieces[-1]), message.get("more_body", False)
                 if size > most:
                     raise too_large
@@ -102,21 +121,39 @@ async def _content(request: Request) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+async def _parsed(request: Request, body: TypeAdapter[Any], content: bytes) -> Any:
+    """What `content` says. A large body is read in a thread, and refused (`ApiError` 413) when it has more structure
+    than may be read at once."""
+    if len(content) <= LARGE:
+        return _read(body, content)
+    most = request.app.state.limits.body_objects
+    if await off_loop(has_more_than, content, most):
+        raise ApiError(413, f"a request may have {most} objects, lists and fields; this one has more")
+    return await off_loop(_read, body, content)
+
+
 def _read(body: TypeAdapter[Any], content: bytes) -> Any:
     try:
         return body.validate_json(content)
     except ValidationError as error:
-        if error.errors()[0]["type"] != "json_invalid":
-            raise _refused(error, "body") from None
+        problem = error
     # Python's reader takes half of a surrogate pair, as clients cut text anywhere, and knows better what is wrong.
     try:
-        return body.validate_python(json.loads(content))
-    except ValidationError as error:
-        raise _refused(error, "body") from None
+        value = cleaned_json(json.loads(content))
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested too deeply
         item = {"type": "json_invalid", "loc": ("body",), "msg": str(error), "input": {}}
         raise RequestValidationError([item]) from None
+    # What asks for nothing is as if left out, whatever it is called. One that is needed is told of as it was sent.
+    while without_nothing(value, problem.errors(include_url=False)) or problem.errors()[0]["type"] == "json_invalid":
+        try:
+            return body.validate_python(value)
+        except ValidationError as error:
+            if error.errors()[0]["type"] == "missing" != problem.errors()[0]["type"] != "json_invalid":
+                break
+            problem = error
+    raise _refused(problem, "body")
 
 
 def _refused(error: ValidationError, *where: str) -> RequestValidationError:
-    return RequestValidationError([{**one, "loc": (*where, *one["loc"])} for one in error.errors(include_url=False)])
+    found = error.errors(include_url=False, include_input=error.error_count() <= MOST_TOLD)[:MOST_TOLD]
+    return RequestValidationError([{**one, "loc": (*where, *one["loc"])} for one in found])

@@ -4,14 +4,11 @@ answers, each on disk before it is acknowledged."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import math
-import random
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from midstream.core.errors import NameTaken
@@ -19,55 +16,32 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.formats import Delta
-from midstream.gateway.answer import Answer, AnswerStream, answer_of
+from midstream.gateway.answer import Answer, AnswerStream, answer_of, new_answer_id
+from midstream.gateway.asks import Ask, Piece, fingerprint_of, pieces_again, pieces_of
 from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.config import GatewayConfig
+from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
 from midstream.gateway.gate import Gate
+from midstream.gateway.length import check_length, rendered
 from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
+from midstream.gateway.retries import OWN_KEY, Attempt
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+from midstream.rewards.judge import remote_judge
 from midstream.store.servers import BEAT_S
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_IDS = random.Random()
-"""Of answers. They need not be secret, and to ask the system for each would let another thread run first."""
+MOST_WARNED = 50
+"""Types of tools that the log warns of."""
+HUNG_UP = "the client hung up"
 LARGEST = 2**63 - 1
 """Of the whole numbers that every engine takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What a stream hands on: a delta of the answer at `choice`, or that answer, which ends it."""
-
-    choice: int
-    answer_id: str
-    delta: Delta | None = None
-    answer: Answer | None = None
-    log_probs: tuple[tuple[int, float], ...] = ()
-    """Tokens sampled since the last piece, with their log-probabilities."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A model call in no dialect: `call` without what belongs to one choice of it, and how many choices."""
-
-    call: Call
-    choices: int = 1
-    key: str | None = None
-    """The idempotency key: the same one gets the same answers."""
-    role: str | None = None
-    """The module role that speaks, where the agent says."""
-    due: float = math.inf
-    """When it must be answered, by the event loop's clock."""
-    fingerprint: str = ""
-    """With a key: calls whose prompt, sampling or constraint differ differ in it."""
 
 
 class Gateway:
@@ -81,7 +55,8 @@ class Gateway:
         self._callers = Callers(config.keys, signer, open_to_all=store is not None and not config.keys)
         self.names = (config.model, *config.aliases)
         self.gate = Gate(config.limits, config.keys)
-        self.reward = None if config.reward is None else RewardFunction(config.reward)
+        reward = config.reward
+        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
         self.trajectories = Trajectories(
             store,
             voice,
@@ -91,12 +66,15 @@ class Gateway:
             group_timeout_s=config.group_timeout_s,
             expiry_s=config.expiry_s,
             reward=self.reward,
+            prefix_ignore=config.prefix_ignore,
         )
         self.metrics = Metrics(self)
+        self._warned: set[str] = set()
 
-    def caller(self, secret: str | None) -> Caller:
-        """Who holds `secret`, the value of an Authorization or x-api-key header; `ApiError` 401 when nobody does."""
-        return self._callers.of(secret)
+    def caller(self, *secrets: str) -> Caller:
+        """Who holds one of `secrets`, the values of an Authorization and an x-api-key header; `ApiError` 401 when
+        nobody does."""
+        return self._callers.of_any(secrets)
 
     @property
     def kept(self) -> Store:
@@ -115,13 +93,41 @@ class Gateway:
             )
         return name or self.names[0]
 
+    def leave_out(self, tools: Sequence[str]) -> list[str]:
+        """Count hosted tools, by type, that a call offers its model and that are not here; the first of each is a
+        warning in the log."""
+        for tool in tools:
+            self.metrics.left_out(tool)
+            if tool not in self._warned and len(self._warned) < MOST_WARNED:
+                self._warned.add(tool)
+                _log.warning("the tool '%s' that a client offers is not here: the model is not shown it", tool)
+        return list(tools)
+
     def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
         """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
-        size = len(self.tokenizer)
+        size, most = len(self.tokenizer), self.voice.engine.context_length
+        if len(ids) > most:
+            raise ApiError(400, f"{len(ids)} tokens do not fit the context of {most}", param=param)
         wrong = next((token for token in ids if not 0 <= token < size), None)
         if wrong is not None:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
+
+    async def must_fit(self, live: Live, ask: Ask) -> None:
+        """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
+        voice, call = self._spoken(live, ask)
+        if call.prompt_ids is None:
+            tokenizer = voice.tokenizer or self.tokenizer
+            await check_length(tokenizer, voice.engine.context_length, call.messages, call.tools)
+
+    async def count_tokens(self, call: Call, live: Live, caller: Caller) -> int:
+        """How many tokens the prompt of a call has that begins a conversation, within the limits of the caller's key.
+        Raises `PromptTooLong` for one that cannot fit the context, as it is not encoded, and `Unsupported` when the
+        template refuses it."""
+        with self.gate.counted(caller.key or live.key):
+            await check_length(self.tokenizer, self.voice.engine.context_length, call.messages, call.tools)
+            arguments = template_arguments(call.metadata, self.tokenizer.reads)
+            return len(await rendered(self.tokenizer, call.messages, call.tools, arguments))
 
     def check_step(self, step: Step, param: str) -> None:
         """`ApiError` 400 for a step that no policy of this gateway can have made."""
@@ -150,23 +156,26 @@ class Gateway:
 
     async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
         """All answers, in order, once they are on disk."""
-        ask = self._due(ask)
+        ask, attempt = self._attempted(live, self._due(ask))
         async with self._called(live, ask) as known:
             answers = {choice: self._replayed(step) for choice, step in known.items()}
             missing = [choice for choice in range(ask.choices) if choice not in known]
             made = await _together([self._make(live, ask, caller, choice) for choice in missing])
             answers |= zip(missing, made, strict=True)
+            if attempt is not None:
+                attempt.delivered = True
             return [answer for _, answer in sorted(answers.items())]
 
     async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
         """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
         Closing the iterator gives up what is not finished."""
-        ask, pieces = self._due(ask), asyncio.Queue[Piece | Exception]()
+        ask, attempt = self._attempted(live, self._due(ask))
+        pieces = asyncio.Queue[Piece | Exception]()
 
         async def make(choice: int) -> None:
             try:
                 answer = await self._make(live, ask, caller, choice, pieces.put_nowait)
-                pieces.put_nowait(Piece(choice, answer.id, answer=answer))
+                pieces.put_nowait(Piece(choice, answer.id, answer=answer, prompt_tokens=len(answer.step.prompt_ids)))
             except Exception as error:
                 pieces.put_nowait(error)
 
@@ -175,9 +184,9 @@ class Gateway:
             try:
                 for choice, step in sorted(known.items()):
                     answer = self._replayed(step)
-                    for delta in _whole(answer):
-                        yield Piece(choice, answer.id, delta)
-                    yield Piece(choice, answer.id, answer=answer)
+                    for piece in pieces_again(choice, answer, self.tokenizer):
+                        yield piece
+                    yield Piece(choice, answer.id, answer=answer, prompt_tokens=len(step.prompt_ids))
                 answered = 0
                 while answered < len(making):
                     piece = await pieces.get()
@@ -185,11 +194,22 @@ class Gateway:
                         raise piece
                     answered += piece.answer is not None
                     yield piece
+                if attempt is not None:
+                    attempt.delivered = True
             finally:
                 for task in making:
-                    task.cancel()
+                    task.cancel(HUNG_UP)
                 # What an engine has answered is on disk before the call counts as over: a retry must find it.
                 await asyncio.gather(*making, return_exceptions=True)
+
+    def _attempted(self, live: Live, ask: Ask) -> tuple[Ask, Attempt | None]:
+        """`ask` with a key of ours, where it comes from an SDK that may make it again without one of its own."""
+        if ask.key is not None or ask.retry is None:
+            return ask, None
+        attempt = live.retries.again(ask.call, live.recorder.finished()) if ask.retry else None
+        if attempt is None:
+            attempt = live.retries.first(ask.call, f"{OWN_KEY}{new_answer_id()}")
+        return replace(ask, key=attempt.key), attempt
 
     @asynccontextmanager
     async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
@@ -289,6 +309,10 @@ class Gateway:
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 
+    def sampled_as(self, live: Live, ask: Ask) -> SamplingParams:
+        """The sampling settings that hold for `ask`."""
+        return self._spoken(live, ask)[1].sampling
+
     def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
         """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
         call = ask.call
@@ -313,10 +337,15 @@ class Gateway:
     ) -> Answer:
         """One choice of `ask`; `say` hears of its deltas."""
         voice, call = self._spoken(live, ask)
-        answer_id = f"{_IDS.getrandbits(128):032x}"
+        if call.metadata.get("hints") and voice.tokenizer is not None:
+            call = replace(call, template=template_arguments(call.metadata, voice.tokenizer.reads))
+        answer_id = new_answer_id()
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
-            metadata |= {"idempotency_key": ask.key, "call_fingerprint": ask.fingerprint}
+            metadata["idempotency_key"] = ask.key
+        if ask.fingerprint:
+            metadata["call_fingerprint"] = ask.fingerprint
+            call = replace(call, keep_top_log_probs=True)
         if ask.choices > 1:
             metadata["choice"] = choice
             if call.sampling.seed is not None:
@@ -324,17 +353,21 @@ class Gateway:
         call = replace(call, metadata=metadata)
         if say is None:
             return self._answered(live, *await self._recorded(live, voice, call, caller, ask.due))
-        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop)
+        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
+        prompt_tokens = 0
+
+        def on_prompt(size: int) -> None:
+            nonlocal prompt_tokens
+            prompt_tokens = size
 
         def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-            sampled = tuple(zip(ids, log_probs, strict=True))
-            for delta in stream.feed(ids) or [Delta()]:
-                say(Piece(choice, answer_id, delta, log_probs=sampled))
-                sampled = ()
+            for piece in pieces_of(choice, answer_id, stream, ids, log_probs, prompt_tokens):
+                say(piece)
 
-        made = await self._recorded(live, voice, replace(call, on_tokens=on_tokens), caller, ask.due)
+        call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
+        made = await self._recorded(live, voice, call, caller, ask.due)
         for delta in stream.close():
-            say(Piece(choice, answer_id, delta))
+            say(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
         return self._answered(live, *made)
 
     async def _recorded(
@@ -348,8 +381,10 @@ class Gateway:
             self.trajectories.was_ended(live)
         if live.ended is not None:
             self.metrics.late.inc()
-        self.metrics.recorded(step)
-        return answer_of(step, self.tokenizer, completion)
+        self.metrics.recorded(step, None if step.parent is None else live.recorder.steps[step.parent])
+        answer = answer_of(step, self.tokenizer, completion)
+        self.metrics.malformed.inc(answer.reply.malformed_calls)
+        return answer
 
     @asynccontextmanager
     async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:
@@ -366,15 +401,10 @@ class Gateway:
     def _due(self, ask: Ask) -> Ask:
         """`ask`, due when a call that comes now must be answered, however many times it waits."""
         due = asyncio.get_running_loop().time() + self.config.limits.timeout_s
-        return replace(ask, due=due, fingerprint="" if ask.key is None else _fingerprint(ask.call))
+        return replace(ask, due=due, fingerprint="" if ask.key is None else fingerprint_of(ask.call))
 
     def _too_late(self) -> ApiError:
         return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
-
-
-def _fingerprint(call: Call) -> str:
-    said = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
-    return hashlib.sha256(repr(said).encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -388,13 +418,3 @@ async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # so that no call runs on behind its caller's back
-
-
-def _whole(answer: Answer) -> list[Delta]:
-    """An answer that is there already, as deltas."""
-    reply = answer.reply
-    deltas = [Delta(reasoning=reply.reasoning)] if reply.reasoning else []
-    deltas += [Delta(content=reply.content)] if reply.content else []
-    for place, called in enumerate(reply.tool_calls):
-        deltas.append(Delta(call=place, name=called.name, arguments=called.arguments))
-    return deltas

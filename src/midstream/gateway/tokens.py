@@ -1,7 +1,8 @@
-"""Scoped tokens: each lets its bearer reach one trajectory until a moment, and nothing else.
+"""Scoped tokens: each lets its bearer reach one trajectory until it expires, as its agent or as its owner.
 
-A token is `ms-<uid>.<expiry>.<signature>`, signed with the gateway's secret (HMAC-SHA256), so nothing has to be looked
-up to check it, and it outlives a restart.
+An agent's token is `ms-<uid>.<expiry>.<signature>`, an owner's `mo-<uid>.<expiry>.<signature>`. Both are signed with
+the gateway's secret (HMAC-SHA256) over the prefix as well, so that one cannot be turned into the other; nothing has to
+be looked up to check them, and they outlive a restart.
 """
 
 from __future__ import annotations
@@ -14,13 +15,29 @@ import secrets
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from midstream.core.errors import ConfigError
 from midstream.engines.models import home
 
-PREFIX = "ms-"
+Role = Literal["agent", "owner"]
+PREFIXES: dict[Role, str] = {"agent": "ms-", "owner": "mo-"}
 SHORTEST_SECRET = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a valid token opens: one trajectory, as its agent or as its owner."""
+
+    trajectory_uid: str
+    role: Role
+
+
+def is_token(secret: str) -> bool:
+    """Whether `secret` is written like a token, valid or not."""
+    return secret.startswith(tuple(PREFIXES.values()))
 
 
 class TokenSigner:
@@ -29,21 +46,24 @@ class TokenSigner:
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
 
-    def issue(self, uid: str, expires_at: float) -> str:
+    def issue(self, uid: str, expires_at: float, role: Role = "agent") -> str:
         """A token for trajectory `uid`; `expires_at` is in seconds since 1970."""
-        body = f"{base64.urlsafe_b64encode(uid.encode()).decode().rstrip('=')}.{int(expires_at)}"
-        return f"{PREFIX}{body}.{self._sign(body)}"
+        encoded = base64.urlsafe_b64encode(uid.encode()).decode().rstrip("=")
+        body = f"{PREFIXES[role]}{encoded}.{int(expires_at)}"
+        return f"{body}.{self._sign(body)}"
 
-    def trajectory_of(self, token: str) -> str | None:
-        """The trajectory a valid token is for; None when it is forged, expired or no token at all."""
-        encoded, _, rest = token.removeprefix(PREFIX).partition(".")
-        expiry, _, signature = rest.partition(".")
-        if not token.startswith(PREFIX) or not expiry.isascii() or not expiry.isdigit():
+    def grant(self, token: str) -> Grant | None:
+        """What `token` opens; None when it is forged, expired or no token at all."""
+        role: Role | None = next((role for role, prefix in PREFIXES.items() if token.startswith(prefix)), None)
+        body, _, signature = token.rpartition(".")
+        head, _, expiry = body.partition(".")
+        if role is None or not expiry.isascii() or not expiry.isdigit():
             return None
-        expected = self._sign(f"{encoded}.{expiry}")
+        expected = self._sign(body)
         if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expiry) < time.time():
             return None
-        return base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
+        encoded = head.removeprefix(PREFIXES[role])
+        return Grant(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode(), role)
 
     def _sign(self, body: str) -> str:
         digest = hmac.new(self._secret, body.encode(), hashlib.sha256).digest()
@@ -52,7 +72,7 @@ class TokenSigner:
 
 def load_secret(env: str) -> bytes:
     """The secret in `env`, or one made for this machine and kept in the cache directory. Raises `ConfigError` for one
-    that could be guessed, and when none can be kept."""
+    that could be guessed or that others can read, and when none can be kept."""
     if (value := os.environ.get(env)) is not None:
         return _long_enough(value.encode(), f"the secret in {env}")
     path: Path = home() / "gateway.secret"
@@ -66,6 +86,11 @@ def load_secret(env: str) -> bytes:
             with suppress(FileExistsError):
                 os.link(made, path)
             os.unlink(made)
+        if (mode := path.stat().st_mode) & 0o077:
+            raise ConfigError(
+                f"the secret in '{path}' can be read by others (mode {mode & 0o777:04o})",
+                f"chmod 600 '{path}'; or delete it, and tokens that are out no longer count",
+            )
         return _long_enough(path.read_bytes(), f"the secret in '{path}'")
     except OSError as error:
         raise ConfigError(

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -37,6 +37,7 @@ from midstream.gateway.live import (
 from midstream.gateway.submitted import check_rewards, meant, spoken_for
 from midstream.record.recorder import Recorder, Voice
 from midstream.record.store import Store
+from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardFunction
 
 _log = logging.getLogger(__name__)
@@ -63,8 +64,9 @@ class Trajectories:
         group_timeout_s: float | None,
         expiry_s: float,
         reward: RewardFunction | None,
+        prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
-        self._store, self._voice, self._reward = store, voice, reward
+        self._store, self._voice, self._reward, self._prefix_ignore = store, voice, reward, prefix_ignore
         self._channel, self._group_size = channel, group_size
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
         self._live: dict[str, Live] = {}
@@ -232,9 +234,8 @@ class Trajectories:
         why: str = "agent",
         key: str | None = None,
     ) -> Trajectory:
-        """End a trajectory, once. Its reward is the one given, or the sum of its steps' own, or what the gateway's
-        reward function says; without any, the trainer scores it. `why` is for counting, `key` the idempotency key of
-        who ends it. Raises `ApiError` 409 when it has ended."""
+        """End a trajectory, once, with what it is worth (see `ending.scored`). `why` is for counting, `key` the
+        idempotency key of who ends it. Raises `ApiError` 409 when it has ended."""
         async with self._locks.of(live.uid):
             if live.ended is not None:
                 raise ended(live)
@@ -283,9 +284,8 @@ class Trajectories:
     ) -> Trajectory:
         """The trajectory as it ends, scored, and on disk."""
         assert self._store is not None
-        grade = self._reward if status is Status.COMPLETED else None
         unscored = self._trajectory(live, status)
-        trajectory = await scored(unscored, grade, reward=reward, rewards=rewards, answer=answer, error=error)
+        trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
         changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
         await self._store.trajectories.finish(replace(trajectory, steps=changed), live.channel)
@@ -378,7 +378,14 @@ class Trajectories:
         return live
 
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
-        return Recorder(uid, prompt_uid, seed=uuid.uuid4().int >> 65, store=self._store, channel=channel)
+        return Recorder(
+            uid,
+            prompt_uid,
+            seed=uuid.uuid4().int >> 65,
+            store=self._store,
+            channel=channel,
+            prefix_ignore=self._prefix_ignore,
+        )
 
     async def _begin(self, live: Live, *, joins: bool) -> None:
         assert self._store is not None

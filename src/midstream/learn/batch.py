@@ -6,11 +6,12 @@ Groups without variance and trajectories that are masked keep their place in eve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from midstream.core.errors import TrainingError
+from midstream.core.failures import Failure, failure_of
 from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Credit, Place, Reading, outcome_of
@@ -98,6 +99,7 @@ def make_batch(
     scored = [[t for t in group if is_scored(t, failed, truncated)] for group in groups]
     for trajectory in (t for group in scored for t in group):
         finite_reward(trajectory)
+    check_log_probs(t for group in groups for t in group)
     live = [group for group in scored if len(group) > 0]
     outcomes = [
         [
@@ -117,7 +119,7 @@ def make_batch(
         for trajectory, credits, goals in zip(group, values, wanted, strict=True):
             steps = trainable_steps(trajectory)
             for step, credit, goal in zip(steps, credits, goals, strict=True):
-                advantages = _finite("an advantage", _by_token(credit, len(step.response_ids)), trajectory)
+                advantages = _finite(_by_token(credit, len(step.response_ids)), trajectory)
                 if truncated == "mask" and _is_truncated(trajectory):
                     continue
                 if altered == "mask" and alterations(step):
@@ -128,7 +130,7 @@ def make_batch(
                     turns.append(
                         LearningTurn(
                             TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
-                            _finite("a log-probability", step.rollout_log_probs or (), trajectory),
+                            tuple(step.rollout_log_probs or ()),
                             advantages,
                             weigh(trajectory, step, len(steps)),
                             step.role,
@@ -161,6 +163,8 @@ def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
     """Whether a trajectory counts in its group's statistics, by the rules of those names in `rollout`."""
     if truncated == "drop" and _is_truncated(trajectory):
         return False
+    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
+        return False  # an outage is no outcome of the policy
     return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
 
 
@@ -172,6 +176,20 @@ def finite_reward(trajectory: Trajectory) -> float:
             f"its components: {dict(trajectory.rewards)}",
         )
     return trajectory.reward
+
+
+def check_log_probs(trajectories: Iterable[Trajectory]) -> None:
+    """Raise `TrainingError` for the first log-probability that is not finite, of any role and whatever its group's
+    advantages are: a model that gives one has broken weights or overflows."""
+    for trajectory in trajectories:
+        for step in trajectory.steps:
+            if not all(map(math.isfinite, step.rollout_log_probs or ())):
+                raise TrainingError(
+                    f"trajectory '{trajectory.uid}' of the group '{trajectory.prompt_uid}' has a log-probability that "
+                    f"is not finite, in step {step.step_index} by {step.role}, policy version {step.policy_version}",
+                    "look for NaN in the model's weights; try policy.dtype=float32, or resume from the last checkpoint "
+                    "with a lower optimizer.lr",
+                )
 
 
 def _is_truncated(trajectory: Trajectory) -> bool:
@@ -189,12 +207,13 @@ def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:
     return values
 
 
-def _finite(what: str, values: tuple[float, ...], trajectory: Trajectory) -> tuple[float, ...]:
+def _finite(values: tuple[float, ...], trajectory: Trajectory) -> tuple[float, ...]:
+    """`values`, a trajectory's advantages; `TrainingError` when one is not finite."""
     broken = next((value for value in values if not math.isfinite(value)), None)
     if broken is not None:
         raise TrainingError(
-            f"{what} of trajectory '{trajectory.uid}' in the group '{trajectory.prompt_uid}' is {broken}",
-            f"its reward is {trajectory.reward}; if that is as it should be, this is a fault of engine or algorithm",
+            f"an advantage of trajectory '{trajectory.uid}' in the group '{trajectory.prompt_uid}' is {broken}",
+            f"its reward is {trajectory.reward}; if that is as it should be, this is a fault of the algorithm",
         )
     return values
 

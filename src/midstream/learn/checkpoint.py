@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from midstream.core.errors import ModelError, RunError
-from midstream.core.files import sync
+from midstream.core.files import make_private, sync
 from midstream.learn.learner import Learner
 from midstream.learn.normalise import Moments
 from midstream.learn.replay import Kept
@@ -40,6 +40,8 @@ class TrainState:
     """Mean and spread of all rewards so far, for `reward.normalize: running`."""
     replay: tuple[Kept, ...] = ()
     """The replay buffer, oldest first."""
+    correcting: bool = False
+    """Whether the next step corrects for sampler / learner mismatch, with `correction.level: auto`."""
 
 
 def save_checkpoint(
@@ -54,7 +56,7 @@ def save_checkpoint(
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary.mkdir(mode=0o700, parents=True)
         learner.weights.save(temporary, base)
         save_file(_moments(learner.optimizer, _named(learner)), temporary / "optimizer.safetensors")
         if (critic := learner.critic) is not None:
@@ -67,6 +69,7 @@ def save_checkpoint(
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
+            make_private(path)
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)

@@ -1,5 +1,8 @@
-"""What a batch shows of itself. A run looks at its first one before anybody believes a curve (`first_batch`), and costs
-next to nothing; `self_check.py` goes further, and takes its time."""
+"""Self-checks of a run's first batch (`first_batch`): they cost a few forward passes, once. `self_check/` goes further,
+and takes its time.
+
+What depends on rounding is judged by statistics against the noise measured on this machine, see `noise.py`; the rest
+is counted exactly."""
 
 from __future__ import annotations
 
@@ -7,48 +10,64 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Step, Trajectory
 from midstream.learn.altered import ALTERED
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
+from midstream.learn.mismatch import OwnLogProbs
+from midstream.learn.noise import UNDECIDABLE, Noise, slope, trimmed_rms
 
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a log-probability between sampler and learner that is rounding and not a fault."""
+TEMPERATURE = 0.03
+"""Log-ratio of two temperatures below which they are the same, whatever the noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding: `ok` False stops the run, `meaning` says what the number says."""
+    """One finding: `ok` False stops the run, `meaning` says what the number says. `finds` is the smallest value that is
+    taken for a fault, where that depends on the noise of this machine; `decided` is False where the noise is so large
+    that serious faults may hide behind it."""
 
     name: str
     value: float | None
     ok: bool
     meaning: str
+    finds: float | None = None
+    decided: bool = True
+
+
+def judged(name: str, value: float, limit: float, meaning: str, *, ceiling: float = UNDECIDABLE) -> Check:
+    """The check that `value` is at most `limit`; undecided when a limit above `ceiling` lets it pass."""
+    ok = value <= limit
+    return Check(name, value, ok, f"{meaning} (at most {limit:.2g} here)", limit, decided=not ok or limit <= ceiling)
 
 
 def first_batch(
     config: TrainConfig,
     groups: Sequence[Sequence[Trajectory]],
     batch: LearningBatch,
-    sums: Mapping[str, float],
     *,
-    dtype: str,
+    own: OwnLogProbs,
+    noise: Noise,
     version: int,
     kl_at_start: float | None,
 ) -> list[Check]:
-    """The checks of a first update by policy `version`: `groups` were sampled, it learned from `batch` with the metrics
-    `sums`. `kl_at_start` is None where the policy does not start as its reference."""
+    """The checks of a first update by policy `version`: `groups` were sampled, it learned from `batch`, and `own` holds
+    what the learner said of it before. `kl_at_start` is None where the policy does not start as its reference."""
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
-    # A correction knows the sampler's log-probabilities; the losses then have the learner's in their place.
-    mean = abs(batch.counts.get("sampler_kl", sums.get("sampler_kl", 0.0) / (sums.get("weight") or 1.0)))
     here = config.rollout.source is None
+    differences = own.differences()
     checks = [
         whole_groups(groups, config.rollout.group_size if here else None),
-        agreement(batch.counts.get("max:log_ratio", sums.get("max:log_ratio", 0.0)), dtype),
-        ratio_is_one(mean, dtype),
-        *([] if kl_at_start is None else [reference_kl(kl_at_start, dtype)]),
+        noise_is_small(noise),
+        nothing_random(noise),
+        agreement(own, noise),
+        same_temperature(own, noise),
+        ratio_is_one(differences, noise),
+        *([] if kl_at_start is None else [reference_kl(kl_at_start, noise, len(differences))]),
         *loss_by_role(config.flow, steps),
         as_recorded(config.flow, groups, batch.turns),
         one_version(steps, version),
@@ -63,7 +82,7 @@ def _excused(check: Check, steps: Sequence[Step], version: int) -> Check:
     """`check` of groups that others recorded: steps may be late or curated away, and an older policy's."""
     fresh = all(step.policy_version == version for step in steps if step.trainable)
     masked = check.name.startswith("loss on") and check.meaning.endswith("must be 1: the config trains it")
-    older = not fresh and check.name in ("sampler and learner agree", "ratio is 1", "sampled by this policy")
+    older = not fresh and check.name in (AGREE, TEMPERATURES, "ratio is 1", "sampled by this policy")
     return replace(check, ok=True) if masked or older else check
 
 
@@ -97,31 +116,70 @@ def whole_groups(groups: Sequence[Sequence[Trajectory]], size: int | None) -> Ch
     )
 
 
-def agreement(largest: float, dtype: str) -> Check:
-    tolerance = TOLERANCE[dtype]
+AGREE = "sampler and learner agree"
+TEMPERATURES = "temperatures agree"
+
+
+def noise_is_small(noise: Noise) -> Check:
+    """Tokens appended to a sequence must not change what comes before them, but by rounding."""
     return Check(
-        "sampler and learner agree",
-        largest,
-        largest <= tolerance,
-        f"largest difference of a log-probability between engine and learner (at most {tolerance:g} in {dtype}); "
-        "more means other weights, another temperature, dropout, or shifted tokens",
+        "noise floor",
+        noise.rms,
+        noise.rms <= UNDECIDABLE,
+        "difference of log-probabilities (RMS) between sequences alone and with further tokens behind them: rounding "
+        f"on this machine; above {UNDECIDABLE:g} the model looks ahead or computes nonsense",
+        UNDECIDABLE,
     )
 
 
-def ratio_is_one(mean: float, dtype: str) -> Check:
+def nothing_random(noise: Noise) -> Check:
     return Check(
+        "nothing is random",
+        noise.repeat,
+        not noise.random,
+        "difference of log-probabilities (RMS) between two passes of the learner alike; more means dropout is on",
+    )
+
+
+def agreement(own: OwnLogProbs, noise: Noise) -> Check:
+    """On the turns that the noise was measured with."""
+    differences = own.differences(of=noise.sequences)
+    return judged(
+        AGREE,
+        trimmed_rms(differences),
+        noise.limit(len(differences)),
+        "difference of log-probabilities between engine and learner (RMS, without the largest 1 %); more means other "
+        "weights, another temperature, dropout, or shifted tokens",
+    )
+
+
+def same_temperature(own: OwnLogProbs, noise: Noise) -> Check:
+    """The log-ratio of the temperatures of engine and learner: the slope b of d = b (log p + H), which is what another
+    temperature makes of a log-probability, to first order."""
+    value, error = slope(own.differences(), own.sharpness(), noise.trusted)
+    return judged(
+        TEMPERATURES,
+        abs(value),
+        TEMPERATURE + error,
+        "log-ratio of the temperatures that engine and learner divide by, as the tokens show it",
+    )
+
+
+def ratio_is_one(differences: Sequence[np.ndarray], noise: Noise) -> Check:
+    everyone = np.concatenate(differences) if differences else np.zeros(1)
+    return judged(
         "ratio is 1",
-        mean,
-        mean <= TOLERANCE[dtype] / 10,
+        abs(float(everyone.mean())),
+        noise.mean_limit(len(differences)),
         "mean log-ratio of policy to sampler before the first update; 0 on fresh samples",
     )
 
 
-def reference_kl(kl: float, dtype: str) -> Check:
-    return Check(
+def reference_kl(kl: float, noise: Noise, turns: int) -> Check:
+    return judged(
         "reference KL is 0",
-        kl,
-        abs(kl) <= TOLERANCE[dtype] / 10,
+        abs(kl),
+        noise.mean_limit(turns),
         "the policy starts as its reference; more means another reference",
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from midstream.agents.config import RolloutConfig
 from midstream.agents.rollout import groups_of
@@ -15,7 +16,7 @@ from midstream.learn.setup import Parts
 from midstream.learn.source import Source, check_tokens
 from midstream.record.group_states import Key
 from midstream.record.store import Store
-from midstream.rewards.compose import as_given
+from midstream.rewards.compose import RewardConfig, as_given
 from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
@@ -69,14 +70,19 @@ async def collect(parts: Parts, store: Store, state: TrainState, step: int, sour
 
 
 async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> Collected:
-    """The next groups of a store. What came without a reward is scored by the config's."""
+    """The next groups of a store."""
     rollout = parts.config.rollout
     oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
     leased = await source.take(rollout.tasks_per_step, oldest)
-    groups = [
-        [as_given(t) if t.reward is not None else await parts.reward.score(t) for t in group.trajectories]
-        for group in leased
-    ]
+    groups = [[await _graded(parts, trajectory) for trajectory in group.trajectories] for group in leased]
+    if parts.reward.of_groups:
+        declared = parts.config.reward != RewardConfig()
+        groups = [
+            await parts.reward.score_group(group)
+            if declared or any(t.reward is None for t in recorded.trajectories)
+            else group
+            for group, recorded in zip(groups, leased, strict=True)
+        ]
     for trajectory in (t for group in groups for t in group):
         check_tokens(trajectory, len(parts.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
@@ -84,6 +90,17 @@ async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> 
     return Collected(
         groups, made, Progress(state.position, state.seen), counts=counts, taken=tuple(group.key for group in leased)
     )
+
+
+async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:
+    """A recorded trajectory with what it is worth here: a `reward` in the config has the last word, and the component
+    `given` of it is the recorded reward. Without one the recorded reward stands, where there is any."""
+    recorded = {} if trajectory.reward is None else {"given": trajectory.reward}
+    if recorded and parts.config.reward == RewardConfig():
+        return as_given(trajectory)
+    metadata = {**trajectory.metadata, "given": {**trajectory.rewards, **recorded}}
+    graded = await parts.reward.score(replace(trajectory, metadata=metadata))
+    return replace(graded, rewards={**recorded, **graded.rewards})
 
 
 async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, step: int, wanted: int) -> Collected:
@@ -101,7 +118,7 @@ async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, s
         tasks, progress = curriculum.draw(parts.tasks, progress, missing, seed=seed, step=step, drawn=drawn)
         prefix = f"train-{step:06d}" + (f"-more-{turn}" if turn else "")
         attempts = groups_of(tasks, size, prefix=prefix, seed=seed, train_step=step, masked=True)
-        trajectories = await parts.manager(store).run(attempts)
+        trajectories = await _together(parts, store, await parts.manager(store).run(attempts))
         if config.algorithm.greedy_baseline:
             greedy |= await _greedily(parts, store, tasks, prefix, step)
         made += trajectories
@@ -123,6 +140,17 @@ def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajecto
         if trajectory.status is Status.COMPLETED and trajectory.reward is not None:
             won.setdefault(trajectory.task.id, []).append(succeeded(trajectory))
     return {task_id: sum(own) / len(own) for task_id, own in won.items()}
+
+
+async def _together(parts: Parts, store: Store | None, trajectories: list[Trajectory]) -> list[Trajectory]:
+    """`trajectories` with what the components of groups say of them, in the store too."""
+    if not parts.reward.of_groups:
+        return trajectories
+    groups = await asyncio.gather(*(parts.reward.score_group(group) for group in _grouped(trajectories)))
+    scored = {trajectory.uid: trajectory for group in groups for trajectory in group}
+    if store is not None:
+        await asyncio.gather(*(store.trajectories.rescore(trajectory) for trajectory in scored.values()))
+    return [scored[trajectory.uid] for trajectory in trajectories]
 
 
 async def _greedily(

@@ -39,9 +39,14 @@ class PolicyConfig(Config):
     lora: LoraConfig = LoraConfig()
     """Adapter settings, for `tuning: lora`."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """`auto` is bfloat16 where the processor computes in it, else float32."""
+    """`auto` measures a product in both at the start of a run, and is bfloat16 where that is at least 1.25 times as
+    fast."""
     device: str = "auto"
     """`auto` is `cuda` where there is one, else `cpu`."""
+    numerics: Literal["auto", "exact", "fast"] = "auto"
+    """`exact`: sampler and learner give a token the same log-probability to the bit, and a run stops where this machine
+    cannot. `fast`: as fast as the kernels go, with what difference there is. `auto` measures at the start of a run, and
+    is exact where that takes at most 1.1 times the time."""
 
 
 class OptimizerConfig(Config):
@@ -149,10 +154,16 @@ class TrainConfig(Config):
             raise ValueError("rollout.backfill makes further attempts, which a rollout.source cannot; set it to 0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
-        if self.rollout.group_size == 1 and isinstance(getattr(self.algorithm, "std", None), str):
+        alone = self.rollout.group_size == 1 and self.rollout.source is None
+        if alone and self.algorithm.needs_group:
             raise ValueError(
-                "rollout.group_size is 1, but a group-relative advantage needs at least 2 trajectories of a task; "
-                "raise rollout.group_size or set algorithm.name=reinforce"
+                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a task with each "
+                "other and needs at least 2; raise rollout.group_size or set algorithm.name=reinforce"
+            )
+        if alone and self.reward.normalize == "group":
+            raise ValueError(
+                "rollout.group_size is 1, and reward.normalize=group makes the reward of a group of one 0; raise "
+                "rollout.group_size or set reward.normalize=running"
             )
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(
@@ -187,9 +198,26 @@ class TrainConfig(Config):
         return self
 
 
+ALSO_CALLED = {
+    "actor_rollout_ref.rollout.agent.default_agent_flow": "flow.name",
+    "actor_rollout_ref.rollout.agent.agent_flow_config_path": "flow.flows_file",
+}
+"""Keys of verl's command line that overrides may use for ours."""
+
+
+def our_names(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with verl's keys replaced by ours; a leading `+`, as Hydra has it for new keys, is dropped there."""
+    translated: list[str] = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        ours = ALSO_CALLED.get(key.strip().removeprefix("+"))
+        translated.append(override if ours is None else f"{ours}{equals}{value}")
+    return translated
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is
     wrong."""
-    data: dict[str, Any] = apply_overrides(load_yaml(path), overrides)
+    data: dict[str, Any] = apply_overrides(load_yaml(path), our_names(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

@@ -1,9 +1,10 @@
-"""The critic: what a state is worth, by a linear head on the hidden states of the policy or of a model of its own."""
+"""The critic: what a state is worth, by a linear head on the hidden states of the policy or of a model of its own.
+Roles may have heads of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ class Critic:
     def __init__(self, config: CriticConfig, policy: Decoder, own: Weights | None, max_grad_norm: float = 1.0) -> None:
         self.config, self.own, self._max_grad_norm = config, own, max_grad_norm
         decoder = own.decoder if own is not None else policy
+        # The last head is that of all other roles.
+        heads = (len(config.roles) + 1,) if config.roles else ()
         self.head = {
-            "critic.weight": torch.zeros(decoder.embed.shape[1], device=decoder.device, requires_grad=True),
-            "critic.bias": torch.zeros((), device=decoder.device, requires_grad=True),
+            "critic.weight": torch.zeros(*heads, decoder.embed.shape[1], device=decoder.device, requires_grad=True),
+            "critic.bias": torch.zeros(heads, device=decoder.device, requires_grad=True),
         }
         groups = [{"params": list(self.head.values()), "lr": config.lr}]
         if own is not None:
@@ -45,10 +48,16 @@ class Critic:
         if self.own is not None:
             self.own.restore({name: values[f"critic.{name}"] for name in self.own.names()})
 
-    def values(self, states: States) -> Tensor:
-        """What every response token's state is worth, before the token is sampled: [tokens] in fp32."""
+    def values(self, states: States, roles: Sequence[str]) -> Tensor:
+        """What every response token's state is worth, before the token is sampled: [tokens] in fp32. `roles` are those
+        of the tokens."""
         head, bias = self.head.values()
-        return states.by_token(states.hidden.float() @ head + bias)
+        if not self.config.roles:
+            return states.by_token(states.hidden.float() @ head + bias)
+        places = {role: place for place, role in enumerate(self.config.roles)}
+        own = torch.tensor([places.get(role, len(places)) for role in roles], device=head.device)
+        every = states.by_token(states.hidden.float() @ head.t() + bias)
+        return every.gather(-1, own[:, None])[:, 0]
 
     def loss(self, values: Tensor, before: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """sum w max((V - target)^2, (clip(V, before +- c) - target)^2) / 2 (PPO's clipped value loss, as TRL and verl

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 from midstream.agents.rollout import groups_of
 from midstream.core.types import Task, Trajectory
+from midstream.learn.batch import check_log_probs
+from midstream.learn.failures import check_failures
 from midstream.learn.listener import Listener
 from midstream.learn.run_dir import RunDirectory
 from midstream.learn.samples import sample_row
@@ -64,6 +66,8 @@ class HeldOut:
         began = time.perf_counter()
         tasks = take(self._parts.tasks, split, count)
         trajectories = await attempt(self._parts, tasks, label, step, self._store, split)
+        check_failures(trajectories, self._parts.config.rollout.max_failed)
+        check_log_probs(trajectories)
         succeeded = self._parts.reward.succeeded
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
         if split == "test":

@@ -15,14 +15,17 @@ from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import Reading
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
+from midstream.learn.correction import corrected
 from midstream.learn.critic import Critic
-from midstream.learn.log_probs import States, TokenSequence, run, score
+from midstream.learn.log_probs import Scored, States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.packing import Dealt, packed
 from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
+Observe = Callable[[Sequence[LearningTurn], Scored], None]
+"""Is given the turns of a pass and what the policy says of their tokens, one turn after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +59,37 @@ class Learner:
         """Updates over which the learning rate falls to 0; None keeps it constant."""
 
     def update(
-        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+        self,
+        batch: LearningBatch,
+        algorithm: Algorithm,
+        reference: Reference | None = None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
     ) -> dict[str, float]:
-        """One optimizer step on `batch`. Raises `TrainingError`, which names tensor and group, before the weights move
-        when a gradient is not finite."""
-        sums = self.accumulate(batch, algorithm, reference)
+        """One optimizer step on `batch`, as `accumulate`. Raises `TrainingError`, which names tensor and group, before
+        the weights move when a gradient is not finite."""
+        sums = self.accumulate(batch, algorithm, reference, observe, anchor=anchor)
         return {**sums, "grad_norm": self._step(lambda name: self._origin(name, batch, algorithm, reference))}
 
     def accumulate(
-        self, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None = None
+        self,
+        batch: LearningBatch,
+        algorithm: Algorithm,
+        reference: Reference | None = None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
     ) -> dict[str, float]:
         """Leave the gradient of `batch` in the weights' `gradients`, and the critic's in the critic, and move nothing;
-        its metrics."""
+        its metrics. `observe` is given each pass's turns and their log-probabilities. With `anchor` the ratio is taken
+        to the log-probabilities of this very pass, with importance weights by `algorithm.correction` (none at level
+        `none`)."""
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
         packs = self._packs(batch.turns)
-        passes = [self._policy_pass(turns, algorithm, reference) for turns in packs]
+        passes = [self._policy_pass(turns, algorithm, reference, observe, anchor=anchor) for turns in packs]
         if self.critic is not None and self.critic.own is not None:
             passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
         total = _added(passes)
@@ -90,8 +107,9 @@ class Learner:
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
-    def look(self, sequences: Sequence[TokenSequence], *, values: bool = False) -> Reading:
-        """What the policy, and with `values` the critic, says of every response token of `sequences` together."""
+    def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> Reading:
+        """What the policy says of every response token of `sequences` together, and the critic where `roles`, who
+        sampled each sequence, are given."""
         log_probs, entropy, worth = Dealt(sequences), Dealt(sequences), Dealt(sequences)
         with torch.no_grad():
             for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
@@ -99,10 +117,11 @@ class Learner:
                 scored = score(self.decoder, chosen)
                 log_probs.take(pack, scored.log_probs)
                 entropy.take(pack, scored.entropy)
-                if values and self.critic is not None:
+                if roles is not None and self.critic is not None:
                     own = self.critic.own
                     states = scored.states if own is None else run(own.decoder, chosen)
-                    worth.take(pack, self.critic.values(states))
+                    by_token = [roles[n] for n in pack for _ in sequences[n].response_ids]
+                    worth.take(pack, self.critic.values(states, by_token))
         return Reading(log_probs.all(), entropy.all(), values=worth.all())
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
@@ -112,16 +131,35 @@ class Learner:
             found.take(pack, reference([sequences[n] for n in pack]))
         return found.all()
 
-    def _policy_pass(self, turns: Sequence[LearningTurn], algorithm: Algorithm, reference: Reference | None) -> Passes:
+    def own_log_probs(self, turns: Sequence[LearningTurn], observe: Observe) -> None:
+        """Give `observe` the log-probabilities of `turns`, in the same passes as an update with them computes them."""
+        for pack in self._packs(turns):
+            # With gradients on, as in an update: without them a layer may use another kernel.
+            observe(pack, score(self.decoder, [turn.sequence for turn in pack]))
+
+    def _policy_pass(
+        self,
+        turns: Sequence[LearningTurn],
+        algorithm: Algorithm,
+        reference: Reference | None,
+        observe: Observe | None = None,
+        *,
+        anchor: bool = False,
+    ) -> Passes:
         sequences = [turn.sequence for turn in turns]
         # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.
         reference_log_probs = None if reference is None else reference(sequences)
         scored = score(self.decoder, sequences)
         sizes = [len(turn.old_log_probs) for turn in turns]
+        now, sampled = scored.log_probs.detach(), self._tensor([v for turn in turns for v in turn.old_log_probs])
+        if observe is not None:
+            observe(turns, scored)
+        if anchor:
+            turns = corrected(turns, [part.tolist() for part in now.split(sizes)], algorithm.correction)
         tokens = TokenBatch(
             log_probs=scored.log_probs,
             entropy=scored.entropy,
-            old_log_probs=self._tensor([value for turn in turns for value in turn.old_log_probs]),
+            old_log_probs=now if anchor else sampled,
             advantages=self._tensor([value for turn in turns for value in turn.advantages]),
             weights=self._tensor([turn.weight for turn, size in zip(turns, sizes, strict=True) for _ in range(size)]),
             turns=torch.tensor(
@@ -140,7 +178,7 @@ class Learner:
             total, sums = total + value_loss * (critic.config.coef or 1.0), sums | found
         total.backward()
         self.weights.collect()
-        largest = float((scored.log_probs.detach() - tokens.old_log_probs).abs().max())
+        largest = float((now - sampled).abs().max())
         return Passes(
             {**sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
             sum(sizes),
@@ -161,7 +199,8 @@ class Learner:
     ) -> tuple[Tensor, dict[str, float]]:
         before = self._tensor([value for turn in turns for value in turn.values])
         targets = self._tensor([value for turn in turns for value in turn.targets])
-        return critic.loss(critic.values(states), before, targets, weights)
+        roles = [turn.role for turn in turns for _ in turn.old_log_probs]
+        return critic.loss(critic.values(states, roles), before, targets, weights)
 
     def _scale(self, turns: Sequence[LearningTurn]) -> Tensor | None:
         if not any(turn.scale for turn in turns):

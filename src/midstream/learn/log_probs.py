@@ -16,6 +16,7 @@ from torch import Tensor
 from midstream.engines.torch import products
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
 from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.products import Rows
 
 CHUNK = 128
 """Tokens whose logits exist at one time."""
@@ -69,7 +70,7 @@ class Scored:
 def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> States:
     """`decoder` over every sequence, each shared prefix computed once."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences], decoder.device)
-    attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype)
+    attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
     hidden = decoder(tree.tokens, tree.positions, attend, adapter=adapter)
     predictor: dict[tuple[int, float], tuple[int, int]] = {}
     where: list[int] = []
@@ -94,27 +95,32 @@ def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool =
 def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
     """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
     states = run(decoder, sequences, adapter=adapter)
-    log_probs, entropy = token_log_probs(states.hidden, decoder.head, states.targets, states.temperatures)
+    log_probs, entropy = token_log_probs(states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures)
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 
-def token_log_probs(hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+def token_log_probs(
+    hidden: Tensor, head: Tensor, rows: Rows, targets: Tensor, temperatures: Tensor
+) -> tuple[Tensor, Tensor]:
     """log p(target) and the entropy of the whole distribution, both [n] in fp32 and differentiable.
 
-    hidden [n, d], head [vocab, d], targets [n], temperatures [n]; p = softmax(hidden headᵀ / temperature).
+    hidden [n, d], head [vocab, d], targets [n], temperatures [n]; p = softmax(hidden headᵀ / temperature). `rows` are
+    the numbers of rows that go into a product.
     """
-    log_probs, entropy = _TokenLogProbs.apply(hidden, head, targets, temperatures)  # type: ignore[misc]
+    log_probs, entropy = _TokenLogProbs.apply(hidden, head, rows, targets, temperatures)  # type: ignore[misc]
     return log_probs, entropy
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, temperatures: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, rows: Rows, targets: Tensor, temperatures: Tensor
+    ) -> tuple[Tensor, Tensor]:
         log_probs, entropies, slopes = [], [], []
         scaled = bool((temperatures != 1).any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            every = _log_softmax(hidden[part], head, temperatures[part] if scaled else None)
+            every = _log_softmax(hidden[part], head, rows, temperatures[part] if scaled else None)
             log_probs.append(every.gather(-1, targets[part, None])[:, 0])
             probs = every.exp()
             entropies.append(-torch.bmm(probs[:, None], every[:, :, None])[:, 0, 0])
@@ -122,7 +128,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 # d log p(t) / d logit = 1[t] - p: as p is here now, backward need not compute the logits again.
                 probs.scatter_add_(-1, targets[part, None], probs.new_full((len(probs), 1), -1.0))
                 slopes.append(probs.to(hidden.dtype) @ head)
-        ctx.scaled = scaled
+        ctx.scaled, ctx.rows = scaled, rows
         entropy = torch.cat(entropies)
         ctx.save_for_backward(hidden, head, targets, temperatures, entropy, torch.cat(slopes) if slopes else None)
         return torch.cat(log_probs), entropy
@@ -134,12 +140,12 @@ class _TokenLogProbs(torch.autograd.Function):
         with_entropy = bool(grad_entropy.any())
         if slopes is not None and not with_entropy:
             by = -grad_log_prob / temperatures if ctx.scaled else -grad_log_prob
-            return slopes * by[:, None].to(slopes.dtype), None, None, None
+            return slopes * by[:, None].to(slopes.dtype), None, None, None, None
         grad_hidden = torch.empty_like(hidden)
         grad_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            every = _log_softmax(hidden[part], head, temperatures[part] if ctx.scaled else None)
+            every = _log_softmax(hidden[part], head, ctx.rows, temperatures[part] if ctx.scaled else None)
             # d H / d logit = -p (log p + H); in place, as each pass over the vocabulary costs.
             by = grad_log_prob[part, None]
             if with_entropy:
@@ -151,12 +157,12 @@ class _TokenLogProbs(torch.autograd.Function):
             grad_hidden[part] = rounded @ head
             if grad_head is not None:
                 grad_head += (rounded.t() @ hidden[part]).float()
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 
-def _log_softmax(hidden: Tensor, head: Tensor, temperatures: Tensor | None) -> Tensor:
+def _log_softmax(hidden: Tensor, head: Tensor, rows: Rows, temperatures: Tensor | None) -> Tensor:
     """[n, vocab] in fp32, by the same operations as sampling; `temperatures` None when all are 1."""
-    logits = products.linear(hidden, head)
+    logits = products.by_rows(lambda part: products.linear(part, head), hidden, rows)
     if temperatures is None:
         return torch.log_softmax(logits, -1, dtype=torch.float32)
     return torch.log_softmax(logits.float() / temperatures[:, None], -1)

@@ -15,7 +15,7 @@ from midstream.learn.log_probs import TokenSequence
 def wanted(algorithm: Algorithm) -> frozenset[Reads]:
     """What has to be read for `algorithm` as it is configured."""
     reads = set(algorithm.reads)
-    if algorithm.correction.level != "none" or algorithm.top_entropy < 1:
+    if algorithm.top_entropy < 1:
         reads.add("policy")
     if algorithm.kl.placement == "reward" and algorithm.kl.coef:
         reads.add("reference")
@@ -36,7 +36,8 @@ def read(
     if not what or not steps:
         return {}
     sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
-    seen = learner.look(sequences, values="values" in what) if what & {"policy", "values"} else Reading()
+    roles = [step.role for step in steps.values()] if "values" in what else None
+    seen = learner.look(sequences, roles) if what & {"policy", "values"} else Reading()
     other = learner.measure(reference, sequences) if "reference" in what and reference is not None else ()
     found: dict[Place, Reading] = {}
     start = 0

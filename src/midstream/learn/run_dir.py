@@ -1,4 +1,5 @@
-"""The directory of a run: who holds it, what it was configured as, and its append-only logs.
+"""The directory of a run: who holds it, what it was configured as, and its append-only logs. Only
+its owner can read it.
 
 Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`,
 `checkpoints/`, `tensorboard/`."""
@@ -17,7 +18,8 @@ from typing import Any
 import yaml
 
 from midstream.core.errors import RunError
-from midstream.core.files import sync
+from midstream.core.files import private, sync
+from midstream.core.secrets import without_secrets
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when there is no room left."""
@@ -30,7 +32,7 @@ class RunDirectory:
         self.path = path
         try:
             self._made = _make(path)
-            self._lock = open(path / ".lock", "a+")  # noqa: SIM115 (held as long as the run)
+            self._lock = open(path / ".lock", "a+", opener=private)  # noqa: SIM115 (held as long as the run)
         except OSError as error:
             raise RunError(
                 f"cannot write to the run directory '{path}': {error.strerror}",
@@ -68,7 +70,7 @@ class RunDirectory:
         """Replace a file as a whole: never half-written."""
         temporary = self / f".{name}.tmp"
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with open(temporary, "w", encoding="utf-8", opener=private) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -83,7 +85,7 @@ class RunDirectory:
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add one line to a log."""
         try:
-            with (self / name).open("a", encoding="utf-8") as file:
+            with open(self / name, "a", encoding="utf-8", opener=private) as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise full(self / name, error) from None
@@ -104,9 +106,9 @@ class RunDirectory:
             self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if wanted(row)))
 
     def config_changes(self, config: dict[str, Any]) -> list[str]:
-        """How `config` differs from the one this run began with, a line each."""
+        """How `config` differs from the one this run began with, a line each. Secrets, which are not kept, may."""
         saved = yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8"))
-        return list(_differences(saved, json.loads(json.dumps(config)), ""))
+        return list(_differences(saved, without_secrets(json.loads(json.dumps(config))), ""))
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
@@ -118,13 +120,13 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
 
 
 def _make(path: Path) -> list[Path]:
-    """Make the folder `path` and return those that were not there, innermost first."""
+    """Make the folder `path`, for its owner only, and return those that were not there, innermost first."""
     missing: list[Path] = []
     for folder in (path, *path.parents):
         if folder.exists():
             break
         missing.append(folder)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return missing
 
 

@@ -3,6 +3,8 @@ and asking alike."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
+from midstream.engines.torch.numerics import Numerics, fastest_dtype, settle
 from midstream.learn.algorithms import PPO
 from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.critic import Critic
@@ -28,6 +31,7 @@ from midstream.learn.weights import Weights
 from midstream.record.recorder import Voice
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
 from midstream.tasks import TaskSet, load_tasks
 
 
@@ -45,6 +49,7 @@ class Parts:
     tasks: TaskSet
     reward: RewardFunction
     voices: dict[str, Voice]
+    numerics: Numerics
     reference: Reference | None = None
     """The reference policy where it does not depend on where the run began: see `kl.reference`."""
 
@@ -63,34 +68,54 @@ class Parts:
         )
 
 
-def build(config: TrainConfig) -> Parts:
-    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+def build(config: TrainConfig, recorded: Numerics | None = None) -> Parts:
+    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
+    numerics of the run that is resumed; they are kept."""
+    use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
-    tasks, reward = load_tasks(config.tasks), RewardFunction(config.reward)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(reward.weights)})
+    tasks = load_tasks(config.tasks)
+    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
     model_path = resolve(config.policy.model)
-    device = choose_device(config.policy)
     tokenizer = load_tokenizer(model_path)
-    decoder = load_decoder(model_path, choose_dtype(config.policy, device), device)
+    decoder = load_policy(config.policy, model_path, recorded)
     if len(tokenizer) > decoder.embed.shape[0]:
         raise ModelError(
             f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
             "use the tokenizer the model was trained with",
         )
     weights = tuned(config, decoder, "adapters")
+    numerics = settle(decoder, config.policy.numerics, recorded)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
     critic = make_critic(config, decoder, tokenizer)
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
     reference = make_reference(config, decoder, weights, tokenizer)
     voices = make_voices(config.flow, engine)
-    parts = Parts(config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices, reference)
+    reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
+    parts = Parts(
+        config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices, numerics, reference
+    )
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
     return parts
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with `count` threads; raises `ConfigError` when there are not as many processors."""
+    if count is None:
+        return
+    if count > (there := processors()):
+        raise ConfigError(
+            f"trainer.threads is {count}, but there are {there} processors here: more threads only wait for each other",
+            f"set trainer.threads to {there} or fewer, or leave it out",
+        )
+    torch.set_num_threads(count)
 
 
 def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
@@ -138,7 +163,10 @@ def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: st
             f"{setting} '{name}' has another vocabulary than the policy: it cannot read what the policy says",
             "name a model with the policy's own tokenizer",
         )
-    return load_decoder(path, policy.dtype, policy.device)
+    decoder = load_decoder(path, policy.dtype, policy.device)
+    # As the policy: what is the same model must give the same numbers.
+    decoder.compute_by(policy.rows, policy.queries)
+    return decoder
 
 
 def check_trained(parts: Parts) -> None:
@@ -159,21 +187,8 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
         if config.engine == "policy":
             voices[role] = Voice(policy, policy.tokenizer, config.train)
         elif config.engine == "frozen":
-            if policy.decoder.adapter_rank == 0:
-                raise ConfigError(
-                    f"flow.roles.{role}.engine is 'frozen', which needs policy.tuning=lora", "or give this role a URL"
-                )
             if frozen is None:
-                base = TorchEngine(
-                    policy.decoder,
-                    policy.tokenizer,
-                    name="frozen",
-                    slots=policy.slots,
-                    deterministic=policy.deterministic,
-                    adapter=False,
-                    beside=policy,
-                )
-                frozen = Voice(base, policy.tokenizer, False)
+                frozen = Voice(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
             voices[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
             voices[role] = Voice(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
@@ -183,6 +198,28 @@ def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
                 "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
             )
     return voices
+
+
+def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
+    """The model in training without its adapter; raises `ConfigError` when it has none."""
+    if policy.decoder.adapter_rank == 0:
+        raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
+    return TorchEngine(
+        policy.decoder,
+        policy.tokenizer,
+        name="frozen",
+        slots=policy.slots,
+        deterministic=policy.deterministic,
+        adapter=False,
+        beside=policy,
+    )
+
+
+def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
+    """The judge that reward components ask for, by `reward.judge`."""
+    if config is None or config.engine != "frozen":
+        return remote_judge(config)
+    return Judge(config, asking(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
 
 
 def choose_device(config: PolicyConfig) -> torch.device:
@@ -197,11 +234,20 @@ def choose_device(config: PolicyConfig) -> torch.device:
     return device
 
 
-def choose_dtype(config: PolicyConfig, device: torch.device) -> torch.dtype:
-    """The dtype of `policy.dtype`: bf16 where it is fast, else fp32."""
+def choose_dtype(config: PolicyConfig, device: torch.device, folder: Path) -> torch.dtype:
+    """The dtype of `policy.dtype` for the model in `folder`; `auto` is measured on a CPU."""
     if config.dtype != "auto":
         return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden, inner = (int(sizes.get(name) or 0) for name in ("hidden_size", "intermediate_size"))
+    return fastest_dtype(hidden, 2 * inner)
+
+
+def load_policy(config: PolicyConfig, folder: Path, recorded: Numerics | None = None) -> Decoder:
+    """The model in `folder` on the device and in the dtype that `config` asks for; `auto` keeps that of `recorded`."""
+    device = choose_device(config)
+    if config.dtype == "auto" and recorded is not None:
+        return load_decoder(folder, getattr(torch, recorded.dtype), device)
+    return load_decoder(folder, choose_dtype(config, device, folder), device)

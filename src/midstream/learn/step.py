@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,14 @@ from torch import Tensor
 from midstream.core.types import Trajectory
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.memory import trim
-from midstream.learn.algorithms.base import KLConfig
-from midstream.learn.batch import LearningBatch, finite_reward, is_scored, make_batch
+from midstream.learn.algorithms.base import CorrectionConfig, KLConfig
+from midstream.learn.batch import LearningBatch, check_log_probs, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
-from midstream.learn.correction import corrected
+from midstream.learn.correction import most_uncertain
+from midstream.learn.failures import check_failures
 from midstream.learn.learner import Reference, together
+from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalised
 from midstream.learn.penalty import penalised
 from midstream.learn.readings import read, wanted
@@ -26,13 +29,17 @@ from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import Parts
 from midstream.learn.source import Source
 from midstream.record.store import Store
+from midstream.rewards.judge import judge_agreement
 from midstream.rewards.summary import describe, reasons
+
+_log = logging.getLogger(__name__)
 
 TRIM_EVERY = 4
 """Steps after which unused memory is given back: it costs a little each time, as it is soon asked for again."""
 
-FirstUpdate = Callable[[Sequence[Group], LearningBatch, Mapping[str, float]], None]
-"""Told of the first update of a run: what it learned from, and its metrics."""
+FirstUpdate = Callable[[Sequence[Group], LearningBatch, Mapping[str, float], OwnLogProbs], None]
+"""Called after the first update of a run, with the groups and the batch it learned from, its metrics, and the
+learner's log-probabilities before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +64,13 @@ async def take_step(
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
     collected = await collect(parts, store, state, step, source)
+    check_failures(collected.trajectories, config.rollout.max_failed, first=state.step == 0)
     rollout_s = time.perf_counter() - began
+    check_log_probs(collected.trajectories)
     coef = config.algorithm.kl.coef if state.kl_coef is None else state.kl_coef
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
-    algorithm = config.algorithm.model_copy(update={"kl": kl})
+    correction = correction_for(config.algorithm, state.correcting)
+    algorithm = config.algorithm.model_copy(update={"kl": kl, "correction": correction})
     rollout = config.rollout
     counts = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
     rewards = state.rewards.including(finite_reward(t) for t in collected.trajectories if counts(t))
@@ -81,10 +91,15 @@ async def take_step(
         memory=state.memory,
         keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
     )
-    batch = corrected(batch, readings, algorithm)
+    batch = most_uncertain(batch, readings, algorithm.top_entropy)
     measured = reference if drift is None and _is_measured(parts, kl, step) else None
     updates: list[dict[str, float]] = []
+    own, began_with, corrects = OwnLogProbs(), parts.decoder.version, correction.level != "none"
     async with engine.exclusive():
+        if corrects and config.trainer.minibatches > 1:
+            # The weights will have moved when the later parts are learned from.
+            for part in batch.parts(config.trainer.minibatches):
+                await compute(learner.own_log_probs, part.turns, own.take)
         for _ in range(config.trainer.epochs_per_batch):
             for part in batch.parts(config.trainer.minibatches):
                 turns = len(part.turns)
@@ -92,9 +107,14 @@ async def take_step(
                     part = part.since(parts.decoder.version - rollout.max_staleness)
                 stale += turns - len(part.turns)
                 if part.turns:
-                    updates.append(await compute(learner.update, part, algorithm, measured))
+                    first = not updates
+                    known = corrects and part in own
+                    chosen = own.correct(part, correction) if known else part
+                    observe = own.take if first and not known else None
+                    anchor = corrects and not known
+                    updates.append(await compute(learner.update, chosen, algorithm, measured, observe, anchor=anchor))
                     if learner.updates == 1:
-                        on_first_update(groups, part, updates[0])
+                        await compute(on_first_update, groups, part, updates[0], own)
         if step % TRIM_EVERY == 0:
             await compute(trim)
     if source is not None:
@@ -106,11 +126,18 @@ async def take_step(
     if learned["kl"] is not None and kl.target is not None:
         coef = kl.followed(coef, learned["kl"], len(collected.trajectories))
     tokens = engine.tokens_sampled - sampled
+    differ = mismatch(own.differences(began_with), algorithm.loss)
+    correcting = corrects_next(state.correcting, differ.get("mismatch/clipped"), config.algorithm.correction)
+    if correcting != state.correcting:
+        _log.warning("step %d: %s", step, _explained(differ, config.algorithm.correction, correcting))
     row = {
         "stage": "rl",
         "step": step,
         **_attempted(parts, collected.trajectories),
         **learned,
+        **(importance_metrics(own.differences(), correction) if corrects else {}),
+        **differ,
+        "corrected": float(corrects),
         "kl_coef": kl.coef,
         **batch.counts,
         **collected.counts,
@@ -133,8 +160,21 @@ async def take_step(
         memory=batch.memory,
         rewards=rewards,
         replay=collected.replay,
+        correcting=correcting,
     )
     return Stepped(reached, row)
+
+
+def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
+    """Why an automatic correction begins or ends."""
+    share, bound = differ["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
+    found = (
+        f"sampler and learner differ by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
+        f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
+    )
+    if begins:
+        return f"{found}: from the next step on ratios are taken to the learner's own pass (algorithm.correction)"
+    return f"{found}: from the next step on ratios are taken to the sampler again (algorithm.correction)"
 
 
 def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
@@ -145,6 +185,11 @@ def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, An
     return {
         "success": sum(won) / len(won),
         **describe(trajectories),
+        **(
+            {}
+            if parts.config.reward.judge is None
+            else judge_agreement(trajectories, parts.config.reward.judge.compare_with)
+        ),
         "errors": reasons(trajectories),
         **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
     }

@@ -26,7 +26,9 @@ import yaml
 
 from midstream import __version__
 from midstream.core.errors import RunError, TaskError, TrainingError
+from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
+from midstream.engines.torch.numerics import Numerics
 from midstream.learn.batch import LearningBatch
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import PLAINLY, first_batch, insist
@@ -34,6 +36,8 @@ from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.listener import Listener
+from midstream.learn.mismatch import OwnLogProbs
+from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import Parts, build, check_trained
 from midstream.learn.source import Drained, Source
@@ -42,6 +46,12 @@ from midstream.learn.warm_start import check_demonstrations, demonstrate, lesson
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
+PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
+"""Settings that a run keeps its numerics under."""
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a run to save and stop: Ctrl-C, and whatever ends processes politely (systemd, Slurm, Kubernetes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +67,8 @@ class TrainResult:
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C. Raises `UserError` for anything the user can mend; what was saved
-    stays."""
+    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
+    saved stays."""
     directory = RunDirectory(_run_path(config, resume))
     try:
         if directory.started and not resume:
@@ -104,25 +114,27 @@ class _Run:
         self.tensorboard: Any = None
 
     async def go(self) -> TrainResult:
-        """The whole run. The first Ctrl-C ends it after the step under way, the second at once."""
+        """The whole run. The first Ctrl-C or SIGTERM ends it after the step under way, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._stop)
+        for number in STOPS:
+            loop.add_signal_handler(number, self._stop)
         try:
             return await self._go()
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            for number in STOPS:
+                loop.remove_signal_handler(number)
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config)
+        self.parts = parts = await compute(build, config, self._recorded_numerics())
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)
         check_trained(parts)
         check_demonstrations(parts)
-        self.yaml = yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False)
+        self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
         state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
         if saved and not reference and config.algorithm.kl.reference == "start":
@@ -176,6 +188,18 @@ class _Run:
         for listener in self.listeners:
             listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    def _recorded_numerics(self) -> Numerics | None:
+        """How the run in the directory was computed when it began; None where there is none, or it is to be otherwise
+        now."""
+        path = self.directory / "run.json"
+        if not self.directory.started or not path.is_file():
+            return None
+        changes = self.directory.config_changes(self.config.model_dump(mode="json"))
+        recorded = json.loads(path.read_text(encoding="utf-8")).get("numerics")
+        if recorded is None or any(change.startswith(PRECISION) for change in changes):
+            return None
+        return Numerics.from_json(recorded)
 
     def _open_source(self, state: TrainState) -> Source | None:
         config = self.config.rollout.source
@@ -237,6 +261,7 @@ class _Run:
             )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
+        (self.directory / "tensorboard").mkdir(mode=0o700, exist_ok=True)
         self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
         info = {
             "name": self.config.name,
@@ -245,6 +270,7 @@ class _Run:
             "max_steps": self.config.trainer.max_steps,
             "step": state.step,
             "run_dir": str(self.directory.path),
+            "numerics": self.parts.numerics.summary(),
         }
         for listener in self.listeners:
             listener.on_start(info)
@@ -259,6 +285,7 @@ class _Run:
                 "model": self.config.policy.model,
                 "seed": self.config.trainer.seed,
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "numerics": self.parts.numerics.as_json(),
                 "versions": {
                     "midstream": __version__,
                     "torch": torch.__version__,
@@ -311,7 +338,9 @@ class _Run:
         self._log(done.row)
         return done.state
 
-    def _check(self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float]) -> None:
+    def _check(
+        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
+    ) -> None:
         reference = self.config.algorithm.kl.reference
         fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
@@ -319,14 +348,16 @@ class _Run:
             self.config,
             groups,
             batch,
-            sums,
-            dtype=str(self.parts.decoder.dtype).removeprefix("torch."),
+            own=own,
+            noise=noise_floor(self.parts.decoder, [turn.sequence for turn in batch.turns]),
             version=self.parts.decoder.version - 1,  # the update has been made
             kl_at_start=kl,
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
         insist(checks)
         for check in checks:
+            if not check.decided:
+                _log.warning("self-check '%s' cannot decide at this machine's noise: %s", check.name, check.meaning)
             if check.name == PLAINLY and check.value:
                 _log.warning("%.0f %% of tokens: %s", 100 * check.value, check.meaning)
 

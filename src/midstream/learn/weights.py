@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from midstream.core.errors import ModelError
 from midstream.engines.torch.decoder import Decoder, Projection
 from midstream.engines.torch.lora import adapter_state, load_adapter, save_adapter
+from midstream.learn.model_folder import write_model
 
 
 class Weights:
@@ -110,15 +111,15 @@ class Weights:
             self.decoder.version = version
 
     def save(self, folder: Path, base: str) -> None:
-        """Write adapters in peft's format, or the full weights as Hugging Face names them (fp32 masters where there are
-        any)."""
+        """Write adapters in peft's format, or after full tuning the model as a folder that transformers loads (fp32
+        masters where there are any)."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.tuning == "lora":
             decoder = self.decoder
             save_adapter(decoder.adapters(), folder, rank=decoder.adapter_rank, alpha=decoder.adapter_alpha, base=base)
             return
         values = {name: value.detach() for name, value in (self._masters or self._live).items()}
-        save_file(unfused(self.decoder, values), folder / "model.safetensors")
+        write_model(folder, self.decoder, unfused(self.decoder, values))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""

@@ -148,7 +148,9 @@ def _read(path: Path) -> Iterator[Placed]:
         for place, record in form_of(path).read(path):
             try:
                 read = portable(record())
-            except ValueError as error:  # json's own are among them
+            except RecursionError:
+                raise RunError(f"'{path}', {place} is damaged: it is nested too deeply", "export it again") from None
+            except (ValueError, TypeError) as error:  # json's own are among them, and those of tags that hold no such
                 raise RunError(f"'{path}', {place} is damaged: {error}", "export it again") from None
             yield f"'{path}', {place}", read
     except OSError as error:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Table
-
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
-from midstream.record import schema
 from midstream.record.curation import Curation, checked
 from midstream.record.feedback import Feedback
 from midstream.record.group_states import GroupState
+from midstream.record.import_check import check_record
 from midstream.record.loading import Recorded
 from midstream.record.rows import Row, step_row, trajectory_row
 
@@ -75,7 +72,8 @@ GROUP = ("size", "deadline", "state", "ended", "ready_at", "owner", "train_step"
 
 
 def portable(record: Mapping[str, Any]) -> Portable:
-    """The rows of `record`. Raises `ValueError` saying what is wrong with it."""
+    """The rows of `record`. Raises `ValueError` with one line that says what is wrong with it."""
+    check_record(record)
     try:
         task = dict(record["task"])
         if not isinstance(task["prompt"], str):
@@ -87,30 +85,18 @@ def portable(record: Mapping[str, Any]) -> Portable:
             **{**own, "task": Task(**task), "tool_calls": calls, "status": Status(record["status"])}
         )
         beside = {name: record[name] for name in ("channel", "train_step", "created_at", "ended_at")}
-        made = Portable(
+        return Portable(
             {**trajectory_row(trajectory), **beside, "session": None, "server": None},
             [step_row(step) for step in steps],
-            [Curation(**{**one, "tags": tuple(one["tags"])}) for one in record["curation"]],
+            [
+                Curation(**{**one, "quality": checked(one.get("quality", "")), "tags": tuple(one.get("tags", ()))})
+                for one in record["curation"]
+            ],
             [Feedback(**one) for one in record["feedback"]],
             _group_row(record),
         )
-        _check(schema.trajectories, made.trajectory, "id")
-        for step in made.steps:
-            _check(schema.steps, step)
-        if made.group is not None:
-            _check(schema.groups, made.group)
-        for one in made.curation:
-            checked(one.quality)
-        for one in (*made.steps, *map(_fields, made.curation), *map(_fields, made.feedback)):
-            if one["trajectory_uid"] != made.uid:
-                raise ValueError(f"it holds something of the trajectory {one['trajectory_uid']!r}")
-    except KeyError as error:
-        raise ValueError(f"it has no {error}") from None
     except UserError as error:
         raise ValueError(error.message) from None
-    except (TypeError, AttributeError, struct.error) as error:
-        raise ValueError(str(error)) from None
-    return made
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -123,29 +109,12 @@ def _step_record(step: Step) -> dict[str, Any]:
 
 
 def _tuples(step: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: step[name] for name in LISTS if step[name] is not None}
-    for name, value in found.items():
-        if not isinstance(value, list):
-            raise ValueError(f"{name} of a step is a {type(value).__name__}, not a list")
-    return {name: tuple(value) for name, value in found.items()}
+    return {name: tuple(step[name]) for name in LISTS if step[name] is not None}
 
 
 def _group_row(record: Mapping[str, Any]) -> Row | None:
     group = record["group"]
     if group is None:
         return None
-    if group["state"] == GroupState.LEASED:
-        raise ValueError("its group is leased, and a lease does not travel")
     row = {"prompt_uid": record["prompt_uid"], "channel": record["channel"], "lease_until": None}
     return {**row, **{name: group[name] for name in GROUP}, "state": GroupState(group["state"]).value}
-
-
-def _check(table: Table, row: Row, *without: str) -> None:
-    """That each value is of its column's type: SQLite would take any."""
-    for column in table.columns:
-        if column.name in without:
-            continue
-        value, wanted = row[column.name], column.type.python_type
-        ok = column.nullable if value is None else isinstance(value, (wanted, int) if wanted is float else wanted)
-        if not ok or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"its {column.name} is {value!r:.40}, not a {wanted.__name__}")

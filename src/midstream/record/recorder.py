@@ -8,20 +8,22 @@ the store before its text is handed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
-from midstream.core.types import Message, Step, ToolSchema
+from midstream.core.types import FinishReason, Message, Step, ToolSchema
 from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
 from midstream.record.store import Store
-from midstream.record.tree import Place, TokenTree
+from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, Place, TokenTree
 
-LONG_PROMPT = 20_000
-"""Characters from which a prompt is rendered in a thread, so that it does not hold up everybody else."""
+TOP_LOG_PROBS = "top_log_probs"
+"""In a step's metadata: the likeliest tokens at each place, as pairs of id and log-probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class Voice:
 class Call:
     """One model call as an agent makes it: a conversation in which the assistant speaks next, and how.
 
-    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step."""
+    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step, and so are,
+    with `keep_top_log_probs`, the likeliest tokens that `top_log_probs` asks for."""
 
     messages: tuple[Message, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -46,17 +49,59 @@ class Call:
     role: str = "policy"
     constraint: Constraint | None = None
     top_log_probs: int = 0
+    keep_top_log_probs: bool = False
     on_tokens: OnTokens | None = None
+    on_prompt: Callable[[int], None] | None = None
+    """Called with the number of tokens of the prompt, before the engine has it."""
+    template: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Arguments for the chat template, which must read them."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Heard:
+    """Hands tokens on as an engine samples them, and keeps them for a call that is cancelled before its end."""
+
+    def __init__(self, on_tokens: OnTokens | None, policy_version: int) -> None:
+        self._on_tokens, self._policy_version = on_tokens, policy_version
+        self._began = time.perf_counter()
+        self._ids: list[int] = []
+        self._log_probs: list[float] = []
+
+    def __call__(self, ids: Sequence[int], log_probs: Sequence[float]) -> None:
+        self._ids += ids
+        self._log_probs += log_probs
+        if self._on_tokens is not None:
+            self._on_tokens(ids, log_probs)
+
+    def completion(self, tokenizer: ChatTokenizer | None) -> Completion | None:
+        """What was sampled so far; None when that is nothing."""
+        if not self._ids or tokenizer is None:
+            return None
+        return Completion(
+            ids=tuple(self._ids),
+            log_probs=tuple(self._log_probs),
+            text=tokenizer.text_of(self._ids),
+            finish_reason=FinishReason.INTERRUPTED,
+            policy_version=self._policy_version,
+            latency_s=time.perf_counter() - self._began,
+        )
 
 
 class Recorder:
     """Makes and keeps the steps of one trajectory."""
 
     def __init__(
-        self, trajectory_uid: str, prompt_uid: str, *, seed: int, store: Store | None = None, channel: str = "train"
+        self,
+        trajectory_uid: str,
+        prompt_uid: str,
+        *,
+        seed: int,
+        store: Store | None = None,
+        channel: str = "train",
+        prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
         self.trajectory_uid, self.prompt_uid = trajectory_uid, prompt_uid
+        self._prefix_ignore = prefix_ignore
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
         self.over = False
@@ -90,16 +135,22 @@ class Recorder:
 
     async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
         """One model call; the step is on disk when this returns. Raises `PromptTooLong`, `Unsupported` and
-        `EngineError` as the engine does; then nothing is recorded, nor is it when the call is cancelled while the
-        engine works. What the engine has answered is recorded, whether or not somebody still waits for it."""
+        `EngineError` as the engine does; then nothing is recorded. What the engine has answered is recorded, whether or
+        not somebody still waits for it. A call that is cancelled while the engine works leaves a step when `on_tokens`
+        had tokens of it: those, not trained on, with the finish reason `interrupted` and in `metadata["interrupted"]`
+        what it was cancelled with."""
         index = len(self.steps)
         placeholder = self._take_place()
         self._under_way.add(index)
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
+        heard = Heard(call.on_tokens, voice.engine.policy_version)
+        place: Place | None = None
         try:
             place = await self._place(voice, call)
+            if call.on_prompt is not None:
+                call.on_prompt(len(place.prompt_ids))
             completion = await voice.engine.generate(
                 Request(
                     prompt_ids=place.prompt_ids,
@@ -110,38 +161,57 @@ class Recorder:
                     tools=call.tools,
                     constraint=call.constraint,
                     top_log_probs=call.top_log_probs,
-                    on_tokens=call.on_tokens,
+                    on_tokens=None if call.on_tokens is None else heard,
                 )
             )
-            stop = {"stop": list(sampling.stop)} if sampling.stop else {}
-            step = Step(
-                prompt_ids=place.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
-                response_ids=completion.ids,
-                rollout_log_probs=completion.log_probs,
-                trajectory_uid=self.trajectory_uid,
-                prompt_uid=self.prompt_uid,
-                step_index=index,
-                policy_version=completion.policy_version,
-                metadata={**call.metadata, **stop, **_how_sampled(sampling, call.constraint)},
-                role=call.role,
-                trainable=voice.trainable and bool(completion.ids),
-                parent=place.parent,
-                branch_reason=place.branch_reason,
-                temperature=sampling.temperature or 1.0,
-                messages=call.messages,
-                tools=call.tools,
-                text=completion.text,
-                finish_reason=completion.finish_reason,
-                latency_s=completion.latency_s,
-            )
-        except BaseException:
-            self._give_up(placeholder)
+            step = self._step(index, voice, replace(call, sampling=sampling), place, completion)
+        except BaseException as error:
+            cut = heard.completion(voice.tokenizer) if isinstance(error, asyncio.CancelledError) else None
+            if cut is None or place is None:
+                self._give_up(placeholder)
+                raise
+            step = self._step(index, voice, replace(call, sampling=sampling), place, cut)
+            why = {"interrupted": str(error.args[0] if error.args else "cancelled")}
+            step = replace(step, trainable=False, metadata={**step.metadata, **why})
+            await self._recorded(placeholder, step, voice)
             raise
+        await self._recorded(placeholder, step, voice)
+        return step, completion
+
+    def _step(self, index: int, voice: Voice, call: Call, place: Place, completion: Completion) -> Step:
+        """The step that an answered call is."""
+        sampling = call.sampling
+        kept: dict[str, Any] = {"stop": list(sampling.stop)} if sampling.stop else {}
+        if call.keep_top_log_probs and completion.top_log_probs:
+            kept[TOP_LOG_PROBS] = [[list(one) for one in top] for top in completion.top_log_probs]
+        template = {TEMPLATE: dict(call.template)} if call.template else {}
+        return Step(
+            prompt_ids=place.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
+            response_ids=completion.ids,
+            rollout_log_probs=completion.log_probs,
+            trajectory_uid=self.trajectory_uid,
+            prompt_uid=self.prompt_uid,
+            step_index=index,
+            policy_version=completion.policy_version,
+            metadata={**call.metadata, **template, **kept, **_how_sampled(sampling, call.constraint)},
+            role=call.role,
+            trainable=voice.trainable and bool(completion.ids),
+            parent=place.parent,
+            branch_reason=place.branch_reason,
+            temperature=sampling.temperature or 1.0,
+            messages=call.messages,
+            tools=call.tools,
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            latency_s=completion.latency_s,
+        )
+
+    async def _recorded(self, placeholder: Step, step: Step, voice: Voice) -> None:
+        """Keep an answered step, in the store where there is one."""
         if self._store is None:
             self._keep(step, voice)
         else:
             await self._append(placeholder, step, voice, self._store)
-        return step, completion
 
     async def submit(self, step: Step) -> None:
         """Record a step that was sampled elsewhere, at its own `step_index`, which must be free (`is_free`); on disk
@@ -239,9 +309,10 @@ class Recorder:
         if call.prompt_ids is not None:
             return self._given(call.prompt_ids)
         tree = self._tree(voice.tokenizer)
-        if sum(len(str(message.get("content"))) for message in call.messages) > LONG_PROMPT:
-            return await asyncio.to_thread(tree.place, call.messages, call.tools, voice.tokenizer)
-        return tree.place(call.messages, call.tools, voice.tokenizer)
+        many = len(call.messages) > MANY_MESSAGES
+        if many or sum(len(str(message.get("content"))) for message in call.messages) > LONG:
+            return await off_loop(tree.place, call.messages, call.tools, voice.tokenizer, call.template)
+        return tree.place(call.messages, call.tools, voice.tokenizer, call.template)
 
     def _given(self, prompt_ids: tuple[int, ...]) -> Place:
         """The place of a prompt that came as tokens: after the longest step that it goes on from."""
@@ -252,7 +323,7 @@ class Recorder:
         return Place(prompt_ids, None, "")
 
     def _tree(self, tokenizer: ChatTokenizer) -> TokenTree:
-        return self._trees.setdefault(id(tokenizer), TokenTree())
+        return self._trees.setdefault(id(tokenizer), TokenTree(self._prefix_ignore))
 
     def _remember(self, step: Step, voice: Voice) -> None:
         if voice.tokenizer is not None and step.response_ids and step.messages:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import loading, schema
+from midstream.record.branches import Branches, counting_branches
 from midstream.record.filters import Filters, conditions
 from midstream.record.loading import Recorded, Summary
 from midstream.record.rows import Row, step_row, trajectory_row
@@ -144,6 +145,22 @@ class Trajectories:
 
         await self.database.submit(finish, trajectory.uid)
 
+    async def rescore(self, trajectory: Trajectory) -> None:
+        """Replace the rewards of a trajectory that has ended and of its steps, its status and its metadata; returns
+        when it is on disk. For rewards that need the whole group, and so come after its end."""
+        table, steps = schema.trajectories, schema.steps
+        row = trajectory_row(trajectory)
+        changed = {name: row[name] for name in ("reward", "rewards", "status", "error", "metadata")}
+
+        def rescore(transaction: Transaction) -> None:
+            run = transaction.connection.execute
+            run(table.update().where(table.c.uid == trajectory.uid).values(changed))
+            for step in trajectory.steps:
+                place = (steps.c.trajectory_uid == trajectory.uid, steps.c.step_index == step.step_index)
+                run(steps.update().where(*place).values(reward=step.reward))
+
+        await self.database.submit(rescore, trajectory.uid)
+
     def discard_from(self, train_step: int) -> None:
         """Delete every trajectory recorded at or after `train_step`, with its steps."""
         late = schema.trajectories.c.train_step >= train_step
@@ -208,6 +225,11 @@ class Trajectories:
         """How many trajectories there are."""
         query = sa.select(sa.func.count()).select_from(schema.trajectories).where(*conditions(filters))
         return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def branches(self, channel: str | None = None) -> list[Branches]:
+        """Cost of calls that could not continue recorded tokens, by cause, the most expensive first."""
+        rows = self.database.read(lambda connection: connection.execute(counting_branches(channel)).all())
+        return [Branches(cause, calls, int(tokens)) for cause, calls, tokens in rows]
 
     def channels(self) -> list[str]:
         """The channels that something was recorded in, in alphabetical order."""

@@ -2,13 +2,17 @@
 
 A path from the root is a conversation. Where a reply of the policy ends a path, its step is kept, so a call that goes
 on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it
-says the same and makes the same calls; what the model thought, and how a client spells arguments, does not count.
+says the same and makes the same calls; what the model thought, and how a client spells arguments (white space, order,
+numbers), does not count. In other messages text that matches one of `prefix_ignore` does not count: the prompt keeps
+what was there first.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Sequence
+import math
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -17,6 +21,13 @@ from midstream.core.types import Message, Step, ToolSchema
 from midstream.engines.chat import ChatTokenizer
 
 View = tuple[Hashable, ...]
+RootKey = tuple[str, str]
+"""Of the conversations that declare the same tools and give the template the same arguments."""
+SYSTEM = ("system", "developer")
+PREFIX_IGNORE = (r"x-anthropic-billing-header:[^\n]*\n?",)
+"""Text that clients are known to change with each request: the first line of Claude Code's system prompt."""
+TEMPLATE = "template"
+"""In a step's metadata: the arguments its prompt's template was rendered with."""
 MOST_TRIED = 8
 """Recorded replies a call may be tried to go on from, the nearest first. A template that rewrites history refuses each,
 and every try is a rendering of the whole conversation."""
@@ -41,51 +52,84 @@ class _Node:
 class TokenTree:
     """Grows by the answered steps of one trajectory. Finding a place may run in a thread while it does."""
 
-    def __init__(self) -> None:
-        self._roots: dict[str, _Node] = {}
+    def __init__(self, prefix_ignore: Sequence[str] = PREFIX_IGNORE) -> None:
+        self._ignore = re.compile("|".join(f"(?:{pattern})" for pattern in prefix_ignore)) if prefix_ignore else None
+        self._roots: dict[RootKey, _Node] = {}
         self._replies: dict[View, Step] = {}
         self._written: tuple[str, str] | None = None
         """The conversation that was rendered last, as JSON, and its text: the next call mostly goes on from it."""
 
-    def place(self, messages: Sequence[Message], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer) -> Place:
-        """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered."""
-        write = partial(self._write, tokenizer)
-        views = [view(message) for message in messages]
-        root = self._roots.get(_tools_key(tools))
-        reason = "" if root is not None or not self._roots else self._other_tools(views)
+    def place(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        tokenizer: ChatTokenizer,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Place:
+        """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered.
+        `arguments` are those of the template."""
+        write = partial(self._write, tokenizer, arguments=arguments or {})
+        views = self._views(messages)
+        key = _root_key(tools, arguments or {})
+        root = self._roots.get(key)
+        reason = "" if root is not None or not self._roots else self._other_root(key, views)
         path = list(_walk(root, views)) if root is not None else []
         nearest_first = [(depth, step) for depth, node in reversed(path) for step in reversed(node.steps)]
         # A conversation that ends in the reply itself has nothing to answer.
         for depth, step in [(depth, step) for depth, step in nearest_first if depth < len(messages)][:MOST_TRIED]:
             new = messages[depth:]
-            delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write)
+            sent = messages[depth - 1] if depth else None
+            delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write, sent=sent)
             if delta is not None:
                 reason = reason or self._lost(dict(path)[depth], views[depth:])
                 return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
             reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
         if not reason and self._replies:
             last = path[-1] if path else (0, root or _Node())
-            reason = self._lost(last[1], views[last[0] :]) or ("" if last[0] == len(messages) else "new_conversation")
+            reason = (
+                self._changed_system(root, views)
+                or self._lost(last[1], views[last[0] :])
+                or ("" if last[0] == len(messages) else "new_conversation")
+            )
         return Place(tokenizer.encode_written(write(messages, tools)), None, reason)
 
     def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
         """Keep an answered step, under what it said: as text, and as an agent is told it."""
-        node = self._roots.setdefault(_tools_key(step.tools), _Node())
-        for message in step.messages:
-            node = node.children.setdefault(view(message), _Node())
+        key = _root_key(step.tools, step.metadata.get(TEMPLATE, {}))
+        node = self._roots.setdefault(key, _Node())
+        for seen in self._views(step.messages):
+            node = node.children.setdefault(seen, _Node())
         for said in _said(step, tokenizer):
             node.children.setdefault(said, _Node()).steps.append(step)
             self._replies[said] = step
 
-    def _write(self, tokenizer: ChatTokenizer, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> str:
+    def _views(self, messages: Sequence[Message]) -> list[View]:
+        """What of each message counts, text to ignore left out."""
+        views = [view(message) for message in messages]
+        ignore = self._ignore
+        if ignore is None:
+            return views
+        return [
+            (seen[0], ignore.sub("", seen[1])) if len(seen) == 2 and isinstance(seen[1], str) else seen
+            for seen in views
+        ]
+
+    def _write(
+        self,
+        tokenizer: ChatTokenizer,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+        *,
+        arguments: Mapping[str, Any],
+    ) -> str:
         """The conversation as the template writes it."""
         try:
-            asked = json.dumps([list(messages), list(tools)])
+            asked = json.dumps([list(messages), list(tools), arguments])
         except (TypeError, ValueError):  # what is no JSON a template may take all the same
-            return tokenizer.written(messages, tools)
+            return tokenizer.written(messages, tools, arguments)
         latest = self._written
         if latest is None or latest[0] != asked:
-            self._written = latest = (asked, tokenizer.written(messages, tools))
+            self._written = latest = (asked, tokenizer.written(messages, tools, arguments))
         return latest[1]
 
     def _lost(self, node: _Node, rest: Sequence[View]) -> str:
@@ -95,9 +139,20 @@ class TokenTree:
             return _difference(rest[0], replies)
         return "edited_history" if any(said in self._replies for said in rest) else ""
 
-    def _other_tools(self, views: Sequence[View]) -> str:
-        known = any(depth for root in list(self._roots.values()) for depth, _ in _walk(root, views))
-        return "changed_tools" if known and any(said in self._replies for said in views) else ""
+    def _changed_system(self, root: _Node | None, views: Sequence[View]) -> str:
+        """Whether only the first message, a system prompt, keeps a conversation from going on."""
+        if root is None or len(views) < 2 or views[0][0] not in SYSTEM or views[0] in root.children:
+            return ""
+        others = [node for seen, node in list(root.children.items()) if seen[0] in SYSTEM]
+        reached = any(node.steps for other in others for _, node in _walk(other, views[1:]))
+        return "changed_system_prompt" if reached else ""
+
+    def _other_root(self, key: RootKey, views: Sequence[View]) -> str:
+        """Why a conversation that is known under other tools, or other arguments of the template, begins anew."""
+        known = [own for own, root in list(self._roots.items()) if any(True for _ in _walk(root, views))]
+        if not known or not any(said in self._replies for said in views):
+            return ""
+        return "changed_hints" if any(own[0] == key[0] for own in known) else "changed_tools"
 
 
 def told(text: str, stop: Sequence[str]) -> str:
@@ -153,8 +208,8 @@ def _thinks(step: Step, tokenizer: ChatTokenizer) -> bool:
     return bool(tokenizer.format.read(step.text, step.tools).reasoning)
 
 
-def _tools_key(tools: Sequence[ToolSchema]) -> str:
-    return json.dumps(tools, sort_keys=True) if tools else ""
+def _root_key(tools: Sequence[ToolSchema], arguments: Mapping[str, Any]) -> RootKey:
+    return json.dumps(tools, sort_keys=True) if tools else "", repr(sorted(arguments.items())) if arguments else ""
 
 
 def _text(content: Any) -> str:
@@ -168,11 +223,20 @@ def _text(content: Any) -> str:
 
 def _arguments(call: Any) -> str:
     arguments = call["function"]["arguments"]
-    return _canonical(arguments) if isinstance(arguments, str) else json.dumps(arguments, sort_keys=True)
+    return _canonical(arguments if isinstance(arguments, str) else json.dumps(arguments))
 
 
 def _canonical(arguments: str) -> str:
+    """JSON text in one spelling. Numbers count as the doubles that most clients read them as (RFC 8259, section 6), so
+    `1`, `1.0` and `1e0` are one; no text is no arguments."""
     try:
-        return json.dumps(json.loads(arguments), sort_keys=True)
+        value = json.loads(arguments.strip() or "{}", parse_int=_number, parse_float=_number)
     except ValueError:
         return arguments
+    return json.dumps(value, sort_keys=True)
+
+
+def _number(written: str) -> float | str:
+    """The double nearest to a number; the number as it is written where it is larger than any."""
+    value = float(written) + 0.0  # -0.0 is written as 0 by JavaScript
+    return value if math.isfinite(value) else written

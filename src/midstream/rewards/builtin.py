@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
+from math import fsum
 from typing import Any
 
+from midstream.core.errors import UserError
 from midstream.core.types import Step, Task, ToolCall, Trajectory
 from midstream.rewards import graders
-from midstream.rewards.components import StepRewards, at_calls, component, needs_of
+from midstream.rewards.answers import extract_answer
+from midstream.rewards.choices import choice_of_reference
+from midstream.rewards.components import StepRewards, at_calls, component, given_by_name, needs_of
+from midstream.rewards.mathematics import math_verify
 
 
 @component("correctness")
@@ -42,20 +46,52 @@ def numeric(answer: str | None, reference: Any) -> float | None:
 
 
 @component("math")
-async def math(answer: str | None, reference: Any) -> float | None:
+def math(answer: str | None, reference: Any) -> float | None:
     """1 when the answer is mathematically equal to the reference (math-verify), else 0. None without a reference."""
-    from midstream.rewards.mathematics import math_verify
-
     if reference is None:
         return None
-    return 0.0 if answer is None else await asyncio.to_thread(math_verify, answer, reference)
+    return 0.0 if answer is None else math_verify(answer, reference)
+
+
+@component("choice")
+def choice(answer: str | None, reference: Any) -> float | None:
+    """1 when the answer chooses the reference's letter and no other, else 0. None when the reference is no letter."""
+    accepted = reference if isinstance(reference, list | tuple) else (reference,)
+    letters = [one for one in accepted if isinstance(one, str) and choice_of_reference(extract_answer(one))]
+    return _graded(graders.multiple_choice, answer, letters) if letters else None
+
+
+@component("bleu")
+def bleu(answer: str | None, reference: Any) -> float | None:
+    """Sentence BLEU of the answer and the reference, 0 to 1, by sacrebleu: up to 4-grams, effective order, exponential
+    smoothing (Papineni et al. 2002; Chen and Cherry 2014, method 3). None without a reference.
+
+    Several references count as BLEU counts them, together. Chinese is cut into characters, everything else as `13a`.
+    """
+    if reference is None:
+        return None
+    try:
+        from sacrebleu.metrics.bleu import BLEU
+    except ImportError:
+        raise UserError("the component 'bleu' needs the package sacrebleu", "pip install sacrebleu") from None
+    accepted = reference if isinstance(reference, list | tuple) else (reference,)
+    wanted = [extract_answer(str(one)) for one in accepted]
+    tokenizer = "zh" if any("\u4e00" <= character <= "\u9fff" for text in wanted for character in text) else "13a"
+    metric = BLEU(effective_order=True, tokenize=tokenizer)
+    return min(metric.sentence_score(extract_answer(answer or ""), wanted).score / 100, 1.0)
 
 
 @component("given")
-def given(trajectory: Trajectory) -> float | None:
-    """The reward that the agent itself, or whoever ran it, gave the trajectory on completing it. None without one."""
-    known = trajectory.metadata.get("given", trajectory.rewards)
-    return known.get("given")
+def given(trajectory: Trajectory) -> StepRewards | float | None:
+    """The reward that the trajectory came with: from the owner who completed it or, to a trainer that reads a store,
+    the one recorded there. What its steps had of it stays on them, the rest is the last one's. None without one. A
+    component that came with it by name is `given.NAME`."""
+    total = given_by_name(trajectory).get("given")
+    own = [step.reward for step in trajectory.steps]
+    if total is None or all(part is None for part in own):
+        return total
+    before = [part or 0.0 for part in own[:-1]]
+    return StepRewards([*before, total - fsum(before)])
 
 
 @component("format")
@@ -143,6 +179,12 @@ def step_parsed(step: Step) -> bool | None:
 def was_made(call: ToolCall) -> bool:
     """False for what a planner wrote that could not be read as a call."""
     return call.error_kind != "unparsed"
+
+
+def is_search(call: ToolCall) -> bool:
+    """A call, readable as such, of a tool whose name says that it searches or retrieves."""
+    name = call.tool.lower()
+    return was_made(call) and ("search" in name or "retriev" in name)
 
 
 def repeats(tool_calls: Sequence[ToolCall]) -> list[bool]:

@@ -1,7 +1,9 @@
 """Reward components: functions that ask for what they need by parameter name and say one thing about a trajectory.
 
 A component takes any of `task`, `trajectory`, `answer` (the prediction, or None), `reference` (the task's answer),
-`question`, `steps`, `tool_calls`; is sync or async; and returns a number, None (it did not apply), or `StepRewards`.
+`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`); is sync or async; and returns a
+number, None (it did not apply), or `StepRewards`. One that takes `group`, the trajectories of one prompt, scores them
+all at once and returns a number or None for each; beside it, it can only take `judge`.
 What a component means is its own; what it is worth is its weight in the config.
 """
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +21,7 @@ from midstream.core.types import Step, Task, ToolCall, Trajectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls")
+PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls", "judge", "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,13 @@ class Component:
     function: Callable[..., Any]
     parameters: tuple[str, ...]
 
-    def arguments(self, trajectory: Trajectory) -> dict[str, Any]:
+    @property
+    def of_group(self) -> bool:
+        """Whether it scores the trajectories of a group together."""
+        return "group" in self.parameters
+
+    def arguments(self, trajectory: Trajectory, judge: Any = None) -> dict[str, Any]:
+        """What the function asked for, of one trajectory."""
         task = trajectory.task
         everything = {
             "task": task,
@@ -58,6 +66,7 @@ class Component:
             "question": task.question,
             "steps": trajectory.steps,
             "tool_calls": trajectory.tool_calls,
+            "judge": judge,
         }
         return {name: everything[name] for name in self.parameters}
 
@@ -81,9 +90,12 @@ def components() -> dict[str, Component]:
 
 
 def resolve(name: str) -> Component:
-    """The component registered as `name`, or the function that `package.module:function` names."""
+    """The component registered as `name`, the function that `package.module:function` names, or for `given.NAME` the
+    component NAME that trajectories come with."""
     if name in _registered:
         return _registered[name]
+    if name.startswith("given."):
+        return _component(name, lambda trajectory: given_by_name(trajectory).get(name.removeprefix("given.")))
     module_name, colon, function_name = name.partition(":")
     if not colon:
         raise ConfigError(f"no reward component '{name}'", nearest(name, _registered))
@@ -98,6 +110,12 @@ def resolve(name: str) -> Component:
     return _component(name, function)
 
 
+def given_by_name(trajectory: Trajectory) -> Mapping[str, Any]:
+    """What a trajectory came with: its total as `given`, and components by name."""
+    known = trajectory.metadata.get("given", trajectory.rewards)
+    return known if isinstance(known, Mapping) else {}
+
+
 def _component(name: str, function: Callable[..., Any]) -> Component:
     asked = tuple(inspect.signature(function).parameters)
     for parameter in asked:
@@ -105,6 +123,11 @@ def _component(name: str, function: Callable[..., Any]) -> Component:
             raise ConfigError(
                 f"reward component '{name}' asks for '{parameter}', which there is not", nearest(parameter, PARAMETERS)
             )
+    if "group" in asked and not {"group", "judge"} >= set(asked):
+        raise ConfigError(
+            f"reward component '{name}' asks for 'group' and for {', '.join(sorted({*asked} - {'group', 'judge'}))}",
+            "take what it needs from the trajectories of the group",
+        )
     return Component(name, function, asked)
 
 

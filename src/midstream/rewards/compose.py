@@ -6,20 +6,24 @@ nothing; when none applied there is no total.
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
-from midstream.core.errors import UserError, nearest
+from midstream.core.errors import ConfigError, UserError, nearest
+from midstream.core.failures import Failure, because, failure_of
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
+from midstream.rewards import grounding as _grounding  # noqa: F401
+from midstream.rewards.calls import Called, call, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
+from midstream.rewards.judge import Judge, JudgeConfig
 from midstream.rewards.presets import PRESETS
 
 Normalize = Literal["none", "group", "batch", "running"]
@@ -42,7 +46,14 @@ class RewardConfig(Config):
     """The least value of that component that is a success."""
 
     failed: float | None = None
-    """The reward of a trajectory that failed or timed out; null leaves it without one."""
+    """The reward of a trajectory that failed or timed out; null leaves it without one, as does a failure of
+    infrastructure whatever is set here."""
+
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Wall time one component may take over one trajectory. One that takes longer fails the trajectory."""
+
+    judge: JudgeConfig | None = None
+    """The model behind the components `judge` and `judge_pairwise`, and others that ask for one."""
 
     clip: tuple[float, float] | None = None
     """The range the total is cut to: [lowest, highest]."""
@@ -77,44 +88,133 @@ class RewardConfig(Config):
     def weights(self) -> dict[str, float]:
         """Weight by component, preset included; `success` at 0 where nothing else names it."""
         weights = {**PRESETS.get(self.preset or "", {}), **self.components} or {"correctness": 1.0}
-        return weights if self.success in weights else {**weights, self.success: 0.0}
+        observed = [self.success]
+        if "judge" in weights and self.judge is not None:
+            observed.append(self.judge.compare_with)
+        return {**dict.fromkeys(observed, 0.0), **weights} if set(observed) - set(weights) else weights
 
 
 class RewardFunction:
-    """Scores trajectories as `config` says. Raises `ConfigError` for a component that is not there."""
+    """Scores trajectories as `config` says, with `judge` for the components that ask for one.
 
-    def __init__(self, config: RewardConfig | None = None) -> None:
+    Raises `ConfigError` for a component that is not there, or that asks for a judge where there is none.
+    """
+
+    def __init__(self, config: RewardConfig | None = None, judge: Judge | None = None) -> None:
         self.config = config or RewardConfig()
         self.weights = self.config.weights
+        self.judge = judge
         self._components: dict[str, Component] = {name: resolve(name) for name in self.weights}
+        for name, its in self._components.items():
+            if "judge" in its.parameters and judge is None:
+                raise ConfigError(
+                    f"reward component '{name}' needs a judge, and there is none",
+                    "set reward.judge.engine to frozen, or to the URL of an OpenAI-compatible server",
+                )
+
+    @property
+    def of_groups(self) -> bool:
+        """Whether some component scores groups: `score_group` is to follow `score`."""
+        return any(component.of_group for component in self._components.values())
+
+    def alone(self) -> RewardFunction:
+        """This function, for where trajectories are scored one at a time; raises `ConfigError` when some component
+        needs the whole group."""
+        for name, its in self._components.items():
+            if its.of_group:
+                raise ConfigError(
+                    f"reward component '{name}' compares the trajectories of a group, and here each is scored alone",
+                    "leave it out here, and let the trainer score what was recorded",
+                )
+        return self
 
     async def score(self, trajectory: Trajectory) -> Trajectory:
         """`trajectory` with its components in `rewards`, their total in `reward`, and each step's part on the step.
 
-        What a component says of a step lands there, everything else on the last step; the parts add up to the total. A
-        failed or timed-out trajectory is not looked at: it gets `config.failed`. A component that raises fails the
-        trajectory; one that returns no finite number is a `UserError`, as it would fail them all.
+        Components run side by side, sync ones in threads, each for at most `config.timeout_s`. What one says of a step
+        lands there, everything else on the last step; the parts add up to the total. A failed or timed-out trajectory
+        is not looked at: it gets `config.failed`. A component that raises or is late fails the trajectory; one that
+        returns no finite number is a `UserError`, as it would fail them all. Where a service could not be reached, the
+        failure is one of infrastructure: it has no reward, whatever `config.failed` says.
         """
-        rewards: dict[str, float | None] = {}
         if trajectory.status in (Status.FAILED, Status.TIMED_OUT):
             return self._without_score(trajectory, dict.fromkeys(self.weights))
+        alone = {name: its for name, its in self._components.items() if not its.of_group}
+        called = await asyncio.gather(
+            *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
+        )
+        values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
+        failures: list[tuple[str, Failure]] = []
+        for name, made in zip(alone, called, strict=True):
+            if made.error is None:
+                values[name] = _checked(name, trajectory, made.value)
+            else:
+                failures.append(self._failure(name, made))
+        rewards: dict[str, float | None] = {name: values.get(name, (None,))[0] for name in self.weights}
+        if failures:
+            # An outage says nothing about the attempt, so it counts before what else went wrong.
+            error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
+            failed = replace(trajectory, status=Status.FAILED, error=error)
+            return self._without_score(because(failed, cause), rewards)
+        return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
+
+    async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
+        """The trajectories of one prompt, scored by `score` before, with what the components of groups say of them too.
+
+        Trajectories that failed take no part. A component of groups that fails, fails those that took part.
+        """
+        whole = list(group)
+        for name, its in self._components.items():
+            places = [place for place, one in enumerate(whole) if one.status is Status.COMPLETED]
+            if not its.of_group or not places:
+                continue
+            part = [whole[place] for place in places]
+            arguments = {"group": part, "judge": self.judge}
+            made = await self._call(its, {asked: arguments[asked] for asked in its.parameters})
+            if made.error is not None:
+                error, cause = self._failure(name, made)
+                for place, one in zip(places, part, strict=True):
+                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
+                    whole[place] = self._without_score(failed, dict(one.rewards))
+                continue
+            if not isinstance(made.value, Sequence) or len(made.value) != len(part):
+                raise _bad(name, part[0].task, f"{made.value!r:.100} for a group of {len(part)}")
+            for place, one, value in zip(places, part, made.value, strict=True):
+                rewards = {**one.rewards, name: _number(name, one.task, value)}
+                own = {name: [None] * len(one.steps) for name in rewards}
+                scored = self._total(one, rewards, own)
+                if scored.reward is not None:
+                    scored = _scored(one, rewards, scored.reward, [step.reward or 0.0 for step in one.steps])
+                whole[place] = scored
+        return whole
+
+    async def _call(self, component: Component, arguments: Mapping[str, Any]) -> Called:
+        return await call(component.function, arguments, self.config.timeout_s)
+
+    def _failure(self, name: str, made: Called) -> tuple[str, Failure]:
+        """What failed a trajectory, and who is to blame; raises a `UserError`, which would fail them all."""
+        if isinstance(made.error, UserError):
+            raise made.error
+        outage = is_outage(made.error) or (made.late and "judge" in self._components[name].parameters)
+        what = f"raised {type(made.error).__name__}: {made.error}"
+        if made.late:
+            what = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
+        return f"reward component '{name}' {what}", Failure.INFRASTRUCTURE if outage else Failure.REWARD
+
+    def _total(
+        self,
+        trajectory: Trajectory,
+        rewards: dict[str, float | None],
+        by_step: Mapping[str, Sequence[float | None]],
+    ) -> Trajectory:
         on_steps = [0.0] * len(trajectory.steps)
         parts: list[float] = []
         for name, weight in self.weights.items():
-            try:
-                value = self._components[name].function(**self._components[name].arguments(trajectory))
-                if inspect.isawaitable(value):
-                    value = await value
-            except UserError:
-                raise
-            except Exception as error:  # a user's function: whatever it raises costs this trajectory only
-                told = f"reward component '{name}' raised {type(error).__name__}: {error}"
-                failed = replace(trajectory, status=Status.FAILED, error=told)
-                return self._without_score(failed, dict.fromkeys(self.weights) | rewards)
-            rewards[name], by_step = _checked(name, trajectory, value)
-            if rewards[name] is not None and weight != 0:
-                parts.append(weight * (rewards[name] or 0.0))
-                on_steps = [sum_ + weight * (part or 0.0) for sum_, part in zip(on_steps, by_step, strict=True)]
+            value = rewards[name]
+            if value is None or weight == 0:
+                continue
+            parts.append(weight * value)
+            on_steps = [sum_ + weight * (part or 0.0) for sum_, part in zip(on_steps, by_step[name], strict=True)]
         if not parts:
             return _scored(trajectory, rewards, None, [])
         total = math.fsum(parts)
@@ -129,7 +229,8 @@ class RewardFunction:
         return ended_well and value is not None and value >= self.config.success_at
 
     def _without_score(self, trajectory: Trajectory, rewards: dict[str, float | None]) -> Trajectory:
-        return _scored(trajectory, rewards, self.config.failed, [0.0] * len(trajectory.steps))
+        outage = failure_of(trajectory) is Failure.INFRASTRUCTURE
+        return _scored(trajectory, rewards, None if outage else self.config.failed, [0.0] * len(trajectory.steps))
 
 
 def as_given(trajectory: Trajectory) -> Trajectory:

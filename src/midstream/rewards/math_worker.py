@@ -24,18 +24,18 @@ def main() -> None:
     logging.disable()  # it warns that its own time limit is off; the parent's is on
     print(json.dumps({"ready": True}), flush=True)
     unlimited: Any = None  # allowed, though the package's types say int
+    # LaTeX only: its other config finds the first number of what it cannot read.
+    configs = [math_verify.LatexExtractionConfig()]
+
+    def read(latex: str) -> list[Any]:
+        return math_verify.parse(f"${latex}$", configs, parsing_timeout=unlimited)
+
     for line in sys.stdin:
-        request = json.loads(line)
-        correct = any(
-            math_verify.verify(
-                math_verify.parse(gold, parsing_timeout=unlimited),
-                math_verify.parse(prediction, parsing_timeout=unlimited),
-                timeout_seconds=None,
-            )
-            for gold in request["golds"]
-            for prediction in request["predictions"]
-        )
-        print(json.dumps({"correct": correct}), flush=True)
+        equal = [
+            math_verify.verify(read(gold), read(prediction), timeout_seconds=None)
+            for gold, prediction in json.loads(line)["pairs"]
+        ]
+        print(json.dumps({"equal": equal}), flush=True)
 
 
 if __name__ == "__main__":

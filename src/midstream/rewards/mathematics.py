@@ -1,105 +1,186 @@
-"""`math_verify`: equality of mathematics, not of text, by the package of that name: fractions, roots, sets, LaTeX."""
+"""Equality of mathematics, not of text, by the package math-verify: fractions, roots, sets, intervals, equations.
+
+The package reads what it is given as LaTeX in maths marks and nothing else: its reading of plain prose takes `4` out of
+`4\\sqrt{2}`. What is compared is the whole answer, after its thinking; a denial, a choice or a false equation is wrong.
+"""
 
 from __future__ import annotations
 
-import atexit
-import importlib.util
-import json
-import selectors
-import subprocess
-import sys
-import tempfile
-import threading
+import re
 from typing import Any
 
-from midstream.core.errors import UserError
-from midstream.rewards.graders import extract_answer
-from midstream.rewards.numbers import last_number, whole_number
+from midstream.rewards.answers import after_lead_in, after_thinking, extract_answer, marked_answer
+from midstream.rewards.characters import unify
+from midstream.rewards.kinds import Kind, is_expression, kind_of, unwrapped_mathematics
+from midstream.rewards.math_process import compare
+from midstream.rewards.numbers import last_number, number_of, tidy, whole_number
+from midstream.rewards.units import unit_of
 
-START_TIMEOUT_S = 60.0
-"""A process that starts has sympy to load."""
+REL_TOL = 1e-6
+LONGEST = 400
+"""Characters of a statement that is still read."""
+
+
+def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
+    """Whether `text` states something mathematically equal to `reference`, and nothing that contradicts it.
+
+    False too when the comparison takes longer than `timeout_s` or breaks. Safe to call from any thread. Raises
+    `UserError` when math-verify is needed and not there.
+    """
+    gold = latex(extract_answer(str(reference)))
+    stated = stated_mathematics(text)
+    if not stated or not gold:
+        return False
+    if _tight(stated) == _tight(gold):
+        return True
+    if _numbers_differ(stated, gold) or _ENDLESS.search(stated) or _shape(stated) != _shape(gold):
+        return False
+    parts = [part for part in re.split(r"(?<![<>!\\=])=(?!=)", stated) if part.strip()]
+    if "=" in gold or len(parts) < 2:
+        return compare([(gold, stated)], timeout_s)[0]
+    # Each side of an equation that does not name an unknown must be the answer itself: 13 = 12 is not 12.
+    sides = [part for part in parts if not (_is_name(part) if _has_unknown(gold) else _has_unknown(part))]
+    return bool(sides) and all(compare([(gold, side) for side in sides], timeout_s))
+
+
+def stated_mathematics(text: str) -> str | None:
+    """What `text` states as its answer, as LaTeX without marks: its marked part, what follows "the answer is", its last
+    formula in maths marks, or the number it states. None when that is nothing, several things, or denied."""
+    text = after_thinking(text)
+    marked = marked_answer(text)
+    if marked is not None:
+        return _one_statement(marked)
+    led = after_lead_in(text)
+    for candidate in (text, led):
+        if candidate is not None and is_expression(candidate):
+            return _one_statement(candidate)
+    formulas = _FORMULA.findall(text if led is None else led)
+    if formulas and not _DENIED.search(text):
+        return _one_statement(next(part for part in formulas[-1] if part))
+    number = last_number(text)
+    return None if number is None else _fraction(number.value, number.percent)
+
+
+def latex(text: str) -> str:
+    """`text` as LaTeX that math-verify reads: plain functions and symbols as commands, units and currency left out."""
+    text = unify(unwrapped_mathematics(text.replace("\\!", "")))
+    text = re.sub(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
+    text = _TEXT.sub(lambda words: " " if _is_unit(words[1]) else words[0], text)
+    text = text.replace("\\left", "").replace("\\right", "").replace("\\$", "").replace("**", "^")
+    text = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", text)
+    text = re.sub(r"\^\s?\{?\s?\\circ\s?\}?|\\degree|°", "", text)
+    for plain, command in _SYMBOLS.items():
+        text = text.replace(plain, command)
+    text = re.sub(r"(?<!\\)\bsqrt\s*\(([^()]*)\)|√\s*\(([^()]*)\)|√\s*(\w+)", _root, text)
+    text = re.sub(r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sin|cos|tan|log|ln|exp|pi|infty)(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(r"\^\(([^()]*)\)", r"^{\1}", text)
+    text = re.sub(r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r" \\cdot ", text)
+    text = re.sub(r"(?<!\\)%", r"\\%", text)
+    return text.replace("$", "").strip()
+
+
+_FORMULA = re.compile(r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
+_ENDLESS = re.compile(r"\^\s*\{?\s*-?\d{4,}|\^[^-+=,]*\^[^-+=,]*\^|\d{4,}\s*\}?\)?!|!\s*!")
+"""Powers and factorials that nobody means, and that a computer algebra system works out all the same."""
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{\s*([^{}]*?)\s*\}")
+_SYMBOLS = {
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "÷": "/",
+    "≤": "\\leq ",
+    "≥": "\\geq ",
+    "<=": "\\leq ",
+    ">=": "\\geq ",
+    "≠": "\\neq ",
+    "±": "\\pm ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∈": "\\in ",
+}
+_DENIED = re.compile(r"\b(?:not|isn't|wrong|incorrect|false|neither|never)\b", re.IGNORECASE)
+_SEVERAL = re.compile(r"\\(?:lor|vee)\b|\b(?:or|either)\b")
+
+
+def _one_statement(text: str) -> str | None:
+    """`text` as LaTeX when it states one thing; None when it says more, or denies it."""
+    if not text.strip() or len(text) > LONGEST or _DENIED.search(text) or _SEVERAL.search(text):
+        return None
+    led = after_lead_in(text)
+    text = led if led else text
+    formulas = _FORMULA.findall(text)
+    if len(formulas) == 1 and not is_expression(text):  # "The area is $4\\pi$."
+        text = next(part for part in formulas[0] if part)
+    if is_expression(text) or whole_number(text) is not None:
+        return latex(text)
+    number = last_number(text)
+    if number is not None and re.search(r"[A-Za-z]{2}", tidy(text)):
+        return _fraction(number.value, number.percent)  # "12 apples"
+    return latex(text)
+
+
+def _fraction(value: Any, percent: bool) -> str:
+    text = str(value.numerator) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return text + ("\\%" if percent else "")
+
+
+def _root(match: re.Match[str]) -> str:
+    return f"\\sqrt{{{match[1] or match[2] or match[3]}}}"
+
+
+def _is_unit(words: str) -> bool:
+    return words == "" or unit_of(words) is not None
+
+
+def _tight(text: str) -> str:
+    return re.sub(r"\s|\\[,;:! ]", "", text)
+
+
+def _numbers_differ(stated: str, gold: str) -> bool:
+    """Whether both are plain numbers, and different: nothing that needs a computer algebra system."""
+    one, other = whole_number(stated), whole_number(gold)
+    return one is not None and other is not None and not one.matches(other, REL_TOL)
+
+
+def _shape(text: str) -> tuple[bool, bool]:
+    """What math-verify reads over: the base of a number (`12_3`) and a ratio (`2:1`)."""
+    return re.search(r"\d\s*_", text) is not None, re.search(r"\d\s*:\s*\d", text) is not None
+
+
+def _has_unknown(part: str) -> bool:
+    letters = re.sub(r"\\[A-Za-z]+", " ", part)
+    return re.search(r"[A-Za-z]", letters) is not None
+
+
+def _is_name(part: str) -> bool:
+    """Whether a side of an equation merely names what the other side says: `x`, `f(x)`, `A_1`."""
+    return re.fullmatch(r"\s*[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z, ]*\))?\s*", part) is not None
 
 
 def math_verify(prediction: str, answer: Any, timeout_s: float = 5.0) -> float:
     """1 when `prediction` states something mathematically equal to `answer` (or to one of a list), else 0.
 
-    0 too when the comparison takes longer than `timeout_s` or breaks. Safe to call from any thread; calls wait for each
-    other. Raises `UserError` when the package is not there.
+    An accepted answer that is not mathematics, a choice or a name, is compared as `graders.answer_correct` does.
     """
-    accepted = answer if isinstance(answer, list | tuple) else (answer,)
-    golds = [_as_latex(extract_answer(str(one))) for one in accepted if one is not None]
-    text = extract_answer(prediction)
-    predictions = [_as_latex(text)]
-    if text != prediction.strip() or last_number(text) is not None or not any(c.isdigit() for c in text):
-        predictions.append(text)  # in prose, math-verify finds the last expression; not in a mere list of candidates
-    if not golds or not text:
-        return 0.0
-    return float(_worker.compare({"golds": golds, "predictions": predictions}, timeout_s))
+    from midstream.rewards.graders import answer_correct
+
+    accepted = answer if isinstance(answer, list | tuple | set | frozenset) else (answer,)
+    for reference in accepted:
+        if reference is None:
+            continue
+        if answer_correct(prediction, reference) == 1:
+            return 1.0
+        if kind_of(reference) in (Kind.NUMBER, Kind.EXPRESSION, Kind.QUANTITY):
+            if kind_of(reference) is Kind.QUANTITY and re.search(r"(?<!\\)[A-Za-z°]", extract_answer(prediction)):
+                continue  # the same number, of something else
+            if same_mathematics(prediction, _as_text(reference), timeout_s):
+                return 1.0
+    return 0.0
 
 
-def _as_latex(text: str) -> str:
-    return text if "$" in text or whole_number(text) is not None else f"${text}$"
-
-
-class _Worker:
-    """One process, started when it is first needed and after it had to be ended."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def compare(self, request: dict[str, Any], timeout_s: float) -> bool:
-        with self._lock:
-            if self._process is None:
-                if importlib.util.find_spec("math_verify") is None:
-                    raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
-                self._process = self._start()
-            reply = self._ask(self._process, request, timeout_s)
-            if reply is None:
-                self._end()
-                return False
-            return bool(json.loads(reply)["correct"])
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        """Start the process and wait until it can compare; raises `UserError` with its last words when it cannot."""
-        command = [sys.executable, "-m", "midstream.rewards.math_worker"]
-        with tempfile.TemporaryFile() as said:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
-            if self._line(process, START_TIMEOUT_S) is None:
-                process.kill()
-                process.communicate()
-                said.seek(0)
-                words = said.read().decode(errors="replace").strip().splitlines()
-                raise UserError(
-                    f"the process that grades mathematics did not start: {words[-1] if words else 'it said nothing'}",
-                    "see whether `python -c 'import math_verify'` works",
-                )
-        atexit.register(self._end)
-        return process
-
-    def _ask(self, process: subprocess.Popen[bytes], request: dict[str, Any], timeout_s: float) -> bytes | None:
-        """One line of reply; None when the process took too long or died over the request."""
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            return None
-        return self._line(process, timeout_s)
-
-    def _line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
-        assert process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s):
-                return None
-        return process.stdout.readline() or None
-
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-
-_worker = _Worker()
+def _as_text(reference: Any) -> str:
+    if isinstance(reference, str):
+        return reference
+    number = number_of(reference)
+    return str(reference) if number is None else _fraction(number.value, number.percent)

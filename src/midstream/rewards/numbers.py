@@ -1,17 +1,24 @@
 """Reading numbers out of text: signs, thousands, decimals, exponents, fractions, currencies, percent, "million".
 
-Number words ("twelve"), roman numerals and decimal commas are not read. Units are passed over, not converted.
+Number words ("twelve"), roman numerals and decimal commas are not read, and what is part of a larger expression
+(`10^3`, `3x`, `\\sqrt{2}`) is not a number.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from midstream.rewards.characters import spaced, unify
+from midstream.rewards.units import Unit, unit_after, unit_of
+
 LONGEST = 300
 """Digits and powers of ten beyond this are not read: nobody means them, and arithmetic on them never ends."""
+MOST_KEPT = 50
+"""Numbers kept in mind for a later "12 is wrong"."""
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -19,18 +26,54 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)"
 _NUMBER = re.compile(
     rf"""
     (?<![\w^.\\])(?<![A-Za-z_]-)                    # not inside a word, a version or an exponent: CO2, covid-19, m^2
-    (?P<sign>(?<![\d)}}\]])[-+])?(?:[$€£¥₹]\s?)?(?P<sign2>-)?
-    (?: \\[dt]?frac\{{(?P<top>-?\d+)\}}\{{(?P<bottom>\d+)\}}
+    (?P<sign>(?<![\d)}}\]])[-+])?(?:\\?[$€£¥₹]\s?)?(?P<sign2>-)?
+    (?: (?:(?P<units>\d+)\s*)?\\[dt]?frac\s*(?:\{{(?P<top>-?\d+)\}}\s*\{{(?P<bottom>\d+)\}}|(?P<top1>\d)(?P<bottom1>\d))
       | (?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s?/\s?(?P<under>\d+)(?![\d.]*[\d/])
       | (?P<digits>{_DIGITS}(?:\.\d+)?|\.\d+)(?!\d|\.\d)
-        (?:[eE](?P<exponent>[-+]?\d+)(?!\w)|\s?(?:x|×|\*|\\times)\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>-?\d+)\}}?)?
+        (?:[eE](?P<exponent>[-+]?\d+)(?!\w)|\s?(?:x|×|\*|\\times|\\cdot)\s?10\s?(?:\^|\*\*)\s?\{{?(?P<power>-?\d+)\}}?)?
     )
     (?:\s*(?P<percent>\\?%|percent\b)|\s+(?P<scale>{"|".join(_SCALES)})\b)?
     """,
     re.VERBOSE,
 )
-_LIST = re.compile(r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?!\s)|\b(?:or|and|to|through)\b|\\times)*")
+_LIST = re.compile(
+    r"(?:[\s,;/|&+*×–%$€£¥₹()\[\]-]|:(?!\s)|\b(?:or|and|to|through)\b|\\(?:times|lor|vee|cup|cdot)\b|或|和|または|또는)*",
+    re.IGNORECASE,
+)
+_ALTERNATIVE = re.compile(r"(?:\bor|\\(?:lor|vee)|或)\s+(?:\w+\s+)?[$(]?$", re.IGNORECASE)
+_EQUALS = re.compile(r"[\s$]*=[\s$]*")
 _THIN_GROUPS = re.compile(r"(?<=\d)(?:[\u00a0\u202f\u2009]|\{,\}|\\,|\\!,)(?=\d{3})")
+_TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)\s*\{([^{}]{0,80})\}")
+
+_BEFORE = re.compile(
+    r"(?:[\^_]\s?\{?|\\sqrt\s?(?:\[[^\[\]]{0,9}\])?\s?\{?|√\s?\(?|\\[dt]?frac\s?\{|\}\s?\{|[A-Za-z]\(|\||±"
+    r"|(?:\\?\b(?:log|ln|sin|cos|tan|exp)|\\[A-Za-z]*(?:bar|hat|vec|line))\s?[({]?|(?:[<>≤≥≠]|!=|\\(?:geq?|leq?|neq?|gt|lt|pm|mp)\b)\s?"
+    r"|(?:(?<![A-Za-z\\])[A-Za-z]|[)\]}])\s?(?:[-+*/×·÷]|\\(?:cdot|times|div)\b)\s?)$"
+)
+"""What makes a fragment of the number after it: a power, a root, a function, an inequality, the rest of a sum."""
+_AFTER = re.compile(
+    r"\s?(?:\^(?!\s?\{?\\circ)|√|π|_|·|÷|×|\\(?!text|mathrm|mbox|circ|degree|quad|right|end|[,;!:%$()\[\]\\ ])[A-Za-z]"
+    r"|[*+/-]\s?(?:(?!a\s|I\s)[A-Za-z](?![A-Za-z])|[(\\])|[xyz](?![A-Za-z'])|!(?=\s?[)}=+*/$-]))"
+    r"|[A-Za-z]?\(\S"
+)
+_ATTACHED = re.compile(r"[A-Za-z]+")
+_ATTACHED_WORDS = frozenset(("st", "nd", "rd", "th", "am", "pm", "bc", "ad", "usd", "eur", "gbp", "jpy"))
+_CLAUSE_ENDS = re.compile(r"[.!?;]+(?=\s|$|[^\w\s.]|[^\x00-\x7f])|[,](?=\s)|\n|(?=\bbut\b)")
+_DENIAL = r"(?:not|isn't|aren't|wasn't|never|neither|nor|cannot|can't)"
+_DENIED_BEFORE = re.compile(
+    rf"\b{_DENIAL}\b|\b(?:false|wrong|incorrect|untrue)\s+that\b|^\s*(?:is|was|could|might|may)\s+(?:it|this|that)\b|不是|并非|並非|ではない",
+    re.IGNORECASE,
+)
+_DENIED_AFTER = re.compile(
+    r"\b(?:is|was|be)\s+(?:certainly\s+|definitely\s+)?not\b|\b(?:isn't|wasn't|wrong|incorrect|false|untrue|mistaken)\b"
+    r"|不对|不對|错|錯|誤り|間違",
+    re.IGNORECASE,
+)
+_RETRACTED = re.compile(
+    r"\b(?:wrong|incorrect|false|untrue|mistake|mistaken)\b"
+    r"|\b(?:not|isn't|wasn't)\s+(?:right|correct|true|the\s+(?:final\s+)?answer|it)\b|不对|不對|错|錯",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +86,83 @@ class Number:
     def matches(self, reference: Number, rel_tol: float) -> bool:
         """Equal, exactly when `reference` is whole. 50% is 0.5 and is also 50 when only one of the two has the sign."""
         if self.percent == reference.percent:
-            return _close(self.value, reference.value, rel_tol)
+            return close(self.value, reference.value, rel_tol)
         mine, theirs = self.value, reference.value
-        return _close(mine, theirs, rel_tol) or (
-            _close(mine / 100, theirs, rel_tol) if self.percent else _close(mine, theirs / 100, rel_tol)
+        return close(mine, theirs, rel_tol) or (
+            close(mine / 100, theirs, rel_tol) if self.percent else close(mine, theirs / 100, rel_tol)
         )
 
 
-def last_number(text: str) -> Number | None:
-    """The last number in `text`; None when there is none, or when it is one of several that are merely listed.
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number with its unit; without one where none that is known was written."""
 
-    "3 + 4 = 7" says 7. "5, 6 or 7", "5-7" and "3 + 4" do not say any.
+    number: Number
+    unit: Unit | None
+
+    def matches(self, reference: Quantity, rel_tol: float) -> bool:
+        """Equal in the unit of the other; a number without a unit is taken to be in the reference's."""
+        if self.unit is None or reference.unit is None or self.unit == reference.unit:
+            return self.number.matches(reference.number, rel_tol)
+        mine, theirs = self.number.value * self.unit.size, reference.number.value * reference.unit.size
+        tolerance = Fraction(rel_tol) * abs(theirs)
+        return self.unit.dimension == reference.unit.dimension and abs(mine - theirs) <= tolerance
+
+
+def last_number(text: str) -> Number | None:
+    """The number of `last_quantity`."""
+    quantity = last_quantity(text)
+    return None if quantity is None else quantity.number
+
+
+def last_quantity(text: str) -> Quantity | None:
+    """The last number that `text` states, with its unit.
+
+    None when there is none, or when it is one of several that are merely listed ("5, 6 or 7", "5-7"), a part of an
+    expression that was not worked out ("3 + 4", "10^3", "3x"), one side of a false equation ("13 = 12"), or is denied
+    ("not 12", "12 is wrong") or asked about ("is it 12?"). "3 + 4 = 7" states 7.
     """
-    text = _tidy(text)
-    last, before = None, None
-    for match in _NUMBER.finditer(text):
-        last, before = match, last
-    if last is None:
+    text = tidy(text)
+    before, last = None, None
+    for match in _stated(text):
+        before, last = last, match
+    if last is None or _is_fragment(text, last):
         return None
     number = _read(last)
-    if before is not None and _LIST.fullmatch(text, before.end(), last.start()) and _read(before) != number:
+    if number is None:
         return None
-    return number
+    stated = Quantity(number, _unit(text, last))
+    if before is not None:
+        unit = unit_after(text, before.end())
+        start = before.end() if unit is None else unit[1]
+        listed = _LIST.fullmatch(text, start, last.start()) or _ALTERNATIVE.search(text, before.end(), last.start())
+        equated = _EQUALS.fullmatch(text, start, last.start()) is not None and _stands_alone(text, before)
+        first = _read(before)
+        if (listed or equated) and not (first and Quantity(first, _unit(text, before)).matches(stated, 0.0)):
+            return None
+    return stated
 
 
 def whole_number(text: str) -> Number | None:
     """The number that `text` is, and nothing else besides; None when it is something else."""
-    match = _NUMBER.fullmatch(_tidy(text).strip().strip("$").rstrip("."))
+    match = _NUMBER.fullmatch(_bare(text))
     return None if match is None else _read(match)
+
+
+def whole_quantity(text: str) -> Quantity | None:
+    """The number with a known unit that `text` is, and nothing else besides; None when it is something else."""
+    text = _bare(text)
+    match = _NUMBER.match(text)
+    if match is None or match.end() == len(text):
+        return None
+    number, unit = _read(match), unit_of(text[match.end() :])
+    return None if number is None or unit is None else Quantity(number, unit)
+
+
+def numbers_in(text: str) -> list[Fraction]:
+    """Every number in `text`, a part of an expression or a list too."""
+    found = (_read(match) for match in _NUMBER.finditer(tidy(text)))
+    return [number.value for number in found if number is not None]
 
 
 def number_of(value: float | Fraction) -> Number | None:
@@ -78,8 +170,82 @@ def number_of(value: float | Fraction) -> Number | None:
     return Number(Fraction(value)) if math.isfinite(value) else None
 
 
-def _tidy(text: str) -> str:
-    return _THIN_GROUPS.sub(",", text).replace("−", "-")
+def tidy(text: str) -> str:
+    """`text` with one spelling for what numbers are written with: groups of digits, minus signs, LaTeX's text."""
+    text = spaced(unify(_THIN_GROUPS.sub(",", text)))
+    return _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
+
+
+def close(value: Fraction, reference: Fraction, rel_tol: float) -> bool:
+    """Equal, exactly when `reference` is whole, else to a relative tolerance."""
+    if reference.denominator == 1:
+        return value == reference
+    return abs(value - reference) <= Fraction(rel_tol) * abs(reference)
+
+
+def _bare(text: str) -> str:
+    text = tidy(text).strip().strip("*`").strip()
+    if len(text) > 2 and text[0] == text[-1] == "$":
+        text = text[1:-1].strip()
+    return text.rstrip(".").removesuffix("$").strip()
+
+
+def _stated(text: str) -> Iterator[re.Match[str]]:
+    """Numbers of `text` that are neither denied nor asked about, up to the last retraction."""
+    found: list[re.Match[str]] = []
+    matches = list(_NUMBER.finditer(text))
+    start, place = 0, 0
+    for end in [*_CLAUSE_ENDS.finditer(text), None]:
+        stop = len(text) if end is None else end.start()
+        if end is not None and place < len(matches) and matches[place].start() < stop < matches[place].end():
+            continue  # the comma or point of a number
+        own: list[re.Match[str]] = []
+        while place < len(matches) and matches[place].start() < stop:
+            own.append(matches[place])
+            place += 1
+        clause = text[start:stop]
+        if not own:
+            if found and _RETRACTED.search(clause):
+                found.clear()
+        elif not _is_denied(text, start, stop, own) and not (end is not None and "?" in end[0]):
+            found = [*found, *own][-MOST_KEPT:]
+        else:
+            denied = {_read(match) for match in own}
+            if _DENIED_AFTER.search(clause) or _DENIED_BEFORE.search(clause):
+                found = [match for match in found if _read(match) not in denied]
+        start = stop if end is None else end.end()
+    yield from found
+
+
+def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bool:
+    return (
+        _DENIED_BEFORE.search(text[start : own[-1].start()]) is not None
+        or _DENIED_AFTER.search(text, own[-1].end(), stop) is not None
+    )
+
+
+def _is_fragment(text: str, match: re.Match[str]) -> bool:
+    """Whether a number is a part of a larger expression."""
+    if _BEFORE.search(text, max(0, match.start() - 40), match.start()):
+        return True
+    end = match.end()
+    following = text[end:]
+    if match["percent"] is None and _AFTER.match(following):
+        emphasis = following.startswith("**") or (following[0] == "_" and not following[1:2].isalnum())
+        return not emphasis
+    if following.startswith("!") and not text[: match.start()].strip(" ($*") and not following[1:].strip(" )$*."):
+        return True  # nothing but a factorial; at the end of a sentence it is joy
+    attached = _ATTACHED.match(text, end)
+    return attached is not None and attached[0].lower() not in _ATTACHED_WORDS and unit_after(text, end) is None
+
+
+def _unit(text: str, match: re.Match[str]) -> Unit | None:
+    found = unit_after(text, match.end())
+    return None if found is None else found[0]
+
+
+def _stands_alone(text: str, match: re.Match[str]) -> bool:
+    return re.search(r"[-+*/×·÷^(\\{]\s*$", text[: match.start()]) is None and not _BEFORE.search(text[: match.start()])
 
 
 def _read(match: re.Match[str]) -> Number | None:
@@ -93,16 +259,11 @@ def _read(match: re.Match[str]) -> Number | None:
             return None
         value *= Fraction(10) ** power
     else:
-        bottom = int(part["bottom"] or part["under"])
+        bottom = int(part["bottom"] or part["bottom1"] or part["under"])
         if bottom == 0:
             return None
-        value = Fraction(int(part["top"] or part["over"]), bottom) + int(part["whole"] or 0)
+        top = int(part["top"] or part["top1"] or part["over"])
+        value = Fraction(top, bottom) + int(part["whole"] or part["units"] or 0)
     if part["sign"] == "-" or part["sign2"]:
         value = -value
     return Number(value * 10 ** _SCALES.get(part["scale"] or "", 0), percent=part["percent"] is not None)
-
-
-def _close(value: Fraction, reference: Fraction, rel_tol: float) -> bool:
-    if reference.denominator == 1:
-        return value == reference
-    return abs(value - reference) <= Fraction(rel_tol) * abs(reference)

@@ -12,7 +12,7 @@ from typing import Any
 
 from midstream.core.types import Step, Task, ToolCall
 from midstream.rewards import graders
-from midstream.rewards.builtin import repeats, step_parsed, was_made
+from midstream.rewards.builtin import is_search, repeats, step_parsed
 from midstream.rewards.components import StepRewards, at_calls, component, needs_of
 
 FREE_SEARCHES = 3
@@ -122,12 +122,6 @@ def signed_search(steps: Sequence[Step], tool_calls: Sequence[ToolCall]) -> Step
         if is_search(call):
             brought.add(text)
     return at_calls(steps, tool_calls, _mean_parts(values))
-
-
-def is_search(call: ToolCall) -> bool:
-    """A call, readable as such, of a tool whose name says that it searches or retrieves."""
-    name = call.tool.lower()
-    return was_made(call) and ("search" in name or "retriev" in name)
 
 
 def _excess(tool_calls: Sequence[ToolCall]) -> list[bool]:

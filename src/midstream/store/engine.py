@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
+from midstream.core.files import private
 from midstream.store.prepared import run
 
 BUSY_TIMEOUT_S = 30
@@ -118,6 +120,9 @@ def _sqlite(url: sa.URL, synchronous: str, read_only: bool) -> sa.Engine:
         if not path.is_file():
             raise RunError(f"no database at '{path}'", "check the path")
         url = url.set(database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
+    else:
+        with suppress(OSError):  # SQLite says better why a file cannot be made
+            open(path, "xb", opener=private).close()
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     def set_up(connection: Any, record: Any) -> None:

@@ -1,15 +1,15 @@
-"""Task sets from JSONL files and, where `datasets` is installed, from the hub."""
+"""Task sets from files and, where `datasets` is installed, from the hub."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import TaskError
 from midstream.core.types import Task
+from midstream.tasks.row_files import rows, stem
 from midstream.tasks.rows import RowFields, read_row
 from midstream.tasks.taskset import FiniteTaskSet, TaskSet
 
@@ -18,15 +18,15 @@ _HUB_SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val"
 
 
 def file_tasks(path: str | Path, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0) -> TaskSet:
-    """The tasks of a `.jsonl` file, one object a line.
+    """The tasks of a file: JSON lines, CSV or Parquet, one task a row.
 
     A row's split is `fields.split`, else its own field `split`, else by hash of its question. Raises `TaskError` with
     file, line and field at the first line that cannot be used.
     """
     path = Path(path)
-    kind = kind or path.stem
-    tasks = (read_row(row, where, fields, kind, f"{path.stem}-{number - 1}") for number, where, row in _lines(path))
-    return FiniteTaskSet(path.stem, _distinct(tasks, str(path)), seed)
+    name = stem(path)
+    tasks = (read_row(row, where, fields, kind or name, f"{name}-{number - 1}") for number, where, row in rows(path))
+    return FiniteTaskSet(name, _distinct(tasks, str(path)), seed)
 
 
 def hub_tasks(
@@ -38,7 +38,7 @@ def hub_tasks(
     except ImportError:
         raise TaskError(
             f"'{name}' names a data set on the hub, which needs the package `datasets`",
-            "install it with `pip install datasets`, or give the path of a .jsonl file",
+            "install it with `pip install datasets`, or give the path of a task file",
         ) from None
     try:
         parts: Any = load_dataset(name, subset)
@@ -48,43 +48,17 @@ def hub_tasks(
         ) from error
     kind = kind or name.rpartition("/")[2]
     tasks: list[Task] = []
-    for part, rows in parts.items():
+    for part, held in parts.items():
         # A data set with one part only is split by hash, as a single file is.
         split = fields.split or (_HUB_SPLITS.get(part) if len(parts) > 1 else None)
         if split is None and len(parts) > 1:
             continue
         part_fields = replace(fields, split=split)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(held):
             tasks.append(
                 read_row(dict(row), f"{name}, {part} row {number}", part_fields, kind, f"{kind}-{part}-{number}")
             )
     return FiniteTaskSet(kind, _distinct(tasks, name), seed)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str, Any]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise TaskError(f"no task file at '{path}'", "give the path of a .jsonl file") from None
-    except OSError as error:
-        raise TaskError(f"cannot read task file '{path}': {error.strerror}") from None
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise TaskError(f"{where}: is not UTF-8 text", "save the file as UTF-8") from None
-        except json.JSONDecodeError as error:
-            raise TaskError(
-                f"{where}: is not valid JSON: {error.msg} at column {error.colno}", "one object a line"
-            ) from None
-        except RecursionError:
-            raise TaskError(f"{where}: is nested too deeply") from None
-        except ValueError as error:  # a number of thousands of digits
-            raise TaskError(f"{where}: cannot be read: {error}") from None
-        yield number, where, row
 
 
 def _distinct(tasks: Iterable[Task], source: str) -> list[Task]:
@@ -92,7 +66,8 @@ def _distinct(tasks: Iterable[Task], source: str) -> list[Task]:
     for task in tasks:
         if task.id in seen:
             raise TaskError(
-                f"{source}: two tasks have the id '{task.id}'", "ids must differ; name another field with `id`"
+                f"{source}: two tasks have the id '{task.id}'",
+                "ids must differ; name another field: `id: FIELD` in the source, or midstream eval --id-field FIELD",
             )
         seen[task.id] = task
     if not seen:

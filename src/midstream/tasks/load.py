@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,8 +19,11 @@ from midstream.tasks.direct import direct
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
 from midstream.tasks.mix import TaskMix
+from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
 from midstream.tasks.taskset import TaskSet
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 TaskSetFactory = Callable[[int], TaskSet]
 """Makes a task set from a seed, which may decide order but never splits."""
@@ -37,8 +42,9 @@ class SourceConfig(Config):
     """One source of tasks. The options below `ratio` are for files and hub data sets."""
 
     type: str
-    """A built-in or registered set (`calculate`, `facts`, ...), the path of a `.jsonl` file, `package.module:attribute`
-    (a `TaskSet`, or a function from a seed to one), or a data set on the hub (`owner/name`)."""
+    """A built-in or registered set (`calculate`, `facts`, ...), the path of a task file (`.jsonl`, `.jsonl.gz`, `.csv`,
+    `.parquet`), `package.module:attribute` (a `TaskSet`, or a function from a seed to one), or a data set on the hub
+    (`owner/name`)."""
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
     question: str | None = None
@@ -98,20 +104,31 @@ class Nothing(TaskSet):
         raise TaskError("there are no tasks", "name some in tasks.sources")
 
 
+def is_imported(name: str) -> bool:
+    """Whether a source of type `name` is code to import: `package.module:attribute`."""
+    return ":" in name and name not in _REGISTRY and not _is_file(name)
+
+
+def _is_file(name: str) -> bool:
+    # A path that is there is never a name on the hub.
+    return is_task_file(name) or Path(name).expanduser().exists()
+
+
 def _load(source: SourceConfig, seed: int) -> TaskSet:
     fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
-    if source.type.endswith((".jsonl", ".json")):
-        _refuse(source, "subset")
-        return file_tasks(source.type, fields, source.kind, seed)
     if source.type in _REGISTRY:
         _refuse(source, "question", "answer", "id", "kind", "split", "subset")
         return _REGISTRY[source.type](seed)
-    if ":" in source.type:
+    if _is_file(source.type):
+        _refuse(source, "subset")
+        return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed)
+    if is_imported(source.type):
         _refuse(source, "question", "answer", "id", "kind", "split", "subset")
         return _imported(source.type, seed)
-    if "/" in source.type:
+    if _HUB_NAME.fullmatch(source.type):
         return hub_tasks(source.type, source.subset, fields, source.kind, seed)
-    hint = f"{nearest(source.type, _REGISTRY)} Or a .jsonl file, package.module:attribute, or a hub name owner/name"
+    others = f"a task file ({', '.join(ENDINGS)}), package.module:attribute, or a hub name owner/name"
+    hint = f"{nearest(source.type, _REGISTRY)} Or {others}"
     raise ConfigError(f"unknown task set '{source.type}'", hint)
 
 

@@ -60,7 +60,8 @@ def _find(row: Mapping[str, Any], given: str | None, usual: tuple[str, ...], rol
     for name in (given,) if given else usual:
         if name in row:
             return name
-    hint = f"its fields are: {', '.join(map(str, row)) or 'none'}; name the right one with the option `{role}`"
+    named = f"`{role}: FIELD` in the source, or midstream eval --{role}-field FIELD"
+    hint = f"its fields are: {', '.join(map(str, row)) or 'none'}; name the right one: {named}"
     missing = f"field '{given}' is missing" if given else f"field '{role}' is missing (looked for {', '.join(usual)})"
     raise TaskError(f"{where}: {missing}", hint)
 

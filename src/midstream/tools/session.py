@@ -19,6 +19,7 @@ from typing import Any
 
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.seeds import derive_seed
+from midstream.core.text import cleaned
 from midstream.core.types import ToolCall
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool, ToolError
@@ -210,7 +211,7 @@ def _reason(error: BaseException) -> str:
 
 def _storable(text: str) -> str:
     """`text` without what UTF-8 or a database column cannot hold: lone surrogates and NUL."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "\ufffd")
+    return cleaned(text).replace("\x00", "\ufffd")
 
 
 def _shorten(text: str, limit: int) -> str:

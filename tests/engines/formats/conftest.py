@@ -38,15 +38,17 @@ def tools() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def tokenizer_like(tiny_path: Path) -> Callable[..., ChatTokenizer]:
-    """`tiny`'s tokenizer with one of the templates here, and with tokens added as the template's model has them."""
+    """`tiny`'s tokenizer with one of the templates here, and with tokens added as the template's model has them; `end`
+    ends a reply."""
 
-    def make(template: str, *tokens: str, special: bool = False) -> ChatTokenizer:
+    def make(template: str, *tokens: str, special: bool = False, end: str = "") -> ChatTokenizer:
         from transformers import AddedToken, AutoTokenizer
 
         tokenizer: Any = AutoTokenizer.from_pretrained(str(tiny_path))
         tokenizer.chat_template = (Path(__file__).parent / "templates" / f"{template}.jinja").read_text()
         added = [AddedToken(token, special=special, normalized=False) for token in tokens]
         tokenizer.add_tokens(added, special_tokens=special)
-        return ChatTokenizer(tokenizer, frozenset({tokenizer.eos_token_id}), template)
+        ends = {tokenizer.convert_tokens_to_ids(end) if end else tokenizer.eos_token_id}
+        return ChatTokenizer(tokenizer, frozenset(ends), template)
 
     return make

@@ -14,11 +14,16 @@ import llguidance.hf
 import llguidance.numpy
 import numpy as np
 import pytest
+from tests.engines.formats.conftest import declared
 
 from midstream.core.errors import Unsupported
 from midstream.engines.base import Constraint
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.formats import response_constraint
+from midstream.engines.formats.gemma4 import Gemma4
+from midstream.engines.formats.glm4 import GLM4
+from midstream.engines.formats.harmony import Harmony
+from midstream.engines.formats.kimi_k2 import KimiK2
 from midstream.engines.models import cached
 
 HERMES_TAGS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
@@ -35,6 +40,9 @@ MODELS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "mistral by name": ("mistral_by_name", ("[TOOL_CALLS]", "[ARGS]"), True),
     "qwen3_coder": ("qwen3_coder", ("<tool_call>", "</tool_call>"), False),
     "deepseek": ("deepseek_v3_1", DEEPSEEK_TAGS, False),
+    "glm4 in text": ("glm4_5", (), False),
+    "glm4 in tokens": ("glm4_7", GLM4.tags, False),
+    "kimi_k2": ("kimi_k2", KimiK2.tags, True),
 }
 
 
@@ -51,8 +59,15 @@ def matcher(tokenizer: ChatTokenizer, constraint: Constraint) -> Any:
 
 
 def sample(tokenizer: ChatTokenizer, constraint: Constraint, seed: int, most: int = 400) -> str:
-    """Random tokens among those `constraint` allows, to an end token that it allows."""
-    guide, state, random, ids = _guide(tokenizer), matcher(tokenizer, constraint), Random(seed), []
+    """Random tokens among those `constraint` allows, to an end token that it allows, after a short thought where the
+    model thinks: a random one would not end."""
+    guide, state, random = _guide(tokenizer), matcher(tokenizer, constraint), Random(seed)
+    begin, end_tag = tokenizer.format.think
+    thought = {"no": "", "tag": f"{begin}hm{end_tag}", "opened": f"hm{end_tag}"}[tokenizer.format.facts.thinks]
+    if thought and tokenizer.format.name == "harmony":
+        thought += "<|start|>assistant"
+    ids = list(tokenizer.encode(thought))
+    assert state.consume_tokens(ids)
     mask = llguidance.numpy.allocate_token_bitmask(1, guide.vocab_size)
     end = min(tokenizer.end_ids)
     while len(ids) < most:
@@ -98,6 +113,51 @@ def test_random_tokens_under_a_constraint_are_valid_calls(
     for seed in range(4):
         check(tokenizer, tools, "required", False, seed)
         check(tokenizer, tools, "get_weather", False, seed)
+
+
+FLAT = declared(
+    "get_weather",
+    {
+        "city": {"type": "string", "maxLength": 12},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "exact": {"type": "boolean"},
+    },
+    ["city"],
+)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_forced_call_in_object_notation_is_valid(special: bool, tokenizer_like: Callable[..., ChatTokenizer]) -> None:
+    tokenizer = tokenizer_like("gemma4", *(Gemma4.tags if special else ()), special=special)
+    several = {check(tokenizer, [FLAT], "required", True, seed) for seed in range(6)}
+    assert several != {1}
+    for seed in range(3):
+        check(tokenizer, [FLAT], "get_weather", False, seed)
+
+
+def test_what_object_notation_cannot_enforce_is_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+    with pytest.raises(Unsupported, match=r"parameter move\.to cannot be enforced"):
+        tokenizer_like("gemma4").format.constraint(tools, "move", True)
+    with pytest.raises(Unsupported, match="Python notation"):
+        tokenizer_like("llama4").format.constraint(tools, "required", True)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_forced_harmony_call_may_follow_an_analysis(
+    special: bool, tokenizer_like: Callable[..., ChatTokenizer], tools
+) -> None:
+    tokenizer = tokenizer_like("gpt_oss", *(Harmony.tags if special else ()), special=special)
+    for seed in range(4):
+        assert check(tokenizer, tools, "required", True, seed) == 1
+    forced, as_json = tokenizer.format.constraint(tools, "required", True), tokenizer.format.answer({"type": "object"})
+    assert forced is not None
+    thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    call = '<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Paris"}'
+    assert takes(tokenizer, forced, call) and takes(tokenizer, forced, thought + call)
+    assert not takes(tokenizer, forced, thought) and not takes(tokenizer, forced, "<|channel|>final<|message|>{}")
+    assert takes(tokenizer, as_json, thought + '<|channel|>final<|message|>{"a": 1}')
+    assert not takes(tokenizer, as_json, '{"a": 1}')
 
 
 @pytest.mark.skipif(cached("smollm2-135m") is None, reason="SmolLM2 has not been fetched")

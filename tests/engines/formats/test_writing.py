@@ -11,6 +11,7 @@ import pytest
 from midstream.core.errors import ConfigError, Unsupported
 from midstream.core.types import Message
 from midstream.engines.formats import format_of
+from midstream.engines.formats.glm4 import GLM4
 from midstream.engines.formats.template import render
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -95,7 +96,7 @@ def test_a_template_without_tools_is_told_of_them_in_text(tools) -> None:
     assert written(SMOLLM2, [system, USER], tools).startswith("<|im_start|>system\nBe brief.\n\nYou are a function")
 
 
-@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3_coder", "deepseek"])
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3_coder", "deepseek", "glm4", "kimi_k2", "llama4"])
 def test_a_format_that_is_named_is_told_in_its_own_words(name: str, tools) -> None:
     source = SMOLLM2
     family = format_of(source, {}, name)
@@ -178,6 +179,13 @@ def test_what_a_template_refuses_is_refused_in_its_words(template: str, messages
         ("deepseek_v3_1", "deepseek", False, "no"),
         ("deepseek_r1", "deepseek", False, "opened"),
         ("gemma", "hermes", False, "no"),
+        ("glm4_5", "glm4", True, "tag"),
+        ("glm4_7", "glm4", True, "opened"),
+        ("gpt_oss", "harmony", True, "tag"),
+        ("gemma4", "gemma4", True, "tag"),
+        ("kimi_k2", "kimi_k2", True, "no"),
+        ("llama4", "llama4", True, "no"),
+        ("ministral", "mistral", True, "tag"),
     ],
 )
 def test_the_template_shows_the_format(template: str, name: str, declares: bool, thinks: str) -> None:
@@ -185,8 +193,55 @@ def test_the_template_shows_the_format(template: str, name: str, declares: bool,
     assert (family.name, family.declares(), family.facts.thinks) == (name, declares, thinks) and family.why
 
 
+CALLS_AND_MORE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}CALL{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant:{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        # In the same tags as Hermes, GLM or Qwen3-Coder, but not in the form of any.
+        (
+            "<tool_call>{{ c.function.name }}({{ c.function.arguments | tojson }})</tool_call>",
+            "unknown form: '<tool_call>",
+        ),
+        (
+            '<tool_call>{"tool": "{{ c.function.name }}", "with": {{ c.function.arguments | tojson }}}</tool_call>',
+            "unknown",
+        ),
+        ("<function={{ c.function.name }}>{{ c.function.arguments | tojson }}</function>", "unknown form: '<function="),
+        (
+            '<tools>{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}</tools>',
+            "unknown",
+        ),
+        ('{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}', "unknown form"),
+        ("[TOOL_CALLS]{{ c.function.name }}: {{ c.function.arguments | tojson }}", "unknown form"),
+        ("<minimax:tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</minimax:tool_call>", "MiniMax"),
+        ("<|tool_call_start|>[{{ c.function.name }}({{ c.function.arguments | tojson }})]<|tool_call_end|>", "LFM2"),
+        ("<｜DSML｜invoke name='{{ c.function.name }}'>{{ c.function.arguments | tojson }}", "DeepSeek V3.2"),
+        ("{{ raise_exception('one call only') }}", "one call only"),
+    ],
+)
+def test_a_form_that_is_not_known_is_refused_and_never_read_as_a_near_one(call: str, reason: str, tools) -> None:
+    family = format_of(CALLS_AND_MORE.replace("CALL", call), {"<tool_call>": 1, "</tool_call>": 2})
+    assert family.name == "plain" and family.read(f"<tool_call>\n{CELSIUS}\n</tool_call>", tools).tool_calls == ()
+    with pytest.raises(Unsupported, match=reason):
+        family.messages([USER], tools)
+
+
+def test_calls_that_a_template_writes_only_without_content(tools) -> None:
+    call = "{% if m.content is none %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>{% endif %}"
+    template = CALLS_AND_MORE.replace("CALL", call)
+    assert format_of(template, {}).name == "hermes"
+    assert written(template, [USER, calls("celsius", content="")], tools).count("</tool_call>") == 1
+
+
 def test_a_format_can_be_told_by_the_vocabulary_or_by_name(tools) -> None:
     assert format_of(SMOLLM2, {"[TOOL_CALLS]": 5}).why == "the vocabulary has [TOOL_CALLS]"
+    assert format_of(SMOLLM2, dict.fromkeys(GLM4.tags, 1)).name == "glm4"
     assert format_of(SMOLLM2, {}, "llama3").name == "llama3"
     with pytest.raises(ConfigError, match="did you mean 'hermes'"):
         format_of(SMOLLM2, {}, "herms")
@@ -196,6 +251,6 @@ def test_tools_are_refused_where_calls_cannot_be_read(tools) -> None:
     unknown = "{{ tools | tojson }}" + SMOLLM2
     family = format_of(unknown, {})
     assert family.name == "plain" and family.read(f"<tool_call>\n{CELSIUS}\n</tool_call>", tools).tool_calls == ()
-    with pytest.raises(Unsupported, match="how it writes calls is not known"):
+    with pytest.raises(Unsupported, match="declares tools, but writes no calls"):
         family.messages([USER], tools)
     assert family.messages([USER], []) == [USER]

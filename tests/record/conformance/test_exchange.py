@@ -133,6 +133,8 @@ def a_record(**changes: Any) -> dict[str, Any]:
     return {**plain, "task": {"id": "t", "prompt": "q"}, **changes}
 
 
+NESTED: Any = {"a": json.loads("[" * 200 + "]" * 200)}
+GROUP = {"size": 1, "deadline": None, "ended": 1, "ready_at": 1.0, "owner": None, "train_step": None}
 STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_log_probs": None, "messages": []}
 
 
@@ -141,24 +143,55 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
     [
         ('{"uid": "u', "control character"),
         (json.dumps(a_record())[:-20], "Expecting"),
-        ("[]", "list"),
+        ("[]", r"it is \[\]: .*dictionary"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        (json.dumps(a_record(metadata=NESTED)), "nested more than 100 deep"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [NESTED]}])), "nested more than 100 deep"),
+        (json.dumps(a_record(answer={"!float": []})), "float"),
+        (json.dumps(a_record(metadata={"!dict": [[[], 1]]})), "unhashable"),
+        (json.dumps(a_record(metadata={"!tuple": 5})), "not iterable"),
         ("\udcff", "surrogates"),
-        (json.dumps({"uid": "u"}), "it has no 'task'"),
-        (json.dumps(a_record(status="done")), "'done' is not a valid Status"),
-        (json.dumps(a_record(reward="high")), "its reward is 'high', not a float"),
-        (json.dumps(a_record(reward=True)), "its reward is True, not a float"),
-        (json.dumps(a_record(uid=None)), "its uid is None, not a str"),
-        (json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})), "colour"),
-        (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": ["a"]}])), "integer"),
+        (json.dumps({"uid": "u"}), "it has no 'prompt_uid'"),
+        (json.dumps(a_record(status="done")), "its status is 'done': Input should be 'running', 'completed'"),
+        (json.dumps(a_record(reward="high")), "its reward is 'high': .*valid number"),
+        (json.dumps(a_record(reward=True)), "its reward is True: .*valid number"),
+        (json.dumps(a_record(reward=float("nan"))), "its reward is nan: .*finite"),
+        (json.dumps(a_record(rewards={"correctness": "1"})), "its rewards.correctness is '1'"),
+        (json.dumps(a_record(uid=None)), "its uid is None: .*string"),
+        (json.dumps(a_record(uid="../../etc/passwd")), "its uid is '../../etc/passwd': a name is not a path"),
+        (json.dumps(a_record(prompt_uid="..")), "its prompt_uid is '..': a name is not a path"),
+        (json.dumps(a_record(channel="a\nb")), "a name has no control characters"),
+        (json.dumps(a_record(uid="u" * 201)), "a name has 1 to 200 characters, not 201"),
+        (
+            json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})),
+            "it has 'task.colour', which is not known",
+        ),
+        (json.dumps(a_record(task={"id": "t", "prompt": ["q"]})), "its task.prompt"),
+        (
+            json.dumps(a_record(tool_calls=[{"tool": "t", "arguments": "x", "ok": True, "result": ""}])),
+            "arguments is 'x'",
+        ),
+        (json.dumps(a_record(group="ready")), "its group is 'ready'"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": ["a"]}])), "prompt_ids.0 is 'a': .*integer"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": [-5]}])), "prompt_ids.0 is -5: .*equal to 0"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "prompt_ids": [2**40]}])), "prompt_ids.0 is 1099511627776"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": [0.5]}])), "log_probs.0 is 0.5"),
+        (
+            json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": [float("nan")]}])),
+            "log_probs.0 is nan",
+        ),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "messages": ["hi"]}])), "messages.0 is 'hi'"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "parent": 0}])), "parent is 0, which is not before"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": []}] * 2)), "steps.1.step_index is 0, which an earlier step has"),
         (
             json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": []}])),
             "1 response tokens but 0",
         ),
-        (json.dumps(a_record(steps=[{**STEP, "tools": "x"}])), "tools of a step is a str"),
+        (json.dumps(a_record(steps=[{**STEP, "tools": "x"}])), "its steps.0.tools is 'x': .*list"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "trajectory_uid": "v"}])), "of the trajectory 'v'"),
         (json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "thumbs", "value": 7}])), "value 7"),
-        (json.dumps(a_record(group={"size": 1, "state": "ready"})), "it has no 'deadline'"),
-        (json.dumps(a_record(group={"state": "leased"})), "a lease does not travel"),
+        (json.dumps(a_record(group={"size": 1, "state": "ready"})), "it has no 'group.deadline'"),
+        (json.dumps(a_record(group={**GROUP, "state": "leased"})), "its group.state is 'leased'"),
     ],
 )
 def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: str, wrong: str) -> None:

@@ -1,8 +1,9 @@
-"""How models write tool calls and thoughts into their text: one module a family, one interface."""
+"""How models write tool calls and thoughts: one module a family, one interface, recognized by the chat template."""
 
-from midstream.engines.formats.base import CalledTool, ChatFormat, Delta, Guard, Reply, ReplyReader, ToolChoice
-from midstream.engines.formats.choose import FORMATS, format_of
+from midstream.engines.formats.chat_format import ChatFormat, Guard
 from midstream.engines.formats.grammar import response_constraint
+from midstream.engines.formats.recognition import FORMATS, format_of
+from midstream.engines.formats.reply import CalledTool, Delta, Reply, ReplyParser, ToolChoice
 
 __all__ = [
     "FORMATS",
@@ -11,7 +12,7 @@ __all__ = [
     "Delta",
     "Guard",
     "Reply",
-    "ReplyReader",
+    "ReplyParser",
     "ToolChoice",
     "format_of",
     "response_constraint",

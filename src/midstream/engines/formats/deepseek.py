@@ -11,24 +11,28 @@ from collections.abc import Generator, Sequence
 
 from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import NAME, Tape, Wait, called, expect, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat
+from midstream.engines.formats.parsing import NAME, Tape, Wait, called, expect, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 CALLS, CALL, SEPARATOR = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
 CALL_END, CALLS_END = "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
 FENCE, FENCE_END = "```json", "```"
 
 
-class DeepSeek(Family):
+class DeepSeek(ChatFormat):
     """`<｜tool▁calls▁begin｜>`, the calls, `<｜tool▁calls▁end｜>`."""
 
     name = "deepseek"
     tags = (CALLS, CALL, SEPARATOR, CALL_END, CALLS_END)
     opener = re.compile(f"{CALLS}|{CALL}")
     starts = (CALLS, CALL)
+    closers = (CALL_END, CALLS_END)
+    signature = (CALL, SEPARATOR, CALL_END)
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         if tape.text.startswith(CALLS, at):
             at = yield from skip(tape, at + len(CALLS))
         begin = yield from expect(tape, at, CALL)

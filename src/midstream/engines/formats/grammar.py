@@ -6,14 +6,17 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midstream.core.errors import Unsupported
 from midstream.core.types import ToolSchema
 from midstream.engines.base import Constraint
-from midstream.engines.formats.base import ChatFormat
-from midstream.engines.formats.reading import THINK, THOUGHT
+from midstream.engines.formats.schema import lean, moved
+
+if TYPE_CHECKING:
+    from midstream.engines.formats.chat_format import ChatFormat
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as chat templates write it. Free white space is where small models lose their way."""
@@ -36,7 +39,12 @@ def any_of(bodies: Iterable[str]) -> str:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """JSON that `schema` allows, in the style of templates."""
-    return f"%json {json.dumps({**schema, 'x-guidance': STYLE})}"
+    return f"%json {json_schema(schema)}"
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """`schema` as llguidance takes it: in the style of templates, without keywords that allow everything."""
+    return json.dumps({**lean(schema), "x-guidance": STYLE})
 
 
 def parameters(tool: ToolSchema) -> dict[str, Any]:
@@ -59,25 +67,16 @@ def call_rule(tool: ToolSchema, arguments: str = "arguments") -> str:
     )
 
 
-def moved(schema: Any, place: str) -> Any:
-    """`schema` with its references pointing to where it stands now."""
-    if isinstance(schema, dict):
-        reference = schema.get("$ref")
-        if isinstance(reference, str) and reference.startswith("#"):
-            return {**{k: moved(v, place) for k, v in schema.items()}, "$ref": place + reference[1:]}
-        return {key: moved(value, place) for key, value in schema.items()}
-    return [moved(one, place) for one in schema] if isinstance(schema, list) else schema
-
-
-def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int]) -> str:
-    """A grammar whose answer is `rules` (of which the first is `answer`), after the thought the model begins with."""
+def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int], think: tuple[str, str]) -> str:
+    """A grammar of `rules` (the first is `answer`), after the thought between the tags `think` that begins a reply."""
+    begin, end = think
     if thinks == "no":
         return f"start: answer\n{rules}"
-    if THOUGHT in vocabulary:
-        thought = f"thought: /(?s:.*)/ {marker(THOUGHT, vocabulary)}"
+    if end in vocabulary:
+        thought = f"thought: /(?s:.*)/ {marker(end, vocabulary)}"
     else:  # lazy: the thought is over at its first end tag
-        thought = "thought[lazy]: /(?s:.*)<\\/think>/"
-    begun = {"tag": f"({marker(THINK, vocabulary)} thought)?", "opened": "thought"}[thinks]
+        thought = f"thought[lazy]: /(?s:.*){re.escape(end).replace('/', chr(92) + '/')}/"
+    begun = {"tag": f"({marker(begin, vocabulary)} thought)?", "opened": "thought"}[thinks]
     return f"start: {begun} /\\n{{0,2}}/ answer\n{thought}\n{rules}"
 
 

@@ -10,9 +10,9 @@ from collections.abc import Generator, Sequence
 
 from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import Tape, all_called, expect, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat
+from midstream.engines.formats.parsing import Tape, all_called, expect, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 
@@ -28,15 +28,19 @@ _WORDS = (
 )
 
 
-class Hermes(Family):
+class Hermes(ChatFormat):
     """`<tool_call>\\n{"name": ..., "arguments": {...}}\\n</tool_call>`, any number of times."""
 
     name = "hermes"
     tags = (CALL, CALL_END)
     opener = re.compile(CALL)
     starts = (CALL,)
+    closers = (CALL_END,)
+    signature = tags
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         begin = yield from skip(tape, at + len(CALL))
         end = yield from json_end(tape, begin)
         calls = all_called(loads(tape.text[begin:end])) if end else []

@@ -11,12 +11,13 @@ from collections.abc import Generator, Sequence
 
 from midstream.core.types import ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import Tape, called, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat
+from midstream.engines.formats.parsing import Tape, called, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 PYTHON = "<|python_tag|>"
 
+_ARGUMENTS = {"parameters", "arguments"}
 _WORDS = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
     'answers the given prompt.\n\nRespond in the format {{"name": function name, "parameters": dictionary of argument '
@@ -24,22 +25,27 @@ _WORDS = (
 )
 
 
-class Llama3(Family):
+class Llama3(ChatFormat):
     """`{"name": ..., "parameters": {...}}`."""
 
     name = "llama3"
     tags = (PYTHON,)
     opener = re.compile(r"<\|python_tag\|>|(?<![^\n])[ \t]*\{")
     starts = (PYTHON,)
+    call_like = re.compile(r'<\|python_tag\|>|[ \t]*\{\s*"name"\s*:\s*"[^"]*"\s*,\s*"(parameters|arguments)"\s*:')
+    signature = ('"name"', '"parameters"')
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         ended = None
         while True:
             at = yield from skip(tape, at)
             if tape.text.startswith(PYTHON, at):
                 at = yield from skip(tape, at + len(PYTHON))
             end = yield from json_end(tape, at)
-            call = called(loads(tape.text[at:end])) if end else None
+            value = loads(tape.text[at:end]) if end else None
+            call = called(value) if isinstance(value, dict) and _ARGUMENTS & set(value) else None
             if call is None or end is None:
                 return ended
             yield call

@@ -7,26 +7,36 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
-from midstream.core.types import ToolSchema
+from midstream.core.types import Message, ToolSchema
 from midstream.engines.formats import grammar
-from midstream.engines.formats.base import CalledTool
-from midstream.engines.formats.family import Family
-from midstream.engines.formats.reading import NAME, Tape, Wait, all_called, called, expect, json_end, loads, skip
+from midstream.engines.formats.chat_format import ChatFormat, Guard
+from midstream.engines.formats.parsing import NAME, Tape, Wait, all_called, called, expect, json_end, loads, skip
+from midstream.engines.formats.reply import CalledTool
 
 CALLS, ARGS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
 
-class Mistral(Family):
+class Mistral(ChatFormat):
     """`[TOOL_CALLS] [{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}` once for each call."""
 
     name = "mistral"
     tags = (CALLS, ARGS, CALL_ID)
     opener = re.compile(re.escape(CALLS))
     starts = (CALLS,)
+    signature = starts
 
-    def calls(self, tape: Tape, at: int, tools: Sequence[ToolSchema]) -> Generator[CalledTool | None, None, int | None]:
+    @classmethod
+    def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
+        # Magistral 2506 thinks in plain text; later models have tokens for it.
+        plain = "<think>" in template and "[THINK]" not in template
+        return ("<think>", "</think>") if plain else ("[THINK]", "[/THINK]")
+
+    def parse_call(
+        self, tape: Tape, at: int, tools: Sequence[ToolSchema]
+    ) -> Generator[CalledTool | None, None, int | None]:
         at = yield from skip(tape, at + len(CALLS))
         name = ""
         if tape.text[at : at + 1] not in ("[", "{"):
@@ -62,6 +72,15 @@ class Mistral(Family):
         one = grammar.any_of(grammar.call_rule(tool) for tool in tools)
         more = ' (", " call)*' if parallel else ""
         return f'answer: {begin} " [" call{more} "]"\ncall: {one}'
+
+    def _assistant(self, message: Message, content: Any, guard: Guard) -> Message:
+        more = super()._assistant(message, content, guard)
+        thought = message.get("reasoning_content")
+        if isinstance(thought, str) and thought and "'thinking'" in self.facts.source:  # it takes a thought as a part
+            text = more.get("content", content)
+            parts = [{"type": "text", "text": text}] if isinstance(text, str) and text else text or []
+            more["content"] = [{"type": "thinking", "thinking": guard(thought)}, *parts]
+        return more
 
     def call_id(self, given: str) -> str:
         # The templates refuse ids of any other form.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from midstream.core.errors import Unsupported
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.base import Constraint
-from midstream.engines.formats.base import Guard, ToolChoice, unguarded
-from midstream.engines.formats.family import Family
+from midstream.engines.formats.chat_format import ChatFormat, Guard, unguarded
+from midstream.engines.formats.reply import ToolChoice
 
 
-class Plain(Family):
+class Plain(ChatFormat):
     """Thoughts are read, calls are not; a conversation that declares tools is refused."""
 
     name = "plain"

@@ -1,4 +1,4 @@
-"""What a chat template does with tools, calls and thoughts: found out by rendering, not by reading it."""
+"""Finds out what a chat template does with tools, calls and thoughts by rendering it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ _TOOL: ToolSchema = {
         },
     },
 }
-_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Where chat templates look for the thought of an assistant's message."""
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+
+
+class TooMuch(Unsupported):
+    """A template runs too long or makes too much."""
 
 
 def render(
@@ -34,19 +40,21 @@ def render(
     special: Mapping[str, Any],
     *,
     open_reply: bool,
+    arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """The conversation as the template `source` writes it, in transformers' sandbox. Raises `Unsupported` with what the
-    template said when it refuses."""
+    """Render a conversation with the template `source` in transformers' sandbox, within bounds (`bounded.py`).
+    `arguments` are further variables of the template (see `variables_of`). Raises `Unsupported`, with the template's
+    own message, when it refuses, and `TooMuch` when it does not come to an end."""
     if not messages:
         raise Unsupported("a conversation of no messages")
     from jinja2 import TemplateError
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
+    from midstream.engines.formats.bounded import render_bounded
+
+    # What `apply_chat_template` gives a template, once it has copied every message.
+    given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": open_reply}
     try:
-        # What `apply_chat_template` does, once it has copied every message.
-        return _compile_jinja_template(source).render(
-            messages=messages, tools=tools or None, documents=None, add_generation_prompt=open_reply, **special
-        )
+        return render_bounded(source, {**given, **special, **(arguments or {})})
     except (
         TemplateError,
         ArithmeticError,
@@ -59,10 +67,26 @@ def render(
         raise Unsupported(f"the model's chat template refuses these messages: {error}") from None
 
 
+def variables_of(source: str) -> frozenset[str]:
+    """The variables that the template `source` reads and does not set itself."""
+    from jinja2 import TemplateSyntaxError, meta
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    # `{% generation %}` is an extension of transformers, which it marks what the assistant says with.
+    plain = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", source)
+    try:
+        parsed = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(plain)
+    except TemplateSyntaxError:
+        return frozenset()
+    return frozenset(meta.find_undeclared_variables(parsed))
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a template does. `thinks` is how a reply begins that holds a thought: with the tag, within it because the
-    prompt has opened it, or not at all, as the model knows of no such tag."""
+    """What a template does. `thinks` is how a reply with a thought begins: with the tag, inside it because the prompt
+    has opened it, or never, as the model has no such tag. `thought_field` is the field of an assistant's message that
+    the template writes as its thought ("" for none)."""
 
     source: str
     declares: bool
@@ -70,46 +94,92 @@ class Facts:
     arguments: Literal["object", "text"]
     knows_tool_role: bool
     takes_images: bool
+    no_content: str | None
+    """The content of a message that only calls tools: "", or None for a template that writes calls only without any."""
     thinks: Literal["no", "tag", "opened"]
+    think: tuple[str, str]
+    """The tags around a thought."""
+    thought_field: str
+    refusal: str
+    """Why the template refuses a tool call; "" when it does not."""
 
 
-def facts_of(source: str, vocabulary: Mapping[str, int]) -> Facts:
-    """Find out what the template `source` does."""
+def begins_thought(prompt: str, think: tuple[str, str]) -> bool:
+    """Whether `prompt` ends inside a thought: with its first tag and nothing but white space after it."""
+    return prompt.rstrip().endswith(think[0].rstrip())
 
-    def writes(what: str, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> bool:
+
+def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] = ("<think>", "</think>")) -> Facts:
+    """Find out what the template `source` does. `think` are the tags around a thought. Raises `TooMuch` for a template
+    that does not come to an end."""
+
+    def writes(
+        what: str, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, closed: bool = False
+    ) -> bool:
         try:
-            return what in render(source, messages, tools, _SPECIAL, open_reply=True)
+            return what in render(source, messages, tools, SPECIAL_TOKENS, open_reply=not closed)
+        except TooMuch:
+            raise
         except Unsupported:
             return False
 
-    def roles(role: str) -> str:
+    def with_result(role: str) -> str:
         result = {"role": role, "content": _SIGN, "tool_call_id": "abcdefgh1", "name": _SIGN}
         try:
-            return render(source, [_USER, call, result], [_TOOL], _SPECIAL, open_reply=True)
+            return render(source, [_USER, call, result], [_TOOL], SPECIAL_TOKENS, open_reply=True)
+        except TooMuch:
+            raise
         except Unsupported:
             return ""
 
     as_object = {"id": "abcdefgh1", "type": "function", "function": {"name": _SIGN, "arguments": {"zqkey": 1}}}
     as_text = {**as_object, "function": {"name": _SIGN, "arguments": '{"zqkey": 1}'}}
-    objects: list[Message] = [_USER, {"role": "assistant", "content": "", "tool_calls": [as_object]}]
-    # One that expects text fails on an object, or writes it as Python does.
-    takes_object = writes("zqkey", objects) and not writes("'zqkey'", objects)
+    declared = {**_TOOL, "function": {**_TOOL["function"], "name": "other"}}  # some fail on calls without tools
+
+    def writes_call(one: Message, content: str | None, what: str = "zqkey") -> bool:
+        return writes(what, [_USER, {"role": "assistant", "content": content, "tool_calls": [one]}], [declared])
+
+    # A template that expects text fails on an object, or writes it as Python does.
+    takes_object = any(writes_call(as_object, c) and not writes_call(as_object, c, "'zqkey'") for c in ("", None))
     calls = [as_object if takes_object else as_text]
-    call: Message = {"role": "assistant", "content": "", "tool_calls": calls}
-    result = roles("tool")
+    content = None if writes_call(calls[0], None) and not writes_call(calls[0], "") else ""
+    call: Message = {"role": "assistant", "content": content, "tool_calls": calls}
+    result = with_result("tool")
     image = [{"type": "text", "text": _SIGN}, {"type": "image_url", "image_url": {"url": "data:"}}]
     try:
-        opening = render(source, [_USER], None, _SPECIAL, open_reply=True)
+        opening = render(source, [_USER], None, SPECIAL_TOKENS, open_reply=True)
+    except TooMuch:
+        raise
     except Unsupported:
         opening = ""
-    opened = re.search(r"<think>\s*\Z", opening) is not None
+    mark, refusal = think[0].strip(), ""
+    try:
+        render(source, [_USER, call], [_TOOL], SPECIAL_TOKENS, open_reply=True)
+    except TooMuch:
+        raise
+    except Unsupported as error:
+        refusal = str(error)
+
+    def keeps(field: str) -> bool:
+        """Whether the template writes the thought in `field`, of a reply or of a call."""
+        other = {**calls[0], "function": {**calls[0]["function"], "name": "other"}}
+        turns: list[Message] = [
+            {"content": "x", field: _SIGN},
+            {"content": content, field: _SIGN, "tool_calls": [other]},
+        ]
+        return any(writes(_SIGN, [_USER, {"role": "assistant", **turn}], closed=True) for turn in turns)
+
     return Facts(
         source=source,
         declares=writes(_SIGN, [_USER], [_TOOL]),
-        writes_calls=writes(_SIGN, [_USER, call]),
+        writes_calls=writes_call(calls[0], content),
+        no_content=content,
         arguments="object" if takes_object else "text",
-        # A template that prints any role would print this one too, and the model has never seen it.
-        knows_tool_role=_SIGN in result and result != roles("zqrole").replace("zqrole", "tool"),
+        # A template that writes any role would write this one too, though its model has never seen it.
+        knows_tool_role=_SIGN in result and result != with_result("zqrole").replace("zqrole", "tool"),
         takes_images="image" in source and writes(_SIGN, [{"role": "user", "content": image}]),
-        thinks="opened" if opened else "tag" if "<think>" in source or "<think>" in vocabulary else "no",
+        thinks="opened" if begins_thought(opening, think) else "tag" if mark in source or mark in vocabulary else "no",
+        thought_field=next((field for field in _THOUGHT_FIELDS if field in source and keeps(field)), ""),
+        think=think,
+        refusal=refusal,
     )

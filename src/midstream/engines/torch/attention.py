@@ -2,8 +2,8 @@
 `SlotAttention` for sequences that continue from a key/value cache.
 
 Both lay a query's keys out in the order of its sequence from position 0, padded at the end to a multiple of `BLOCK`,
-and use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU in
-bf16."""
+and use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU
+where the kernel's rows do not depend on their number (see `numerics.py`)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from midstream.engines.torch import products
+from midstream.engines.torch.products import Rows
 
 BLOCK = 32
+LONG = 4 << 20
+"""Weights (queries times keys) from which a chain is cut into pieces: each is computed on its own, and once more in the
+backward pass, so that memory grows with the length of a sequence and not with its square."""
+PIECE = 512
+"""Queries of a piece."""
 WHOLE = 64
 """Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
+ANY = Rows()
 
 
 def _ceil(n: int) -> int:
     return -(-n // BLOCK) * BLOCK
 
 
-def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
     """q [rows, heads, n_q, d]; k, v [rows, kv_heads, n_k, d]; mask [rows, 1, group * n_q, n_k] additive -> as q.
 
-    Query heads that share a key head are stacked along the query axis, so keys are never repeated in memory.
+    `queries` are the numbers of queries that go into a product. Query heads that share a key head are stacked along the
+    query axis, so keys are never repeated in memory.
     """
     rows, heads, n_q, d = q.shape
     kv_heads = k.shape[1]
@@ -41,28 +50,28 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     flat = (stacked * (1 / math.sqrt(d))).reshape(rows * kv_heads, -1, d)
     keys, values = k.reshape(rows * kv_heads, -1, d), v.reshape(rows * kv_heads, -1, d)
     run = _Products.apply if torch.is_grad_enabled() else _attended
-    return run(flat, keys, values, mask).view(rows, heads, n_q, d)  # type: ignore[misc]
+    return run(flat, keys, values, mask, queries).view(rows, heads, n_q, d)  # type: ignore[misc]
 
 
-def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return _products(q, k, v, mask)[0]
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
+    return _products(q, k, v, mask, queries)[0]
 
 
-def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> tuple[Tensor, Tensor]:
     """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the keys' weights."""
-    scores = products.batched(q, k.transpose(1, 2))
+    scores = products.batched_by_rows(q, k.transpose(1, 2), queries)
     scores.view(len(mask), -1, *scores.shape[1:]).add_(mask)
     # In bf16 too the sums inside are fp32.
     weights = torch.softmax(scores, -1)
-    return products.batched(weights, v), weights
+    return products.batched_by_rows(weights, v, queries), weights
 
 
 class _Products(torch.autograd.Function):
     """`_products` that keeps the weights alone of all that has a row of keys for each query."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        out, weights = _products(q, k, v, mask)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
+        out, weights = _products(q, k, v, mask, queries)
         ctx.save_for_backward(q, k, v, weights, out)
         return out
 
@@ -74,7 +83,8 @@ class _Products(torch.autograd.Function):
         # d scores = weights * (d weights - sum over keys of weights * d weights), and that sum is grad . out.
         inner = torch.linalg.vecdot(grad.float(), out.float())
         grad_scores = products.batched(grad, v.transpose(1, 2)).sub_(inner[..., None]).mul_(weights)
-        return products.batched(grad_scores, k), products.batched(grad_scores.transpose(1, 2), q), grad_v, None
+        grad_k = products.batched(grad_scores.transpose(1, 2), q)
+        return products.batched(grad_scores, k), grad_k, grad_v, None, None
 
 
 def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.dtype) -> Tensor:
@@ -139,23 +149,30 @@ def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | st
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, and their mask."""
+    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, the queries'
+    positions, and their mask, which a piece of a long chain makes when it is needed."""
 
     rows: int
     query: Tensor
     key: Tensor
-    mask: Tensor
+    positions: Tensor
+    mask: Tensor | None
 
 
 class TreeAttention:
     """Attention inside a `TokenTree`: each chain is a row that queries for its tokens over its whole path."""
 
-    def __init__(self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False) -> None:
+    def __init__(
+        self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False, queries: Rows = ANY
+    ) -> None:
         device = tree.tokens.device
+        self._queries, self._group, self._dtype = queries, group, dtype
         self._buckets: list[_Bucket] = []
         place = torch.zeros(len(tree.tokens), dtype=torch.long)
         offset = 0
-        for chains in _similar(tree.chains):
+        short = _similar([chain for chain in tree.chains if not _is_long(chain)])
+        pieces = [[piece] for chain in tree.chains if _is_long(chain) for piece in _pieces(chain)]
+        for number, chains in enumerate([*short, *pieces]):
             n_q = max(len(path) - start for path, start in chains)
             n_k = _ceil(max(len(path) for path, _ in chains))
             query = torch.zeros(len(chains), n_q, dtype=torch.long)
@@ -168,8 +185,10 @@ class TreeAttention:
                 positions[row, : len(own)] = torch.arange(start, len(path))
                 place[own] = offset + row * n_q + torch.arange(len(own))
             offset += len(chains) * n_q
-            mask = _causal_mask(positions.to(device), n_k, group, dtype)
-            self._buckets.append(_Bucket(len(chains), query.flatten().to(device), key.flatten().to(device), mask))
+            positions = positions.to(device)
+            mask = None if number >= len(short) else _causal_mask(positions, n_k, group, dtype)
+            indices = query.flatten().to(device), key.flatten().to(device)
+            self._buckets.append(_Bucket(len(chains), *indices, positions, mask))
         self._place = place.to(device)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
         """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
@@ -179,14 +198,35 @@ class TreeAttention:
             self.kept.append((k, v))
         outs: list[Tensor] = []
         for bucket in self._buckets:
-            rows_q, rows_k, rows_v = (
-                # index_select: its backward adds rows up, where that of plain indexing sorts them first.
-                flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
-                for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
-            )
-            out = _grouped_attention(rows_q, rows_k, rows_v, bucket.mask)
-            outs.append(out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2]))
+            if bucket.mask is None and torch.is_grad_enabled():
+                outs.append(checkpoint(self._attend, bucket, q, k, v, use_reentrant=False, preserve_rng_state=False))
+            else:
+                outs.append(self._attend(bucket, q, k, v))
         return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
+
+    def _attend(self, bucket: _Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the queries of one bucket attend to [rows * n_q, heads * d]."""
+        rows_q, rows_k, rows_v = (
+            # index_select: its backward adds rows up, where that of plain indexing sorts them first.
+            flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
+            for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
+        )
+        mask = bucket.mask
+        if mask is None:
+            mask = _causal_mask(bucket.positions, rows_k.shape[2], self._group, self._dtype)
+        out = _grouped_attention(rows_q, rows_k, rows_v, mask, self._queries)
+        return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2])
+
+
+def _is_long(chain: tuple[list[int], int]) -> bool:
+    path, start = chain
+    return (len(path) - start) * len(path) > LONG
+
+
+def _pieces(chain: tuple[list[int], int]) -> list[tuple[list[int], int]]:
+    """A chain, cut after each `PIECE` of its queries: each piece attends to the path up to its end."""
+    path, start = chain
+    return [(path[: begin + PIECE], begin) for begin in range(start, len(path), PIECE)]
 
 
 def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
@@ -258,9 +298,16 @@ class SlotAttention:
     """
 
     def __init__(
-        self, cache: SlotCache, slots: Sequence[int], lengths: Sequence[int], counts: Sequence[int], group: int
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        lengths: Sequence[int],
+        counts: Sequence[int],
+        group: int,
+        queries: Rows = ANY,
     ) -> None:
         device = cache.keys.device
+        self._queries = queries
         self._cache = cache
         n_q = max(counts)
         # All of every slot, masked: a part of one would have to be copied out in every layer.
@@ -294,8 +341,8 @@ class SlotAttention:
         else:
             rows_k, rows_v = keys[self._index, :, :n_k], values[self._index, :, :n_k]
         if self._dense:
-            return _grouped_attention(q[:, :, None], rows_k, rows_v, self._mask).reshape(len(q), -1)
+            return _grouped_attention(q[:, :, None], rows_k, rows_v, self._mask, self._queries).reshape(len(q), -1)
         padded = q.new_zeros(rows, n_q, q.shape[1], q.shape[2])
         padded[self._row, self._column] = q
-        out = _grouped_attention(padded.transpose(1, 2), rows_k, rows_v, self._mask)
+        out = _grouped_attention(padded.transpose(1, 2), rows_k, rows_v, self._mask, self._queries)
         return out[self._row, :, self._column].reshape(len(q), -1)

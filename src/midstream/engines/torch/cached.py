@@ -55,7 +55,7 @@ class CachedDecoder:
         counts = [len(delta) for delta in deltas]
         self._reserve(slots, [length + count for length, count in zip(lengths, counts, strict=True)])
         attend = SlotAttention(
-            self._cache, [slot.index for slot in slots], lengths, counts, decoder.heads // decoder.kv_heads
+            self._cache, [slot.index for slot in slots], lengths, counts, decoder.group, decoder.queries
         )
         tokens = torch.tensor([token for delta in deltas for token in delta], device=decoder.device)
         hidden = decoder(tokens, attend.positions, attend, adapter=self._adapter)
@@ -69,7 +69,7 @@ class CachedDecoder:
     def _prefill(self, prompts: Sequence[Prompt], slots: Sequence[Slot]) -> Tensor:
         decoder = self._decoder
         tree = merge_prefixes(prompts, decoder.device)
-        attend = TreeAttention(tree, decoder.heads // decoder.kv_heads, decoder.dtype, keep=True)
+        attend = TreeAttention(tree, decoder.group, decoder.dtype, keep=True, queries=decoder.queries)
         hidden = decoder(tree.tokens, tree.positions, attend, adapter=self._adapter)
         assert attend.kept is not None
         sharing: dict[tuple[int, ...], list[int]] = {}

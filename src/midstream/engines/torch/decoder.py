@@ -10,23 +10,26 @@ towers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
+from midstream.engines.torch import products
+from midstream.engines.torch.blocked import blocked_projection
+from midstream.engines.torch.checkpoint_files import read_config, read_weights, weight_files
 from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
+from midstream.engines.torch.products import Rows
 
-SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+COMPANY = Rows(at_least=2)
+"""A lone row of a oneDNN product takes another kernel, whose sums round differently."""
 ROOM = 3
 """Times a checkpoint's size that goes into huge pages: the weights, fused and packed, and keys and values."""
 
@@ -47,21 +50,28 @@ class Projection(nn.Module):
         self.names, self.sizes = names, sizes
         self.adapter: Adapter | None = None
         self.packed = PackedWeight()
+        self.rows = COMPANY
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
         """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed
         copies."""
-        y = self.packed.linear(x, self.weight, self.bias, version if self.weight.requires_grad else 0)
-        if self.adapter is None or not use_adapter:
-            return y
-        if torch.is_grad_enabled():
-            a, b = self.adapter.matrices(x.dtype)
-        else:
-            if self._cached is None or self._cached[0] != version:
-                self._cached = (version, *self.adapter.matrices(x.dtype))
-            _, a, b = self._cached
-        return y.addmm_(x @ a.t(), b)
+        a = b = None
+        if self.adapter is not None and use_adapter:
+            if torch.is_grad_enabled():
+                a, b = self.adapter.matrices(x.dtype)
+            else:
+                if self._cached is None or self._cached[0] != version:
+                    self._cached = (version, *self.adapter.matrices(x.dtype))
+                _, a, b = self._cached
+        base_version = version if self.weight.requires_grad else 0
+        if self.rows.block is not None and torch.is_grad_enabled():
+            return blocked_projection(x, self.weight, self.bias, a, b, self.packed, base_version, self.rows)
+        return products.by_rows(lambda part: self._product(part, base_version, a, b), x, self.rows)
+
+    def _product(self, x: Tensor, version: int, a: Tensor | None, b: Tensor | None) -> Tensor:
+        y = self.packed.linear(x, self.weight, self.bias, version)
+        return y if a is None or b is None else products.add_linear(y, products.linear(x, a), b)
 
 
 class Layer(nn.Module):
@@ -96,10 +106,12 @@ class Decoder(nn.Module):
         self.version = 0
         self.gradient_checkpointing = False
         """Keep no activations inside a layer for the backward pass, and compute them again there."""
-        self._packed_head = PackedWeight()
+        self.packed_head = PackedWeight()
+        self.rows, self.queries = COMPANY, Rows()
+        """The numbers of rows that products with weights, and those of attention, are computed with."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
-        tied = config.get("tie_word_embeddings") or "lm_head.weight" not in weights
-        self.head = self.embed if tied else nn.Parameter(weights["lm_head.weight"], requires_grad=False)
+        head = weights.get("lm_head.weight")
+        self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)
         self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
         self.layers = nn.ModuleList(self._layer(i, weights) for i in range(int(config["num_hidden_layers"])))
         cos, sin = _rotary_tables(config, self.head_dim, self.context_length)
@@ -137,7 +149,20 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
-        return self._packed_head.linear(hidden, self.head, None, self.version if self.head.requires_grad else 0)
+        version = self.version if self.head.requires_grad else 0
+        return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
+
+    def compute_by(self, rows: Rows, queries: Rows) -> None:
+        """Compute products with weights by `rows` from here on, and those of attention by `queries`."""
+        self.rows, self.queries = rows, queries
+        self.packed_head.allowed = rows.packed
+        for projection in self.projections().values():
+            projection.rows, projection.packed.allowed = rows, rows.packed
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.kv_heads
 
     @property
     def dtype(self) -> torch.dtype:
@@ -218,7 +243,7 @@ class Decoder(nn.Module):
         """Lay the weights out for sampling now, and not when a first token is sampled."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
-        self._packed_head.pack(self.head, 0)
+        self.packed_head.pack(self.head, 0)
 
     def projections(self) -> dict[str, Projection]:
         """Every fused projection by its module path."""
@@ -240,15 +265,8 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    keys = (
-        "hidden_size",
-        "num_attention_heads",
-        "max_position_embeddings",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-    )
-    shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys if config.get(key) is not None})
+    keys = ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_parameters")
+    shaped = LlamaConfig(head_dim=head_dim, **{key: config[key] for key in keys})
     cos, sin = LlamaRotaryEmbedding(shaped)(torch.zeros(1), torch.arange(length)[None])
     return cos[0], sin[0]
 
@@ -256,37 +274,9 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
 def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
     """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot
     run."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(
-            f"'{folder}' holds no readable config.json: {error}", "give a folder saved with save_pretrained"
-        ) from None
-    architecture = (config.get("architectures") or ["?"])[0]
-    if architecture not in SUPPORTED:
-        raise ModelError(
-            f"'{folder}' is a {architecture}, which the torch engine does not run",
-            f"supported: {', '.join(SUPPORTED)}; other models can be a role's engine through an OpenAI-compatible URL",
-        )
-    if config.get("sliding_window") and config.get("use_sliding_window", architecture == "MistralForCausalLM"):
-        raise ModelError(f"'{folder}' uses sliding-window attention, which the torch engine does not run")
-    if (activation := config.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise ModelError(f"'{folder}' uses the activation {activation}, which the torch engine does not run")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"'{folder}' has no .safetensors weights", "convert the checkpoint with save_pretrained first")
+    config = read_config(folder)
     if torch.device(device).type == "cpu":
-        reserve(ROOM * sum(file.stat().st_size for file in files))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt", device=str(device)) as handle:
-            for name in handle.keys():  # noqa: SIM118 (a safetensors handle, not a dict)
-                weights[name] = handle.get_tensor(name).to(dtype)
-    try:
-        decoder = Decoder(config, weights, str(folder))
-    except KeyError as error:
-        raise ModelError(
-            f"'{folder}' lacks {error} for a {architecture}", "the checkpoint is incomplete; fetch it again"
-        ) from None
+        reserve(ROOM * sum(file.stat().st_size for file in set(weight_files(folder).values())))
+    decoder = Decoder(config, read_weights(folder, config, dtype, device), str(folder))
     decoder.pack()
     return decoder

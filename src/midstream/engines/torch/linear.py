@@ -17,16 +17,19 @@ class PackedWeight:
     def __init__(self) -> None:
         self._version: int | None = None
         self._packed: Tensor | None = None
+        self.allowed = True
+
+    def used_for(self, weight: Tensor) -> bool:
+        """Whether sampling computes with a packed copy of `weight`."""
+        return self.allowed and _packs(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, version: int) -> Tensor:
         """x [n, in] -> [n, out]; `version` counts changes of `weight` and is constant while it is frozen."""
-        if torch.is_grad_enabled() or not _packs(weight):
+        if torch.is_grad_enabled() or not self.used_for(weight):
             return products.linear(x, weight, bias)
         self.pack(weight, version)
-        # A single row takes another kernel, whose sums round differently; beside a second one it does not.
-        rows = x if len(x) > 1 else x.expand(2, -1)
         assert self._packed is not None
-        return products.packed_linear(rows, self._packed, bias)[: len(x)]
+        return products.packed_linear(x, self._packed, bias)
 
     def pack(self, weight: Tensor, version: int) -> None:
         """Make the copy of `weight` now, where it will be used."""

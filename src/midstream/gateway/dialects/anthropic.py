@@ -5,16 +5,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from midstream.core.types import Message, ToolSchema
-from midstream.gateway.answer import Answer, answer_of, call_id
-from midstream.gateway.dialects.shared import Body, JsonObject, event, held, tool_schema
+from midstream.engines.base import Constraint
+from midstream.engines.formats import Delta
+from midstream.gateway.answer import Answer, Outline, Part, answer_of, call_id
+from midstream.gateway.asks import Ask, Piece
+from midstream.gateway.dialects.anthropic_request import (
+    CountRequest,
+    ImageBlock,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    Thread,
+    ToolParam,
+    ToolResultBlock,
+    ToolUseBlock,
+    Turn,
+)
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
 SIGNATURE = "unsigned"
@@ -22,143 +37,15 @@ SIGNATURE = "unsigned"
 send it back as text."""
 
 
-class CacheControl(Body):
-    """Accepted and without effect: prompts are cached by trajectory."""
-
-    type: Literal["ephemeral"]
-    ttl: str | None = None
-
-
-class TextBlock(Body):
-    type: Literal["text"]
-    text: str
-    cache_control: CacheControl | None = None
-    citations: None = None
-
-
-class Source(Body):
-    type: Literal["base64", "url"]
-    media_type: str | None = None
-    data: str | None = None
-    url: str | None = None
-
-
-class ImageBlock(Body):
-    type: Literal["image"]
-    source: Source
-    cache_control: CacheControl | None = None
-
-
-class ToolUseBlock(Body):
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: JsonObject
-    cache_control: CacheControl | None = None
-    caller: JsonObject | None = None
-
-
-Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
-
-
-class ToolResultBlock(Body):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[Shown] | None = None
-    is_error: bool | None = None
-    cache_control: CacheControl | None = None
-
-
-class ThinkingBlock(Body):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
-
-
-Block = Annotated[TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock, Field(discriminator="type")]
-
-
-class Turn(Body):
-    role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
-
-
-class ToolParam(Body):
-    name: str
-    description: str | None = None
-    input_schema: JsonObject
-    type: Literal["custom"] | None = None
-    strict: bool | None = None
-    cache_control: CacheControl | None = None
-
-
-class ToolChoiceParam(Body):
-    type: Literal["auto", "any", "tool", "none"]
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class Metadata(Body):
-    user_id: str | None = None
-
-
-class OutputConfig(Body):
-    format: dict[str, Any] | None = None
-    """`{"type": "json_schema", "schema": {...}}`"""
-    effort: None = None
-
-
-class Thread(Body):
-    """Every message can be gone on from, so `create` asks for nothing more. `continue` sends new messages only: the
-    conversation, its system prompt and its tools are those of the earlier message."""
-
-    type: Literal["create", "continue"]
-    previous_message_id: str | None = None
-
-
-class CountRequest(Body):
-    """A prompt whose tokens are to be counted."""
-
-    model: str
-    messages: list[Turn] = Field(min_length=1)
-    system: str | list[TextBlock] | None = None
-    tools: list[ToolParam] | None = None
-    tool_choice: ToolChoiceParam | None = None
-    output_config: OutputConfig | None = None
-    cache_control: CacheControl | None = None
-
-
-class MessagesRequest(CountRequest):
-    """A message to be made."""
-
-    max_tokens: int = Field(ge=1)
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = Field(default=None, ge=0)
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    metadata: Metadata | None = None
-    """Kept with the step."""
-    service_tier: Literal["auto", "standard_only"] | None = None
-    thread: Thread | None = None
-
-
 def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
-    messages, tools = conversation(request)
-    thread, kept = request.thread, dict[str, Any]()
+    messages, offered = conversation(request)
+    thread = request.thread
     if thread is not None and thread.type == "continue":
-        before, tools = _earlier(request, thread, gateway, live)
+        before, offered = _earlier(request, thread, gateway, live)
         messages = [*before, *messages]
-    if request.metadata is not None and request.metadata.user_id:
-        kept["user"] = request.metadata.user_id
-    if thread is not None and tools:
-        kept["thread_tools"] = tools
-    asked = request.tool_choice
-    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
-    parallel = not (asked is not None and asked.disable_parallel_tool_use)
-    declared, constraint = held(gateway.tokenizer, tools, choice, _format(request), parallel=parallel)
+    declared, constraint = _held(request, offered, gateway)
     call = Call(
         role=request.model,
         messages=tuple(messages),
@@ -171,14 +58,34 @@ def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
             top_k=request.top_k,
             stop=tuple(request.stop_sequences or ()) or None,
         ),
-        metadata=kept,
+        metadata=step_metadata(
+            request,
+            user=None if request.metadata is None else request.metadata.user_id,
+            thread_tools=None if thread is None else list(offered.functions),
+            left_out=gateway.leave_out(
+                [tool.type for tool in offered.left_out] + ["mcp"] * (request.mcp_servers is not None)
+            ),
+        ),
     )
     return Ask(call=call)
 
 
-def _earlier(
-    request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live
-) -> tuple[list[Message], list[ToolSchema]]:
+def prompt(request: CountRequest, gateway: Gateway) -> Call:
+    """The call whose prompt `request` wants counted."""
+    messages, offered = conversation(request)
+    declared, _ = _held(request, offered, gateway)
+    return Call(messages=tuple(messages), tools=declared, metadata=step_metadata(request))
+
+
+def _held(request: CountRequest, offered: Offer, gateway: Gateway) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
+    """The tools to declare, and what holds the reply to `tool_choice` and `output_config.format`."""
+    asked = request.tool_choice
+    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
+    parallel = not (asked is not None and asked.disable_parallel_tool_use)
+    return offered.hold(gateway.tokenizer, choice, _format(request), parallel=parallel)
+
+
+def _earlier(request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live) -> tuple[list[Message], Offer]:
     """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
     are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
     if request.system is not None or request.tools is not None:
@@ -188,7 +95,7 @@ def _earlier(
     for step in live.recorder.finished():
         if f"msg_{step.metadata.get('answer_id')}" == thread.previous_message_id:
             said = answer_of(step, gateway.tokenizer).message()
-            return [*step.messages, said], list(step.metadata.get("thread_tools", ()))
+            return [*step.messages, said], Offer(tuple(step.metadata.get("thread_tools", ())))
     raise ApiError(
         404,
         f"trajectory '{live.uid}' has no message '{thread.previous_message_id}' to go on from",
@@ -197,7 +104,7 @@ def _earlier(
     )
 
 
-def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]]:
+def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
     """Messages and tools as chat templates take them."""
     messages: list[Message] = []
     if request.system:
@@ -210,7 +117,15 @@ def conversation(request: CountRequest) -> tuple[list[Message], list[ToolSchema]
         raise ApiError(
             400, "the last message is the assistant's; prefilled replies are not supported", param="messages"
         )
-    return messages, [tool_schema(tool.name, tool.description, tool.input_schema) for tool in request.tools or ()]
+    tools = request.tools or ()
+    return messages, offer(
+        [
+            ("", tool_schema(tool.name, tool.description, tool.input_schema))
+            for tool in tools
+            if isinstance(tool, ToolParam)
+        ],
+        [tool for tool in tools if isinstance(tool, HostedTool)],
+    )
 
 
 def _format(request: CountRequest) -> dict[str, Any] | None:
@@ -222,104 +137,105 @@ def _format(request: CountRequest) -> dict[str, Any] | None:
 
 
 def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
-    """A message."""
-    reply = answer.reply
-    content: list[dict[str, Any]] = []
-    if reply.reasoning:
-        content.append({"type": "thinking", "thinking": reply.reasoning, "signature": SIGNATURE})
-    if reply.content or not reply.tool_calls:
-        content.append({"type": "text", "text": reply.content})
-    for place, called in enumerate(reply.tool_calls):
-        content.append(
-            {
-                "type": "tool_use",
-                "id": call_id(answer.id, place),
-                "name": called.name,
-                "input": json.loads(called.arguments),
-            }
-        )
-    used = {"input_tokens": len(answer.step.prompt_ids), "output_tokens": len(answer.step.response_ids)}
-    return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": used}
+    """A message, its content in the order in which the model wrote it."""
+    content = [_block(part, answer.id) for part in answer.parts]
+    return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": _usage(answer)}
 
 
-async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece], prompt_tokens: int) -> AsyncGenerator[bytes]:
-    """The message's events. Blocks open and close as what is said changes its kind."""
-    open_block: tuple[str, int | None] = ("", None)
-    block, begun = -1, False
+async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[bytes]:
+    """The message's events: one content block for each part of the reply."""
+    outline, current, begun = Outline(), None, 0
+    started = False
     async for piece in pieces:
-        if not begun:
-            begun = True
-            used = {"input_tokens": prompt_tokens, "output_tokens": 0}
-            message = {**_head(piece.answer_id, request), "content": [], "stop_reason": None, "stop_sequence": None}
-            yield event({"type": "message_start", "message": {**message, "usage": used}}, "message_start")
-        delta = piece.delta
-        if delta is not None and (delta.content or delta.reasoning or delta.call is not None):
-            kind = (
-                ("tool_use", delta.call) if delta.call is not None else ("thinking" if delta.reasoning else "text", 0)
-            )
-            if kind != open_block:
-                for closing in _closing(open_block[0], block):
-                    yield closing
-                open_block, block = kind, block + 1
-                start = {"type": "content_block_start", "index": block, "content_block": _opened(kind[0], piece)}
-                yield event(start, "content_block_start")
-            for change in _changes(kind[0], piece):
-                yield event({"type": "content_block_delta", "index": block, "delta": change}, "content_block_delta")
-        if piece.answer is not None:
-            if not open_block[0]:
-                empty = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-                yield event(empty, "content_block_start")
-                open_block, block = ("text", 0), 0
-            for closing in _closing(open_block[0], block):
+        if not started:
+            started = True
+            usage = {**_NO_USAGE, "input_tokens": piece.prompt_tokens}
+            message = {**_head(piece.answer_id, request), "content": [], **_STOPPED, "usage": usage}
+            yield event({"type": "message_start", "message": message}, "message_start")
+        delta, answer = piece.delta, piece.answer
+        part = None if delta is None else outline.add(delta)
+        for new in outline.parts[begun:] if answer is None else outline.close()[begun:]:
+            for closing in _closing(current, begun - 1):
                 yield closing
-            step = piece.answer.step
-            used = {"input_tokens": len(step.prompt_ids), "output_tokens": len(step.response_ids)}
-            yield event({"type": "message_delta", "delta": _stopped(piece.answer), "usage": used}, "message_delta")
+            empty = _block(Part(new.kind, new.place, new.name), piece.answer_id, signature="")
+            yield event({"type": "content_block_start", "index": begun, "content_block": empty}, "content_block_start")
+            current, begun = new, begun + 1
+        if delta is not None and part is not None and (change := _change(part.kind, delta)):
+            where = {"type": "content_block_delta", "index": begun - 1}
+            yield event({**where, "delta": change}, "content_block_delta")
+        if answer is not None:
+            for closing in _closing(current, begun - 1):
+                yield closing
+            usage = {name: value for name, value in _usage(answer).items() if name not in _ONCE}
+            yield event({"type": "message_delta", "delta": _stopped(answer), "usage": usage}, "message_delta")
     yield event({"type": "message_stop"}, "message_stop")
 
 
-def _closing(kind: str, block: int) -> list[bytes]:
-    """The events that end the block of this kind, if one is open."""
-    told: list[dict[str, Any]] = [{"type": "content_block_stop", "index": block}] if kind else []
-    if kind == "thinking":
+def _closing(part: Part | None, index: int) -> list[bytes]:
+    """The events that end the block of `part`, if one is open."""
+    told: list[dict[str, Any]] = [] if part is None else [{"type": "content_block_stop", "index": index}]
+    if part is not None and part.kind == "thought":
         signed = {"type": "signature_delta", "signature": SIGNATURE}
-        told.insert(0, {"type": "content_block_delta", "index": block, "delta": signed})
+        told.insert(0, {"type": "content_block_delta", "index": index, "delta": signed})
     return [event(one, one["type"]) for one in told]
 
 
-def _opened(kind: str, piece: Piece) -> dict[str, Any]:
-    delta = piece.delta
-    if kind == "text" or delta is None:
-        return {"type": "text", "text": ""}
-    if kind == "thinking":
-        return {"type": "thinking", "thinking": "", "signature": ""}
-    return {"type": "tool_use", "id": call_id(piece.answer_id, delta.call or 0), "name": delta.name, "input": {}}
+def _block(part: Part, answer_id: str, signature: str = SIGNATURE) -> dict[str, Any]:
+    """A content block."""
+    if part.kind == "text":
+        return {"type": "text", "text": part.text, "citations": None}
+    if part.kind == "thought":
+        return {"type": "thinking", "thinking": part.text, "signature": signature}
+    used = {"id": call_id(answer_id, part.place), "name": part.name, "input": json.loads(part.text or "{}")}
+    return {"type": "tool_use", **used, "caller": {"type": "direct"}}
 
 
-def _changes(kind: str, piece: Piece) -> list[dict[str, Any]]:
-    delta = piece.delta
-    if delta is None:
-        return []
-    if kind == "tool_use":
-        return [{"type": "input_json_delta", "partial_json": delta.arguments}] if delta.arguments else []
-    if kind == "thinking":
-        return [{"type": "thinking_delta", "thinking": delta.reasoning}]
-    return [{"type": "text_delta", "text": delta.content}]
+def _change(kind: str, delta: Delta) -> dict[str, Any] | None:
+    if kind == "call":
+        return {"type": "input_json_delta", "partial_json": delta.arguments} if delta.arguments else None
+    if kind == "thought":
+        return {"type": "thinking_delta", "thinking": delta.reasoning}
+    return {"type": "text_delta", "text": delta.content}
+
+
+_NO_USAGE: dict[str, Any] = {
+    "input_tokens": 0,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 0,
+    "cache_creation": {"ephemeral_1h_input_tokens": 0, "ephemeral_5m_input_tokens": 0},
+    "output_tokens": 0,
+    "output_tokens_details": {"thinking_tokens": 0},
+    "server_tool_use": None,
+    "service_tier": "standard",
+    "inference_geo": None,
+}
+_ONCE = frozenset({"cache_creation", "service_tier", "inference_geo"})
+"""What a stream says of usage only when it begins."""
+_STOPPED = {"stop_reason": None, "stop_sequence": None, "stop_details": None}
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    prompt, sampled = len(answer.step.prompt_ids), len(answer.step.response_ids)
+    thought = {"output_tokens_details": {"thinking_tokens": answer.thought_tokens}}
+    return {**_NO_USAGE, "input_tokens": prompt, "output_tokens": sampled, **thought}
 
 
 def _head(answer_id: str, request: CountRequest) -> dict[str, Any]:
-    return {"id": f"msg_{answer_id}", "type": "message", "role": "assistant", "model": request.model}
+    own = {"id": f"msg_{answer_id}", "type": "message", "role": "assistant", "model": request.model}
+    return {**own, "container": None}
 
 
 def _stopped(answer: Answer) -> dict[str, Any]:
+    """Why the reply ended; `max_tokens` where it was cut, whatever it called before."""
     stops = answer.step.metadata.get("stop", ())
     found = [(place, string) for string in stops if (place := answer.step.text.find(string)) >= 0]
+    if answer.finish_reason == "length":
+        return {**_STOPPED, "stop_reason": "max_tokens"}
     if answer.reply.tool_calls:
-        return {"stop_reason": "tool_use", "stop_sequence": None}
+        return {**_STOPPED, "stop_reason": "tool_use"}
     if found:
-        return {"stop_reason": "stop_sequence", "stop_sequence": min(found)[1]}
-    reason = "max_tokens" if answer.finish_reason == "length" else "end_turn"
-    return {"stop_reason": reason, "stop_sequence": None}
+        return {**_STOPPED, "stop_reason": "stop_sequence", "stop_sequence": min(found)[1]}
+    return {**_STOPPED, "stop_reason": "end_turn"}
 
 
 def _plain(turn: Turn) -> list[Message]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.answer import Answer, call_id, usage_of
-from midstream.gateway.dialects.shared import Body, Function, JsonObject, SamplingArguments, event, held, tool_schema
+from midstream.gateway.answer import Answer, call_id, created_at, usage_of
+from midstream.gateway.asks import Ask, Piece
+from midstream.gateway.dialects import log_probs
+from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
+from midstream.gateway.dialects.hints import step_metadata
+from midstream.gateway.dialects.plain_json import JsonObject
+from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event, tool_schema
+from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
 from midstream.gateway.errors import ApiError
 from midstream.gateway.live import Live
-from midstream.gateway.service import Ask, Gateway, Piece
+from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
 
@@ -108,7 +113,20 @@ class NamedTool(Body):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Ignored = None
+    """Streams are not padded."""
+    continuous_usage_stats: Refused = None
+    """Usage comes once, at the end."""
+
+
+AnyTool = Annotated[
+    Annotated[Tool, Tag("function")] | Annotated[HostedTool, Tag("hosted")],
+    Discriminator(kind_of("function", default="function")),
+]
+AnyChoice = Annotated[
+    Annotated[NamedTool, Tag("function")] | Annotated[HostedChoice, Tag("hosted")],
+    Discriminator(kind_of("function", default="function")),
+]
 
 
 class ChatRequest(SamplingArguments):
@@ -116,8 +134,8 @@ class ChatRequest(SamplingArguments):
 
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
-    tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
+    tools: list[AnyTool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | AnyChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: JsonObject | None = None
     max_tokens: int | None = Field(default=None, ge=1)
@@ -131,14 +149,35 @@ class ChatRequest(SamplingArguments):
     """Kept with the step."""
     metadata: dict[str, str] | None = None
     """Kept with the step."""
-    store: bool | None = None
-    """Every call is stored, whatever this says."""
-    service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
     safety_identifier: str | None = None
     """Kept with the step."""
-    prompt_cache_key: str | None = None
-    """Prompts are cached by trajectory, whatever this says."""
+    reasoning_effort: Hint = None
+    """Passed to the chat template as `reasoning_effort` (and as `enable_thinking`: false for `none` and `minimal`)."""
+    verbosity: Hint = None
+    """Passed to the chat template as `verbosity`."""
+    web_search_options: Offered = None
+    """There is no web search."""
+    store: Ignored = None
+    """Every call is stored."""
+    service_tier: Ignored = None
+    """There is one tier."""
+    prediction: Ignored = None
+    """It would only make the reply faster."""
+    prompt_cache_key: Ignored = None
+    """Prompts are cached by trajectory."""
+    prompt_cache_options: Ignored = None
+    """Prompts are cached by trajectory."""
+    prompt_cache_retention: Ignored = None
+    """Prompts are cached by trajectory."""
+    modalities: list[Literal["text"]] | None = None
+    audio: Refused = None
+    """Replies are text."""
+    moderation: Refused = None
+    """Nothing is moderated."""
+    functions: Annotated[Any, Argument(What.REFUSED, "use tools")] = None
+    """The form that `tools` replaced."""
+    function_call: Annotated[Any, Argument(What.REFUSED, "use tool_choice")] = None
+    """The form that `tool_choice` replaced."""
 
 
 def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
@@ -149,13 +188,16 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if request.top_logprobs and request.stream:
         raise ApiError(400, "top_logprobs are not given in a stream; ask without stream", param="top_logprobs")
-    tools = [tool_schema(t.function.name, t.function.description, t.function.parameters) for t in request.tools or ()]
+    functions = [t.function for t in request.tools or () if isinstance(t, Tool)]
+    offered = offer(
+        [("", tool_schema(function.name, function.description, function.parameters)) for function in functions],
+        [tool for tool in request.tools or () if isinstance(tool, HostedTool)],
+    )
     asked = request.tool_choice
     choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = held(
-        gateway.tokenizer, tools, choice, request.response_format, parallel=request.parallel_tool_calls is not False
+    declared, constraint = offered.hold(
+        gateway.tokenizer, choice, request.response_format, parallel=request.parallel_tool_calls is not False
     )
-    kept = {"user": request.user, "metadata": request.metadata, "safety_identifier": request.safety_identifier}
     call = Call(
         role=request.model,
         messages=messages,
@@ -163,7 +205,15 @@ def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
         constraint=constraint,
         top_log_probs=request.top_logprobs or 0,
         sampling=request.sampling(gateway, request.max_completion_tokens or request.max_tokens),
-        metadata={name: value for name, value in kept.items() if value},
+        metadata=step_metadata(
+            request,
+            user=request.user,
+            metadata=request.metadata,
+            safety_identifier=request.safety_identifier,
+            left_out=gateway.leave_out(
+                [tool.type for tool in offered.left_out] + ["web_search"] * (request.web_search_options is not None)
+            ),
+        ),
     )
     return Ask(call=call, choices=request.n or 1)
 
@@ -173,8 +223,8 @@ def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokeniz
     choices = [
         {
             "index": place,
-            "message": {"refusal": None, **answer.message()},
-            "logprobs": _log_probs(answer, tokenizer) if request.logprobs else None,
+            "message": {"refusal": None, "annotations": [], **answer.message()},
+            "logprobs": log_probs.of_chat(answer, tokenizer) if request.logprobs else None,
             "finish_reason": answer.finish_reason,
         }
         for place, answer in enumerate(answers)
@@ -182,28 +232,40 @@ def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokeniz
     return {**_head(answers[0].id, request, "chat.completion"), "choices": choices, "usage": usage(answers)}
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, int]:
+def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     prompt, sampled = usage_of(answers)
-    return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
+    thought = sum(answer.thought_tokens for answer in answers)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": sampled,
+        "total_tokens": prompt + sampled,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": thought},
+    }
 
 
 async def chunks(
     request: ChatRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
 ) -> AsyncGenerator[bytes]:
     """Chat completion chunks, as server-sent events."""
-    chunk_id, answers = "", list[Answer]()
+    answers: list[Answer] = []
     begun: set[int] = set()
-    head = _head("", request, "chat.completion.chunk")
+    head: dict[str, Any] = {}
+    counts = request.stream_options is not None and request.stream_options.include_usage
     async for piece in pieces:
-        if not chunk_id:
-            chunk_id = piece.answer_id
-            head["id"] = f"chatcmpl-{chunk_id}"
+        head = head or {
+            **_head(piece.answer_id, request, "chat.completion.chunk"),
+            **({"usage": None} if counts else {}),
+        }
         first = [] if piece.choice in begun else [{"role": "assistant", "content": ""}]
         begun.add(piece.choice)
         for delta in [*first, *_deltas(piece)]:
             choice: dict[str, Any] = {"index": piece.choice, "delta": delta, "logprobs": None, "finish_reason": None}
             if request.logprobs and piece.log_probs and delta is not (first[0] if first else None):
-                choice["logprobs"] = {"content": [_token(t, p, tokenizer) for t, p in piece.log_probs], "refusal": None}
+                choice["logprobs"] = {
+                    "content": [log_probs.of_token(t, p, tokenizer) for t, p in piece.log_probs],
+                    "refusal": None,
+                }
             yield event({**head, "choices": [choice]})
         if piece.answer is not None:
             answers.append(piece.answer)
@@ -214,7 +276,7 @@ async def chunks(
                 "finish_reason": piece.answer.finish_reason,
             }
             yield event({**head, "choices": [closing]})
-    if request.stream_options is not None and request.stream_options.include_usage:
+    if counts:
         yield event({**head, "choices": [], "usage": usage(answers)})
     yield event("[DONE]")
 
@@ -235,28 +297,10 @@ def _deltas(piece: Piece) -> list[dict[str, Any]]:
 
 
 def _head(answer_id: str, request: ChatRequest, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{answer_id}", "object": kind, "created": int(time.time()), "model": request.model}
-
-
-def _log_probs(answer: Answer, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    step = answer.step
-    top = answer.top or ((),) * len(step.response_ids)
-    content = [
-        _token(token, log_prob, tokenizer, likeliest)
-        for token, log_prob, likeliest in zip(step.response_ids, step.rollout_log_probs or (), top, strict=True)
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _token(
-    token: int, log_prob: float, tokenizer: ChatTokenizer, top: Sequence[tuple[int, float]] = ()
-) -> dict[str, Any]:
-    text = tokenizer.decode((token,))
-    likeliest = [
-        {"token": tokenizer.decode((t,)), "logprob": p, "bytes": _bytes(tokenizer.decode((t,)))} for t, p in top
-    ]
-    return {"token": text, "logprob": log_prob, "bytes": _bytes(text), "top_logprobs": likeliest}
-
-
-def _bytes(text: str) -> list[int]:
-    return list(text.encode(errors="replace"))
+    return {
+        "id": f"chatcmpl-{answer_id}",
+        "object": kind,
+        "created": created_at(answer_id),
+        "model": request.model,
+        "service_tier": "default",
+    }

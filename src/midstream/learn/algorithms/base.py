@@ -57,13 +57,17 @@ class KLConfig(Config):
 
 class CorrectionConfig(Config):
     """Importance weights rho = pi_old / pi_sampler, where pi_old is the learner's policy as the step begins and
-    pi_sampler the engine's, which is another when the engine computes otherwise or the samples are old. The policy loss
-    of a token is multiplied by what its weight comes to, and its ratio is taken to pi_old. With `none`, the ratio is
-    taken to pi_sampler itself, which is right while the two agree, and saves a pass."""
+    pi_sampler the engine's. They differ when the engine computes otherwise or the samples are old. With a correction,
+    the policy loss of a token is multiplied by its weight, and its ratio is taken to pi_old; without, the ratio is
+    taken to pi_sampler. Where `trainer.minibatches` is above 1, a correction costs one more forward pass."""
 
-    level: Literal["none", "token", "sequence", "sequence_mean"] = "none"
+    level: Literal["auto", "none", "token", "sequence", "sequence_mean"] = "auto"
     """`token`: rho of each token. `sequence`: the product over a turn, for all its tokens. `sequence_mean`: its
-    geometric mean."""
+    geometric mean. `none`: no correction. `auto`: `none` while sampler and learner agree, `token` from the step after
+    the one in which they differ by more than `threshold`."""
+    threshold: float = Field(default=0.01, gt=0, lt=1)
+    """For `auto`: share of a step's fresh tokens whose ratio is outside the loss's clip range before any update (the
+    metric `mismatch/clipped`), above which the next steps are corrected, until it is below half of this."""
     rule: Literal["truncate", "mask", "band"] = "truncate"
     """`truncate`: min(rho, high) (Yao et al. 2025, TIS). `mask`: 0 where rho > high, else rho. `band`: 0 where rho is
     outside [low, high], else 1."""
@@ -104,6 +108,8 @@ class Algorithm(Config, ABC):
     """Whether a trajectory with a higher reward has a higher advantage."""
     rewards_as_given: ClassVar[bool] = False
     """Whether rewards mean something to it as they were given only: not normalised, and no KL taken from them."""
+    needs_group: ClassVar[bool] = False
+    """Whether every advantage is 0 in a group of one trajectory: each is compared with the rest of its group."""
     one_update: ClassVar[bool] = False
     """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
 

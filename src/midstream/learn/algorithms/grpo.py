@@ -43,6 +43,8 @@ def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float)
 
 
 class _GroupRelative(Algorithm):
+    needs_group: ClassVar[bool] = True
+
     std: Std = "group"
     """What the centred reward is divided by."""
     ddof: Literal[0, 1] = 1
@@ -85,6 +87,8 @@ class DrGRPO(Algorithm):
     """GRPO done right."""
     aggregation: Aggregation = "constant_length"
     """How token losses are averaged."""
+
+    needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
@@ -163,6 +167,7 @@ class GDPO(Algorithm):
     """Added to standard deviations."""
 
     rewards_as_given: ClassVar[bool] = True
+    needs_group: ClassVar[bool] = True
 
     def for_reward(self, weights: Mapping[str, float]) -> GDPO:
         """As `Algorithm.for_reward`."""

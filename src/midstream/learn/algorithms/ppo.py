@@ -20,8 +20,11 @@ class CriticConfig(Config):
     model: str | None = None
     """A model of its own, by name or directory, tuned as `policy` is; not given, the head sits on the policy, and the
     critic's loss moves the policy's weights too."""
+    roles: tuple[str, ...] = ()
+    """Module roles with a head of their own; all others share one. A planner's state and a generator's, with equal
+    hidden states, may be worth different rewards."""
     lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of the head."""
+    """Learning rate of the heads."""
     model_lr: float = Field(default=1e-4, gt=0)
     """Learning rate of a model of its own."""
     coef: float = Field(default=0.1, ge=0)

@@ -67,6 +67,8 @@ class ReinforcePlusPlusBaseline(Algorithm):
     aggregation: Aggregation = "token_mean"
     """How token losses are averaged; the statistics are over tokens too."""
 
+    needs_group: ClassVar[bool] = True
+
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`, by token."""
         centred = [[o.reward - _mean([m.reward for m in group]) for o in group] for group in groups]
@@ -133,6 +135,8 @@ class RLOO(Algorithm):
     name: Literal["rloo"] = "rloo"
     """REINFORCE leave-one-out."""
 
+    needs_group: ClassVar[bool] = True
+
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
         return to_every_turn(groups, [_scaled(group, len(group) / max(len(group) - 1, 1)) for group in groups])
@@ -148,6 +152,7 @@ class MaxRL(Algorithm):
     """Added to the mean."""
 
     rewards_as_given: ClassVar[bool] = True
+    needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`. Raises `TrainingError` for a negative reward."""
@@ -168,6 +173,8 @@ class GPG(Algorithm):
 
     name: Literal["gpg"] = "gpg"
     """Group policy gradient."""
+
+    needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""
@@ -199,6 +206,8 @@ class OPO(Algorithm):
 
     name: Literal["opo"] = "opo"
     """On-policy RL with optimal baseline."""
+
+    needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""

@@ -77,6 +77,7 @@ class DPO(Algorithm):
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
     one_update: ClassVar[bool] = True
+    needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Credits:
         """As `Algorithm.advantages`."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 
-from midstream.core.config import Config
+from midstream.learn.losses.base import SOFT_RANGE, PolicyLoss
 from midstream.learn.losses.tokens import TokenBatch, TokenLoss
 
 
-class ReinforceLoss(Config):
+class ReinforceLoss(PolicyLoss):
     """-A log pi: the policy gradient, right for samples of the current policy (Williams 1992)."""
 
     name: Literal["reinforce"] = "reinforce"
@@ -22,7 +23,7 @@ class ReinforceLoss(Config):
         return TokenLoss(-batch.advantages * batch.log_probs, torch.zeros_like(batch.weights))
 
 
-class PPOClip(Config):
+class PPOClip(PolicyLoss):
     """-min(r A, clip(r, 1 - low, 1 + high) A): PPO (Schulman et al. 2017, eq. 7). `clip_high` above `clip_low` is
     DAPO's clip-higher (Yu et al. 2025). `dual` c bounds the loss of bad actions by -c A (Ye et al. 2020). `two_sided`
     delta bounds r from above before anything else, for good actions and bad ones (INTELLECT-2, 2025)."""
@@ -38,6 +39,10 @@ class PPOClip(Config):
     two_sided: float | None = Field(default=None, gt=1)
     """Bound delta on the ratio itself; above 1 + clip_high."""
 
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return math.log1p(-self.clip_low), math.log1p(self.clip_high)
+
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token."""
         ratio, advantages = batch.log_ratio.exp(), batch.advantages
@@ -49,7 +54,7 @@ class PPOClip(Config):
         return TokenLoss(values, (values != -ratio * advantages).float())
 
 
-class CISPO(Config):
+class CISPO(PolicyLoss):
     """-sg[clip(r)] A log pi: every token keeps its gradient, with a bounded weight (MiniMax-M1, 2025). Bounds are of
     the ratio itself: 0.8 and 1.28 are verl's, no lower one and 5 TRL's."""
 
@@ -60,6 +65,10 @@ class CISPO(Config):
     upper: float = Field(default=5.0, gt=0)
     """The ratio counts for at most this."""
 
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return math.log(self.lower) if self.lower else -math.inf, math.log(self.upper)
+
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token."""
         ratio = batch.log_ratio.detach().exp()
@@ -67,7 +76,7 @@ class CISPO(Config):
         return TokenLoss(-weight * batch.advantages * batch.log_probs, (weight != ratio).float())
 
 
-class SAPO(Config):
+class SAPO(PolicyLoss):
     """-(4 / tau) sigmoid(tau (r - 1)) A: a soft gate in place of the clip, with a temperature for good actions and one
     for bad ones (Gao et al. 2025, arXiv 2511.20347)."""
 
@@ -78,6 +87,10 @@ class SAPO(Config):
     tau_negative: float = Field(default=1.05, gt=0)
     """Temperature where A <= 0."""
 
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return SOFT_RANGE
+
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token."""
         positive = torch.full_like(batch.advantages, self.tau_positive)
@@ -86,7 +99,7 @@ class SAPO(Config):
         return TokenLoss(-4 / tau * gate * batch.advantages, torch.zeros_like(batch.weights))
 
 
-class DPPO(Config):
+class DPPO(PolicyLoss):
     """-A sg[min(r, 20)] log pi, without the tokens whose probability has moved too far in the direction the advantage
     pushes it: by total variation |pi - pi_old|, or by the KL divergence of "this token or another" (arXiv
     2602.04879, in verl's form)."""
@@ -97,6 +110,10 @@ class DPPO(Config):
     """How far is measured."""
     delta: float = Field(default=0.2, gt=0)
     """How far is too far."""
+
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`: for a token of probability near 1; others may move further."""
+        return -math.log1p(self.delta), math.log1p(self.delta)
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token."""
@@ -113,13 +130,17 @@ class DPPO(Config):
         return TokenLoss(-weight * batch.advantages * batch.log_probs * kept, (~kept).float())
 
 
-class DRO(Config):
+class DRO(PolicyLoss):
     """-(A log pi - beta / 2 (log r)^2): direct reward optimization (Richemond et al. 2024), for off-policy samples."""
 
     name: Literal["dro"] = "dro"
     """A square in place of the clip."""
     beta: float = Field(default=0.1, gt=0)
     """Weight of the square."""
+
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return SOFT_RANGE
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from midstream.core.config import Config
+from midstream.learn.losses.base import PolicyLoss
 from midstream.learn.losses.tokens import TokenBatch, TokenLoss
 
 LARGEST_LOG_RATIO = 10.0
 
 
-class GSPO(Config):
+class GSPO(PolicyLoss):
     """-min(s A, clip(s) A) with s = exp(mean over the turn of log r): GSPO (Zheng et al. 2025). With `level: token` the
     value is the same and each token's gradient flows through its own probability alone: s_t = sg[s] pi / sg[pi]. Its
     bounds are much closer than PPO's. Average with `sequence_mean`."""
@@ -27,6 +28,12 @@ class GSPO(Config):
     clip_high: float = Field(default=4e-4, gt=0)
     """Upper bound of the ratio is 1 + this."""
 
+    ratio_by_turn: ClassVar[bool] = True
+
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return math.log1p(-self.clip_low), math.log1p(self.clip_high)
+
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token: each token of a turn has the turn's value."""
         mean = batch.turn_mean(batch.log_ratio)
@@ -38,7 +45,7 @@ class GSPO(Config):
         return TokenLoss(values, (values != -ratio * batch.advantages).float())
 
 
-class GMPO(Config):
+class GMPO(PolicyLoss):
     """-A exp(mean over the turn of the clipped log r): GMPO (Zhao et al. 2025). Each token's log r is clipped to
     [-low, high], on the side the advantage pushes to, before the mean. Average with `sequence_mean`."""
 
@@ -48,6 +55,10 @@ class GMPO(Config):
     """Lower bound of log r is minus this."""
     clip_high: float = Field(default=0.4, gt=0)
     """Upper bound of log r."""
+
+    def clip_range(self) -> tuple[float, float]:
+        """As `PolicyLoss.clip_range`."""
+        return -self.clip_low, self.clip_high
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """By token: each token of a turn has the turn's value."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from midstream.core.types import Status, Trajectory
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
 from midstream.learn.batch import LearningBatch, make_batch
-from midstream.learn.checks import is_trained
+from midstream.learn.checks import Check, is_trained, judged
 from midstream.learn.collect import Collected, Group
 from midstream.learn.learner import Reference
 from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.noise import UNDECIDABLE, Noise, noise_floor, trimmed_rms
 from midstream.learn.readings import read, wanted
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.witness import Call
@@ -23,6 +25,8 @@ from midstream.learn.step import reference_of
 
 OURS = ("policy", "frozen")
 """Engines that run the model in training, with its adapters and without."""
+SEQUENCES = 24
+"""Sequences that the noise floor is measured with, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,10 @@ class Evidence:
     plain: PlainModel
     base: Mapping[TokenSequence, Tensor]
     reference: Reference | None
-
-    @property
-    def dtype(self) -> str:
-        return str(self.parts.decoder.dtype).removeprefix("torch.")
+    noise: Noise
+    """Between two passes of the learner."""
+    plain_noise: Noise
+    """Between such a pass and the plain model, which rounds nothing to the policy's dtype."""
 
     @property
     def trained(self) -> list[Call]:
@@ -66,13 +70,16 @@ class Evidence:
         values = torch.tensor(self.parts.learner.measure(by, [turn.sequence for turn in self.batch.turns]))
         return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
 
-    def distance(self, found: Iterable[tuple[Call | None, Tensor]], *, loaded: bool = False) -> float:
-        """`worst` of what was `found` of calls against the plain model, as the policy is or as it was loaded."""
-        return worst(
-            (call.role, own, self.base[call.sequence] if loaded else self.plain.read(call.sequence).log_probs)
-            for call, own in found
-            if call is not None and (not loaded or call.sequence in self.base)
-        )
+    def differences(
+        self, found: Iterable[tuple[Call | None, Tensor]], *, loaded: bool = False
+    ) -> dict[str, list[np.ndarray]]:
+        """By role, what was `found` of calls minus what the plain model says, as the policy is or as it was loaded."""
+        by_role: dict[str, list[np.ndarray]] = {}
+        for call, own in found:
+            if call is not None and (not loaded or call.sequence in self.base):
+                plain = self.base[call.sequence] if loaded else self.plain.read(call.sequence).log_probs
+                by_role.setdefault(call.role, []).append((own.cpu() - plain.cpu()).double().numpy())
+        return by_role
 
 
 def gather(
@@ -93,6 +100,7 @@ def gather(
         c.sequence: plain.read(c.sequence).log_probs for c in heard if c.request.session in first and c.engine in OURS
     }
     plain.follow()
+    noise = noise_floor(parts.decoder, [turn.sequence for turn in batch.turns], SEQUENCES)
     return Evidence(
         parts=parts,
         algorithm=algorithm,
@@ -103,7 +111,15 @@ def gather(
         plain=plain,
         base=base,
         reference=reference,
+        noise=noise,
+        plain_noise=noise.with_rounding(rounding(plain, [call.sequence for call in heard if call.engine in OURS])),
     )
+
+
+def rounding(plain: PlainModel, sequences: Sequence[TokenSequence], count: int = 12) -> float:
+    """The S (see `noise.py`) that the policy's dtype makes in the plain model, on the first `count` sequences."""
+    chosen = [] if plain.exact else list(dict.fromkeys(sequences))[:count]
+    return trimmed_rms([(plain.rounded(s) - plain.read(s).log_probs).double().cpu().numpy() for s in chosen])
 
 
 def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
@@ -111,7 +127,7 @@ def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
     gradient, whatever the loss."""
     kl = algorithm.kl.model_copy(update={"coef": 0.0})
     return algorithm.model_copy(
-        update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(), "kl": kl}
+        update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(level="none"), "kl": kl}
     )
 
 
@@ -130,12 +146,14 @@ def _with_reward(trajectory: Trajectory, reward: float) -> Trajectory:
     return replace(trajectory, steps=tuple(steps), rewards={"made up": reward}, reward=reward)
 
 
-def worst(found: Iterable[tuple[str, Tensor, Tensor]]) -> float:
-    """The largest root mean square difference of any role, of (role, values, other values)."""
-    squares: dict[str, list[Tensor]] = {}
-    for role, own, other in found:
-        squares.setdefault(role, []).append((own.cpu() - other.cpu()).square())
-    return max((float(torch.cat(values).mean().sqrt()) for values in squares.values()), default=0.0)
+def judged_by_role(name: str, by_role: Mapping[str, list[np.ndarray]], noise: Noise, meaning: str) -> Check:
+    """The check of the role, or of all together, whose differences of log-probabilities are largest beside their limit;
+    decided where all together are."""
+    whole = [difference for own in by_role.values() for difference in own]
+    found = [(trimmed_rms(own), noise.limit(len(own))) for own in (whole, *by_role.values())]
+    value, limit = max(found, key=lambda one: one[0] / one[1])
+    check = judged(name, value, limit, meaning)
+    return replace(check, decided=not check.ok or found[0][1] <= UNDECIDABLE, finds=found[0][1])
 
 
 def _taken(groups: Sequence[Sequence[Trajectory]], calls: Sequence[Call], batch: LearningBatch) -> list[Call | None]:

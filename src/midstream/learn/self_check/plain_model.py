@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from midstream.learn.weights import Weights, unfused
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a response looks like to the model, by token: its log-probability, the share of probability below it (of all
-    less likely tokens, and half its own), and the variance of that share when tokens are drawn from the model."""
+    less likely tokens, and half its own), the variance of that share when tokens are drawn from the model, and the
+    entropy of the model there."""
 
     log_probs: Tensor
     shares: Tensor
     variances: Tensor
+    entropy: Tensor
 
 
 class PlainModel:
@@ -41,6 +44,11 @@ class PlainModel:
         self._model = model.float().to(decoder.device).eval()
         self._weights = weights
         self._known: dict[TokenSequence, Reading] = {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether the policy computes in fp32 too."""
+        return self._weights.decoder.dtype == torch.float32
 
     def follow(self) -> None:
         """Take over the policy's weights as they are now: adapters by the files a checkpoint has, through peft."""
@@ -66,14 +74,36 @@ class PlainModel:
             probs, own = every.exp(), every.gather(-1, chosen).exp()
             shares = (probs * (probs < own)).sum(-1) + own[:, 0] / 2
             variances = (1 - probs.pow(3).sum(-1)) / 12
-            self._known[sequence] = Reading(every.gather(-1, chosen)[:, 0], shares, variances)
+            entropy = -torch.where(probs > 0, probs * every, 0.0).sum(-1)
+            self._known[sequence] = Reading(every.gather(-1, chosen)[:, 0], shares, variances, entropy)
         return self._known[sequence]
 
-    def backward(self, sequence: TokenSequence, by: Tensor) -> None:
-        """Add the gradient of minus the sum of `by` times log-probability to `gradients`."""
-        every = self._log_softmax(sequence)
-        chosen = torch.tensor(sequence.response_ids, device=every.device)[:, None]
-        (-(by * every.gather(-1, chosen)[:, 0]).sum()).backward()
+    @torch.no_grad()
+    def displaced(self, sequence: TokenSequence) -> Tensor:
+        """The log-probabilities of the response if each of its tokens stood one position further on."""
+        prompt, whole = len(sequence.prompt_ids), len(sequence.prompt_ids + sequence.response_ids)
+        positions = torch.arange(whole)
+        positions[prompt:] += 1
+        return self._chosen(self._log_softmax(sequence, positions), sequence)
+
+    @torch.no_grad()
+    def rounded(self, sequence: TokenSequence) -> Tensor:
+        """The log-probabilities of the response with products computed in the policy's dtype."""
+        with self._in_dtype():
+            return self._chosen(self._log_softmax(sequence), sequence)
+
+    def backward(self, sequence: TokenSequence, by: Tensor, *, rounded: bool = False) -> None:
+        """Add the gradient of minus the sum of `by` times log-probability to `gradients`, with `rounded` from products
+        in the policy's dtype."""
+        with self._in_dtype() if rounded else nullcontext():
+            every = self._log_softmax(sequence)
+        (-(by * self._chosen(every, sequence)).sum()).backward()
+
+    def take_gradients(self) -> dict[str, Tensor]:
+        """`gradients`, which start anew."""
+        found = {name: grad.detach().clone() for name, grad in self.gradients().items()}
+        self._model.zero_grad(set_to_none=True)
+        return found
 
     def gradients(self) -> dict[str, Tensor]:
         """Gradients there are, of adapters by the policy's names, of other weights by Hugging Face's."""
@@ -82,9 +112,18 @@ class PlainModel:
             name.removeprefix("base_model.model.").replace(".default.weight", ""): grad for name, grad in named.items()
         }
 
-    def _log_softmax(self, sequence: TokenSequence) -> Tensor:
+    def _in_dtype(self) -> Any:
+        decoder = self._weights.decoder
+        return torch.autocast(decoder.device.type, decoder.dtype, enabled=decoder.dtype != torch.float32)
+
+    def _log_softmax(self, sequence: TokenSequence, positions: Tensor | None = None) -> Tensor:
         """[response, vocab]"""
-        ids = torch.tensor([sequence.prompt_ids + sequence.response_ids], device=self._model.device)
+        device = self._model.device
+        ids = torch.tensor([sequence.prompt_ids + sequence.response_ids], device=device)
         kept = len(sequence.response_ids) + 1
-        logits = self._model(ids, use_cache=False, logits_to_keep=kept).logits[0, :-1]
-        return torch.log_softmax(logits / sequence.temperature, -1)
+        placed = {} if positions is None else {"position_ids": positions.to(device)[None]}
+        logits = self._model(ids, use_cache=False, logits_to_keep=kept, **placed).logits[0, :-1]
+        return torch.log_softmax(logits.float() / sequence.temperature, -1)
+
+    def _chosen(self, every: Tensor, sequence: TokenSequence) -> Tensor:
+        return every.gather(-1, torch.tensor(sequence.response_ids, device=every.device)[:, None])[:, 0]

@@ -1,40 +1,39 @@
 """Checks of the whole training path against what owes it nothing: the calls as the engines heard them (`witness.py`)
-and the model as transformers runs it (`plain_model.py`)."""
+and the model as transformers runs it (`plain_model.py`). Those of gradients and updates are in `gradients.py`."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from midstream.core.types import FinishReason
-from midstream.learn.batch import LearningBatch, LearningTurn
-from midstream.learn.checks import Check
-from midstream.learn.learner import Learner, Reference
-from midstream.learn.log_probs import score
-from midstream.learn.self_check.evidence import Evidence
+from midstream.learn.checks import TEMPERATURE, Check, judged
+from midstream.learn.learner import Reference
+from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.noise import Noise, slope, trimmed_rms
+from midstream.learn.self_check.evidence import Evidence, judged_by_role
+from midstream.learn.self_check.gradients import prove_gradients
+from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.witness import Call
-from midstream.learn.weights import unfused
 
-PLAIN = {"float32": 1e-3, "bfloat16": 0.15}
-"""Largest root mean square difference of log-probabilities from the plain model's, over what one role said."""
-GRADIENT = {"float32": 1e-3, "bfloat16": 0.3}
-"""Largest difference of a gradient from the plain model's, as a share of its norm."""
 ODDS = 5.0
-"""Standard deviations that chance does not explain."""
-CERTAIN = 0.99
-"""A token of at least this probability may have a gradient too small to tell from none."""
+"""Standard deviations that chance does not explain: 6e-7, two-sided."""
+POSITIONS = 16
+"""Calls that positions are checked with, at most."""
+POSITION = 0.2
+"""Share of a position that is none, whatever the noise."""
 
 
 def prove(evidence: Evidence) -> Iterator[Check]:
     """Every check, causes before what comes of them. The last ones are of an update."""
     yield temperatures_reach(evidence)
     yield temperature_kept(evidence)
-    yield sampler_is_plain(evidence)
+    yield log_probs_kept(evidence)
+    yield from sampler_is_plain(evidence)
     yield drawn_as_recorded(evidence)
     yield attempts_differ(evidence)
     yield end_tokens(evidence)
@@ -44,24 +43,13 @@ def prove(evidence: Evidence) -> Iterator[Check]:
         return
     scored = evidence.scored()
     yield learner_is_plain(evidence, scored)
-    yield nothing_random(evidence, scored)
     yield alone_as_together(evidence, scored)
     if evidence.reference is not None:
         yield reference_is_start(evidence, evidence.reference)
     if evidence.algorithm.by_reward:
         yield advantage_follows_reward(evidence)
     yield weights_add_up(evidence)
-    together = gradient(evidence, _learner(evidence), evidence.batch.turns)
-    alone, places = gradient_alone(evidence)
-    longest = max(len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in evidence.batch.turns)
-    cut = gradient(evidence, _learner(evidence, max_tokens_per_pass=2 * longest), evidence.batch.turns)
-    yield gradient_in_place(evidence, places)
-    yield every_weight_learns(together)
-    yield gradient_in_any_passes(evidence, together, alone, cut)
-    yield gradient_is_plain(evidence, together)
-    if all(torch.isfinite(grad).all() for grad in together.values()):
-        yield update_goes_downhill(evidence, together)
-        yield sampler_follows_update(evidence)
+    yield from prove_gradients(evidence)
 
 
 def temperatures_reach(evidence: Evidence) -> Check:
@@ -92,19 +80,70 @@ def temperature_kept(evidence: Evidence) -> Check:
     )
 
 
-def sampler_is_plain(evidence: Evidence) -> Check:
-    """The policy's calls against the policy, those of `frozen` roles against the model as it was loaded."""
-    reported = [(call, torch.tensor(call.completion.log_probs)) for call in evidence.calls]
-    value = max(
-        evidence.distance(pair for pair in reported if pair[0].engine == "policy"),
-        evidence.distance((pair for pair in reported if pair[0].engine == "frozen"), loaded=True),
+def log_probs_kept(evidence: Evidence) -> Check:
+    pairs = [(turn, call) for turn, call in zip(evidence.batch.turns, evidence.taken, strict=True) if call is not None]
+    changed = sum(
+        abs(kept - reported) > 1e-6
+        for turn, call in pairs
+        for kept, reported in zip(turn.old_log_probs, call.completion.log_probs, strict=True)
     )
     return Check(
+        "log-probabilities are kept",
+        float(changed),
+        changed == 0,
+        "tokens of the batch whose log-probability is not the one that the engine reported",
+    )
+
+
+def sampler_is_plain(evidence: Evidence) -> Iterator[Check]:
+    """The policy's calls against the policy, those of `frozen` roles against the model as it was loaded."""
+    reported = [(call, torch.tensor(call.completion.log_probs)) for call in evidence.calls]
+    own = evidence.differences(pair for pair in reported if pair[0].engine == "policy")
+    frozen = evidence.differences((pair for pair in reported if pair[0].engine == "frozen"), loaded=True)
+    yield judged_by_role(
         "sampler is the plain model",
-        value,
-        value <= PLAIN[evidence.dtype],
+        {**frozen, **own},
+        evidence.plain_noise,
         "log-probabilities by the engine against transformers' (RMS, worst role); more means other weights, another "
         "temperature, or shifted tokens",
+    )
+    calls = [call for call in evidence.calls if call.engine == "policy"]
+    sequences = [call.sequence for role in own for call in calls if call.role == role]
+    differences = [difference for role in own.values() for difference in role]
+    yield same_scale("scale of sampled logits", evidence.plain, sequences, differences, evidence.plain_noise)
+    yield same_positions(evidence.plain, sequences, differences, evidence.plain_noise)
+
+
+def same_scale(
+    name: str, plain: PlainModel, sequences: Sequence[TokenSequence], differences: Sequence[np.ndarray], noise: Noise
+) -> Check:
+    """As `checks.same_temperature`, against the plain model."""
+    readings = [plain.read(sequence) for sequence in sequences]
+    by = [(r.log_probs + r.entropy).double().cpu().numpy() for r in readings]
+    value, error = slope(differences, by, noise.trusted)
+    return judged(
+        name,
+        abs(value),
+        TEMPERATURE + error,
+        "log of the factor between the engine's logits and transformers', as the tokens show it; more means another "
+        "temperature or weights of another scale",
+    )
+
+
+def same_positions(
+    plain: PlainModel, sequences: Sequence[TokenSequence], differences: Sequence[np.ndarray], noise: Noise
+) -> Check:
+    """The slope of differences by what they would be if sampled tokens stood one position further on: 0 when they stand
+    where they should, 1 when they are one too far. Far more sensitive than the size of the differences."""
+    chosen = sequences[:POSITIONS]
+    by = [(plain.displaced(s) - plain.read(s).log_probs).double().cpu().numpy() for s in chosen]
+    value, error = slope(differences[: len(chosen)], by, noise.trusted)
+    return judged(
+        "positions are right",
+        abs(value),
+        POSITION + error,
+        "how far sampled tokens stand from their positions, as their log-probabilities show it",
+        ceiling=0.8,
     )
 
 
@@ -181,44 +220,32 @@ def nothing_made_up(evidence: Evidence) -> Check:
 
 
 def learner_is_plain(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
-    value = evidence.distance(zip(evidence.taken, scored, strict=True))
-    return Check(
+    return judged_by_role(
         "learner is the plain model",
-        value,
-        value <= PLAIN[evidence.dtype],
+        evidence.differences(zip(evidence.taken, scored, strict=True)),
+        evidence.plain_noise,
         "log-probabilities by the learner against transformers' (RMS, worst role); more means dropout, another "
         "temperature or adapter scale, or shifted tokens",
     )
 
 
-def nothing_random(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
-    value = float((torch.cat(evidence.scored()) - torch.cat(list(scored))).abs().max())
-    return Check(
-        "nothing is random",
-        value,
-        value <= 1e-6,
-        "largest difference of a log-probability between two passes of the learner; more means dropout is on",
-    )
-
-
 def alone_as_together(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
-    decoder = evidence.parts.decoder
-    alone = torch.cat([score(decoder, [turn.sequence]).log_probs.detach().cpu() for turn in evidence.batch.turns])
-    value = float((torch.cat(list(scored)) - alone).square().mean().sqrt())
-    return Check(
+    decoder, turns = evidence.parts.decoder, evidence.batch.turns
+    alone = [score(decoder, [turn.sequence]).log_probs.detach().cpu() for turn in turns]
+    differences = [(a.cpu() - b).double().numpy() for a, b in zip(scored, alone, strict=True)]
+    return judged(
         "alone as together",
-        value,
-        value <= PLAIN[evidence.dtype] / 10,
+        trimmed_rms(differences),
+        evidence.noise.limit(len(turns), evidence.noise.rounding / 10),
         "log-probabilities by the learner (RMS), one sequence a pass against many that share prefixes",
     )
 
 
 def reference_is_start(evidence: Evidence, reference: Reference) -> Check:
-    value = evidence.distance(zip(evidence.taken, evidence.measured(reference), strict=True), loaded=True)
-    return Check(
+    return judged_by_role(
         "reference stays at the start",
-        value,
-        value <= PLAIN[evidence.dtype],
+        evidence.differences(zip(evidence.taken, evidence.measured(reference), strict=True), loaded=True),
+        evidence.plain_noise,
         "log-probabilities by the reference, once the policy moved, against the model as loaded (RMS, worst role)",
     )
 
@@ -255,147 +282,6 @@ def weights_add_up(evidence: Evidence) -> Check:
     )
 
 
-def gradient(evidence: Evidence, learner: Learner, turns: Sequence[LearningTurn]) -> dict[str, Tensor]:
-    """The gradient of `turns` as `learner` finds it, by Hugging Face's names in full tuning, else by peft's."""
-    weights = evidence.parts.weights
-    learner.accumulate(LearningBatch(list(turns)), evidence.algorithm)
-    none = {n: torch.zeros_like(p) for n, p in zip(weights.names(), weights.parameters(), strict=True)}
-    found = {name: grad.detach().float().clone() for name, grad in {**none, **weights.gradients()}.items()}
-    weights.zero_grad()
-    return unfused(weights.decoder, found) if weights.tuning == "full" else found
-
-
-def gradient_alone(evidence: Evidence) -> tuple[dict[str, Tensor], list[set[int]]]:
-    """The gradient of one turn after another, added up; and by turn, the positions at whose output it enters the
-    model."""
-    total: dict[str, Tensor] = {}
-    places: list[set[int]] = []
-    learner = _learner(evidence)
-
-    def forward(module: Any, inputs: Any, output: Tensor) -> None:
-        positions, own = inputs[1], places[-1]
-        if output.requires_grad:
-            output.register_hook(lambda grad: own.update(positions[grad.abs().amax(-1) > 0].tolist()))
-
-    handle = evidence.parts.decoder.register_forward_hook(forward)
-    try:
-        for turn in evidence.batch.turns:
-            places.append(set())
-            for name, grad in gradient(evidence, learner, [turn]).items():
-                total[name] = total[name] + grad if name in total else grad
-    finally:
-        handle.remove()
-    return total, places
-
-
-def gradient_in_place(evidence: Evidence, places: Sequence[set[int]]) -> Check:
-    wrong = 0
-    for turn, call, by, found in zip(evidence.batch.turns, evidence.taken, evidence.coefficients, places, strict=True):
-        prompt, probs = len(turn.sequence.prompt_ids), [math.exp(value) for value in turn.old_log_probs]
-        # The output at a position predicts the token after it.
-        may = set(range(prompt - 1, prompt - 1 + len(probs))) if call is not None else set[int]()
-        must = {prompt - 1 + i for i, p in enumerate(probs) if p < CERTAIN and by[i]} & may
-        wrong += len(found - may) + len(must - found)
-    return Check(
-        "gradient is in place",
-        float(wrong),
-        wrong == 0,
-        "positions with a gradient and no sampled token of a trained role to predict, or the reverse",
-    )
-
-
-def every_weight_learns(found: Mapping[str, Tensor]) -> Check:
-    lost = [name for name, grad in found.items() if not (torch.isfinite(grad).all() and grad.any())]
-    return Check(
-        "every weight learns",
-        float(len(lost)),
-        not lost,
-        f"of {len(found)} trained tensors, those whose gradient is 0 or not finite"
-        + (f"; first: {lost[0]}" if lost else ""),
-    )
-
-
-def gradient_in_any_passes(evidence: Evidence, together: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> Check:
-    value = max(_difference(other, together) for other in others)
-    return Check(
-        "gradient in any passes",
-        value,
-        value <= GRADIENT[evidence.dtype] / 3,
-        "difference of the gradient between one turn a pass, a few, and all that fit, as a share of its norm",
-    )
-
-
-def gradient_is_plain(evidence: Evidence, found: Mapping[str, Tensor]) -> Check:
-    """On fresh samples every loss has the policy gradient: minus the sum of weight x advantage x grad log pi."""
-    plain = evidence.plain
-    for call, by in zip(evidence.taken, evidence.coefficients, strict=True):
-        if call is not None and any(by):
-            plain.backward(call.sequence, torch.tensor(by, device=evidence.parts.decoder.device))
-    value = _difference(found, plain.gradients())
-    return Check(
-        "gradient is the plain model's",
-        value,
-        value <= GRADIENT[evidence.dtype],
-        "difference from the policy gradient that autograd finds in transformers' model, as a share of its norm",
-    )
-
-
-def update_goes_downhill(evidence: Evidence, found: Mapping[str, Tensor]) -> Check:
-    """Of the weights that are sampled from, by a step of a hundredth of what a weight usually is."""
-    weights = evidence.parts.weights
-    before = weights.snapshot()
-    usual = statistics.median(float(value.float().square().mean().sqrt()) for value in before.values())
-    _learner(evidence, lr=usual / 100).update(evidence.batch, evidence.algorithm)
-    moved = {name: value.float() - before[name].float() for name, value in weights.snapshot().items()}
-    steps = unfused(weights.decoder, moved) if weights.tuning == "full" else moved
-    along = sum(float((steps[name] * -found[name].to(steps[name].device)).sum()) for name in found)
-    size = math.sqrt(sum(float(v.square().sum()) for v in steps.values()))
-    value = along / (size * math.sqrt(sum(float(v.square().sum()) for v in found.values())) or math.inf)
-    return Check(
-        "an update goes downhill",
-        value,
-        value > 0,
-        "cosine between what one update moved the weights by and minus the gradient",
-    )
-
-
-def sampler_follows_update(evidence: Evidence) -> Check:
-    """Without gradients, as for sampling, casts of the weights are kept until the version counts up."""
-    with torch.no_grad():
-        sampling = torch.cat(evidence.scored())
-    value = float((sampling - torch.cat(evidence.scored())).square().mean().sqrt())
-    return Check(
-        "sampler follows the update",
-        value,
-        value <= PLAIN[evidence.dtype] / 10,
-        "log-probabilities after that update (RMS), computed as for sampling against as for learning",
-    )
-
-
-def _learner(evidence: Evidence, *, lr: float | None = None, max_tokens_per_pass: int | None = None) -> Learner:
-    """One with an optimizer of its own, and without a critic: what is checked is the policy's gradient."""
-    config, parts = evidence.parts.config, evidence.parts
-    optimizer = config.optimizer.model_copy(update={"lr": lr or config.optimizer.lr, "warmup_steps": 0})
-    return Learner(parts.decoder, parts.weights, optimizer, max_tokens_per_pass or config.trainer.max_tokens_per_pass)
-
-
 def _is_drawn(call: Call) -> bool:
     altered = call.request.sampling.alterations() or call.request.constraint is not None
     return call.engine == "policy" and not altered
-
-
-def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """|one - other| / |other| over all tensors; one that is missing is 0."""
-    apart = norm = 0.0
-    for name in one.keys() | other.keys():
-        a, b = one.get(name), other.get(name)
-        norm += 0.0 if b is None else float(b.square().sum())
-        apart += float((_or_zeros(a, b) - _or_zeros(b, a)).square().sum())
-    return math.sqrt(apart / norm) if norm else math.inf
-
-
-def _or_zeros(value: Tensor | None, like: Tensor | None) -> Tensor:
-    if value is not None:
-        return value.cpu()
-    assert like is not None
-    return torch.zeros_like(like, device="cpu")

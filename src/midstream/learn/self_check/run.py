@@ -10,8 +10,10 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +25,12 @@ from midstream.learn.checks import Check, first_batch
 from midstream.learn.collect import Collected, attempt_tasks
 from midstream.learn.config import TrainConfig
 from midstream.learn.log_probs import TokenSequence
+from midstream.learn.mismatch import OwnLogProbs, correction_for
+from midstream.learn.noise import noise_floor
 from midstream.learn.readings import read, wanted
-from midstream.learn.self_check.evidence import gather, worst
+from midstream.learn.self_check.evidence import SEQUENCES, gather, judged_by_role, rounding
 from midstream.learn.self_check.plain_model import PlainModel
-from midstream.learn.self_check.proofs import PLAIN, prove
+from midstream.learn.self_check.proofs import prove, same_scale
 from midstream.learn.self_check.rehearsal import rehearsal
 from midstream.learn.self_check.witness import Call, witnessed
 from midstream.learn.setup import Parts, build, check_trained
@@ -36,6 +40,8 @@ from midstream.tasks.curriculum import Progress
 
 TASKS, ATTEMPTS = 2, 4
 """A rollout makes this many attempts, or the config's group, at each of so many tasks."""
+STEPS = 16
+"""Steps at the start that are compared with the plain model."""
 NUDGE = 0.05
 """How far a weight is moved, as a share of its tensor's root mean square."""
 NUDGE_ZEROS = 0.02
@@ -65,6 +71,7 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
 
     parts = await compute(build, config)
     check_trained(parts)
+    note([Check("numerics", None, True, parts.numerics.summary())])
     begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
     note([attempts_end_well(begun.trajectories)])
     if not checks[-1].ok:
@@ -93,27 +100,36 @@ def attempts_end_well(trajectories: Sequence[Trajectory]) -> Check:
 def _as_training_begins(parts: Parts, begun: Collected, start: Mapping[str, Tensor], plain: PlainModel) -> list[Check]:
     """As the first step of training does, but that attempts without a difference in reward are learned from too."""
     config = parts.config
-    algorithm, reference = config.algorithm, reference_of(parts, start)
+    correction = correction_for(config.algorithm, correcting=False)
+    algorithm = config.algorithm.model_copy(update={"correction": correction})
+    reference = reference_of(parts, start)
     readings = read(parts.learner, begun.groups, wanted(algorithm), reference)
     batch = make_batch(begun.groups, algorithm, failed="mask", keep_zero=True, greedy=begun.greedy, readings=readings)
-    sums = parts.learner.accumulate(batch, algorithm, reference)
+    own = OwnLogProbs()
+    sums = parts.learner.accumulate(batch, algorithm, reference, own.take)
     parts.weights.zero_grad()
-    dtype, version = str(parts.decoder.dtype).removeprefix("torch."), parts.decoder.version
+    noise = noise_floor(parts.decoder, [turn.sequence for turn in batch.turns], SEQUENCES)
     kl = sums["kl"] / (sums["weight"] or 1.0) if "kl" in sums else None
-    checks = first_batch(config, begun.groups, batch, sums, dtype=dtype, version=version, kl_at_start=kl)
-    # One attempt at each task is enough: the plain model takes its time.
-    longest = [max(group, key=lambda attempt: len(attempt.steps)) for group in begun.groups]
-    steps = [step for attempt in longest for step in attempt.steps if step.rollout_log_probs]
-    value = worst(
-        (
-            step.role,
-            torch.tensor(step.rollout_log_probs),
-            plain.read(TokenSequence(step.prompt_ids, step.response_ids, step.temperature)).log_probs,
-        )
-        for step in steps
+    checks = first_batch(
+        config, begun.groups, batch, own=own, noise=noise, version=parts.decoder.version, kl_at_start=kl
     )
-    meaning = "log-probabilities of first attempts against transformers' model, as loaded (RMS, worst role)"
-    return [*checks, Check("policy starts as its model", value, value <= PLAIN[dtype], meaning)]
+    # A few attempts are enough, of every task: the plain model takes its time.
+    attempts = [attempt for some in zip_longest(*begun.groups) for attempt in some if attempt is not None]
+    steps = [step for attempt in attempts for step in attempt.steps if step.rollout_log_probs][:STEPS]
+    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    differences: list[np.ndarray] = []
+    by_role: dict[str, list[np.ndarray]] = {}
+    for step, sequence in zip(steps, sequences, strict=True):
+        read_plainly = plain.read(sequence).log_probs.double().cpu().numpy()
+        differences.append(np.array(step.rollout_log_probs) - read_plainly)
+        by_role.setdefault(step.role, []).append(differences[-1])
+    noise = noise.with_rounding(rounding(plain, sequences))
+    meaning = "log-probabilities of some attempts against transformers' model, as loaded (RMS, worst role)"
+    return [
+        *checks,
+        judged_by_role("policy starts as its model", by_role, noise, meaning),
+        same_scale("scale of logits at start", plain, sequences, differences, noise),
+    ]
 
 
 def _nudge(parts: Parts, start: Mapping[str, Tensor]) -> None:

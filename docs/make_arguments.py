@@ -1,0 +1,63 @@
+"""Write the table of arguments in `agents.md`: what the gateway does with each argument of a request.
+
+    python docs/make_arguments.py
+
+`tests/test_docs.py` fails when the page does not have the table this writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from midstream.gateway.dialects.anthropic_request import MessagesRequest
+from midstream.gateway.dialects.arguments import What, describe_arguments
+from midstream.gateway.dialects.chat import ChatRequest
+from midstream.gateway.dialects.completions import CompletionRequest
+from midstream.gateway.dialects.responses_request import ResponseRequest
+
+PAGE = Path(__file__).parent / "agents.md"
+BEGIN, END = "<!-- Written by docs/make_arguments.py. -->\n", "<!-- End of what it writes. -->\n"
+REQUESTS: dict[str, type[BaseModel]] = {
+    "`/v1/chat/completions`": ChatRequest,
+    "`/v1/responses`": ResponseRequest,
+    "`/v1/messages`": MessagesRequest,
+    "`/v1/completions`": CompletionRequest,
+}
+ORDER = (What.HINT, What.IGNORED, What.OFFERED, What.REFUSED)
+
+
+def table() -> str:
+    """A section for each request: its arguments that are used, then a table of the others."""
+    return "\n".join(line for path, model in REQUESTS.items() for line in _section(path, model))
+
+
+def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
+    known: dict[str, tuple[What, str]] = {}
+    for name, what, why in describe_arguments(model):
+        if name.count("content[]") < 2:  # blocks in blocks are the same ones
+            known.setdefault(name, (what, why))
+    used = [f"`{name}`" for name, (what, _) in known.items() if what == What.USED and "." not in name]
+    yield f"\n{path} uses {', '.join(used)}.\n"
+    yield "| argument | what is done | why |"
+    yield "| --- | --- | --- |"
+    rows: dict[tuple[What, str], list[str]] = {}
+    for name, (what, why) in known.items():
+        if what != What.USED:
+            rows.setdefault((what, why), []).append(f"`{name}`")
+    for (what, why), names in sorted(rows.items(), key=lambda row: ORDER.index(row[0][0])):
+        yield f"| {', '.join(names)} | {what} | {why} |"
+
+
+def page() -> str:
+    """The whole page, with the table as it should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

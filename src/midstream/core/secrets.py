@@ -1,0 +1,52 @@
+"""Secrets stay out of what is written: runs, checkpoints and reports get settings without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+NOT_KEPT = "<not-kept>"
+"""Stands in what was saved for a value that may be a secret."""
+
+_KEY = re.compile(r"(?i)(^|_)(api_?key|key|password|passwd|secret|token|authorization|credentials?)$")
+_IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s@]+@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:api_?key|key|password|secret|token|access_token|sig)=)[^&\s#]+")
+# How keys of well-known services look, and what follows a flag or a header that announces one.
+_SHAPES = re.compile(
+    r"\b(sk-|sk_)(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{20,}"
+    r"|\b(hf_|ghp_|gho_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza)[A-Za-z0-9_\-]{12,}"
+    r"|\bms-[\w\-]+\.\d+\.[\w\-]+"
+    r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer ))[^\s'\"]+"
+)
+_PLACEHOLDER = re.compile(r"\{(question|model)\}")
+
+
+def without_secrets(settings: Any) -> Any:
+    """`settings` (JSON data) with passwords in URLs, values of `env` and of keys named like secrets, and texts that
+    look like keys replaced by `NOT_KEPT`."""
+    if isinstance(settings, Mapping):
+        kept: dict[str, Any] = {}
+        for name, value in cast("Mapping[str, Any]", settings).items():
+            if name == "env" and isinstance(value, Mapping):
+                variables = cast("Mapping[str, Any]", value)
+                kept[name] = {key: text if _is_placeholder(text) else NOT_KEPT for key, text in variables.items()}
+            elif isinstance(value, str) and value and _KEY.search(name):
+                kept[name] = NOT_KEPT
+            else:
+                kept[name] = without_secrets(value)
+        return kept
+    if isinstance(settings, list | tuple):
+        return [without_secrets(item) for item in cast("list[Any]", settings)]
+    return text_without_secrets(settings) if isinstance(settings, str) else settings
+
+
+def text_without_secrets(text: str) -> str:
+    """`text` without passwords in URLs and without what looks like a key."""
+    text = _IN_URL.sub(rf"\1:{NOT_KEPT}@", text)
+    text = _IN_QUERY.sub(rf"\1{NOT_KEPT}", text)
+    return _SHAPES.sub(NOT_KEPT, text)
+
+
+def _is_placeholder(text: Any) -> bool:
+    return isinstance(text, str) and _PLACEHOLDER.fullmatch(text) is not None

@@ -1,0 +1,72 @@
+"""A parsed reply: content, reasoning and tool calls, whole or as a stream of deltas.
+
+Parsing works on a copy of the text. The sampled tokens stay the record; this is what an agent receives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+ToolChoice = Literal["auto", "none", "required"] | str
+"""Whether a reply may, must not or must call a tool; any other text is the name of the tool it must call."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalledTool:
+    """One tool call. `arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A parsed response. Text that begins like a call but cannot be read as one stays in `content`, word for word, and
+    is counted in `malformed_calls`."""
+
+    content: str
+    reasoning: str = ""
+    tool_calls: tuple[CalledTool, ...] = ()
+    malformed_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed reply. The first piece of a tool call has its `name`; pieces of `arguments` follow. `call`
+    is the index of the call in the reply. `malformed` marks the content piece that begins a malformed call."""
+
+    content: str = ""
+    reasoning: str = ""
+    call: int | None = None
+    name: str = ""
+    arguments: str = ""
+    malformed: bool = False
+
+
+class ReplyParser(Protocol):
+    """Parses one reply as it streams. However the text is cut, all deltas together equal `ChatFormat.read` of it."""
+
+    def feed(self, text: str) -> list[Delta]:
+        """Deltas that no later text can change."""
+        ...
+
+    def close(self) -> list[Delta]:
+        """The remaining deltas, once the reply has ended."""
+        ...
+
+
+def joined(deltas: list[Delta]) -> Reply:
+    """The reply that `deltas` add up to."""
+    calls: list[tuple[str, list[str]]] = []
+    for delta in deltas:
+        if delta.call is not None and delta.call == len(calls):
+            calls.append((delta.name, []))
+        if delta.call is not None:
+            calls[delta.call][1].append(delta.arguments)
+    return Reply(
+        content="".join(delta.content for delta in deltas),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        tool_calls=tuple(CalledTool(name, "".join(arguments)) for name, arguments in calls),
+        malformed_calls=sum(delta.malformed for delta in deltas),
+    )

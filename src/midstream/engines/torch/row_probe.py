@@ -1,0 +1,229 @@
+"""Measures whether what a decoder computes for a token depends on how many others it is computed with, and what making
+it independent costs.
+
+A sample, not a proof: numbers of rows between those tried may behave otherwise. What slips through shows in the
+mismatch metrics of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from midstream.engines.torch import products
+from midstream.engines.torch.attention import TreeAttention, merge_prefixes
+from midstream.engines.torch.cached import CachedDecoder
+from midstream.engines.torch.decoder import Decoder, Layer, Projection
+from midstream.engines.torch.lora import Adapter
+from midstream.engines.torch.products import Rows
+from midstream.engines.torch.slots import Place, Slot
+
+COUNTS = (1, 3, 7, 16, 32, 33, 64, 100, 128, 200, 256, 320, 640, 1024)
+"""Numbers of rows tried, around those at which kernels were seen to change."""
+HEAD_COUNTS = tuple(count for count in COUNTS if count <= 256)
+"""Those of the vocabulary's product, which sampling and learning do with few rows at a time."""
+REFERENCE = 512
+"""Rows that others are compared with."""
+LENGTHS = (51, 70, 97, 97, 130, 290)
+"""Tokens of the sequences a pass is tried with."""
+SHARED = 40
+"""Tokens they begin with together."""
+STEPS = ((1, 1, 1), (2, 1, 3), (1,))
+"""How the sequences go on from the cache: tokens given to the first, second, ... in each pass."""
+
+
+def dependent_product(decoder: Decoder) -> str | None:
+    """The first product with weights found whose rows depend on their number, such as `576x3072 at 33 rows`, or None.
+
+    Tries each shape once, with the model's own weights and an adapter that is not zero, as sampling and as learning
+    compute it."""
+    generator = torch.Generator().manual_seed(0)
+    for projection in _distinct(decoder):
+        stand_in = _stand_in(projection, generator)
+
+        def project(x: Tensor, stand_in: Projection = stand_in) -> Tensor:
+            return stand_in(x, 0, True).detach()
+
+        width, packed = projection.weight.shape[1], projection.packed.used_for(projection.weight)
+        if (count := _differs(decoder, project if packed else None, project, width, COUNTS)) is not None:
+            return f"{projection.weight.shape[1]}x{projection.weight.shape[0]} at {count} rows"
+
+    def learned(x: Tensor) -> Tensor:
+        return products.by_rows(lambda part: products.linear(part, decoder.head), x, decoder.rows).detach()
+
+    vocabulary, hidden = decoder.head.shape
+    sampled = decoder.logits if decoder.packed_head.used_for(decoder.head) else None
+    if (count := _differs(decoder, sampled, learned, hidden, HEAD_COUNTS)) is not None:
+        return f"{hidden}x{vocabulary} at {count} rows"
+    return None
+
+
+def _differs(
+    decoder: Decoder,
+    sampled: Callable[[Tensor], Tensor] | None,
+    learned: Callable[[Tensor], Tensor],
+    width: int,
+    counts: tuple[int, ...],
+) -> int | None:
+    """The first of `counts` at which rows differ from those of the largest product. `sampled` is None where sampling
+    computes as learning does."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(counts[-1], width, generator=generator).to(decoder.device, decoder.dtype)
+    with torch.enable_grad():
+        expected = torch.cat([learned(part) for part in x.split(REFERENCE)])
+    for count in counts:
+        if sampled is not None:
+            with torch.no_grad():
+                if not torch.equal(sampled(x[:count]), expected[:count]):
+                    return count
+        with torch.enable_grad():
+            if not torch.equal(learned(x[:count]), expected[:count]):
+                return count
+    return None
+
+
+def _distinct(decoder: Decoder) -> list[Projection]:
+    """One projection of each shape, with and without adapters."""
+    found: dict[tuple[object, ...], Projection] = {}
+    for projection in decoder.projections().values():
+        adapter = projection.adapter
+        ranks = () if adapter is None else tuple(down.shape[0] for down in adapter.down)
+        found.setdefault((projection.weight.shape, projection.bias is None, ranks), projection)
+    return list(found.values())
+
+
+def _stand_in(projection: Projection, generator: torch.Generator) -> Projection:
+    """The same weight beside an adapter of random numbers: a fresh one adds zeros, in which no rounding shows."""
+    bias = None if projection.bias is None else projection.bias.detach()
+    stand_in = Projection(projection.weight.detach(), bias, projection.names, projection.sizes)
+    stand_in.rows, stand_in.packed.allowed = projection.rows, projection.packed.allowed
+    if (adapter := projection.adapter) is not None:
+        n_in, rank = projection.weight.shape[1], adapter.down[0].shape[0]
+        stand_in.adapter = Adapter(projection.names, projection.sizes, n_in, rank, 1.0)
+        stand_in.adapter.reset(generator)
+        with torch.no_grad():
+            for up in stand_in.adapter.up:
+                up.copy_(torch.randn(up.shape, generator=generator))
+        stand_in.adapter.to(projection.weight.device)
+    return stand_in
+
+
+def dependent_pass(decoder: Decoder) -> str | None:
+    """Where the hidden states of a token depend on what it is computed with: whole sequences alone and together, and
+    continued from the cache. None when all are the same to the bit. Only the last layer is run, as all are alike."""
+    generator = torch.Generator().manual_seed(2)
+    vocabulary = decoder.embed.shape[0]
+    shared = torch.randint(vocabulary, (SHARED,), generator=generator).tolist()
+    sequences = [
+        (*shared, *torch.randint(vocabulary, (length - SHARED,), generator=generator).tolist()) for length in LENGTHS
+    ]
+    with _last_layer(decoder):
+        with torch.enable_grad():
+            expected = [_whole(decoder, [sequence])[0] for sequence in sequences]
+            together = _whole(decoder, sequences)
+        if not all(torch.equal(one, other) for one, other in zip(expected, together, strict=True)):
+            return "sequences alone and together"
+        with torch.no_grad():
+            return _continued(decoder, sequences, expected)
+
+
+@contextmanager
+def _last_layer(decoder: Decoder) -> Iterator[None]:
+    """`decoder` with its last layer alone inside."""
+    layers = decoder.layers
+    decoder.layers = layers[-1:]
+    assert isinstance(decoder.layers[0], Layer)
+    try:
+        yield
+    finally:
+        decoder.layers = layers
+
+
+def _whole(decoder: Decoder, sequences: list[tuple[int, ...]]) -> list[Tensor]:
+    """Hidden states of each sequence's tokens, computed in one pass."""
+    tree = merge_prefixes(sequences, decoder.device)
+    attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
+    hidden = decoder(tree.tokens, tree.positions, attend).detach()
+    return [hidden[torch.tensor(path, device=decoder.device)] for path in tree.paths]
+
+
+def _continued(decoder: Decoder, sequences: list[tuple[int, ...]], expected: list[Tensor]) -> str | None:
+    cached = CachedDecoder(decoder, adapter=True)
+    slots = [Slot(index) for index in range(len(sequences))]
+    own = sum(step[0] for step in STEPS), sum(step[1] for step in STEPS if len(step) > 1)
+    starts = [len(sequence) - own[0] - own[1] for sequence in sequences]
+    prompts = [sequence[:start] for sequence, start in zip(sequences, starts, strict=True)]
+    begun = cached.begin(prompts, [Place(slot, None) for slot in slots])
+    if not all(torch.equal(begun[at], expected[at][starts[at] - 1]) for at in range(len(sequences))):
+        return "prompts alone and together"
+    for step in STEPS:
+        # Fewer and fewer go on: first all of them, at last one alone.
+        going = slots[: len(slots) if len(step) > 2 else 1]
+        deltas = [
+            sequences[slot.index][len(slot.tokens) : len(slot.tokens) + step[slot.index % len(step)]] for slot in going
+        ]
+        ends = cached.extend(going, deltas)
+        for slot, end in zip(going, ends, strict=True):
+            if not torch.equal(end, expected[slot.index][len(slot.tokens) - 1]):
+                return "sequences whole and continued from the cache"
+    return None
+
+
+def slowdown(decoder: Decoder, exact: tuple[Rows, Rows], fast: tuple[Rows, Rows], enough: float) -> float:
+    """How many times as long a learning pass or a decoding step takes by `exact` as by `fast`, whichever is the larger;
+    best of several, taken in turns. Ends early where it is far above `enough`. Leaves the decoder computing by
+    `fast`."""
+    times: dict[tuple[str, bool], float] = {}
+    ratio = 1.0
+    for turn in range(5):
+        for is_exact in (False, True):
+            decoder.compute_by(*(exact if is_exact else fast))
+            for name, work in (("learn", _learn), ("decode", _decode)):
+                elapsed = work(decoder)
+                if turn:  # the first one makes kernels
+                    key = (name, is_exact)
+                    times[key] = min(elapsed, times.get(key, elapsed))
+        if turn:
+            ratio = max(times[name, True] / times[name, False] for name in ("learn", "decode"))
+            if turn > 1 and ratio > 1.5 * enough:
+                break
+    decoder.compute_by(*fast)
+    return ratio
+
+
+def _random_sequences(decoder: Decoder, count: int, length: int) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randint(decoder.embed.shape[0], (count, length), generator=generator)
+    return [tuple(row) for row in drawn.tolist()]
+
+
+def _learn(decoder: Decoder) -> float:
+    """Seconds of a pass over 256 tokens, with its gradient where anything learns."""
+    sequences = _random_sequences(decoder, 4, 64)
+    began = time.perf_counter()
+    tree = merge_prefixes(sequences, decoder.device)
+    attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
+    wanted = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    with torch.set_grad_enabled(bool(wanted)):
+        hidden = decoder(tree.tokens, tree.positions, attend)
+        with torch.no_grad():
+            products.by_rows(lambda part: products.linear(part, decoder.head), hidden[:128], decoder.rows)
+        if wanted:
+            torch.autograd.grad(hidden.float().square().sum(), wanted, allow_unused=True)
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def _decode(decoder: Decoder) -> float:
+    """Seconds of four tokens for each of sixteen sequences."""
+    cached = CachedDecoder(decoder, adapter=True)
+    slots = [Slot(index) for index in range(16)]
+    prompts = _random_sequences(decoder, len(slots), 16)
+    cached.begin(prompts, [Place(slot, None) for slot in slots])
+    began = time.perf_counter()
+    for _ in range(4):
+        decoder.logits(cached.extend(slots, [(1,)] * len(slots)))
+    return time.perf_counter() - began

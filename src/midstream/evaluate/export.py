@@ -1,0 +1,127 @@
+"""A trained policy as a folder for others: its adapter, or the whole model, with a model card; and to the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from midstream.core.config import load_yaml, parse_config
+from midstream.core.errors import ConfigError, RunError
+from midstream.evaluate.agent import find_checkpoint
+from midstream.evaluate.model_card import model_card
+from midstream.evaluate.runs import find_run
+from midstream.learn.config import TrainConfig
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    merge: bool = False,
+    dtype: Dtype = "auto",
+    push: str | None = None,
+    public: bool = False,
+    runs_dir: str | Path = "runs",
+) -> Path:
+    """Write the policy of a run into the new folder `out` and return it.
+
+    `run` is a run (its newest checkpoint; a folder, or a name in `runs_dir`) or a checkpoint. Of an adapter, `merge`
+    makes a model of its own, which transformers loads; without it, the folder holds the adapter as peft reads it. After
+    full tuning it is the model either way. `dtype` is that of the weights; `auto` is the base model's. `push` uploads
+    the folder to the hub under `owner/name`, private unless `public`. Nothing that the run's config names is imported
+    or run. Raises `UserError`; then there is no folder.
+    """
+    checkpoint = find_checkpoint(run if Path(run, "state.json").is_file() else find_run(str(run), runs_dir))
+    config = parse_config(TrainConfig, load_yaml(checkpoint / "config.yaml"), f"the config of '{checkpoint}'")
+    whole = merge or config.policy.tuning == "full"
+    if dtype != "auto" and not whole:
+        raise ConfigError(f"dtype {dtype} is of a whole model, and this is an adapter", "export it with merge")
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RunError(f"there is something at '{target}' already", "give --out a folder that is not there yet")
+    hub = None if push is None else _log_in(push)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            _write(building, checkpoint, config, whole, dtype)
+            for file in building.iterdir():
+                file.chmod(0o644)
+            building.chmod(0o755)
+            os.replace(building, target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"cannot write '{target}': {error.strerror or error}", "free some disk space") from None
+    if hub is not None and push is not None:
+        _upload(hub, push, target, public)
+    return target
+
+
+def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dtype: Dtype) -> None:
+    import torch
+
+    from midstream.engines.models import resolve
+    from midstream.engines.torch.checkpoint_files import stored_dtype
+    from midstream.engines.torch.decoder import load_decoder
+    from midstream.learn.model_folder import copy_beside, merge_adapters, write_model
+    from midstream.learn.setup import tuned
+    from midstream.learn.weights import unfused
+
+    base = resolve(config.policy.model)
+    if whole:
+        decoder = load_decoder(base, torch.float32)
+        tuned(config, decoder, "adapters").load(checkpoint)
+        merge_adapters(decoder)
+        kept = stored_dtype(base) if dtype == "auto" else getattr(torch, dtype)
+        values = {name: value.detach() for name, value in decoder.named_parameters() if ".adapter." not in name}
+        write_model(folder, decoder, {name: value.to(kept) for name, value in unfused(decoder, values).items()})
+    else:
+        for name in _ADAPTER:
+            shutil.copyfile(checkpoint / name, folder / name)
+        copy_beside(base, folder)
+    (folder / "README.md").write_text(model_card(checkpoint, config, whole), encoding="utf-8")
+
+
+def _log_in(repo: str) -> HfApi:
+    """The hub's client, when it is there and takes uploads of whoever is logged in: known before the work."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    hub = HfApi()
+    with _refusals(repo, "log in with `hf auth login`, or leave --push out"):
+        validate_repo_id(repo)
+        hub.whoami()
+    return hub
+
+
+def _upload(hub: HfApi, repo: str, folder: Path, public: bool) -> None:
+    from midstream.engines.models import no_progress_bars
+
+    with _refusals(repo, f"the folder '{folder}' is complete: upload it with `hf upload {repo} {folder}`"):
+        hub.create_repo(repo, private=not public, exist_ok=True)
+        with no_progress_bars():
+            hub.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Trained with Midstream")
+
+
+@contextmanager
+def _refusals(repo: str, hint: str) -> Iterator[None]:
+    """Says of what the hub refused that it was the hub, and what to do."""
+    from midstream.engines.models import hub_errors
+
+    try:
+        yield
+    except hub_errors() as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"cannot push to '{repo}' on the hub: {reason}", hint) from None

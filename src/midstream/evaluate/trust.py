@@ -1,0 +1,73 @@
+"""What the config of a run would run, import or send elsewhere: asked before somebody else's run is put to work.
+
+A config is code: it names modules to import, programs to start and servers to talk to. Runs in one's own `runs/` are
+one's own; a checkpoint from anywhere else is data until its user says otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from midstream.core.errors import ConfigError
+from midstream.core.text import visible
+
+_log = logging.getLogger(__name__)
+STARTS_PROGRAMS = ("blackbox_command_agent",)
+
+
+def is_ours(folder: Path, runs_dir: str | Path) -> bool:
+    """Whether `folder` lies in `runs_dir`, links followed."""
+    return folder.resolve().is_relative_to(Path(runs_dir).resolve())
+
+
+def insist_trusted(config: Mapping[str, Any], name: str, trust: bool) -> None:
+    """Raise `ConfigError` that lists what `config` would do beyond built-in flows and tools; with `trust`, log it."""
+    effects = list(effects_of(config))
+    if not effects:
+        return
+    listing = "".join(f"\n    {visible(effect)}" for effect in effects)
+    if not trust:
+        raise ConfigError(
+            f"'{name}' is not in your folder of runs, and its config uses more than built-in parts:{listing}",
+            "read it; with --trust (trust=True) this is done",
+        )
+    _log.warning("trusting '%s':%s", name, listing)
+
+
+def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that `config` would import, run, or send elsewhere."""
+    from midstream.agents.registry import is_registered
+    from midstream.tasks.load import is_imported
+
+    flow = _section(config, "flow")
+    name = str(flow.get("name", ""))
+    if flow.get("flows_file"):
+        yield f"flow.flows_file imports the classes that '{flow['flows_file']}' lists"
+    if name in STARTS_PROGRAMS:
+        yield f"flow.name={name} starts the program: {_section(flow, 'settings').get('command')}"
+    elif name and not is_registered(name):
+        yield f"flow.name imports and runs '{name}'"
+    for tool in flow.get("tools") or ():
+        if ":" in str(tool):
+            yield f"flow.tools imports and runs '{tool}'"
+    for role, settings in _section(flow, "roles").items():
+        engine = str(settings.get("engine", "")) if isinstance(settings, Mapping) else ""
+        if "://" in engine:
+            key = f", with the key in ${settings['api_key_env']}" if settings.get("api_key_env") else ""
+            yield f"flow.roles.{role} sends what it reads to {engine}{key}"
+    reward = _section(config, "reward")
+    for component in {**_section(reward, "components"), str(reward.get("success", "")): 0}:
+        if ":" in str(component):
+            yield f"reward imports and runs '{component}'"
+    for source in _section(config, "tasks").get("sources") or ():
+        kind = str(source.get("type", "")) if isinstance(source, Mapping) else ""
+        if is_imported(kind):
+            yield f"tasks.sources imports and runs '{kind}'"
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}

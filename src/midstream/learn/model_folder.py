@@ -1,0 +1,65 @@
+"""A model as a folder that transformers loads: weights, config, generation config and tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from midstream.engines.torch.decoder import Decoder
+
+BESIDE = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files of a model's folder that belong to it beside config and weights, as far as it has them."""
+
+
+def write_model(folder: Path, decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
+    """Write `weights`, by Hugging Face's names, into `folder`, with the config of `decoder` and the other files of the
+    folder it was read from."""
+    source = Path(decoder.source)
+    save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_config(decoder, weights), indent=2) + "\n", encoding="utf-8")
+    copy_beside(source, folder)
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy the tokenizer and the generation config of the model in `source`."""
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _config(decoder: Decoder, weights: Mapping[str, Tensor]) -> dict[str, object]:
+    written = Path(decoder.source) / "config.json"
+    # As it was written: others may read older spellings only.
+    config = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else dict(decoder.config)
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    tied = decoder.head is decoder.embed
+    return {**config, **dict.fromkeys(names, dtype), "tie_word_embeddings": tied}
+
+
+@torch.no_grad()
+def merge_adapters(decoder: Decoder) -> None:
+    """Add every adapter to the weight beside it, `W + (alpha / rank) B A`, computed in fp32, and take it away."""
+    for projection in decoder.projections().values():
+        if projection.adapter is None:
+            continue
+        a, b = projection.adapter.matrices(torch.float32)
+        projection.weight.copy_(projection.weight.float().addmm_(b.t(), a))
+        projection.adapter = None
+    decoder.version += 1

@@ -1,0 +1,164 @@
+"""The noise floor: how far apart two correct computations of the same log-probabilities are on this machine.
+
+On some processors and GPUs a row of a matrix product depends on how many rows are computed beside it, so sampler and
+learner differ by rounding although both are right. A self-check must not take that for a fault, and must not hide a
+fault behind it. So the noise is measured: some sequences are scored alone, and again with further tokens appended, in
+two different numbers. In a causal model these cannot change what comes before them; they only change the number of
+rows. Nothing else of the training path takes part, so a fault in it does not raise the floor.
+
+**The test.** Let S be the root mean square of differences over tokens, without the largest 1 % of them (at least one),
+so that a single token never decides. A check compares its S, over n sequences, with
+
+    limit = max(ROUNDING, CUTS * S_floor * exp(Z * s)),   s = spread * sqrt(max(1, n_floor / n))
+
+`spread` is the standard deviation of log S, from the two measurements of the floor: with a_i and b_i their mean squares
+of sequence i and R = sum b / sum a, it is sqrt(sum (b_i - R a_i)^2) / (2 sum b), the ratio estimator's, which takes
+the tokens of one sequence for wholly dependent; at least sqrt(2 / n_floor) / 2, that of independent normal differences.
+`CUTS` allows the compared cuts to be twice as noisy as the measured ones. With Z = 4.42 the probability of a false
+alarm is 5e-6 a check (one-sided normal), under 1e-4 for all checks of a run together.
+
+`slope` tests are far more sensitive: where a fault changes log-probabilities by a known pattern (another temperature,
+shifted positions), noise hardly has any part of that pattern. Their limit is a fixed margin plus the t-quantile of the
+same probability times the standard error.
+
+`ROUNDING` is what is taken for rounding without being measured: engines whose kernels differ (another vendor's, vLLM)
+may differ by that much although the learner's own passes do not differ at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from midstream.engines.torch.decoder import Decoder
+from midstream.learn.log_probs import TokenSequence, score
+
+ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
+"""Smallest limit on S by the policy's dtype, in nats."""
+CUTS = 2.0
+"""How much noisier than the measured cuts the compared ones may be."""
+Z = 4.42
+"""Normal quantile of the false-alarm rate of one check, 5e-6."""
+TRIMMED = 0.01
+"""Share of tokens, those of the largest differences, that S leaves out."""
+UNDECIDABLE = 0.4
+"""A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
+nothing."""
+FURTHER = ((3, 61), (17, 130), (97, 7))
+"""Tokens appended in the two measurements, by turns: kernels change at different numbers of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """`rms` is S of the floor, `spread` the standard deviation of its logarithm, `sequences` those that it was measured
+    with. `repeat` is the S of one pass made twice: 0 unless something is random."""
+
+    rms: float
+    spread: float
+    sequences: frozenset[TokenSequence]
+    repeat: float
+    dtype: str
+
+    @property
+    def random(self) -> bool:
+        """Whether the same pass made twice differs by more than rounding."""
+        return self.repeat > self.rounding / 10
+
+    @property
+    def trusted(self) -> float:
+        """`rms`, or 0 where it is no noise: a fault of the learner must not raise the limit that would find it."""
+        return 0.0 if self.random or self.rms > UNDECIDABLE else self.rms
+
+    @property
+    def rounding(self) -> float:
+        """`ROUNDING` of the dtype."""
+        return ROUNDING[self.dtype]
+
+    def limit(self, sequences: int, rounding: float | None = None) -> float:
+        """What S over that many sequences may be; `rounding` in place of the dtype's."""
+        fewer = math.sqrt(max(1.0, len(self.sequences) / max(sequences, 1)))
+        return max(self.rounding if rounding is None else rounding, self.trusted * factor(self.spread * fewer))
+
+    def mean_limit(self, sequences: int) -> float:
+        """What the mean difference over that many sequences may be."""
+        return self.rounding / 10 + Z * CUTS * self.trusted / math.sqrt(max(sequences, 1))
+
+    def with_rounding(self, rms: float) -> Noise:
+        """With a further, independent source of noise."""
+        return replace(self, rms=math.hypot(self.trusted, rms))
+
+
+def factor(spread: float) -> float:
+    """CUTS * exp(Z * s) of the module's docstring."""
+    return CUTS * math.exp(Z * spread)
+
+
+def least_spread(sequences: int) -> float:
+    """The standard deviation of log S over that many independent sequences against as many."""
+    return math.sqrt(2 / max(sequences, 1)) / 2
+
+
+def trimmed_rms(differences: Sequence[np.ndarray]) -> float:
+    """S of the module's docstring, of differences by sequence."""
+    return math.sqrt(float(np.mean(np.concatenate(trimmed(differences)) ** 2))) if differences else 0.0
+
+
+def trimmed(differences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """`differences` with 0 in place of the largest `TRIMMED` of all."""
+    everyone = np.sort(np.abs(np.concatenate(differences)))
+    left_out = min(len(everyone), max(1, math.ceil(TRIMMED * len(everyone))))
+    bound = everyone[len(everyone) - left_out] if left_out else math.inf
+    return [np.where(np.abs(d) < bound, d, 0.0) for d in differences]
+
+
+def slope(differences: Sequence[np.ndarray], by: Sequence[np.ndarray], noise: float) -> tuple[float, float]:
+    """The slope b of d = b x through 0 and how far off noise may make it. `differences` d and `by` x are by sequence;
+    the standard error is the larger of a sandwich estimate, over sequences, and of what `noise` (S) by token gives."""
+    size = sum(float(x @ x) for x in by)
+    if not size:
+        return 0.0, 0.0
+    found = sum(float(x @ d) for x, d in zip(by, differences, strict=True)) / size
+    off = [float(x @ (d - found * x)) for x, d in zip(by, differences, strict=True)]
+    error = max(math.sqrt(sum(value**2 for value in off)) / size, CUTS * noise / math.sqrt(size))
+    return found, t_quantile(len(by) - 1) * error
+
+
+def t_quantile(degrees: int) -> float:
+    """Student's t quantile that Z is of the normal, by its Cornish-Fisher expansion (Abramowitz & Stegun 26.7.5)."""
+    n = max(degrees, 1)
+    return Z + (Z**3 + Z) / (4 * n) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * n**2)
+
+
+def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int = 12) -> Noise:
+    """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each."""
+    different = list(dict.fromkeys(sequences))
+    chosen = [different[n * len(different) // count] for n in range(count)] if len(different) > count else different
+    measured: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for number, sequence in enumerate(chosen):
+        alone = _scored(decoder, sequence)
+        for found, further in zip(measured, FURTHER[number % len(FURTHER)], strict=True):
+            found.append(_scored(decoder, sequence, further) - alone)
+    repeat = trimmed_rms([_scored(decoder, chosen[0]) - _scored(decoder, chosen[0])]) if chosen else 0.0
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    return Noise(trimmed_rms([*measured[0], *measured[1]]), _spread(*measured), frozenset(chosen), repeat, dtype)
+
+
+def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+    a, b = (
+        np.array([float(np.mean(d**2)) for d in trimmed(found)]) if found else np.zeros(0) for found in (first, second)
+    )
+    least = least_spread(len(a))
+    if not (a.sum() > 0 and b.sum() > 0):
+        return least
+    return max(least, float(np.sqrt(((b - b.sum() / a.sum() * a) ** 2).sum()) / (2 * b.sum())))
+
+
+def _scored(decoder: Decoder, sequence: TokenSequence, further: int = 0) -> np.ndarray:
+    """The log-probabilities of its response, with that many tokens appended; with gradients on, as the learner
+    computes."""
+    ids = sequence.prompt_ids + sequence.response_ids
+    more = tuple(ids[n % len(ids)] for n in range(min(further, decoder.context_length - len(ids))))
+    longer = TokenSequence(sequence.prompt_ids, sequence.response_ids + more, sequence.temperature)
+    return score(decoder, [longer]).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()

@@ -1,0 +1,95 @@
+"""The process that compares mathematics, from the side that asks: started when needed, ended when it takes too long."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+
+from midstream.core.errors import UserError
+
+START_TIMEOUT_S = 60.0
+"""A process that starts has sympy to load."""
+
+
+def compare(pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
+    """Whether the two of each pair are equal, by math-verify: LaTeX without marks, the gold answer first.
+
+    All False when that takes longer than `timeout_s` or breaks. Safe to call from any thread; calls wait for each
+    other. Raises `UserError` when the package is not there.
+    """
+    if not pairs:
+        return []
+    return _worker.compare(pairs, timeout_s)
+
+
+class _Worker:
+    """One process, started when it is first needed and after it had to be ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compare(self, pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
+        with self._lock:
+            if self._process is None:
+                if importlib.util.find_spec("math_verify") is None:
+                    raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
+                self._process = self._start()
+            reply = self._ask(self._process, pairs, timeout_s)
+            if reply is None:
+                self._end()
+                return [False] * len(pairs)
+            return [bool(equal) for equal in json.loads(reply)["equal"]]
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Start the process and wait until it can compare; raises `UserError` with its last words when it cannot."""
+        command = [sys.executable, "-m", "midstream.rewards.math_worker"]
+        with tempfile.TemporaryFile() as errors:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+            if self._line(process, START_TIMEOUT_S) is None:
+                process.kill()
+                process.communicate()
+                errors.seek(0)
+                words = errors.read().decode(errors="replace").strip().splitlines()
+                raise UserError(
+                    f"the process that grades mathematics did not start: {words[-1] if words else 'no message'}",
+                    "see whether `python -c 'import math_verify'` works",
+                )
+        atexit.register(self._end)
+        return process
+
+    def _ask(
+        self, process: subprocess.Popen[bytes], pairs: Sequence[tuple[str, str]], timeout_s: float
+    ) -> bytes | None:
+        """One line of reply; None when the process took too long or died over the request."""
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"pairs": list(pairs)}).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._line(process, timeout_s)
+
+    def _line(self, process: subprocess.Popen[bytes], timeout_s: float) -> bytes | None:
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(timeout_s):
+                return None
+        return process.stdout.readline() or None
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+_worker = _Worker()

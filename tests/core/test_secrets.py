@@ -1,0 +1,47 @@
+"""What may be a secret is not in what is saved; everything else is, unchanged."""
+
+import pytest
+
+from midstream.core.secrets import NOT_KEPT, text_without_secrets, without_secrets
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"env": {"OPENAI_API_KEY": "hunter2"}},
+        {"settings": [{"env": {"A": "hunter2 {question}"}}]},
+        {"api_key": "hunter2"},
+        {"wandb": {"API_KEY": "hunter2", "password": "hunter2"}},
+        {"store": "postgresql://me:hunter2@host:5432/db"},
+        {"engine": "https://hunter2:hunter2@host/v1"},
+        {"engine": "https://host/v1?api_key=hunter2&b=1"},
+        {"command": "agent --api-key hunter2 --fast"},
+        {"command": ["agent", "sk-proj-hunter2hunter2hunter2"]},
+        {"text": "ms-aHVudGVyMg.1790000000.hunter2"},
+        {"header": "Authorization: Bearer hunter2"},
+        {"note": "the token is hf_hunter2hunter2hunter2"},
+    ],
+)
+def test_a_secret_is_not_kept(secret: dict) -> None:
+    kept = without_secrets(secret)
+    assert "hunter2" not in str(kept).replace("https://hunter2:", "") and NOT_KEPT in str(kept)
+    assert without_secrets(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"env": {"QUESTION": "{question}"}},
+        {"api_key_env": "OPENAI_API_KEY", "max_tokens": 5, "tokens": "5", "keys": ["a"], "token": None},
+        {"store": "postgresql://me@host/db", "url": "http://127.0.0.1:8000/v1?x=1"},
+        {"flow": {"name": "my.module:Flow", "tools": ["a.b:c"], "settings": {"command": "agent --fast"}}},
+        {"model": "org/sk-model-instruct-2024", "grader": "ms-marco-MiniLM-L-12-v2", "email": "me@host.com: hello"},
+    ],
+)
+def test_what_is_no_secret_is_kept_as_it_is(plain: dict) -> None:
+    assert without_secrets(plain) == plain
+
+
+def test_a_password_in_a_message_is_not_kept() -> None:
+    told = text_without_secrets("cannot reach postgresql://me:pass@host/db (timeout)")
+    assert told == f"cannot reach postgresql://me:{NOT_KEPT}@host/db (timeout)"

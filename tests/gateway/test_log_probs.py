@@ -1,0 +1,87 @@
+"""Log-probabilities by token: bytes, places in the text, and the same again under an idempotency key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.gateway.conftest import Start
+from tests.gateway.served import HELLO, Opened, error, events
+
+TEXTS = ("Plain text.", "né 👋 日本 ok", "One. STOP more 👋")
+
+
+def completion(opened: Opened, key: str = "", **more: Any) -> dict[str, Any]:
+    headers = {"Idempotency_Key": key} if key else {}
+    response = opened.post("/completions", {"model": "tiny", "prompt": "?", **more}, **headers)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_bytes_of_a_chats_tokens_add_up_to_its_text(start: Start, text: str) -> None:
+    opened = start(text).open()
+    entries = opened.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
+    assert b"".join(bytes(one["bytes"]) for one in entries).decode() == f"{text}<|im_end|>"
+    for one in entries:
+        assert one["top_logprobs"][0]["bytes"] == one["bytes"] and len(one["top_logprobs"]) == 2
+        assert one["token"].encode() == bytes(one["bytes"]) or one["token"].startswith("\\x")
+    streamed = [
+        token
+        for chunk in events(opened.chat(logprobs=True, stream=True).text)
+        for choice in chunk["choices"]
+        if choice["logprobs"]
+        for token in choice["logprobs"]["content"]
+    ]
+    assert [one["bytes"] for one in streamed] == [one["bytes"] for one in entries]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("limit", [2, 6, 40])
+def test_a_tokens_place_is_inside_the_text_and_where_it_begins(start: Start, text: str, limit: int) -> None:
+    choice = completion(start(text).open(), logprobs=1, max_tokens=limit, stop=["STOP"])["choices"][0]
+    said, told = choice["text"], choice["logprobs"]
+    offsets = told["text_offset"]
+    assert offsets == sorted(offsets) and all(0 <= offset <= len(said) for offset in offsets)
+    assert len({len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}) == 1
+    for token, offset in zip(told["tokens"], offsets, strict=True):
+        if offset < len(said) and "\\x" not in token:
+            assert said.startswith(token[: len(said) - offset], offset)
+
+
+def test_alternatives_that_are_parts_of_characters_are_told_apart(start: Start) -> None:
+    told = completion(start("👋👋").open(), logprobs=5)["choices"][0]["logprobs"]
+    assert all(len(top) == 5 for top in told["top_logprobs"])
+
+
+def test_the_prompts_log_probabilities_are_refused_by_name(start: Start) -> None:
+    opened = start().open()
+    for count in (0, 2):
+        refused = opened.post("/completions", {"prompt": "?", "echo": True, "logprobs": count})
+        assert error(refused)[0] == 400 and refused.json()["error"]["param"] == "echo"
+    assert opened.steps == ()
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_answer_given_again_is_the_first_one_to_the_byte(start: Start, text: str) -> None:
+    served = start(text)
+    opened = served.open()
+    wanted = {"logprobs": True, "top_logprobs": 3, "n": 2, "stop": ["STOP"]}
+    first, again = (opened.chat(key="a", **wanted).text for _ in range(2))
+    assert first == again
+    assert completion(opened, "b", logprobs=3) == completion(opened, "b", logprobs=3)
+    streams = [opened.chat(key="c", stream=True, logprobs=True).text for _ in range(2)]
+    assert streams[0] == streams[1]
+    plain = [opened.post("/completions", {"prompt": "?", "stream": True}, Idempotency_Key="d").text for _ in range(2)]
+    assert plain[0] == plain[1]
+    served.stop()
+    later = Opened(start(text), opened.told)  # from the store of the first one
+    assert later.chat(key="a", **wanted).text == first
+    assert later.chat(key="c", stream=True, logprobs=True).text == streams[0]
+
+
+def test_alternatives_are_kept_only_where_they_may_be_asked_for_again(start: Start) -> None:
+    opened = start().open()
+    opened.chat(HELLO, logprobs=True, top_logprobs=3)
+    opened.chat(HELLO, key="a", logprobs=True, top_logprobs=3)
+    assert ["top_log_probs" in step.metadata for step in opened.steps] == [False, True]

@@ -1,0 +1,174 @@
+"""A reward function costs at most its own trajectory: late, raising, leaving, or cut off from what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
+from midstream.core.failures import Failure, failure_of
+from midstream.core.types import Status, Task, Trajectory
+from midstream.rewards.components import component
+from midstream.rewards.compose import RewardConfig, RewardFunction
+
+
+def an_attempt(number: int = 0, **changes: Any) -> Trajectory:
+    return Trajectory(
+        uid=f"u{number}", prompt_uid="p", task=Task(id="t", prompt="q", answer="12"), answer="12", **changes
+    )
+
+
+def scored(function: Any, *attempts: Trajectory, **config: Any) -> list[Trajectory]:
+    component("test_called")(function)
+    reward = RewardFunction(RewardConfig(components={"test_called": 1.0}, **config))
+
+    async def score() -> list[Trajectory]:
+        return list(await asyncio.gather(*(reward.score(attempt) for attempt in attempts or (an_attempt(),))))
+
+    return asyncio.run(score())
+
+
+def test_sync_components_run_side_by_side() -> None:
+    together = threading.Barrier(8)
+
+    def waits_for_the_others() -> float:
+        together.wait(timeout=30)  # breaks, and so raises, unless all eight are inside
+        return 1.0
+
+    assert [one.reward for one in scored(waits_for_the_others, *map(an_attempt, range(8)))] == [1.0] * 8
+
+
+def test_async_components_of_one_trajectory_are_awaited_side_by_side() -> None:
+    inside: set[str] = set()
+    met = asyncio.Event()
+
+    async def enter(name: str) -> float:
+        inside.add(name)
+        if len(inside) == 2:
+            met.set()
+        await met.wait()
+        return 1.0
+
+    @component("test_one")
+    async def one() -> float:
+        return await enter("one")
+
+    @component("test_other")
+    async def other() -> float:
+        return await enter("other")
+
+    reward = RewardFunction(RewardConfig(components={"test_one": 1.0, "test_other": 2.0}, timeout_s=30))
+    assert asyncio.run(reward.score(an_attempt())).reward == 3.0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) -> None:
+    ended = threading.Event()
+
+    def hangs(trajectory: Trajectory) -> float:
+        if trajectory.uid == "u0":
+            ended.wait(60)
+        return 1.0
+
+    async def hangs_async(trajectory: Trajectory) -> float:
+        if trajectory.uid == "u0":
+            await asyncio.sleep(60)
+        return 1.0
+
+    late, other = scored(hangs if kind == "sync" else hangs_async, an_attempt(0), an_attempt(1), timeout_s=0.5)
+    ended.set()
+    assert late.status is Status.FAILED and late.reward is None
+    assert late.error == "reward component 'test_called' took longer than reward.timeout_s = 0.5 s"
+    assert failure_of(late) is Failure.REWARD
+    assert other.reward == 1.0
+
+
+def test_a_component_that_never_returns_does_not_hold_up_the_end_of_the_program() -> None:
+    code = (
+        "import asyncio, time\n"
+        "from midstream.rewards.calls import call\n"
+        "print(asyncio.run(call(lambda: time.sleep(600), {}, 0.1)).late)\n"
+    )
+
+    async def run() -> bytes:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+        return (await asyncio.wait_for(process.communicate(), 90))[0]
+
+    assert asyncio.run(run()).split() == [b"True"]
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), StopIteration(), GeneratorExit(), asyncio.CancelledError(), MemoryError(), TimeoutError()]
+)
+def test_whatever_a_component_raises_costs_one_trajectory(error: BaseException, kind: str) -> None:
+    def leaves(trajectory: Trajectory) -> float:
+        if trajectory.uid == "u0":
+            raise error
+        return 1.0
+
+    async def leaves_async(trajectory: Trajectory) -> float:
+        return leaves(trajectory)
+
+    failed, other = scored(leaves if kind == "sync" else leaves_async, an_attempt(0), an_attempt(1))
+    assert failed.status is Status.FAILED and failed.error.startswith("reward component 'test_called' raised")
+    assert other.reward == 1.0
+
+
+def test_ctrl_c_still_stops() -> None:
+    async def interrupted() -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(interrupted)
+
+
+def test_cancelling_the_rollout_cancels_its_scoring() -> None:
+    async def waits() -> float:
+        await asyncio.sleep(60)
+        return 1.0
+
+    component("test_called")(waits)
+    reward = RewardFunction(RewardConfig(components={"test_called": 1.0}))
+
+    async def cancel() -> None:
+        scoring = asyncio.create_task(reward.score(an_attempt()))
+        await asyncio.sleep(0.05)
+        scoring.cancel()
+        await scoring
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancel())
+
+
+def chained() -> None:
+    try:
+        raise httpx.ConnectError("refused")
+    except httpx.ConnectError as error:
+        raise ValueError("the judge is down") from error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineUnreachable("gone"), EngineError("busy"), ConnectionRefusedError("no"), httpx.ReadTimeout("slow"), None],
+)
+def test_a_judge_that_is_down_is_no_outcome_even_where_failures_have_a_reward(error: Exception | None) -> None:
+    def asks() -> float:
+        if error is None:
+            chained()
+        raise error or AssertionError
+
+    (failed,) = scored(asks, failed=-1.0)
+    assert failure_of(failed) is Failure.INFRASTRUCTURE and failed.reward is None
+    (other,) = scored(lambda: 1 / 0, failed=-1.0)
+    assert failure_of(other) is Failure.REWARD and other.reward == -1.0
+
+
+def test_a_component_of_groups_may_not_ask_for_one_trajectory() -> None:
+    with pytest.raises(ConfigError, match="asks for 'group' and for answer"):
+        component("test_both")(lambda group, answer: 0.0)
