@@ -13,7 +13,7 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
-from midstream.core.failures import Failure, because
+from midstream.core.failures import Failure, with_failure
 from midstream.core.sampling import SamplingParams
 from midstream.core.secrets import text_without_secrets
 from midstream.core.seeds import derive_seed
@@ -163,7 +163,7 @@ class AgentFlowWorker:
             await self._records.finish(trajectory, attempt)
         except EngineError as error:
             failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
-            return because(failed, Failure.INFRASTRUCTURE)
+            return with_failure(failed, Failure.INFRASTRUCTURE)
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -191,7 +191,7 @@ class AgentFlowWorker:
                 raise  # the whole rollout is being given up
             return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
         except EngineError as error:
-            return because(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
+            return with_failure(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # whatever a flow raises costs its own trajectory, never the run
@@ -214,7 +214,7 @@ def _unheard(attempt: Attempt, error: EngineError) -> Trajectory:
     failed = Trajectory(
         uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
     )
-    return because(failed, Failure.INFRASTRUCTURE)
+    return with_failure(failed, Failure.INFRASTRUCTURE)
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:

@@ -24,7 +24,7 @@ class Failure(StrEnum):
     """The agent: its flow raised, its prompt exceeded the context, or it timed out."""
 
 
-def because(trajectory: Trajectory, failure: Failure) -> Trajectory:
+def with_failure(trajectory: Trajectory, failure: Failure) -> Trajectory:
     """Return `trajectory` with the cause of its failure in its metadata."""
     return replace(trajectory, metadata={**trajectory.metadata, KEY: str(failure)})
 

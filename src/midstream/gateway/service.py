@@ -216,7 +216,7 @@ class Gateway:
     @asynccontextmanager
     async def _called(self, live: ActiveTrajectory, ask: Ask) -> AsyncIterator[dict[int, Step]]:
         """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self.trajectories.was_ended(live)
         if live.ended is not None:
             raise ended(live)
@@ -379,7 +379,7 @@ class Gateway:
             return await live.recorder.call(role_engine, call)
 
     def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self.trajectories.was_ended(live)
         if live.ended is not None:
             self.metrics.late.inc()

@@ -178,7 +178,7 @@ class Trajectories:
             raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
         live.touch()
         await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
-        if recorder.over:
+        if recorder.already_ended:
             self.was_ended(live)
         return True
 

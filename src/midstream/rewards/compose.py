@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, UserError, nearest
-from midstream.core.failures import Failure, because, failure_of
+from midstream.core.failures import Failure, failure_of, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
@@ -155,7 +155,7 @@ class RewardFunction:
             # An outage says nothing about the attempt, so it counts before what else went wrong.
             error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
             failed = replace(trajectory, status=Status.FAILED, error=error)
-            return self._without_score(because(failed, cause), rewards)
+            return self._without_score(with_failure(failed, cause), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
@@ -174,7 +174,7 @@ class RewardFunction:
             if made.error is not None:
                 error, cause = self._failure(name, made)
                 for place, one in zip(places, part, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
+                    failed = with_failure(replace(one, status=Status.FAILED, error=error), cause)
                     whole[place] = self._without_score(failed, dict(one.rewards))
                 continue
             if not isinstance(made.value, Sequence) or len(made.value) != len(part):

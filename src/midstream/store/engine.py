@@ -52,13 +52,13 @@ def explained(error: DBAPIError, where: str) -> Exception:
     return error
 
 
-def is_passing(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Whether retrying the transaction should succeed: it conflicted with another process (deadlock, or both inserted
     the same row)."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "23505")
 
 
-def is_everybodys(error: BaseException) -> bool:
+def is_database_failure(error: BaseException) -> bool:
     """Whether the database failed, as opposed to one of the rows (such as one too large for an index)."""
     return isinstance(error, OperationalError) and not str(getattr(error.orig, "sqlstate", None)).startswith("54")
 

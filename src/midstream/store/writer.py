@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from midstream.core.errors import UserError
-from midstream.store.engine import explained, is_everybodys, is_passing
+from midstream.store.engine import explained, is_database_failure, is_retryable
 from midstream.store.transaction import Transaction
 
 T = TypeVar("T")
@@ -140,9 +140,9 @@ class Writer:
                 transaction.flush()
             self.commits += transaction.wrote
         except BaseException as error:  # delivered to the callers; this thread must survive
-            if is_passing(error) and tries < MOST_TRIES:
+            if is_retryable(error) and tries < MOST_TRIES:
                 self._commit(together, tries + 1)
-            elif len(together) > 1 and not is_everybodys(error):
+            elif len(together) > 1 and not is_database_failure(error):
                 for one in together:  # one bad row must not fail the others
                     self._commit([one])
             else:
@@ -175,10 +175,10 @@ class Writer:
                 _resolve([one])
             elif one.error is not None:
                 self._unreported = one.error
-        for loop, of_it in by_loop.items():
+        for loop, operations in by_loop.items():
             with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits there
                 # One wake-up for all: waking a loop costs more than delivering the results.
-                loop.call_soon_threadsafe(_resolve, of_it)
+                loop.call_soon_threadsafe(_resolve, operations)
 
 
 def _resolve(together: Sequence[_Submitted]) -> None:

@@ -110,7 +110,7 @@ def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(s
     assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
     assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
     end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
-    with pytest.raises(Exception, match="has ended already: timed_out"):
+    with pytest.raises(Exception, match="has already ended: timed_out"):
         asyncio.run(store.trajectories.finish(end_too_late))
 
 
