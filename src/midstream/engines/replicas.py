@@ -1,8 +1,8 @@
-"""Several engines of the same model as one. A session stays with one of them, where its prefix is cached.
+"""Load balancing over several engines of the same model. A session stays with one replica, which caches its prefix.
 
-Which one, each process finds for itself by rendezvous hashing (Thaler and Ravishankar 1998): every replica has a number
-drawn from its name and the session, and the largest wins. So sessions of a replica that does not answer go to all the
-others, and no session of another moves."""
+Each process chooses the replica by rendezvous hashing (Thaler and Ravishankar 1998): each replica has a number derived
+from its name and the session, and the largest wins. If a replica is unreachable, its sessions spread over all others,
+and no other session moves."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class _Replica:
 
 
 class Replicas:
-    """`engines` as one. One that cannot be reached is left out for `rest_s`, unless none is left; the call goes to the
-    next, as long as nobody has heard a token of it. A completion carries the version of the replica that answered."""
+    """Presents `engines` as one. An unreachable engine is skipped for `rest_s` seconds, unless no other is left; the
+    call moves to the next one if no token has been delivered. A completion carries the version of the replica that
+    answered."""
 
     def __init__(self, engines: Sequence[Engine], *, rest_s: float = 30.0, name: str = "replicas") -> None:
         if not engines:
@@ -42,7 +43,7 @@ class Replicas:
 
     @property
     def policy_version(self) -> int:
-        """The oldest that a call may be answered with."""
+        """The oldest version that may answer a call."""
         return min(engine.policy_version for engine in self.engines)
 
     @property
@@ -57,15 +58,15 @@ class Replicas:
             engine.leave(session)
 
     async def pause(self) -> None:
-        """Have new calls wait; returns when no replica has one under way."""
+        """Make new calls wait; returns once no replica has a call running."""
         await self._pause.pause()
 
     def resume(self) -> None:
-        """Let calls through again."""
+        """Undo one `pause`."""
         self._pause.resume()
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
-        """Inside, no replica has a call under way, and new ones wait."""
+        """Pause inside the context: no replica has a call running, and new calls wait."""
         return self._pause.exclusive()
 
     async def generate(self, request: Request) -> Completion:
@@ -99,8 +100,8 @@ class Replicas:
             replica.under_way -= 1
 
     def _ranked(self, session: str) -> list[_Replica]:
-        """All replicas, the one to ask first at the front; those that rest come last. A call of no session goes where
-        the fewest are."""
+        """Return all replicas in order of preference; unreachable ones come last. A call without a session goes to the
+        least busy replica."""
         now = time.monotonic()
 
         def rank(replica: _Replica) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
-"""Validation of a tool call's arguments: what is wrong, in words a model can act on.
+"""Validates a tool call's arguments, with error messages that a model can act on.
 
-Strict, with one kindness: a text that can only be read as a number (`"12"`, `"-3.5"`) is taken as one where the
-parameter takes nothing but a number. `"1,234"` and `"12 km"` are not such texts.
+Validation is strict, with one exception: text that unambiguously is a number (`"12"`, `"-3.5"`) is converted if the
+parameter only accepts numbers. `"1,234"` and `"12 km"` are not converted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class CheckedArguments:
-    """`values` are what the function gets, `raw` what was asked for after coercion. Both are empty with `problems`."""
+    """`values` are passed to the function, `raw` are the arguments after coercion. Both are empty if there are
+    `problems`."""
 
     problems: list[str]
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class CheckedArguments:
 
 
 def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments:
-    """Check `arguments`, whatever a model may have written, against the parameters of `tool`."""
+    """Check `arguments`, of any form, against the parameters of `tool`."""
     if not isinstance(arguments, Mapping):
         return CheckedArguments([f"arguments must be an object with named values, not {_kind(arguments)}"])
     raw = dict(arguments)
@@ -64,7 +65,7 @@ def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments
 
 
 def _values(tool: Tool[..., Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    # Through JSON: strict mode then takes a list for a tuple and a text for a date, as JSON has nothing else.
+    # Through JSON: strict mode then accepts a list for a tuple and text for a date, as JSON has no other types.
     model = tool.arguments_model.model_validate_json(json.dumps(raw))
     names = {alias: name for name, alias in _aliases(tool.arguments_model).items()}
     return {alias: getattr(model, name) for alias, name in names.items()}
@@ -75,7 +76,7 @@ def _aliases(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    """`raw` with texts and floats that can only mean a number replaced; None when there is none."""
+    """Return `raw` with text and floats that can only mean a number converted; None if nothing changed."""
     result = dict(raw)
     for item in error.errors(include_url=False):
         if len(item["loc"]) != 1 or item["type"] not in ("int_type", "int_from_float", "float_type"):

@@ -1,8 +1,8 @@
-"""`Toolbox` and `ToolSession`: the tools an agent has, and one trajectory's use of them.
+"""`Toolbox` and `ToolSession`: an agent's tools, and one trajectory's use of them.
 
-A session validates a call, runs it with a time limit and a budget, and turns whatever happens into a `ToolCall` the
-model can read. Nothing a tool does raises here. What it cannot stop: a synchronous tool that never returns keeps its
-(daemon) thread, and an async tool that blocks the event loop blocks it.
+A session validates a call, runs it with a time limit and a budget, and converts every outcome to a `ToolCall` the
+model can read. Errors of a tool never propagate. It cannot stop a synchronous tool that never returns, which keeps its
+(daemon) thread, or an async tool that blocks the event loop.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from midstream.tools.mask import mask_retrieved_tokens
 
 MIN_RESULT_CHARS = 80
 MAX_NAME_CHARS = 64
-"""The length of a tool's name; a longer one that a model wrote is cut where it is recorded."""
+"""Maximum length of a tool's name; longer ones written by a model are truncated when recorded."""
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """A fixed set of tools. `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask`
-    is the share of a tool's results, by its name, that a session with a `mask_seed` hides."""
+    """A fixed set of tools. `max_calls` limits a trajectory's calls, `max_result_chars` the length of a result. `mask`
+    maps tool names to the fraction of their results that a session with a `mask_seed` hides."""
 
     tools: Sequence[Tool[..., Any]]
     max_calls: int | None = None
@@ -57,21 +57,21 @@ class Toolbox:
                 raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
 
     def get(self, name: str) -> Tool[..., Any] | None:
-        """The tool of that name, or None."""
+        """Return the tool of that name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
     def cards(self) -> str:
-        """One line a tool, for a prompt."""
+        """Return one line per tool, for a prompt."""
         return "\n".join(tool.card for tool in self.tools)
 
     def session(self, mask_seed: int | None = None) -> ToolSession:
-        """A fresh budget, for one trajectory. `mask_seed` decides which words of results `mask` hides; None hides
-        none."""
+        """Start a session with a fresh budget, for one trajectory. `mask_seed` determines which words of results `mask`
+        hides; None hides none."""
         return ToolSession(self, mask_seed)
 
 
 class ToolSession:
-    """One trajectory's calls. Only calls that ran count against the budget: a refused one cost nothing."""
+    """One trajectory's calls. Only executed calls count against the budget; rejected ones do not."""
 
     def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
         self.toolbox = toolbox
@@ -80,12 +80,12 @@ class ToolSession:
 
     @property
     def remaining(self) -> int | None:
-        """Calls left, or None without a limit."""
+        """Number of calls left; None without a limit."""
         limit = self.toolbox.max_calls
         return None if limit is None else max(0, limit - self.calls_made)
 
     def validate(self, name: str, arguments: Any) -> list[str]:
-        """What is wrong with a call, in words a model can act on; empty when nothing is."""
+        """Return what is wrong with a call, in words a model can act on; empty if it is valid."""
         tool = self.toolbox.get(name)
         if tool is None:
             return [self._unknown(name)]
@@ -136,12 +136,12 @@ class ToolSession:
 
 
 async def _run(tool: Tool[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
-    """`(error_kind, text)` of one run, within the tool's time limit."""
+    """Run a tool once within its time limit; return `(error_kind, text)`."""
     is_async = inspect.iscoroutinefunction(tool.function)
     work = _guarded(tool.function, values) if is_async else _in_thread(tool.function, values)
     task = asyncio.create_task(work)
     try:
-        # `wait`, not `wait_for`: a tool that swallows its cancellation must not hold the trajectory.
+        # `wait`, not `wait_for`: a tool that ignores its cancellation must not block the trajectory.
         await asyncio.wait({task}, timeout=tool.timeout_s)
     except asyncio.CancelledError:
         task.cancel()
@@ -162,8 +162,8 @@ async def _guarded(function: Callable[..., Any], values: Mapping[str, Any]) -> t
 
 
 async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
-    """Run in a daemon thread of its own. A shared pool would let a few hung tools hold every other trajectory,
-    and would keep the process from ending."""
+    """Run in a new daemon thread. In a shared pool a few hung tools would block every other trajectory, and prevent the
+    process from exiting."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[str, Any]] = loop.create_future()
     context = contextvars.copy_context()
@@ -182,11 +182,11 @@ async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) ->
         try:
             loop.call_soon_threadsafe(deliver, outcome)
         except RuntimeError:
-            return  # The loop closed after the time limit; nobody waits for this any more.
+            return  # The loop closed after the time limit; no one waits for this result.
 
     threading.Thread(target=work, name=f"tool-{getattr(function, '__name__', 'call')}", daemon=True).start()
     error_kind, result = await future
-    # A plain function may wrap an async one; what it returned is then awaited where the loop is.
+    # A plain function may wrap an async one; its result is then awaited on the loop.
     return await _guarded(lambda: result, {}) if inspect.isawaitable(result) else (error_kind, result)
 
 
@@ -204,13 +204,13 @@ def _reason(error: BaseException) -> str:
     try:
         message = str(error)
     except Exception as broken:
-        # An exception whose own text raises still has to reach the model as something.
+        # The model must receive a message even if the exception's own text raises.
         message = f"(its message raised {type(broken).__name__})"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _storable(text: str) -> str:
-    """`text` without what UTF-8 or a database column cannot hold: lone surrogates and NUL."""
+    """Return `text` without characters that UTF-8 or a database column cannot hold: lone surrogates and NUL."""
     return cleaned(text).replace("\x00", "\ufffd")
 
 

@@ -1,9 +1,8 @@
-"""The torch engine: samples from the decoder the learner trains, batched over every trajectory that waits.
+"""The torch engine: samples from the decoder being trained, batched over all waiting trajectories.
 
-A prompt shared by several calls is computed once. What a trajectory has already been through stays in a slot of the
-key/value cache, so its next call computes only what is new; calls it makes at the same time run side by side. With
-`deterministic`, a batch starts when every live trajectory waits for the engine, so what is computed together depends on
-the trajectories and never on timing."""
+A prompt shared by several calls is computed once. A trajectory's history stays in a slot of the key/value cache, so its
+next call computes only new tokens; its concurrent calls run side by side. With `deterministic`, a batch starts when
+every active trajectory waits for the engine, so batches depend on the trajectories and never on timing."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ from midstream.engines.torch.steering import Grammars, Steering
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """A call on its way."""
+    """A running call."""
 
     request: Request
     future: asyncio.Future[Completion]
@@ -45,7 +44,7 @@ class _Row:
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     told: int = 0
-    """How many tokens `on_tokens` has heard of."""
+    """Number of tokens passed to `on_tokens`."""
     finish: FinishReason | None = None
     failure: Exception | None = None
 
@@ -55,8 +54,8 @@ class _Row:
 
 
 class TorchEngine:
-    """Samples from `decoder`. `adapter=False` makes the frozen base model of the same weights an engine of its own; it
-    goes `beside` the engine whose trajectories it serves too."""
+    """Samples from `decoder`. `adapter=False` makes an engine for the frozen base model of the same weights; create it
+    `beside` the engine that serves the same trajectories."""
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class TorchEngine:
         self._cached_version = decoder.version
         self._vocabulary = decoder.head.shape[0]
         self._grammars = Grammars(tokenizer, self._vocabulary)
-        # Deterministic engines that serve the same trajectories wait for them together, the first one first.
+        # Deterministic engines that serve the same trajectories wait for them jointly, in order of creation.
         self._together: list[TorchEngine] = beside._together if beside else []
         self._together.append(self)
         self._live: set[str] = beside._live if beside else set()
@@ -98,7 +97,7 @@ class TorchEngine:
 
     @property
     def tokens_prefilled(self) -> int:
-        """Prompt tokens computed; those that were shared or in the cache are not counted again."""
+        """Prompt tokens computed, excluding shared and cached ones."""
         return self._cached.tokens_prefilled
 
     def join(self, session: str) -> None:
@@ -115,7 +114,7 @@ class TorchEngine:
         if not request.prompt_ids:
             raise EngineError("an empty prompt: there is nothing to continue")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
-            raise EngineError(f"the prompt holds tokens that are none of the model's {self._vocabulary}")
+            raise EngineError(f"the prompt holds token ids outside the model's vocabulary of {self._vocabulary}")
         since = time.perf_counter()
         self._arrivals += 1
         order = self._arrivals
@@ -128,7 +127,7 @@ class TorchEngine:
         try:
             return await future
         finally:
-            # Only one that was given up before its turn is still there. One given up later ends with its step.
+            # A call cancelled before it was admitted is still queued. One cancelled later ends with its step.
             if row.place is None and row in self._waiting:
                 self._waiting.remove(row)
 
@@ -140,8 +139,8 @@ class TorchEngine:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Weights may change inside: calls under way finish first, new ones wait, so none sees two versions. Nests:
-        calls go on when the outermost one has ended."""
+        """Pause inside the context: running calls finish first and new ones wait, so weights may change. Nests: calls
+        resume when the outermost context ends."""
         self._pauses += 1
         try:
             while self._active:
@@ -184,7 +183,7 @@ class TorchEngine:
             self._active = [row for row in self._active if row.place is not None]
             if not self._active:
                 self._idle.set()
-                # Deliveries wake their trajectories, which may call again: let them before looking who waits.
+                # Delivered results resume their trajectories, which may call again: let them before the next batch.
                 await asyncio.sleep(0)
         self._idle.set()
         self._kick()
@@ -196,7 +195,7 @@ class TorchEngine:
             self._end(row)
 
     def _end(self, row: _Row) -> None:
-        """Give the slot back, and tell the caller how it went."""
+        """Release the slot and deliver the result."""
         assert row.place is not None
         self._slots.done(row.place.slot, keep=row.failure is None and not row.future.cancelled())
         self._tidy()
@@ -223,7 +222,7 @@ class TorchEngine:
             self._cached.clear()
 
     def _admit(self) -> list[_Row]:
-        """Take waiting calls for which a slot is free or can be freed, in a fixed order."""
+        """Admit waiting calls for which a slot is free or can be freed, in a fixed order."""
         if self._cached_version != self.decoder.version:
             self._slots.drop_idle()
             self._cached_version = self.decoder.version
@@ -237,7 +236,8 @@ class TorchEngine:
 
     @torch.no_grad()
     def _advance(self, admitted: list[_Row]) -> None:
-        """In the compute thread: the first token of `admitted` calls, or else the next token of every active one."""
+        """Sample, in the compute thread: the first token of `admitted` calls, else the next token of every active
+        one."""
         rows = admitted or self._active
         places = [row.place for row in rows if row.place is not None]
         if admitted:
@@ -284,7 +284,7 @@ class TorchEngine:
 
 
 def _tell(row: _Row) -> None:
-    """Hand over what was sampled since the last time. What the callback raises is the failure of its own call."""
+    """Deliver the tokens sampled since the last delivery. An error in the callback fails its own call."""
     ids, log_probs = row.ids[row.told :], row.log_probs[row.told :]
     if not ids or row.future.cancelled() or row.request.on_tokens is None:
         return
