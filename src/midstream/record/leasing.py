@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
+from midstream.core import clock
 from midstream.record import census, groups, reading
 from midstream.record.access import Access
 from midstream.record.branches import Branches, counting_branches
@@ -23,7 +23,7 @@ class Leasing(Access):
         Nobody else gets them for `lease_s` seconds. When a group is due by its deadline, what still runs in it ends as
         timed out. A group all of whose steps are older than `min_version` becomes stale and is not handed out.
         """
-        now = time.time()
+        now = clock.time()
 
         def taken(transaction: Transaction) -> list[groups.Key]:
             return groups.lease(transaction.connection, owner, count, channel, now + lease_s, now, min_version)
@@ -38,27 +38,27 @@ class Leasing(Access):
 
     def release(self, owner: str, keys: Collection[groups.Key]) -> int:
         """Give back groups (`Leased.key`) that were not trained on; returns how many `owner` held."""
-        return self._change(lambda connection: groups.release(connection, owner, keys, time.time()))
+        return self._change(lambda connection: groups.release(connection, owner, keys, clock.time()))
 
     def renew(self, owner: str, lease_s: float) -> int:
         """Hold all that `owner` holds for `lease_s` seconds from now; returns how many groups."""
-        return self._change(lambda connection: groups.renew(connection, owner, time.time() + lease_s))
+        return self._change(lambda connection: groups.renew(connection, owner, clock.time() + lease_s))
 
     def reopen(self, owner: str, after_train_step: int) -> int:
         """For a run that goes back to an earlier step: what it consumed after that step, and what it holds, is ready
         again. Returns how many groups."""
-        return self._change(lambda connection: groups.reopen(connection, owner, after_train_step, time.time()))
+        return self._change(lambda connection: groups.reopen(connection, owner, after_train_step, clock.time()))
 
     def group_counts(self, channel: str | None = None) -> dict[str, float]:
         """How many groups are `waiting`, `ready`, `leased`, `consumed`, `stale` and `rejected` (`groups` says what each
         is), and `oldest_ready_s`, for how long the first of the ready ones has been so."""
-        now = time.time()
+        now = clock.time()
         rows = self.read(lambda connection: connection.execute(census.counting(channel, now)).all())
         return census.counted(rows, now)
 
     def ready_groups(self, channel: str) -> int:
         """How many groups of a channel wait for training: `group_counts`, for who asks often."""
-        query = census.ready(channel, time.time())
+        query = census.ready(channel, clock.time())
         return self.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def left_out(self, channel: str | None = None) -> int:
@@ -74,5 +74,5 @@ class Leasing(Access):
     def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The newest policy version in the group, of those that are ready, in which that is the lowest: how stale what
         waits for training is. None when nothing that has steps waits."""
-        now = time.time()
+        now = clock.time()
         return self.read(lambda connection: census.oldest_ready_version(connection, channel, now))

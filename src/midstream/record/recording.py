@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from midstream.core import clock
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import schema
 from midstream.record.access import Access
@@ -159,7 +159,7 @@ def _appended(step: Step, channel: str, server: str | None) -> Operation[bool]:
 
 
 def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Row:
-    now = time.time()
+    now = clock.time()
     return {
         **trajectory_row(trajectory),
         "channel": channel,

@@ -10,12 +10,12 @@ Clocks are those of the processes, which should agree to the second.
 
 from __future__ import annotations
 
-import time
 import uuid
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.core.types import Status
 from midstream.record import schema
@@ -48,7 +48,7 @@ class Servers(Access):
 
         def join(connection: sa.Connection) -> Beat:
             connection.execute(schema.servers.delete().where(_servers.name == name))
-            connection.execute(schema.servers.insert(), [{"id": own, "name": name, "alive_at": time.time()}])
+            connection.execute(schema.servers.insert(), [{"id": own, "name": name, "alive_at": clock.time()}])
             return Beat(_adopt(connection, own))
 
         joined = self._change(join)
@@ -62,7 +62,7 @@ class Servers(Access):
         assert own is not None
 
         def beat(connection: sa.Connection) -> Beat:
-            now = time.time()
+            now = clock.time()
             lives = connection.execute(schema.servers.update().where(_servers.id == own).values(alive_at=now)).rowcount
             if not lives:
                 rival = sa.select(_servers.id).where(_servers.name == name, _servers.alive_at >= now - DEAD_AFTER_S)
@@ -89,7 +89,7 @@ class Servers(Access):
 
 def _adopt(connection: sa.Connection, own: str) -> list[str]:
     """Take over what no living server holds."""
-    connection.execute(schema.servers.delete().where(_servers.alive_at < time.time() - DEAD_AFTER_S))
+    connection.execute(schema.servers.delete().where(_servers.alive_at < clock.time() - DEAD_AFTER_S))
     gone = sa.or_(_held.server.is_(None), _held.server.not_in(sa.select(_servers.id)))
     orphans = (_held.status == Status.RUNNING, _held.session.is_not(None), gone)
     taken = schema.trajectories.update().where(*orphans).values(server=own).returning(_held.uid)

@@ -12,9 +12,9 @@ they come together.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
+from midstream.core import clock
 from midstream.record.groups import GroupState
 from midstream.record.leasing import Leasing
 from midstream.record.lookup import Lookup
@@ -51,7 +51,7 @@ class Store(Recording, Lookup, Leasing, Notes, Servers):
         gives their space back to the file system, while others wait; without it what is recorded next takes that space.
         """
         states = [GroupState(state) for state in keep]
-        condition = prunable(time.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
+        condition = prunable(clock.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
         pruned = 0
         while count := self._writer.submit_sync(lambda transaction: transaction.discard(condition)):
             pruned += count
