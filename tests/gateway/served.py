@@ -87,7 +87,7 @@ class Served:
         return self.trajectory(uid).steps
 
     def trajectory(self, uid: str) -> Trajectory:
-        return self.store.trajectory(uid)
+        return self.store.trajectories.get(uid)
 
     def in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run `work` in the gateway's event loop; what it returns."""
