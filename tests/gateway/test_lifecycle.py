@@ -168,8 +168,6 @@ def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start, clock
     ended_elsewhere, other = served.open(), served.open()
     ended = replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED)
     asyncio.run(served.store.trajectories.finish(ended))
-        served.store.trajectories.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED))
-    )
     clock.advance_until(lambda: len(served.gateway.trajectories) == 0, 1.0)
     assert served.trajectory(other.uid).status == "timed_out"
     assert served.trajectory(ended_elsewhere.uid).error == ""
