@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from tests.waiting import MovedClock
 
 if TYPE_CHECKING:
     from midstream.core.types import Step
@@ -176,6 +177,16 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def clock() -> Iterator[MovedClock]:
+    """The clock of expiries, leases, heartbeats and the latency of scripted engines; it stands still until moved."""
+    from midstream.core import clock
+
+    before = clock.use(moved := MovedClock())
+    yield moved
+    clock.use(before)
 
 
 @pytest.fixture

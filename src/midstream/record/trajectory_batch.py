@@ -7,7 +7,6 @@ written together.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Table
 
+from midstream.core import clock
 from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import group_states as groups
@@ -73,7 +73,7 @@ class TrajectoryBatch:
         if joins:
             if group is not None:  # first, so that the second of two concurrent opens sees the row of the first
                 run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
-            groups.require_open(self.connection, key, time.time())
+            groups.require_open(self.connection, key, clock.time())
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
@@ -170,7 +170,7 @@ class TrajectoryBatch:
             gathered.clear()
         if self._touched:
             touched, self._touched = self._touched, set()
-            groups.update_states(self._connection, touched, time.time())
+            groups.update_states(self._connection, touched, clock.time())
 
     def _execute(self, statement: sa.Executable, rows: list[Row]) -> None:
         if rows:

@@ -217,9 +217,7 @@ def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Pat
 
     assert "is not a Midstream export" in refused("a.jsonl", '{"question": "?"}\n')
     assert "is not a Midstream export" in refused("b.jsonl", "")
-    assert "schema_version 99, which is not known" in refused(
-        "c.jsonl", '{"format": "midstream", "schema_version": 99}\n'
-    )
+    assert "unsupported schema_version 99" in refused("c.jsonl", '{"format": "midstream", "schema_version": 99}\n')
     assert "is not a Parquet file" in refused("d.parquet", "no")
     assert "neither .jsonl nor .parquet" in refused("e.csv", "")
     with Store(tmp_path / "store.db") as store:
