@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
@@ -101,4 +103,41 @@ class Engine(Protocol):
 
     def leave(self, session: str) -> None:
         """Unregister a trajectory: its cached state may be freed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Kinds of weights that `load_weights` accepts."""
+
+    adapters: bool = True
+    """LoRA adapters in peft's format."""
+    full: bool = True
+    """Whole models."""
+
+
+@runtime_checkable
+class PolicyEngine(Engine, Protocol):
+    """An engine whose weights can be replaced while it serves calls."""
+
+    @property
+    def tokens_sampled(self) -> int:
+        """Tokens sampled since the engine was created."""
+        ...
+
+    @property
+    def tokens_prefilled(self) -> int:
+        """Prompt tokens processed since the engine was created."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def exclusive(self) -> AbstractAsyncContextManager[None]:
+        """Pause inside the context: running calls finish first and new ones wait. Nests."""
+        ...
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        """Load the weights of a checkpoint folder as policy `version`. No call spans two versions. Raises `Unsupported`
+        for a kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
         ...

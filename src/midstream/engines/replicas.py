@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from midstream.core import clock
-from midstream.core.errors import ConfigError, EngineUnreachable
+from midstream.core.errors import ConfigError, EngineUnreachable, Unsupported
 from midstream.core.seeds import unit_interval
-from midstream.engines.base import Completion, Engine, Request
+from midstream.engines.base import Capabilities, Completion, Engine, PolicyEngine, Request
 from midstream.engines.pause import Pause
 
 
@@ -68,6 +69,32 @@ class Replicas:
     def exclusive(self) -> AbstractAsyncContextManager[None]:
         """Pause inside the context: no replica has a call running, and new calls wait."""
         return self._pause.exclusive()
+
+    @property
+    def tokens_sampled(self) -> int:
+        return sum(engine.tokens_sampled for engine in self._policies())
+
+    @property
+    def tokens_prefilled(self) -> int:
+        return sum(engine.tokens_prefilled for engine in self._policies())
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Kinds of weights that every replica accepts."""
+        all_of = [engine.capabilities for engine in self._policies()]
+        return Capabilities(all(one.adapters for one in all_of), all(one.full for one in all_of))
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        policies = self._policies()
+        async with self.exclusive():
+            for engine in policies:
+                await engine.load_weights(folder, version)
+
+    def _policies(self) -> list[PolicyEngine]:
+        policies = [engine for engine in self.engines if isinstance(engine, PolicyEngine)]
+        if len(policies) < len(self.engines):
+            raise Unsupported(f"{self.name}: not every replica takes weights")
+        return policies
 
     async def generate(self, request: Request) -> Completion:
         async with self._pause.call():

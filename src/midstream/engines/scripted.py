@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
+from pathlib import Path
 
 from midstream.core import clock
 from midstream.core.errors import EngineError
 from midstream.core.seeds import unit_interval
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.pause import Pause
 
@@ -43,6 +44,8 @@ class ScriptedEngine:
         self.name, self.tokenizer = name, tokenizer
         self.context_length, self.policy_version = context_length, policy_version
         self.latency_s, self.tokens_per_s = latency_s, tokens_per_s
+        self.tokens_sampled = self.tokens_prefilled = 0
+        self.capabilities = Capabilities()
         self._replies = replies
         self._answered: dict[str, int] = {}
         self._end = tokenizer.closing_id()
@@ -58,6 +61,11 @@ class ScriptedEngine:
         """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
 
+    async def load_weights(self, folder: Path, version: int) -> None:
+        """Set `policy_version`; replies stay the same."""
+        async with self.exclusive():
+            self.policy_version = version
+
     async def generate(self, request: Request) -> Completion:
         began = time.perf_counter()
         limit = room_for(request, self.context_length)
@@ -70,6 +78,8 @@ class ScriptedEngine:
                 raise reply
             ids, log_probs, text, reason = self._cut(reply, request.sampling.stop, limit)
             await self._pace(request, ids, log_probs)
+            self.tokens_sampled += len(ids)
+            self.tokens_prefilled += len(request.prompt_ids)
             return Completion(
                 ids=ids,
                 log_probs=log_probs,

@@ -12,17 +12,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from midstream.core.errors import EngineError
+from midstream.core.errors import EngineError, Unsupported
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.loading import load_checkpoint
+from midstream.engines.torch.numerics import Asked, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Grammars, Steering
@@ -55,7 +58,8 @@ class _Row:
 
 class TorchEngine:
     """Samples from `decoder`. `adapter=False` makes an engine for the frozen base model of the same weights; create it
-    `beside` the engine that serves the same trajectories."""
+    `beside` the engine that serves the same trajectories. With `numerics`, they are measured again when the first
+    checkpoint adds adapters."""
 
     def __init__(
         self,
@@ -67,10 +71,13 @@ class TorchEngine:
         deterministic: bool = False,
         adapter: bool = True,
         beside: TorchEngine | None = None,
+        numerics: Asked | None = None,
     ) -> None:
         self.name, self.decoder, self.tokenizer = name, decoder, tokenizer
         self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
         self.tokens_sampled = 0
+        self.capabilities = Capabilities() if adapter else Capabilities(adapters=False, full=False)
+        self._numerics = numerics
         self._cached = CachedDecoder(decoder, adapter)
         self._slots = Slots(slots)
         self._cached_version = decoder.version
@@ -150,6 +157,15 @@ class TorchEngine:
         finally:
             self._pauses -= 1
             self._kick()
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        if not self._adapter:
+            raise Unsupported(f"{self.name}: the frozen base model takes no weights")
+        async with self.exclusive():
+            added = await compute(load_checkpoint, self.decoder, folder)
+            if added and self._numerics is not None:
+                await compute(settle, self.decoder, self._numerics)
+            self.decoder.version = version
 
     def _kick(self) -> None:
         for engine in self._together if self.deterministic else (self,):

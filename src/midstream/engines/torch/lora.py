@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -80,6 +81,34 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
         {key: value for key, value in config.items() if not isinstance(value, set)}, indent=2, default=str
     )
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """Arguments of `Decoder.add_adapters` for a saved adapter; `layers` is the number of last layers it covers."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    layers: int | None
+
+
+def read_adapter_shape(folder: Path) -> AdapterShape:
+    """Read `adapter_config.json`; raises `ModelError` if it is missing or unsupported."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        layers = config.get("layers_to_transform")
+        return AdapterShape(
+            int(config["r"]),
+            float(config["lora_alpha"]),
+            tuple(config["target_modules"]),
+            None if layers is None else len(layers),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read: {type(error).__name__}: {error}", "use an adapter that Midstream saved"
+        ) from None
 
 
 def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:

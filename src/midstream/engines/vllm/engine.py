@@ -17,7 +17,7 @@ from typing import Any
 
 from midstream.core.errors import ConfigError, EngineError, Unsupported
 from midstream.core.seeds import derive_seed
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.grammar import check
 from midstream.engines.pause import Pause
@@ -57,6 +57,9 @@ class VLLMEngine:
     ) -> None:
         self.name, self.tokenizer, self.context_length = name, tokenizer, context_length
         self.policy_version = policy_version
+        self.capabilities = Capabilities(full=False)
+        self.tokens_sampled = self.tokens_prefilled = 0
+        """`tokens_prefilled` includes prompt tokens that the server had cached."""
         self._server, self._model, self._adapter, self._log_probs = server, model, adapter, log_probs
         self._end_ids = sorted(tokenizer.end_ids)
         self._salt = _salt(model, policy_version)
@@ -120,6 +123,11 @@ class VLLMEngine:
         """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
 
+    async def load_weights(self, folder: Path, version: int) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise Unsupported(f"{self.name} takes LoRA adapters only, and '{folder}' has none; set policy.tuning=lora")
+        await self.load_adapter(folder, version)
+
     async def load_adapter(self, folder: Path, policy_version: int) -> None:
         """Load the adapter in `folder` (peft's format, readable by the server) as `policy_version`. Running calls
         finish first and new ones wait: no call spans two versions."""
@@ -175,6 +183,8 @@ class VLLMEngine:
                 await self._score(request, response)
                 if request.on_tokens is not None:
                     request.on_tokens(response.ids, response.log_probs)
+            self.tokens_sampled += len(response.ids)
+            self.tokens_prefilled += len(response.prompt_ids)
             return Completion(
                 ids=tuple(response.ids),
                 log_probs=tuple(response.log_probs),
