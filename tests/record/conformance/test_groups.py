@@ -335,7 +335,7 @@ def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
         lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
     )
     keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
-    store.database.write(lambda transaction: group_states.settle(transaction.connection, keys, time.time()))
+    store.database.write(lambda transaction: group_states.update_states(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 
 

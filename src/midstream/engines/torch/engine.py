@@ -77,7 +77,7 @@ class TorchEngine:
         self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
         self.tokens_sampled = 0
         self.capabilities = Capabilities() if adapter else Capabilities(adapters=False, full=False)
-        self._numerics = numerics
+        self._numerics: Asked | None = numerics
         self._cached = CachedDecoder(decoder, adapter)
         self._slots = Slots(slots)
         self._cached_version = decoder.version
