@@ -229,23 +229,24 @@ def renewals(taking: source.Source) -> Renewals:
 def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
     record: Record, tmp_path: Path, clock: MovedClock, taking: source.Source, renewals: Renewals
 ) -> None:
-    async def pass_leases() -> None:
+    async def pass_leases(asleep: int) -> None:
+        await soon(lambda: clock.sleeping == asleep)
         for _ in range(9):
-            made, asleep = len(renewals), clock.sleeping
+            made = len(renewals)
             clock.advance(10)
-            await soon(lambda made=made, asleep=asleep: len(renewals) > made and clock.sleeping == asleep)
+            await soon(lambda made=made: len(renewals) > made and clock.sleeping == asleep)
 
     async def step(other: Store) -> None:
         wanted = asyncio.create_task(taking.take(2, None))
         await soon(lambda: other.groups.counts()["leased"])
-        await pass_leases()  # for the second group to come
+        await pass_leases(2)  # one polls for the second group, one renews
         assert other.groups.lease("other", 9, "train", 60) == []
         await asyncio.to_thread(record, "q1")
         while not wanted.done():
             clock.advance(source.POLL_S)
             await asyncio.wait({wanted}, timeout=0.5)
         assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
-        await pass_leases()  # to learn from both
+        await pass_leases(1)  # and to learn from both
         assert renewals[-1] == 2 and other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
