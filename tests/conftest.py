@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.waiting import MovedClock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from midstream.core.types import Step
