@@ -222,7 +222,7 @@ def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monk
             await plain.init_trajectory(trajectory_uid="t", prompt_uid="p")
             recorder, voice = RemoteRecorder("t", "p", seed=1, client=losing), Voice(Elsewhere(), None, True)
             with pytest.raises(TimeoutError):  # it is recorded, its answer lost, and nobody waits for another
-                await asyncio.wait_for(recorder.call(voice, call("One?")), 2)
+                await asyncio.wait_for(recorder.call(voice, call("One?")), 10)
             recorder._client = plain  # pyright: ignore[reportPrivateUsage]
             step, _ = await recorder.call(voice, call("Two?"))
             return step.text
