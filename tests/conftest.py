@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
 import warnings
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from midstream.engines.torch.decoder import Decoder
     from midstream.engines.torch.engine import TorchEngine
     from midstream.gateway.service import Gateway
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
 
@@ -39,10 +39,10 @@ class Policy:
     engine: TorchEngine
 
     @property
-    def voice(self) -> Voice:
-        from midstream.record.recorder import Voice
+    def role_engine(self) -> RoleEngine:
+        from midstream.record.recorder import RoleEngine
 
-        return Voice(self.engine, self.tokenizer, True)
+        return RoleEngine(self.engine, self.tokenizer, True)
 
 
 MakePolicy = Callable[..., Policy]
@@ -203,7 +203,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     with ExitStack() as stack:
@@ -212,7 +212,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         def start(engine: Any, *, store: str | Path = tmp_path / "gateway.sqlite", **settings: Any) -> Served:
             kept = stack.enter_context(Store(store))
             config = GatewayConfig(**{"port": 0, "model": "tiny", **settings})
-            gateway = Gateway(config, Voice(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
+            gateway = Gateway(config, RoleEngine(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
             url = stack.enter_context(portal.wrap_async_context_manager(serving(gateway)))
             return Served(url, gateway, kept)
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
-from midstream.agents.config import SourceConfig
+from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -59,7 +59,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
                 store.trajectories.begin(uid, group, task, "train", group_size=len(rewards))
                 recorder = Recorder(uid, group, seed=int(group.strip("q")) * 10 + number, store=store)
                 messages = [{"role": "user", "content": f"Question {group}?"}]
-                step = change(await recorder.chat(policy.voice, messages, SamplingParams(max_tokens=5)))
+                step = change(await recorder.chat(policy.role_engine, messages, SamplingParams(max_tokens=5)))
                 given = {} if reward is None else {"given": reward}
                 trajectory = Trajectory(
                     uid=uid,
@@ -105,7 +105,7 @@ def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
                 "run_dir": str(tmp_path / run),
             },
         }
-        return api.train(settings, listeners=(), resume=resume, force=resume)
+        return api.train(settings, callbacks=(), resume=resume, force=resume)
 
     return start
 
@@ -177,7 +177,7 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
         raise Died
 
     # Learned from and not yet consumed, or consumed and not yet saved.
-    owner, method = {"learning": (source.Source, "consume"), "saving": (trainer._Run, "_save")}[at]
+    owner, method = {"learning": (source.GroupSource, "consume"), "saving": (trainer._Run, "_save")}[at]
     original = getattr(owner, method)
     with monkeypatch.context() as patch, pytest.raises(Died):
         patch.setattr(owner, method, dies)
@@ -197,11 +197,11 @@ async def soon(true: Callable[[], Any]) -> None:
 
 
 @pytest.fixture
-def taking(record: Record, tmp_path: Path, clock: MovedClock) -> Iterator[source.Source]:
+def taking(record: Record, tmp_path: Path, clock: MovedClock) -> Iterator[source.GroupSource]:
     """The source of a run that holds groups for 30 s at a time."""
     record("q0")
-    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=30, wait_s=1000)
-    taking = source.Source(config, "run", lambda: False)
+    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=30, wait_s=1000)
+    taking = source.GroupSource(config, "run", lambda: False)
     yield taking
     taking.close()
 
@@ -210,7 +210,7 @@ Renewals = list[int]
 
 
 @pytest.fixture
-def renewals(taking: source.Source) -> Renewals:
+def renewals(taking: source.GroupSource) -> Renewals:
     """How many groups each renewal of a lease held. A test may put an error before them: `-1`."""
     groups, made = taking._store.groups, Renewals()  # pyright: ignore[reportPrivateUsage]
     renew = groups.renew
@@ -227,7 +227,7 @@ def renewals(taking: source.Source) -> Renewals:
 
 
 def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
-    record: Record, tmp_path: Path, clock: MovedClock, taking: source.Source, renewals: Renewals
+    record: Record, tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
 ) -> None:
     async def pass_leases(asleep: int) -> None:
         await soon(lambda: clock.sleeping == asleep)
@@ -256,7 +256,7 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
 
 
 def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(
-    tmp_path: Path, clock: MovedClock, taking: source.Source, renewals: Renewals
+    tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
 ) -> None:
     renewals.append(-1)
 
@@ -285,7 +285,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(source.Source, "consume", dies)
+        patch.setattr(source.GroupSource, "consume", dies)
         train(1)
     assert counts(tmp_path)["leased"] == 1
     owner = (tmp_path / "run" / "source_owner").read_text()
