@@ -35,7 +35,7 @@ SEED = 100
 
 
 def checked(noise: float, given: Sequence[str], seed: int = SEED, plant: Any = None) -> list[Check]:
-    """The findings with a fault planted, or none. Where there is noise, numerics are fast: exact ones would remove it."""
+    """The findings with a fault planted, or none. With noise numerics are fast, as exact ones would remove it."""
     numerics = ["policy.numerics=fast"] if noise else []
     with pytest.MonkeyPatch.context() as patch, row_dependent_products(PRODUCTS[noise]):
         if plant is not None:

@@ -54,6 +54,8 @@ BOOTSTRAPS = 200
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
+SILENT = 4
+"""Sequences after which no difference means none."""
 FURTHER = ((64, 192), (128, 64), (192, 128))
 """Tokens appended in the two measurements, by turns: kernels change at different numbers of rows. None is fewer than
 what token trees are filled up to, `attention.WHOLE`, as that would change no number of rows."""
@@ -180,11 +182,14 @@ def t_quantile(degrees: int) -> float:
 
 
 def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int = 12) -> Noise:
-    """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each."""
+    """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each. Where the first
+    `SILENT` show no difference at all, the others are taken to show none either."""
     different = list(dict.fromkeys(sequences))
     chosen = [different[n * len(different) // count] for n in range(count)] if len(different) > count else different
     measured: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for number, sequence in enumerate(chosen):
+        if number == SILENT and not any(found.any() for found in (*measured[0], *measured[1])):
+            break
         alone = _scored(decoder, sequence)
         for found, further in zip(measured, FURTHER[number % len(FURTHER)], strict=True):
             found.append(_scored(decoder, sequence, further) - alone)

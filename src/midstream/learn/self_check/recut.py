@@ -53,19 +53,21 @@ def halves(
 def company(
     sequences: Sequence[TokenSequence], size: PassSize, decoder: Decoder, *, before: bool
 ) -> list[TokenSequence]:
-    """Sequences that share no prefix with `sequences` or each other and make a pass with them as large as `size`.
-    In a pass they come `before` the others, or after them."""
+    """Sequences that have no more than the first token in common with `sequences` and each other, and make a pass with
+    them as large as `size`. In a pass they come `before` the others, or after them."""
     own, vocabulary = size_of(sequences), decoder.head.shape[0]
     tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted
-    taken = {(s.prompt_ids + s.response_ids)[0] for s in sequences}
-    first = (token for token in (range(vocabulary) if before else range(vocabulary - 1, -1, -1)) if token not in taken)
+    first, *_ = sequences[0].prompt_ids + sequences[0].response_ids
+    taken = {(s.prompt_ids + s.response_ids)[1:2] for s in sequences}
+    every = range(vocabulary) if before else range(vocabulary - 1, -1, -1)
+    second = (token for token in every if (token,) not in taken)
     found: list[TokenSequence] = []
-    while tokens >= 2:
-        count = min(tokens, decoder.context_length)
-        count -= tokens - count == 1  # one token alone is no sequence
-        response = min(max(1, round(predicted * count / tokens)), count - 1)
+    while tokens > 0:
+        count = min(tokens, decoder.context_length - 1)
+        response = max(1, round(predicted * count / tokens))
         # Any tokens will do; these are spread over the vocabulary.
-        ids = (next(first), *((7919 * (n + tokens) + before) % vocabulary for n in range(1, count)))
-        found.append(TokenSequence(ids[: count - response], ids[count - response :], sequences[0].temperature))
+        ids = (next(second), *((7919 * (n + tokens) + before) % vocabulary for n in range(1, count)))
+        prompt = (first, *ids[: count - response])
+        found.append(TokenSequence(prompt, ids[count - response :], sequences[0].temperature))
         tokens, predicted = tokens - count, predicted - response
     return found
