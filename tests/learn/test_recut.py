@@ -23,6 +23,14 @@ def test_halves_hold_every_item_once_and_are_as_large_as_their_pass(make_policy,
         assert size_of([*one, *with_one]) == size_of([*other, *with_other]) == size and size.tokens <= 50
 
 
+def test_what_only_the_other_half_predicts_is_predicted_of_prompts(make_policy) -> None:
+    decoder = make_policy().decoder
+    first = TokenSequence((5, 6, 7), (20, 21, 22))
+    second = TokenSequence((5, 6, 7, 20, 21, 22, 8, 9), (30, 31))
+    (_, without), (_, alone) = halves([first, second], 4096, lambda s: s, decoder, before=False)
+    assert size_of([first, *without]) == size_of([second, *alone]) == size_of([first, second])
+
+
 def test_what_is_longer_than_the_context_is_cut(make_policy) -> None:
     decoder = make_policy().decoder
     whole = size_of([TokenSequence((5,), tuple(range(10, 200)))])

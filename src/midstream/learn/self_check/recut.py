@@ -53,8 +53,9 @@ def halves(
 def company(
     sequences: Sequence[TokenSequence], size: PassSize, decoder: Decoder, *, before: bool
 ) -> list[TokenSequence]:
-    """Sequences that have no more than the first token in common with `sequences` and each other, and make a pass with
-    them as large as `size`. In a pass they come `before` the others, or after them."""
+    """Sequences that make a pass with `sequences` as large as `size`. They have no more than the first token in common
+    with those and each other; where more is missing of `predicted` than of `tokens`, parts of prompts are predicted too.
+    In a pass they come `before` the others, or after them."""
     own, vocabulary = size_of(sequences), decoder.head.shape[0]
     tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted
     first, *_ = sequences[0].prompt_ids + sequences[0].response_ids
@@ -62,9 +63,16 @@ def company(
     every = range(vocabulary) if before else range(vocabulary - 1, -1, -1)
     second = (token for token in every if (token,) not in taken)
     found: list[TokenSequence] = []
+    for s in sequences:
+        wanted = min(predicted - tokens, len(s.prompt_ids) - 1)
+        if wanted > 0:
+            more = TokenSequence(s.prompt_ids[:-wanted], s.prompt_ids[-wanted:], s.temperature)
+            gained = size_of([*sequences, *found, more]).predicted - size_of([*sequences, *found]).predicted
+            found += [more] if gained else []
+            predicted -= gained
     while tokens > 0:
         count = min(tokens, decoder.context_length - 1)
-        response = max(1, round(predicted * count / tokens))
+        response = min(count, max(1, round(predicted * count / tokens)))
         # Any tokens will do; these are spread over the vocabulary.
         ids = (next(second), *((7919 * (n + tokens) + before) % vocabulary for n in range(1, count)))
         prompt = (first, *ids[: count - response])
