@@ -8,7 +8,8 @@ rows. Nothing else of the training path takes part, so a fault in it does not ra
 
 **The test.** Two sizes of the differences over tokens are judged, each against its own floor: S, their root mean
 square without the largest 1 % (at least one), so that a single token never decides, and the typical difference, 1.48
-times the median of |d|, which the few tokens that noise moves most do not touch. A check compares its size, over n
+times the median of |d| (of the floor, where d is not 0), which the few tokens that noise moves most do not touch. A
+check compares its size, over n
 sequences, with
 
     limit = max(ROUNDING, CUTS * floor * exp(Z * s))
@@ -196,12 +197,13 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
     repeat = trimmed_rms([_scored(decoder, chosen[0]) - _scored(decoder, chosen[0])]) if chosen else 0.0
     dtype = str(decoder.dtype).removeprefix("torch.")
     every = [*measured[0], *measured[1]]
-    by_sequence = [np.concatenate(pair) for pair in zip(*measured, strict=True)]
+    # What shows no difference at all was computed alike, and says nothing of what a difference would be.
+    differ = [d[d != 0] for d in (np.concatenate(pair) for pair in zip(*measured, strict=True)) if d.any()]
     return Noise(
         rms=trimmed_rms(every),
         spread=_spread(*measured),
-        typical=typical_size(every),
-        typical_spread=log_spread(typical_size, by_sequence),
+        typical=typical_size(differ),
+        typical_spread=log_spread(typical_size, differ),
         sequences=frozenset(chosen),
         repeat=repeat,
         dtype=dtype,
