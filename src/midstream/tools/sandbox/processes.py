@@ -1,0 +1,54 @@
+"""What a tree of processes uses, read from `/proc`: CPU time, memory, number."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+PARENTS_CPU = slice(11, 15)
+"""utime, stime, cutime, cstime in `/proc/PID/stat`, counted from the state behind the command's name."""
+RESIDENT = 21
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a process and all that descend from it. `cpu_s` includes children that have ended and were waited for."""
+
+    pids: tuple[int, ...]
+    cpu_s: float
+    resident_bytes: int
+    """Pages that processes share are counted once for each."""
+
+
+def usage(root: int) -> Usage:
+    """The tree below `root` now; processes that end meanwhile are left out."""
+    pids: list[int] = []
+    cpu_s, resident = 0.0, 0
+    waiting = [root]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        pids.append(pid)
+        cpu_s += sum(map(int, fields[PARENTS_CPU])) * TICK_S
+        resident += int(fields[RESIDENT]) * PAGE
+    return Usage(tuple(pids), cpu_s, resident)
+
+
+def proportional_bytes(pids: tuple[int, ...]) -> int:
+    """Memory of these processes together, each shared page counted once (PSS). Slower than `usage`."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        total += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+    return total
