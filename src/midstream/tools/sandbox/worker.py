@@ -27,6 +27,8 @@ from typing import Any, cast
 FOLDER = "/tmp/work"
 MAX_HEADER = 16 << 20
 MAX_VALUE_CHARS = 64 << 10
+MAX_LINE_CHARS = 1000
+"""Of a traceback, which quotes the code and its values."""
 MAX_FILES_OUT = 32
 SPARE_MEMORY = 48 << 20
 """Left for this program itself when the code has used all of its memory."""
@@ -55,7 +57,7 @@ def main(control: int, uid: int) -> None:
     sys.path.insert(0, FOLDER)
     sys.argv = [""]
     peer = socket.socket(fileno=control)
-    kill = os.kill
+    kill, own = os.kill, os.getpid()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module  # pickle and dataclasses look names up there
     scope = module.__dict__
@@ -69,6 +71,8 @@ def main(control: int, uid: int) -> None:
             _limit(limits)
         number += 1
         reply, contents = _call(header["code"], blobs, scope, number, limits)
+        if os.getpid() != own:
+            os._exit(0)  # a child that the code forked and that ran to the end of the cell
         with contextlib.suppress(OSError):
             kill(-1, signal.SIGKILL)  # all but this one and the first: what the call started ends with it
         _send(peer, reply, contents)
@@ -158,16 +162,21 @@ def _text(value: Any) -> str:
 
 
 def _report(error: BaseException) -> str:
-    """Print the traceback as Python would, without the frames of this file; the last line of it."""
+    """Print the traceback as Python would, from the code's own frames on; the last line of it."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
         trace = trace.tb_next
     try:
-        lines = traceback.format_exception(type(error), error, trace)
+        entries = traceback.format_exception(type(error), error, trace)
+        lines = [_shortened(line) for line in "".join(entries).splitlines(keepends=True)]
         print("".join(lines), end="", file=sys.stderr)
         return lines[-1].strip()
     except BaseException:  # the exception's own methods are the code's
         return type(error).__name__
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= MAX_LINE_CHARS else f"{line[:MAX_LINE_CHARS]}...\n"
 
 
 def _save_figures(before: dict[str, tuple[int, ...]]) -> None:
