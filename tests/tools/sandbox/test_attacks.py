@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.tools.sandbox.conftest import BACKENDS, LIMITS, use
 
 from midstream.tools.sandbox import Limits, Result, Sandbox
 from midstream.tools.sandbox.processes import usage
-from tests.tools.sandbox.conftest import BACKENDS, LIMITS, use
 
 
 class Attack(NamedTuple):
@@ -100,7 +100,8 @@ ATTACKS = {
         limits=SHORT,
     ),
     "swallowed_errors": Attack(
-        "held = []\nwhile True:\n    try:\n        held.append(bytearray(10 << 20))\n    except MemoryError:\n        pass\n",
+        "held = []\nwhile True:\n    try:\n        held.append(bytearray(10 << 20))\n"
+        "    except MemoryError:\n        pass\n",
         ("timeout", "memory"),
         limits=SHORT,
     ),
@@ -228,7 +229,7 @@ def test_nothing_of_the_machine_is_readable(backend: str, tmp_path: Path) -> Non
         "/proc/kcore",
         "/sys",
     ]
-    links = "import os\nos.symlink({!r}, 'link')\nprint(open('link').read())\n".format(str(secret))
+    links = f"import os\nos.symlink({str(secret)!r}, 'link')\nprint(open('link').read())\n"
 
     async def work(sandbox: Sandbox) -> tuple[Result, Result]:
         return await sandbox.run(LOOK.format(paths=paths)), await sandbox.run(links)

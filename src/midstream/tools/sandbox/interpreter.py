@@ -116,9 +116,11 @@ class InterpreterSession:
         except MontyError as error:
             outcome, detail = _verdict(error)
             printed.add("stderr", _traceback(error))
-        finally:
-            if not feed.done():
-                feed.cancel()
+        except asyncio.CancelledError:
+            feed.cancel()
+            await self.close()
+            raise
+        feed.cancel()
         lost = outcome not in ("ok", "error", "refused") or detail == CRASHED
         if lost:
             await self.close()
@@ -169,7 +171,7 @@ CRASHED = "the interpreter's process ended"
 
 def _verdict(error: MontyError) -> tuple[Outcome, str]:
     cause = error.exception()
-    detail = cleaned(str(error))[:1000]
+    detail = cleaned(f"{type(cause).__name__}: {cause}")[:1000]
     if isinstance(cause, MemoryError):
         return "memory", detail
     if isinstance(cause, TimeoutError) and "limit exceeded" in detail:

@@ -15,6 +15,7 @@ from midstream.tools.sandbox.base import SandboxUnavailable
 
 SITE = "/opt/site-packages"
 WORKER = "/opt/worker.py"
+FONTS = "/opt/fonts.conf"
 SHARED_MEMORY_MB = 16
 """Size of /dev/shm, which semaphores of multiprocessing need."""
 OWN_USERS = range(0x70000000, 0x7FFD0000)
@@ -22,6 +23,7 @@ OWN_USERS = range(0x70000000, 0x7FFD0000)
 FEW_USERS = range(61184, 65520)
 """The same inside a container that maps few ids: those of systemd's dynamic users."""
 ENVIRONMENT = {
+    "FONTCONFIG_FILE": FONTS,
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
     "MALLOC_ARENA_MAX": "2",
@@ -81,7 +83,7 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
         elif path.is_dir():
             words += ["--ro-bind", str(path), str(path)]
     binds = [(str(python), str(python)), *((path, path) for path in libraries), (site, SITE)]
-    binds.append((str(Path(__file__).with_name("worker.py")), WORKER))
+    binds += [(str(Path(__file__).with_name(Path(name).name)), name) for name in (WORKER, FONTS)]
     made: set[Path] = set()
     for source, target in binds:
         if target.startswith("/usr/"):

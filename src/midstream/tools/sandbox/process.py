@@ -146,13 +146,14 @@ class Worker:
         header, contents = reply or ({}, {})
         value = header.get("value")
         left_out = header.get("left_out")
+        left_out = cast("list[Any]", left_out)[:MAX_FILES_OUT] if isinstance(left_out, list) else []
         return Result(
             outcome=outcome,
             stdout=captured.text(0),
             stderr=captured.text(1),
             value=cleaned(value)[: MAX_VALUE_CHARS + 3] if isinstance(value, str) else None,
             files=contents,
-            left_out=tuple(cleaned(str(name))[:200] for name in left_out[:MAX_FILES_OUT]) if left_out else (),
+            left_out=tuple(cleaned(name) for name in left_out if isinstance(name, str) and safe_name(cleaned(name))),
             detail=detail,
             state_lost=self._killed,
             wall_s=time.monotonic() - started,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import json
 import linecache
 import os
@@ -25,7 +26,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 FOLDER = "/tmp/work"
-MAX_HEADER = 16 << 20
+MAX_HEADER = 1 << 20
+"""Of an answer."""
 MAX_VALUE_CHARS = 64 << 10
 MAX_LINE_CHARS = 1000
 """Of a traceback, which quotes the code and its values."""
@@ -56,6 +58,7 @@ def main(control: int, uid: int) -> None:
     os.chdir(FOLDER)
     sys.path.insert(0, FOLDER)
     sys.argv = [""]
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(line_buffering=True)  # a killed process loses what it holds
     peer = socket.socket(fileno=control)
     kill, own = os.kill, os.getpid()
     module = types.ModuleType("__main__")
@@ -85,7 +88,7 @@ def _limit(limits: dict[str, float]) -> None:
         (resource.RLIMIT_DATA, memory + SPARE_MEMORY),
         (resource.RLIMIT_NPROC, int(limits["processes"])),
         (resource.RLIMIT_FSIZE, int(limits["file_mb"]) << 20),
-        (resource.RLIMIT_NOFILE, 512),
+        (resource.RLIMIT_NOFILE, 256),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -140,7 +143,7 @@ def _call(
         "detail": detail[:1000],
         "value": value,
         "files": [[name, len(content)] for name, content in contents],
-        "left_out": left_out[:MAX_FILES_OUT],
+        "left_out": [name[:200] for name in left_out[:MAX_FILES_OUT]],
     }
     return reply, [content for _, content in contents]
 
@@ -149,10 +152,12 @@ def _run(code: str, scope: dict[str, Any], name: str) -> Any:
     """Execute `code`; the value of its last statement where that is an expression."""
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     tree = ast.parse(code, name)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, name, "exec"), scope)
-    if last is None:
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, name, "exec"), scope)
         return None
+    del tree.body[-1]
+    exec(compile(tree, name, "exec"), scope)
     return eval(compile(ast.Expression(last.value), name, "eval"), scope)
 
 
