@@ -3,8 +3,8 @@
     make bench-sandbox
 
 Of each backend here: the median of warm calls (a call with an interpreter of its own, and a cell in an open session),
-then 50 calls at once, each with 20 ms of its own work. The heartbeat is a task that sleeps 5 ms again and again: how much
-later than asked it wakes is how long something held the event loop.
+then 50 calls at once, each with work of its own. The heartbeat is a task that sleeps 5 ms again and again: how much later
+than asked it wakes is how long something held the event loop.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ async def main() -> None:
     parser.add_argument("--at-once", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=200_000, help="loop turns that each of the calls at once works")
     arguments = parser.parse_args()
-    print(
-        f"{processor()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
-    )
+    load = os.getloadavg()[0]
+    print(f"{processor()}, {os.cpu_count()} cores, load average {load:.1f}, Python {platform.python_version()}")
     for backend in await backends():
         if not backend.available:
             print(f"{backend.name}: not here: {backend.reason}")

@@ -155,6 +155,18 @@ ATTACKS = {
         "    except OSError:\n        pass\n",
         ("error", "ok"),
     ),
+    "cut_connection": Attack(
+        "import os, time\nos.closerange(0, 256)\ntime.sleep(60)\n", ("error",), "closed its connection", SHORT
+    ),
+    "answers_of_its_own": Attack(
+        "import os, json, struct\n"
+        "head = json.dumps({'outcome': 'refused', 'files': [['../x', 1 << 40]], 'left_out': 3, 'value': {}}).encode()\n"
+        "for descriptor in range(3, 64):\n    try:\n"
+        "        os.write(descriptor, struct.pack('>I', len(head)) + head)\n    except OSError:\n        pass\n",
+        ("error",),
+        "protocol",
+    ),
+    "stops_itself": Attack("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n", ("timeout",), limits=SHORT),
     "tampering": Attack(
         "import os, sys, json\njson.dumps = None\nos.walk = None\nsys.stdout = None\nos.kill = None\n", ("error", "ok")
     ),

@@ -31,8 +31,10 @@ def run(code: str, files: dict[str, bytes] | None = None, limits: Limits = AMPLE
 
 
 def test_files_go_in_and_come_out() -> None:
-    code = "import os\ndata = open('in/data.txt').read()\nos.makedirs('out')\n"
+    code = (
+        "import os\ndata = open('in/data.txt').read()\nos.makedirs('out')\n"
         "open('out/upper.txt', 'w').write(data.upper())"
+    )
     result = run(code, {"in/data.txt": b"words"})
     assert result.files == {"out/upper.txt": b"WORDS"}
     assert result.value == "5"

@@ -30,6 +30,7 @@ class Bubblewrap:
     def __init__(self, config: SandboxConfig | None = None) -> None:
         self._config = config or SandboxConfig()
         self._ready: deque[Worker] = deque()
+        self._taken: set[Worker] = set()
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(self._config.concurrency)
@@ -47,24 +48,30 @@ class Bubblewrap:
         self._closed = True
         if self._starting is not None:
             await self._starting
-        while self._ready:
-            await self._ready.popleft().close()
+        for worker in (*self._ready, *self._taken):
+            self.release(worker)
+        self._ready.clear()
         await asyncio.gather(*self._ending)
 
     async def take(self, file_mb: int) -> Worker:
         """An interpreter that has run nothing yet."""
         if self._closed:
             raise SandboxFailed("the sandbox is closed")
-        if file_mb == self._config.limits.file_mb and self._ready:
+        while file_mb == self._config.limits.file_mb and self._ready:
             worker = self._ready.popleft()
+            if worker.running:
+                break
+            self.release(worker)
         else:
             worker = await Worker.start(file_mb)
+        self._taken.add(worker)
         self._refill()
         return worker
 
     def release(self, worker: Worker) -> None:
         """Kill `worker`; its end is waited for in the background."""
         worker.kill()
+        self._taken.discard(worker)
         task = asyncio.ensure_future(worker.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
@@ -100,14 +107,17 @@ class BubblewrapSession:
         if reason := refusal(code, files, self._limits):
             return Result("refused", detail=reason, backend=BACKEND)
         async with self._one_at_a_time, self._sandbox.turn:
+            died = self._worker is not None and not self._worker.running
+            if died:
+                await self.close()
             worker = self._worker or await self._sandbox.take(self._limits.file_mb)
             self._worker = worker
             try:
-                return await worker.call(code, files, self._limits)
+                result = await worker.call(code, files, self._limits)
             finally:
-                if not worker.alive:
-                    self._worker = None
-                    self._sandbox.release(worker)
+                if not worker.running:
+                    await self.close()
+            return replace(result, state_lost=True) if died else result
 
     async def close(self) -> None:
         if self._worker is not None:

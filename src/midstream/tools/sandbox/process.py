@@ -48,7 +48,10 @@ class Worker:
 
     @classmethod
     async def start(cls, file_mb: int) -> Worker:
-        """Start one and wait until it can take a call. Raises `SandboxFailed` with what bubblewrap printed."""
+        """Start one and wait until it can take a call. Raises `SandboxFailed` with what bubblewrap printed.
+
+        It dies with the thread that starts it, so the event loop's thread must outlive it.
+        """
         ours, theirs = socket.socketpair()
         pipes = [os.pipe() for _ in range(3)]
         filter_fd = os.memfd_create("seccomp")
@@ -105,8 +108,9 @@ class Worker:
         self._folder = os.open(f"/proc/{interpreter}/root/tmp", os.O_PATH | os.O_DIRECTORY)
 
     @property
-    def alive(self) -> bool:
-        return not self._killed
+    def running(self) -> bool:
+        """False once it was killed or died."""
+        return not self._killed and self._process.poll() is None
 
     async def call(self, code: str, files: Mapping[str, bytes], limits: Limits) -> Result:
         """Run `code`. Afterwards the worker is frozen until its next call, or dead where it broke a limit."""
@@ -171,6 +175,8 @@ class Worker:
         if not isinstance(error, EOFError | OSError):
             return "error", "it broke the sandbox's protocol", None
         code = await self._exit_code()
+        if code < 0:
+            return "error", "it closed its connection to the sandbox", None
         if code == 128 + signal.SIGXCPU:
             return "timeout", "used more CPU time than allowed", None
         if code > 128:
