@@ -212,7 +212,9 @@ for path in {paths!r}:
             found.append((path, os.listdir(path)))
         else:
             with open(path, 'rb') as file:
-                found.append((path, file.read(100)))
+                content = file.read(100)
+            if content:
+                found.append((path, content))
     except OSError:
         pass
 print(found)
@@ -356,7 +358,7 @@ def test_the_sandbox_dies_with_its_parent(tmp_path: Path) -> None:
         "asyncio.run(main())\n"
     )
     use("bubblewrap", _nothing)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3] / "src")}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None and b"outcome='ok'" in parent.stdout.readline()
     _until(lambda: _sleeping() == 1)

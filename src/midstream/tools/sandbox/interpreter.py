@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,25 +23,34 @@ from midstream.tools.sandbox.base import Outcome, Result, SandboxFailed, Sandbox
 from midstream.tools.sandbox.config import Limits, SandboxConfig
 
 if TYPE_CHECKING:
-    from pydantic_monty import AsyncMonty, AsyncMontySession, MontyError
+    from pydantic_monty import Monty, MontyCrashedError, MontyError, MontySession
 
 BACKEND = "interpreter"
 INSTALL = "pip install 'midstream[sandbox]'"
 MAX_VALUE_CHARS = 64 << 10
+MAX_SESSIONS = 1024
+"""Open at once; each holds a process of a few MB."""
 GRACE_S = 1.0
-"""How long a call may overstay before it is cut off from outside."""
+"""How long a call may overstay before its process is killed."""
+CRASHED = "the interpreter's process ended"
 
 
 class Interpreter:
-    """A pool of interpreter processes; a process is used by one session at a time and forgets it afterwards."""
+    """A pool of interpreter processes; a process is used by one session at a time and forgets it afterwards.
+
+    Calls go through threads of its own: the asynchronous client of pydantic-monty 1.4 aborts the program when it ends
+    soon after a call.
+    """
 
     name = BACKEND
 
     def __init__(self, config: SandboxConfig | None = None) -> None:
         self._config = config or SandboxConfig()
-        self._pool: AsyncMonty | None = None
+        self._pool: Monty | None = None
         self._opening = asyncio.Lock()
-        self._turn = asyncio.Semaphore(self._config.concurrency)
+        self.turn = asyncio.Semaphore(self._config.concurrency)
+        """Held while a call runs."""
+        self.threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="interpreter")
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
         async with self.session(limits) as session:
@@ -51,29 +63,21 @@ class Interpreter:
     async def close(self) -> None:
         pool, self._pool = self._pool, None
         if pool is not None:
-            await pool.__aexit__(None, None, None)
+            await asyncio.get_running_loop().run_in_executor(self.threads, pool.__exit__, None, None, None)
+        self.threads.shutdown(wait=False)
 
-    async def pool(self) -> AsyncMonty:
+    async def pool(self) -> Monty:
         """The pool, opened when first needed. Raises `SandboxUnavailable`."""
         async with self._opening:
             if self._pool is None:
                 if reason := missing():
                     raise SandboxUnavailable(reason, INSTALL)
-                from pydantic_monty import AsyncMonty
+                from pydantic_monty import Monty
 
-                pool = AsyncMonty(min_processes=1, max_processes=MAX_PROCESSES)
-                await pool.__aenter__()
+                pool = Monty(min_processes=1, max_processes=MAX_SESSIONS)
+                await asyncio.get_running_loop().run_in_executor(self.threads, pool.__enter__)
                 self._pool = pool
             return self._pool
-
-    @property
-    def turn(self) -> asyncio.Semaphore:
-        """Held while a call runs."""
-        return self._turn
-
-
-MAX_PROCESSES = 1024
-"""Sessions at once; each holds a process of a few MB."""
 
 
 class InterpreterSession:
@@ -82,7 +86,8 @@ class InterpreterSession:
     def __init__(self, sandbox: Interpreter, limits: Limits) -> None:
         self._sandbox = sandbox
         self._limits = limits
-        self._session: AsyncMontySession | None = None
+        self._session: MontySession | None = None
+        self._pid = 0
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None) -> Result:
@@ -95,33 +100,27 @@ class InterpreterSession:
             return await self._run(code)
 
     async def _run(self, code: str) -> Result:
-        from pydantic_monty import MontyCrashedError, MontyError
-
         if self._session is None:
-            self._session = await self._open()
-        started, printed = time.monotonic(), _Printed(self._limits.output_kb << 10)
-        feed = asyncio.ensure_future(self._session.feed_run(code, print_callback=printed.take))
-        printed.on_overflow(feed)
-        value, outcome, detail = None, "ok", ""
+            pool = await self._sandbox.pool()
+            self._session, self._pid = await self._in_thread(_open, pool, self._limits)
+        started, printed = time.monotonic(), _Printed(self._limits.output_kb << 10, self._kill)
+        feed = asyncio.ensure_future(self._in_thread(_feed, self._session, code, printed))
         try:
-            await asyncio.wait({feed}, timeout=self._limits.wall_s + GRACE_S)
-            if printed.full:
-                outcome, detail = "output", f"printed more than {self._limits.output_kb} KB"
-            elif not feed.done():
-                outcome, detail = "timeout", f"took longer than {self._limits.wall_s:g} s"
-            else:
-                value = _text(feed.result())
-        except MontyCrashedError as error:
-            outcome, detail = _crash(error)
-        except MontyError as error:
-            outcome, detail = _verdict(error)
-            printed.add("stderr", _traceback(error))
+            done, _ = await asyncio.wait({feed}, timeout=self._limits.wall_s + GRACE_S)
+            if not done:
+                self._kill()
+                await asyncio.wait({feed})
         except asyncio.CancelledError:
-            feed.cancel()
+            self._kill()
+            await asyncio.wait({feed})
             await self.close()
             raise
-        feed.cancel()
-        lost = outcome not in ("ok", "error", "refused") or detail == CRASHED
+        value, outcome, detail = feed.result()
+        if not done:
+            outcome, detail = "timeout", f"took longer than {self._limits.wall_s:g} s"
+        if printed.full:
+            value, outcome, detail = None, "output", f"printed more than {self._limits.output_kb} KB"
+        lost = outcome in ("timeout", "memory", "output") or detail == CRASHED
         if lost:
             await self.close()
         return Result(
@@ -135,27 +134,18 @@ class InterpreterSession:
             backend=BACKEND,
         )
 
-    async def _open(self) -> AsyncMontySession:
-        limits = self._limits
-        session = (await self._sandbox.pool()).checkout(
-            limits={
-                "max_feed_duration_secs": min(limits.cpu_s, limits.wall_s),
-                "max_memory": limits.memory_mb << 20,
-                "max_total_sleep_secs": limits.wall_s,
-            }
-        )
-        try:
-            return await session.__aenter__()
-        except Exception as error:
-            raise SandboxFailed(f"the interpreter did not start: {error}") from error
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._sandbox.threads, function, *arguments)
+
+    def _kill(self) -> None:
+        """End the process that runs the current call; its client, whose child it is, reports that as a crash."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
 
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            from pydantic_monty import MontyError
-
-            with contextlib.suppress(MontyError):
-                await session.__aexit__(None, None, None)
+            await self._in_thread(_close, session)
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,7 +156,45 @@ class InterpreterSession:
         await self.close()
 
 
-CRASHED = "the interpreter's process ended"
+def _open(pool: Monty, limits: Limits) -> tuple[MontySession, int]:
+    """A session with a process of its own, and that process's id."""
+    from pydantic_monty import MontyError
+
+    session = pool.checkout(
+        limits={
+            "max_feed_duration_secs": min(limits.cpu_s, limits.wall_s),
+            "max_memory": limits.memory_mb << 20,
+            "max_total_sleep_secs": limits.wall_s,
+        }
+    )
+    try:
+        session.__enter__()
+    except (MontyError, OSError, RuntimeError) as error:
+        raise SandboxFailed(f"the interpreter did not start: {error}") from error
+    pid = session.worker_pid
+    if pid is None:
+        raise SandboxFailed("the interpreter has no process")
+    return session, pid
+
+
+def _feed(session: MontySession, code: str, printed: _Printed) -> tuple[str | None, Outcome, str]:
+    """Run one cell: its value, the outcome and its detail."""
+    from pydantic_monty import MontyCrashedError, MontyError
+
+    try:
+        return _text(session.feed_run(code, print_callback=printed.take)), "ok", ""
+    except MontyCrashedError as error:
+        return None, *_crash(error)
+    except MontyError as error:
+        printed.add("stderr", _traceback(error))
+        return None, *_verdict(error)
+
+
+def _close(session: MontySession) -> None:
+    from pydantic_monty import MontyError
+
+    with contextlib.suppress(MontyError):
+        session.__exit__(None, None, None)
 
 
 def _verdict(error: MontyError) -> tuple[Outcome, str]:
@@ -181,7 +209,7 @@ def _verdict(error: MontyError) -> tuple[Outcome, str]:
     return "error", detail
 
 
-def _crash(error: Any) -> tuple[Outcome, str]:
+def _crash(error: MontyCrashedError) -> tuple[Outcome, str]:
     detail = str(error).lower()
     if error.timed_out or "duration" in detail or "deadline" in detail:
         return "timeout", "took longer than allowed"
@@ -206,26 +234,20 @@ def _text(value: Any) -> str | None:
 
 
 class _Printed:
-    """What a call prints, up to a limit for both streams together."""
+    """What a call prints, up to a limit for both streams together. Filled from a thread."""
 
-    def __init__(self, limit: int) -> None:
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, limit: int, on_overflow: Callable[[], None]) -> None:
         self._room = limit
+        self._on_overflow = on_overflow
         self._parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        self._feed: asyncio.Future[Any] | None = None
         self.full = False
-
-    def on_overflow(self, feed: asyncio.Future[Any]) -> None:
-        """Cancel `feed` when the limit is passed."""
-        self._feed = feed
 
     def take(self, stream: str, text: str) -> None:
         size = len(text.encode("utf-8", "replace"))
+        self.add(stream, text[: self._room])
         if size > self._room and not self.full:
             self.full = True
-            if self._feed is not None:
-                self._loop.call_soon_threadsafe(self._feed.cancel)
-        self.add(stream, text[: self._room])
+            self._on_overflow()
         self._room = max(self._room - size, 0)
 
     def add(self, stream: str, text: str) -> None:
@@ -238,4 +260,12 @@ class _Printed:
 
 def missing() -> str:
     """Why the interpreter cannot run here, or an empty text."""
-    return "" if importlib.util.find_spec("pydantic_monty") else "the package pydantic-monty is not installed"
+    if importlib.util.find_spec("pydantic_monty") is None:
+        return "the package pydantic-monty is not installed"
+    from pydantic_monty._binary import find_monty_binary
+
+    try:
+        find_monty_binary()
+    except FileNotFoundError as error:
+        return f"pydantic-monty has no program to run: {error}"
+    return ""
