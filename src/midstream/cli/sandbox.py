@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 BACKENDS = ("auto", "bubblewrap", "interpreter")
 FAILED = 1
-UNAVAILABLE = 2
 
 
 @click.group(name="sandbox")
@@ -22,10 +21,10 @@ def command() -> None:
 
 
 @command.command(name="run")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Wall seconds; CPU too.")
-@click.option("--input", "inputs", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+@click.option("--input", "inputs", multiple=True, type=click.Path(path_type=Path),
               help="A file to put beside the code; can be given several times.")  # fmt: skip
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="A folder for the files it makes.")
 def run_command(file: Path, backend: str, timeout: float | None, inputs: tuple[Path, ...], output: Path | None) -> int:
@@ -38,16 +37,16 @@ def run_command(file: Path, backend: str, timeout: float | None, inputs: tuple[P
 
     try:
         code = file.read_text(encoding="utf-8")
+        given = {path.name: path.read_bytes() for path in inputs}
     except UnicodeDecodeError:
         raise UserError(f"'{file}' is not UTF-8 text", "give a file of Python code") from None
+    except OSError as error:
+        raise UserError(f"cannot read '{error.filename}': {error.strerror}") from None
     limits = Limits() if timeout is None else Limits(wall_s=timeout, cpu_s=timeout)
-    result = asyncio.run(_run(code, {path.name: path.read_bytes() for path in inputs}, backend, limits))
+    result = asyncio.run(_run(code, given, backend, limits))
     _show(result)
     if output is not None:
-        for name, content in result.files.items():
-            path = output / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        _save(result, output)
     return 0 if result.ok else FAILED
 
 
@@ -59,6 +58,21 @@ async def _run(code: str, files: dict[str, bytes], backend: str, limits: Limits)
         return await sandbox.run(code, files)
     finally:
         await sandbox.close()
+
+
+def _save(result: Result, folder: Path) -> None:
+    """Write the files that came out. Their names are relative and stay inside (`base.safe_name`)."""
+    from midstream.core.errors import UserError
+
+    try:
+        for name, content in result.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write '{error.filename}': {error.strerror}", "give another folder to --output"
+        ) from None
 
 
 def _show(result: Result) -> None:
