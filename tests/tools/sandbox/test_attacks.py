@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -309,7 +310,7 @@ def test_processes_left_behind_end_with_the_call(backend: str) -> None:
     daemon = (
         "import os, subprocess\n"
         "for _ in range(3):\n"
-        "    subprocess.Popen(['/usr/bin/setsid', 'sleep', '4321'], start_new_session=True)\n"
+        "    subprocess.Popen(['/usr/bin/setsid', 'sleep', '43211'], start_new_session=True)\n"
         "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
         "        while True: pass\n    os._exit(0)\n"
         "print('started')\n"
@@ -319,7 +320,7 @@ def test_processes_left_behind_end_with_the_call(backend: str) -> None:
         async with sandbox.session() as session:
             first = await session.run(daemon)
             second = await session.run("import os\nprint([pid for pid in os.listdir('/proc') if pid.isdigit()])")
-            return first, second, _sleeping()
+            return first, second, _sleeping(43211)
 
     first, second, sleeping = use(backend, work)
     assert first.stdout == "started\n"
@@ -354,25 +355,25 @@ def test_the_sandbox_dies_with_its_parent(tmp_path: Path) -> None:
         "    sandbox = await open_sandbox(SandboxConfig(backend='bubblewrap'))\n"
         "    async with sandbox.session() as session:\n"
         "        print(await session.run('1'), flush=True)\n"
-        '        await session.run(\'import subprocess; subprocess.run(["sleep", "4321"])\')\n'
+        '        await session.run(\'import subprocess; subprocess.run(["sleep", "43212"])\')\n'
         "asyncio.run(main())\n"
     )
     use("bubblewrap", _nothing)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None and b"outcome='ok'" in parent.stdout.readline()
-    _until(lambda: _sleeping() == 1)
+    _until(lambda: _sleeping(43212) == 1)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _until(lambda: _sleeping() == 0)
+    _until(lambda: _sleeping(43212) == 0)
 
 
 async def _nothing(sandbox: Sandbox) -> None:
     pass
 
 
-def _until(condition) -> None:  # type: ignore[no-untyped-def]
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
@@ -384,12 +385,12 @@ def _own_cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _sleeping() -> int:
-    """Processes on this machine that run `sleep 4321`."""
+def _sleeping(seconds: int) -> int:
+    """Processes on this machine that run `sleep SECONDS`."""
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += path.read_bytes() == b"sleep\0004321\0"
+            found += path.read_bytes() == f"sleep\0{seconds}\0".encode()
         except OSError:
             continue
     return found

@@ -101,7 +101,23 @@ def test_python_works_as_usual(code: str, value: str) -> None:
     assert run(code, {"helper.py": b"answer = 42"}).value == value
 
 
-def test_exit_codes_are_told() -> None:
+def test_processes_are_bounded_for_root_too() -> None:
+    code = (
+        "import os, time\nstarted = 0\ntry:\n    while started < 500:\n        if os.fork() == 0:\n"
+        "            time.sleep(60)\n            os._exit(0)\n        started += 1\n"
+        "except BlockingIOError:\n    pass\nstarted"
+    )
+    limits = AMPLE.model_copy(update={"processes": 20})
+
+    async def work(sandbox: Sandbox) -> list[Result]:
+        async with sandbox.session(limits) as session:
+            return [await session.run(code), await session.run(code)]
+
+    for result in use("bubblewrap", work):
+        assert result.ok and 10 <= int(result.value or 0) < 20, result
+
+
+def test_exit_codes_are_reported() -> None:
     assert run("import sys\nsys.exit(0)").outcome == "ok"
     failed = run("import sys\nsys.exit('no data')")
     assert failed.outcome == "error" and "no data" in failed.stderr

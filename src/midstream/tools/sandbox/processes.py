@@ -8,14 +8,15 @@ from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
-PARENTS_CPU = slice(11, 15)
-"""utime, stime, cutime, cstime in `/proc/PID/stat`, counted from the state behind the command's name."""
-RESIDENT = 21
+STATE, CPU_TIMES, RESIDENT = 0, slice(11, 15), 21
+"""Fields of `/proc/PID/stat`, counted from the one behind the command's name; the times are utime, stime, cutime, cstime."""
+DEAD = ("Z", "X")
+"""States of a process that has ended and whose parent has not asked for it."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a process and all that descend from it. `cpu_s` includes children that have ended and were waited for."""
+    """Of a process and all that descend from it. `cpu_s` includes those that have ended."""
 
     pids: tuple[int, ...]
     cpu_s: float
@@ -36,8 +37,9 @@ def usage(root: int) -> Usage:
                 waiting += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-        pids.append(pid)
-        cpu_s += sum(map(int, fields[PARENTS_CPU])) * TICK_S
+        if fields[STATE] not in DEAD:
+            pids.append(pid)
+        cpu_s += sum(map(int, fields[CPU_TIMES])) * TICK_S
         resident += int(fields[RESIDENT]) * PAGE
     return Usage(tuple(pids), cpu_s, resident)
 

@@ -60,7 +60,7 @@ def main(control: int, uid: int) -> None:
     sys.argv = [""]
     cast("io.TextIOWrapper", sys.stdout).reconfigure(line_buffering=True)  # a killed process loses what it holds
     peer = socket.socket(fileno=control)
-    kill, own = os.kill, os.getpid()
+    kill, wait, own = os.kill, os.waitpid, os.getpid()
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module  # pickle and dataclasses look names up there
     scope = module.__dict__
@@ -78,6 +78,9 @@ def main(control: int, uid: int) -> None:
             os._exit(0)  # a child that the code forked and that ran to the end of the cell
         with contextlib.suppress(OSError):
             kill(-1, signal.SIGKILL)  # all but this one and the first: what the call started ends with it
+        with contextlib.suppress(OSError):
+            while wait(-1, 0):
+                pass
         _send(peer, reply, contents)
 
 
