@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from midstream.engines.torch.decoder import Decoder
     from midstream.engines.torch.engine import TorchEngine
     from midstream.gateway.service import Gateway
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
 
@@ -33,10 +33,10 @@ class Policy:
     engine: TorchEngine
 
     @property
-    def voice(self) -> Voice:
-        from midstream.record.recorder import Voice
+    def role_engine(self) -> RoleEngine:
+        from midstream.record.recorder import RoleEngine
 
-        return Voice(self.engine, self.tokenizer, True)
+        return RoleEngine(self.engine, self.tokenizer, True)
 
 
 MakePolicy = Callable[..., Policy]
@@ -187,7 +187,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     with ExitStack() as stack:
@@ -196,7 +196,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         def start(engine: Any, *, store: str | Path = tmp_path / "gateway.sqlite", **settings: Any) -> Served:
             kept = stack.enter_context(Store(store))
             config = GatewayConfig(**{"port": 0, "model": "tiny", **settings})
-            gateway = Gateway(config, Voice(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
+            gateway = Gateway(config, RoleEngine(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
             url = stack.enter_context(portal.wrap_async_context_manager(serving(gateway)))
             return Served(url, gateway, kept)
 

@@ -219,7 +219,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event(
     start: Start, tiny_tokenizer: Any, path: str, shape: str
 ) -> None:
     served = start()
-    served.gateway.voice.engine.generate = Dying(tiny_tokenizer, "").generate  # pyright: ignore[reportAttributeAccessIssue]
+    served.gateway.role_engine.engine.generate = Dying(tiny_tokenizer, "").generate  # pyright: ignore[reportAttributeAccessIssue]
     opened = served.open()
     body = {"prompt": "Hi"} if path == "/completions" else {"messages": HELLO, "max_tokens": 50}
     streamed = opened.post(path, {"model": "tiny", **body, "stream": True})

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from midstream import api
-from midstream.agents.config import SourceConfig
+from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -58,7 +58,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
                 store.trajectories.begin(uid, group, task, "train", group_size=len(rewards))
                 recorder = Recorder(uid, group, seed=int(group.strip("q")) * 10 + number, store=store)
                 messages = [{"role": "user", "content": f"Question {group}?"}]
-                step = change(await recorder.chat(policy.voice, messages, SamplingParams(max_tokens=5)))
+                step = change(await recorder.chat(policy.role_engine, messages, SamplingParams(max_tokens=5)))
                 given = {} if reward is None else {"given": reward}
                 trajectory = Trajectory(
                     uid=uid,
@@ -104,7 +104,7 @@ def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
                 "run_dir": str(tmp_path / run),
             },
         }
-        return api.train(settings, listeners=(), resume=resume, force=resume)
+        return api.train(settings, callbacks=(), resume=resume, force=resume)
 
     return start
 
@@ -176,7 +176,7 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
         raise Died
 
     # Learned from and not yet consumed, or consumed and not yet saved.
-    owner, method = {"learning": (source.Source, "consume"), "saving": (trainer._Run, "_save")}[at]
+    owner, method = {"learning": (source.GroupSource, "consume"), "saving": (trainer._Run, "_save")}[at]
     original = getattr(owner, method)
     with monkeypatch.context() as patch, pytest.raises(Died):
         patch.setattr(owner, method, dies)
@@ -191,7 +191,7 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
 def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(record: Record, tmp_path: Path) -> None:
     record("q0")
 
-    async def step(taking: source.Source, other: Store) -> None:
+    async def step(taking: source.GroupSource, other: Store) -> None:
         wanted = asyncio.create_task(taking.take(2, None))
         while not other.groups.counts()["leased"]:
             await asyncio.sleep(0.01)
@@ -203,8 +203,8 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
         assert other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
-    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
-    taking = source.Source(config, "run", lambda: False)
+    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
+    taking = source.GroupSource(config, "run", lambda: False)
     with Store(tmp_path / "gateway.sqlite") as other:
         asyncio.run(step(taking, other))
     taking.close()
@@ -213,8 +213,8 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
 
 def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Record, tmp_path: Path) -> None:
     record("q0")
-    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
-    taking = source.Source(config, "run", lambda: False)
+    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
+    taking = source.GroupSource(config, "run", lambda: False)
     renew, failures = taking._store.groups.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
 
     def sometimes(owner: str, lease_s: float) -> int:
@@ -247,7 +247,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(source.Source, "consume", dies)
+        patch.setattr(source.GroupSource, "consume", dies)
         train(1)
     assert counts(tmp_path)["leased"] == 1
     owner = (tmp_path / "run" / "source_owner").read_text()

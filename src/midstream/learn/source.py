@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from midstream.agents.config import SourceConfig
+from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
 from midstream.record.group_states import Key, Leased
@@ -25,10 +25,10 @@ class Drained(RunError):
     """No group became ready for as long as a step waits: the run ends."""
 
 
-class Source:
+class GroupSource:
     """A store to take groups from, as `owner`: the name by which a resumed run finds what is its own."""
 
-    def __init__(self, config: SourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
+    def __init__(self, config: StoreSourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
         self._config, self._owner, self._stopping = config, owner, stopping
         self._store = Store(config.store)
         self._renewing: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class Source:
         self._store.close()
 
 
-def check_there(config: SourceConfig) -> None:
+def check_there(config: StoreSourceConfig) -> None:
     """Raises `RunError` for a file that is not there: opening it would make a store that nobody fills."""
     if "://" not in config.store and not Path(config.store).is_file():
         raise RunError(f"no store at '{config.store}'", "give the one a gateway records into, and start that first")
