@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Show a run, or one trajectory of it.
 
-    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one.
+    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one; each of its steps
+    is shown with what was new in its prompt, as the model read it.
     """
     from midstream.cli.tables import console
     from midstream.cli.trajectory import print_trajectory
@@ -51,11 +52,14 @@ def command(
         if trajectory is not None:
             raise RunError(f"run '{run.name}' has no store.sqlite, so no trajectories")
         return
+    from midstream.learn.prompts import decode_of, new_prompts
     from midstream.record.store import Store
 
     with Store(database) as store:
         if trajectory is not None:
-            print_trajectory(out, _find(store, trajectory), tokens=tokens)
+            found = _find(store, trajectory)
+            prompts = new_prompts(found, decode_of(str(run.info.get("model") or "")))
+            print_trajectory(out, found, tokens=tokens, prompts=prompts)
         else:
             found = list(store.trajectories(channel=channel, train_step=train_step, limit=limit, newest_first=True))
             _print_list(out, found, store.count(channel=channel, train_step=train_step))

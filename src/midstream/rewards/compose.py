@@ -144,7 +144,7 @@ class RewardFunction:
             *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
         )
         values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
-        failures: list[tuple[str, Failure]] = []
+        failures: list[tuple[str, Failure, BaseException | None]] = []
         for name, made in zip(alone, called, strict=True):
             if made.error is None:
                 values[name] = _checked(name, trajectory, made.value)
@@ -153,9 +153,9 @@ class RewardFunction:
         rewards: dict[str, float | None] = {name: values.get(name, (None,))[0] for name in self.weights}
         if failures:
             # An outage says nothing about the attempt, so it counts before what else went wrong.
-            error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
-            failed = replace(trajectory, status=Status.FAILED, error=error)
-            return self._without_score(because(failed, cause), rewards)
+            why, cause, raised = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
+            failed = replace(trajectory, status=Status.FAILED, error=why)
+            return self._without_score(because(failed, cause, raised), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
@@ -172,9 +172,9 @@ class RewardFunction:
             arguments = {"group": part, "judge": self.judge}
             made = await self._call(its, {asked: arguments[asked] for asked in its.parameters})
             if made.error is not None:
-                error, cause = self._failure(name, made)
+                why, cause, raised = self._failure(name, made)
                 for place, one in zip(places, part, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
+                    failed = because(replace(one, status=Status.FAILED, error=why), cause, raised)
                     whole[place] = self._without_score(failed, dict(one.rewards))
                 continue
             if not isinstance(made.value, Sequence) or len(made.value) != len(part):
@@ -191,15 +191,17 @@ class RewardFunction:
     async def _call(self, component: Component, arguments: Mapping[str, Any]) -> Called:
         return await call(component.function, arguments, self.config.timeout_s)
 
-    def _failure(self, name: str, made: Called) -> tuple[str, Failure]:
-        """What failed a trajectory, and who is to blame; raises a `UserError`, which would fail them all."""
+    def _failure(self, name: str, made: Called) -> tuple[str, Failure, BaseException | None]:
+        """What failed a trajectory, who is to blame, and what was raised, where a traceback of it helps; raises a
+        `UserError`, which would fail them all."""
         if isinstance(made.error, UserError):
             raise made.error
         outage = is_outage(made.error) or (made.late and "judge" in self._components[name].parameters)
         what = f"raised {type(made.error).__name__}: {made.error}"
         if made.late:
             what = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
-        return f"reward component '{name}' {what}", Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        cause = Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        return f"reward component '{name}' {what}", cause, None if outage or made.late else made.error
 
     def _total(
         self,
