@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
+import signal
 import threading
 
 import pytest
@@ -45,7 +45,7 @@ class Job:
         self.stopped, self.ended = False, ""
 
     async def run(self) -> str:
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         try:
             while not self.stopped:
                 await asyncio.sleep(0.01)

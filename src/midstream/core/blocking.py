@@ -44,8 +44,8 @@ def _in_thread(coroutine: Coroutine[Any, Any, T], interrupt: Callable[[], None] 
             done.set_result(result)
 
     thread = threading.Thread(target=run, name="midstream", daemon=True)
-    thread.start()
     try:
+        thread.start()
         return done.result()
     except KeyboardInterrupt:
         if done.done():
