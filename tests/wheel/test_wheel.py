@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, used from a folder that is not the repository. `make test-wheel` runs these."""
+"""The wheel in an environment of its own, used outside the repository. `make test-wheel` runs these."""
 
 from __future__ import annotations
 
