@@ -21,8 +21,10 @@ def run_blocking(coroutine: Coroutine[Any, Any, T], interrupt: Callable[[], None
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    return _in_thread(coroutine, interrupt)
+        pass  # not run here: whatever the coroutine raises would have this error as its context
+    else:
+        return _in_thread(coroutine, interrupt)
+    return asyncio.run(coroutine)
 
 
 def _in_thread(coroutine: Coroutine[Any, Any, T], interrupt: Callable[[], None] | None) -> T:
