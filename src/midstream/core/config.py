@@ -32,7 +32,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"no config file at '{path}'",
-            f"give the path of a YAML file, or the name of a config that ships: {', '.join(shipped_configs())}",
+            f"give the path of a YAML file, or the name of a config that ships; {nearest(str(path), shipped_configs())}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None
