@@ -64,7 +64,7 @@ def test_the_users_code_raises_in_every_attempt(
     assert error.count("Traceback (most recent call last)") == 1 and line in error
     assert hidden not in error and "hunter2222" not in error
     with Store(tmp_path / "run" / "store.sqlite") as store:
-        trajectory = next(iter(store.trajectories(channel="train")))
+        trajectory = next(iter(store.trajectories.iterate(channel="train")))
     assert line in trajectory.metadata[TRACEBACK] and "hunter2222" not in trajectory.metadata[TRACEBACK]
     assert line not in trajectory.error
     assert cli.run(["show", str(tmp_path / "run"), trajectory.uid]) == 0

@@ -16,7 +16,7 @@ from midstream.gateway.config import GatewayConfig
 from midstream.gateway.server import serving
 from midstream.gateway.service import Gateway
 from midstream.gateway.tokens import TokenSigner
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 
 SECRET = b"of the tests, long enough"
@@ -32,7 +32,7 @@ class Served:
         settings = {"port": 0, "model": "tiny", "durability": "normal", **config}
         self.store = Store(store, "normal")
         self.gateway = Gateway(
-            GatewayConfig(**settings), Voice(engine, tokenizer, True), self.store, TokenSigner(SECRET)
+            GatewayConfig(**settings), RoleEngine(engine, tokenizer, True), self.store, TokenSigner(SECRET)
         )
         self._up, self._down = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
@@ -68,7 +68,7 @@ class Served:
         return self.trajectory(uid).steps
 
     def trajectory(self, uid: str) -> Trajectory:
-        return self.store.trajectory(uid)
+        return self.store.trajectories.get(uid)
 
     def metric(self, line: str) -> float:
         """The value of one line of `/metrics`; 0 when it is not there."""

@@ -181,7 +181,7 @@ def test_ready_groups_and_stale_ones_hold_new_trajectories_back_until_they_are_t
     served.open(trajectory_uid="second").complete(reward=1.0)
     assert "2 groups of the channel 'train' wait for training already" in error(served.post("/init_trajectory", {}))[2]
     assert served.post("/generate", {"messages": HELLO, "trajectory_uid": "new"}).status_code == 429
-    (group, _) = served.store.lease("trainer", 2, "train", 60)
+    (group, _) = served.store.groups.lease("trainer", 2, "train", 60)
     assert group.prompt_uid == first.prompt_uid
     assert served.post("/init_trajectory", {}).status_code == 200
 
@@ -219,7 +219,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event(
     start: Start, tiny_tokenizer: Any, path: str, shape: str
 ) -> None:
     served = start()
-    served.gateway.voice.engine.generate = Dying(tiny_tokenizer, "").generate  # pyright: ignore[reportAttributeAccessIssue]
+    served.gateway.role_engine.engine.generate = Dying(tiny_tokenizer, "").generate  # pyright: ignore[reportAttributeAccessIssue]
     opened = served.open()
     body = {"prompt": "Hi"} if path == "/completions" else {"messages": HELLO, "max_tokens": 50}
     streamed = opened.post(path, {"model": "tiny", **body, "stream": True})
@@ -263,7 +263,7 @@ def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(sta
 def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retry(start: Start) -> None:
     served = start(["first", "second"])
     opened = served.open()
-    appending = served.store.appending
+    appending = served.store.trajectories.append_future
 
     def slowly(*step: Any) -> asyncio.Future[None]:
         async def write() -> None:
@@ -272,7 +272,7 @@ def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retr
 
         return asyncio.ensure_future(write())
 
-    served.store.appending = slowly  # pyright: ignore[reportAttributeAccessIssue]
+    served.store.trajectories.append_future = slowly  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}{opened.path}/chat/completions",

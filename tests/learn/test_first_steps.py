@@ -56,9 +56,9 @@ def settings(tiny_path: Path, folder: Path, **trainer: Any) -> dict[str, Any]:
 def trained(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after its first step and resumed."""
     folder = tmp_path_factory.mktemp("first")
-    api.train(settings(tiny_path, folder, max_steps=1), listeners=())
+    api.train(settings(tiny_path, folder, max_steps=1), callbacks=())
     longer = settings(tiny_path, folder)
-    return api.train(longer, resume=True, force=True, listeners=()).run_dir
+    return api.train(longer, resume=True, force=True, callbacks=()).run_dir
 
 
 def test_tensorboard_has_metrics_and_evaluations_once_each(trained: Path) -> None:
@@ -83,7 +83,7 @@ def test_samples_and_the_report_hold_the_prompts_as_the_model_read_them(trained:
 
 def test_a_resume_with_nothing_there_says_so_and_begins(tiny_path: Path, tmp_path: Path, lines: list[str]) -> None:
     config = settings(tiny_path, tmp_path, max_steps=1, eval_every=0, test_tasks=0)
-    assert api.train(config, resume=True, listeners=()).status == "finished"
+    assert api.train(config, resume=True, callbacks=()).status == "finished"
     assert [line for line in lines if f"no run in '{tmp_path / 'run'}' to resume" in line]
 
 
@@ -104,9 +104,9 @@ def test_a_split_smaller_than_asked_for_is_one_line(tmp_path: Path, lines: list[
 def test_training_and_asking_work_beside_a_running_loop(tiny_path: Path, tmp_path: Path) -> None:
     async def cell() -> tuple[str, str, str]:
         config = settings(tiny_path, tmp_path, max_steps=1, eval_every=0, test_tasks=0)
-        blocking = api.train(config, listeners=()).status
+        blocking = api.train(config, callbacks=()).status
         config["trainer"]["run_dir"] = str(tmp_path / "again")
-        awaited = await api.train_async(config, listeners=())
+        awaited = await api.train_async(config, callbacks=())
         answer = (await api.ask_async("a?", run=awaited.run_dir)).status
         assert api.ask("a?", run=awaited.run_dir).status == answer
         return blocking, awaited.status, answer

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from midstream.agents.door import Address, Door
+from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
 from midstream.core.errors import ConfigError, EngineError, PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.base import Completion, Request
-from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.recorder import Call, Recorder, RoleEngine
 
 if TYPE_CHECKING:
     from midstream.agents.rollout import Attempt
@@ -154,7 +154,7 @@ class RemoteRecorder(Recorder):
         super().__init__(trajectory_uid, prompt_uid, seed=seed)
         self._client, self._token = client, token
 
-    async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
+    async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
         sampling = call.sampling
         place = self._take_place()
         try:
@@ -181,7 +181,7 @@ class RemoteRecorder(Recorder):
             policy_version=reply["policy_version"],
             metadata={**call.metadata, **({"sampling": reply["sampling"]} if "sampling" in reply else {})},
             role=call.role,
-            trainable=voice.trainable and bool(reply["response_ids"]),
+            trainable=role_engine.trainable and bool(reply["response_ids"]),
             temperature=sampling.temperature or 1.0,
             messages=call.messages,
             tools=call.tools,
@@ -199,7 +199,7 @@ class RemoteRecorder(Recorder):
         return step, completion
 
 
-class Elsewhere:
+class RemoteEngine:
     """The engine of a flow whose calls a gateway answers: it is never asked itself."""
 
     name, policy_version, context_length = "gateway", 0, 1 << 20
@@ -212,7 +212,7 @@ class Elsewhere:
     def leave(self, session: str) -> None: ...
 
 
-class RemoteDoor:
+class RemoteEndpoint:
     """Lets a black-box agent call a gateway elsewhere. `opened` is what it answered when the trajectory was opened."""
 
     def __init__(self, client: GatewayClient, opened: Mapping[str, Any], model: str) -> None:
@@ -220,11 +220,17 @@ class RemoteDoor:
 
     @asynccontextmanager
     async def admit(
-        self, recorder: Recorder, task: Task, voices: Mapping[str, Voice], sampling: Mapping[str, SamplingParams]
-    ) -> AsyncIterator[Address]:
+        self,
+        recorder: Recorder,
+        task: Task,
+        role_engines: Mapping[str, RoleEngine],
+        sampling: Mapping[str, SamplingParams],
+    ) -> AsyncIterator[EndpointAddress]:
         opened = self._opened
         owner = opened["owner_token"]
-        address = Address(base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner)
+        address = EndpointAddress(
+            base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner
+        )
         yield address
         found = await self._client.trajectory(recorder.trajectory_uid, owner)
         address.completed = found["state"] != "running"
@@ -234,7 +240,7 @@ class RemoteDoor:
             address.reward, address.rewards = found["reward"], found["rewards"]
 
 
-class RemoteRecords:
+class RemoteSink:
     """Trajectories that are recorded by a gateway elsewhere."""
 
     def __init__(self, client: GatewayClient, *, group_size: int, model: str) -> None:
@@ -247,8 +253,8 @@ class RemoteRecords:
         token = self._open[attempt.uid]["owner_token"]
         return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client, token=token)
 
-    def door(self, attempt: Attempt) -> Door:
-        return RemoteDoor(self._client, self._open[attempt.uid], self._model)
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint:
+        return RemoteEndpoint(self._client, self._open[attempt.uid], self._model)
 
     async def begin(self, attempt: Attempt) -> None:
         self._open[attempt.uid] = await self._client.init_trajectory(**self._opening(attempt))

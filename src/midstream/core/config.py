@@ -30,9 +30,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        closest = nearest(str(path), shipped_configs())
         raise ConfigError(
             f"no config file at '{path}'",
-            f"give the path of a YAML file, or the name of a config that ships; {nearest(str(path), shipped_configs())}",
+            f"give a YAML file, or the name of a config that ships; {closest}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None

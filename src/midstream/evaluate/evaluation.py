@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from midstream.core.blocking import run_blocking
 from midstream.core.errors import ConfigError
 from midstream.core.types import Task, Trajectory
-from midstream.evaluate.agent import Source, find_agent, load_agent
+from midstream.evaluate.agent import AgentSource, find_agent, load_agent
 from midstream.evaluate.runs import find_run
 from midstream.tasks.row_files import is_task_file
 
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import Parts
+    from midstream.learn.setup import TrainingContext
 
 Progress = Callable[[int, int, float], None]
 """Called with how many attempts are done, of how many, and the tokens sampled a second."""
@@ -51,7 +51,7 @@ def evaluate(
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
     or a bare `model`. `tasks` is a task file or the name of a task set, in place of the config's; a file is taken whole
     unless `split` names a part of it, anything else by its split `test`. `fields` are options of that source
-    (`{"answer": "target"}`, see `SourceConfig`). `n` takes the first tasks only; of a set made
+    (`{"answer": "target"}`, see `TaskSourceConfig`). `n` takes the first tasks only; of a set made
     without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
     holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
     `samples` holds every attempt. The config of a run or checkpoint from outside `runs_dir` may name built-in flows,
@@ -115,7 +115,9 @@ async def evaluate_async(
     return await _evaluate(parts, source, split or "test", n, progress)
 
 
-async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, progress: Progress | None) -> Row:
+async def _evaluate(
+    parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
+) -> Row:
     from midstream.learn.held_out import attempt
     from midstream.learn.samples import sample_row
     from midstream.rewards.summary import summarise
@@ -158,7 +160,7 @@ async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, pro
     }
 
 
-def _chosen(parts: Parts, split: str, n: int | None) -> list[Task]:
+def _chosen(parts: TrainingContext, split: str, n: int | None) -> list[Task]:
     from midstream.tasks import check, take
     from midstream.tasks.taskset import shortage
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class TensorBoard:
-    """A listener that writes event files into `folder`. `first_step` is the first step that is still to come: what an
+    """A callback that writes event files into `folder`. `first_step` is the first step that is still to come: what an
     earlier process wrote from there on is dropped."""
 
     def __init__(self, folder: Path, first_step: int) -> None:

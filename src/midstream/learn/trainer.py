@@ -31,17 +31,17 @@ from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics
 from midstream.learn.batch import LearningBatch
+from midstream.learn.callback import Callback
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import PLAINLY, first_batch, insist
 from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
-from midstream.learn.listener import Listener
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import FULL, RunDirectory, full
 from midstream.learn.setup import build, check_trained
-from midstream.learn.source import Drained, Source
+from midstream.learn.source import Drained, GroupSource
 from midstream.learn.splits import check_splits
 from midstream.learn.step import take_step
 from midstream.learn.tensorboard import TensorBoard
@@ -68,11 +68,11 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
+    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
 ) -> TrainResult:
     """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
     saved stays."""
-    training = Training(config, listeners, resume=resume, force=force)
+    training = Training(config, callbacks, resume=resume, force=force)
     return run_blocking(training.run(), interrupt=training.stop)
 
 
@@ -80,9 +80,9 @@ class Training:
     """A run that is about to begin or to go on. `run` it once."""
 
     def __init__(
-        self, config: TrainConfig, listeners: Sequence[Listener] = (), *, resume: bool = False, force: bool = False
+        self, config: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False, force: bool = False
     ) -> None:
-        self._config, self._listeners, self._resume, self._force = config, listeners, resume, force
+        self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
         self._run: _Run | None = None
 
     async def run(self) -> TrainResult:
@@ -90,7 +90,7 @@ class Training:
         directory = RunDirectory(_run_path(self._config, self._resume))
         try:
             self._check(directory)
-            self._run = _Run(self._config, directory, self._listeners)
+            self._run = _Run(self._config, directory, self._callbacks)
             return await self._run.go()
         except OSError as error:
             # The logs and checkpoints explain their own failures; this one came from somewhere else, as tensorboard.
@@ -141,8 +141,8 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, listeners: Sequence[Listener]) -> None:
-        self.config, self.directory, self.listeners = config, directory, listeners
+    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
+        self.config, self.directory, self.callbacks = config, directory, callbacks
         self.stopping = False
         self.tensorboard: TensorBoard | None = None
 
@@ -183,9 +183,9 @@ class _Run:
         self.source = self._open_source(state)
         try:
             with Store(self.directory / "store.sqlite") as self.store:
-                self.held_out = HeldOut(parts, self.directory, self.store, self.listeners, lambda: self.stopping)
+                self.held_out = HeldOut(parts, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
-                    self.store.discard_from(0)
+                    self.store.trajectories.discard_from(0)
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
@@ -193,7 +193,7 @@ class _Run:
                         state = TrainState(0, 0, 0, parts.decoder.version)
                         await self._save(state, reference)
                 else:
-                    self.store.discard_from(state.step + 1)
+                    self.store.trajectories.discard_from(state.step + 1)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:
@@ -221,8 +221,8 @@ class _Run:
             if self.source is not None:
                 self.source.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
-        for listener in self.listeners:
-            listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
+        for callback in self.callbacks:
+            callback.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
 
     def _recorded_numerics(self) -> Numerics | None:
@@ -237,7 +237,7 @@ class _Run:
             return None
         return Numerics.from_json(recorded)
 
-    def _open_source(self, state: TrainState) -> Source | None:
+    def _open_source(self, state: TrainState) -> GroupSource | None:
         config = self.config.rollout.source
         if config is None:
             return None
@@ -245,7 +245,7 @@ class _Run:
         path = self.directory / "source_owner"
         if not path.is_file():
             self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
-        source = Source(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
+        source = GroupSource(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
         source.back_to(state.step)
         return source
 
@@ -297,7 +297,7 @@ class _Run:
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
-        self.listeners = (self.tensorboard, *self.listeners)
+        self.callbacks = (self.tensorboard, *self.callbacks)
         info = {
             "name": self.config.name,
             "model": self.config.policy.model,
@@ -307,8 +307,8 @@ class _Run:
             "run_dir": str(self.directory.path),
             "numerics": self.parts.numerics.summary(),
         }
-        for listener in self.listeners:
-            listener.on_start(info)
+        for callback in self.callbacks:
+            callback.on_start(info)
 
     def _write_info(self, status: str) -> None:
         self.directory.write_json(
@@ -398,8 +398,8 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)
-        for listener in self.listeners:
-            listener.on_metrics(row)
+        for callback in self.callbacks:
+            callback.on_metrics(row)
 
 
 def _needed(config: TrainConfig) -> dict[str, int]:

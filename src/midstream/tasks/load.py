@@ -41,7 +41,7 @@ _REGISTRY: dict[str, TaskSetFactory] = {
 }
 
 
-class SourceConfig(Config):
+class TaskSourceConfig(Config):
     """One source of tasks. The options below `ratio` are for files and hub data sets."""
 
     type: str
@@ -69,7 +69,7 @@ class SourceConfig(Config):
     """Subset of a hub data set, such as `main`."""
 
     @model_validator(mode="after")
-    def _some_to_train_on(self) -> SourceConfig:
+    def _some_to_train_on(self) -> TaskSourceConfig:
         val, test = self.shares
         if val + test >= 1:
             raise ValueError(f"val_share and test_share add up to {val + test:g}, which leaves no task to train on")
@@ -85,7 +85,7 @@ class SourceConfig(Config):
 class TasksConfig(Config):
     """What is trained and evaluated on."""
 
-    sources: list[SourceConfig] = Field(default_factory=list[SourceConfig])
+    sources: list[TaskSourceConfig] = Field(default_factory=list[TaskSourceConfig])
     """Where tasks come from. None are needed to train on what is in a store (`rollout.source`)."""
     seed: int = 0
     """Decides the order of tasks and what generators draw. Splits do not depend on it."""
@@ -135,7 +135,7 @@ def _is_file(name: str) -> bool:
     return is_task_file(name) or Path(name).expanduser().exists()
 
 
-def _load(source: SourceConfig, seed: int) -> TaskSet:
+def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
     val, test = source.shares
     fields = RowFields(
         question=source.question,
@@ -173,7 +173,7 @@ def _imported(path: str, seed: int) -> TaskSet:
     return made
 
 
-def _refuse(source: SourceConfig, *options: str) -> None:
+def _refuse(source: TaskSourceConfig, *options: str) -> None:
     for option in options:
         if getattr(source, option) is not None:
             raise ConfigError(f"task source '{source.type}' takes no option `{option}`", "remove it")

@@ -13,8 +13,8 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
 from midstream.gateway.retries import Retries
-from midstream.record.recorder import Recorder, Voice
-from midstream.record.servers import BEAT_S, DEAD_AFTER_S
+from midstream.record.recorder import Recorder, RoleEngine
+from midstream.store.servers import BEAT_S, DEAD_AFTER_S
 
 
 class Locks:
@@ -42,7 +42,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReportedEnd:
     """What an agent said of its trajectory on completing it."""
 
     answer: str | None
@@ -52,11 +52,11 @@ class Said:
 
 
 @dataclass(slots=True)
-class Live:
+class ActiveTrajectory:
     """A trajectory under way. `prompt_uid` groups it with others, and the limits of `key` hold for its calls.
 
-    One that a rollout makes is attached: `voices` may be asked for by role, `sampling` holds whatever the agent asks
-    for, and `said` is for the rollout to finish it with."""
+    A rollout attaches its own: the agent may ask for `role_engines` by role, `sampling` overrides what the agent asks
+    for, and `said` is what the rollout finishes it with."""
 
     uid: str
     prompt_uid: str
@@ -71,9 +71,9 @@ class Live:
     in_flight: int = 0
     ended: Status | None = None
     why: str = ""
-    voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
+    role_engines: Mapping[str, RoleEngine] = field(default_factory=dict[str, RoleEngine])
     sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
-    said: Said | None = None
+    said: ReportedEnd | None = None
     retries: Retries = field(default_factory=Retries)
     answering: Locks = field(default_factory=Locks)
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
@@ -88,7 +88,7 @@ class Live:
         return {s.metadata.get("choice", 0): s for s in steps if s.finish_reason != FinishReason.INTERRUPTED}
 
 
-def ended(live: Live) -> ApiError:
+def ended(live: ActiveTrajectory) -> ApiError:
     return over(live.uid, live.ended or Status.COMPLETED, live.why)
 
 
@@ -109,7 +109,7 @@ def elsewhere(uid: str, name: str | None) -> ApiError:
     )
 
 
-def session_of(live: Live) -> dict[str, Any]:
+def session_of(live: ActiveTrajectory) -> dict[str, Any]:
     """What a trajectory needs to go on after a restart."""
     return {"metadata": live.metadata, "group_size": live.group_size, "key": live.key}
 
@@ -128,7 +128,7 @@ def task_of(prompt_uid: str, opening: Opening) -> Task:
     return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})
 
 
-def must_be_alike(live: Live, opening: Opening, *, strictly: bool) -> None:
+def must_be_alike(live: ActiveTrajectory, opening: Opening, *, strictly: bool) -> None:
     """`ApiError` 409 when a trajectory that is open already is in another group; `strictly`, when anything that
     `opening` says of it is otherwise."""
     given: dict[str, Any] = {"prompt_uid": opening.prompt_uid}

@@ -34,7 +34,7 @@ class _Key:
         self.began.append(now)
 
 
-class Gate:
+class AdmissionController:
     """Lets calls through to the engine, in the order they came."""
 
     def __init__(self, limits: LimitsConfig, keys: tuple[KeyConfig, ...] = ()) -> None:
