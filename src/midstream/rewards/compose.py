@@ -24,6 +24,7 @@ from midstream.rewards import grounding as _grounding  # noqa: F401
 from midstream.rewards.calls import Called, call, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig
+from midstream.rewards.preference import PreferenceModel
 from midstream.rewards.presets import PRESETS
 
 Normalize = Literal["none", "group", "batch", "running"]
@@ -54,6 +55,9 @@ class RewardConfig(Config):
 
     judge: JudgeConfig | None = None
     """The model behind the components `judge` and `judge_pairwise`, and others that ask for one."""
+
+    preference: str | None = None
+    """File of the model behind the component `preference`, as `midstream store fit-preference` writes it."""
 
     clip: tuple[float, float] | None = None
     """The range the total is cut to: [lowest, highest]."""
@@ -105,7 +109,13 @@ class RewardFunction:
         self.weights = self.config.weights
         self.judge = judge
         self._components: dict[str, Component] = {name: resolve(name) for name in self.weights}
+        self._preference = None if self.config.preference is None else PreferenceModel.load(self.config.preference)
         for name, its in self._components.items():
+            if "preference" in its.parameters and self._preference is None:
+                raise ConfigError(
+                    f"reward component '{name}' needs a preference model, and there is none",
+                    "set reward.preference to a file that midstream store fit-preference wrote",
+                )
             if "judge" in its.parameters and judge is None:
                 raise ConfigError(
                     f"reward component '{name}' needs a judge, and there is none",
@@ -141,7 +151,7 @@ class RewardFunction:
             return self._without_score(trajectory, dict.fromkeys(self.weights))
         alone = {name: its for name, its in self._components.items() if not its.of_group}
         called = await asyncio.gather(
-            *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
+            *(self._call(its, its.arguments(trajectory, self.judge, self._preference)) for its in alone.values())
         )
         values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
         failures: list[tuple[str, Failure, BaseException | None]] = []
