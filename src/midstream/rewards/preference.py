@@ -1,8 +1,8 @@
 """The component `preference`: what people's feedback says of answers that nobody gave feedback on.
 
 Pairs of answers to the same question, of which people liked one more, fit a linear Bradley-Terry model (Bradley & Terry
-1952): P(a before b) = sigmoid(s(a) - s(b)), s(a) = w . x(a). x(a) are hashed words and pairs of words of the answer, and
-its length. It sees the text of an answer only: neither the question nor what is true. Saved as JSON.
+1952): P(a before b) = sigmoid(s(a) - s(b)), s(a) = w . x(a). x(a) are hashed words and pairs of words of the answer,
+and its length. It sees the text of an answer only: neither the question nor what is true. Saved as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,10 @@ def preference(answer: str | None, preference: PreferenceModel) -> float | None:
 
 
 def features(answer: str) -> NDArray[np.float64]:
-    """x(answer) [DIMENSIONS]: counts of hashed words and pairs of words, scaled to length 1, and log(1 + words) / 10."""
+    """x(answer) [DIMENSIONS]: counts of hashed words and pairs of words, scaled to norm 1, and log(1 + words) / 10."""
     words = _WORD.findall(answer.lower())
     x = np.zeros(DIMENSIONS)
-    for gram in (*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))):
+    for gram in (*words, *(f"{first} {second}" for first, second in pairwise(words))):
         # Not Python's hash, which differs from process to process.
         number = int.from_bytes(blake2b(gram.encode("utf-8", "replace"), digest_size=8).digest(), "big")
         x[number % (DIMENSIONS - 1)] += 1.0 if number >> 63 else -1.0
@@ -102,7 +102,7 @@ def features(answer: str) -> NDArray[np.float64]:
 
 
 def fit(pairs: Sequence[Pair], l2: float = 0.01) -> PreferenceModel:
-    """The weights that minimise mean log(1 + exp(s(less) - s(more))) + l2 / 2 |w|^2. Raises `RunError` without pairs."""
+    """Minimise mean log(1 + exp(s(less) - s(more))) + l2 / 2 |w|^2 over `pairs`. Raises `RunError` without pairs."""
     if not pairs:
         raise RunError(
             "there is no pair of answers to one question of which people liked one more",
@@ -116,8 +116,8 @@ def fit(pairs: Sequence[Pair], l2: float = 0.01) -> PreferenceModel:
 
 
 def pairs_of(groups: Iterable[Sequence[Trajectory]]) -> list[Pair]:
-    """The pairs that feedback makes of the trajectories of each group (`metadata["feedback"]`): thumbs and ratings order
-    the answers of a group, and a correction goes before the answer it corrects."""
+    """The pairs that feedback (`metadata["feedback"]`) makes of the trajectories of each group: thumbs and ratings
+    order the answers of a group, and a correction goes before the answer it corrects."""
     pairs: list[Pair] = []
     for group in groups:
         liked = [(value, one.answer) for one in group if one.answer and (value := _liking(one)) is not None]
@@ -132,16 +132,12 @@ def pairs_of(groups: Iterable[Sequence[Trajectory]]) -> list[Pair]:
 
 def pairs_in(store: Store, channel: str | None = None) -> list[Pair]:
     """The pairs that the feedback in a store makes; with a `channel`, of its trajectories only."""
-    within = (
-        None
-        if channel is None
-        else {uid for uids in store.trajectories.uids_by_prompt(channel).values() for uid in uids}
-    )
     groups: dict[str, list[Trajectory]] = {}
     for uid in store.annotations.uids_with_feedback():
-        if within is not None and uid not in within:
+        found = store.trajectories.find(uid)
+        if found is None or channel not in (None, found.channel):
             continue
-        one = store.trajectories.get(uid)
+        one = found.trajectory
         said = [feedback.mapping() for feedback in store.annotations.feedback(uid)]
         groups.setdefault(one.prompt_uid, []).append(replace(one, metadata={**one.metadata, "feedback": said}))
     return pairs_of(groups.values())
