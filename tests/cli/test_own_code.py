@@ -1,4 +1,4 @@
-"""A run whose agent or reward raises stops at once with exit code 1, and shows and keeps the traceback."""
+"""Code of the user's under the command line: what raises is shown and kept, and what a task says reaches the flow."""
 
 from __future__ import annotations
 
@@ -83,3 +83,18 @@ def test_wrong_input_is_exit_2(tmp_path: Path, tiny_path: Path, capsys: pytest.C
     path = config(tmp_path, tiny_path, "no_such_flow", "length")
     assert cli.run(["train", str(path)]) == 2
     assert "no_such_flow" in capsys.readouterr().err
+
+
+@ms.register("repeats_its_item")
+class RepeatsItsItem(ms.AgentFlowBase):
+    async def run(self, sampling_params: ms.SamplingParams, **kwargs: object) -> int:
+        self.answer = f"{kwargs['task']} {kwargs['item']} {kwargs['count']!r}"
+        return 0
+
+
+def test_ask_passes_metadata_to_the_flow(tmp_path: Path, tiny_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["ask", "How much?", "--config", str(config(tmp_path, tiny_path, "repeats_its_item", "length"))]
+    assert cli.run([*ask, "--set", "item=figs", "--set", "count=3"]) == 0
+    assert "answer How much? figs 3" in capsys.readouterr().out
+    assert cli.run([*ask, "--set", "figs"]) == 2
+    assert "--set item=figs" in capsys.readouterr().err
