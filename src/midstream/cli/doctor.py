@@ -55,7 +55,7 @@ def command(config: str | None, overrides: tuple[str, ...], training: bool, runs
     \b
     midstream doctor                                      this machine
     midstream doctor --training                           training as such
-    midstream doctor --training configs/quickstart.yaml   training as this config has it
+    midstream doctor --training quickstart   training as this config has it
 
     Changes nothing. Exits with 2 when something will fail.
     """

@@ -105,7 +105,7 @@ def last_finished(root: str | Path) -> Path:
         if run.status == "finished":
             return run.path
     if not runs:
-        raise RunError(f"there is no run in '{root}' yet", "midstream train configs/quickstart.yaml makes one")
+        raise RunError(f"there is no run in '{root}' yet", "midstream train quickstart makes one")
     newest = runs[0]
     raise RunError(
         f"no run in '{root}' has finished; the last one, '{newest.name}', is {newest.status}",

@@ -6,7 +6,6 @@ Before the second all weights are moved a little: adapters that still do nothing
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
@@ -58,7 +58,7 @@ def self_check(
         sampled = chosen.rollout.model_copy(
             update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
         )
-        return asyncio.run(_examine(chosen.model_copy(update={"rollout": sampled}), tell))
+        return run_blocking(_examine(chosen.model_copy(update={"rollout": sampled}), tell))
 
 
 async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[Check]:
