@@ -46,6 +46,8 @@ TRIMMED = 0.01
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
+LONGEST = 2048
+"""Tokens of a sequence that the floor is measured with, unless its response alone has more."""
 FURTHER = ((3, 61), (17, 130), (97, 7))
 """Tokens appended in the two measurements, by turns: kernels change at different numbers of rows."""
 
@@ -156,9 +158,10 @@ def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
 
 
 def _scored(decoder: Decoder, sequence: TokenSequence, further: int = 0) -> np.ndarray:
-    """The log-probabilities of its response, with that many tokens appended; with gradients on, as the learner
-    computes."""
-    ids = sequence.prompt_ids + sequence.response_ids
+    """The log-probabilities of its response after the end of its prompt, with that many tokens appended; with gradients
+    on, as the learner computes."""
+    prompt = sequence.prompt_ids[-max(1, LONGEST - len(sequence.response_ids)) :]
+    ids = prompt + sequence.response_ids
     more = tuple(ids[n % len(ids)] for n in range(min(further, decoder.context_length - len(ids))))
-    longer = TokenSequence(sequence.prompt_ids, sequence.response_ids + more, sequence.temperature)
+    longer = TokenSequence(prompt, sequence.response_ids + more, sequence.temperature)
     return score(decoder, [longer]).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()
