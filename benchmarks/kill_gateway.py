@@ -166,7 +166,7 @@ async def torment(gateway: Gateway, agents: int, kills: int, moments: random.Ran
 
 def problems(told: Told, store: Store) -> Iterator[str]:
     """Everything in the store that is not as the agents were told."""
-    kept = {trajectory.uid: trajectory for trajectory in store.trajectories()}
+    kept = {trajectory.uid: trajectory for trajectory in store.trajectories.iterate()}
     if extra := kept.keys() - told.answers.keys():
         yield f"trajectories nobody opened: {sorted(extra)[:3]}"
     for uid, answers in told.answers.items():
@@ -174,7 +174,7 @@ def problems(told: Told, store: Store) -> Iterator[str]:
             yield f"{uid} is lost"
             continue
         yield from (f"{uid}: {problem}" for problem in _differences(kept[uid], answers, told.completed.get(uid)))
-    ready = store.group_counts()["ready"]
+    ready = store.groups.counts()["ready"]
     if ready != len(told.completed):
         yield f"{len(told.completed)} groups were completed, {ready:g} are ready"
 

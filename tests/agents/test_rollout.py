@@ -74,7 +74,7 @@ def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dic
     questions = ["well", "raise", "hang", "engine down", "time out by itself", "also well"]
     with Store(tmp_path / "store.sqlite") as store:
         done = run(make_worker, questions, store=store, **manager)
-        kept = [store.trajectory(trajectory.uid) for trajectory in done]
+        kept = [store.trajectories.get(trajectory.uid) for trajectory in done]
     assert [(trajectory.status, trajectory.error) for trajectory in done] == [
         (Status.COMPLETED, ""),
         (Status.FAILED, "KeyError: 'gone'"),

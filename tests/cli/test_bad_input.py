@@ -114,7 +114,7 @@ def test_a_flow_named_as_verl_names_it_is_trained(config: Path, capsys: pytest.C
     saved = yaml.safe_load((config.parent / "run" / "config.yaml").read_text())
     assert (saved["flow"]["name"], saved["flow"]["flows_file"]) == ("speaks", "flows.yaml")
     with Store(config.parent / "run" / "store.sqlite") as store:
-        assert all("as verl does" in str(one.steps[0].messages) for one in store.trajectories())
+        assert all("as verl does" in str(one.steps[0].messages) for one in store.trajectories.iterate())
 
 
 def test_everything_wrong_is_said_at_once(refused: Refused) -> None:

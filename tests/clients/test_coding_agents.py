@@ -64,7 +64,7 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
             assert len(results) == len(COMMANDS)
             assert "notes.txt" in results[0] and "the answer is 42" in results[1]
             assert steps[-1].text == "The answer is 42."
-    assert served.store.branches() == []
+    assert served.store.trajectories.branches() == []
     check_training(served.store.where, long_tiny, tmp_path / "run")
 
 

@@ -68,7 +68,7 @@ class Served:
         return self.trajectory(uid).steps
 
     def trajectory(self, uid: str) -> Trajectory:
-        return self.store.trajectory(uid)
+        return self.store.trajectories.get(uid)
 
     def metric(self, line: str) -> float:
         """The value of one line of `/metrics`; 0 when it is not there."""

@@ -111,7 +111,7 @@ def test_a_uid_is_a_plain_name_wherever_it_comes_in(start: Start, uid: str) -> N
         assert error(served.post("/init_trajectory", {name: uid}))[0] == 400
     for path in (f"/trajectories/{quote(uid)}/heartbeat", f"/complete_trajectory/{quote(uid)}"):
         assert served.post(path).status_code in (400, 404, 405), path
-    assert [t.uid for t in served.store.trajectories()] == ["a"] and len(other.steps) == 1
+    assert [t.uid for t in served.store.trajectories.iterate()] == ["a"] and len(other.steps) == 1
 
 
 def raw(served: Served, request: bytes) -> str:
@@ -187,7 +187,7 @@ def test_trajectories_opened_and_abandoned_leave_no_trace_in_memory(start: Start
     while len(own) and time.monotonic() < end:
         time.sleep(0.05)
     assert (len(own._live), len(own._silent_since), len(own._locks._locks)) == (0, 0, 0)
-    assert served.store.count(status="timed_out") == 200  # pyright: ignore[reportArgumentType]
+    assert served.store.trajectories.count(status="timed_out") == 200  # pyright: ignore[reportArgumentType]
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="never_called"}') == 200
 
 

@@ -84,7 +84,7 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
             time.sleep(0.1)
         assert version(following) == newest == step
     with Store(store) as kept:
-        assert [step.policy_version for t in kept.trajectories() for step in t.steps] == [0, 0, 1, 1]
+        assert [step.policy_version for t in kept.trajectories.iterate() for step in t.steps] == [0, 0, 1, 1]
     # The log-probabilities that came from the gateway are those of the learner's own weights, in each version.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(abs(row["max:log_ratio"]) < 1e-4 and row["grad_norm"] > 0 for row in rows)

@@ -177,4 +177,4 @@ def test_a_body_of_many_lists_is_refused_before_it_is_parsed(start: Start) -> No
     served = start()
     for body in (b'{"metadata": {"a": [' + b"[]," * 200_000 + b"[]]}}", b'{"metadata": [' + b"1," * 1_200_000 + b"1]}"):
         assert error(served.client.post("/init_trajectory", content=body))[:2] == (413, "request_too_large")
-    assert served.store.count() == 0
+    assert served.store.trajectories.count() == 0

@@ -15,7 +15,7 @@ from tests.gateway.served import HELLO, Opened, error
 
 from midstream.core.types import Status
 from midstream.gateway import service, trajectories
-from midstream.record import servers
+from midstream.store import servers
 
 
 def until(true: Any, within_s: float = 10.0) -> None:
@@ -33,7 +33,7 @@ def test_a_trajectory_is_on_disk_before_its_opening_is_answered(start: Start) ->
     )
     assert (opened.uid, opened.prompt_uid, opened.told["channel"]) == ("my.own:name", "q-1", "val")
     assert opened.told["base_url"] == f"{served.url}/my.own:name/q-1/v1"
-    found = served.store.find("my.own:name")
+    found = served.store.trajectories.find("my.own:name")
     assert found is not None and found.channel == "val" and found.trajectory.status == "running"
     assert (found.trajectory.task.id, found.trajectory.task.answer) == ("t-1", 2)
     assert found.trajectory.task.metadata == {"run": 7, "level": "easy"}
@@ -76,7 +76,7 @@ def test_register_adds_what_is_known_and_begins_what_is_not_there(start: Start) 
     opened.chat()
     assert error(opened.post("/register_trajectory", {"channel": "train"}))[0] == 409
     assert served.post("/new/group-1/v1/register_trajectory", {"channel": "online"}).status_code == 200
-    found = served.store.find("new")
+    found = served.store.trajectories.find("new")
     assert found is not None and (found.channel, found.trajectory.prompt_uid) == ("online", "group-1")
 
 
@@ -142,8 +142,8 @@ def test_a_silent_agent_is_closed_and_its_group_is_ready(start: Start) -> None:
     served = start(expiry_s=0.3)
     silent, never = (served.open(prompt_uid="p", group_size=2) for _ in range(2))
     silent.chat()
-    until(lambda: served.store.group_counts()["ready"] == 1)
-    (group,) = served.store.lease("trainer", 1, "train", 60)
+    until(lambda: served.store.groups.counts()["ready"] == 1)
+    (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert {t.uid: (t.status, len(t.steps), t.error) for t in group.trajectories} == {
         silent.uid: ("timed_out", 1, "silent for more than 0.3 s"),
         never.uid: ("timed_out", 0, "silent for more than 0.3 s"),
@@ -168,7 +168,9 @@ def test_heartbeats_and_calls_that_take_long_keep_it(start: Start) -> None:
 def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start) -> None:
     served = start(expiry_s=1.5)
     ended_elsewhere, other = served.open(), served.open()
-    asyncio.run(served.store.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED)))
+    asyncio.run(
+        served.store.trajectories.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED))
+    )
     until(lambda: len(served.gateway.trajectories) == 0)
     assert served.trajectory(other.uid).status == "timed_out"
     assert served.trajectory(ended_elsewhere.uid).error == ""
@@ -276,7 +278,7 @@ def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
     slow, other = start(name="slow"), start(name="other")
     opened = slow.open()
     time.sleep(0.3)
-    assert other.store.beat().adopted == [opened.uid]
+    assert other.store.servers.beat().adopted == [opened.uid]
     monkeypatch.setattr(servers, "DEAD_AFTER_S", 60.0)  # so that nothing comes back, however slow the machine is
     kept = slow.open()
     asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
@@ -291,8 +293,8 @@ def test_a_gateway_that_gets_back_what_it_lost_counts_it_once(start: Start, monk
     slow, other = start(name="slow"), start(name="other")
     opened = slow.open()
     time.sleep(0.3)
-    assert other.store.beat().adopted == [opened.uid]
-    other.store.leave()
+    assert other.store.servers.beat().adopted == [opened.uid]
+    other.store.servers.leave()
     asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
     assert len(slow.gateway.trajectories) == 1 and slow.gateway.trajectories.adopted == 0
     assert opened.chat().status_code == 200
@@ -306,7 +308,7 @@ def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(
     opened = first.open()
     second = start(name="same")
     until(lambda: first.client.get("/ready").status_code == 503)
-    assert "has joined as 'same'" in first.client.get("/ready").json()["status"]
+    assert "joined this store as 'same'" in first.client.get("/ready").json()["status"]
     assert error(opened.chat())[0] == 503 and opened.steps == ()
     assert Opened(second, opened.told).chat().status_code == 200
 
@@ -333,8 +335,8 @@ def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(st
     for _ in range(5):
         slow.chat()  # takes longer than a silent agent may, and is not silent
     slow.complete(reward=1.0)
-    until(lambda: served.store.group_counts()["ready"] == 1)
-    (group,) = served.store.lease("trainer", 1, "train", 60)
+    until(lambda: served.store.groups.counts()["ready"] == 1)
+    (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert [(t.uid, t.status, len(t.steps)) for t in group.trajectories] == [
         (failed.uid, "failed", 1),
         (slow.uid, "completed", 5),
@@ -355,7 +357,7 @@ def test_whoever_comes_too_late_for_a_group_is_told_and_counted(start: Start) ->
     assert "has all its 2 trajectories" in told and "open it under another prompt_uid" in told
     for opened in (first, second):
         opened.complete(reward=1.0)
-    assert served.store.lease("trainer", 1, "train", 60)
+    assert served.store.groups.lease("trainer", 1, "train", 60)
     step = {"prompt_ids": [1], "response_ids": [2], "trajectory_uid": "new", "prompt_uid": "p", "step_index": 0}
     for path, late in (
         ("/init_trajectory", body),
@@ -369,7 +371,7 @@ def test_whoever_comes_too_late_for_a_group_is_told_and_counted(start: Start) ->
     assert moves.chat().status_code == 200
     assert moves.complete(channel="online").status_code == 200
     assert served.metric("midstream_openings_refused_total") == 6
-    assert served.store.left_out() == 0
+    assert served.store.groups.left_out() == 0
 
 
 def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start) -> None:
@@ -377,7 +379,7 @@ def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: 
     quick, slow = (served.open(prompt_uid="p") for _ in range(2))
     slow.chat()
     quick.complete(reward=1.0)
-    until(lambda: served.store.lease("trainer", 1, "train", 60))
+    until(lambda: served.store.groups.lease("trainer", 1, "train", 60))
     slow.chat()
     assert error(slow.complete(reward=1.0))[:2] == (409, "trajectory_ended")
     assert served.trajectory(slow.uid).status == "timed_out"

@@ -181,7 +181,7 @@ def test_ready_groups_and_stale_ones_hold_new_trajectories_back_until_they_are_t
     served.open(trajectory_uid="second").complete(reward=1.0)
     assert "2 groups of the channel 'train' wait for training already" in error(served.post("/init_trajectory", {}))[2]
     assert served.post("/generate", {"messages": HELLO, "trajectory_uid": "new"}).status_code == 429
-    (group, _) = served.store.lease("trainer", 2, "train", 60)
+    (group, _) = served.store.groups.lease("trainer", 2, "train", 60)
     assert group.prompt_uid == first.prompt_uid
     assert served.post("/init_trajectory", {}).status_code == 200
 
@@ -263,7 +263,7 @@ def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(sta
 def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retry(start: Start) -> None:
     served = start(["first", "second"])
     opened = served.open()
-    appending = served.store.appending
+    appending = served.store.trajectories.append_future
 
     def slowly(*step: Any) -> asyncio.Future[None]:
         async def write() -> None:
@@ -272,7 +272,7 @@ def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retr
 
         return asyncio.ensure_future(write())
 
-    served.store.appending = slowly  # pyright: ignore[reportAttributeAccessIssue]
+    served.store.trajectories.append_future = slowly  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{served.url}{opened.path}/chat/completions",

@@ -143,7 +143,7 @@ def test_hostile_bodies_are_refused_by_every_endpoint_and_cost_nobody_anything(s
             headers = {"X-Midstream-Trajectory": opened.uid, "Content-Type": "application/json"}
             well_told(served.client.post(path, content=body, headers=headers), path)
     assert opened.chat().status_code == 200
-    for trajectory in served.store.trajectories():  # what was kept can be read back, by a trainer too
+    for trajectory in served.store.trajectories.iterate():  # what was kept can be read back, by a trainer too
         assert trajectory.uid
 
 

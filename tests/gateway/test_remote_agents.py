@@ -94,7 +94,7 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
         assert own.rollout_log_probs == kept.rollout_log_probs
         assert served.trajectory(trajectory.uid).status is Status.COMPLETED
     assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
-    assert served.store.count() == 2 and served.store.group_counts()["ready"] == 1
+    assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
 
 
 def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:

@@ -59,4 +59,4 @@ def test_on_sigterm_it_says_that_it_is_stopping_and_ends_once_its_calls_are_answ
     finally:
         program.kill()
     with Store(store) as kept:
-        assert len(kept.trajectory("t").steps) == 1 and kept.join("next").adopted == ["t"]
+        assert len(kept.trajectories.get("t").steps) == 1 and kept.servers.join("next").adopted == ["t"]

@@ -135,7 +135,7 @@ def test_rewards_that_need_the_group_are_in_the_store_too(tiny_path: Path, tmp_p
 
     assert train(tiny_path, tmp_path / "run", "test_place").status == "finished"
     with Store(tmp_path / "run" / "store.sqlite") as store:
-        kept = [store.trajectory(f"train-000001-0000-{member:02d}") for member in range(2)]
+        kept = [store.trajectories.get(f"train-000001-0000-{member:02d}") for member in range(2)]
     assert sorted(one.reward or 0.0 for one in kept) == [0.0, 1.0]
     assert all(one.rewards == {"test_place": one.reward} for one in kept)
     assert all(sum(step.reward or 0.0 for step in one.steps) == one.reward for one in kept)

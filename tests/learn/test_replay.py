@@ -106,8 +106,8 @@ def test_a_group_comes_back_as_it_was_sampled(tmp_path: Path) -> None:
     group = [trajectory("a", "g", 0.1 + 0.2), trajectory("b", "g", None, (1, 2))]
     with Store(tmp_path / "store.sqlite") as store:
         for member in group:
-            store.begin(member.uid, "g", member.task, "train", 1)
-            asyncio.run(store.finish(member))
+            store.trajectories.begin(member.uid, "g", member.task, "train", 1)
+            asyncio.run(store.trajectories.finish(member))
         buffer = keep((), [group], {}, holding(3))
         assert read(store, buffer) == [group]
 

@@ -55,7 +55,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
             made: list[Trajectory] = []
             for number, reward in enumerate(rewards):
                 uid, task = f"{group}-{number}", Task(id=group, prompt=f"Question {group}?")
-                store.begin(uid, group, task, "train", group_size=len(rewards))
+                store.trajectories.begin(uid, group, task, "train", group_size=len(rewards))
                 recorder = Recorder(uid, group, seed=int(group.strip("q")) * 10 + number, store=store)
                 messages = [{"role": "user", "content": f"Question {group}?"}]
                 step = change(await recorder.chat(policy.voice, messages, SamplingParams(max_tokens=5)))
@@ -69,7 +69,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
                     reward=reward,
                     rewards=given,
                 )
-                await store.finish(trajectory)
+                await store.trajectories.finish(trajectory)
                 made.append(trajectory)
             return made
 
@@ -115,7 +115,7 @@ def rows(tmp_path: Path, run: str = "run") -> list[dict[str, Any]]:
 
 def counts(tmp_path: Path) -> dict[str, float]:
     with Store(tmp_path / "gateway.sqlite") as store:
-        return store.group_counts("train")
+        return store.groups.counts("train")
 
 
 def test_every_group_is_learned_from_once(record: Record, train: Any, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_source_that_never_had_anything_is_an_error_that_says_what_to_do(
 ) -> None:
     record("q0")
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.begin("u", "unfinished", Task(id="t", prompt="?"), "train", group_size=1)
+        store.trajectories.begin("u", "unfinished", Task(id="t", prompt="?"), "train", group_size=1)
         store.flush()
     assert train(1).step == 1
     with pytest.raises(RunError, match=r"no group of the channel 'train' .* is ready") as error:
@@ -193,14 +193,14 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
 
     async def step(taking: source.Source, other: Store) -> None:
         wanted = asyncio.create_task(taking.take(2, None))
-        while not other.group_counts()["leased"]:
+        while not other.groups.counts()["leased"]:
             await asyncio.sleep(0.01)
         await asyncio.sleep(1.0)  # many times the lease, for the second group to come
-        assert other.lease("other", 9, "train", 60) == []
+        assert other.groups.lease("other", 9, "train", 60) == []
         await asyncio.to_thread(record, "q1")
         assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
         await asyncio.sleep(1.0)  # and to learn from both
-        assert other.lease("other", 9, "train", 60) == []
+        assert other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
     config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
@@ -215,19 +215,19 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Re
     record("q0")
     config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
     taking = source.Source(config, "run", lambda: False)
-    renew, failures = taking._store.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
+    renew, failures = taking._store.groups.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
 
     def sometimes(owner: str, lease_s: float) -> int:
         if failures:
             raise RunError(failures.pop(), "try again")
         return renew(owner, lease_s)
 
-    taking._store.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    taking._store.groups.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
     async def step(other: Store) -> None:
         await taking.take(1, None)
         await asyncio.sleep(1.5)
-        assert not failures and other.lease("other", 9, "train", 60) == []
+        assert not failures and other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train")], 1)
 
     with Store(tmp_path / "gateway.sqlite") as other:
@@ -258,7 +258,9 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
     assert train(1, resume=True, run="moved").step == 1
     assert (tmp_path / "moved" / "source_owner").read_text() == owner
     with Store(tmp_path / "gateway.sqlite") as store:
-        found = store.read(lambda connection: connection.execute(sa.select(schema.groups.c.owner)).scalars().all())
+        found = store.database.read(
+            lambda connection: connection.execute(sa.select(schema.groups.c.owner)).scalars().all()
+        )
     assert found == [owner] and counts(tmp_path)["consumed"] == 1
 
 
@@ -290,10 +292,10 @@ def test_what_failed_counts_as_the_config_says(record: Record, train: Any, tmp_p
     with Store(tmp_path / "gateway.sqlite") as store:
         task = Task(id="q1", prompt="?")
         for uid in ("gone-0", "gone-1"):
-            store.begin(uid, "q1", task, "train", group_size=2)
+            store.trajectories.begin(uid, "q1", task, "train", group_size=2)
         failed = Trajectory(uid="gone-0", prompt_uid="q1", task=task, status=Status.FAILED, error="it crashed")
-        asyncio.run(store.finish(failed))
-        asyncio.run(store.finish(replace(failed, uid="gone-1", status=Status.TIMED_OUT, error="silent")))
+        asyncio.run(store.trajectories.finish(failed))
+        asyncio.run(store.trajectories.finish(replace(failed, uid="gone-1", status=Status.TIMED_OUT, error="silent")))
     assert train(2).status == "finished"
     assert [len(row["errors"]) for row in rows(tmp_path)] == [0, 2]
     assert rows(tmp_path)[1]["loss_tokens"] == 0
@@ -308,8 +310,8 @@ def test_a_step_that_came_after_the_end_is_not_trained_on(record: Record, train:
     first, second = record("q0")
     late = replace(first.steps[0], step_index=1, response_ids=(5, 6, 7), rollout_log_probs=(-1.0, -1.0, -1.0))
     with Store(tmp_path / "gateway.sqlite") as store:
-        asyncio.run(store.append(late))
-        assert store.trajectory(first.uid).steps[1].metadata["late"] is True
+        asyncio.run(store.trajectories.append(late))
+        assert store.trajectories.get(first.uid).steps[1].metadata["late"] is True
     train(1)
     assert trained_tokens(tmp_path) == sum(len(t.steps[0].response_ids) for t in (first, second))
 
@@ -317,14 +319,14 @@ def test_a_step_that_came_after_the_end_is_not_trained_on(record: Record, train:
 def test_what_curation_takes_out_is_not_trained_on(record: Record, train: Any, tmp_path: Path) -> None:
     kept, out = record("q0")
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.curate(out.uid, trainable=False)
+        store.annotations.curate(out.uid, trainable=False)
     train(1)
     assert trained_tokens(tmp_path) == len(kept.steps[0].response_ids)
     # Its reward counts all the same; a rejected trajectory's does not.
     assert rows(tmp_path)[0]["reward"] == 0.5
     first, second, third = record("q1", (1.0, 0.0, 0.5))
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.curate(second.uid, quality="reject")
+        store.annotations.curate(second.uid, quality="reject")
     train(1, run="other")
     (row,) = rows(tmp_path, "other")
     assert row["reward"] == 0.75

@@ -228,10 +228,10 @@ def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokeniz
 
 def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: Path) -> None:
     with Store(tmp_path / "store.sqlite") as store:
-        store.begin("t", "p", Task(id="q", prompt="?"), "train")
+        store.trajectories.begin("t", "p", Task(id="q", prompt="?"), "train")
         recorder = Recorder("t", "p", seed=1, store=store)
         (step,) = talk(recorder, (voice(tiny_tokenizer, "kept"), [user("x")]))
-        assert store.trajectory("t").steps == (step,)
+        assert store.trajectories.get("t").steps == (step,)
 
 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:

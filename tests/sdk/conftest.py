@@ -86,13 +86,13 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         tries = [(question, float(number)) for question in QUESTIONS for number in range(ATTEMPTS)]
         with ThreadPoolExecutor(len(tries)) as pool:
             uids = list(pool.map(lambda one: attempt(agent, *one), tries))
-        trajectories = [served.store.trajectory(uid) for uid in uids]
+        trajectories = [served.store.trajectories.get(uid) for uid in uids]
         for trajectory in trajectories:
             assert len(trajectory.steps) >= 2, "an agent takes two turns or more"
             check_tree(trajectory.steps, engine)
         check_log_probs([step for t in trajectories for step in t.steps], decoder)
         check_training(served.store.where, tmp_path / "run")
-        assert served.store.group_counts()["consumed"] == len(QUESTIONS)
+        assert served.store.groups.counts()["consumed"] == len(QUESTIONS)
         return trajectories
 
     yield run

@@ -66,11 +66,13 @@ class LocalRecords:
 
     async def begin(self, attempt: Attempt) -> None:
         if self._store is not None:
-            self._store.begin(attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step)
+            self._store.trajectories.begin(
+                attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step
+            )
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         if self._store is not None:
-            await self._store.finish(trajectory, attempt.channel)
+            await self._store.trajectories.finish(trajectory, attempt.channel)
 
 
 class AgentFlowWorker:

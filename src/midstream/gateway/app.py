@@ -61,7 +61,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-        await asyncio.to_thread(gateway.kept.leave)
+        await asyncio.to_thread(gateway.kept.servers.leave)
 
     app = FastAPI(
         title="Midstream gateway",

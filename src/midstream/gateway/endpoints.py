@@ -197,7 +197,7 @@ class Endpoints:
             if over:
                 return 0
             self.gateway.metrics.late.inc()
-            await self.gateway.kept.append(step, opening.channel or self.gateway.config.channel)
+            await self.gateway.kept.trajectories.append(step, opening.channel or self.gateway.config.channel)
             return 1
         live = await self._opened(opening, caller)
         if opening.channel not in (None, live.channel):
@@ -253,7 +253,7 @@ class Endpoints:
         except UserError as error:
             raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
         await asyncio.to_thread(
-            self.gateway.kept.add_feedback,
+            self.gateway.kept.annotations.add_feedback,
             uid,
             asked.kind,
             asked.value,
@@ -268,7 +268,7 @@ class Endpoints:
         caller.must_be_admin()
         await self._must_hold(uid, asked.step_index)
         await asyncio.to_thread(
-            self.gateway.kept.curate,
+            self.gateway.kept.annotations.curate,
             uid,
             asked.step_index,
             trainable=asked.trainable,

@@ -14,7 +14,7 @@ from midstream.core.types import FinishReason, Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
 from midstream.gateway.retries import Retries
 from midstream.record.recorder import Recorder, Voice
-from midstream.record.servers import BEAT_S, DEAD_AFTER_S
+from midstream.store.servers import BEAT_S, DEAD_AFTER_S
 
 
 class Locks:

@@ -159,7 +159,7 @@ class _State(Collector):
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )
-        for state, count in (gateway.store.group_counts() if gateway.store is not None else {}).items():
+        for state, count in (gateway.store.groups.counts() if gateway.store is not None else {}).items():
             if state != "oldest_ready_s":
                 groups.add_metric([state], count)
         yield groups

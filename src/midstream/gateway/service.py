@@ -30,10 +30,10 @@ from midstream.gateway.retries import OWN_KEY, Attempt
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
 from midstream.record.recorder import Call, Recorder, Voice
-from midstream.record.servers import BEAT_S
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import remote_judge
+from midstream.store.servers import BEAT_S
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -143,11 +143,11 @@ class Gateway:
         self.gate.must_be_open()
         rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
-            ready = await asyncio.to_thread(self.kept.ready_groups, channel)
+            ready = await asyncio.to_thread(self.kept.groups.ready_count, channel)
             if ready >= rules.max_ready_groups:
                 told = f"{ready} groups of the channel '{channel}' wait for training already"
         if rules.max_staleness is not None:
-            oldest = await asyncio.to_thread(self.kept.oldest_ready_version, channel)
+            oldest = await asyncio.to_thread(self.kept.groups.oldest_ready_version, channel)
             age = 0 if oldest is None else self.voice.engine.policy_version - oldest
             if age > rules.max_staleness:
                 told = f"a group that waits for training is {age} policy versions old"

@@ -83,7 +83,7 @@ class Trajectories:
         self.adopted = 0
         """How many were taken over from gateways that have gone."""
         if store is not None:
-            self._take_over(store.join(name).adopted)
+            self._take_over(store.servers.join(name).adopted)
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
@@ -171,7 +171,7 @@ class Trajectories:
         if same is not None:
             changed = spoken_for(same, step)
             if self._store is not None:  # first: who is told that it failed tries again
-                await self._store.update_step(changed)
+                await self._store.trajectories.update_step(changed)
             recorder.steps[same.step_index] = changed
             return True
         if not recorder.is_free(step.step_index):
@@ -197,7 +197,7 @@ class Trajectories:
         return False
 
     async def _stored(self, uid: str) -> Trajectory | None:
-        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        found = None if self._store is None else await asyncio.to_thread(self._store.trajectories.find, uid)
         return None if found is None else found.trajectory
 
     async def register(self, live: Live, opening: Opening) -> None:
@@ -220,7 +220,7 @@ class Trajectories:
                 raise
         else:
             with self._heard_of_end(live):
-                await self._store.amend(live.uid, task=live.task, session=session_of(live))
+                await self._store.trajectories.amend(live.uid, task=live.task, session=session_of(live))
 
     async def close(
         self,
@@ -288,7 +288,7 @@ class Trajectories:
         trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
         changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
-        await self._store.finish(replace(trajectory, steps=changed), live.channel)
+        await self._store.trajectories.finish(replace(trajectory, steps=changed), live.channel)
         return trajectory
 
     async def expire(self) -> int:
@@ -332,12 +332,12 @@ class Trajectories:
         """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
         assert self._store is not None
         before = [live for live in self._live.values() if not live.voices and live.ended is None]
-        beat = await asyncio.to_thread(self._store.beat)
+        beat = await asyncio.to_thread(self._store.servers.beat)
         oldest_s = max((time.monotonic() - live.began for live in before), default=0.0)
         if beat.lost:
             _log.warning("this gateway was taken for dead: what it held may be with another one now")
         if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
-            held = set(await asyncio.to_thread(self._store.open_uids))
+            held = set(await asyncio.to_thread(self._store.trajectories.open_uids))
             for live in before:
                 if live.uid in held or live.ended is not None:
                     continue
@@ -360,13 +360,13 @@ class Trajectories:
         another gateway holds it."""
         if uid in self._live:
             return self._live[uid]
-        if self._store is None or (found := await asyncio.to_thread(self._store.find, uid)) is None:
+        if self._store is None or (found := await asyncio.to_thread(self._store.trajectories.find, uid)) is None:
             return None
         known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
             raise over(uid, known.status, known.error)
-        if found.server not in (None, self._store.server):
-            name = await asyncio.to_thread(self._store.server_name, found.server)
+        if found.server not in (None, self._store.servers.own):
+            name = await asyncio.to_thread(self._store.servers.name_of, found.server)
             raise elsewhere(uid, name)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
         await asyncio.to_thread(recorder.restore, known.steps, self._voice)
@@ -390,7 +390,7 @@ class Trajectories:
     async def _begin(self, live: Live, *, joins: bool) -> None:
         assert self._store is not None
         try:
-            await self._store.open(
+            await self._store.trajectories.open(
                 live.uid,
                 live.prompt_uid,
                 live.task,

@@ -14,7 +14,7 @@ from midstream.learn.checkpoint import TrainState
 from midstream.learn.replay import Kept, choose, keep, read
 from midstream.learn.setup import Parts
 from midstream.learn.source import Source, check_tokens
-from midstream.record.groups import Key
+from midstream.record.group_states import Key
 from midstream.record.store import Store
 from midstream.rewards.compose import RewardConfig, as_given
 from midstream.tasks.curriculum import Progress
@@ -149,7 +149,7 @@ async def _together(parts: Parts, store: Store | None, trajectories: list[Trajec
     groups = await asyncio.gather(*(parts.reward.score_group(group) for group in _grouped(trajectories)))
     scored = {trajectory.uid: trajectory for group in groups for trajectory in group}
     if store is not None:
-        await asyncio.gather(*(store.rescore(trajectory) for trajectory in scored.values()))
+        await asyncio.gather(*(store.trajectories.rescore(trajectory) for trajectory in scored.values()))
     return [scored[trajectory.uid] for trajectory in trajectories]
 
 

@@ -48,7 +48,7 @@ def choose(buffer: Sequence[Kept], config: ReplayConfig, count: int, *, seed: in
 
 def read(store: Store, chosen: Sequence[Kept]) -> list[list[Trajectory]]:
     """The groups themselves."""
-    return [[store.trajectory(uid) for uid in kept.uids] for kept in chosen]
+    return [[store.trajectories.get(uid) for uid in kept.uids] for kept in chosen]
 
 
 def keep(

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from midstream.agents.config import SourceConfig
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
-from midstream.record.groups import Key, Leased
+from midstream.record.group_states import Key, Leased
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -48,12 +48,12 @@ class Source:
         while len(held) < count:
             wanted = count - len(held)
             held += await asyncio.to_thread(
-                self._store.lease, self._owner, wanted, config.channel, config.lease_s, min_version
+                self._store.groups.lease, self._owner, wanted, config.channel, config.lease_s, min_version
             )
             if len(held) == count or (held and time.monotonic() - began > config.wait_s):
                 break
             if self._stopping() or time.monotonic() - began > config.wait_s:
-                await asyncio.to_thread(self._store.release, self._owner, [group.key for group in held])
+                await asyncio.to_thread(self._store.groups.release, self._owner, [group.key for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
                     f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume goes on when there are some: "
@@ -67,14 +67,14 @@ class Source:
         while True:
             await asyncio.sleep(self._config.lease_s / 3)
             try:
-                await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
+                await asyncio.to_thread(self._store.groups.renew, self._owner, self._config.lease_s)
             except (MidstreamError, DBAPIError):  # the next one may get through in time
                 _log.warning("the lease of the groups in '%s' could not be renewed", self._store.where, exc_info=True)
 
     async def consume(self, keys: Collection[Key], step: int) -> None:
         """Mark the groups as learned from in this step."""
         self._let_go()
-        await asyncio.to_thread(self._store.consume, self._owner, keys, step)
+        await asyncio.to_thread(self._store.groups.consume, self._owner, keys, step)
 
     def _let_go(self) -> None:
         if self._renewing is not None:
@@ -82,11 +82,11 @@ class Source:
 
     async def counts(self) -> dict[str, float]:
         """Groups by state."""
-        return await asyncio.to_thread(self._store.group_counts, self._config.channel)
+        return await asyncio.to_thread(self._store.groups.counts, self._config.channel)
 
     def back_to(self, step: int) -> None:
         """The run goes on from `step`: what it learned from after that is to be had again."""
-        self._store.reopen(self._owner, step)
+        self._store.groups.reopen(self._owner, step)
 
     def close(self) -> None:
         self._store.close()

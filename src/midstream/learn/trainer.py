@@ -149,7 +149,7 @@ class _Run:
             with Store(self.directory / "store.sqlite") as self.store:
                 self.held_out = HeldOut(parts, self.directory, self.store, self.listeners, lambda: self.stopping)
                 if saved is None:
-                    self.store.discard_from(0)
+                    self.store.trajectories.discard_from(0)
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
@@ -157,7 +157,7 @@ class _Run:
                         state = TrainState(0, 0, 0, parts.decoder.version)
                         await self._save(state, reference)
                 else:
-                    self.store.discard_from(state.step + 1)
+                    self.store.trajectories.discard_from(state.step + 1)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:

@@ -222,7 +222,7 @@ class Recorder:
         self._under_way.add(step.step_index)
         try:
             if self._store is not None:
-                self.over = not await self._store.appending(own, self._channel) or self.over
+                self.over = not await self._store.trajectories.append_future(own, self._channel) or self.over
         finally:
             self._under_way.discard(step.step_index)
         self._answered(own)
@@ -274,7 +274,7 @@ class Recorder:
                 self._keep(step, voice)
 
         try:
-            writing = store.appending(step, self._channel)
+            writing = store.trajectories.append_future(step, self._channel)
         except BaseException:
             self._give_up(place)
             raise

@@ -1,20 +1,24 @@
-"""Notes: what people decide and say about what was recorded, kept beside it."""
+"""Annotations: curation and feedback that people give to recorded trajectories."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from midstream.record import curation, feedback
-from midstream.record.access import Access
 from midstream.record.curation import Curation, Quality
 from midstream.record.feedback import Feedback
-from midstream.record.transaction import Transaction
+from midstream.record.trajectory_batch import TrajectoryBatch
+from midstream.store.database import Database
+from midstream.store.transaction import Transaction
 
 
-class Notes(Access):
-    """Curation and feedback."""
+@dataclass(eq=False)
+class Annotations:
+    """The curation and feedback in a database."""
+
+    database: Database
 
     def curate(
         self,
@@ -26,12 +30,12 @@ class Notes(Access):
         tags: Sequence[str] | None = None,
         note: str | None = None,
     ) -> None:
-        """Decide something about a trajectory or one of its steps; None leaves what was decided before.
+        """Curate a trajectory or one of its steps; None leaves the earlier decision.
 
         `trainable=False` takes the step, or every step of the trajectory, out of the loss; the trajectory's reward
         still counts in the statistics of its group. `quality="reject"` of a trajectory leaves it out of its group
-        altogether. What was handed out already does not change. `trainable=True`, `quality=""`, `tags=()` and `note=""`
-        take back.
+        altogether. Groups that were handed out do not change. `trainable=True`, `quality=""`, `tags=()` and `note=""`
+        undo a decision.
         """
         curation.checked(quality)
         given = {"trainable": trainable, "quality": quality, "tags": tags, "note": note}
@@ -40,20 +44,21 @@ class Notes(Access):
             said["tags"] = tuple(tags)
 
         def decide(transaction: Transaction) -> None:
-            known = transaction.of(trajectory_uid)
+            batch = transaction.batch(TrajectoryBatch)
+            known = batch.of(trajectory_uid)
             if step_index is not None:
-                transaction.has_step(trajectory_uid, step_index)
+                batch.has_step(trajectory_uid, step_index)
             connection = transaction.connection
             before = {one.step_index: one for one in curation.read(connection, [trajectory_uid])}
             nothing = Curation(trajectory_uid=trajectory_uid, step_index=step_index)
             curation.write(connection, replace(before.get(step_index, nothing), **said))
-            transaction.touch(known.group)
+            batch.touch(known.group)
 
-        self._writer.submit_sync(decide, trajectory_uid)
+        self.database.write(decide, trajectory_uid)
 
     def curation(self, trajectory_uid: str) -> list[Curation]:
-        """What was decided about a trajectory (first, with no `step_index`) and its steps."""
-        return self.read(lambda connection: curation.read(connection, [trajectory_uid]))
+        """The curation of a trajectory (first, with no `step_index`) and its steps."""
+        return self.database.read(lambda connection: curation.read(connection, [trajectory_uid]))
 
     def add_feedback(
         self,
@@ -64,18 +69,19 @@ class Notes(Access):
         step_index: int | None = None,
         key: str | None = None,
     ) -> bool:
-        """Keep what somebody said of a trajectory or a step of it, as `Feedback` tells. False, and nothing is kept,
-        when there is feedback on it with this `key` already."""
+        """Record feedback on a trajectory or a step of it, see `Feedback`. Returns False, and records nothing, when it
+        has feedback with this `key`."""
         one = Feedback(trajectory_uid=trajectory_uid, kind=kind, value=value, text=text, step_index=step_index, key=key)
 
         def add(transaction: Transaction) -> bool:
-            transaction.of(trajectory_uid)
+            batch = transaction.batch(TrajectoryBatch)
+            batch.of(trajectory_uid)
             if step_index is not None:
-                transaction.has_step(trajectory_uid, step_index)
+                batch.has_step(trajectory_uid, step_index)
             return feedback.write(transaction.connection, one)
 
-        return self._writer.submit_sync(add, trajectory_uid)
+        return self.database.write(add, trajectory_uid)
 
     def feedback(self, trajectory_uid: str) -> list[Feedback]:
-        """What was said of a trajectory and its steps, in the order it came."""
-        return self.read(lambda connection: feedback.read(connection, [trajectory_uid]))
+        """The feedback on a trajectory and its steps, in the order it came."""
+        return self.database.read(lambda connection: feedback.read(connection, [trajectory_uid]))

@@ -1,7 +1,7 @@
-"""The one thread that writes. It commits whatever waits in one transaction, so that many callers share one disk flush.
+"""The thread that writes. It commits everything that waits in one transaction, so that callers share a disk flush.
 
-An operation is a function of the `Transaction`. One that raises a `UserError` must have changed nothing: only whoever
-handed it in hears of it. Any other error undoes the whole transaction, and each of its operations is tried alone.
+An operation is a function of the `Transaction`. If it raises a `UserError` it must have changed nothing, and only its
+caller gets the error. Any other error rolls the transaction back, and each of its operations is tried alone.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from midstream.core.errors import UserError
-from midstream.record.database import explained, is_everybodys, is_passing
-from midstream.record.transaction import Transaction
+from midstream.store.engine import explained, is_everybodys, is_passing
+from midstream.store.transaction import Transaction
 
 T = TypeVar("T")
 Operation = Callable[[Transaction], T]
 Waiting = Future[Any] | asyncio.Future[Any]
 
 LARGEST_COMMIT = 1024
-"""Operations one transaction takes at most."""
+"""Most operations in one transaction."""
 MANY, GATHER_S = 3, 0.001
-"""After a transaction of so many operations the next one waits a moment for company: to begin and end transactions is
-much of the work, and with so many under way all are answered sooner for it."""
+"""After a transaction of at least `MANY` operations the next one waits `GATHER_S` seconds for more: beginning and
+ending transactions is much of the work, and under load everyone is answered sooner."""
 MOST_TRIES = 10
-"""How often a transaction is tried that others stood in the way of."""
+"""Attempts at a transaction that conflicts with others (serialization failure, deadlock)."""
 
 
 @dataclass(slots=True)
-class _Handed:
-    """An operation, the trajectory whose state it must know, and who waits for it. No operation: only wait in line."""
+class _Submitted:
+    """An operation, the key whose state it needs, and its caller's future. Without an operation it waits in line."""
 
     operation: Operation[Any] | None
-    uid: str | None = None
+    key: str | None = None
     waiting: Waiting | None = None
     result: Any = None
     error: BaseException | None = None
@@ -59,32 +59,32 @@ class Writer:
         self._connection: sa.Connection | None = None
         self._unreported: BaseException | None = None
         self._closed = False
-        self._queue: queue.SimpleQueue[_Handed | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Submitted | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="midstream-store", daemon=True)
         self._thread.start()
 
-    def post(self, operation: Operation[Any], uid: str | None = None) -> None:
-        """Hand in an operation that nobody waits for; if it fails, a later call raises."""
-        self._hand_in(_Handed(operation, uid))
+    def post(self, operation: Operation[Any], key: str | None = None) -> None:
+        """Submit an operation without waiting; if it fails, a later call raises."""
+        self._enqueue(_Submitted(operation, key))
 
-    async def submit(self, operation: Operation[T] | None, uid: str | None = None) -> T:
-        """Hand in an operation; returns its result once that is on disk. Cancelling the wait does not undo it."""
-        return await self.write(operation, uid)
+    async def submit(self, operation: Operation[T] | None, key: str | None = None) -> T:
+        """Run an operation; returns its result once it is on disk. Cancelling the wait does not undo it."""
+        return await self.write(operation, key)
 
-    def write(self, operation: Operation[T] | None, uid: str | None = None) -> asyncio.Future[T]:
-        """`submit` for who must hear of it although they were cancelled: done once it is on disk."""
+    def write(self, operation: Operation[T] | None, key: str | None = None) -> asyncio.Future[T]:
+        """`submit` as a future, which stays observable when its caller is cancelled."""
         waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._hand_in(_Handed(operation, uid, waiting))
+        self._enqueue(_Submitted(operation, key, waiting))
         return waiting
 
-    def submit_sync(self, operation: Operation[T] | None, uid: str | None = None) -> T:
+    def submit_sync(self, operation: Operation[T] | None, key: str | None = None) -> T:
         """`submit` for code that is not async."""
         waiting: Future[T] = Future()
-        self._hand_in(_Handed(operation, uid, waiting))
+        self._enqueue(_Submitted(operation, key, waiting))
         return waiting.result()
 
     def close(self) -> None:
-        """Write what waits and end. Closing twice is fine."""
+        """Write what waits and end. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -92,43 +92,43 @@ class Writer:
         self._thread.join()
 
     def raise_unreported(self) -> None:
-        """Somebody must hear of a write that failed while nobody waited for it."""
+        """Raise the error of a posted operation, if one failed."""
         if self._unreported is not None:
             error, self._unreported = self._unreported, None
             raise error
 
-    def _hand_in(self, handed: _Handed) -> None:
+    def _enqueue(self, submitted: _Submitted) -> None:
         if self._closed:
             raise RuntimeError(f"the store '{self._where}' is closed")
         self.raise_unreported()
-        self._queue.put(handed)
+        self._queue.put(submitted)
 
     def _run(self) -> None:
         closing = many = False
         while not closing:
-            together: list[_Handed] = []
-            handed = self._queue.get()
+            together: list[_Submitted] = []
+            submitted = self._queue.get()
             if many:
                 time.sleep(GATHER_S)
-            while handed is not None:
-                together.append(handed)
+            while submitted is not None:
+                together.append(submitted)
                 if len(together) == LARGEST_COMMIT or self._queue.empty():
                     break
-                handed = self._queue.get()  # does not wait: only this thread takes things out
-            closing = handed is None
+                submitted = self._queue.get()  # does not wait: only this thread takes things out
+            closing = submitted is None
             self._commit([one for one in together if one.operation is not None])
             self._report(together)
             many = len(together) >= MANY
         if self._connection is not None:
             self._connection.close()
 
-    def _commit(self, together: Sequence[_Handed], tries: int = 1) -> None:
-        """Run the operations in one transaction, and note on each what came of it."""
+    def _commit(self, together: Sequence[_Submitted], tries: int = 1) -> None:
+        """Run the operations in one transaction and keep each one's result or error."""
         if not together:
             return
         try:
             with self._begun() as connection:
-                transaction = Transaction(connection, {one.uid for one in together if one.uid is not None})
+                transaction = Transaction(connection, {one.key for one in together if one.key is not None})
                 for one in together:
                     assert one.operation is not None
                     one.result = one.error = None
@@ -150,8 +150,8 @@ class Writer:
 
     @contextlib.contextmanager
     def _begun(self) -> Iterator[sa.Connection]:
-        """A transaction. A file's connection is kept for the next one; a server may have gone by then, and the pool
-        looks whether it has."""
+        """A transaction. SQLite's connection is kept for the next one; PostgreSQL's goes back to the pool, which checks
+        that its server still answers."""
         connection = self._connection or self._engine.connect()
         self._connection = None
         try:
@@ -165,22 +165,22 @@ class Writer:
         else:
             connection.close()
 
-    def _report(self, together: Sequence[_Handed]) -> None:
-        by_loop: dict[AbstractEventLoop, list[_Handed]] = {}
+    def _report(self, together: Sequence[_Submitted]) -> None:
+        by_loop: dict[AbstractEventLoop, list[_Submitted]] = {}
         for one in together:
             if isinstance(one.waiting, asyncio.Future):
                 by_loop.setdefault(one.waiting.get_loop(), []).append(one)
             elif one.waiting is not None:
-                _tell([one])
+                _resolve([one])
             elif one.error is not None:
                 self._unreported = one.error
         for loop, of_it in by_loop.items():
             with contextlib.suppress(RuntimeError):  # it was closed: nobody waits there any more
-                # Waking a loop costs more than all it is told.
-                loop.call_soon_threadsafe(_tell, of_it)
+                # One wake-up for all: waking a loop costs more than delivering the results.
+                loop.call_soon_threadsafe(_resolve, of_it)
 
 
-def _tell(together: Sequence[_Handed]) -> None:
+def _resolve(together: Sequence[_Submitted]) -> None:
     for one in together:
         if one.waiting is None or one.waiting.done():
             continue  # given up

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from midstream.record import schema
-from midstream.record.groups import GroupState
+from midstream.record.group_states import GroupState
 
 _groups = schema.groups.c
 _members = schema.trajectories.c

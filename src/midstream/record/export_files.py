@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from midstream.core.errors import RunError
-from midstream.record.exact_json import from_json, to_json
+from midstream.store.exact_json import from_json, to_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

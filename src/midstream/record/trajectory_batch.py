@@ -1,7 +1,7 @@
-"""One transaction of the writer: what happens to trajectories, their steps and their groups.
+"""Writes to trajectories, their steps and their groups within one transaction.
 
-It looks up how each trajectory it is about stands before it starts: another process may have ended one. Rows are
-gathered and written together.
+The state of every trajectory it concerns is looked up first, as another process may have ended one. Rows are gathered
+and written together.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from sqlalchemy import Table
 
 from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
-from midstream.record import groups, schema
-from midstream.record.database import INSERT
-from midstream.record.prepared import fetch, run_many
+from midstream.record import group_states as groups
+from midstream.record import schema
 from midstream.record.rows import Row, late
+from midstream.store.engine import INSERT
+from midstream.store.prepared import fetch, run_many
+from midstream.store.schema import batches
+from midstream.store.transaction import Transaction
 
 _table = schema.trajectories.c
 # Made once: to make a statement takes longer than to run it.
@@ -43,26 +46,23 @@ class Known:
     """Who holds it."""
 
 
-class Transaction:
-    """What the writer does with `connection`. `uids` are those of all trajectories it may be about."""
+class TrajectoryBatch:
+    """The batch of a transaction, whose keys are the uids of all trajectories it may concern."""
 
-    def __init__(self, connection: sa.Connection, uids: Collection[str]) -> None:
-        self._connection = connection
-        self._known = _look_up(connection, uids) if uids else {}
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction, self._connection = transaction, transaction.raw
+        self._known = _look_up(transaction.raw, transaction.keys) if transaction.keys else {}
         self._begun: list[Row] = []
         self._groups: list[Row] = []
         self._ended: list[Row] = []
         self._steps: dict[tuple[str, int], Row] = {}
         self._late: dict[tuple[str, int], Row] = {}
         self._touched: set[groups.Key] = set()
-        self.wrote = False
 
     @property
     def connection(self) -> sa.Connection:
-        """To write with. Everything handed in before is in the database."""
-        self.flush()
-        self.wrote = True
-        return self._connection
+        """To write with. Everything gathered before is in the database."""
+        return self._transaction.connection
 
     def begin(self, row: Row, size: int | None, deadline: float | None, *, joins: bool = False) -> None:
         """Insert a running trajectory in place of any that has its uid; open its group when that has a size or a
@@ -136,7 +136,7 @@ class Transaction:
         table = schema.trajectories.c
         of_them = sa.select(table.uid, table.prompt_uid, table.channel).where(condition).with_for_update()
         found = {uid: (prompt_uid, channel) for uid, prompt_uid, channel in self.connection.execute(of_them)}
-        for uids in schema.parts(list(found)):
+        for uids in batches(list(found)):
             delete(self._connection, table.uid.in_(uids))
         self._touched.update(found.values())
         self._known = {uid: known for uid, known in self._known.items() if uid not in found}
@@ -177,7 +177,7 @@ class Transaction:
     def _execute(self, statement: sa.Executable, rows: list[Row]) -> None:
         if rows:
             run_many(self._connection, statement, rows)
-            self.wrote = True
+            self._transaction.wrote = True
 
 
 def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:
@@ -191,7 +191,7 @@ def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None
 def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, Known]:
     """What the database has of `uids`, held as it is until the transaction ends."""
     found = {}
-    for part in schema.parts(list(uids)):
+    for part in batches(list(uids)):
         rows = fetch(connection, _LOOK_UP, "uids", part)
         found |= {
             uid: Known(status, (prompt_uid, channel), server) for uid, status, prompt_uid, channel, server in rows

@@ -1,10 +1,11 @@
-"""Opening the store's database: SQLite by path, PostgreSQL by URL; and its errors in words a user can act on."""
+"""Connecting to SQLite by path or PostgreSQL by URL, and database errors in words a user can act on."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -13,8 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from midstream.core.errors import RunError, nearest
 from midstream.core.files import private
-from midstream.record.prepared import run
-from midstream.record.schema import create_or_upgrade
+from midstream.store.prepared import run
 
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10
@@ -25,29 +25,18 @@ INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.inse
 """`insert` with what a dialect does on conflict."""
 
 
-def open_engine(url_or_path: str | Path, durability: str) -> tuple[sa.Engine, str]:
-    """A database with our tables in it, and what to call it in messages. Raises `RunError` when it cannot be used.
+def open_engine(url_or_path: str | Path, durability: str, read_only: bool = False) -> tuple[sa.Engine, str]:
+    """An engine, and the name of its database for messages. Raises `RunError` when it cannot be used.
 
     A transaction on a connection with the execution option `writes` takes SQLite's lock at once, so that what it reads
-    stays true until it writes.
+    stays true until it writes. With `read_only` the database must exist, and nothing can be written.
     """
     if durability not in DURABILITY:
         raise RunError(f"unknown durability '{durability}'", nearest(durability, DURABILITY))
     url = _url(url_or_path)
     if url.get_backend_name() == "sqlite":
-        engine, where = _sqlite(url, DURABILITY[durability]), str(url.database)
-    else:
-        engine, where = _postgresql(url, durability), url.set(drivername="postgresql").render_as_string()
-    try:
-        with engine.connect().execution_options(writes=True) as connection, connection.begin():
-            create_or_upgrade(connection, where)
-    except DBAPIError as error:
-        engine.dispose()
-        raise explained(error, where) from error.orig
-    except RunError:
-        engine.dispose()
-        raise
-    return engine, where
+        return _sqlite(url, DURABILITY[durability], read_only), str(url.database)
+    return _postgresql(url, durability, read_only), url.set(drivername="postgresql").render_as_string()
 
 
 def explained(error: DBAPIError, where: str) -> Exception:
@@ -125,16 +114,24 @@ def _url(url_or_path: str | Path) -> sa.URL:
     return url
 
 
-def _sqlite(url: sa.URL, synchronous: str) -> sa.Engine:
-    with suppress(OSError):  # SQLite says better why a file cannot be made
-        open(str(url.database), "xb", opener=private).close()
-    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+def _sqlite(url: sa.URL, synchronous: str, read_only: bool) -> sa.Engine:
     path = Path(str(url.database))
+    if read_only:
+        if not path.is_file():
+            raise RunError(f"no database at '{path}'", "check the path")
+        url = url.set(database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
+    else:
+        with suppress(OSError):  # SQLite says better why a file cannot be made
+            open(path, "xb", opener=private).close()
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     def set_up(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # transactions are begun below, not where the driver guesses
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={synchronous}")
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
+        else:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
         record.info["file"] = _file(path)
 
     def begin(connection: sa.Connection) -> None:
@@ -159,7 +156,7 @@ def _file(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _postgresql(url: sa.URL, durability: str) -> sa.Engine:
+def _postgresql(url: sa.URL, durability: str, read_only: bool) -> sa.Engine:
     timeout = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
     try:
         engine = sa.create_engine(url, isolation_level="READ COMMITTED", pool_pre_ping=True, connect_args=timeout)
@@ -170,9 +167,9 @@ def _postgresql(url: sa.URL, durability: str) -> sa.Engine:
 
     def set_up(connection: Any, record: object) -> None:
         connection.autocommit = True
-        connection.execute("SET synchronous_commit = off")
+        connection.execute("SET default_transaction_read_only = on" if read_only else "SET synchronous_commit = off")
         connection.autocommit = False
 
-    if durability == "normal":
+    if read_only or durability == "normal":
         event.listen(engine, "connect", set_up)
     return engine

@@ -10,9 +10,9 @@ from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
 from midstream.record.curation import Curation, checked
 from midstream.record.feedback import Feedback
-from midstream.record.groups import GroupState
+from midstream.record.group_states import GroupState
 from midstream.record.import_check import check_record
-from midstream.record.reading import Recorded
+from midstream.record.loading import Recorded
 from midstream.record.rows import Row, step_row, trajectory_row
 
 LISTS = ("prompt_ids", "response_ids", "rollout_log_probs", "messages", "tools")
