@@ -153,8 +153,10 @@ class Witness(ScriptedEngine):
 
 
 def looks_thrice(client: Client) -> Callable[[Request], str]:
-    """A script: three calls of the shell, one after the other, then the answer; a title where no tool is offered. What
-    it says before the first call changes from one conversation to the next: attempts that are the same teach nothing."""
+    """A script: three calls of the shell, one after the other, then the answer; a title where no tool is offered.
+
+    What it says before the first call changes from one conversation to the next, as attempts that are the same teach
+    nothing."""
     begun = itertools.count()
 
     def reply(request: Request) -> str:

@@ -46,7 +46,7 @@ TRIMMED = 0.01
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
-LONGEST = 2048
+LONGEST = 1024
 """Tokens of a sequence that the floor is measured with, unless its response alone has more."""
 FURTHER = ((3, 61), (17, 130), (97, 7))
 """Tokens appended in the two measurements, by turns: kernels change at different numbers of rows."""
