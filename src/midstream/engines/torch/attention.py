@@ -215,8 +215,8 @@ class TreeAttention:
             else:
                 outs.append(self._attend(bucket, q, k, v))
         for query, key in self._long:
-            rows = (flat.index_select(0, index) for flat, index in ((q, query), (k, key), (v, key)))
-            outs.append(long_attention(*rows, self._queries, BLOCK).flatten(1))
+            own_q, all_k, all_v = q.index_select(0, query), k.index_select(0, key), v.index_select(0, key)
+            outs.append(long_attention(own_q, all_k, all_v, self._queries, BLOCK).flatten(1))
         return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
 
     def _attend(self, bucket: _Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
