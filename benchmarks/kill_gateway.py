@@ -39,7 +39,13 @@ REPLIES = ("Hi  there ,", "<b>1 + 1 = 2</b>", " naïve – 你好 \t", "Done.")
 TURNS = 6
 RETRY_S = 0.05
 IMPORTS = ("torch", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers")
-IMPORTS += ("midstream.api", "midstream.cli", "midstream.gateway.server", "midstream.learn.follow", "psycopg")
+IMPORTS += (
+    "midstream.api",
+    "midstream.cli",
+    "midstream.gateway.server",
+    "midstream.learn.checkpoint_follower",
+    "psycopg",
+)
 """What takes a gateway most of its start; those that are not there are passed over."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from tests.waiting import MovedClock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from midstream.core.types import Step
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from midstream.engines.torch.decoder import Decoder
     from midstream.engines.torch.engine import TorchEngine
     from midstream.gateway.service import Gateway
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
 
@@ -33,10 +39,10 @@ class Policy:
     engine: TorchEngine
 
     @property
-    def voice(self) -> Voice:
-        from midstream.record.recorder import Voice
+    def role_engine(self) -> RoleEngine:
+        from midstream.record.recorder import RoleEngine
 
-        return Voice(self.engine, self.tokenizer, True)
+        return RoleEngine(self.engine, self.tokenizer, True)
 
 
 MakePolicy = Callable[..., Policy]
@@ -179,6 +185,16 @@ Serve = Callable[..., Served]
 
 
 @pytest.fixture
+def clock() -> Iterator[MovedClock]:
+    """The clock of expiries, leases, heartbeats and the latency of scripted engines; it stands still until moved."""
+    from midstream.core import clock
+
+    before = clock.use(moved := MovedClock())
+    yield moved
+    clock.use(before)
+
+
+@pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Serves engines by gateways that end with the test; settings are those of `GatewayConfig`."""
     from anyio.from_thread import start_blocking_portal
@@ -187,7 +203,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     with ExitStack() as stack:
@@ -196,7 +212,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         def start(engine: Any, *, store: str | Path = tmp_path / "gateway.sqlite", **settings: Any) -> Served:
             kept = stack.enter_context(Store(store))
             config = GatewayConfig(**{"port": 0, "model": "tiny", **settings})
-            gateway = Gateway(config, Voice(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
+            gateway = Gateway(config, RoleEngine(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
             url = stack.enter_context(portal.wrap_async_context_manager(serving(gateway)))
             return Served(url, gateway, kept)
 

@@ -168,7 +168,7 @@ def test_the_noise_of_long_prompts_is_measured_with_their_ends(make_policy, monk
 
 def test_a_check_says_what_it_can_see_and_when_that_is_too_little(make_policy) -> None:
     decoder = make_policy().decoder
-    loud = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=0.2)
+    loud = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=0.2, typical=0.2)
     found = {check.name: check for check in checked(decoder, attempts(decoder), noise=loud)}
     agree = found["sampler and learner agree"]
     assert agree.ok and not agree.decided and agree.finds is not None and agree.finds > UNDECIDABLE

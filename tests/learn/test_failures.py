@@ -97,7 +97,7 @@ def train(tiny_path: Path, run: Path, name: str, **rollout: Any) -> Any:
         "rollout": {"tasks_per_step": 2, "group_size": 2, "sampling": {"max_tokens": 3}, **rollout},
         "trainer": {"max_steps": 2, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)},
     }
-    return api.train(settings, listeners=())
+    return api.train(settings, callbacks=())
 
 
 def test_a_run_whose_judge_is_down_stops_with_that_cause(tiny_path: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def rows_of(tiny_path: Path, run: Path, steps: int, resume: bool = False, **chan
         "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)}
         | changed.get("trainer", {}),
     }
-    api.train(settings, listeners=(), resume=resume, force=resume)
+    api.train(settings, callbacks=(), resume=resume, force=resume)
     return read_rows(run / "metrics.jsonl")
 
 

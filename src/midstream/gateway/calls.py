@@ -14,19 +14,19 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.active import ActiveTrajectory, ended
+from midstream.gateway.admission import AdmissionController
 from midstream.gateway.answer import Answer, AnswerStream, answer_of, new_answer_id
 from midstream.gateway.asks import Ask, Piece, fingerprint_of, pieces_again, pieces_of
 from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
-from midstream.gateway.gate import Gate
 from midstream.gateway.length import check_length
-from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
 from midstream.gateway.retries import OWN_KEY, Attempt
 from midstream.gateway.trajectories import Trajectories
-from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.recorder import Call, Recorder, RoleEngine
 
 T = TypeVar("T")
 HUNG_UP = "the client hung up"
@@ -38,23 +38,23 @@ class Calls:
     def __init__(
         self,
         config: GatewayConfig,
-        voice: Voice,
+        role_engine: RoleEngine,
         tokenizer: ChatTokenizer,
-        gate: Gate,
+        gate: AdmissionController,
         trajectories: Trajectories,
         metrics: Metrics,
     ) -> None:
-        self._config, self._voice, self._tokenizer = config, voice, tokenizer
+        self._config, self._role_engine, self._tokenizer = config, role_engine, tokenizer
         self._gate, self._trajectories, self._metrics = gate, trajectories, metrics
 
-    async def must_fit(self, live: Live, ask: Ask) -> None:
+    async def must_fit(self, live: ActiveTrajectory, ask: Ask) -> None:
         """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
-        voice, call = self._spoken(live, ask)
+        role_engine, call = self._spoken(live, ask)
         if call.prompt_ids is None:
-            tokenizer = voice.tokenizer or self._tokenizer
-            await check_length(tokenizer, voice.engine.context_length, call.messages, call.tools)
+            tokenizer = role_engine.tokenizer or self._tokenizer
+            await check_length(tokenizer, role_engine.engine.context_length, call.messages, call.tools)
 
-    async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
+    async def ask(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> list[Answer]:
         """All answers, in order, once they are on disk."""
         ask, attempt = self._attempted(live, self._due(ask))
         async with self._called(live, ask) as known:
@@ -66,7 +66,7 @@ class Calls:
                 attempt.delivered = True
             return [answer for _, answer in sorted(answers.items())]
 
-    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
+    async def stream(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
         """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
         Closing the iterator gives up what is not finished."""
         ask, attempt = self._attempted(live, self._due(ask))
@@ -108,16 +108,16 @@ class Calls:
         uid = uuid.uuid4().hex
         async with self._place(caller.key, asyncio.get_running_loop().time() + self._config.limits.timeout_s):
             try:
-                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self._voice, call)
+                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self._role_engine, call)
             finally:
-                self._voice.engine.leave(uid)
+                self._role_engine.engine.leave(uid)
         return step
 
-    def sampled_as(self, live: Live, ask: Ask) -> SamplingParams:
+    def sampled_as(self, live: ActiveTrajectory, ask: Ask) -> SamplingParams:
         """The sampling settings that hold for `ask`."""
         return self._spoken(live, ask)[1].sampling
 
-    def _attempted(self, live: Live, ask: Ask) -> tuple[Ask, Attempt | None]:
+    def _attempted(self, live: ActiveTrajectory, ask: Ask) -> tuple[Ask, Attempt | None]:
         """`ask` with a key of ours, where it comes from an SDK that may make it again without one of its own."""
         if ask.key is not None or ask.retry is None:
             return ask, None
@@ -127,7 +127,7 @@ class Calls:
         return replace(ask, key=attempt.key), attempt
 
     @asynccontextmanager
-    async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
+    async def _called(self, live: ActiveTrajectory, ask: Ask) -> AsyncIterator[dict[int, Step]]:
         """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
         if live.recorder.over:
             self._trajectories.was_ended(live)
@@ -146,7 +146,7 @@ class Calls:
             live.in_flight -= 1
             live.touch()
 
-    async def _known(self, live: Live, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
+    async def _known(self, live: ActiveTrajectory, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
         """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
         until it is closed. Raises `ApiError` 409 when the key was used for another call."""
         assert ask.key is not None
@@ -166,28 +166,28 @@ class Calls:
                 )
         return {choice: step for choice, step in known.items() if choice < ask.choices}
 
-    def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
+    def _spoken(self, live: ActiveTrajectory, ask: Ask) -> tuple[RoleEngine, Call]:
         """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
         call = ask.call
-        if not live.voices:
-            return self._voice, replace(call, role=ask.role or "policy")
-        role = next((name for name in (ask.role or "", call.role) if name in live.voices), "policy")
+        if not live.role_engines:
+            return self._role_engine, replace(call, role=ask.role or "policy")
+        role = next((name for name in (ask.role or "", call.role) if name in live.role_engines), "policy")
         held = live.sampling[role]
         asked = call.sampling
         sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
-        return live.voices[role], replace(call, role=role, sampling=sampling)
+        return live.role_engines[role], replace(call, role=role, sampling=sampling)
 
     def _replayed(self, step: Step) -> Answer:
         self._metrics.replayed.inc()
         return answer_of(step, self._tokenizer)
 
     async def _make(
-        self, live: Live, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
+        self, live: ActiveTrajectory, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
     ) -> Answer:
         """One choice of `ask`; `say` hears of its deltas."""
-        voice, call = self._spoken(live, ask)
-        if call.metadata.get("hints") and voice.tokenizer is not None:
-            call = replace(call, template=template_arguments(call.metadata, voice.tokenizer.reads))
+        role_engine, call = self._spoken(live, ask)
+        if call.metadata.get("hints") and role_engine.tokenizer is not None:
+            call = replace(call, template=template_arguments(call.metadata, role_engine.tokenizer.reads))
         answer_id = new_answer_id()
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
@@ -201,7 +201,7 @@ class Calls:
                 call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
         call = replace(call, metadata=metadata)
         if say is None:
-            return self._answered(live, *await self._recorded(live, voice, call, caller, ask.due))
+            return self._answered(live, *await self._recorded(live, role_engine, call, caller, ask.due))
         stream = AnswerStream(self._tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
         prompt_tokens = 0
 
@@ -214,18 +214,18 @@ class Calls:
                 say(piece)
 
         call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
-        made = await self._recorded(live, voice, call, caller, ask.due)
+        made = await self._recorded(live, role_engine, call, caller, ask.due)
         for delta in stream.close():
             say(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
         return self._answered(live, *made)
 
     async def _recorded(
-        self, live: Live, voice: Voice, call: Call, caller: Caller, due: float
+        self, live: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float
     ) -> tuple[Step, Completion]:
         async with self._place(caller.key or live.key, due):
-            return await live.recorder.call(voice, call)
+            return await live.recorder.call(role_engine, call)
 
-    def _answered(self, live: Live, step: Step, completion: Completion) -> Answer:
+    def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
         if live.recorder.over:
             self._trajectories.was_ended(live)
         if live.ended is not None:

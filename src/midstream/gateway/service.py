@@ -7,22 +7,23 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.active import ActiveTrajectory
+from midstream.gateway.admission import AdmissionController
 from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.calls import Calls
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
-from midstream.gateway.gate import Gate
 from midstream.gateway.length import check_length, rendered
-from midstream.gateway.live import Live
 from midstream.gateway.metrics import Metrics
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
-from midstream.record.recorder import Call, Voice
+from midstream.record.recorder import Call, RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import remote_judge
@@ -38,19 +39,21 @@ LARGEST = 2**63 - 1
 class Gateway:
     """Serves one model's trajectories from one store."""
 
-    def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
-        if voice.tokenizer is None:
+    def __init__(
+        self, config: GatewayConfig, role_engine: RoleEngine, store: Store | None, signer: TokenSigner
+    ) -> None:
+        if role_engine.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
-        self.config, self.voice, self.store, self.signer = config, voice, store, signer
-        self.tokenizer: ChatTokenizer = voice.tokenizer
+        self.config, self.role_engine, self.store, self.signer = config, role_engine, store, signer
+        self.tokenizer: ChatTokenizer = role_engine.tokenizer
         self._callers = Callers(config.keys, signer, open_to_all=store is not None and not config.keys)
         self.names = (config.model, *config.aliases)
-        self.gate = Gate(config.limits, config.keys)
+        self.gate = AdmissionController(config.limits, config.keys)
         reward = config.reward
         self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
         self.trajectories = Trajectories(
             store,
-            voice,
+            role_engine,
             name=config.called(),
             channel=config.channel,
             group_size=config.group_size,
@@ -60,7 +63,7 @@ class Gateway:
             prefix_ignore=config.prefix_ignore,
         )
         self.metrics = Metrics(self)
-        self.calls = Calls(config, voice, self.tokenizer, self.gate, self.trajectories, self.metrics)
+        self.calls = Calls(config, role_engine, self.tokenizer, self.gate, self.trajectories, self.metrics)
         self._warned: set[str] = set()
 
     def caller(self, *secrets: str) -> Caller:
@@ -75,9 +78,9 @@ class Gateway:
             raise ApiError(404, "this gateway serves a rollout, which keeps what is recorded")
         return self.store
 
-    def model_name(self, name: str | None, live: Live | None = None) -> str:
+    def model_name(self, name: str | None, live: ActiveTrajectory | None = None) -> str:
         """The model a request gets: the one served, or a role of its rollout. `ApiError` 404 for any other."""
-        names = (*self.names, *(live.voices if live is not None else ()))
+        names = (*self.names, *(live.role_engines if live is not None else ()))
         if name is not None and name not in names:
             served = ", ".join(dict.fromkeys(names))
             raise ApiError(
@@ -97,7 +100,7 @@ class Gateway:
 
     def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
         """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
-        size, most = len(self.tokenizer), self.voice.engine.context_length
+        size, most = len(self.tokenizer), self.role_engine.engine.context_length
         if len(ids) > most:
             raise ApiError(400, f"{len(ids)} tokens do not fit the context of {most}", param=param)
         wrong = next((token for token in ids if not 0 <= token < size), None)
@@ -105,18 +108,18 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    async def count_tokens(self, call: Call, live: Live, caller: Caller) -> int:
+    async def count_tokens(self, call: Call, live: ActiveTrajectory, caller: Caller) -> int:
         """How many tokens the prompt of a call has that begins a conversation, within the limits of the caller's key.
         Raises `PromptTooLong` for one that cannot fit the context, as it is not encoded, and `Unsupported` when the
         template refuses it."""
         with self.gate.counted(caller.key or live.key):
-            await check_length(self.tokenizer, self.voice.engine.context_length, call.messages, call.tools)
+            await check_length(self.tokenizer, self.role_engine.engine.context_length, call.messages, call.tools)
             arguments = template_arguments(call.metadata, self.tokenizer.reads)
             return len(await rendered(self.tokenizer, call.messages, call.tools, arguments))
 
     def check_step(self, step: Step, param: str) -> None:
         """`ApiError` 400 for a step that no policy of this gateway can have made."""
-        engine, size = self.voice.engine, len(step.prompt_ids) + len(step.response_ids)
+        engine, size = self.role_engine.engine, len(step.prompt_ids) + len(step.response_ids)
         if size > engine.context_length:
             raise ApiError(400, f"{size} tokens do not fit the context of {engine.context_length}", param=param)
         if step.policy_version > engine.policy_version:
@@ -133,7 +136,7 @@ class Gateway:
                 told = f"{ready} groups of the channel '{channel}' wait for training already"
         if rules.max_staleness is not None:
             oldest = await asyncio.to_thread(self.kept.groups.oldest_ready_version, channel)
-            age = 0 if oldest is None else self.voice.engine.policy_version - oldest
+            age = 0 if oldest is None else self.role_engine.engine.policy_version - oldest
             if age > rules.max_staleness:
                 told = f"a group that waits for training is {age} policy versions old"
         if told:
@@ -153,7 +156,7 @@ class Gateway:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
+            await clock.sleep(BEAT_S)
             try:
                 await self.trajectories.beat()
             except NameTaken as error:
@@ -166,7 +169,7 @@ class Gateway:
     async def _close_silent(self) -> None:
         every_s = min(1.0, self.config.expiry_s / 4)
         while True:
-            await asyncio.sleep(every_s)
+            await clock.sleep(every_s)
             try:
                 await self.trajectories.expire()
             except Exception:  # whatever it was, those that fall silent later must be closed all the same

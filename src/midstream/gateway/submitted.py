@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.active import over
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import over
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 

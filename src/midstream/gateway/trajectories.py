@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from midstream.core import clock
 from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
-from midstream.gateway.ending import scored
-from midstream.gateway.errors import ApiError
-from midstream.gateway.live import (
-    Live,
+from midstream.gateway.active import (
+    ActiveTrajectory,
     Locks,
     Opening,
-    Said,
+    ReportedEnd,
     elsewhere,
     ended,
     must_be_alike,
@@ -33,8 +31,10 @@ from midstream.gateway.live import (
     task_of,
     told_of,
 )
+from midstream.gateway.errors import ApiError
+from midstream.gateway.scoring import scored
 from midstream.gateway.submitted import holds, submit
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardFunction
@@ -55,7 +55,7 @@ class Trajectories:
     def __init__(
         self,
         store: Store | None,
-        voice: Voice,
+        role_engine: RoleEngine,
         *,
         name: str,
         channel: str,
@@ -65,12 +65,12 @@ class Trajectories:
         reward: RewardFunction | None,
         prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
-        self._store, self._voice, self._reward, self._prefix_ignore = store, voice, reward, prefix_ignore
-        assert voice.tokenizer is not None
-        self._tokenizer = voice.tokenizer
+        self._store, self._role_engine, self._reward, self._prefix_ignore = store, role_engine, reward, prefix_ignore
+        assert role_engine.tokenizer is not None
+        self._tokenizer = role_engine.tokenizer
         self._channel, self._group_size = channel, group_size
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, ActiveTrajectory] = {}
         self._silent_since: dict[str, float] = {}
         """When those that are open, but not in memory, were last heard of (or came to this process)."""
         self._locks = Locks()
@@ -89,15 +89,15 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
 
-    def attach(self, live: Live) -> None:
+    def attach(self, live: ActiveTrajectory) -> None:
         """Let a rollout's trajectory be reached until it is detached."""
         self._live[live.uid] = live
 
-    def detach(self, live: Live) -> None:
+    def detach(self, live: ActiveTrajectory) -> None:
         live.ended = live.ended or Status.COMPLETED
         self._live.pop(live.uid, None)
 
-    async def open(self, opening: Opening, *, alike: bool = False) -> Live:
+    async def open(self, opening: Opening, *, alike: bool = False) -> ActiveTrajectory:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
         `ApiError` 409 for one that has ended, for a group that takes no more, and, with `alike`, for one that was
         opened otherwise."""
@@ -113,16 +113,16 @@ class Trajectories:
             channel = opening.channel or self._channel
             task = task_of(prompt_uid, opening)
             recorder = self._recorder(uid, prompt_uid, channel)
-            live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
+            live = ActiveTrajectory(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
             live.group_size, live.key = opening.group_size or self._group_size, opening.key
             with self._heard_of_end(live):
                 await self._begin(live, joins=opening.prompt_uid is not None)
             self._live[uid] = live
-            self._voice.engine.join(uid)
+            self._role_engine.engine.join(uid)
             self.opened += 1
             return live
 
-    async def get(self, uid: str, prompt_uid: str | None = None) -> Live:
+    async def get(self, uid: str, prompt_uid: str | None = None) -> ActiveTrajectory:
         """The open trajectory `uid`; `ApiError` 404 when there is none, 409 when it has ended."""
         live = self._live.get(uid)
         if live is None:
@@ -153,7 +153,7 @@ class Trajectories:
             raise ApiError(404, f"no trajectory '{uid}'")
         return known
 
-    async def add(self, live: Live, step: Step) -> bool:
+    async def add(self, live: ActiveTrajectory, step: Step) -> bool:
         """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
         metadata. Raises `ApiError` 409 when another step has its place."""
         async with self._locks.of(live.uid):
@@ -180,7 +180,7 @@ class Trajectories:
         found = None if self._store is None else await asyncio.to_thread(self._store.trajectories.find, uid)
         return None if found is None else found.trajectory
 
-    async def register(self, live: Live, opening: Opening) -> None:
+    async def register(self, live: ActiveTrajectory, opening: Opening) -> None:
         """Add to what is known of an open trajectory: its task and metadata, and its channel while it has no steps."""
         if opening.channel not in (None, live.channel) and live.recorder.steps:
             raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
@@ -204,7 +204,7 @@ class Trajectories:
 
     async def close(
         self,
-        live: Live,
+        live: ActiveTrajectory,
         status: Status = Status.COMPLETED,
         *,
         reward: float | None = None,
@@ -220,9 +220,9 @@ class Trajectories:
             if live.ended is not None:
                 raise ended(live)
             live.ended, live.why = status, error
-            if live.voices:
+            if live.role_engines:
                 told = error or ("" if status is Status.COMPLETED else str(status))
-                live.said = Said(answer, reward, dict(rewards or {}), told)
+                live.said = ReportedEnd(answer, reward, dict(rewards or {}), told)
                 return live.trajectory(self._tokenizer, status)
             if key is not None:
                 live.metadata[COMPLETION_KEY] = key
@@ -237,15 +237,15 @@ class Trajectories:
             self.ended[status, why] += 1
             return trajectory
 
-    def was_ended(self, live: Live) -> None:
+    def was_ended(self, live: ActiveTrajectory) -> None:
         """Somebody has ended the trajectory in the store: the trainer, at the deadline of its group."""
         if self._live.pop(live.uid, None) is not None:
-            self._voice.engine.leave(live.uid)
+            self._role_engine.engine.leave(live.uid)
             self.ended[Status.TIMED_OUT, "group_deadline"] += 1
             live.ended, live.why = Status.TIMED_OUT, "its group was due"
 
     @contextmanager
-    def _heard_of_end(self, live: Live) -> Iterator[None]:
+    def _heard_of_end(self, live: ActiveTrajectory) -> Iterator[None]:
         """`ApiError` 409 in place of the store's error that the trajectory has ended."""
         try:
             yield
@@ -255,7 +255,7 @@ class Trajectories:
 
     async def _finished(
         self,
-        live: Live,
+        live: ActiveTrajectory,
         status: Status,
         reward: float | None,
         rewards: dict[str, float],
@@ -273,9 +273,9 @@ class Trajectories:
 
     async def expire(self) -> int:
         """Close what has been silent for too long; how many that was. Idle ones leave memory."""
-        now, late = time.monotonic(), list[str]()
+        now, late = clock.monotonic(), list[str]()
         for live in list(self._live.values()):
-            silent_s = 0.0 if live.in_flight or live.voices else now - live.touched
+            silent_s = 0.0 if live.in_flight or live.role_engines else now - live.touched
             if silent_s > self._expiry_s:
                 late.append(live.uid)
             elif silent_s > IDLE_S:
@@ -292,7 +292,7 @@ class Trajectories:
         try:
             async with self._locks.of(uid):
                 held = self._live.get(uid)
-                if held is not None and (held.in_flight or time.monotonic() - held.touched <= self._expiry_s):
+                if held is not None and (held.in_flight or clock.monotonic() - held.touched <= self._expiry_s):
                     return False
                 live = held or await self._find(uid)
             if live is None:
@@ -311,9 +311,9 @@ class Trajectories:
     async def beat(self) -> None:
         """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
         assert self._store is not None
-        before = [live for live in self._live.values() if not live.voices and live.ended is None]
+        before = [live for live in self._live.values() if not live.role_engines and live.ended is None]
         beat = await asyncio.to_thread(self._store.servers.beat)
-        oldest_s = max((time.monotonic() - live.began for live in before), default=0.0)
+        oldest_s = max((clock.monotonic() - live.began for live in before), default=0.0)
         if beat.lost:
             _log.warning("this gateway was taken for dead: what it held may be with another one now")
         if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
@@ -333,9 +333,9 @@ class Trajectories:
         others = [uid for uid in uids if uid not in self._live]  # after a long pause a gateway adopts its own again
         self.adopted += len(others)
         for uid in others:
-            self._silent_since[uid] = time.monotonic()
+            self._silent_since[uid] = clock.monotonic()
 
-    async def _find(self, uid: str) -> Live | None:
+    async def _find(self, uid: str) -> ActiveTrajectory | None:
         """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
         another gateway holds it."""
         if uid in self._live:
@@ -349,12 +349,14 @@ class Trajectories:
             name = await asyncio.to_thread(self._store.servers.name_of, found.server)
             raise elsewhere(uid, name)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
-        await asyncio.to_thread(recorder.restore, known.steps, self._voice)
-        live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
+        await asyncio.to_thread(recorder.restore, known.steps, self._role_engine)
+        live = ActiveTrajectory(
+            uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder
+        )
         live.group_size, live.key = session.get("group_size", 1), session.get("key")
         self._live[uid] = live
         self._silent_since.pop(uid, None)
-        self._voice.engine.join(uid)
+        self._role_engine.engine.join(uid)
         return live
 
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
@@ -367,7 +369,7 @@ class Trajectories:
             prefix_ignore=self._prefix_ignore,
         )
 
-    async def _begin(self, live: Live, *, joins: bool) -> None:
+    async def _begin(self, live: ActiveTrajectory, *, joins: bool) -> None:
         assert self._store is not None
         try:
             await self._store.trajectories.open(
@@ -376,7 +378,7 @@ class Trajectories:
                 live.task,
                 live.channel,
                 group_size=live.group_size,
-                deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+                deadline=None if self._group_timeout_s is None else clock.time() + self._group_timeout_s,
                 session=session_of(live),
                 joins=joins,
             )
@@ -384,6 +386,6 @@ class Trajectories:
             self.refused += 1
             raise ApiError(409, f"{error.message}; {error.hint}", code="group_closed", param="prompt_uid") from None
 
-    def _forget(self, live: Live) -> None:
+    def _forget(self, live: ActiveTrajectory) -> None:
         self._live.pop(live.uid, None)
-        self._voice.engine.leave(live.uid)
+        self._role_engine.engine.leave(live.uid)

@@ -62,7 +62,7 @@ class Leased:
         return self.prompt_uid, self.channel
 
 
-class Group(NamedTuple):
+class GroupRow(NamedTuple):
     """A row of `groups`."""
 
     prompt_uid: str
@@ -143,7 +143,7 @@ def must_take(connection: sa.Connection, key: Key, now: float) -> None:
     held = fetch(connection, _HOLD, "keys", [key])
     if not held:
         return
-    group = Group(*held[0])
+    group = GroupRow(*held[0])
     ended, running, _ = _counted(connection, [key]).get(key, (0, 0, 0))
     why = _CLOSED.get(GroupState(group.state), "")
     if group.size is not None and ended + running >= group.size:
@@ -177,7 +177,7 @@ def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None
 
 
 def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
-    held = [Group(*row) for row in fetch(connection, _HOLD, "keys", keys)]
+    held = [GroupRow(*row) for row in fetch(connection, _HOLD, "keys", keys)]
     before = _counted(connection, keys)
     late = [group for group in held if group.state in _OPEN and _must_end(group, before, now)]
     for group in late:
@@ -197,13 +197,13 @@ def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
         run_many(connection, _SETTLE, changed)
 
 
-def _must_end(group: Group, counts: Mapping[Key, _Counts], now: float) -> bool:
+def _must_end(group: GroupRow, counts: Mapping[Key, _Counts], now: float) -> bool:
     """Whether the group is due with trajectories that run."""
     ended, running, _ = counts.get((group.prompt_uid, group.channel), (0, 0, 0))
     return _due(group, ended, now) and not _full(group, ended) and running > 0
 
 
-def _settled(group: Group, before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
+def _settled(group: GroupRow, before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
     """State, trajectories ended, and since when it is ready. `before` is without those that were timed out just now."""
     ended, _, usable = counts
     full, due = _full(group, before[0]), _due(group, ended, now)
@@ -215,11 +215,11 @@ def _settled(group: Group, before: _Counts, counts: _Counts, now: float) -> tupl
     return state, ended, became if group.ready_at is None else group.ready_at
 
 
-def _full(group: Group, ended: int) -> bool:
+def _full(group: GroupRow, ended: int) -> bool:
     return group.size is not None and ended >= group.size
 
 
-def _due(group: Group, ended: int, now: float) -> bool:
+def _due(group: GroupRow, ended: int, now: float) -> bool:
     return group.deadline is not None and group.deadline <= now and ended > 0
 
 
@@ -257,7 +257,7 @@ def lease(
 
 def consume(connection: sa.Connection, owner: str, keys: Collection[Key], train_step: int) -> None:
     """Mark groups that `owner` holds as trained on. Raises `LeaseLost`, and changes nothing, when it has lost one."""
-    found = [Group(*row) for part in batches(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
+    found = [GroupRow(*row) for part in batches(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
     mine = [group for group in found if group.owner == owner]
     held = [(group.prompt_uid, group.channel) for group in mine if group.state == GroupState.LEASED]
     done = {
@@ -298,7 +298,7 @@ def _among(keys: Sequence[Key]) -> sa.ColumnElement[bool]:
     return sa.tuple_(_groups.prompt_uid, _groups.channel).in_(keys)
 
 
-def _is(group: Group) -> sa.ColumnElement[bool]:
+def _is(group: GroupRow) -> sa.ColumnElement[bool]:
     return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
 
 
@@ -309,7 +309,7 @@ def _counted(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, _Count
     return {(uid, channel): (done, running, usable) for uid, channel, done, running, usable in rows}
 
 
-def _time_out(connection: sa.Connection, group: Group, now: float) -> None:
+def _time_out(connection: sa.Connection, group: GroupRow, now: float) -> None:
     assert group.deadline is not None
     why = to_json(f"still running at the deadline of its group, {now - group.deadline:.1f} s ago", "error")
     running = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from midstream.core.types import Trajectory
 from midstream.learn.algorithms.base import Algorithm, Reads
-from midstream.learn.algorithms.outcome import Place, Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.log_probs import TokenSequence
@@ -24,7 +24,7 @@ def wanted(algorithm: Algorithm) -> frozenset[Reads]:
 
 def read(
     learner: Learner, groups: Sequence[Sequence[Trajectory]], what: frozenset[Reads], reference: Reference | None
-) -> dict[Place, Reading]:
+) -> dict[TurnKey, PolicyOutputs]:
     """Every trainable step of `groups`, read in passes as an update makes them. Empty when nothing is
     wanted."""
     steps = {
@@ -37,11 +37,11 @@ def read(
         return {}
     sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
     roles = [step.role for step in steps.values()] if "values" in what else None
-    seen = learner.look(sequences, roles) if what & {"policy", "values"} else Reading()
+    seen = learner.look(sequences, roles) if what & {"policy", "values"} else PolicyOutputs()
     other = learner.measure(reference, sequences) if "reference" in what and reference is not None else ()
-    found: dict[Place, Reading] = {}
+    found: dict[TurnKey, PolicyOutputs] = {}
     start = 0
     for place, step in steps.items():
         part = slice(start, start := start + len(step.response_ids))
-        found[place] = Reading(seen.log_probs[part], seen.entropy[part], other[part], seen.values[part])
+        found[place] = PolicyOutputs(seen.log_probs[part], seen.entropy[part], other[part], seen.values[part])
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 
-class Listener(Protocol):
+class Callback(Protocol):
     """Hears of a run as it goes: rows as they are logged."""
 
     def on_start(self, info: dict[str, Any]) -> None: ...

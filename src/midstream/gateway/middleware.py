@@ -21,7 +21,7 @@ from midstream.gateway.replies import answer_error, is_answer
 from midstream.gateway.routes import DirectRoute
 
 
-class Front:
+class GatewayMiddleware:
     """`app`, counted. With `hosts`, the names this machine may be called by beside those of the loopback, what a page
     of another site has a browser send is refused: for gateways without keys, where it would be let in. A page can have
     a name of its own mean this machine, so the name that was asked for counts, and not only the page's."""

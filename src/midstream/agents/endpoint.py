@@ -1,6 +1,6 @@
-"""The door that a black-box agent's model calls come in by: an address to give it, and what it said when it was done.
+"""The HTTP endpoint of a black-box agent: an address to give to it, and what it reported at its end.
 
-The gateway makes such doors. Here is only what a flow needs of one, so that flows need not know of HTTP servers.
+The gateway implements it. Flows need only these types, and so know nothing of HTTP servers.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Protocol
 
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Task
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 
 
 @dataclass(slots=True)
-class Address:
+class EndpointAddress:
     """Where an agent finds its model. `base_url` is for OpenAI's clients, and `token` their API key; Anthropic's take
     `root_url` and the same token. `owner_token` is the flow's own: it grades the trajectory, and never goes to the
     agent. What was said on completing the trajectory stands in the other fields."""
@@ -39,16 +39,20 @@ class Address:
         return self.base_url.removesuffix("/v1")
 
 
-class Door(Protocol):
+class AgentEndpoint(Protocol):
     """Lets one trajectory's calls in."""
 
     def admit(
-        self, recorder: Recorder, task: Task, voices: Mapping[str, Voice], sampling: Mapping[str, SamplingParams]
-    ) -> AbstractAsyncContextManager[Address]:
+        self,
+        recorder: Recorder,
+        task: Task,
+        role_engines: Mapping[str, RoleEngine],
+        sampling: Mapping[str, SamplingParams],
+    ) -> AbstractAsyncContextManager[EndpointAddress]:
         """Inside, calls to the address are recorded by `recorder`. An agent may ask for a role as its model."""
         ...
 
 
-def default_door() -> Door:
+def default_endpoint() -> AgentEndpoint:
     """The gateway's own, in this process, on loopback."""
-    return importlib.import_module("midstream.gateway.inside").Inside()
+    return importlib.import_module("midstream.gateway.in_process").InProcessGateway()

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from midstream.core import clock
 from midstream.core.errors import RunError
 from midstream.learn.checkpoint import checkpoints, read_state
 
 _log = logging.getLogger(__name__)
 EVERY_S = 1.0
 
-Take = Callable[[Path, int], Awaitable[None]]
+WeightLoader = Callable[[Path, int], Awaitable[None]]
 """Takes the weights of a checkpoint folder as those of a policy version."""
 
 
@@ -23,7 +24,7 @@ def check_followed(run: Path) -> None:
         raise RunError(f"'{run}' is no run directory", "name the trainer.run_dir of a training run")
 
 
-async def follow(run: Path, take: Take, first: asyncio.Event, *, every_s: float = EVERY_S) -> None:
+async def follow(run: Path, take: WeightLoader, first: asyncio.Event, *, every_s: float = EVERY_S) -> None:
     """Have `take` load the newest checkpoint of `run`, and each that comes after, for as long as this runs. One that
     cannot be taken is logged and tried again until there is a newer one; the policy stays as it was. `first` is set
     when the newest checkpoint there was at the beginning, if any, has been tried."""
@@ -45,4 +46,4 @@ async def follow(run: Path, take: Take, first: asyncio.Event, *, every_s: float 
                     _log.warning("%s was not taken: %s: %s", newest, type(error).__name__, error)
                 failed = newest
         first.set()
-        await asyncio.sleep(every_s)
+        await clock.sleep(every_s)

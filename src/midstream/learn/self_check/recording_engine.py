@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from midstream.engines.base import Completion, Engine, Request
 from midstream.learn.log_probs import TokenSequence
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RecordedCall:
     """A model call that an engine answered."""
 
     engine: str
@@ -28,10 +28,10 @@ class Call:
         return TokenSequence(self.request.prompt_ids, self.completion.ids, self.request.sampling.temperature or 1.0)
 
 
-class Witness:
+class RecordingEngine:
     """An engine that hears what another is asked and answers, and changes nothing."""
 
-    def __init__(self, engine: Engine, calls: list[Call]) -> None:
+    def __init__(self, engine: Engine, calls: list[RecordedCall]) -> None:
         self.name, self._engine, self._calls = engine.name, engine, calls
 
     @property
@@ -44,7 +44,7 @@ class Witness:
 
     async def generate(self, request: Request) -> Completion:
         completion = await self._engine.generate(request)
-        self._calls.append(Call(self.name, request, completion))
+        self._calls.append(RecordedCall(self.name, request, completion))
         return completion
 
     def join(self, session: str) -> None:
@@ -54,7 +54,11 @@ class Witness:
         self._engine.leave(session)
 
 
-def witnessed(voices: Mapping[str, Voice], calls: list[Call]) -> dict[str, Voice]:
-    """`voices` whose engines are heard: each call that is answered goes to `calls`."""
-    engines = {id(voice.engine): Witness(voice.engine, calls) for voice in voices.values()}
-    return {role: replace(voice, engine=engines[id(voice.engine)]) for role, voice in voices.items()}
+def recorded_calls(role_engines: Mapping[str, RoleEngine], calls: list[RecordedCall]) -> dict[str, RoleEngine]:
+    """`role_engines` whose engines are heard: each call that is answered goes to `calls`."""
+    engines = {
+        id(role_engine.engine): RecordingEngine(role_engine.engine, calls) for role_engine in role_engines.values()
+    }
+    return {
+        role: replace(role_engine, engine=engines[id(role_engine.engine)]) for role, role_engine in role_engines.items()
+    }

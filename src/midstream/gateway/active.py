@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+from midstream.core import clock
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, Status, Step, Task, Trajectory
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
 from midstream.gateway.retries import Retries
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.store.servers import BEAT_S, DEAD_AFTER_S
 
 
@@ -44,7 +44,7 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ReportedEnd:
     """What an agent said of its trajectory on completing it."""
 
     answer: str | None
@@ -54,11 +54,11 @@ class Said:
 
 
 @dataclass(slots=True)
-class Live:
+class ActiveTrajectory:
     """A trajectory under way. `prompt_uid` groups it with others, and the limits of `key` hold for its calls.
 
-    One that a rollout makes is attached: `voices` may be asked for by role, `sampling` holds whatever the agent asks
-    for, and `said` is for the rollout to finish it with."""
+    A rollout attaches its own: the agent may ask for `role_engines` by role, `sampling` overrides what the agent asks
+    for, and `said` is what the rollout finishes it with."""
 
     uid: str
     prompt_uid: str
@@ -68,14 +68,14 @@ class Live:
     recorder: Recorder
     group_size: int = 1
     key: str | None = None
-    began: float = field(default_factory=time.monotonic)
-    touched: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=clock.monotonic)
+    touched: float = field(default_factory=clock.monotonic)
     in_flight: int = 0
     ended: Status | None = None
     why: str = ""
-    voices: Mapping[str, Voice] = field(default_factory=dict[str, Voice])
+    role_engines: Mapping[str, RoleEngine] = field(default_factory=dict[str, RoleEngine])
     sampling: Mapping[str, SamplingParams] = field(default_factory=dict[str, SamplingParams])
-    said: Said | None = None
+    said: ReportedEnd | None = None
     retries: Retries = field(default_factory=Retries)
     answering: Locks = field(default_factory=Locks)
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
@@ -95,7 +95,7 @@ class Live:
         )
 
     def touch(self) -> None:
-        self.touched = time.monotonic()
+        self.touched = clock.monotonic()
 
     def recorded(self, key: str) -> dict[int, Step]:
         """The steps made for an idempotency key, by their place among its choices."""
@@ -104,7 +104,7 @@ class Live:
         return {s.metadata.get("choice", 0): s for s in steps if s.finish_reason != FinishReason.INTERRUPTED}
 
 
-def ended(live: Live) -> ApiError:
+def ended(live: ActiveTrajectory) -> ApiError:
     return over(live.uid, live.ended or Status.COMPLETED, live.why)
 
 
@@ -125,7 +125,7 @@ def elsewhere(uid: str, name: str | None) -> ApiError:
     )
 
 
-def session_of(live: Live) -> dict[str, Any]:
+def session_of(live: ActiveTrajectory) -> dict[str, Any]:
     """What a trajectory needs to go on after a restart."""
     return {"metadata": live.metadata, "group_size": live.group_size, "key": live.key}
 
@@ -144,7 +144,7 @@ def task_of(prompt_uid: str, opening: Opening) -> Task:
     return Task(id=str(task_id), prompt=messages, answer=answer, kind=str(kind), metadata={**opening.metadata, **given})
 
 
-def must_be_alike(live: Live, opening: Opening, *, strictly: bool) -> None:
+def must_be_alike(live: ActiveTrajectory, opening: Opening, *, strictly: bool) -> None:
     """`ApiError` 409 when a trajectory that is open already is in another group; `strictly`, when anything that
     `opening` says of it is otherwise."""
     given: dict[str, Any] = {"prompt_uid": opening.prompt_uid}
