@@ -55,12 +55,15 @@ def train(
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
     what was saved stays.
     """
+    from midstream.gateway.in_process import InProcessGateway
     from midstream.learn import trainer
 
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
     # First, so that the other callbacks can point to what was drawn.
     hearing = [_Lines()] if callbacks is None else callbacks
-    return trainer.train(resolved, resume=resume, force=force, callbacks=[_Pictures(), *hearing])
+    return trainer.train(
+        resolved, resume=resume, force=force, callbacks=[_Pictures(), *hearing], endpoint=InProcessGateway()
+    )
 
 
 def rollout(
@@ -92,11 +95,12 @@ async def _rollout(
 ) -> list[Trajectory]:
     import secrets
 
-    from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteSink
-    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.rollouts.client import GatewayClient
+    from midstream.rollouts.remote import RemoteEngine, RemoteSink
     from midstream.tasks import load_tasks
     from midstream.tasks.taskset import check, take
 
@@ -113,12 +117,12 @@ async def _rollout(
             model = await client.model()
         except EngineError as error:
             raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
-        records = RemoteSink(client, group_size=config.rollout.group_size, model=model)
+        sink = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
-            records=records,
+            sink=sink,
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
             timeout_s=config.rollout.timeout_s,
         )

@@ -17,16 +17,18 @@ import httpx
 import pytest
 
 from midstream.agents.black_box import BlackBoxAgentFlowBase
-from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.config import FlowConfig
 from midstream.agents.registry import register
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, Attempt
 from midstream.core.errors import ConfigError
 from midstream.core.secrets import NOT_KEPT
 from midstream.core.types import Status, Trajectory
 from midstream.engines.scripted import ScriptedEngine
+from midstream.gateway.in_process import InProcessGateway
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardConfig, RewardFunction
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.rollouts.config import SamplingConfig
 
 AGENT = """
 import os, sys
@@ -52,6 +54,7 @@ def run(make_policy: Any, attempt: Callable[..., Attempt]) -> Callable[..., Traj
             {"policy": role_engine or make_policy().role_engine, **more.pop("role_engines", {})},
             sampling=SamplingConfig(max_tokens=64, temperature=1.0),
             timeout_s=timeout_s,
+            endpoint=InProcessGateway(),
             **more,
         )
         return asyncio.run(worker.run(attempt("What is 2 * 3?")))
@@ -315,6 +318,7 @@ def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tm
             {"policy": make_policy().role_engine},
             sampling=SamplingConfig(max_tokens=6, temperature=1.0),
             store=store,
+            endpoint=InProcessGateway(),
         )
         attempts = [
             Attempt(task=Task(id=f"{n}", prompt=f"What is {n} + 1?"), uid=f"u{n}", prompt_uid="p", seed=n)
@@ -387,6 +391,7 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
         FlowConfig(name="nosy_for_black_box"),
         {"policy": make_policy().role_engine},
         sampling=SamplingConfig(max_tokens=4, temperature=1.0),
+        endpoint=InProcessGateway(),
     )
     attempts = [Attempt(task=Task(id=f"{n}", prompt="?"), uid=f"u{n}", prompt_uid="p", seed=n) for n in range(2)]
     made = asyncio.run(AgentFlowManager(worker).run(attempts))

@@ -37,8 +37,6 @@ def ask(
     or a bare `model`; with none of them, of the run in `runs_dir` that finished last. The
     config of a run or checkpoint from outside `runs_dir` may name built-in flows and tools only, unless `trust`.
     """
-    from midstream.learn.held_out import attempt
-
     if run is None and checkpoint is None and config is None and model is None:
         run = last_finished(runs_dir)
     elif run is not None:
@@ -46,4 +44,4 @@ def ask(
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     parts = load_agent(source, sections=_NOT_NEEDED, trust=trust)
     task = Task(id="question", prompt=question, kind="question", split="test")
-    return asyncio.run(attempt(parts, [task], "ask", 0, None, "ask"))[0]
+    return asyncio.run(parts.evaluate([task], "ask", channel="ask"))[0]

@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from midstream import __version__
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.errors import RunError, TaskError, TrainingError
 from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
@@ -65,10 +66,15 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
-    saved stays."""
+    """Run `config` to its end, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents. Raises
+    `UserError` for anything the user can mend; what was saved stays."""
     directory = RunDirectory(_run_path(config, resume))
     try:
         if directory.started and not resume:
@@ -82,7 +88,7 @@ def train(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
                 "resume with the old config, or take the new one with --force",
             )
-        return asyncio.run(_Run(config, directory, callbacks).go())
+        return asyncio.run(_Run(config, directory, callbacks, endpoint).go())
     except OSError as error:
         # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
         if error.errno not in FULL:
@@ -108,8 +114,14 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
-        self.config, self.directory, self.callbacks = config, directory, callbacks
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        callbacks: Sequence[Callback],
+        endpoint: AgentEndpoint | None,
+    ) -> None:
+        self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
         self.tensorboard: Any = None
 
@@ -128,7 +140,7 @@ class _Run:
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config, self._recorded_numerics())
+        self.parts = parts = await compute(build, config, self._recorded_numerics(), self.endpoint)
         if self.stopping:
             raise KeyboardInterrupt
         _check_splits(parts, config)

@@ -1,7 +1,9 @@
-"""Validation of a tool call's arguments: what is wrong, in words a model can act on.
+"""Validation of a tool call's arguments; problems are worded so that a model can act on them.
 
-Strict, with one kindness: a text that can only be read as a number (`"12"`, `"-3.5"`) is taken as one where the
-parameter takes nothing but a number. `"1,234"` and `"12 km"` are not such texts.
+Strict, with one exception: a string that can only be read as a number (`"12"`, `"-3.5"`) is converted where the
+parameter takes nothing but a number. `"1,234"` and `"12 km"` are not.
+
+Function tools are validated by their pydantic model, other tools by their JSON schema.
 """
 
 from __future__ import annotations
@@ -10,12 +12,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from midstream.core.errors import nearest
-from midstream.tools.declare import Tool
+from midstream.core.errors import ConfigError, nearest
+from midstream.core.toolsets import ToolSpec
+from midstream.tools.declare import TOOL_NAME, Tool
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError as SchemaError
 
 MAX_PROBLEMS = 5
 
@@ -32,22 +38,34 @@ _WANTED = {
     "model_type": "an object",
     "none_required": "null",
 }
+_SCHEMA_TYPES = {
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
 
 
 @dataclass(frozen=True)
 class CheckedArguments:
-    """`values` are what the function gets, `raw` what was asked for after coercion. Both are empty with `problems`."""
+    """`values` are the arguments of the Python function, `raw` the JSON arguments after coercion. Both are empty when
+    there are `problems`."""
 
     problems: list[str]
     values: Mapping[str, Any] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
-def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments:
-    """Check `arguments`, whatever a model may have written, against the parameters of `tool`."""
+def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
+    """Check `arguments`, which may be anything a model wrote, against the parameters of `tool`."""
     if not isinstance(arguments, Mapping):
         return CheckedArguments([f"arguments must be an object with named values, not {_kind(arguments)}"])
     raw = dict(arguments)
+    if not isinstance(tool, Tool):
+        return _validate_by_schema(tool, raw)
     try:
         return CheckedArguments([], _values(tool, raw), raw)
     except ValidationError as error:
@@ -75,18 +93,23 @@ def _aliases(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    """`raw` with texts and floats that can only mean a number replaced; None when there is none."""
+    """`raw` with strings and floats that can only mean a number converted; None if nothing was converted."""
     result = dict(raw)
     for item in error.errors(include_url=False):
         if len(item["loc"]) != 1 or item["type"] not in ("int_type", "int_from_float", "float_type"):
             continue
         name, value = str(item["loc"][0]), item["input"]
-        whole = item["type"] != "float_type"
-        if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
-            result[name] = int(value) if whole else float(value)
-        elif whole and isinstance(value, float) and value.is_integer():
-            result[name] = int(value)
+        result[name] = _as_number(value, whole=item["type"] != "float_type")
     return result if result != raw or _types(result) != _types(raw) else None
+
+
+def _as_number(value: Any, *, whole: bool) -> Any:
+    """The number that `value` can only mean, else `value` itself."""
+    if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
+        return int(value) if whole else float(value)
+    if whole and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _types(values: Mapping[str, Any]) -> list[type]:
@@ -128,3 +151,78 @@ def _kind(value: Any) -> str:
             return "an object"
         case _:
             return f"a {type(value).__name__}"
+
+
+def check_schema(tool: ToolSpec) -> None:
+    """Raise `ConfigError` unless `tool` has a name a model can write and a valid JSON schema of an object."""
+    import jsonschema
+
+    if not TOOL_NAME.fullmatch(tool.name):
+        raise ConfigError(f"'{tool.name}' cannot be the name of a tool", "use letters, digits, _ and -")
+    schema = tool.parameters
+    if schema.get("type") != "object":
+        raise ConfigError(
+            f"tool '{tool.name}': its parameters are not a JSON schema of an object", 'give them "type": "object"'
+        )
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ConfigError(
+            f"tool '{tool.name}': its JSON schema is invalid at {error.json_path}: {error.message}"
+        ) from None
+
+
+def _validate_by_schema(tool: ToolSpec, raw: dict[str, Any]) -> CheckedArguments:
+    import jsonschema
+    import referencing
+
+    kind = jsonschema.validators.validator_for(tool.parameters, default=jsonschema.Draft202012Validator)
+    # An own registry: the default one would fetch a `$ref` from the network.
+    validator = kind(tool.parameters, registry=referencing.Registry())
+    try:
+        json.dumps(raw, allow_nan=False)
+        errors = list(validator.iter_errors(raw))
+        if not errors:
+            return CheckedArguments([], raw, raw)
+        coerced = dict(raw)
+        for error in errors:
+            if len(error.path) == 1 and error.validator_value in ("integer", "number"):
+                name = str(error.path[0])
+                coerced[name] = _as_number(raw[name], whole=error.validator_value == "integer")
+        if _types(coerced) != _types(raw):
+            errors = list(validator.iter_errors(coerced))
+            if not errors:
+                return CheckedArguments([], coerced, coerced)
+    except (TypeError, ValueError, RecursionError) as error:
+        return CheckedArguments([f"arguments are not valid JSON: {error}"])
+    except referencing.exceptions.Unresolvable as error:
+        return CheckedArguments([f"{tool.name} cannot be called: its schema refers to {error.ref}, which is not in it"])
+    shown = [problem for error in errors[:MAX_PROBLEMS] for problem in _explain_by_schema(tool, error)]
+    return CheckedArguments(
+        shown if len(errors) <= MAX_PROBLEMS else [*shown, f"and {len(errors) - MAX_PROBLEMS} more"]
+    )
+
+
+def _explain_by_schema(tool: ToolSpec, error: SchemaError) -> list[str]:
+    path = ".".join(str(part) for part in error.absolute_path)[:60]
+    schema, value = error.schema, error.instance
+    if error.validator == "required":
+        missing = next(
+            (name for name in error.validator_value if name not in value and repr(name) in error.message), ""
+        )
+        return [f"argument '{f'{path}.' if path else ''}{missing}' is missing"]
+    if error.validator == "additionalProperties" and not path and isinstance(schema, Mapping):
+        names = list(schema.get("properties", {}))
+        return [
+            f"there is no argument '{name[:60]}'; "
+            + (nearest(name, names) if names else f"{tool.name} takes no arguments")
+            for name in value
+            if name not in names
+        ][:MAX_PROBLEMS]
+    where = f"argument '{path}'" if path else "the arguments"
+    if error.validator == "type" and (wanted := _SCHEMA_TYPES.get(str(error.validator_value))):
+        return [f"{where} must be {wanted}, not {_kind(value)}"]
+    if error.validator == "enum":
+        return [f"{where} must be one of {', '.join(map(str, error.validator_value))}"[:300]]
+    return [f"{where}: {error.message}"[:300]]
