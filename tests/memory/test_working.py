@@ -89,7 +89,7 @@ def test_findings_are_the_results_of_calls_that_went_through() -> None:
     assert memory.found() == ["Lima", "10"]
 
 
-@pytest.mark.parametrize("field", ["said", "turns"])
+@pytest.mark.parametrize("field", ["exchanges", "turns"])
 def test_two_memories_share_nothing(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
     one.remember(Exchange("planner", "secret", "secret"))

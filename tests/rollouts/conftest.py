@@ -1,4 +1,4 @@
-"""Workers whose model says what a test tells it to."""
+"""Workers whose model gives canned replies, and a gateway to record at."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from tests.gateway.conftest import start
 
 from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import EngineError
@@ -16,11 +17,13 @@ from midstream.record.recorder import RoleEngine
 from midstream.rollouts import AgentFlowWorker, Attempt
 from midstream.rollouts.config import SamplingConfig
 
+__all__ = ["attempt", "by_role_fixture", "make_worker", "start"]
+
 Says = Callable[[Request], str | Exception]
 
 
 class ScriptedEngine:
-    """Says what `says` gives for a request; an exception is raised."""
+    """Returns canned replies; raises those that are exceptions."""
 
     policy_version, context_length, name = 0, 1 << 20, "scripted"
 

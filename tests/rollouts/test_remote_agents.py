@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.gateway.conftest import Start, start  # noqa: F401  a fixture
+from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served
 
 from midstream.agents.config import FlowConfig
@@ -19,7 +19,7 @@ from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.gateway import active
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Call, RoleEngine
-from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of, remote
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.rollouts import client as gateway_client
 from midstream.rollouts.client import GatewayClient
 from midstream.rollouts.config import SamplingConfig
@@ -28,7 +28,7 @@ from midstream.rollouts.remote import RemoteEngine, RemoteRecorder, RemoteSink
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(gateway_client, "FIRST_WAIT_S", 0.01)
 
 
 class Losing(httpx.AsyncBaseTransport):
@@ -213,7 +213,7 @@ def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
 
 
 def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 20.0)
+    monkeypatch.setattr(gateway_client, "FIRST_WAIT_S", 20.0)
     served = start(["first", "second"])
 
     def call(text: str) -> Call:

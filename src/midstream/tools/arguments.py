@@ -12,16 +12,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from midstream.core.errors import ConfigError, nearest
+from midstream.core.errors import nearest
 from midstream.core.toolsets import ToolSpec
-from midstream.tools.declare import TOOL_NAME, Tool
-
-if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError as SchemaError
+from midstream.tools.declare import Tool
 
 MAX_PROBLEMS = 5
 
@@ -38,15 +35,6 @@ _WANTED = {
     "model_type": "an object",
     "none_required": "null",
 }
-_SCHEMA_TYPES = {
-    "string": "a string",
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "an object",
-    "null": "null",
-}
 
 
 @dataclass(frozen=True)
@@ -62,10 +50,12 @@ class CheckedArguments:
 def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
     """Check `arguments`, which may be anything a model wrote, against the parameters of `tool`."""
     if not isinstance(arguments, Mapping):
-        return CheckedArguments([f"arguments must be an object with named values, not {_kind(arguments)}"])
+        return CheckedArguments([f"arguments must be an object with named values, not {kind_of(arguments)}"])
     raw = dict(arguments)
     if not isinstance(tool, Tool):
-        return _validate_by_schema(tool, raw)
+        from midstream.tools.json_schema import validate_by_schema
+
+        return validate_by_schema(tool, raw)
     try:
         return CheckedArguments([], _values(tool, raw), raw)
     except ValidationError as error:
@@ -99,11 +89,11 @@ def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] |
         if len(item["loc"]) != 1 or item["type"] not in ("int_type", "int_from_float", "float_type"):
             continue
         name, value = str(item["loc"][0]), item["input"]
-        result[name] = _as_number(value, whole=item["type"] != "float_type")
-    return result if result != raw or _types(result) != _types(raw) else None
+        result[name] = as_number(value, whole=item["type"] != "float_type")
+    return result if result != raw or types_of(result) != types_of(raw) else None
 
 
-def _as_number(value: Any, *, whole: bool) -> Any:
+def as_number(value: Any, *, whole: bool) -> Any:
     """The number that `value` can only mean, else `value` itself."""
     if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
         return int(value) if whole else float(value)
@@ -112,7 +102,7 @@ def _as_number(value: Any, *, whole: bool) -> Any:
     return value
 
 
-def _types(values: Mapping[str, Any]) -> list[type]:
+def types_of(values: Mapping[str, Any]) -> list[type]:
     return [type(value) for value in values.values()]
 
 
@@ -131,11 +121,11 @@ def _explain(tool: Tool[..., Any], item: Any) -> str:
         hint = nearest(path, names) if names else f"{tool.name} takes no arguments"
         return f"there is no argument '{path}'; {hint}"
     if wanted := _WANTED.get(item["type"]):
-        return f"argument '{path}' must be {wanted}, not {_kind(item['input'])}"
+        return f"argument '{path}' must be {wanted}, not {kind_of(item['input'])}"
     return f"argument '{path}': {item['msg']}"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     match value:
         case None:
             return "null"
@@ -151,78 +141,3 @@ def _kind(value: Any) -> str:
             return "an object"
         case _:
             return f"a {type(value).__name__}"
-
-
-def check_schema(tool: ToolSpec) -> None:
-    """Raise `ConfigError` unless `tool` has a name a model can write and a valid JSON schema of an object."""
-    import jsonschema
-
-    if not TOOL_NAME.fullmatch(tool.name):
-        raise ConfigError(f"'{tool.name}' cannot be the name of a tool", "use letters, digits, _ and -")
-    schema = tool.parameters
-    if schema.get("type") != "object":
-        raise ConfigError(
-            f"tool '{tool.name}': its parameters are not a JSON schema of an object", 'give them "type": "object"'
-        )
-    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ConfigError(
-            f"tool '{tool.name}': its JSON schema is invalid at {error.json_path}: {error.message}"
-        ) from None
-
-
-def _validate_by_schema(tool: ToolSpec, raw: dict[str, Any]) -> CheckedArguments:
-    import jsonschema
-    import referencing
-
-    kind = jsonschema.validators.validator_for(tool.parameters, default=jsonschema.Draft202012Validator)
-    # An own registry: the default one would fetch a `$ref` from the network.
-    validator = kind(tool.parameters, registry=referencing.Registry())
-    try:
-        json.dumps(raw, allow_nan=False)
-        errors = list(validator.iter_errors(raw))
-        if not errors:
-            return CheckedArguments([], raw, raw)
-        coerced = dict(raw)
-        for error in errors:
-            if len(error.path) == 1 and error.validator_value in ("integer", "number"):
-                name = str(error.path[0])
-                coerced[name] = _as_number(raw[name], whole=error.validator_value == "integer")
-        if _types(coerced) != _types(raw):
-            errors = list(validator.iter_errors(coerced))
-            if not errors:
-                return CheckedArguments([], coerced, coerced)
-    except (TypeError, ValueError, RecursionError) as error:
-        return CheckedArguments([f"arguments are not valid JSON: {error}"])
-    except referencing.exceptions.Unresolvable as error:
-        return CheckedArguments([f"{tool.name} cannot be called: its schema refers to {error.ref}, which is not in it"])
-    shown = [problem for error in errors[:MAX_PROBLEMS] for problem in _explain_by_schema(tool, error)]
-    return CheckedArguments(
-        shown if len(errors) <= MAX_PROBLEMS else [*shown, f"and {len(errors) - MAX_PROBLEMS} more"]
-    )
-
-
-def _explain_by_schema(tool: ToolSpec, error: SchemaError) -> list[str]:
-    path = ".".join(str(part) for part in error.absolute_path)[:60]
-    schema, value = error.schema, error.instance
-    if error.validator == "required":
-        missing = next(
-            (name for name in error.validator_value if name not in value and repr(name) in error.message), ""
-        )
-        return [f"argument '{f'{path}.' if path else ''}{missing}' is missing"]
-    if error.validator == "additionalProperties" and not path and isinstance(schema, Mapping):
-        names = list(schema.get("properties", {}))
-        return [
-            f"there is no argument '{name[:60]}'; "
-            + (nearest(name, names) if names else f"{tool.name} takes no arguments")
-            for name in value
-            if name not in names
-        ][:MAX_PROBLEMS]
-    where = f"argument '{path}'" if path else "the arguments"
-    if error.validator == "type" and (wanted := _SCHEMA_TYPES.get(str(error.validator_value))):
-        return [f"{where} must be {wanted}, not {_kind(value)}"]
-    if error.validator == "enum":
-        return [f"{where} must be one of {', '.join(map(str, error.validator_value))}"[:300]]
-    return [f"{where}: {error.message}"[:300]]

@@ -18,7 +18,7 @@ from midstream.core.seeds import derive_seed
 from midstream.core.text import cleaned
 from midstream.core.toolsets import Toolset, ToolSpec
 from midstream.core.types import ToolCall
-from midstream.tools.arguments import check_schema, validate_arguments
+from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool
 from midstream.tools.mask import mask_retrieved_tokens
 from midstream.tools.toolset import FunctionToolset, reason
@@ -98,6 +98,8 @@ class ToolSession:
         """Offer the tools of an open `toolset`, within the budget and limits of this session.
 
         Raises `ConfigError` for a name that is taken or cannot be a tool's, and for an invalid schema."""
+        from midstream.tools.json_schema import check_schema
+
         added: dict[str, tuple[ToolSpec, Toolset]] = {}
         for tool in await toolset.list():
             check_schema(tool)
