@@ -87,6 +87,8 @@ def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
             flow.setdefault("settings", {"notation": "compact", "fields": []})
             flow.setdefault("tools", ("calculator", "echo"))
             flow["roles"] = {**{role: RoleConfig(engine="rules") for role in rules}, **(roles or {})}
+        elif roles:
+            flow["roles"] = dict(roles)
         policy = RoleEngine(ScriptedEngine(tiny_tokenizer, says), tiny_tokenizer, True)
         return AgentFlowWorker(
             FlowConfig(name=name, **flow),
