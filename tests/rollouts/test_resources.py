@@ -48,7 +48,7 @@ class Holder(AgentFlowBase):
 @pytest.fixture
 def worker(make_worker, by_role):
     events.clear()
-    return make_worker(by_role(policy="fine"), "holder_for_resources", worker={"timeout_s": 0.2})
+    return make_worker(by_role(policy="fine"), "holder_for_resources", worker={"timeout_s": 3.0})
 
 
 CLOSED = ["open one", "open two", "close two", "close one"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from midstream.agents.endpoint import EndpointAddress
+from midstream.core import clock
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Task
 from midstream.record.recorder import Recorder, RoleEngine
@@ -71,8 +71,8 @@ class InProcessGateway:
         gateway.trajectories.attach(active)
         address = EndpointAddress(
             base_url=f"{server.url}/{active.uid}/{active.prompt_uid}/v1",
-            token=signer.issue(active.uid, time.time() + FOREVER_S),
-            owner_token=signer.issue(active.uid, time.time() + FOREVER_S, "owner"),
+            token=signer.issue(active.uid, clock.time() + FOREVER_S),
+            owner_token=signer.issue(active.uid, clock.time() + FOREVER_S, "owner"),
             model=MODEL,
         )
         try:

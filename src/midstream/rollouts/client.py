@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
+from midstream.core import clock
 from midstream.core.errors import ConfigError, EngineError, PromptTooLong
 
 RETRIES = 5
@@ -85,7 +84,7 @@ class GatewayClient:
         key: str | None = None,
         token: str | None = None,
     ) -> dict[str, Any]:
-        problem, failures, until = "", 0, time.monotonic() + PATIENCE_S
+        problem, failures, until = "", 0, clock.monotonic() + PATIENCE_S
         while failures <= RETRIES:
             try:
                 headers = {"Idempotency-Key": key} if key else {}
@@ -98,8 +97,8 @@ class GatewayClient:
                 if response.is_success:
                     return response.json()
                 problem, code = _problem(response)
-                if response.status_code == 429 and time.monotonic() < until:
-                    await asyncio.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
+                if response.status_code == 429 and clock.monotonic() < until:
+                    await clock.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
                     continue
                 if code == "context_length_exceeded":
                     raise PromptTooLong(problem)
@@ -107,7 +106,7 @@ class GatewayClient:
                     raise Refused(f"the gateway {self.url} refused: {problem}", code)
             failures += 1
             if failures <= RETRIES:
-                await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+                await clock.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
         raise EngineError(f"the gateway {self.url} did not answer after {failures} tries; last: {problem}")
 
     async def close(self) -> None:

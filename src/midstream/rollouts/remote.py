@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
+from midstream.core import clock
 from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task, Trajectory
@@ -144,7 +145,7 @@ class RemoteSink:
     async def _send_heartbeats(self) -> None:
         """Keep open trajectories alive whose flows make no calls for a while, such as during a slow tool."""
         while self._open:
-            await asyncio.sleep(HEARTBEAT_S)
+            await clock.sleep(HEARTBEAT_S)
             for uid, opened in list(self._open.items()):
                 with suppress(EngineError):  # it has ended, or its next call will raise the same error
                     await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])
