@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
     from midstream.tools import mask_retrieved_tokens, tool
 
@@ -35,6 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentFlowBase",
+    "AgentFlowManager",
+    "AgentFlowWorker",
     "BlackBoxAgentFlowBase",
     "BlackBoxCommandAgentFlow",
     "BlackBoxGSM8KAgentFlow",
@@ -63,6 +66,8 @@ __all__ = [
 
 _HOME = {
     "AgentFlowBase": "midstream.agents",
+    "AgentFlowManager": "midstream.rollouts",
+    "AgentFlowWorker": "midstream.rollouts",
     "BlackBoxAgentFlowBase": "midstream.agents.black_box",
     "BlackBoxCommandAgentFlow": "midstream.agents.black_box",
     "BlackBoxGSM8KAgentFlow": "midstream.agents.black_box",

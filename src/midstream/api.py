@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import TrainResult
+    from midstream.learn.trainer import Training, TrainResult
     from midstream.record.recorder import RoleEngine
 
 __all__ = [
@@ -75,9 +75,7 @@ def train(
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
     what was saved stays. `train_async` is the same for async code.
     """
-    from midstream.learn.trainer import Training
-
-    training = Training(*_to_train(config, callbacks), resume=resume, force=force)
+    training = _training(config, callbacks, resume, force)
     return run_blocking(training.run(), interrupt=training.stop)
 
 
@@ -85,15 +83,17 @@ async def train_async(
     config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
     """As `train`."""
+    return await _training(config, callbacks, resume, force).run()
+
+
+def _training(config: Settings, callbacks: Sequence[Callback] | None, resume: bool, force: bool) -> Training:
+    from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.trainer import Training
 
-    return await Training(*_to_train(config, callbacks), resume=resume, force=force).run()
-
-
-def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[TrainConfig, list[Callback]]:
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
     # The pictures first, so that the other callbacks can point to what was drawn.
-    return resolved, [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
+    listening = [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
+    return Training(resolved, listening, resume=resume, force=force, endpoint=InProcessGateway())
 
 
 def rollout(
@@ -138,11 +138,12 @@ async def rollout_async(
     """As `rollout`."""
     import secrets
 
-    from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteSink
-    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.rollouts.client import GatewayClient
+    from midstream.rollouts.remote import RemoteEngine, RemoteSink
     from midstream.tasks import load_tasks
     from midstream.tasks.taskset import check, shortage, take
 
@@ -162,12 +163,12 @@ async def rollout_async(
             model = await client.model()
         except EngineError as error:
             raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
-        records = RemoteSink(client, group_size=config.rollout.group_size, model=model)
+        sink = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
-            records=records,
+            sink=sink,
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
             timeout_s=config.rollout.timeout_s,
         )

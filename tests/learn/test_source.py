@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
-from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.evaluate.agreement import contents
 from midstream.evaluate.runs import read_rows
 from midstream.learn import source, trainer
+from midstream.learn.rollout_config import StoreSourceConfig
 from midstream.record import schema
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store

@@ -66,8 +66,6 @@ async def ask_async(
     trust: bool = False,
 ) -> Trajectory:
     """As `ask`."""
-    from midstream.learn.held_out import attempt
-
     if run is None and checkpoint is None and config is None and model is None:
         run = last_finished(runs_dir)
     elif run is not None:
@@ -75,4 +73,4 @@ async def ask_async(
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     parts = await asyncio.to_thread(load_agent, source, sections=_NOT_NEEDED, trust=trust)
     task = Task(id="question", prompt=question, kind="question", split="test", metadata=metadata or {})
-    return (await attempt(parts, [task], "ask", 0, None, "ask"))[0]
+    return (await parts.evaluate([task], "ask", channel="ask"))[0]

@@ -118,7 +118,6 @@ async def evaluate_async(
 async def _evaluate(
     parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
 ) -> Row:
-    from midstream.learn.held_out import attempt
     from midstream.learn.samples import sample_row
     from midstream.rewards.summary import summarise
 
@@ -142,7 +141,7 @@ async def _evaluate(
 
     watcher = asyncio.create_task(watch())
     try:
-        trajectories = await attempt(parts, tasks, "eval", 0, None, split, count)
+        trajectories = await parts.evaluate(tasks, "eval", channel=split, on_done=count)
     finally:
         watcher.cancel()
     elapsed = time.perf_counter() - began

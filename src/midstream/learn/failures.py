@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from midstream.agents.config import MaxFailedConfig
 from midstream.core.errors import AttemptsFailed, TrainingError
 from midstream.core.failures import Failure, failure_of, shares
 from midstream.core.types import Trajectory
+from midstream.learn.rollout_config import MaxFailedConfig
 from midstream.rewards.summary import reasons
 
 _REMEDIES = {

@@ -25,6 +25,7 @@ import torch
 import yaml
 
 from midstream import __version__
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.blocking import run_blocking
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
@@ -68,11 +69,16 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
-    saved stays."""
-    training = Training(config, callbacks, resume=resume, force=force)
+    """Run `config` to its end, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents. Raises
+    `UserError` for anything the user can mend; what was saved stays."""
+    training = Training(config, callbacks, resume=resume, force=force, endpoint=endpoint)
     return run_blocking(training.run(), interrupt=training.stop)
 
 
@@ -80,9 +86,16 @@ class Training:
     """A run that is about to begin or to go on. `run` it once."""
 
     def __init__(
-        self, config: TrainConfig, callbacks: Sequence[Callback] = (), *, resume: bool = False, force: bool = False
+        self,
+        config: TrainConfig,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: bool = False,
+        force: bool = False,
+        endpoint: AgentEndpoint | None = None,
     ) -> None:
         self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
+        self._endpoint = endpoint
         self._run: _Run | None = None
 
     async def run(self) -> TrainResult:
@@ -90,7 +103,7 @@ class Training:
         directory = RunDirectory(_run_path(self._config, self._resume))
         try:
             self._check(directory)
-            self._run = _Run(self._config, directory, self._callbacks)
+            self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
             return await self._run.go()
         except OSError as error:
             # The logs and checkpoints explain their own failures; this one came from somewhere else, as tensorboard.
@@ -141,8 +154,14 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
-        self.config, self.directory, self.callbacks = config, directory, callbacks
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        callbacks: Sequence[Callback],
+        endpoint: AgentEndpoint | None,
+    ) -> None:
+        self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
         self.tensorboard: TensorBoard | None = None
 
@@ -164,7 +183,7 @@ class _Run:
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config, self._recorded_numerics())
+        self.parts = parts = await compute(build, config, self._recorded_numerics(), self.endpoint)
         if self.stopping:
             raise KeyboardInterrupt
         check_splits(parts.tasks, _needed(config))

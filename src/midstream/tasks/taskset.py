@@ -47,10 +47,11 @@ class TaskSet(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What a built-in set makes of one question, before it is a task of some split.
+    """A question of a built-in set, before it becomes a task of a split.
 
-    `plan` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands for the
-    value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's result.
+    `demonstration` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands
+    for the value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's
+    result.
     """
 
     question: str
@@ -58,14 +59,14 @@ class Draft:
     key: str
     """The split key."""
     entity: str
-    plan: Sequence[Mapping[str, Any]] = ()
+    demonstration: Sequence[Mapping[str, Any]] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, kind: str, split: str, task_id: str) -> Task:
-        """The task, with `needs`, `entity` and `plan` in its metadata."""
-        plan = [dict(call) for call in self.plan]
-        needs = [call["tool"] for call in plan]
-        metadata = {"needs": needs, "entity": self.entity, "plan": plan, **self.metadata}
+        """The task, with `needs`, `entity` and `demonstration` in its metadata."""
+        demonstration = [dict(call) for call in self.demonstration]
+        needs = [call["tool"] for call in demonstration]
+        metadata = {"needs": needs, "entity": self.entity, "demonstration": demonstration, **self.metadata}
         return Task(id=task_id, prompt=self.question, answer=self.answer, kind=kind, split=split, metadata=metadata)
 
 
