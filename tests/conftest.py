@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -14,6 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from tests.waiting import MovedClock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from midstream.core.types import Step

@@ -49,6 +49,12 @@ class MovedClock:
             with self._lock:
                 self._sleeping.pop(woken, None)
 
+    @property
+    def sleeping(self) -> int:
+        """How many sleep by this clock."""
+        with self._lock:
+            return len(self._sleeping)
+
     def advance(self, seconds: float) -> None:
         """Let `seconds` go by; those whose time has come are awake when this returns. Called in their own loop, they
         wake at the next `await`."""

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from midstream.agents.config import FlowConfig, RolloutConfig
+from midstream.agents.config import FlowConfig
 from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
@@ -75,7 +76,7 @@ class WarmStartConfig(Config):
     """A short supervised start that shows the notation before reinforcement learning begins."""
 
     examples: int = Field(default=0, ge=0)
-    """Demonstrations, made from training tasks that carry a plan; 0 is no warm start."""
+    """Demonstrations, made from training tasks with a `demonstration` in their metadata; 0 is no warm start."""
     epochs: int = Field(default=2, ge=1)
     """Passes over them."""
     batch_size: int = Field(default=16, ge=1)
@@ -104,7 +105,8 @@ class TrainerConfig(Config):
     minibatches: int = Field(default=1, ge=1)
     """Updates a pass over the batch is cut into."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
-    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient. A longer turn has a
+    pass of its own, with those that share nearly all of it."""
     gradient_checkpointing: bool = False
     """Keep only what enters each layer for the backward pass and compute the rest again there: less memory for one more
     forward pass."""
@@ -135,7 +137,7 @@ class TrainConfig(Config):
     """The agent around it."""
     reward: RewardConfig = RewardConfig()
     """What a trajectory is worth."""
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: TrainRolloutConfig = TrainRolloutConfig()
     """How trajectories are made."""
     algorithm: AlgorithmConfig = FlowGRPO()
     """How trajectories become an update."""

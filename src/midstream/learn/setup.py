@@ -4,16 +4,17 @@ and asking alike."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from midstream.agents.config import FlowConfig
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.errors import ConfigError, ModelError
 from midstream.core.seeds import derive_seed
+from midstream.core.types import Task, Trajectory
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
@@ -32,6 +33,7 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, evaluate_tasks
 from midstream.tasks import TaskSet, load_tasks
 
 
@@ -52,9 +54,11 @@ class TrainingContext:
     numerics: Numerics
     reference: Reference | None = None
     """The reference policy where it does not depend on where the run began: see `kl.reference`."""
+    endpoint: AgentEndpoint | None = None
+    """Accepts the calls of black-box agents; None refuses flows that run one."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
-        """A rollout through the config's flow; `role_engines` in place of the config's engines."""
+        """A manager of the config's flow that records in `store`; `role_engines` replace the config's engines."""
         worker = AgentFlowWorker(
             self.config.flow,
             role_engines or self.role_engines,
@@ -62,15 +66,46 @@ class TrainingContext:
             store=store,
             score=self.reward.score,
             timeout_s=self.config.rollout.timeout_s,
+            endpoint=self.endpoint,
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
         )
 
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        label: str,
+        *,
+        channel: str,
+        train_step: int = 0,
+        store: Store | None = None,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """One greedy, scored attempt at each of `tasks`; see `evaluate_tasks`."""
+        config = self.config
+        return await evaluate_tasks(
+            config.flow,
+            self.role_engines,
+            tasks,
+            self.reward.score,
+            rollout=config.rollout,
+            endpoint=self.endpoint,
+            store=store,
+            label=label,
+            channel=channel,
+            train_step=train_step,
+            seed=config.trainer.seed,
+            in_order=config.trainer.deterministic,
+            on_done=on_done,
+        )
 
-def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingContext:
-    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
-    numerics of the run that is resumed; they are kept."""
+
+def build(
+    config: TrainConfig, recorded: Numerics | None = None, endpoint: AgentEndpoint | None = None
+) -> TrainingContext:
+    """Load and connect everything; raises a `UserError` for whatever is wrong in `config`. `recorded` are the numerics
+    of a resumed run, which are kept. `endpoint` accepts the calls of black-box agents."""
     use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
@@ -106,6 +141,7 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
         role_engines,
         numerics,
         reference,
+        endpoint,
     )
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
