@@ -46,7 +46,7 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    told: int = 0
+    delivered: int = 0
     """Number of tokens passed to `on_tokens`."""
     finish: FinishReason | None = None
     failure: Exception | None = None
@@ -301,10 +301,10 @@ class TorchEngine:
 
 def _tell(row: _Row) -> None:
     """Deliver the tokens sampled since the last delivery. An error in the callback fails its own call."""
-    ids, log_probs = row.ids[row.told :], row.log_probs[row.told :]
+    ids, log_probs = row.ids[row.delivered :], row.log_probs[row.delivered :]
     if not ids or row.future.cancelled() or row.request.on_tokens is None:
         return
-    row.told = len(row.ids)
+    row.delivered = len(row.ids)
     try:
         row.request.on_tokens(ids, log_probs)
     except Exception as error:
