@@ -12,18 +12,20 @@ LITELLM := .venv-litellm
 SUITES := .venv-suites
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
+# How many tests run side by side: make test JOBS=1
+JOBS ?= logical
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-# What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
+# Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
 .PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests on all cores; JOBS=1 runs one at a time, ARGS='tests/core -x' goes to pytest"
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
@@ -68,8 +70,9 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	$(BIN)/midstream train $(CONFIG)
 
+# One worker for each core, at most eight: each loads torch. tests/conftest.py gives a worker one thread.
 test: $(READY) bubblewrap
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)

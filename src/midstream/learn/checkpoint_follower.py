@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from midstream.core import clock
 from midstream.core.errors import RunError
 from midstream.learn.checkpoint import checkpoints, read_state
 
@@ -45,4 +46,4 @@ async def follow(run: Path, take: WeightLoader, first: asyncio.Event, *, every_s
                     _log.warning("%s was not taken: %s: %s", newest, type(error).__name__, error)
                 failed = newest
         first.set()
-        await asyncio.sleep(every_s)
+        await clock.sleep(every_s)

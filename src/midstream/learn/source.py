@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
 from midstream.agents.config import StoreSourceConfig
+from midstream.core import clock
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
 from midstream.record.group_states import Key, Leased
@@ -44,28 +44,28 @@ class GroupSource:
             raise
 
     async def _lease(self, count: int, min_version: int | None) -> list[Leased]:
-        config, held, began = self._config, list[Leased](), time.monotonic()
+        config, held, began = self._config, list[Leased](), clock.monotonic()
         while len(held) < count:
             wanted = count - len(held)
             held += await asyncio.to_thread(
                 self._store.groups.lease, self._owner, wanted, config.channel, config.lease_s, min_version
             )
-            if len(held) == count or (held and time.monotonic() - began > config.wait_s):
+            if len(held) == count or (held and clock.monotonic() - began > config.wait_s):
                 break
-            if self._stopping() or time.monotonic() - began > config.wait_s:
+            if self._stopping() or clock.monotonic() - began > config.wait_s:
                 await asyncio.to_thread(self._store.groups.release, self._owner, [group.key for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
                     f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume goes on when there are some: "
                     f"midstream store stats {self._store.where}",
                 )
-            await asyncio.sleep(POLL_S)
+            await clock.sleep(POLL_S)
         return held
 
     async def _renew(self) -> None:
         """Hold what is held, however long the others take to come, and the step after them."""
         while True:
-            await asyncio.sleep(self._config.lease_s / 3)
+            await clock.sleep(self._config.lease_s / 3)
             try:
                 await asyncio.to_thread(self._store.groups.renew, self._owner, self._config.lease_s)
             except (MidstreamError, DBAPIError):  # the next one may get through in time

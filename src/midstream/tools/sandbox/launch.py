@@ -82,7 +82,8 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
             words += ["--symlink", os.readlink(path), str(path)]
         elif path.is_dir():
             words += ["--ro-bind", str(path), str(path)]
-    binds = [(str(python), str(python)), *((path, path) for path in libraries), (site, SITE)]
+    binds = [(str(python), str(python)), *((path, path) for path in libraries)]
+    binds += [(site, SITE)] if Path(site).is_dir() else []
     binds += [(str(Path(__file__).with_name(Path(name).name)), name) for name in (WORKER, FONTS)]
     made: set[Path] = set()
     for source, target in binds:
