@@ -108,5 +108,5 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
 def _python() -> tuple[Path, tuple[str, ...], str]:
     """This Python's own executable, the folders of its standard library, and where its packages are."""
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    folders = {str(Path(sys.base_prefix, name)) for name in ("lib", sys.platlibdir)}
+    folders = {str(Path(sys.base_prefix, name).resolve()) for name in ("lib", sys.platlibdir)}
     return python, tuple(sorted(folder for folder in folders if Path(folder).is_dir())), sysconfig.get_path("platlib")
