@@ -3,8 +3,8 @@
     make bench-sandbox
 
 Of each backend here: the median of warm calls (a call with an interpreter of its own, and a cell in an open session),
-then 50 calls at once, each with work of its own. The heartbeat is a task that sleeps 5 ms again and again: how much
-later than asked it wakes is how long something held the event loop.
+then 50 calls at once, each with work of its own. The heartbeat is a task that sleeps 5 ms again and again: how late it
+wakes is how long something held the event loop.
 """
 
 from __future__ import annotations

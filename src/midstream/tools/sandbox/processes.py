@@ -9,7 +9,7 @@ from pathlib import Path
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 STATE, CPU_TIMES, RESIDENT = 0, slice(11, 15), 21
-"""Fields of `/proc/PID/stat`, from the one behind the command's name on. Times are utime, stime, cutime and cstime."""
+"""Fields of `/proc/PID/stat` after the command's name; the times are utime, stime, cutime and cstime."""
 DEAD = ("Z", "X")
 """States of a process that has ended and whose parent has not asked for it."""
 
