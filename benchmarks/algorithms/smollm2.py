@@ -42,7 +42,7 @@ def train(name: str, steps: int, seed: int, run: Path) -> tuple[list[dict[str, A
         "seed": seed,
         "run_dir": str(run),
     }
-    ms.train(config, listeners=())
+    ms.train(config, callbacks=())
     evaluations, rows = (
         [json.loads(line) for line in (run / file).read_text().splitlines()]
         for file in ("evals.jsonl", "metrics.jsonl")

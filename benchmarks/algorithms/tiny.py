@@ -52,7 +52,7 @@ def train(algorithm: dict[str, Any], steps: int, seed: int, run: Path) -> list[f
                 "run_dir": str(run),
             },
         },
-        listeners=(),
+        callbacks=(),
     )
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["reward"] for row in rows]

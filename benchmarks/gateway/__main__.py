@@ -83,7 +83,7 @@ class Sides:
             kept = broken = 0
             for latency_s in LATENCIES_S:
                 with Store(self._store(side, latency_s)) as store:
-                    for trajectory in store.trajectories():
+                    for trajectory in store.trajectories.iterate():
                         kept += len(trajectory.steps)
                         broken += sum(step.parent != (step.step_index or 0) - 1 for step in trajectory.steps[1:])
             if kept != answered or broken:

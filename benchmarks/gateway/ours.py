@@ -20,7 +20,7 @@ from midstream.gateway.config import GatewayConfig, LimitsConfig
 from midstream.gateway.server import listen, run, serve
 from midstream.gateway.service import Gateway
 from midstream.gateway.tokens import TokenSigner
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     async def serving() -> None:
         with Store(Path(asked["store"]), asked["durability"]) as store:
             gateway = Gateway(
-                config, Voice(engine, tokenizer, True), store, TokenSigner(b"a secret of the benchmark's")
+                config, RoleEngine(engine, tokenizer, True), store, TokenSigner(b"a secret of the benchmark's")
             )
             await serve(gateway, listening, lambda url: print(url, flush=True))
 

@@ -26,7 +26,7 @@ from midstream.core.errors import TrainingError
 from midstream.core.types import Task, Trajectory
 from midstream.learn.algorithms import GDPO, GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm
-from midstream.learn.algorithms.outcome import Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.batch import make_batch
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.penalty import penalised
@@ -210,7 +210,7 @@ def _ours(case: Case, algorithm: Algorithm, rows: Sequence[Row] = (), beta: floa
     if beta:
         reference = stored_reference(rows)
         readings = {
-            (trajectory.uid, step.step_index): Reading(
+            (trajectory.uid, step.step_index): PolicyOutputs(
                 reference=reference([TokenSequence(step.prompt_ids, step.response_ids)]).tolist()
             )
             for group in groups

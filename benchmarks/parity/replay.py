@@ -29,7 +29,7 @@ from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.losses.ratio import PPOClip
 from midstream.learn.losses.sequence import GSPO
 from midstream.learn.penalty import penalised
-from midstream.learn.readings import read, wanted
+from midstream.learn.policy_outputs import read, wanted
 
 STEPS = 20
 TOLERANCE = 1e-4

@@ -88,7 +88,7 @@ def without_end(folder: Path) -> ChatTokenizer:
 
 
 class Clock:
-    """A listener that notes when each step was logged, and how much memory the process had ever held by then."""
+    """A callback that notes when each step was logged, and how much memory the process had ever held by then."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[float, dict[str, Any]]] = []
@@ -139,20 +139,20 @@ def train(steps: int, clock: Clock) -> Path:
     found = result(asked["workload"], between)
     ms.register_tasks("throughput")(lambda seed: Prompts(tokenizer))
     with mock.patch("midstream.learn.setup.load_tokenizer", without_end):
-        return ms.train(settings(steps, str(run_dir)), listeners=[clock]).run_dir
+        return ms.train(settings(steps, str(run_dir)), callbacks=[clock]).run_dir
 
 
 def quickstart(steps: int, run_dir: Path, clock: Clock) -> Path:
     """Go on with the run that `prepare` has begun."""
     shutil.copytree(Path(asked["folder"]).parent / "quickstart", run_dir)
-    return ms.train(_quickstart(steps, run_dir), resume=True, force=True, listeners=[clock]).run_dir
+    return ms.train(_quickstart(steps, run_dir), resume=True, force=True, callbacks=[clock]).run_dir
 
 
 def prepare() -> None:
     """The quickstart's warm start and first step, which every measured run of W6 goes on from."""
     run_dir = Path(asked["folder"]).parent / "quickstart"
     shutil.rmtree(run_dir, ignore_errors=True)
-    ms.train(_quickstart(1, run_dir), listeners=())
+    ms.train(_quickstart(1, run_dir), callbacks=())
 
 
 def _quickstart(steps: int, run_dir: Path) -> Any:
@@ -211,7 +211,9 @@ def main() -> None:
     last = first_at - first_row["time_s"]
     with Store(run_dir / "store.sqlite") as store:
         for at, row in clock.steps:
-            trajectories = sorted(store.trajectories(channel="train", train_step=row["step"]), key=lambda t: t.uid)
+            trajectories = sorted(
+                store.trajectories.iterate(channel="train", train_step=row["step"]), key=lambda t: t.uid
+            )
             replay.append([replayed(t) for t in trajectories])
             step_s, last = at - last, at
             steps.append(

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from midstream.engines.base import Request
     from midstream.engines.chat import ChatTokenizer
     from midstream.gateway.config import GatewayConfig
-    from midstream.learn.follow import Take
-    from midstream.learn.listener import Listener
+    from midstream.learn.callback import Callback
+    from midstream.learn.checkpoint_follower import WeightLoader
     from midstream.learn.trainer import TrainResult
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
 
 __all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
 
@@ -47,20 +47,20 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
 
 
 def train(
-    config: Settings, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] | None = None
+    config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
     """Train, then draw `curve.png` and write `report.html` in the run's directory, when it was stopped by Ctrl-C too.
 
-    `listeners` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
+    `callbacks` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
     what was saved stays.
     """
     from midstream.learn import trainer
 
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    # First, so that the other listeners can point to what was drawn.
-    hearing = [_Lines()] if listeners is None else listeners
-    return trainer.train(resolved, resume=resume, force=force, listeners=[_Pictures(), *hearing])
+    # First, so that the other callbacks can point to what was drawn.
+    hearing = [_Lines()] if callbacks is None else callbacks
+    return trainer.train(resolved, resume=resume, force=force, callbacks=[_Pictures(), *hearing])
 
 
 def rollout(
@@ -92,9 +92,9 @@ async def _rollout(
 ) -> list[Trajectory]:
     import secrets
 
-    from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecords
+    from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteSink
     from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
     from midstream.tasks import load_tasks
@@ -113,10 +113,10 @@ async def _rollout(
             model = await client.model()
         except EngineError as error:
             raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
-        records = RemoteRecords(client, group_size=config.rollout.group_size, model=model)
+        records = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
-            {"policy": Voice(Elsewhere(), None, True)},
+            {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
             records=records,
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
@@ -157,7 +157,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
-    from midstream.learn.follow import check_followed, follow
+    from midstream.learn.checkpoint_follower import check_followed, follow
     from midstream.record.store import Store
 
     if config.follow is not None:
@@ -165,9 +165,9 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
-        voice, take = await _voice(config, tokenizer, stack)
+        role_engine, take = await _role_engine(config, tokenizer, stack)
         store = stack.enter_context(Store(config.store, config.durability))
-        gateway = Gateway(config, voice, store, TokenSigner(load_secret(config.secret_env)))
+        gateway = Gateway(config, role_engine, store, TokenSigner(load_secret(config.secret_env)))
         if config.follow is not None:
             first = asyncio.Event()
             following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take), first))
@@ -178,7 +178,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))
 
 
-def _held_back(gateway: Any, take: Take) -> Take:
+def _held_back(gateway: Any, take: WeightLoader) -> WeightLoader:
     """`take` while new calls wait."""
 
     async def update(folder: Path, version: int) -> None:
@@ -187,14 +187,16 @@ def _held_back(gateway: Any, take: Take) -> Take:
     return update
 
 
-async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack) -> tuple[Voice, Take]:
+async def _role_engine(
+    config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack
+) -> tuple[RoleEngine, WeightLoader]:
     """Who answers, and how it takes the weights of a checkpoint."""
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
 
     if config.engine == ("torch",):
-        return _torch_voice(config, tokenizer)
+        return _torch_role_engine(config, tokenizer)
     if config.engine == ("scripted",):
-        return _scripted_voice(config, tokenizer)
+        return _scripted_role_engine(config, tokenizer)
     from midstream.engines.replicas import Replicas
     from midstream.engines.vllm import VLLMEngine
 
@@ -210,12 +212,12 @@ async def _voice(config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncEx
         for engine in engines:
             await engine.load_adapter(folder, version)
 
-    return Voice(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
+    return RoleEngine(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
 
 
-def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+def _scripted_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
     from midstream.engines.scripted import ScriptedEngine
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
 
     script = config.script
 
@@ -229,17 +231,17 @@ def _scripted_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Vo
     async def take(folder: Path, version: int) -> None:
         engine.policy_version = version
 
-    return Voice(engine, tokenizer, True), take
+    return RoleEngine(engine, tokenizer, True), take
 
 
-def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice, Take]:
+def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
     from midstream.engines.models import resolve
     from midstream.engines.torch.compute import compute, submit
     from midstream.engines.torch.engine import TorchEngine
     from midstream.engines.torch.numerics import settle
     from midstream.learn.config import PolicyConfig, TrainConfig
     from midstream.learn.setup import load_policy, tuned
-    from midstream.record.recorder import Voice
+    from midstream.record.recorder import RoleEngine
 
     policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
     decoder = submit(load_policy, policy, resolve(config.model)).result()
@@ -257,11 +259,11 @@ def _torch_voice(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[Voice
             await compute(weights.load, folder)
             decoder.version = version
 
-    return Voice(engine, tokenizer, True), take
+    return RoleEngine(engine, tokenizer, True), take
 
 
 class _Pictures:
-    """A listener that draws the curve and writes the report once a run has ended."""
+    """A callback that draws the curve and writes the report once a run has ended."""
 
     def on_start(self, info: dict[str, Any]) -> None: ...
 
@@ -284,7 +286,7 @@ class _Pictures:
 
 
 class _Lines:
-    """A listener that prints a plain line for each step and each evaluation."""
+    """A callback that prints a plain line for each step and each evaluation."""
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)

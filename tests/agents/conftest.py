@@ -13,7 +13,7 @@ from midstream.core.errors import EngineError
 from midstream.core.types import FinishReason, Task
 from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 
 Says = Callable[[Request], str | Exception]
 
@@ -67,7 +67,7 @@ MakeWorker = Callable[..., AgentFlowWorker]
 
 @pytest.fixture
 def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
-    """A worker around one scripted engine; `rules` names roles without a voice, other settings are the flow's."""
+    """A worker around one scripted engine; `rules` names roles without a role engine, other settings are the flow's."""
 
     def make(
         says: Says,
@@ -75,7 +75,7 @@ def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
         *,
         rules: tuple[str, ...] = ("analysis", "executor", "verifier"),
         roles: Mapping[str, RoleConfig] | None = None,
-        voices: Mapping[str, Voice] | None = None,
+        role_engines: Mapping[str, RoleEngine] | None = None,
         worker: Mapping[str, Any] | None = None,
         **flow: Any,
     ) -> AgentFlowWorker:
@@ -83,10 +83,10 @@ def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
             flow.setdefault("settings", {"notation": "compact", "fields": []})
             flow.setdefault("tools", ("calculator", "echo"))
             flow["roles"] = {**{role: RoleConfig(engine="rules") for role in rules}, **(roles or {})}
-        policy = Voice(ScriptedEngine(tiny_tokenizer, says), tiny_tokenizer, True)
+        policy = RoleEngine(ScriptedEngine(tiny_tokenizer, says), tiny_tokenizer, True)
         return AgentFlowWorker(
             FlowConfig(name=name, **flow),
-            {"policy": policy, **(voices or {})},
+            {"policy": policy, **(role_engines or {})},
             sampling=SamplingConfig(max_tokens=8, temperature=1.0),
             **(worker or {}),
         )

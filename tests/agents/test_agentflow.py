@@ -153,7 +153,7 @@ def test_masked_results_are_what_the_agent_hears_and_not_what_a_rule_answers_wit
         worker = make_worker(says, rules=silent, mask_results={"echo": 0.5}, worker={"store": store})
         trained = run(worker, replace(attempt(uid="trained"), mask_seed=7))
         evaluated = run(worker, attempt(uid="evaluated"))
-        assert store.trajectory("trained").tool_calls == trained.tool_calls
+        assert store.trajectories.get("trained").tool_calls == trained.tool_calls
     (call,) = trained.tool_calls
     assert call.result.split().count("[MASK]") == 2 and call.unmasked == "one two three four"
     assert asked(trained)[1] == f"{call.result}\n[planner 2/3]"

@@ -27,7 +27,7 @@ from midstream.engines.torch.sampling import sample
 from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.config import TrainConfig
 from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.setup import Parts, build
+from midstream.learn.setup import TrainingContext, build
 from midstream.tools import load_tools
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}
@@ -49,7 +49,7 @@ def config_for(model: Path, dtype: str, **roles: Any) -> TrainConfig:
     return parse_config(TrainConfig, data)
 
 
-def stirred(parts: Parts) -> Parts:
+def stirred(parts: TrainingContext) -> TrainingContext:
     """`parts` with a model in which positions matter and the adapter is not zero."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -67,7 +67,7 @@ PLANS = ("calculator: 12 * 3", "calculator: 36 -", "calculator: 36 + 1")
 """What guided planners say, turn by turn: a good call, a bad one, the last."""
 
 
-def roll(parts: Parts, temperature: float = 1.0, size: int = 4) -> list[Trajectory]:
+def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> list[Trajectory]:
     """Two groups; every other trajectory is guided."""
     tasks = [parts.tasks.get("train", place) for place in range(2)]
     attempts = groups_of(tasks, size, prefix="r", seed=3)
@@ -95,13 +95,13 @@ def roll(parts: Parts, temperature: float = 1.0, size: int = 4) -> list[Trajecto
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def parts(request: pytest.FixtureRequest, tiny_path: Path) -> Parts:
+def parts(request: pytest.FixtureRequest, tiny_path: Path) -> TrainingContext:
     roles = {"verifier": {"engine": "frozen"}, "generator": {"train": False}}
     return stirred(build(config_for(tiny_path, request.param, **roles)))
 
 
 @pytest.fixture(scope="module", params=[1.0, 0.7])
-def rolled(request: pytest.FixtureRequest, parts: Parts) -> list[Trajectory]:
+def rolled(request: pytest.FixtureRequest, parts: TrainingContext) -> list[Trajectory]:
     return roll(parts, request.param)
 
 
@@ -114,7 +114,9 @@ def test_trajectories_take_several_turns_with_tools_that_answer_and_tools_that_f
     assert max(trajectory.turns for trajectory in rolled) == 3
 
 
-def test_prompts_of_a_trajectory_extend_each_other_token_for_token(parts: Parts, rolled: list[Trajectory]) -> None:
+def test_prompts_of_a_trajectory_extend_each_other_token_for_token(
+    parts: TrainingContext, rolled: list[Trajectory]
+) -> None:
     for trajectory in rolled:
         for before, step in zip(trajectory.steps, trajectory.steps[1:], strict=False):
             assert (step.parent, step.branch_reason) == (before.step_index, "")
@@ -123,13 +125,13 @@ def test_prompts_of_a_trajectory_extend_each_other_token_for_token(parts: Parts,
         assert [step.is_last for step in trajectory.steps] == [False] * (len(trajectory.steps) - 1) + [True]
 
 
-def test_ids_spell_the_text_that_was_read(parts: Parts, rolled: list[Trajectory]) -> None:
+def test_ids_spell_the_text_that_was_read(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     for step in (step for trajectory in rolled for step in trajectory.steps):
         assert parts.tokenizer.text_of(step.response_ids) == step.text
         assert parts.tokenizer.decode(step.prompt_ids) == parts.tokenizer.template(step.messages, open_reply=True)
 
 
-def test_log_probabilities_are_found_again(parts: Parts, rolled: list[Trajectory]) -> None:
+def test_log_probabilities_are_found_again(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     tolerance = TOLERANCE[str(parts.decoder.dtype).removeprefix("torch.")]
     for adapter in (True, False):
         steps = [s for t in rolled for s in t.steps if (s.role != "verifier") == adapter]
@@ -142,7 +144,7 @@ def test_log_probabilities_are_found_again(parts: Parts, rolled: list[Trajectory
         assert (wrong - reported).abs().max() > 0.1
 
 
-def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: Parts, rolled: list[Trajectory]) -> None:
+def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     spoke: set[str] = set()
     for step in (step for trajectory in rolled for step in trajectory.steps):
         carries = step.role == "planner"
@@ -151,7 +153,7 @@ def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: Parts, rolled
     assert spoke == {"planner", "verifier", "generator"}
 
 
-def test_what_other_roles_said_changes_no_gradient(parts: Parts, rolled: list[Trajectory]) -> None:
+def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     rewarded = [replace(t, reward=float(place % 2)) for place, t in enumerate(rolled)]
     groups = [rewarded[:4], rewarded[4:]]
 
@@ -179,7 +181,7 @@ def test_what_other_roles_said_changes_no_gradient(parts: Parts, rolled: list[Tr
 
 
 def test_a_deterministic_rollout_repeats_to_the_bit_whatever_the_tools_take(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
+    parts: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(trajectories: list[Trajectory]) -> list[Any]:
         return [[(s.prompt_ids, s.response_ids, s.rollout_log_probs) for s in t.steps] for t in trajectories]

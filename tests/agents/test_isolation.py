@@ -46,7 +46,7 @@ def test_trajectories_hold_their_own_words_only(make_worker, tasks, members, con
 def test_a_real_model_answers_each_as_if_it_were_alone(make_policy, make_worker, by_role) -> None:
     """With real caches and slots: the same trajectory, whoever else is there and whoever was there before."""
     policy = make_policy("bfloat16", slots=2)
-    worker = make_worker(by_role(), voices={"policy": policy.voice}, rules=("analysis", "executor"))
+    worker = make_worker(by_role(), role_engines={"policy": policy.role_engine}, rules=("analysis", "executor"))
     tasks = [Task(id=str(place), prompt=f"What is {place} plus {7 * place}?") for place in range(2)]
     attempts = groups_of(tasks, 2, prefix="r", seed=5)
 

@@ -140,7 +140,7 @@ def flow(make_worker, by_role, attempt) -> AgentFlowBase:
     session = FlowSession(
         task=attempt().task,
         recorder=Recorder("mine", "p", seed=0),
-        voices=worker._voices,
+        role_engines=worker._role_engines,
         tools=worker._toolbox.session(),
         sampling={"policy": SamplingParams()},
     )

@@ -30,7 +30,7 @@ def run_files(tmp_path: Path) -> Path:
     )
     with Store(path / "store.sqlite") as store:
         for uid in ("one-1", "two-2"):
-            asyncio.run(store.finish(_trajectory(uid)))
+            asyncio.run(store.trajectories.finish(_trajectory(uid)))
     return path
 
 

@@ -35,7 +35,7 @@ def test_export_import_and_prune(run_files: Path, capsys: pytest.CaptureFixture[
     assert "1 trajectories in" in out and "0 trajectories imported, 1 skipped" in out
     assert "'one-1' is in" in error
     with Store(target) as store:
-        assert [trajectory.uid for trajectory in store.trajectories(quality="good")] == ["one-1"]
+        assert [trajectory.uid for trajectory in store.trajectories.iterate(quality="good")] == ["one-1"]
     assert run(["store", "prune", target, "--older-than", "1h", "--vacuum"]) == 0
     assert run(["store", "prune", target, "--older-than", "0s"]) == 0
     assert capsys.readouterr().out.splitlines() == ["0 trajectories deleted, 1 left", "1 trajectories deleted, 0 left"]
@@ -92,7 +92,7 @@ def test_stats_say_what_branches_cost(tmp_path: Path, capsys: pytest.CaptureFixt
                 parent=parent,
                 branch_reason=reason,
             )
-            asyncio.run(store.append(step, "train"))
+            asyncio.run(store.trajectories.append(step, "train"))
     assert run(["store", "stats", str(path)]) == 0
     told = capsys.readouterr().out
     # A step that goes on from 5 + 2 tokens takes those over.

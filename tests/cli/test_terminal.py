@@ -103,9 +103,9 @@ def test_commands_that_list_and_show_are_harmless(tmp_path: Path, capsys: pytest
     (run / "run.json").write_text(json.dumps({"name": HOSTILE, "status": HOSTILE, "model": HOSTILE}))
     with Store(run / "store.sqlite") as store:
         written = hostile_trajectory(cleaned(HOSTILE).replace("\x00", ""))
-        store.append_sync(replace(written.steps[0], trajectory_uid="u", prompt_uid="p"))
-        asyncio.run(store.finish(written))
-        store.curate("u", note=HOSTILE)
+        store.trajectories.append_sync(replace(written.steps[0], trajectory_uid="u", prompt_uid="p"))
+        asyncio.run(store.trajectories.finish(written))
+        store.annotations.curate("u", note=HOSTILE)
     for command in (
         ["runs"],
         ["show", "one"],

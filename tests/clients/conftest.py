@@ -26,7 +26,7 @@ from midstream.engines.models import resolve
 from midstream.engines.scripted import ScriptedEngine
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.decoder import Decoder
-from midstream.engines.torch.slots import Place, Slot
+from midstream.engines.torch.slots import Slot, SlotAssignment
 
 CONTEXT = 65_536
 """Claude Code's prompt alone has about 50,000 of tiny's tokens."""
@@ -112,7 +112,7 @@ def claude(**environment: str) -> Client:
     )
 
 
-class Witness(ScriptedEngine):
+class RecordingEngine(ScriptedEngine):
     """The scripted engine, with everything it answered. With a `decoder` log-probabilities are those its model gives
     to what the script says: the learner finds the same ones, and can train on it."""
 
@@ -143,7 +143,9 @@ class Witness(ScriptedEngine):
                 self._slot.tokens = self._slot.tokens[:shared]
                 hidden = [self._cached.extend([self._slot], [prompt[shared:]])]
             else:
-                hidden = [self._cached.begin([prompt], [Place(self._slot, None)])]  # in pieces, as it may be long
+                hidden = [
+                    self._cached.begin([prompt], [SlotAssignment(self._slot, None)])
+                ]  # in pieces, as it may be long
             hidden += [self._cached.extend([self._slot], [[token]]) for token in reply[:-1]]
             logits = torch.cat(hidden).float() @ self._decoder.head.float().T
             chosen = torch.tensor(reply)[:, None]
@@ -245,7 +247,7 @@ def run(installed: Path, tmp_path: Path) -> Run:
     return run
 
 
-def check_tokens(steps: tuple[Step, ...], engine: Witness) -> None:
+def check_tokens(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
     """The tokens are those the engine answered with, and each prompt begins with the step it goes on from."""
     for step in steps:
         answered = [(one.ids, one.log_probs) for one in engine.seen[step.prompt_ids]]

@@ -14,8 +14,8 @@ from tests.clients.conftest import (
     CONTEXT,
     ONLY_THE_SHELL,
     Client,
+    RecordingEngine,
     Run,
-    Witness,
     check_tokens,
     claude,
     codex,
@@ -52,7 +52,7 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
     tmp_path: Path,
 ) -> None:
     decoder = load_decoder(long_tiny, torch.float32)
-    engine = Witness(tokenizer, looks_thrice(client), decoder=decoder, context_length=CONTEXT)
+    engine = RecordingEngine(tokenizer, looks_thrice(client), decoder=decoder, context_length=CONTEXT)
     served = serve_engine(engine)
     for group in range(GROUPS):
         for attempt in range(ATTEMPTS):
@@ -64,7 +64,7 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
             assert len(results) == len(COMMANDS)
             assert "notes.txt" in results[0] and "the answer is 42" in results[1]
             assert steps[-1].text == "The answer is 42."
-    assert served.store.branches() == []
+    assert served.store.trajectories.branches() == []
     check_training(served.store.where, long_tiny, tmp_path / "run")
 
 
@@ -73,7 +73,7 @@ def test_claude_code_with_its_defaults_asks_for_a_title_beside(
 ) -> None:
     """The title is a conversation of its own; the other one is whole."""
     client = claude()
-    engine = Witness(tokenizer, looks_thrice(client), context_length=CONTEXT)
+    engine = RecordingEngine(tokenizer, looks_thrice(client), context_length=CONTEXT)
     steps = run(client, serve_engine(engine))
     check_tokens(steps, engine)
     titles = [step for step in steps if not step.tools]
@@ -86,7 +86,7 @@ def test_claude_code_with_its_defaults_asks_for_a_title_beside(
 def test_codex_with_only_the_shell_fits_smollm2(run: Run, serve_engine: Callable[..., Served]) -> None:
     tokenizer = load_tokenizer(resolve("smollm2-135m"))
     client = codex(model="smollm2-135m", top=ONLY_THE_SHELL)
-    engine = Witness(tokenizer, looks_thrice(client), context_length=8192)
+    engine = RecordingEngine(tokenizer, looks_thrice(client), context_length=8192)
     served = serve_engine(engine, model="smollm2-135m")
     steps = run(client, served)
     check_tokens(steps, engine)
@@ -122,7 +122,7 @@ def check_training(store: str, model: Path, folder: Path) -> None:
         f"trainer.max_steps={GROUPS}",
         f"trainer.run_dir={folder}",
     ]
-    result = train(load_config("configs/from_store.yaml", overrides), listeners=())
+    result = train(load_config("configs/from_store.yaml", overrides), callbacks=())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         print({name: row[name] for name in ("step", "reward", "grad_norm", "time_s") if name in row})

@@ -12,7 +12,7 @@ import pytest
 from midstream.core.errors import EngineError, ModelError
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Constraint, Request
-from midstream.engines.replay import Recording, ReplayEngine
+from midstream.engines.replay import ReplayEngine, ReplayRecorder
 from midstream.engines.scripted import ScriptedEngine
 
 CALL = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(seed=1), session="one", role="planner", top_log_probs=2)
@@ -21,7 +21,7 @@ CALL = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(seed=1), session="o
 def record(path: Path, tokenizer, calls: list[Request]) -> list[Completion]:
     said = iter(range(100))
     engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(said)} é", policy_version=4)
-    recording = Recording(engine, path)
+    recording = ReplayRecorder(engine, path)
 
     async def go() -> list[Completion]:
         return [await recording.generate(call) for call in calls]

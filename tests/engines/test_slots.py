@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
-from midstream.engines.torch.slots import Place, Slots
+from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.learn.log_probs import TokenSequence, score
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}
@@ -98,7 +98,7 @@ def test_more_calls_of_a_session_than_slots_are_all_answered(make_policy) -> Non
     prompt = policy.tokenizer.encode("How many are there?")
 
     async def go() -> list[Completion]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             crowd = await asyncio.gather(together(policy, [prompt] * 5), together(policy, [prompt], session="other"))
         return crowd[0]
 
@@ -135,7 +135,7 @@ turns = st.lists(
 @given(count=st.integers(1, 4), turns=turns)
 def test_no_slot_serves_two_calls_and_what_it_goes_on_from_is_a_beginning_of_the_prompt(count: int, turns) -> None:
     slots = Slots(count)
-    running: list[Place] = []
+    running: list[SlotAssignment] = []
     for session, prompt, then in turns:
         (place,) = slots.assign([(session, prompt)])
         assert (place is None) == (len(running) == count), "a call waits only while every slot is busy"

@@ -28,7 +28,11 @@ def two(run_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
         prompt_ids=(1,), response_ids=(2, 3), rollout_log_probs=(-0.5, -1.0), trajectory_uid="t", latency_s=1.0
     )
     with Store(run_dir / "store.sqlite") as store:
-        asyncio.run(store.finish(Trajectory(uid="t", prompt_uid="p", task=Task(id="a", prompt="q"), steps=(step_,))))
+        asyncio.run(
+            store.trajectories.finish(
+                Trajectory(uid="t", prompt_uid="p", task=Task(id="a", prompt="q"), steps=(step_,))
+            )
+        )
     other = tmp_path / "other"
     shutil.copytree(run_dir, other)
     rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
@@ -53,8 +57,8 @@ def test_another_number_in_a_log_and_another_token_are_differences(two: tuple[Pa
     step = Step(prompt_ids=(1,), response_ids=(2, 4), rollout_log_probs=(-0.5, -1.0), trajectory_uid="t")
     task = Task(id="a", prompt="q")
     with Store(two[1] / "store.sqlite") as store:
-        store.begin("t", "p", task, "train")
-        asyncio.run(store.finish(Trajectory(uid="t", prompt_uid="p", task=task, steps=(step,))))
+        store.trajectories.begin("t", "p", task, "train")
+        asyncio.run(store.trajectories.finish(Trajectory(uid="t", prompt_uid="p", task=task, steps=(step,))))
     assert differences(*two) == ["evals.jsonl", "trajectories"]
 
 

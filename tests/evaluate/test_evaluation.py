@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
             "run_dir": str(root / "runs/first"),
         },
     }
-    return api.train(settings, listeners=()).run_dir
+    return api.train(settings, callbacks=()).run_dir
 
 
 def test_a_run_and_its_checkpoint_give_the_trainers_own_final_numbers(trained: Path) -> None:

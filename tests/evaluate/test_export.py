@@ -39,7 +39,7 @@ def trained(folder: Path, tiny_path: Path, tuning: str) -> Path:
         "optimizer": {"lr": 0.05},
         "trainer": {"max_steps": 2, "eval_every": 0, "test_tasks": 4, "threads": 1, "run_dir": str(folder / tuning)},
     }
-    return api.train(settings, listeners=()).run_dir
+    return api.train(settings, callbacks=()).run_dir
 
 
 @pytest.fixture(scope="module")

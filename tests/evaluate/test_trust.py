@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
         "trainer": {"max_steps": 1, "eval_every": 0, "test_tasks": 0, "threads": 1},
     }
     settings["trainer"]["run_dir"] = str(tmp_path_factory.mktemp("sent") / "runs" / "theirs")
-    return api.train(settings, listeners=()).run_dir
+    return api.train(settings, callbacks=()).run_dir
 
 
 @pytest.fixture

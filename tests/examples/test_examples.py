@@ -38,7 +38,7 @@ def test_the_store_has_the_tokens_of_every_trajectory(trained: tuple[Path, str])
 
     run, _ = trained
     with Store(run / "store.sqlite") as store:
-        first = list(store.trajectories(channel="train", train_step=1))
+        first = list(store.trajectories.iterate(channel="train", train_step=1))
         assert len(first) == 64
         assert all(step.response_ids and step.trainable for trajectory in first for step in trajectory.steps)
 

@@ -71,9 +71,9 @@ def test_the_flows_on_the_page_are_the_examples() -> None:
 def test_every_flow_is_recorded_in_groups_with_the_tokens_the_engine_sampled(rolled_out: tuple[str, Path]) -> None:
     url, path = rolled_out
     with Store(path) as store:
-        trajectories = list(store.trajectories(channel="train"))
+        trajectories = list(store.trajectories.iterate(channel="train"))
         assert len(trajectories) == 48 and {t.status for t in trajectories} == {Status.COMPLETED}
-        assert store.group_counts("train")["ready"] == 12
+        assert store.groups.counts("train")["ready"] == 12
     steps = [step for t in trajectories for step in t.steps]
     assert all(step.trainable and len(step.response_ids) == len(step.rollout_log_probs or ()) for step in steps)
     turns = {len(t.steps) for t in trajectories}
@@ -90,5 +90,5 @@ def test_training_takes_each_group_once(rolled_out: tuple[str, Path], tmp_path: 
     assert [row["step"] for row in rows] == [1, 2] and all(row["groups"] == 2 for row in rows)
     assert "consumed" in midstream("store", "stats", str(path))
     with Store(path) as store:
-        counts = store.group_counts("train")
+        counts = store.groups.counts("train")
     assert (counts["consumed"], counts["ready"]) == (4, 8)

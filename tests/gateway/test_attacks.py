@@ -99,7 +99,7 @@ def test_agent_praises_itself_after_the_end(start: Start) -> None:
     for _ in range(20):
         refused(as_agent(opened, path, {"kind": "thumbs", "value": 1}))
     assert as_owner(opened, path, {"kind": "thumbs", "value": -1}).status_code == 200
-    (group,) = served.store.lease("trainer", 1, "train", 60)
+    (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert [one["value"] for one in group.trajectories[0].metadata["feedback"]] == [-1]
 
 
@@ -119,9 +119,9 @@ def test_agent_praises_itself_after_the_end(start: Start) -> None:
 def test_agent_changes_what_it_is_graded_against(start: Start, change: dict[str, Any]) -> None:
     task = {"answer": "4", "kind": "hard", "needs": ["search"], "plan": ["search"]}
     opened = (served := start()).open(task=task)
-    before = served.store.find(opened.uid)
+    before = served.store.trajectories.find(opened.uid)
     refused(as_agent(opened, f"{opened.path}/register_trajectory", change))
-    after = served.store.find(opened.uid)
+    after = served.store.trajectories.find(opened.uid)
     assert before is not None and after is not None
     assert (after.trajectory, after.channel) == (before.trajectory, before.channel)
     assert as_owner(opened, f"{opened.path}/register_trajectory", change).status_code == 200
@@ -213,7 +213,7 @@ def test_rewards_by_component_make_no_total_that_nobody_declared(start: Start) -
 # Names that are paths
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb", ""])
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb"])
 def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: str) -> None:
     served = start()
     step = {"trajectory_uid": name, "prompt_uid": "p", "step_index": 0, "prompt_ids": [1], "response_ids": [2]}
@@ -226,4 +226,9 @@ def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: s
         ("/generate", {"messages": HELLO, "trajectory_uid": "t", "role": name}),
     ):
         assert error(served.post(path, body))[0] == 400, (path, body)
-    assert served.store.count() == 0
+    assert served.store.trajectories.count() == 0
+
+
+def test_an_empty_uid_is_as_if_left_out(start: Start) -> None:
+    told = start().post("/init_trajectory", {"trajectory_uid": "", "prompt_uid": ""}).json()
+    assert told["trajectory_uid"] and told["prompt_uid"]

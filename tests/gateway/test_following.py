@@ -77,14 +77,14 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
     run, store = tmp_path / "run", tmp_path / "g.sqlite"
     for step in (1, 2):
         talk(following, f"group-{step}")
-        api.train(settings(tiny_path, run, store, step), listeners=(), resume=step > 1, force=True)
+        api.train(settings(tiny_path, run, store, step), callbacks=(), resume=step > 1, force=True)
         newest = read_state(checkpoints(run)[-1]).policy_version
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while version(following) != newest and time.monotonic() < ends:
             time.sleep(0.1)
         assert version(following) == newest == step
     with Store(store) as kept:
-        assert [step.policy_version for t in kept.trajectories() for step in t.steps] == [0, 0, 1, 1]
+        assert [step.policy_version for t in kept.trajectories.iterate() for step in t.steps] == [0, 0, 1, 1]
     # The log-probabilities that came from the gateway are those of the learner's own weights, in each version.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(abs(row["max:log_ratio"]) < 1e-4 and row["grad_norm"] > 0 for row in rows)
@@ -93,12 +93,12 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
 def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny_path: Path, tmp_path: Path) -> None:
     config = GatewayConfig(port=0, model=str(tiny_path), dtype="float32")
     tokenizer = load_tokenizer(tiny_path)
-    voice, take = api._torch_voice(config, tokenizer)
-    engine: Any = voice.engine
+    role_engine, take = api._torch_role_engine(config, tokenizer)
+    engine: Any = role_engine.engine
     question = ({"role": "user", "content": "Say something."},)
 
     async def go(store: Store) -> None:
-        gateway = Gateway(config, voice, store, TokenSigner(b"secret"))
+        gateway = Gateway(config, role_engine, store, TokenSigner(b"secret"))
 
         async def ask(uid: str, tokens: int, group: str = "q") -> Any:
             live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid=group, group_size=2))
@@ -110,7 +110,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
         await ask("one", 5, "p")
         await ask("three", 5, "p")
         run = tmp_path / "run"
-        await asyncio.to_thread(api.train, settings(tiny_path, run, tmp_path / "g.sqlite", 1), listeners=())
+        await asyncio.to_thread(api.train, settings(tiny_path, run, tmp_path / "g.sqlite", 1), callbacks=())
         folder = checkpoints(run)[-1]
         long = asyncio.create_task(ask("long", 400))
         while engine.tokens_sampled < 30:

@@ -141,7 +141,7 @@ def test_messages_are_counted_against_the_context_too(start: Start) -> None:
 def test_thoughts_that_a_template_leaves_out_do_not_count(start: Start, thinking_tokenizer: ChatTokenizer) -> None:
     served = start(engine_context_length=300)
     served.gateway.tokenizer = thinking_tokenizer
-    object.__setattr__(served.gateway.voice, "tokenizer", thinking_tokenizer)
+    object.__setattr__(served.gateway.role_engine, "tokenizer", thinking_tokenizer)
     thought = [*HELLO, {"role": "assistant", "content": f"<think>{text(0.1)}</think>Hi."}, *HELLO]
     assert served.open().chat(thought, max_tokens=5).status_code == 200
 
@@ -177,4 +177,4 @@ def test_a_body_of_many_lists_is_refused_before_it_is_parsed(start: Start) -> No
     served = start()
     for body in (b'{"metadata": {"a": [' + b"[]," * 200_000 + b"[]]}}", b'{"metadata": [' + b"1," * 1_200_000 + b"1]}"):
         assert error(served.client.post("/init_trajectory", content=body))[:2] == (413, "request_too_large")
-    assert served.store.count() == 0
+    assert served.store.trajectories.count() == 0

@@ -118,7 +118,7 @@ def test_no_request_that_fits_or_breaks_the_page_is_a_5xx(served: Served, mode: 
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "tiny"
         headers = {"X-Midstream-Trajectory": opened[0].uid}
-        well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=20), case.operation.path)
+        well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=60), case.operation.path)
         if served.gateway.gate.paused:
             served.post("/resume")
 
@@ -143,7 +143,7 @@ def test_hostile_bodies_are_refused_by_every_endpoint_and_cost_nobody_anything(s
             headers = {"X-Midstream-Trajectory": opened.uid, "Content-Type": "application/json"}
             well_told(served.client.post(path, content=body, headers=headers), path)
     assert opened.chat().status_code == 200
-    for trajectory in served.store.trajectories():  # what was kept can be read back, by a trainer too
+    for trajectory in served.store.trajectories.iterate():  # what was kept can be read back, by a trainer too
         assert trajectory.uid
 
 

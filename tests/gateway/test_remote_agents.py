@@ -14,14 +14,14 @@ from tests.gateway.served import HELLO, Served
 
 from midstream.agents import remote
 from midstream.agents.config import FlowConfig, SamplingConfig
-from midstream.agents.remote import Elsewhere, GatewayClient, RemoteRecorder, RemoteRecords
+from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteRecorder, RemoteSink
 from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.gateway import live
+from midstream.gateway import active
 from midstream.gateway.errors import ApiError
-from midstream.record.recorder import Call, Voice
+from midstream.record.recorder import Call, RoleEngine
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +70,9 @@ def roll_out(client: GatewayClient) -> list[Trajectory]:
         async with client:
             worker = AgentFlowWorker(
                 FlowConfig(name="single_step_single_turn_agent"),
-                {"policy": Voice(Elsewhere(), None, True)},
+                {"policy": RoleEngine(RemoteEngine(), None, True)},
                 sampling=SamplingConfig(max_tokens=20),
-                records=RemoteRecords(client, group_size=2, model="tiny"),
+                records=RemoteSink(client, group_size=2, model="tiny"),
             )
             attempts = groups_of([Task(id="t", prompt="What is 1 + 1?")], 2, prefix="r", seed=1)
             return await AgentFlowManager(worker).run(attempts)
@@ -94,7 +94,7 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
         assert own.rollout_log_probs == kept.rollout_log_probs
         assert served.trajectory(trajectory.uid).status is Status.COMPLETED
     assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
-    assert served.store.count() == 2 and served.store.group_counts()["ready"] == 1
+    assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
 
 
 def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
@@ -120,7 +120,7 @@ def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
         async with GatewayClient(served.url) as client:
             opened = await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
             recorder = RemoteRecorder("t", "p", seed=1, client=client, token=opened["owner_token"])
-            return await recorder.chat(Voice(Elsewhere(), None, True), HELLO, off)
+            return await recorder.chat(RoleEngine(RemoteEngine(), None, True), HELLO, off)
 
     step = asyncio.run(go())
     assert heard == [off]
@@ -131,9 +131,9 @@ def test_what_its_agent_has_ended_stays_and_is_told_by_its_code_not_by_its_words
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start()
-    monkeypatch.setattr(live, "over", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
+    monkeypatch.setattr(active, "over", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
     client = GatewayClient(served.url)
-    records = RemoteRecords(client, group_size=1, model="tiny")
+    records = RemoteSink(client, group_size=1, model="tiny")
     (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
 
     async def go(status: Status) -> None:
@@ -157,7 +157,7 @@ def test_another_refusal_is_no_end_whatever_its_words(start: Start) -> None:
             opened = {"owner_token": "mo-x", "token": "ms-x", "base_url": ""}
             return httpx.Response(200, json=opened)
 
-    records = RemoteRecords(over(Wording(), served), group_size=1, model="tiny")
+    records = RemoteSink(over(Wording(), served), group_size=1, model="tiny")
     (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
 
     async def go() -> None:
@@ -220,11 +220,14 @@ def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monk
     async def go() -> str:
         async with GatewayClient(served.url) as plain, over(Losing(lost=1), served) as losing:
             await plain.init_trajectory(trajectory_uid="t", prompt_uid="p")
-            recorder, voice = RemoteRecorder("t", "p", seed=1, client=losing), Voice(Elsewhere(), None, True)
+            recorder, role_engine = (
+                RemoteRecorder("t", "p", seed=1, client=losing),
+                RoleEngine(RemoteEngine(), None, True),
+            )
             with pytest.raises(TimeoutError):  # it is recorded, its answer lost, and nobody waits for another
-                await asyncio.wait_for(recorder.call(voice, call("One?")), 2)
+                await asyncio.wait_for(recorder.call(role_engine, call("One?")), 10)
             recorder._client = plain  # pyright: ignore[reportPrivateUsage]
-            step, _ = await recorder.call(voice, call("Two?"))
+            step, _ = await recorder.call(role_engine, call("Two?"))
             return step.text
 
     assert asyncio.run(go()) == "second"

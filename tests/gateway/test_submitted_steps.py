@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served, error
+from tests.waiting import MovedClock
 
 from midstream.core.errors import RunError
 
@@ -156,14 +156,14 @@ def test_a_step_that_cannot_be_is_refused_by_name_and_nothing_of_the_request_is_
     served = start()
     status, _, message = error(submit(served, payload(), payload(index=1, **wrong)))
     assert status == 400 and told in message
-    assert served.store.count() == 0
+    assert served.store.trajectories.count() == 0
 
 
 def test_generate_by_ids_without_a_trajectory_records_nothing(start: Start) -> None:
     served = start("Yes")
     told = generate(served, prompt_ids=[5, 6], sampling_params={"max_tokens": 2, "temperature": 0.5})
     assert len(told["token_ids"]) == len(told["log_probs"]) == 2 and told["prompt_ids"] == [5, 6]
-    assert told["stop_reason"] == "length" and served.store.count() == 0
+    assert told["stop_reason"] == "length" and served.store.trajectories.count() == 0
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_feedback_and_curation_reach_training_and_what_does_not_fit_is_refused(s
         assert error(served.post(f"{path}/{tail}", {**body, "step_index": 7}))[0] == 404
         assert error(served.post(f"/trajectories/nobody/{tail}", body))[0] == 404
     opened.complete(reward=1.0)
-    (group,) = served.store.lease("trainer", 1, "train", 60)
+    (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     (trained,) = group.trajectories
     assert [step.trainable for step in trained.steps] == [True, False]
     assert [one["value"] for one in trained.metadata["feedback"]] == [-1]
@@ -302,9 +302,10 @@ def test_a_reward_that_could_not_be_written_is_taken_when_it_is_told_again(start
     served = start("It is 4.")
     told = generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO)
     own = payload(prompt_ids=told["prompt_ids"], response_ids=told["response_ids"], rollout_log_probs=None, reward=0.5)
-    update, served.store.update_step = served.store.update_step, failing  # pyright: ignore[reportAttributeAccessIssue]
+    recorded = served.store.trajectories
+    update, recorded.update_step = recorded.update_step, failing  # pyright: ignore[reportAttributeAccessIssue]
     assert error(submit(served, own))[0] == 503
-    served.store.update_step = update
+    recorded.update_step = update
     assert accepted(served, own) == 1 and served.steps("t")[0].reward == 0.5
     assert accepted(served, own) == 0
 
@@ -321,13 +322,13 @@ def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Sta
     assert served.post("/complete_trajectory/t", {}).json()["reward"] == 1.7e308
 
 
-def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
-    served = start("It is 4.", group_timeout_s=0.3)
+def test_what_the_trainer_has_taken_stays_as_it_was(start: Start, clock: MovedClock) -> None:
+    served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     opened.say(HELLO)
     other.complete(reward=1.0)
-    time.sleep(0.4)
-    (group,) = served.store.lease("trainer", 1, "train", 60)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
+    (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert {t.uid: t.status for t in group.trajectories}[opened.uid] == "timed_out"
     (step,) = opened.steps
     own = {"prompt_ids": list(step.prompt_ids), "response_ids": list(step.response_ids), "rollout_log_probs": None}
@@ -342,29 +343,29 @@ def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
 
 
-def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start) -> None:
-    served = start("It is 4.", group_timeout_s=0.3)
+def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start, clock: MovedClock) -> None:
+    served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
-    time.sleep(0.4)
-    served.store.lease("trainer", 1, "train", 60)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
+    served.store.groups.lease("trainer", 1, "train", 60)
     assert opened.chat().status_code == 200
     assert served.metric("midstream_late_steps_total") == 1 and opened.steps[0].metadata["late"]
     assert error(opened.chat())[:2] == (409, "trajectory_ended")
     assert served.client.get(f"/trajectories/{opened.uid}").json()["state"] == "timed_out"
 
 
-def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start) -> None:
-    served = start(group_timeout_s=0.3)
+def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start, clock: MovedClock) -> None:
+    served = start(group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
-    time.sleep(0.4)
-    served.store.lease("trainer", 1, "train", 60)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
+    served.store.groups.lease("trainer", 1, "train", 60)
     assert error(opened.post("/register_trajectory", {"channel": "val"}))[:2] == (409, "trajectory_ended")
     step = payload(opened.uid) | {"prompt_uid": "g"}
     assert accepted(served, step) == 1 and opened.steps[0].metadata["late"]
     assert served.metric("midstream_late_steps_total") == 1
-    found = served.store.find(opened.uid)
+    found = served.store.trajectories.find(opened.uid)
     assert found is not None and (found.channel, found.trajectory.status) == ("train", "timed_out")
 
 

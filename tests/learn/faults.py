@@ -23,7 +23,7 @@ from midstream.learn.self_check import run as doctor_run
 from midstream.learn.self_check.rehearsal import Rehearsal
 from midstream.learn.weights import Weights
 from midstream.record import recorder
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -83,10 +83,10 @@ def a_role_is_left_out(patch: Patch) -> None:
 
 @fault("loss on critic", "no other token has loss")
 def train_setting_is_ignored(patch: Patch) -> None:
-    def around(original: Any, *given: Any) -> dict[str, Voice]:
-        return {role: replace(voice, trainable=True) for role, voice in original(*given).items()}
+    def around(original: Any, *given: Any) -> dict[str, RoleEngine]:
+        return {role: replace(role_engine, trainable=True) for role, role_engine in original(*given).items()}
 
-    wrapped(patch, setup, "make_voices", around)
+    wrapped(patch, setup, "make_role_engines", around)
 
 
 @fault("gradient is in place", "gradient is the plain model's")

@@ -16,7 +16,7 @@ from midstream.core.types import Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.grpo import GDPO, GRPO, DrGRPO, FlowGRPO, GiGPO, RoleGRPO, StepwiseGRPO
-from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome, outcome_of, returns
+from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome, outcome_of, returns
 from midstream.learn.algorithms.reinforce import (
     GPG,
     OPO,
@@ -33,9 +33,9 @@ from midstream.learn.algorithms.supervised import DPO, Distill, Imitate
 WINNER = [1.0, 0.0, 0.0, 0.0]
 
 
-def blank(tokens: int) -> Reading:
+def blank(tokens: int) -> PolicyOutputs:
     """A turn of which everything was read, and all of it 0."""
-    return Reading(*[(0.0,) * tokens] * 4)
+    return PolicyOutputs(*[(0.0,) * tokens] * 4)
 
 
 def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence[int] = (), **told) -> Outcome:
@@ -259,7 +259,7 @@ def test_imitation_averages_over_the_tokens_of_those_chosen() -> None:
 
 
 def preferred(reward: float, policy: Sequence[float], reference: Sequence[float]) -> Outcome:
-    return trajectory(reward, (reward,), (len(policy),), readings=[Reading(policy, reference=reference)])
+    return trajectory(reward, (reward,), (len(policy),), readings=[PolicyOutputs(policy, reference=reference)])
 
 
 def test_pairs_pull_by_how_wrong_the_policy_ranks_them() -> None:

@@ -43,7 +43,7 @@ def train(tiny_path: Path, run: Path, resume: bool = False) -> dict[str, Any]:
             "run_dir": str(run),
         },
     }
-    api.train(settings, listeners=(), resume=resume)
+    api.train(settings, callbacks=(), resume=resume)
     return contents(run)
 
 

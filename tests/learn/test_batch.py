@@ -15,7 +15,7 @@ from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.grpo import FlowGRPO
-from midstream.learn.algorithms.outcome import Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.algorithms.reinforce import RoleBaseline
 from midstream.learn.batch import LearningBatch, make_batch
 
@@ -224,7 +224,9 @@ def rewarded(one: Trajectory) -> Trajectory:
 def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
     alone = [[rewarded(trajectory("a", 1.0, group="g"))], [rewarded(trajectory("b", 0.0, group="h"))]]
     readings = {
-        (t.uid, step.step_index): Reading(*[(0.0,) * len(step.response_ids)] * 4) for (t,) in alone for step in t.steps
+        (t.uid, step.step_index): PolicyOutputs(*[(0.0,) * len(step.response_ids)] * 4)
+        for (t,) in alone
+        for step in t.steps
     }
     named = algorithm().name
     greedy = {"g": 0.5, "h": 0.5} if algorithm.greedy_baseline else None
@@ -239,7 +241,7 @@ def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
 def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algorithm) -> None:
     alone = [trajectory("only", 1.0, group="h")]
     readings = {
-        (t.uid, step.step_index): Reading(*[(0.0,) * len(step.response_ids)] * 4)
+        (t.uid, step.step_index): PolicyOutputs(*[(0.0,) * len(step.response_ids)] * 4)
         for t in [*LONG, *alone]
         for step in t.steps
     }

@@ -11,7 +11,7 @@ import pytest
 
 from midstream.core.errors import ModelError
 from midstream.learn.algorithms.base import CorrectionConfig
-from midstream.learn.algorithms.outcome import Place, Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
 from midstream.learn.correction import corrected, importance, most_uncertain
@@ -50,8 +50,8 @@ def turn(uid: str, old: tuple[float, ...]) -> LearningTurn:
     return LearningTurn(TokenSequence((1,), ids), old, (1.0,) * len(old), 0.1, "planner", "g", (uid, 0))
 
 
-def read(*turns: tuple[str, tuple[float, ...], tuple[float, ...]]) -> dict[Place, Reading]:
-    return {(uid, 0): Reading(log_probs, entropy) for uid, log_probs, entropy in turns}
+def read(*turns: tuple[str, tuple[float, ...], tuple[float, ...]]) -> dict[TurnKey, PolicyOutputs]:
+    return {(uid, 0): PolicyOutputs(log_probs, entropy) for uid, log_probs, entropy in turns}
 
 
 def test_the_ratio_is_taken_to_the_learner_once_it_is_corrected() -> None:

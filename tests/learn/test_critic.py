@@ -12,7 +12,7 @@ import torch
 from midstream import api
 from midstream.core.errors import TrainingError
 from midstream.evaluate.runs import read_rows
-from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome
+from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO, CriticConfig
 from midstream.learn.critic import Critic
 from midstream.learn.log_probs import TokenSequence, run
@@ -20,7 +20,9 @@ from midstream.learn.log_probs import TokenSequence, run
 
 def valued(*turns: tuple[float, tuple[float, ...]]) -> Outcome:
     """A trajectory of turns, each with what it earned and what the critic said of its tokens."""
-    made = tuple(TurnOutcome(len(values), "planner", reward, None, Reading(values=values)) for reward, values in turns)
+    made = tuple(
+        TurnOutcome(len(values), "planner", reward, None, PolicyOutputs(values=values)) for reward, values in turns
+    )
     return Outcome(sum(reward for reward, _ in turns), made)
 
 
@@ -112,7 +114,7 @@ def test_a_critic_is_gone_on_with_after_a_resume(tiny_path: Path, tmp_path: Path
             "optimizer": {"lr": 0.01},
             "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)},
         }
-        api.train(settings, listeners=(), resume=resume, force=resume)
+        api.train(settings, callbacks=(), resume=resume, force=resume)
         return read_rows(run / "metrics.jsonl")
 
     whole = rows(tmp_path / "whole", 4)

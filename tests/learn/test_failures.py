@@ -97,7 +97,7 @@ def train(tiny_path: Path, run: Path, name: str, **rollout: Any) -> Any:
         "rollout": {"tasks_per_step": 2, "group_size": 2, "sampling": {"max_tokens": 3}, **rollout},
         "trainer": {"max_steps": 2, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)},
     }
-    return api.train(settings, listeners=())
+    return api.train(settings, callbacks=())
 
 
 def test_a_run_whose_judge_is_down_stops_with_that_cause(tiny_path: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_rewards_that_need_the_group_are_in_the_store_too(tiny_path: Path, tmp_p
 
     assert train(tiny_path, tmp_path / "run", "test_place").status == "finished"
     with Store(tmp_path / "run" / "store.sqlite") as store:
-        kept = [store.trajectory(f"train-000001-0000-{member:02d}") for member in range(2)]
+        kept = [store.trajectories.get(f"train-000001-0000-{member:02d}") for member in range(2)]
     assert sorted(one.reward or 0.0 for one in kept) == [0.0, 1.0]
     assert all(one.rewards == {"test_place": one.reward} for one in kept)
     assert all(sum(step.reward or 0.0 for step in one.steps) == one.reward for one in kept)

@@ -27,7 +27,7 @@ from midstream.learn.batch import make_batch
 from midstream.learn.config import OptimizerConfig, TrainConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import Scored, TokenSequence, score
-from midstream.learn.setup import Parts, build
+from midstream.learn.setup import TrainingContext, build
 
 Groups = list[list[Trajectory]]
 Gradient = dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ ALL = 1 << 20
 """Tokens of a pass that holds everything."""
 
 
-def parts_of(model: Path, **settings: Any) -> Parts:
+def parts_of(model: Path, **settings: Any) -> TrainingContext:
     """The four-module agent on `tiny`, made such that positions matter and the adapter is not zero."""
     data: dict[str, Any] = {
         "policy": {"model": str(model), "lora": {"rank": 4, "alpha": 8}, "dtype": "float32", "device": "cpu"},
@@ -63,7 +63,7 @@ def parts_of(model: Path, **settings: Any) -> Parts:
     return parts
 
 
-def roll(parts: Parts) -> Groups:
+def roll(parts: TrainingContext) -> Groups:
     """Two groups of three trajectories. Their rewards are made of what they say."""
     tasks = [parts.tasks.get("train", place) for place in range(2)]
     made = asyncio.run(parts.manager(None).run(groups_of(tasks, 3, prefix="r", seed=3)))
@@ -71,7 +71,9 @@ def roll(parts: Parts) -> Groups:
     return [rewarded[:3], rewarded[3:]]
 
 
-def gradient(parts: Parts, groups: Groups, max_tokens: int = ALL, aggregation: str = "token_mean") -> Gradient:
+def gradient(
+    parts: TrainingContext, groups: Groups, max_tokens: int = ALL, aggregation: str = "token_mean"
+) -> Gradient:
     """What an update would move the weights by, before clipping."""
     algorithm = FlowGRPO.model_validate(
         {"aggregation": aggregation, "entropy_coef": 0.01, "kl": KLConfig(coef=0.05).model_dump()}
@@ -104,12 +106,12 @@ def largest_difference(one: Gradient, other: Gradient) -> float:
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_path: Path) -> Parts:
+def parts(tiny_path: Path) -> TrainingContext:
     return parts_of(tiny_path)
 
 
 @pytest.fixture(scope="module")
-def groups(parts: Parts) -> Groups:
+def groups(parts: TrainingContext) -> Groups:
     found = roll(parts)
     assert all(len(t.steps) > 2 for group in found for t in group)
     assert all(len({t.reward for t in group}) > 1 for group in found)
@@ -117,14 +119,14 @@ def groups(parts: Parts) -> Groups:
 
 
 @pytest.fixture(scope="module")
-def expected(parts: Parts, groups: Groups) -> Gradient:
+def expected(parts: TrainingContext, groups: Groups) -> Gradient:
     """The gradient of one pass over everything, prefixes shared."""
     return gradient(parts, groups)
 
 
 @pytest.mark.parametrize("max_tokens", [ALL, 600])
 def test_prefixes_may_be_shared_or_each_sequence_of_a_pass_computed_alone(
-    parts: Parts, groups: Groups, expected: Gradient, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+    parts: TrainingContext, groups: Groups, expected: Gradient, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
     computed: list[int] = []
 
@@ -141,14 +143,18 @@ def test_prefixes_may_be_shared_or_each_sequence_of_a_pass_computed_alone(
 
 
 @pytest.mark.parametrize("aggregation", ["trajectory_turn_token", "token_mean", "prompt_mean", "sequence_mean"])
-def test_groups_and_trajectories_may_come_in_any_order(parts: Parts, groups: Groups, aggregation: str) -> None:
+def test_groups_and_trajectories_may_come_in_any_order(
+    parts: TrainingContext, groups: Groups, aggregation: str
+) -> None:
     shuffled = [random.Random(place).sample(group, len(group)) for place, group in enumerate(groups)][::-1]
     assert [t.uid for group in shuffled for t in group] != [t.uid for group in groups for t in group]
     in_order = gradient(parts, groups, aggregation=aggregation)
     assert largest_difference(in_order, gradient(parts, shuffled, 600, aggregation)) <= 1e-5
 
 
-def test_a_trajectory_less_is_a_difference_that_would_be_seen(parts: Parts, groups: Groups, expected: Gradient) -> None:
+def test_a_trajectory_less_is_a_difference_that_would_be_seen(
+    parts: TrainingContext, groups: Groups, expected: Gradient
+) -> None:
     assert largest_difference(expected, gradient(parts, [groups[0][:2], groups[1]])) > 1e-2
 
 

@@ -49,7 +49,7 @@ def rows_of(tiny_path: Path, run: Path, steps: int, *, resume: bool = False, **c
             **changed.get("trainer", {}),
         },
     }
-    api.train(settings, listeners=(), resume=resume, force=resume)
+    api.train(settings, callbacks=(), resume=resume, force=resume)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

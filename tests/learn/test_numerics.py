@@ -61,7 +61,7 @@ def configure(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 class Stop:
-    """A listener that ends a run after its third step, of which no checkpoint was made."""
+    """A callback that ends a run after its third step, of which no checkpoint was made."""
 
     def on_start(self, info: dict[str, Any]) -> None: ...
 
@@ -90,7 +90,7 @@ def test_a_run_repeats_and_resumes_to_the_same_numbers(configure: Configure, num
             train(configure(name, numerics))
         broken = configure("broken", numerics)
         with pytest.raises(InterruptedError):
-            train(broken, listeners=[Stop()])
+            train(broken, callbacks=[Stop()])
         train(broken, resume=True)
     first = outcome(configure("first", numerics))
     assert outcome(configure("second", numerics)) == first

@@ -37,7 +37,7 @@ def rows_of(tiny_path: Path, run: Path, steps: int, resume: bool = False, **chan
         "trainer": {"max_steps": steps, "eval_every": 0, "test_tasks": 0, "threads": 1, "run_dir": str(run)}
         | changed.get("trainer", {}),
     }
-    api.train(settings, listeners=(), resume=resume, force=resume)
+    api.train(settings, callbacks=(), resume=resume, force=resume)
     return read_rows(run / "metrics.jsonl")
 
 
@@ -135,7 +135,7 @@ def test_groups_of_earlier_steps_are_learned_from_again_beside_fresh_ones(tiny_p
     assert rows[0]["max:log_ratio"] < 1e-4
     assert all(row["max:log_ratio"] > 1e-3 for row in rows[1:])
     with Store(tmp_path / "run" / "store.sqlite") as store:
-        assert [store.count(channel="train", train_step=step) for step in (1, 2, 3)] == [12, 6, 6]
+        assert [store.trajectories.count(channel="train", train_step=step) for step in (1, 2, 3)] == [12, 6, 6]
 
 
 def test_what_an_older_policy_sampled_is_not_learned_from_and_counted(tiny_path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from midstream.engines.torch.attention import merge_prefixes
 from midstream.learn.log_probs import TokenSequence
-from midstream.learn.packing import Dealt, packed
+from midstream.learn.packing import ScatterIndex, packed
 
 Ids = tuple[int, ...]
 
@@ -69,7 +69,7 @@ def test_each_item_is_in_one_pass_and_no_pass_is_too_large(ids: list[list[int]],
 
 
 def test_numbers_come_back_in_the_order_of_the_sequences() -> None:
-    dealt = Dealt([TokenSequence((1,), (2, 3)), TokenSequence((1,), (4,)), TokenSequence((1,), (5, 6, 7))])
+    dealt = ScatterIndex([TokenSequence((1,), (2, 3)), TokenSequence((1,), (4,)), TokenSequence((1,), (5, 6, 7))])
     assert dealt.all() == []
     dealt.take([2, 0], torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0]))
     dealt.take([1], torch.tensor([4.0]))

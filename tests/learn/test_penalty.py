@@ -6,7 +6,7 @@ import pytest
 
 from midstream.core.types import Step, Task, Trajectory
 from midstream.learn.algorithms.base import KLConfig
-from midstream.learn.algorithms.outcome import Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.penalty import penalised
 
 
@@ -27,7 +27,7 @@ def test_a_trajectory_pays_for_what_its_tokens_drifted() -> None:
     drifted = Trajectory(uid="a", prompt_uid="p", task=Task(id="t", prompt="?"), steps=steps, reward=0.75)
     unscored = Trajectory(uid="b", prompt_uid="p", task=Task(id="t", prompt="?"), steps=(step(0, (-1.0,)),))
     readings = {("a", 0): (-1.5, -2.0), ("a", 2): (-2.0,), ("b", 0): (-1.0,)}
-    read = {place: Reading(reference=values) for place, values in readings.items()}
+    read = {place: PolicyOutputs(reference=values) for place, values in readings.items()}
     ((found, other),), by_token = penalised([[drifted, unscored]], read, coef=0.5)
     # log pi_old - log pi_ref: 0.5 and 0 in the first step, -1 in the third.
     assert [s.reward for s in found.steps] == [0.5 - 0.25, 0.25, 0.5]

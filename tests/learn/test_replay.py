@@ -12,7 +12,7 @@ import pytest
 
 from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.types import FinishReason, Step, Task, Trajectory
-from midstream.learn.replay import Kept, choose, keep, read
+from midstream.learn.replay import ReplayEntry, choose, keep, read
 from midstream.record.store import Store
 
 
@@ -37,11 +37,11 @@ def holding(capacity: int, **rules: Any) -> RolloutConfig:
     return RolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
 
 
-def buffer_of(*priorities: float) -> list[Kept]:
-    return [Kept(f"g{n}", (f"g{n}-0",), n, priority) for n, priority in enumerate(priorities)]
+def buffer_of(*priorities: float) -> list[ReplayEntry]:
+    return [ReplayEntry(f"g{n}", (f"g{n}-0",), n, priority) for n, priority in enumerate(priorities)]
 
 
-def drawn(buffer: list[Kept], count: int, steps: int = 2000, **config: Any) -> Counter[str]:
+def drawn(buffer: list[ReplayEntry], count: int, steps: int = 2000, **config: Any) -> Counter[str]:
     chosen = Counter[str]()
     for step in range(steps):
         found = [kept.prompt_uid for kept in choose(buffer, ReplayConfig(**config), count, seed=1, step=step)]
@@ -57,7 +57,7 @@ def test_a_group_comes_in_with_its_oldest_version_and_the_variance_of_its_reward
         trajectory("c", "g", None, (7,)),
     ]
     (kept,) = keep((), [group], {"g": 0.5, "h": 1.0}, holding(4))
-    assert kept == Kept("g", ("a", "b", "c"), 4, 0.25, 0.5)
+    assert kept == ReplayEntry("g", ("a", "b", "c"), 4, 0.25, 0.5)
 
 
 def test_what_cannot_be_learned_from_stays_out_and_the_oldest_make_room() -> None:
@@ -106,8 +106,8 @@ def test_a_group_comes_back_as_it_was_sampled(tmp_path: Path) -> None:
     group = [trajectory("a", "g", 0.1 + 0.2), trajectory("b", "g", None, (1, 2))]
     with Store(tmp_path / "store.sqlite") as store:
         for member in group:
-            store.begin(member.uid, "g", member.task, "train", 1)
-            asyncio.run(store.finish(member))
+            store.trajectories.begin(member.uid, "g", member.task, "train", 1)
+            asyncio.run(store.trajectories.finish(member))
         buffer = keep((), [group], {}, holding(3))
         assert read(store, buffer) == [group]
 

@@ -12,10 +12,10 @@ from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, UserError
 from midstream.engines.openai import OpenAIEngine
 from midstream.learn.config import TrainConfig
-from midstream.learn.setup import Parts, build
+from midstream.learn.setup import TrainingContext, build
 
 
-def parts_of(model: Path, roles: dict[str, Any], **policy: Any) -> Parts:
+def parts_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingContext:
     data = {
         "policy": {"model": str(model), "dtype": "float32", "lora": {"rank": 2}, **policy},
         "tasks": {"sources": [{"type": "calculate"}]},
@@ -36,15 +36,17 @@ def test_every_role_gets_the_engine_it_names(tiny_path: Path) -> None:
             "analysis": {"engine": "rules"},
         },
     )
-    voices = parts.voices
-    assert voices["planner"].engine is voices["generator"].engine is parts.engine
-    assert [voices[role].trainable for role in ("planner", "generator", "verifier", "executor")] == [True] + [False] * 3
-    assert voices["verifier"].engine.name == "frozen"
-    assert isinstance(voices["executor"].engine, OpenAIEngine)
-    assert "analysis" not in voices
+    role_engines = parts.role_engines
+    assert role_engines["planner"].engine is role_engines["generator"].engine is parts.engine
+    assert [role_engines[role].trainable for role in ("planner", "generator", "verifier", "executor")] == [True] + [
+        False
+    ] * 3
+    assert role_engines["verifier"].engine.name == "frozen"
+    assert isinstance(role_engines["executor"].engine, OpenAIEngine)
+    assert "analysis" not in role_engines
     worker = parts.manager(None)._worker
     assert isinstance(worker, AgentFlowWorker)
-    assert "analysis" not in worker._voices
+    assert "analysis" not in worker._role_engines
 
 
 @pytest.mark.parametrize(

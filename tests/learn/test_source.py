@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
-from midstream.agents.config import SourceConfig
+from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -55,10 +56,10 @@ def record(policy: Any, tmp_path: Path) -> Record:
             made: list[Trajectory] = []
             for number, reward in enumerate(rewards):
                 uid, task = f"{group}-{number}", Task(id=group, prompt=f"Question {group}?")
-                store.begin(uid, group, task, "train", group_size=len(rewards))
+                store.trajectories.begin(uid, group, task, "train", group_size=len(rewards))
                 recorder = Recorder(uid, group, seed=int(group.strip("q")) * 10 + number, store=store)
                 messages = [{"role": "user", "content": f"Question {group}?"}]
-                step = change(await recorder.chat(policy.voice, messages, SamplingParams(max_tokens=5)))
+                step = change(await recorder.chat(policy.role_engine, messages, SamplingParams(max_tokens=5)))
                 given = {} if reward is None else {"given": reward}
                 trajectory = Trajectory(
                     uid=uid,
@@ -69,7 +70,7 @@ def record(policy: Any, tmp_path: Path) -> Record:
                     reward=reward,
                     rewards=given,
                 )
-                await store.finish(trajectory)
+                await store.trajectories.finish(trajectory)
                 made.append(trajectory)
             return made
 
@@ -104,7 +105,7 @@ def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
                 "run_dir": str(tmp_path / run),
             },
         }
-        return api.train(settings, listeners=(), resume=resume, force=resume)
+        return api.train(settings, callbacks=(), resume=resume, force=resume)
 
     return start
 
@@ -115,7 +116,7 @@ def rows(tmp_path: Path, run: str = "run") -> list[dict[str, Any]]:
 
 def counts(tmp_path: Path) -> dict[str, float]:
     with Store(tmp_path / "gateway.sqlite") as store:
-        return store.group_counts("train")
+        return store.groups.counts("train")
 
 
 def test_every_group_is_learned_from_once(record: Record, train: Any, tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_source_that_never_had_anything_is_an_error_that_says_what_to_do(
 ) -> None:
     record("q0")
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.begin("u", "unfinished", Task(id="t", prompt="?"), "train", group_size=1)
+        store.trajectories.begin("u", "unfinished", Task(id="t", prompt="?"), "train", group_size=1)
         store.flush()
     assert train(1).step == 1
     with pytest.raises(RunError, match=r"no group of the channel 'train' .* is ready") as error:
@@ -176,7 +177,7 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
         raise Died
 
     # Learned from and not yet consumed, or consumed and not yet saved.
-    owner, method = {"learning": (source.Source, "consume"), "saving": (trainer._Run, "_save")}[at]
+    owner, method = {"learning": (source.GroupSource, "consume"), "saving": (trainer._Run, "_save")}[at]
     original = getattr(owner, method)
     with monkeypatch.context() as patch, pytest.raises(Died):
         patch.setattr(owner, method, dies)
@@ -188,51 +189,88 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
     assert counts(tmp_path)["consumed"] == 4
 
 
-def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(record: Record, tmp_path: Path) -> None:
-    record("q0")
-
-    async def step(taking: source.Source, other: Store) -> None:
-        wanted = asyncio.create_task(taking.take(2, None))
-        while not other.group_counts()["leased"]:
+async def soon(true: Callable[[], Any]) -> None:
+    """Wait for a condition in the event loop."""
+    async with asyncio.timeout(LIMIT_S):
+        while not true():
             await asyncio.sleep(0.01)
-        await asyncio.sleep(1.0)  # many times the lease, for the second group to come
-        assert other.lease("other", 9, "train", 60) == []
+
+
+@pytest.fixture
+def taking(record: Record, tmp_path: Path, clock: MovedClock) -> Iterator[source.GroupSource]:
+    """The source of a run that holds groups for 30 s at a time."""
+    record("q0")
+    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=30, wait_s=1000)
+    taking = source.GroupSource(config, "run", lambda: False)
+    yield taking
+    taking.close()
+
+
+Renewals = list[int]
+
+
+@pytest.fixture
+def renewals(taking: source.GroupSource) -> Renewals:
+    """How many groups each renewal of a lease held. A test may put an error before them: `-1`."""
+    groups, made = taking._store.groups, Renewals()  # pyright: ignore[reportPrivateUsage]
+    renew = groups.renew
+
+    def watched(owner: str, lease_s: float) -> int:
+        if made == [-1]:
+            made.append(0)
+            raise RunError("locked", "try again")
+        made.append(renew(owner, lease_s))
+        return made[-1]
+
+    groups.renew = watched  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
+    record: Record, tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
+) -> None:
+    async def pass_leases(asleep: int) -> None:
+        await soon(lambda: clock.sleeping == asleep)
+        for _ in range(9):
+            made = len(renewals)
+            clock.advance(10)
+            await soon(lambda made=made: len(renewals) > made and clock.sleeping == asleep)
+
+    async def step(other: Store) -> None:
+        wanted = asyncio.create_task(taking.take(2, None))
+        await soon(lambda: other.groups.counts()["leased"])
+        await pass_leases(2)  # one polls for the second group, one renews
+        assert other.groups.lease("other", 9, "train", 60) == []
         await asyncio.to_thread(record, "q1")
+        while not wanted.done():
+            clock.advance(source.POLL_S)
+            await asyncio.wait({wanted}, timeout=0.5)
         assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
-        await asyncio.sleep(1.0)  # and to learn from both
-        assert other.lease("other", 9, "train", 60) == []
+        await pass_leases(1)  # and to learn from both
+        assert renewals[-1] == 2 and other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
-    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
-    taking = source.Source(config, "run", lambda: False)
     with Store(tmp_path / "gateway.sqlite") as other:
-        asyncio.run(step(taking, other))
-    taking.close()
+        asyncio.run(step(other))
     assert counts(tmp_path)["consumed"] == 2
 
 
-def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Record, tmp_path: Path) -> None:
-    record("q0")
-    config = SourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
-    taking = source.Source(config, "run", lambda: False)
-    renew, failures = taking._store.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
-
-    def sometimes(owner: str, lease_s: float) -> int:
-        if failures:
-            raise RunError(failures.pop(), "try again")
-        return renew(owner, lease_s)
-
-    taking._store.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(
+    tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
+) -> None:
+    renewals.append(-1)
 
     async def step(other: Store) -> None:
         await taking.take(1, None)
-        await asyncio.sleep(1.5)
-        assert not failures and other.lease("other", 9, "train", 60) == []
+        for made in ([-1, 0], [-1, 0, 1]):
+            clock.advance(10)
+            await soon(lambda made=made: renewals == made and clock.sleeping)
+        clock.advance(15)  # past the first lease
+        assert other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train")], 1)
 
     with Store(tmp_path / "gateway.sqlite") as other:
         asyncio.run(step(other))
-    taking.close()
 
 
 def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
@@ -247,7 +285,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(source.Source, "consume", dies)
+        patch.setattr(source.GroupSource, "consume", dies)
         train(1)
     assert counts(tmp_path)["leased"] == 1
     owner = (tmp_path / "run" / "source_owner").read_text()
@@ -258,7 +296,9 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
     assert train(1, resume=True, run="moved").step == 1
     assert (tmp_path / "moved" / "source_owner").read_text() == owner
     with Store(tmp_path / "gateway.sqlite") as store:
-        found = store.read(lambda connection: connection.execute(sa.select(schema.groups.c.owner)).scalars().all())
+        found = store.database.read(
+            lambda connection: connection.execute(sa.select(schema.groups.c.owner)).scalars().all()
+        )
     assert found == [owner] and counts(tmp_path)["consumed"] == 1
 
 
@@ -290,10 +330,10 @@ def test_what_failed_counts_as_the_config_says(record: Record, train: Any, tmp_p
     with Store(tmp_path / "gateway.sqlite") as store:
         task = Task(id="q1", prompt="?")
         for uid in ("gone-0", "gone-1"):
-            store.begin(uid, "q1", task, "train", group_size=2)
+            store.trajectories.begin(uid, "q1", task, "train", group_size=2)
         failed = Trajectory(uid="gone-0", prompt_uid="q1", task=task, status=Status.FAILED, error="it crashed")
-        asyncio.run(store.finish(failed))
-        asyncio.run(store.finish(replace(failed, uid="gone-1", status=Status.TIMED_OUT, error="silent")))
+        asyncio.run(store.trajectories.finish(failed))
+        asyncio.run(store.trajectories.finish(replace(failed, uid="gone-1", status=Status.TIMED_OUT, error="silent")))
     assert train(2).status == "finished"
     assert [len(row["errors"]) for row in rows(tmp_path)] == [0, 2]
     assert rows(tmp_path)[1]["loss_tokens"] == 0
@@ -308,8 +348,8 @@ def test_a_step_that_came_after_the_end_is_not_trained_on(record: Record, train:
     first, second = record("q0")
     late = replace(first.steps[0], step_index=1, response_ids=(5, 6, 7), rollout_log_probs=(-1.0, -1.0, -1.0))
     with Store(tmp_path / "gateway.sqlite") as store:
-        asyncio.run(store.append(late))
-        assert store.trajectory(first.uid).steps[1].metadata["late"] is True
+        asyncio.run(store.trajectories.append(late))
+        assert store.trajectories.get(first.uid).steps[1].metadata["late"] is True
     train(1)
     assert trained_tokens(tmp_path) == sum(len(t.steps[0].response_ids) for t in (first, second))
 
@@ -317,14 +357,14 @@ def test_a_step_that_came_after_the_end_is_not_trained_on(record: Record, train:
 def test_what_curation_takes_out_is_not_trained_on(record: Record, train: Any, tmp_path: Path) -> None:
     kept, out = record("q0")
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.curate(out.uid, trainable=False)
+        store.annotations.curate(out.uid, trainable=False)
     train(1)
     assert trained_tokens(tmp_path) == len(kept.steps[0].response_ids)
     # Its reward counts all the same; a rejected trajectory's does not.
     assert rows(tmp_path)[0]["reward"] == 0.5
     first, second, third = record("q1", (1.0, 0.0, 0.5))
     with Store(tmp_path / "gateway.sqlite") as store:
-        store.curate(second.uid, quality="reject")
+        store.annotations.curate(second.uid, quality="reject")
     train(1, run="other")
     (row,) = rows(tmp_path, "other")
     assert row["reward"] == 0.75

@@ -11,7 +11,7 @@ from midstream.agents.agentflow.actions import read_action
 from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
 from midstream.learn.config import TrainConfig
-from midstream.learn.setup import Parts, build
+from midstream.learn.setup import TrainingContext, build
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons
 from midstream.tools import Toolbox, load_tools
 
@@ -26,7 +26,7 @@ def parts_of(tiny_path):
         tools: tuple[str, ...] = ("calculator", "search"),
         sources: tuple[str, ...] = ("facts_calculate",),
         wrong: float = 0.0,
-    ) -> Parts:
+    ) -> TrainingContext:
         return build(
             TrainConfig.model_validate(
                 {
@@ -47,12 +47,12 @@ def parts_of(tiny_path):
     return make
 
 
-def shown(parts: Parts) -> list[Trajectory]:
+def shown(parts: TrainingContext) -> list[Trajectory]:
     check_demonstrations(parts)
     return asyncio.run(demonstrate(parts))
 
 
-def actions(trajectory: Trajectory, parts: Parts) -> list[tuple[str, str]]:
+def actions(trajectory: Trajectory, parts: TrainingContext) -> list[tuple[str, str]]:
     toolbox = Toolbox(load_tools(parts.config.flow.tools))
     notation = parts.config.flow.settings["notation"]
     read = [read_action(step.text, notation, toolbox) for step in trajectory.steps if step.role == "planner"]

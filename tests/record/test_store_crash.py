@@ -21,11 +21,12 @@ WRITER = textwrap.dedent(
 
     async def caller(store, number):
         uid = f"u{number}"
-        store.begin(uid, "p", Task(id="t", prompt="q"), "train", train_step=number)
+        store.trajectories.begin(uid, "p", Task(id="t", prompt="q"), "train", train_step=number)
         for index in range(100000):
             ids = tuple(range(index % 50 + 1))
-            await store.append(Step(prompt_ids=ids, response_ids=ids, rollout_log_probs=tuple(-float(i) for i in ids),
-                                    trajectory_uid=uid, prompt_uid="p", step_index=index, text="x" * 300))
+            step = Step(prompt_ids=ids, response_ids=ids, rollout_log_probs=tuple(-float(i) for i in ids),
+                        trajectory_uid=uid, prompt_uid="p", step_index=index, text="x" * 300)
+            await store.trajectories.append(step)
             print(uid, index, flush=True)
 
     async def main():
@@ -47,7 +48,7 @@ def test_every_acknowledged_step_survives_kill_9(tmp_path: Path, lines_before_ki
     acknowledged += writer.stdout.readlines()
     assert writer.wait() == -signal.SIGKILL
     with Store(path) as store:
-        steps = {t.uid: t.steps for t in store.trajectories(channel="train", status=Status.RUNNING)}
+        steps = {t.uid: t.steps for t in store.trajectories.iterate(channel="train", status=Status.RUNNING)}
         for line in acknowledged:
             if not line.endswith("\n"):
                 continue  # the kill cut the last line short
@@ -65,5 +66,5 @@ def test_every_acknowledged_step_survives_kill_9(tmp_path: Path, lines_before_ki
                     step_index=index,
                     text="x" * 300,
                 )
-        store.discard_from(0)
-        assert store.count() == 0  # and it can be written to as before
+        store.trajectories.discard_from(0)
+        assert store.trajectories.count() == 0  # and it can be written to as before

@@ -15,7 +15,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Step
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
-from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.recorder import Call, Recorder, RoleEngine
 from midstream.record.tree import PREFIX_IGNORE
 
 TOOLS = ({"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}},)
@@ -28,9 +28,9 @@ def a_recorder() -> Recorder:
 
 
 def say(recorder: Recorder, tokenizer: ChatTokenizer, reply: str, messages: list[Message], tools: Any = ()) -> Step:
-    voice = Voice(ScriptedEngine(tokenizer, reply), tokenizer, True)
+    role_engine = RoleEngine(ScriptedEngine(tokenizer, reply), tokenizer, True)
     call = Call(messages=tuple(messages), tools=tools, sampling=SamplingParams(max_tokens=200))
-    return asyncio.run(recorder.call(voice, call))[0]
+    return asyncio.run(recorder.call(role_engine, call))[0]
 
 
 def told(step: Step, tokenizer: ChatTokenizer) -> Message:

@@ -29,7 +29,7 @@ ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Door:
+class AgentEndpoint:
     """What an agent is told of its model: `url` and `token` for OpenAI's clients; Anthropic's take `root`."""
 
     url: str
@@ -41,11 +41,11 @@ class Door:
         return self.url.removesuffix("/v1")
 
 
-Agent = Callable[[Door, str], object]
+Agent = Callable[[AgentEndpoint, str], object]
 """Answers a question."""
 
 
-class Witness(TorchEngine):
+class RecordingEngine(TorchEngine):
     """The torch engine, with everything it sampled."""
 
     def __init__(self, decoder: Decoder, tokenizer: Any) -> None:
@@ -66,13 +66,13 @@ def decoder() -> Decoder:
 @pytest.fixture
 def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[Agent], list[Trajectory]]]:
     """Lets an agent try three questions twice each, checks every token, trains on them; gives the trajectories."""
-    engine = Witness(decoder, load_tokenizer(resolve(MODEL)))
+    engine = RecordingEngine(decoder, load_tokenizer(resolve(MODEL)))
     # What frameworks send as temperature differs; training wants one.
     served = serve(engine, model=MODEL, sampling={"temperature": 1.0}, limits={"max_response_tokens": 40})
 
     def attempt(agent: Agent, question: str, reward: float) -> str:
         opened = served.open(prompt_uid=f"q{QUESTIONS.index(question)}", group_size=ATTEMPTS, task={"prompt": question})
-        answer = str(agent(Door(opened["base_url"], opened["token"]), question))
+        answer = str(agent(AgentEndpoint(opened["base_url"], opened["token"]), question))
         done = {"answer": answer, "reward": reward}
         httpx.post(
             f"{opened['base_url']}/complete_trajectory",
@@ -86,19 +86,19 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         tries = [(question, float(number)) for question in QUESTIONS for number in range(ATTEMPTS)]
         with ThreadPoolExecutor(len(tries)) as pool:
             uids = list(pool.map(lambda one: attempt(agent, *one), tries))
-        trajectories = [served.store.trajectory(uid) for uid in uids]
+        trajectories = [served.store.trajectories.get(uid) for uid in uids]
         for trajectory in trajectories:
             assert len(trajectory.steps) >= 2, "an agent takes two turns or more"
             check_tree(trajectory.steps, engine)
         check_log_probs([step for t in trajectories for step in t.steps], decoder)
         check_training(served.store.where, tmp_path / "run")
-        assert served.store.group_counts()["consumed"] == len(QUESTIONS)
+        assert served.store.groups.counts()["consumed"] == len(QUESTIONS)
         return trajectories
 
     yield run
 
 
-def check_tree(steps: tuple[Step, ...], engine: Witness) -> None:
+def check_tree(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
     """The tokens are the engine's, the text is theirs, and each step begins with the one it goes on from."""
     for step in steps:
         sampled = [(one.ids, one.log_probs) for one in engine.seen[step.prompt_ids]]
@@ -130,7 +130,7 @@ def check_training(store: str, run: Path) -> None:
         "trainer.max_steps=3",
         f"trainer.run_dir={run}",
     ]
-    result = train(load_config("configs/from_store.yaml", overrides), listeners=())
+    result = train(load_config("configs/from_store.yaml", overrides), callbacks=())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (result.status, [row["step"] for row in rows]) == ("finished", [1, 2, 3])
     assert all(row["grad_norm"] > 0 for row in rows)

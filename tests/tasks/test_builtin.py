@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from midstream.tasks import SPLITS, SourceConfig, TasksConfig, check, load_tasks, split_of, take
+from midstream.tasks import SPLITS, TasksConfig, TaskSourceConfig, check, load_tasks, split_of, take
 from midstream.tasks.facts import facts
 from midstream.tasks.geography import countries
 from midstream.tools import Toolbox, load_tools
@@ -22,7 +22,7 @@ NEEDS = {
 
 
 def load(name, seed=0):
-    return load_tasks(TasksConfig(sources=[SourceConfig(type=name)], seed=seed))
+    return load_tasks(TasksConfig(sources=[TaskSourceConfig(type=name)], seed=seed))
 
 
 async def solve(task, session):

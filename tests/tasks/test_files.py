@@ -7,7 +7,7 @@ import json
 import pytest
 
 from midstream.core.errors import TaskError
-from midstream.tasks import SourceConfig, TasksConfig, file_tasks, load_tasks, take
+from midstream.tasks import TasksConfig, TaskSourceConfig, file_tasks, load_tasks, take
 from midstream.tasks.rows import RowFields
 
 
@@ -54,7 +54,7 @@ def test_ids_kinds_splits_and_leftover_fields(tmp_path):
     tasks = {task.id: task for task in take(file_tasks(path, RowFields(split="test")), "test", 9)}
     assert set(tasks) == {"7", "quiz-2"}
     assert tasks["7"].metadata == {"level": 3} and tasks["7"].kind == "quiz"
-    source = SourceConfig(type=str(path), split="test", kind="riddle")
+    source = TaskSourceConfig(type=str(path), split="test", kind="riddle")
     assert load_tasks(TasksConfig(sources=[source])).kinds == ("riddle",)
 
 
@@ -130,7 +130,7 @@ def test_broken_files(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is not None, reason="`datasets` is installed")
 def test_a_hub_name_without_datasets_says_what_to_install():
     with pytest.raises(TaskError, match="pip install datasets"):
-        load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gsm8k", subset="main")]))
+        load_tasks(TasksConfig(sources=[TaskSourceConfig(type="openai/gsm8k", subset="main")]))
 
 
 def test_a_csv_file_has_a_header_and_may_hold_commas_quotes_and_line_breaks(tmp_path):
@@ -162,7 +162,7 @@ def test_endings_in_any_case_and_gzip(tmp_path, name):
     content = (b"question,answer\na?,b\n" if csv else json.dumps({"question": "a?", "answer": "b"}).encode()) + b"\n"
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.lower().endswith(".gz") else content)
-    (task,) = take(load_tasks(TasksConfig(sources=[SourceConfig(type=str(path), split="test")])), "test", 9)
+    (task,) = take(load_tasks(TasksConfig(sources=[TaskSourceConfig(type=str(path), split="test")])), "test", 9)
     assert (task.prompt, task.answer, task.kind) == ("a?", "b", name.split(".")[0])
 
 
@@ -181,7 +181,7 @@ def test_endings_in_any_case_and_gzip(tmp_path, name):
 def test_other_broken_files(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError) as caught:
-        load_tasks(TasksConfig(sources=[SourceConfig(type=str(tmp_path / name))]))
+        load_tasks(TasksConfig(sources=[TaskSourceConfig(type=str(tmp_path / name))]))
     assert said in str(caught.value)
 
 
@@ -190,11 +190,11 @@ def test_a_path_that_exists_is_never_a_name_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "openai").mkdir()
     (tmp_path / "openai" / "gsm8k").write_text('{"question": "a?", "answer": "b"}\n')
     with pytest.raises(TaskError, match="the task file 'openai/gsm8k' ends in none of"):
-        load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gsm8k")]))
+        load_tasks(TasksConfig(sources=[TaskSourceConfig(type="openai/gsm8k")]))
     with pytest.raises(TaskError, match="cannot read task file 'openai': it is a folder"):
-        load_tasks(TasksConfig(sources=[SourceConfig(type="openai")]))
+        load_tasks(TasksConfig(sources=[TaskSourceConfig(type="openai")]))
     with pytest.raises(TaskError, match=r"no task file at 'openai/gone.CSV'"):
-        load_tasks(TasksConfig(sources=[SourceConfig(type="openai/gone.CSV")]))
+        load_tasks(TasksConfig(sources=[TaskSourceConfig(type="openai/gone.CSV")]))
 
 
 def test_half_of_a_surrogate_pair_is_cleaned(tmp_path):

@@ -12,9 +12,9 @@ from midstream.tasks import (
     SPLITS,
     Draft,
     FiniteTaskSet,
-    SourceConfig,
     TaskMix,
     TasksConfig,
+    TaskSourceConfig,
     check,
     load_tasks,
     register_tasks,
@@ -109,7 +109,7 @@ def test_ratios_become_small_whole_numbers():
 
 
 def test_config_mixes_sources_and_names_mistakes(tmp_path):
-    mix = load_tasks(TasksConfig(sources=[SourceConfig(type="facts", ratio=3), SourceConfig(type="calculate")]))
+    mix = load_tasks(TasksConfig(sources=[TaskSourceConfig(type="facts", ratio=3), TaskSourceConfig(type="calculate")]))
     assert Counter(task.kind for task in take(mix, "train", 40)) == {"facts": 30, "calculate": 10}
     assert mix.size("train") is None
     for wrong, message in [
@@ -120,7 +120,7 @@ def test_config_mixes_sources_and_names_mistakes(tmp_path):
         ({"type": str(tmp_path / "none.jsonl")}, "no task file"),
     ]:
         with pytest.raises((ConfigError, TaskError), match=message):
-            load_tasks(TasksConfig(sources=[SourceConfig.model_validate(wrong)]))
+            load_tasks(TasksConfig(sources=[TaskSourceConfig.model_validate(wrong)]))
 
 
 def own_tasks(seed):
@@ -128,8 +128,8 @@ def own_tasks(seed):
 
 
 def test_own_sets_by_import_path_and_by_registration():
-    assert load_tasks(TasksConfig(sources=[SourceConfig(type=f"{__name__}:own_tasks")], seed=4)).name == "own4"
+    assert load_tasks(TasksConfig(sources=[TaskSourceConfig(type=f"{__name__}:own_tasks")], seed=4)).name == "own4"
     register_tasks("my_own_tasks")(own_tasks)
-    assert load_tasks(TasksConfig(sources=[SourceConfig(type="my_own_tasks")])).name == "own0"
+    assert load_tasks(TasksConfig(sources=[TaskSourceConfig(type="my_own_tasks")])).name == "own0"
     with pytest.raises(ConfigError, match="already registered"):
         register_tasks("facts")(own_tasks)

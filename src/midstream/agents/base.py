@@ -1,7 +1,7 @@
 """`AgentFlowBase`: code that acts on a task. Subclass it, register it by name, implement `run`.
 
-A flow gets everything it may use as a `FlowSession` of its own: voices for its module roles, a recorder, tools with
-a budget. It shares nothing with another trajectory. A flow that raises fails its own trajectory.
+A flow gets everything it may use in a `FlowSession` of its own: role engines for its module roles, a recorder, tools
+with a budget. It shares nothing with another trajectory. A flow that raises fails its own trajectory.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from midstream.agents.door import Door
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Status, Step, Task, ToolCall, Trajectory
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.tools import ToolSession
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
@@ -24,15 +24,15 @@ Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
 @dataclass(slots=True)
 class FlowSession:
-    """What one trajectory owns while it runs. `voices` are by module role; `policy` is always there."""
+    """What one trajectory owns while it runs. `role_engines` are by module role; `policy` is always there."""
 
     task: Task
     recorder: Recorder
-    voices: Mapping[str, Voice]
+    role_engines: Mapping[str, RoleEngine]
     tools: ToolSession
     sampling: Mapping[str, SamplingParams]
     score: Score | None = None
-    door: Door | None = None
+    endpoint: AgentEndpoint | None = None
     """Where a black-box agent's calls come in; the gateway's own when None."""
     tool_calls: list[ToolCall] = field(default_factory=list)
 
@@ -77,11 +77,11 @@ class AgentFlowBase(ABC):
         **overrides: Any,
     ) -> Step:
         """Let `role` speak. `overrides` change single sampling settings (`max_tokens=64`); unknown ones are errors."""
-        voice = self.session.voices.get(role)
-        if voice is None:
-            raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.voices))
+        role_engine = self.session.role_engines.get(role)
+        if role_engine is None:
+            raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.role_engines))
         sampling = sampling_params or self.session.sampling.get(role) or self.session.sampling["policy"]
-        return await self.session.recorder.chat(voice, messages, _changed(sampling, overrides), role=role)
+        return await self.session.recorder.chat(role_engine, messages, _changed(sampling, overrides), role=role)
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
         """Call a tool by name. Never raises for what the tool does: look at `ok`."""

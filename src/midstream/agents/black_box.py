@@ -22,7 +22,7 @@ import httpx
 from pydantic import Field
 
 from midstream.agents.base import AgentFlowBase
-from midstream.agents.door import Address, default_door
+from midstream.agents.endpoint import EndpointAddress, default_endpoint
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, MidstreamError
@@ -41,13 +41,13 @@ class AgentFailed(MidstreamError):
 
 
 class BlackBoxAgentFlowBase(AgentFlowBase):
-    """Opens the door, runs the agent, closes it. The answer is what the agent completes its trajectory with, or what
-    `_run_agent` returns, or the last reply of the model."""
+    """Opens the endpoint, runs the agent and closes the endpoint. The answer is the one the agent completes its
+    trajectory with, else what `_run_agent` returns, else the model's last reply."""
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         session = self.session
-        door = session.door or default_door()
-        async with door.admit(session.recorder, self.task, session.voices, session.sampling) as address:
+        endpoint = session.endpoint or default_endpoint()
+        async with endpoint.admit(session.recorder, self.task, session.role_engines, session.sampling) as address:
             self._address, self._sampling = address, sampling_params
             returned = await self._run_agent(address.base_url, kwargs)
         if address.error:
@@ -63,7 +63,7 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
         token). Returns its answer, if it has one to tell."""
 
     @property
-    def address(self) -> Address:
+    def address(self) -> EndpointAddress:
         """Where the model is, and under which name."""
         return self._address
 

@@ -95,7 +95,7 @@ class ReplayConfig(Config):
         return min(max(round(self.share * tasks_per_step), 1), tasks_per_step - 1) if self.capacity else 0
 
 
-class SourceConfig(Config):
+class StoreSourceConfig(Config):
     """A store that others record into (a gateway, say), to train on instead of rolling out."""
 
     store: str
@@ -123,7 +123,7 @@ class MaxFailedConfig(Config):
 class RolloutConfig(Config):
     """How trajectories are made."""
 
-    source: SourceConfig | None = None
+    source: StoreSourceConfig | None = None
     """Take groups from a store instead of making them; `midstream train --from-store` sets it."""
 
     group_size: int = Field(default=8, ge=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from midstream.agents.door import Address, Door
+from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
+from midstream.core import clock
 from midstream.core.errors import ConfigError, EngineError, PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.base import Completion, Request
-from midstream.record.recorder import Call, Recorder, Voice
+from midstream.record.recorder import Call, Recorder, RoleEngine
 
 if TYPE_CHECKING:
     from midstream.agents.rollout import Attempt
@@ -98,7 +98,7 @@ class GatewayClient:
         key: str | None = None,
         token: str | None = None,
     ) -> dict[str, Any]:
-        problem, failures, until = "", 0, time.monotonic() + PATIENCE_S
+        problem, failures, until = "", 0, clock.monotonic() + PATIENCE_S
         while failures <= RETRIES:
             try:
                 headers = {"Idempotency-Key": key} if key else {}
@@ -111,8 +111,8 @@ class GatewayClient:
                 if response.is_success:
                     return response.json()
                 problem, code = _problem(response)
-                if response.status_code == 429 and time.monotonic() < until:
-                    await asyncio.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
+                if response.status_code == 429 and clock.monotonic() < until:
+                    await clock.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
                     continue
                 if code == "context_length_exceeded":
                     raise PromptTooLong(problem)
@@ -120,7 +120,7 @@ class GatewayClient:
                     raise Refused(f"the gateway {self.url} refused: {problem}", code)
             failures += 1
             if failures <= RETRIES:
-                await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+                await clock.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
         raise EngineError(f"the gateway {self.url} did not answer after {failures} tries; last: {problem}")
 
     async def close(self) -> None:
@@ -154,7 +154,7 @@ class RemoteRecorder(Recorder):
         super().__init__(trajectory_uid, prompt_uid, seed=seed)
         self._client, self._token = client, token
 
-    async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
+    async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
         sampling = call.sampling
         place = self._take_place()
         try:
@@ -181,7 +181,7 @@ class RemoteRecorder(Recorder):
             policy_version=reply["policy_version"],
             metadata={**call.metadata, **({"sampling": reply["sampling"]} if "sampling" in reply else {})},
             role=call.role,
-            trainable=voice.trainable and bool(reply["response_ids"]),
+            trainable=role_engine.trainable and bool(reply["response_ids"]),
             temperature=sampling.temperature or 1.0,
             messages=call.messages,
             tools=call.tools,
@@ -199,7 +199,7 @@ class RemoteRecorder(Recorder):
         return step, completion
 
 
-class Elsewhere:
+class RemoteEngine:
     """The engine of a flow whose calls a gateway answers: it is never asked itself."""
 
     name, policy_version, context_length = "gateway", 0, 1 << 20
@@ -212,7 +212,7 @@ class Elsewhere:
     def leave(self, session: str) -> None: ...
 
 
-class RemoteDoor:
+class RemoteEndpoint:
     """Lets a black-box agent call a gateway elsewhere. `opened` is what it answered when the trajectory was opened."""
 
     def __init__(self, client: GatewayClient, opened: Mapping[str, Any], model: str) -> None:
@@ -220,11 +220,17 @@ class RemoteDoor:
 
     @asynccontextmanager
     async def admit(
-        self, recorder: Recorder, task: Task, voices: Mapping[str, Voice], sampling: Mapping[str, SamplingParams]
-    ) -> AsyncIterator[Address]:
+        self,
+        recorder: Recorder,
+        task: Task,
+        role_engines: Mapping[str, RoleEngine],
+        sampling: Mapping[str, SamplingParams],
+    ) -> AsyncIterator[EndpointAddress]:
         opened = self._opened
         owner = opened["owner_token"]
-        address = Address(base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner)
+        address = EndpointAddress(
+            base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner
+        )
         yield address
         found = await self._client.trajectory(recorder.trajectory_uid, owner)
         address.completed = found["state"] != "running"
@@ -234,7 +240,7 @@ class RemoteDoor:
             address.reward, address.rewards = found["reward"], found["rewards"]
 
 
-class RemoteRecords:
+class RemoteSink:
     """Trajectories that are recorded by a gateway elsewhere."""
 
     def __init__(self, client: GatewayClient, *, group_size: int, model: str) -> None:
@@ -247,8 +253,8 @@ class RemoteRecords:
         token = self._open[attempt.uid]["owner_token"]
         return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client, token=token)
 
-    def door(self, attempt: Attempt) -> Door:
-        return RemoteDoor(self._client, self._open[attempt.uid], self._model)
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint:
+        return RemoteEndpoint(self._client, self._open[attempt.uid], self._model)
 
     async def begin(self, attempt: Attempt) -> None:
         self._open[attempt.uid] = await self._client.init_trajectory(**self._opening(attempt))
@@ -258,7 +264,7 @@ class RemoteRecords:
     async def _beat(self) -> None:
         """Say that flows live which make no calls for long, as their tools take time, while there are any."""
         while self._open:
-            await asyncio.sleep(HEARTBEAT_S)
+            await clock.sleep(HEARTBEAT_S)
             for uid, opened in list(self._open.items()):
                 with suppress(EngineError):  # it has ended, or what comes next will meet the same trouble
                     await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig, SamplingConfig
-from midstream.agents.door import Door
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
@@ -19,7 +19,7 @@ from midstream.core.secrets import text_without_secrets
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
 from midstream.engines.base import Engine
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.tools import Toolbox, load_tools
 
@@ -38,12 +38,12 @@ class Attempt:
     """Decides which words `flow.mask_results` hides; None hides none."""
 
 
-class Records(Protocol):
+class TrajectorySink(Protocol):
     """Where attempts are recorded: in a store here, or by a gateway elsewhere."""
 
     def recorder(self, attempt: Attempt) -> Recorder: ...
 
-    def door(self, attempt: Attempt) -> Door | None:
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint | None:
         """Where a black-box agent's calls come in; None is the gateway's own in this process."""
         ...
 
@@ -52,7 +52,7 @@ class Records(Protocol):
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
 
 
-class LocalRecords:
+class LocalSink:
     """Attempts recorded here: in a store, or in memory only."""
 
     def __init__(self, store: Store | None) -> None:
@@ -61,16 +61,18 @@ class LocalRecords:
     def recorder(self, attempt: Attempt) -> Recorder:
         return Recorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel)
 
-    def door(self, attempt: Attempt) -> Door | None:
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint | None:
         return None
 
     async def begin(self, attempt: Attempt) -> None:
         if self._store is not None:
-            self._store.begin(attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step)
+            self._store.trajectories.begin(
+                attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step
+            )
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         if self._store is not None:
-            await self._store.finish(trajectory, attempt.channel)
+            await self._store.trajectories.finish(trajectory, attempt.channel)
 
 
 class AgentFlowWorker:
@@ -79,11 +81,11 @@ class AgentFlowWorker:
     def __init__(
         self,
         flow: FlowConfig,
-        voices: Mapping[str, Voice],
+        role_engines: Mapping[str, RoleEngine],
         *,
         sampling: SamplingConfig,
         store: Store | None = None,
-        records: Records | None = None,
+        records: TrajectorySink | None = None,
         score: Score | None = None,
         timeout_s: float = 300.0,
     ) -> None:
@@ -92,13 +94,13 @@ class AgentFlowWorker:
         self._flow = find_flow(flow.name)
         parse_config(self._flow.settings, flow.settings, f"flow.settings of '{flow.name}'")
         self._config = flow
-        if "policy" not in voices:
+        if "policy" not in role_engines:
             raise ConfigError("a flow needs an engine for the role 'policy'")
-        self._voices = dict(voices)
+        self._role_engines = dict(role_engines)
         for role in self._flow.roles:
-            if role in self._voices or (role in flow.roles and flow.roles[role].engine == "rules"):
+            if role in self._role_engines or (role in flow.roles and flow.roles[role].engine == "rules"):
                 continue
-            self._voices[role] = self._voices["policy"]
+            self._role_engines[role] = self._role_engines["policy"]
         for role, config in flow.roles.items():
             if role not in (*self._flow.roles, "policy"):
                 raise ConfigError(
@@ -117,18 +119,20 @@ class AgentFlowWorker:
             mask=flow.mask_results,
         )
         self._sampling = sampling
-        self._records: Records = records or LocalRecords(store)
+        self._records: TrajectorySink = records or LocalSink(store)
         self._score, self._timeout_s = score, timeout_s
 
     @property
     def roles(self) -> dict[str, bool]:
-        """The flow's roles that have a voice, and whether what each says is trained on."""
-        return {role: self._voices[role].trainable for role in self._flow.roles if role in self._voices}
+        """The flow's roles that have a role engine, and whether what each says is trained on."""
+        return {role: self._role_engines[role].trainable for role in self._flow.roles if role in self._role_engines}
 
     @property
     def engines(self) -> list[Engine]:
         """Every engine a trajectory may call, once."""
-        return list({id(voice.engine): voice.engine for voice in self._voices.values()}.values())
+        return list(
+            {id(role_engine.engine): role_engine.engine for role_engine in self._role_engines.values()}.values()
+        )
 
     async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
         """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation)."""
@@ -136,15 +140,15 @@ class AgentFlowWorker:
             await self._records.begin(attempt)
         except EngineError as error:
             return _unheard(attempt, error)
-        sampling = {role: self._sampling_of(role, temperature) for role in {*self._voices, "policy"}}
+        sampling = {role: self._sampling_of(role, temperature) for role in {*self._role_engines, "policy"}}
         session = FlowSession(
             task=attempt.task,
             recorder=self._records.recorder(attempt),
-            voices=self._voices,
+            role_engines=self._role_engines,
             tools=self._toolbox.session(attempt.mask_seed),
             sampling=sampling,
             score=self._score,
-            door=self._records.door(attempt),
+            endpoint=self._records.endpoint(attempt),
         )
         for engine in self.engines:
             engine.join(attempt.uid)

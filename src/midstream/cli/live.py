@@ -37,7 +37,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 
 class LiveTable:
-    """A listener of the trainer. Use it as a context manager, so that the terminal is given back whatever happens."""
+    """A callback of the trainer. Use it as a context manager, so that the terminal is given back whatever happens."""
 
     def __init__(self, console: Console | None = None) -> None:
         from midstream.cli.tables import console as new_console

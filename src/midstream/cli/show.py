@@ -53,12 +53,14 @@ def command(
         return
     from midstream.record.store import Store
 
-    with Store(database) as store:
+    with Store(database, read_only=True) as store:
         if trajectory is not None:
             print_trajectory(out, _find(store, trajectory), tokens=tokens)
         else:
-            found = list(store.trajectories(channel=channel, train_step=train_step, limit=limit, newest_first=True))
-            _print_list(out, found, store.count(channel=channel, train_step=train_step))
+            found = list(
+                store.trajectories.iterate(channel=channel, train_step=train_step, limit=limit, newest_first=True)
+            )
+            _print_list(out, found, store.trajectories.count(channel=channel, train_step=train_step))
 
 
 def _print_run(out: Console, run: Run) -> None:
@@ -110,10 +112,10 @@ def _find(store: Store, name: str) -> Trajectory:
     """The trajectory called `name`, or the only one whose uid starts with it."""
     from midstream.core.errors import RunError
 
-    matching = store.uids_starting(name, 4)
+    matching = store.trajectories.uids_starting(name, 4)
     if len(matching) > 1 and matching[0] != name:
         more = " and more" if len(matching) > 3 else ""
         raise RunError(
             f"several trajectories start with '{name}': {', '.join(matching[:3])}{more}", "give more of its uid"
         )
-    return store.trajectory(matching[0] if matching else name)
+    return store.trajectories.get(matching[0] if matching else name)

@@ -52,13 +52,14 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
     from midstream.cli.tables import console, seconds
     from midstream.core.types import Status
 
-    with _open(url_or_path) as store:
+    with _open(url_or_path, read_only=True) as store:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for heading in ("channel", *Status):
             table.add_column(heading, justify="left" if heading == "channel" else "right")
-        for name in [channel] if channel else store.channels():
-            table.add_row(name, *(str(store.count(channel=name, status=status)) for status in Status))
-        counts, left_out, branches = store.group_counts(channel), store.left_out(channel), store.branches(channel)
+        for name in [channel] if channel else store.trajectories.channels():
+            table.add_row(name, *(str(store.trajectories.count(channel=name, status=status)) for status in Status))
+        counts, left_out = store.groups.counts(channel), store.groups.left_out(channel)
+        branches = store.trajectories.branches(channel)
     console().print(table)
     oldest = counts.pop("oldest_ready_s")
     told = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
@@ -87,7 +88,7 @@ def export_command(url_or_path: str, file: str, status: str | None, **filters: A
     from midstream.core.types import Status
     from midstream.record.exchange import export_to
 
-    with _open(url_or_path) as store:
+    with _open(url_or_path, read_only=True) as store:
         count = export_to(store, file, status=Status(status) if status else None, **filters)
     click.echo(f"{count} trajectories in {file}")
 
@@ -112,6 +113,14 @@ def import_command(url_or_path: str, file: str, existing: Any) -> None:
     click.echo(f"{done.count} trajectories imported" + (f", {done.skipped} skipped" if done.skipped else ""))
 
 
+@command.command(name="upgrade")
+@store_argument
+def upgrade_command(url_or_path: str) -> None:
+    """Bring a STORE that an older version of Midstream wrote up to date."""
+    with _open(url_or_path) as store:
+        click.echo(f"{store.where} is up to date: {store.trajectories.count()} trajectories")
+
+
 @command.command(name="prune")
 @store_argument
 @click.option("--older-than", type=Age(), required=True, help="Only what ended longer ago: 12h, 30d.")
@@ -131,7 +140,7 @@ def prune_command(
     """Delete trajectories that ended long ago, never one that runs or is held on lease."""
     with _open(url_or_path) as store:
         count = store.prune(older_than, channel, keep=keep, vacuum=vacuum)
-        click.echo(f"{count} trajectories deleted, {store.count()} left")
+        click.echo(f"{count} trajectories deleted, {store.trajectories.count()} left")
 
 
 @command.command(name="curate")
@@ -148,20 +157,20 @@ def curate_command(
     """Decide what training makes of TRAJECTORY; with no option, print what was decided."""
     with _open(url_or_path) as store:
         if tags or any(value is not None for value in decided.values()):
-            store.curate(trajectory, step_index, tags=tags or None, **decided)
-        store.trajectory(trajectory)
-        for one in store.curation(trajectory):
+            store.annotations.curate(trajectory, step_index, tags=tags or None, **decided)
+        store.trajectories.get(trajectory)
+        for one in store.annotations.curation(trajectory):
             place = "all of it" if one.step_index is None else f"step {one.step_index}"
             loss = {None: "", True: "trainable", False: "not trainable"}[one.trainable]
             told = (place, loss, one.quality, " ".join(one.tags), one.note)
             click.echo(visible("  ".join(part for part in told if part)))
 
 
-def _open(url_or_path: str) -> Store:
-    """The store that is there: a path misspelt must not make a new one."""
+def _open(url_or_path: str, *, read_only: bool = False) -> Store:
+    """An existing store: a misspelt path must not make a new one."""
     from midstream.core.errors import RunError
     from midstream.record.store import Store
 
     if "://" not in url_or_path and not Path(url_or_path).is_file():
         raise RunError(f"no store at '{url_or_path}'", "a run's is RUN/store.sqlite; 'midstream runs' lists the runs")
-    return Store(url_or_path)
+    return Store(url_or_path, read_only=read_only)

@@ -29,5 +29,5 @@ def command(config: str, overrides: tuple[str, ...], from_store: str | None, res
         overrides = (f"rollout.source.store={from_store}", *overrides)
     resolved = load_config(config, overrides)
     with LiveTable() as live:
-        result = train(resolved, resume=resume, force=force, listeners=[live])
+        result = train(resolved, resume=resume, force=force, callbacks=[live])
     return INTERRUPTED if result.status == "stopped" else 0

@@ -20,7 +20,7 @@ from midstream.engines.base import Completion, Engine, Request, room_for
 FORMAT = "midstream-calls-1"
 
 
-class Recording:
+class ReplayRecorder:
     """`engine`, with each call it answers written to `path` before the answer is handed on. What is there is kept."""
 
     def __init__(self, engine: Engine, path: Path) -> None:
@@ -78,7 +78,7 @@ class ReplayEngine:
                 self._prompts.append(tuple(call["asked"]["prompt_ids"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"'{path}' is no recording of calls: {type(error).__name__}: {error}", "make one with Recording"
+                f"'{path}' is no recording of calls: {type(error).__name__}: {error}", "make one with ReplayRecorder"
             ) from None
 
     def join(self, session: str) -> None: ...

@@ -15,13 +15,13 @@ from midstream.evaluate.trust import insist_trusted, is_ours
 from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from midstream.learn.setup import Parts
+    from midstream.learn.setup import TrainingContext
 
 BARE_FLOW = "single_step_single_turn_agent"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class AgentSource:
     """Where an agent comes from: its config as written, the checkpoint its weights are in, and a name for tables."""
 
     config: Mapping[str, Any]
@@ -38,7 +38,7 @@ def find_agent(
     checkpoint: str | Path | None = None,
     model: str | None = None,
     runs_dir: str | Path = "runs",
-) -> Source:
+) -> AgentSource:
     """The agent that was named. A run or checkpoint that is not in `runs_dir` is somebody else's.
 
     With nothing but a model, or nothing at all: the model in the simplest flow."""
@@ -52,28 +52,28 @@ def find_agent(
     if run is not None:
         folder = find_checkpoint(Path(run))
         name = f"{Path(run).name}, {_at(folder)}"
-        return Source(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
+        return AgentSource(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
     if checkpoint is not None:
         folder = _checkpoint(Path(checkpoint))
         name = f"{_run_name(folder)}{_at(folder)}"
-        return Source(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
+        return AgentSource(load_yaml(folder / "config.yaml"), folder, name, is_ours(folder, runs_dir))
     if config is not None:
         data = _as_data(config)
         if model is not None:
             data = apply_overrides(data, [f"policy.model={json.dumps(model)}"])
         name = str(data.get("name") or (Path(config).stem if isinstance(config, str | Path) else "run"))
-        return Source({"name": name, **data}, None, f"{name}, untrained")
+        return AgentSource({"name": name, **data}, None, f"{name}, untrained")
     model = model or PolicyConfig().model
-    return Source({"policy": {"model": model}, "flow": {"name": BARE_FLOW}}, None, model)
+    return AgentSource({"policy": {"model": model}, "flow": {"name": BARE_FLOW}}, None, model)
 
 
 def load_agent(
-    source: Source,
+    source: AgentSource,
     overrides: Sequence[str] = (),
     *,
     sections: Mapping[str, Mapping[str, Any] | None] | None = None,
     trust: bool = False,
-) -> Parts:
+) -> TrainingContext:
     """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
     `overrides` come last. Raises `ConfigError` when what is not ours names more than built-in parts, unless it is
     trusted."""
@@ -89,7 +89,7 @@ def load_agent(
         data["rollout"] = {key: value for key, value in (data.get("rollout") or {}).items() if key != "source"}
     config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
 
-    def load() -> Parts:
+    def load() -> TrainingContext:
         parts = build(config)
         if source.checkpoint is not None:
             parts.weights.load(source.checkpoint)

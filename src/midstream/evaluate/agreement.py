@@ -35,8 +35,8 @@ def contents(run_dir: str | Path) -> dict[str, Any]:
         result[name] = [
             {key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run_dir / name)
         ]
-    with Store(run_dir / "store.sqlite") as store:
-        result["trajectories"] = {trajectory.uid: _told(trajectory) for trajectory in store.trajectories()}
+    with Store(run_dir / "store.sqlite", read_only=True) as store:
+        result["trajectories"] = {trajectory.uid: _told(trajectory) for trajectory in store.trajectories.iterate()}
     return result
 
 

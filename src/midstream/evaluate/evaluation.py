@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.core.errors import ConfigError
 from midstream.core.types import Task, Trajectory
-from midstream.evaluate.agent import Source, find_agent, load_agent
+from midstream.evaluate.agent import AgentSource, find_agent, load_agent
 from midstream.evaluate.runs import find_run
 from midstream.tasks.row_files import is_task_file
 
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import Parts
+    from midstream.learn.setup import TrainingContext
 
 Progress = Callable[[int, int, float], None]
 """Called with how many attempts are done, of how many, and the tokens sampled a second."""
@@ -76,7 +76,9 @@ def evaluate(
     return asyncio.run(_evaluate(parts, source, split or "test", n, progress))
 
 
-async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, progress: Progress | None) -> Row:
+async def _evaluate(
+    parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
+) -> Row:
     from midstream.learn.held_out import attempt
     from midstream.learn.samples import sample_row
     from midstream.rewards.summary import summarise
@@ -118,7 +120,7 @@ async def _evaluate(parts: Parts, source: Source, split: str, n: int | None, pro
     }
 
 
-def _chosen(parts: Parts, split: str, n: int | None) -> list[Task]:
+def _chosen(parts: TrainingContext, split: str, n: int | None) -> list[Task]:
     from midstream.tasks import check, take
 
     size = parts.tasks.size(split)

@@ -1,1 +1,1 @@
-"""The HTTP door: any agent that speaks OpenAI's or Anthropic's API becomes recorded trajectories."""
+"""The HTTP endpoint: any agent that speaks OpenAI's or Anthropic's API becomes recorded trajectories."""

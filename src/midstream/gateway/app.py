@@ -22,7 +22,8 @@ from starlette.types import ASGIApp
 from midstream import __version__
 from midstream.core.errors import MidstreamError
 from midstream.engines.long_text import LONG, off_loop
-from midstream.gateway import native
+from midstream.gateway import requests
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.answer import Answer
 from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.callers import Caller
@@ -32,9 +33,8 @@ from midstream.gateway.disconnect import until_gone
 from midstream.gateway.docs_page import HEADERS, docs_page
 from midstream.gateway.endpoints import Endpoints
 from midstream.gateway.errors import ApiError, openai_body
-from midstream.gateway.front import Front
 from midstream.gateway.length import check_texts, largest_body
-from midstream.gateway.live import Live
+from midstream.gateway.middleware import GatewayMiddleware
 from midstream.gateway.openapi import describe
 from midstream.gateway.replies import EventStream, answer_error, as_json
 from midstream.gateway.routes import DirectRoute
@@ -61,7 +61,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-        await asyncio.to_thread(gateway.kept.leave)
+        await asyncio.to_thread(gateway.kept.servers.leave)
 
     app = FastAPI(
         title="Midstream gateway",
@@ -73,7 +73,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     app.router.route_class = DirectRoute
     app.state.limits = gateway.config.limits
     # In a rollout other roles may have engines with other contexts.
-    held = largest_body(gateway.tokenizer, gateway.voice.engine.context_length)
+    held = largest_body(gateway.tokenizer, gateway.role_engine.engine.context_length)
     app.state.largest_prompt = math.inf if gateway.store is None else held
     app.state.admit = partial(_caller, gateway=gateway)
     for kind in (MidstreamError, HTTPException, RequestValidationError, Exception):
@@ -83,7 +83,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     _add_docs(app, gateway)
     config = gateway.config
     own = frozenset({config.host, (urlsplit(config.url).hostname or "") if config.url else config.host})
-    return Front(app, gateway.metrics, hosts=None if config.keys else own)
+    return GatewayMiddleware(app, gateway.metrics, hosts=None if config.keys else own)
 
 
 def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
@@ -123,7 +123,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
 
     async def text_completions(calling: _Calling, body: completions.CompletionRequest) -> Response:
         if isinstance(body.prompt, str):
-            await check_texts(gateway.tokenizer, gateway.voice.engine.context_length, [body.prompt])
+            await check_texts(gateway.tokenizer, gateway.role_engine.engine.context_length, [body.prompt])
         if len(body.prompt) > LONG:
             ask = await off_loop(completions.parse, body, gateway, calling.live)
         else:
@@ -191,28 +191,30 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
         page = await asyncio.to_thread(gateway.metrics.page)
         return Response(page, media_type="text/plain; version=0.0.4")
 
-    async def init_trajectory(request: Request, body: native.OpenRequest | None = None) -> Response:
-        opened = await own.open(body or native.OpenRequest(), _caller(request, gateway), _base(request), _key(request))
+    async def init_trajectory(request: Request, body: requests.OpenRequest | None = None) -> Response:
+        opened = await own.open(
+            body or requests.OpenRequest(), _caller(request, gateway), _base(request), _key(request)
+        )
         return as_json(opened.model_dump())
 
     async def register(
-        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.RegisterRequest | None = None
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: requests.RegisterRequest | None = None
     ) -> Response:
         caller = _caller(request, gateway)
-        await own.register(trajectory_uid, prompt_uid, body or native.RegisterRequest(), caller)
+        await own.register(trajectory_uid, prompt_uid, body or requests.RegisterRequest(), caller)
         return as_json({"status": "ok", "trajectory_uid": trajectory_uid, "prompt_uid": prompt_uid})
 
-    async def complete(request: Request, trajectory_uid: Uid, body: native.CompleteRequest | None = None) -> Response:
-        caller, told = _caller(request, gateway), body or native.CompleteRequest()
+    async def complete(request: Request, trajectory_uid: Uid, body: requests.CompleteRequest | None = None) -> Response:
+        caller, told = _caller(request, gateway), body or requests.CompleteRequest()
         return as_json(await own.complete(trajectory_uid, None, told, caller, _key(request)))
 
     async def complete_scoped(
-        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: native.CompleteRequest | None = None
+        request: Request, trajectory_uid: Uid, prompt_uid: Uid, body: requests.CompleteRequest | None = None
     ) -> Response:
-        caller, told = _caller(request, gateway), body or native.CompleteRequest()
+        caller, told = _caller(request, gateway), body or requests.CompleteRequest()
         return as_json(await own.complete(trajectory_uid, prompt_uid, told, caller, _key(request)))
 
-    async def complete_own(request: Request, body: native.CompleteRequest | None = None) -> Response:
+    async def complete_own(request: Request, body: requests.CompleteRequest | None = None) -> Response:
         return await complete(request, _meant(request, _caller(request, gateway)), body)
 
     async def heartbeat(request: Request, trajectory_uid: Uid) -> Response:
@@ -222,24 +224,24 @@ def _add_own(app: FastAPI, own: Endpoints) -> None:
     async def trajectory(request: Request, trajectory_uid: Uid) -> Response:
         return as_json(await own.describe(trajectory_uid, _caller(request, gateway)))
 
-    async def generate(request: Request, body: native.GenerateRequest) -> Response:
+    async def generate(request: Request, body: requests.GenerateRequest) -> Response:
         caller = _caller(request, gateway)
         return as_json(await until_gone(request, own.generate(body, caller, _key(request))))
 
     async def submit_steps(
         request: Request,
-        body: native.SubmitRequest,
+        body: requests.SubmitRequest,
         channel: Annotated[str | None, Query(pattern=f"^{NAME}$")] = None,
     ) -> Response:
         return as_json(await own.submit(body, channel, _caller(request, gateway)))
 
-    async def compute_reward(request: Request, body: native.RewardRequest) -> Response:
+    async def compute_reward(request: Request, body: requests.RewardRequest) -> Response:
         return as_json(await own.compute_reward(body, _caller(request, gateway)))
 
-    async def feedback(request: Request, trajectory_uid: Uid, body: native.FeedbackRequest) -> Response:
+    async def feedback(request: Request, trajectory_uid: Uid, body: requests.FeedbackRequest) -> Response:
         return as_json(await own.feedback(trajectory_uid, body, _caller(request, gateway), _key(request)))
 
-    async def curate(request: Request, trajectory_uid: Uid, body: native.CurationRequest) -> Response:
+    async def curate(request: Request, trajectory_uid: Uid, body: requests.CurationRequest) -> Response:
         return as_json(await own.curate(trajectory_uid, body, _caller(request, gateway)))
 
     async def pause(request: Request) -> Response:
@@ -300,7 +302,7 @@ class _Calling:
     """A request of an agent: the trajectory it belongs to, and who calls."""
 
     request: Request
-    live: Live
+    live: ActiveTrajectory
     caller: Caller
 
 
@@ -391,6 +393,6 @@ def _model(name: str, gateway: Gateway) -> dict[str, Any]:
         "owned_by": "midstream",
         "display_name": name,
         "lifecycle": "active",
-        "max_model_len": gateway.voice.engine.context_length,
-        "policy_version": gateway.voice.engine.policy_version,
+        "max_model_len": gateway.role_engine.engine.context_length,
+        "policy_version": gateway.role_engine.engine.policy_version,
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from dataclasses import replace
 from typing import Any
 
+from midstream.core import clock
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.active import ActiveTrajectory, Opening, ended
 from midstream.gateway.answer import Answer
 from midstream.gateway.asks import Ask
 from midstream.gateway.callers import Caller
@@ -17,8 +18,7 @@ from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.errors import ApiError
 from midstream.gateway.length import check_length
-from midstream.gateway.live import Live, Opening, ended
-from midstream.gateway.native import (
+from midstream.gateway.requests import (
     CompleteRequest,
     CurationRequest,
     FeedbackRequest,
@@ -66,7 +66,7 @@ class Endpoints:
             ),
             alike=True,
         )
-        expires_at = time.time() + asked.token_lifetime_s
+        expires_at = clock.time() + asked.token_lifetime_s
         return Opened(
             trajectory_uid=live.uid,
             prompt_uid=live.prompt_uid,
@@ -197,7 +197,7 @@ class Endpoints:
             if over:
                 return 0
             self.gateway.metrics.late.inc()
-            await self.gateway.kept.append(step, opening.channel or self.gateway.config.channel)
+            await self.gateway.kept.trajectories.append(step, opening.channel or self.gateway.config.channel)
             return 1
         live = await self._opened(opening, caller)
         if opening.channel not in (None, live.channel):
@@ -222,7 +222,7 @@ class Endpoints:
         answer = None
         if asked.messages:
             messages = [message.plain() for message in asked.messages]
-            await check_length(gateway.tokenizer, gateway.voice.engine.context_length, messages)
+            await check_length(gateway.tokenizer, gateway.role_engine.engine.context_length, messages)
             said = [message["content"] for message in messages if message["role"] == "assistant"]
             answer = said[-1] if said else None
         elif asked.response_ids is not None:
@@ -253,7 +253,7 @@ class Endpoints:
         except UserError as error:
             raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
         await asyncio.to_thread(
-            self.gateway.kept.add_feedback,
+            self.gateway.kept.annotations.add_feedback,
             uid,
             asked.kind,
             asked.value,
@@ -268,7 +268,7 @@ class Endpoints:
         caller.must_be_admin()
         await self._must_hold(uid, asked.step_index)
         await asyncio.to_thread(
-            self.gateway.kept.curate,
+            self.gateway.kept.annotations.curate,
             uid,
             asked.step_index,
             trainable=asked.trainable,
@@ -284,7 +284,7 @@ class Endpoints:
         if step_index is not None and all(step.step_index != step_index for step in trajectory.steps):
             raise ApiError(404, f"trajectory '{uid}' has no step {step_index}", param="step_index")
 
-    async def _opened(self, opening: Opening, caller: Caller) -> Live:
+    async def _opened(self, opening: Opening, caller: Caller) -> ActiveTrajectory:
         """The trajectory, begun here and now when it is not there and the caller may."""
         assert opening.uid is not None
         trajectories = self.gateway.trajectories

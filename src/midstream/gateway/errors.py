@@ -1,4 +1,4 @@
-"""What goes wrong at the door, once, and the two shapes clients expect to read it in."""
+"""What goes wrong at the endpoint, once, and the two shapes clients expect to read it in."""
 
 from __future__ import annotations
 

@@ -134,7 +134,10 @@ class _State(Collector):
             "midstream_calls_under_way": ("Calls the engine works on", gateway.gate.inside),
             "midstream_calls_queued": ("Calls that wait for a place", gateway.gate.queued),
             "midstream_paused": ("1 while new calls wait for a weight update", int(gateway.gate.paused)),
-            "midstream_policy_version": ("Version of the policy that answers", gateway.voice.engine.policy_version),
+            "midstream_policy_version": (
+                "Version of the policy that answers",
+                gateway.role_engine.engine.policy_version,
+            ),
             "midstream_trajectories_open": ("Trajectories under way", len(gateway.trajectories)),
         }
         for name, (what, value) in now.items():
@@ -159,7 +162,7 @@ class _State(Collector):
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]
         )
-        for state, count in (gateway.store.group_counts() if gateway.store is not None else {}).items():
+        for state, count in (gateway.store.groups.counts() if gateway.store is not None else {}).items():
             if state != "oldest_ready_s":
                 groups.add_metric([state], count)
         yield groups

@@ -11,29 +11,30 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.active import ActiveTrajectory, ended
+from midstream.gateway.admission import AdmissionController
 from midstream.gateway.answer import Answer, AnswerStream, answer_of, new_answer_id
 from midstream.gateway.asks import Ask, Piece, fingerprint_of, pieces_again, pieces_of
 from midstream.gateway.callers import Caller, Callers
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
-from midstream.gateway.gate import Gate
 from midstream.gateway.length import check_length, rendered
-from midstream.gateway.live import Live, ended
 from midstream.gateway.metrics import Metrics
 from midstream.gateway.retries import OWN_KEY, Attempt
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
-from midstream.record.recorder import Call, Recorder, Voice
-from midstream.record.servers import BEAT_S
+from midstream.record.recorder import Call, Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import remote_judge
+from midstream.store.servers import BEAT_S
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -47,19 +48,21 @@ LARGEST = 2**63 - 1
 class Gateway:
     """Serves one model's trajectories from one store."""
 
-    def __init__(self, config: GatewayConfig, voice: Voice, store: Store | None, signer: TokenSigner) -> None:
-        if voice.tokenizer is None:
+    def __init__(
+        self, config: GatewayConfig, role_engine: RoleEngine, store: Store | None, signer: TokenSigner
+    ) -> None:
+        if role_engine.tokenizer is None:
             raise ValueError("the gateway's engine must speak tokens")
-        self.config, self.voice, self.store, self.signer = config, voice, store, signer
-        self.tokenizer: ChatTokenizer = voice.tokenizer
+        self.config, self.role_engine, self.store, self.signer = config, role_engine, store, signer
+        self.tokenizer: ChatTokenizer = role_engine.tokenizer
         self._callers = Callers(config.keys, signer, open_to_all=store is not None and not config.keys)
         self.names = (config.model, *config.aliases)
-        self.gate = Gate(config.limits, config.keys)
+        self.gate = AdmissionController(config.limits, config.keys)
         reward = config.reward
         self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
         self.trajectories = Trajectories(
             store,
-            voice,
+            role_engine,
             name=config.called(),
             channel=config.channel,
             group_size=config.group_size,
@@ -83,9 +86,9 @@ class Gateway:
             raise ApiError(404, "this gateway serves a rollout, which keeps what is recorded")
         return self.store
 
-    def model_name(self, name: str | None, live: Live | None = None) -> str:
+    def model_name(self, name: str | None, live: ActiveTrajectory | None = None) -> str:
         """The model a request gets: the one served, or a role of its rollout. `ApiError` 404 for any other."""
-        names = (*self.names, *(live.voices if live is not None else ()))
+        names = (*self.names, *(live.role_engines if live is not None else ()))
         if name is not None and name not in names:
             served = ", ".join(dict.fromkeys(names))
             raise ApiError(
@@ -105,7 +108,7 @@ class Gateway:
 
     def checked_ids(self, ids: Sequence[int], param: str) -> tuple[int, ...]:
         """`ids` as a prompt or a response; `ApiError` 400 when one is no token of the model."""
-        size, most = len(self.tokenizer), self.voice.engine.context_length
+        size, most = len(self.tokenizer), self.role_engine.engine.context_length
         if len(ids) > most:
             raise ApiError(400, f"{len(ids)} tokens do not fit the context of {most}", param=param)
         wrong = next((token for token in ids if not 0 <= token < size), None)
@@ -113,25 +116,25 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    async def must_fit(self, live: Live, ask: Ask) -> None:
+    async def must_fit(self, live: ActiveTrajectory, ask: Ask) -> None:
         """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
-        voice, call = self._spoken(live, ask)
+        role_engine, call = self._spoken(live, ask)
         if call.prompt_ids is None:
-            tokenizer = voice.tokenizer or self.tokenizer
-            await check_length(tokenizer, voice.engine.context_length, call.messages, call.tools)
+            tokenizer = role_engine.tokenizer or self.tokenizer
+            await check_length(tokenizer, role_engine.engine.context_length, call.messages, call.tools)
 
-    async def count_tokens(self, call: Call, live: Live, caller: Caller) -> int:
+    async def count_tokens(self, call: Call, live: ActiveTrajectory, caller: Caller) -> int:
         """How many tokens the prompt of a call has that begins a conversation, within the limits of the caller's key.
         Raises `PromptTooLong` for one that cannot fit the context, as it is not encoded, and `Unsupported` when the
         template refuses it."""
         with self.gate.counted(caller.key or live.key):
-            await check_length(self.tokenizer, self.voice.engine.context_length, call.messages, call.tools)
+            await check_length(self.tokenizer, self.role_engine.engine.context_length, call.messages, call.tools)
             arguments = template_arguments(call.metadata, self.tokenizer.reads)
             return len(await rendered(self.tokenizer, call.messages, call.tools, arguments))
 
     def check_step(self, step: Step, param: str) -> None:
         """`ApiError` 400 for a step that no policy of this gateway can have made."""
-        engine, size = self.voice.engine, len(step.prompt_ids) + len(step.response_ids)
+        engine, size = self.role_engine.engine, len(step.prompt_ids) + len(step.response_ids)
         if size > engine.context_length:
             raise ApiError(400, f"{size} tokens do not fit the context of {engine.context_length}", param=param)
         if step.policy_version > engine.policy_version:
@@ -143,18 +146,18 @@ class Gateway:
         self.gate.must_be_open()
         rules, told, channel = self.config.backpressure, "", channel or self.config.channel
         if rules.max_ready_groups is not None:
-            ready = await asyncio.to_thread(self.kept.ready_groups, channel)
+            ready = await asyncio.to_thread(self.kept.groups.ready_count, channel)
             if ready >= rules.max_ready_groups:
                 told = f"{ready} groups of the channel '{channel}' wait for training already"
         if rules.max_staleness is not None:
-            oldest = await asyncio.to_thread(self.kept.oldest_ready_version, channel)
-            age = 0 if oldest is None else self.voice.engine.policy_version - oldest
+            oldest = await asyncio.to_thread(self.kept.groups.oldest_ready_version, channel)
+            age = 0 if oldest is None else self.role_engine.engine.policy_version - oldest
             if age > rules.max_staleness:
                 told = f"a group that waits for training is {age} policy versions old"
         if told:
             raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
 
-    async def ask(self, live: Live, ask: Ask, caller: Caller) -> list[Answer]:
+    async def ask(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> list[Answer]:
         """All answers, in order, once they are on disk."""
         ask, attempt = self._attempted(live, self._due(ask))
         async with self._called(live, ask) as known:
@@ -166,7 +169,7 @@ class Gateway:
                 attempt.delivered = True
             return [answer for _, answer in sorted(answers.items())]
 
-    async def stream(self, live: Live, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
+    async def stream(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
         """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
         Closing the iterator gives up what is not finished."""
         ask, attempt = self._attempted(live, self._due(ask))
@@ -202,7 +205,7 @@ class Gateway:
                 # What an engine has answered is on disk before the call counts as over: a retry must find it.
                 await asyncio.gather(*making, return_exceptions=True)
 
-    def _attempted(self, live: Live, ask: Ask) -> tuple[Ask, Attempt | None]:
+    def _attempted(self, live: ActiveTrajectory, ask: Ask) -> tuple[Ask, Attempt | None]:
         """`ask` with a key of ours, where it comes from an SDK that may make it again without one of its own."""
         if ask.key is not None or ask.retry is None:
             return ask, None
@@ -212,7 +215,7 @@ class Gateway:
         return replace(ask, key=attempt.key), attempt
 
     @asynccontextmanager
-    async def _called(self, live: Live, ask: Ask) -> AsyncIterator[dict[int, Step]]:
+    async def _called(self, live: ActiveTrajectory, ask: Ask) -> AsyncIterator[dict[int, Step]]:
         """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
         if live.recorder.over:
             self.trajectories.was_ended(live)
@@ -231,7 +234,7 @@ class Gateway:
             live.in_flight -= 1
             live.touch()
 
-    async def _known(self, live: Live, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
+    async def _known(self, live: ActiveTrajectory, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
         """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
         until it is closed. Raises `ApiError` 409 when the key was used for another call."""
         assert ask.key is not None
@@ -257,9 +260,9 @@ class Gateway:
         uid = uuid.uuid4().hex
         async with self._place(caller.key, asyncio.get_running_loop().time() + self.config.limits.timeout_s):
             try:
-                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.voice, call)
+                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.role_engine, call)
             finally:
-                self.voice.engine.leave(uid)
+                self.role_engine.engine.leave(uid)
         return step
 
     async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
@@ -276,7 +279,7 @@ class Gateway:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
+            await clock.sleep(BEAT_S)
             try:
                 await self.trajectories.beat()
             except NameTaken as error:
@@ -289,7 +292,7 @@ class Gateway:
     async def _close_silent(self) -> None:
         every_s = min(1.0, self.config.expiry_s / 4)
         while True:
-            await asyncio.sleep(every_s)
+            await clock.sleep(every_s)
             try:
                 await self.trajectories.expire()
             except Exception:  # whatever it was, those that fall silent later must be closed all the same
@@ -309,20 +312,20 @@ class Gateway:
         except ValueError as error:
             raise ApiError(400, str(error)) from None
 
-    def sampled_as(self, live: Live, ask: Ask) -> SamplingParams:
+    def sampled_as(self, live: ActiveTrajectory, ask: Ask) -> SamplingParams:
         """The sampling settings that hold for `ask`."""
         return self._spoken(live, ask)[1].sampling
 
-    def _spoken(self, live: Live, ask: Ask) -> tuple[Voice, Call]:
+    def _spoken(self, live: ActiveTrajectory, ask: Ask) -> tuple[RoleEngine, Call]:
         """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
         call = ask.call
-        if not live.voices:
-            return self.voice, replace(call, role=ask.role or "policy")
-        role = next((name for name in (ask.role or "", call.role) if name in live.voices), "policy")
+        if not live.role_engines:
+            return self.role_engine, replace(call, role=ask.role or "policy")
+        role = next((name for name in (ask.role or "", call.role) if name in live.role_engines), "policy")
         held = live.sampling[role]
         asked = call.sampling
         sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
-        return live.voices[role], replace(call, role=role, sampling=sampling)
+        return live.role_engines[role], replace(call, role=role, sampling=sampling)
 
     def _held(self, sampling: SamplingParams) -> SamplingParams:
         fixed = self.config.sampling
@@ -333,12 +336,12 @@ class Gateway:
         return answer_of(step, self.tokenizer)
 
     async def _make(
-        self, live: Live, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
+        self, live: ActiveTrajectory, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
     ) -> Answer:
         """One choice of `ask`; `say` hears of its deltas."""
-        voice, call = self._spoken(live, ask)
-        if call.metadata.get("hints") and voice.tokenizer is not None:
-            call = replace(call, template=template_arguments(call.metadata, voice.tokenizer.reads))
+        role_engine, call = self._spoken(live, ask)
+        if call.metadata.get("hints") and role_engine.tokenizer is not None:
+            call = replace(call, template=template_arguments(call.metadata, role_engine.tokenizer.reads))
         answer_id = new_answer_id()
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
         if ask.key is not None:
@@ -352,7 +355,7 @@ class Gateway:
                 call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
         call = replace(call, metadata=metadata)
         if say is None:
-            return self._answered(live, *await self._recorded(live, voice, call, caller, ask.due))
+            return self._answered(live, *await self._recorded(live, role_engine, call, caller, ask.due))
         stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
         prompt_tokens = 0
 
@@ -365,18 +368,18 @@ class Gateway:
                 say(piece)
 
         call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
-        made = await self._recorded(live, voice, call, caller, ask.due)
+        made = await self._recorded(live, role_engine, call, caller, ask.due)
         for delta in stream.close():
             say(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
         return self._answered(live, *made)
 
     async def _recorded(
-        self, live: Live, voice: Voice, call: Call, caller: Caller, due: float
+        self, live: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float
     ) -> tuple[Step, Completion]:
         async with self._place(caller.key or live.key, due):
-            return await live.recorder.call(voice, call)
+            return await live.recorder.call(role_engine, call)
 
-    def _answered(self, live: Live, step: Step, completion: Completion) -> Answer:
+    def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
         if live.recorder.over:
             self.trajectories.was_ended(live)
         if live.ended is not None:

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from midstream.core import clock
 from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
-from midstream.gateway.answer import answer_of
-from midstream.gateway.ending import scored
-from midstream.gateway.errors import ApiError
-from midstream.gateway.live import (
-    Live,
+from midstream.gateway.active import (
+    ActiveTrajectory,
     Locks,
     Opening,
-    Said,
+    ReportedEnd,
     elsewhere,
     ended,
     must_be_alike,
@@ -34,8 +31,11 @@ from midstream.gateway.live import (
     task_of,
     told_of,
 )
+from midstream.gateway.answer import answer_of
+from midstream.gateway.errors import ApiError
+from midstream.gateway.scoring import scored
 from midstream.gateway.submitted import check_rewards, meant, spoken_for
-from midstream.record.recorder import Recorder, Voice
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardFunction
@@ -56,7 +56,7 @@ class Trajectories:
     def __init__(
         self,
         store: Store | None,
-        voice: Voice,
+        role_engine: RoleEngine,
         *,
         name: str,
         channel: str,
@@ -66,10 +66,10 @@ class Trajectories:
         reward: RewardFunction | None,
         prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
-        self._store, self._voice, self._reward, self._prefix_ignore = store, voice, reward, prefix_ignore
+        self._store, self._role_engine, self._reward, self._prefix_ignore = store, role_engine, reward, prefix_ignore
         self._channel, self._group_size = channel, group_size
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, ActiveTrajectory] = {}
         self._silent_since: dict[str, float] = {}
         """When those that are open, but not in memory, were last heard of (or came to this process)."""
         self._locks = Locks()
@@ -83,20 +83,20 @@ class Trajectories:
         self.adopted = 0
         """How many were taken over from gateways that have gone."""
         if store is not None:
-            self._take_over(store.join(name).adopted)
+            self._take_over(store.servers.join(name).adopted)
 
     def __len__(self) -> int:
         return len(self._live) + len(self._silent_since)
 
-    def attach(self, live: Live) -> None:
+    def attach(self, live: ActiveTrajectory) -> None:
         """Let a rollout's trajectory be reached until it is detached."""
         self._live[live.uid] = live
 
-    def detach(self, live: Live) -> None:
+    def detach(self, live: ActiveTrajectory) -> None:
         live.ended = live.ended or Status.COMPLETED
         self._live.pop(live.uid, None)
 
-    async def open(self, opening: Opening, *, alike: bool = False) -> Live:
+    async def open(self, opening: Opening, *, alike: bool = False) -> ActiveTrajectory:
         """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
         `ApiError` 409 for one that has ended, for a group that takes no more, and, with `alike`, for one that was
         opened otherwise."""
@@ -112,16 +112,16 @@ class Trajectories:
             channel = opening.channel or self._channel
             task = task_of(prompt_uid, opening)
             recorder = self._recorder(uid, prompt_uid, channel)
-            live = Live(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
+            live = ActiveTrajectory(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
             live.group_size, live.key = opening.group_size or self._group_size, opening.key
             with self._heard_of_end(live):
                 await self._begin(live, joins=opening.prompt_uid is not None)
             self._live[uid] = live
-            self._voice.engine.join(uid)
+            self._role_engine.engine.join(uid)
             self.opened += 1
             return live
 
-    async def get(self, uid: str, prompt_uid: str | None = None) -> Live:
+    async def get(self, uid: str, prompt_uid: str | None = None) -> ActiveTrajectory:
         """The open trajectory `uid`; `ApiError` 404 when there is none, 409 when it has ended."""
         live = self._live.get(uid)
         if live is None:
@@ -152,7 +152,7 @@ class Trajectories:
             raise ApiError(404, f"no trajectory '{uid}'")
         return known
 
-    async def add(self, live: Live, step: Step) -> bool:
+    async def add(self, live: ActiveTrajectory, step: Step) -> bool:
         """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
         metadata. Raises `ApiError` 409 when another step has its place."""
         async with self._locks.of(live.uid):
@@ -161,7 +161,7 @@ class Trajectories:
             with self._heard_of_end(live):
                 return await self._add(live, step)
 
-    async def _add(self, live: Live, step: Step) -> bool:
+    async def _add(self, live: ActiveTrajectory, step: Step) -> bool:
         recorder = live.recorder
         steps = recorder.finished()
         same = meant(steps, step)
@@ -171,7 +171,7 @@ class Trajectories:
         if same is not None:
             changed = spoken_for(same, step)
             if self._store is not None:  # first: who is told that it failed tries again
-                await self._store.update_step(changed)
+                await self._store.trajectories.update_step(changed)
             recorder.steps[same.step_index] = changed
             return True
         if not recorder.is_free(step.step_index):
@@ -197,10 +197,10 @@ class Trajectories:
         return False
 
     async def _stored(self, uid: str) -> Trajectory | None:
-        found = None if self._store is None else await asyncio.to_thread(self._store.find, uid)
+        found = None if self._store is None else await asyncio.to_thread(self._store.trajectories.find, uid)
         return None if found is None else found.trajectory
 
-    async def register(self, live: Live, opening: Opening) -> None:
+    async def register(self, live: ActiveTrajectory, opening: Opening) -> None:
         """Add to what is known of an open trajectory: its task and metadata, and its channel while it has no steps."""
         if opening.channel not in (None, live.channel) and live.recorder.steps:
             raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
@@ -220,11 +220,11 @@ class Trajectories:
                 raise
         else:
             with self._heard_of_end(live):
-                await self._store.amend(live.uid, task=live.task, session=session_of(live))
+                await self._store.trajectories.amend(live.uid, task=live.task, session=session_of(live))
 
     async def close(
         self,
-        live: Live,
+        live: ActiveTrajectory,
         status: Status = Status.COMPLETED,
         *,
         reward: float | None = None,
@@ -240,9 +240,9 @@ class Trajectories:
             if live.ended is not None:
                 raise ended(live)
             live.ended, live.why = status, error
-            if live.voices:
+            if live.role_engines:
                 told = error or ("" if status is Status.COMPLETED else str(status))
-                live.said = Said(answer, reward, dict(rewards or {}), told)
+                live.said = ReportedEnd(answer, reward, dict(rewards or {}), told)
                 return self._trajectory(live, status)
             if key is not None:
                 live.metadata[COMPLETION_KEY] = key
@@ -257,15 +257,15 @@ class Trajectories:
             self.ended[status, why] += 1
             return trajectory
 
-    def was_ended(self, live: Live) -> None:
+    def was_ended(self, live: ActiveTrajectory) -> None:
         """Somebody has ended the trajectory in the store: the trainer, at the deadline of its group."""
         if self._live.pop(live.uid, None) is not None:
-            self._voice.engine.leave(live.uid)
+            self._role_engine.engine.leave(live.uid)
             self.ended[Status.TIMED_OUT, "group_deadline"] += 1
             live.ended, live.why = Status.TIMED_OUT, "its group was due"
 
     @contextmanager
-    def _heard_of_end(self, live: Live) -> Iterator[None]:
+    def _heard_of_end(self, live: ActiveTrajectory) -> Iterator[None]:
         """`ApiError` 409 in place of the store's error that the trajectory has ended."""
         try:
             yield
@@ -275,7 +275,7 @@ class Trajectories:
 
     async def _finished(
         self,
-        live: Live,
+        live: ActiveTrajectory,
         status: Status,
         reward: float | None,
         rewards: dict[str, float],
@@ -288,14 +288,14 @@ class Trajectories:
         trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
         changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
-        await self._store.finish(replace(trajectory, steps=changed), live.channel)
+        await self._store.trajectories.finish(replace(trajectory, steps=changed), live.channel)
         return trajectory
 
     async def expire(self) -> int:
         """Close what has been silent for too long; how many that was. Idle ones leave memory."""
-        now, late = time.monotonic(), list[str]()
+        now, late = clock.monotonic(), list[str]()
         for live in list(self._live.values()):
-            silent_s = 0.0 if live.in_flight or live.voices else now - live.touched
+            silent_s = 0.0 if live.in_flight or live.role_engines else now - live.touched
             if silent_s > self._expiry_s:
                 late.append(live.uid)
             elif silent_s > IDLE_S:
@@ -312,7 +312,7 @@ class Trajectories:
         try:
             async with self._locks.of(uid):
                 held = self._live.get(uid)
-                if held is not None and (held.in_flight or time.monotonic() - held.touched <= self._expiry_s):
+                if held is not None and (held.in_flight or clock.monotonic() - held.touched <= self._expiry_s):
                     return False
                 live = held or await self._find(uid)
             if live is None:
@@ -331,13 +331,13 @@ class Trajectories:
     async def beat(self) -> None:
         """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
         assert self._store is not None
-        before = [live for live in self._live.values() if not live.voices and live.ended is None]
-        beat = await asyncio.to_thread(self._store.beat)
-        oldest_s = max((time.monotonic() - live.began for live in before), default=0.0)
+        before = [live for live in self._live.values() if not live.role_engines and live.ended is None]
+        beat = await asyncio.to_thread(self._store.servers.beat)
+        oldest_s = max((clock.monotonic() - live.began for live in before), default=0.0)
         if beat.lost:
             _log.warning("this gateway was taken for dead: what it held may be with another one now")
         if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
-            held = set(await asyncio.to_thread(self._store.open_uids))
+            held = set(await asyncio.to_thread(self._store.trajectories.open_uids))
             for live in before:
                 if live.uid in held or live.ended is not None:
                     continue
@@ -353,28 +353,30 @@ class Trajectories:
         others = [uid for uid in uids if uid not in self._live]  # after a long pause a gateway adopts its own again
         self.adopted += len(others)
         for uid in others:
-            self._silent_since[uid] = time.monotonic()
+            self._silent_since[uid] = clock.monotonic()
 
-    async def _find(self, uid: str) -> Live | None:
+    async def _find(self, uid: str) -> ActiveTrajectory | None:
         """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
         another gateway holds it."""
         if uid in self._live:
             return self._live[uid]
-        if self._store is None or (found := await asyncio.to_thread(self._store.find, uid)) is None:
+        if self._store is None or (found := await asyncio.to_thread(self._store.trajectories.find, uid)) is None:
             return None
         known, session = found.trajectory, found.session or {}
         if known.status is not Status.RUNNING:
             raise over(uid, known.status, known.error)
-        if found.server not in (None, self._store.server):
-            name = await asyncio.to_thread(self._store.server_name, found.server)
+        if found.server not in (None, self._store.servers.own):
+            name = await asyncio.to_thread(self._store.servers.name_of, found.server)
             raise elsewhere(uid, name)
         recorder = self._recorder(uid, known.prompt_uid, found.channel)
-        await asyncio.to_thread(recorder.restore, known.steps, self._voice)
-        live = Live(uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder)
+        await asyncio.to_thread(recorder.restore, known.steps, self._role_engine)
+        live = ActiveTrajectory(
+            uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder
+        )
         live.group_size, live.key = session.get("group_size", 1), session.get("key")
         self._live[uid] = live
         self._silent_since.pop(uid, None)
-        self._voice.engine.join(uid)
+        self._role_engine.engine.join(uid)
         return live
 
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
@@ -387,16 +389,16 @@ class Trajectories:
             prefix_ignore=self._prefix_ignore,
         )
 
-    async def _begin(self, live: Live, *, joins: bool) -> None:
+    async def _begin(self, live: ActiveTrajectory, *, joins: bool) -> None:
         assert self._store is not None
         try:
-            await self._store.open(
+            await self._store.trajectories.open(
                 live.uid,
                 live.prompt_uid,
                 live.task,
                 live.channel,
                 group_size=live.group_size,
-                deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+                deadline=None if self._group_timeout_s is None else clock.time() + self._group_timeout_s,
                 session=session_of(live),
                 joins=joins,
             )
@@ -404,19 +406,19 @@ class Trajectories:
             self.refused += 1
             raise ApiError(409, f"{error.message}; {error.hint}", code="group_closed", param="prompt_uid") from None
 
-    def _forget(self, live: Live) -> None:
+    def _forget(self, live: ActiveTrajectory) -> None:
         self._live.pop(live.uid, None)
-        self._voice.engine.leave(live.uid)
+        self._role_engine.engine.leave(live.uid)
 
-    def _trajectory(self, live: Live, status: Status) -> Trajectory:
+    def _trajectory(self, live: ActiveTrajectory, status: Status) -> Trajectory:
         steps = live.recorder.recorded()
-        assert self._voice.tokenizer is not None
+        assert self._role_engine.tokenizer is not None
         return Trajectory(
             uid=live.uid,
             prompt_uid=live.prompt_uid,
             task=live.task,
             steps=steps,
-            answer=answer_of(steps[-1], self._voice.tokenizer).reply.content if steps else None,
+            answer=answer_of(steps[-1], self._role_engine.tokenizer).reply.content if steps else None,
             turns=len(steps),
             status=status,
             metadata=live.metadata,

@@ -14,8 +14,8 @@ from midstream.core.errors import TrainingError
 from midstream.core.failures import Failure, failure_of
 from midstream.core.types import FinishReason, Status, Step, Trajectory
 from midstream.learn.algorithms.base import Algorithm
-from midstream.learn.algorithms.outcome import Credit, Place, Reading, outcome_of
-from midstream.learn.altered import alterations, shares
+from midstream.learn.algorithms.outcome import Credit, PolicyOutputs, TurnKey, outcome_of
+from midstream.learn.altered_sampling import alterations, shares
 from midstream.learn.log_probs import TokenSequence
 
 
@@ -30,7 +30,7 @@ class LearningTurn:
     weight: float
     role: str
     group: str
-    place: Place = ("", 0)
+    place: TurnKey = ("", 0)
     version: int = 0
     """The policy version that sampled it."""
     scale: tuple[float, ...] = ()
@@ -85,7 +85,7 @@ def make_batch(
     altered: str = "keep",
     keep_zero: bool = False,
     greedy: Mapping[str, float] | None = None,
-    readings: Mapping[Place, Reading] | None = None,
+    readings: Mapping[TurnKey, PolicyOutputs] | None = None,
     memory: Mapping[str, float] | None = None,
 ) -> LearningBatch:
     """Advantages and weights by `algorithm`.
@@ -126,7 +126,7 @@ def make_batch(
                     continue
                 if keep_zero or any(advantages):
                     place = (trajectory.uid, step.step_index)
-                    said = (readings or {}).get(place, Reading()).values
+                    said = (readings or {}).get(place, PolicyOutputs()).values
                     turns.append(
                         LearningTurn(
                             TokenSequence(step.prompt_ids, step.response_ids, step.temperature),

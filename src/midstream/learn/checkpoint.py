@@ -17,7 +17,7 @@ from midstream.core.errors import ModelError, RunError
 from midstream.core.files import make_private, sync
 from midstream.learn.learner import Learner
 from midstream.learn.normalise import Moments
-from midstream.learn.replay import Kept
+from midstream.learn.replay import ReplayEntry
 from midstream.tasks.curriculum import Seen
 
 
@@ -38,7 +38,7 @@ class TrainState:
     """What a curriculum knows of the tasks drawn, by id."""
     rewards: Moments = field(default_factory=Moments)
     """Mean and spread of all rewards so far, for `reward.normalize: running`."""
-    replay: tuple[Kept, ...] = ()
+    replay: tuple[ReplayEntry, ...] = ()
     """The replay buffer, oldest first."""
     correcting: bool = False
     """Whether the next step corrects for sampler / learner mismatch, with `correction.level: auto`."""

@@ -15,7 +15,7 @@ import numpy as np
 from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import TrainingError
 from midstream.core.types import FinishReason, Step, Trajectory
-from midstream.learn.altered import ALTERED
+from midstream.learn.altered_sampling import ALTERED
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
 from midstream.learn.mismatch import OwnLogProbs

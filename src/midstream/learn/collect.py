@@ -11,10 +11,10 @@ from midstream.agents.rollout import groups_of
 from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.batch import is_scored
 from midstream.learn.checkpoint import TrainState
-from midstream.learn.replay import Kept, choose, keep, read
-from midstream.learn.setup import Parts
-from midstream.learn.source import Source, check_tokens
-from midstream.record.groups import Key
+from midstream.learn.replay import ReplayEntry, choose, keep, read
+from midstream.learn.setup import TrainingContext
+from midstream.learn.source import GroupSource, check_tokens
+from midstream.record.group_states import Key
 from midstream.record.store import Store
 from midstream.rewards.compose import RewardConfig, as_given
 from midstream.tasks.curriculum import Progress
@@ -31,14 +31,16 @@ class Collected:
     groups: list[Group]
     trajectories: list[Trajectory]
     progress: Progress
-    replay: tuple[Kept, ...] = ()
+    replay: tuple[ReplayEntry, ...] = ()
     greedy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     taken: tuple[Key, ...] = ()
     """The groups that came from a store, to be consumed once they were learned from."""
 
 
-async def collect(parts: Parts, store: Store, state: TrainState, step: int, source: Source | None = None) -> Collected:
+async def collect(
+    parts: TrainingContext, store: Store, state: TrainState, step: int, source: GroupSource | None = None
+) -> Collected:
     """What the step after `state` learns from, by `rollout`; with a `source`, what others recorded there."""
     if source is not None:
         return await _taken(parts, source, state, step)
@@ -69,7 +71,7 @@ async def collect(parts: Parts, store: Store, state: TrainState, step: int, sour
     )
 
 
-async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> Collected:
+async def _taken(parts: TrainingContext, source: GroupSource, state: TrainState, step: int) -> Collected:
     """The next groups of a store."""
     rollout = parts.config.rollout
     oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
@@ -92,7 +94,7 @@ async def _taken(parts: Parts, source: Source, state: TrainState, step: int) -> 
     )
 
 
-async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:
+async def _graded(parts: TrainingContext, trajectory: Trajectory) -> Trajectory:
     """A recorded trajectory with what it is worth here: a `reward` in the config has the last word, and the component
     `given` of it is the recorded reward. Without one the recorded reward stands, where there is any."""
     recorded = {} if trajectory.reward is None else {"given": trajectory.reward}
@@ -103,7 +105,9 @@ async def _graded(parts: Parts, trajectory: Trajectory) -> Trajectory:
     return replace(graded, rewards={**recorded, **graded.rewards})
 
 
-async def attempt_tasks(parts: Parts, store: Store | None, progress: Progress, step: int, wanted: int) -> Collected:
+async def attempt_tasks(
+    parts: TrainingContext, store: Store | None, progress: Progress, step: int, wanted: int
+) -> Collected:
     """Attempt the next `wanted` tasks. With `rollout.backfill` above 0, groups whose rewards are all equal are dropped,
     and other tasks are attempted in their place, for at most that many rounds more (DAPO's dynamic sampling, Yu et al.
     2025)."""
@@ -142,19 +146,19 @@ def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajecto
     return {task_id: sum(own) / len(own) for task_id, own in won.items()}
 
 
-async def _together(parts: Parts, store: Store | None, trajectories: list[Trajectory]) -> list[Trajectory]:
+async def _together(parts: TrainingContext, store: Store | None, trajectories: list[Trajectory]) -> list[Trajectory]:
     """`trajectories` with what the components of groups say of them, in the store too."""
     if not parts.reward.of_groups:
         return trajectories
     groups = await asyncio.gather(*(parts.reward.score_group(group) for group in _grouped(trajectories)))
     scored = {trajectory.uid: trajectory for group in groups for trajectory in group}
     if store is not None:
-        await asyncio.gather(*(store.rescore(trajectory) for trajectory in scored.values()))
+        await asyncio.gather(*(store.trajectories.rescore(trajectory) for trajectory in scored.values()))
     return [scored[trajectory.uid] for trajectory in trajectories]
 
 
 async def _greedily(
-    parts: Parts, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
+    parts: TrainingContext, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
 ) -> dict[str, float]:
     """What one greedy attempt at each task earned, by the `prompt_uid` its sampled attempts have."""
     seed = parts.config.trainer.seed

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from midstream.learn.algorithms.base import CorrectionConfig
-from midstream.learn.algorithms.outcome import Place, Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
 
 LARGEST_LOG_RATIO = 20.0
@@ -44,7 +44,7 @@ def corrected(
     return made
 
 
-def most_uncertain(batch: LearningBatch, readings: Mapping[Place, Reading], share: float) -> LearningBatch:
+def most_uncertain(batch: LearningBatch, readings: Mapping[TurnKey, PolicyOutputs], share: float) -> LearningBatch:
     """`batch` with scale 0 for tokens whose entropy is below the (1 - share)-quantile of all that was read; the count
     `entropy_threshold` is that quantile."""
     if share >= 1 or not batch.turns:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from midstream.agents.rollout import groups_of
 from midstream.core.types import Task, Trajectory
 from midstream.learn.batch import check_log_probs
+from midstream.learn.callback import Callback
 from midstream.learn.failures import check_failures
-from midstream.learn.listener import Listener
 from midstream.learn.run_dir import RunDirectory
 from midstream.learn.samples import sample_row
-from midstream.learn.setup import Parts
+from midstream.learn.setup import TrainingContext
 from midstream.record.store import Store
 from midstream.rewards.summary import summarise
 from midstream.tasks import take
@@ -25,15 +25,15 @@ class HeldOut:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: TrainingContext,
         directory: RunDirectory,
         store: Store,
-        listeners: Sequence[Listener],
+        callbacks: Sequence[Callback],
         stopping: Callable[[], bool],
     ) -> None:
         """While `stopping()`, what is due is left for a resumed run."""
         self._parts, self._directory, self._store = parts, directory, store
-        self._listeners, self._stopping = listeners, stopping
+        self._listeners, self._stopping = callbacks, stopping
 
     async def before(self) -> None:
         """The base model, before anything is trained."""
@@ -74,12 +74,12 @@ class HeldOut:
             for trajectory in _first_of_each_kind(trajectories):
                 self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
         self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
-        for listener in self._listeners:
-            listener.on_eval(row)
+        for callback in self._listeners:
+            callback.on_eval(row)
 
 
 async def attempt(
-    parts: Parts,
+    parts: TrainingContext,
     tasks: Sequence[Task],
     label: str,
     step: int,

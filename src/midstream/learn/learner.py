@@ -12,7 +12,7 @@ from torch import Tensor
 from midstream.core.errors import TrainingError
 from midstream.engines.torch.decoder import Decoder
 from midstream.learn.algorithms.base import Algorithm
-from midstream.learn.algorithms.outcome import Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.correction import corrected
@@ -20,7 +20,7 @@ from midstream.learn.critic import Critic
 from midstream.learn.log_probs import Scored, States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
-from midstream.learn.packing import Dealt, packed
+from midstream.learn.packing import ScatterIndex, packed
 from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
@@ -107,10 +107,10 @@ class Learner:
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
-    def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> Reading:
+    def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> PolicyOutputs:
         """What the policy says of every response token of `sequences` together, and the critic where `roles`, who
         sampled each sequence, are given."""
-        log_probs, entropy, worth = Dealt(sequences), Dealt(sequences), Dealt(sequences)
+        log_probs, entropy, worth = ScatterIndex(sequences), ScatterIndex(sequences), ScatterIndex(sequences)
         with torch.no_grad():
             for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
                 chosen = [sequences[n] for n in pack]
@@ -122,11 +122,11 @@ class Learner:
                     states = scored.states if own is None else run(own.decoder, chosen)
                     by_token = [roles[n] for n in pack for _ in sequences[n].response_ids]
                     worth.take(pack, self.critic.values(states, by_token))
-        return Reading(log_probs.all(), entropy.all(), values=worth.all())
+        return PolicyOutputs(log_probs.all(), entropy.all(), values=worth.all())
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
         """What `reference` gives every response token, in passes as an update makes them."""
-        found = Dealt(sequences)
+        found = ScatterIndex(sequences)
         for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
             found.take(pack, reference([sequences[n] for n in pack]))
         return found.all()

@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
-from midstream.learn.algorithms.outcome import Place
+from midstream.learn.algorithms.outcome import TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.correction import corrected, importance
 from midstream.learn.log_probs import Scored, TokenSequence
@@ -35,9 +35,9 @@ class OwnLogProbs:
     """The learner's log-probabilities of a step's turns, by the weights that the step begins with."""
 
     def __init__(self) -> None:
-        self._of: dict[Place, tuple[float, ...]] = {}
-        self._entropies: dict[Place, tuple[float, ...]] = {}
-        self._turns: dict[Place, LearningTurn] = {}
+        self._of: dict[TurnKey, tuple[float, ...]] = {}
+        self._entropies: dict[TurnKey, tuple[float, ...]] = {}
+        self._turns: dict[TurnKey, LearningTurn] = {}
 
     def take(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
         """What the learner says of `turns`, which are as they were sampled."""

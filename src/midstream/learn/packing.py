@@ -45,7 +45,7 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-class Dealt:
+class ScatterIndex:
     """Numbers of each response token, put into the order of `sequences` as passes give them in another."""
 
     def __init__(self, sequences: Sequence[TokenSequence]) -> None:

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from midstream.core.types import Step, Trajectory
-from midstream.learn.algorithms.outcome import Place, Reading
+from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 
 
 def penalised(
-    groups: Sequence[Sequence[Trajectory]], readings: Mapping[Place, Reading], coef: float
+    groups: Sequence[Sequence[Trajectory]], readings: Mapping[TurnKey, PolicyOutputs], coef: float
 ) -> tuple[list[list[Trajectory]], float]:
     """`groups` with coef x (log pi_old - log pi_ref), summed over a step's tokens, taken from each trainable step's
     reward and from the trajectory's (k1, Schulman 2020, as PPO and RLOO for language models have it); and its mean by
     token. `readings` hold the reference of every trainable step."""
-    drift: dict[Place, float] = {}
+    drift: dict[TurnKey, float] = {}
     tokens = 0
     for trajectory in (trajectory for group in groups for trajectory in group):
         for step in trainable_steps(trajectory):

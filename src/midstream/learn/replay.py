@@ -19,7 +19,7 @@ from midstream.record.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ReplayEntry:
     """A group in the buffer: the uids of its trajectories, the policy version of its oldest trainable step, its
     priority (the variance of its rewards: largest where half of the attempts succeed, 0 where a group teaches nothing),
     and what a greedy attempt at the task earned, if there was one."""
@@ -31,14 +31,16 @@ class Kept:
     greedy: float | None = None
 
 
-def choose(buffer: Sequence[Kept], config: ReplayConfig, count: int, *, seed: int, step: int) -> list[Kept]:
+def choose(
+    buffer: Sequence[ReplayEntry], config: ReplayConfig, count: int, *, seed: int, step: int
+) -> list[ReplayEntry]:
     """At most `count` groups to learn from again, none twice. `uniform`: each with the same chance. `recent`: the last
     that came in. `prioritised`: in proportion to their priority, so never one without (weighted draws without
     replacement by the largest u^(1/w), Efraimidis & Spirakis 2006)."""
     if config.sampling == "recent":
         return list(buffer[max(len(buffer) - count, 0) :])
 
-    def key(kept: Kept) -> float:
+    def key(kept: ReplayEntry) -> float:
         weight = kept.priority if config.sampling == "prioritised" else 1.0
         return math.log(1 - unit_interval(seed, "replay", step, kept.prompt_uid)) / weight
 
@@ -46,21 +48,24 @@ def choose(buffer: Sequence[Kept], config: ReplayConfig, count: int, *, seed: in
     return sorted(drawable, key=key, reverse=True)[:count]
 
 
-def read(store: Store, chosen: Sequence[Kept]) -> list[list[Trajectory]]:
+def read(store: Store, chosen: Sequence[ReplayEntry]) -> list[list[Trajectory]]:
     """The groups themselves."""
-    return [[store.trajectory(uid) for uid in kept.uids] for kept in chosen]
+    return [[store.trajectories.get(uid) for uid in kept.uids] for kept in chosen]
 
 
 def keep(
-    buffer: Sequence[Kept], groups: Sequence[Sequence[Trajectory]], greedy: Mapping[str, float], rules: RolloutConfig
-) -> tuple[Kept, ...]:
+    buffer: Sequence[ReplayEntry],
+    groups: Sequence[Sequence[Trajectory]],
+    greedy: Mapping[str, float],
+    rules: RolloutConfig,
+) -> tuple[ReplayEntry, ...]:
     """The buffer with `groups` at its end, those there is something to learn from by `rules`; the oldest make room."""
-    fresh: list[Kept] = []
+    fresh: list[ReplayEntry] = []
     for group in groups:
         versions = [step.policy_version for trajectory in group for step in trainable_steps(trajectory)]
         rewards = [finite_reward(t) for t in group if is_scored(t, rules.failed, rules.truncated)]
         if versions and rewards:
             uid = group[0].prompt_uid
             uids = tuple(trajectory.uid for trajectory in group)
-            fresh.append(Kept(uid, uids, min(versions), statistics.pvariance(rewards), greedy.get(uid)))
+            fresh.append(ReplayEntry(uid, uids, min(versions), statistics.pvariance(rewards), greedy.get(uid)))
     return (*buffer, *fresh)[-rules.replay.capacity :]

@@ -28,7 +28,7 @@ from midstream.learn.learner import Learner, Reference
 from midstream.learn.reference import base_reference, swapped_reference
 from midstream.learn.source import check_there
 from midstream.learn.weights import Weights
-from midstream.record.recorder import Voice
+from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
@@ -36,7 +36,7 @@ from midstream.tasks import TaskSet, load_tasks
 
 
 @dataclass(slots=True)
-class Parts:
+class TrainingContext:
     """Everything of one run that lives in this process."""
 
     config: TrainConfig
@@ -48,16 +48,16 @@ class Parts:
     learner: Learner
     tasks: TaskSet
     reward: RewardFunction
-    voices: dict[str, Voice]
+    role_engines: dict[str, RoleEngine]
     numerics: Numerics
     reference: Reference | None = None
     """The reference policy where it does not depend on where the run began: see `kl.reference`."""
 
-    def manager(self, store: Store | None, voices: Mapping[str, Voice] | None = None) -> AgentFlowManager:
-        """A rollout through the config's flow; `voices` in place of the config's engines."""
+    def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
+        """A rollout through the config's flow; `role_engines` in place of the config's engines."""
         worker = AgentFlowWorker(
             self.config.flow,
-            voices or self.voices,
+            role_engines or self.role_engines,
             sampling=self.config.rollout.sampling,
             store=store,
             score=self.reward.score,
@@ -68,7 +68,7 @@ class Parts:
         )
 
 
-def build(config: TrainConfig, recorded: Numerics | None = None) -> Parts:
+def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingContext:
     """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
     numerics of the run that is resumed; they are kept."""
     use_threads(config.trainer.threads)
@@ -91,10 +91,21 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> Parts:
     critic = make_critic(config, decoder, tokenizer)
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
     reference = make_reference(config, decoder, weights, tokenizer)
-    voices = make_voices(config.flow, engine)
+    role_engines = make_role_engines(config.flow, engine)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
-    parts = Parts(
-        config, model_path, decoder, tokenizer, engine, weights, learner, tasks, reward, voices, numerics, reference
+    parts = TrainingContext(
+        config,
+        model_path,
+        decoder,
+        tokenizer,
+        engine,
+        weights,
+        learner,
+        tasks,
+        reward,
+        role_engines,
+        numerics,
+        reference,
     )
     # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
     parts.manager(None)
@@ -169,7 +180,7 @@ def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: st
     return decoder
 
 
-def check_trained(parts: Parts) -> None:
+def check_trained(parts: TrainingContext) -> None:
     """Raise `ConfigError` unless something that speaks is trained."""
     roles = parts.manager(None).roles
     if not any(roles.values()):
@@ -179,25 +190,25 @@ def check_trained(parts: Parts) -> None:
         )
 
 
-def make_voices(flow: FlowConfig, policy: TorchEngine) -> dict[str, Voice]:
-    """Who speaks for each role the config names; `rules` roles have no voice."""
-    voices = {"policy": Voice(policy, policy.tokenizer, True)}
-    frozen: Voice | None = None
+def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEngine]:
+    """Who speaks for each role the config names; `rules` roles have no role engine."""
+    role_engines = {"policy": RoleEngine(policy, policy.tokenizer, True)}
+    frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            voices[role] = Voice(policy, policy.tokenizer, config.train)
+            role_engines[role] = RoleEngine(policy, policy.tokenizer, config.train)
         elif config.engine == "frozen":
             if frozen is None:
-                frozen = Voice(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
-            voices[role] = frozen
+                frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
+            role_engines[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
-            voices[role] = Voice(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
+            role_engines[role] = RoleEngine(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
         elif config.engine != "rules":
             raise ConfigError(
                 f"flow.roles.{role}.engine is '{config.engine}'",
                 "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
             )
-    return voices
+    return role_engines
 
 
 def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:

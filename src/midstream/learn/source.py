@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from midstream.agents.config import SourceConfig
+from midstream.agents.config import StoreSourceConfig
+from midstream.core import clock
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
-from midstream.record.groups import Key, Leased
+from midstream.record.group_states import Key, Leased
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -25,10 +25,10 @@ class Drained(RunError):
     """No group became ready for as long as a step waits: the run ends."""
 
 
-class Source:
+class GroupSource:
     """A store to take groups from, as `owner`: the name by which a resumed run finds what is its own."""
 
-    def __init__(self, config: SourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
+    def __init__(self, config: StoreSourceConfig, owner: str, stopping: Callable[[], bool]) -> None:
         self._config, self._owner, self._stopping = config, owner, stopping
         self._store = Store(config.store)
         self._renewing: asyncio.Task[None] | None = None
@@ -44,37 +44,37 @@ class Source:
             raise
 
     async def _lease(self, count: int, min_version: int | None) -> list[Leased]:
-        config, held, began = self._config, list[Leased](), time.monotonic()
+        config, held, began = self._config, list[Leased](), clock.monotonic()
         while len(held) < count:
             wanted = count - len(held)
             held += await asyncio.to_thread(
-                self._store.lease, self._owner, wanted, config.channel, config.lease_s, min_version
+                self._store.groups.lease, self._owner, wanted, config.channel, config.lease_s, min_version
             )
-            if len(held) == count or (held and time.monotonic() - began > config.wait_s):
+            if len(held) == count or (held and clock.monotonic() - began > config.wait_s):
                 break
-            if self._stopping() or time.monotonic() - began > config.wait_s:
-                await asyncio.to_thread(self._store.release, self._owner, [group.key for group in held])
+            if self._stopping() or clock.monotonic() - began > config.wait_s:
+                await asyncio.to_thread(self._store.groups.release, self._owner, [group.key for group in held])
                 raise Drained(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
                     f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume goes on when there are some: "
                     f"midstream store stats {self._store.where}",
                 )
-            await asyncio.sleep(POLL_S)
+            await clock.sleep(POLL_S)
         return held
 
     async def _renew(self) -> None:
         """Hold what is held, however long the others take to come, and the step after them."""
         while True:
-            await asyncio.sleep(self._config.lease_s / 3)
+            await clock.sleep(self._config.lease_s / 3)
             try:
-                await asyncio.to_thread(self._store.renew, self._owner, self._config.lease_s)
+                await asyncio.to_thread(self._store.groups.renew, self._owner, self._config.lease_s)
             except (MidstreamError, DBAPIError):  # the next one may get through in time
                 _log.warning("the lease of the groups in '%s' could not be renewed", self._store.where, exc_info=True)
 
     async def consume(self, keys: Collection[Key], step: int) -> None:
         """Mark the groups as learned from in this step."""
         self._let_go()
-        await asyncio.to_thread(self._store.consume, self._owner, keys, step)
+        await asyncio.to_thread(self._store.groups.consume, self._owner, keys, step)
 
     def _let_go(self) -> None:
         if self._renewing is not None:
@@ -82,17 +82,17 @@ class Source:
 
     async def counts(self) -> dict[str, float]:
         """Groups by state."""
-        return await asyncio.to_thread(self._store.group_counts, self._config.channel)
+        return await asyncio.to_thread(self._store.groups.counts, self._config.channel)
 
     def back_to(self, step: int) -> None:
         """The run goes on from `step`: what it learned from after that is to be had again."""
-        self._store.reopen(self._owner, step)
+        self._store.groups.reopen(self._owner, step)
 
     def close(self) -> None:
         self._store.close()
 
 
-def check_there(config: SourceConfig) -> None:
+def check_there(config: StoreSourceConfig) -> None:
     """Raises `RunError` for a file that is not there: opening it would make a store that nobody fills."""
     if "://" not in config.store and not Path(config.store).is_file():
         raise RunError(f"no store at '{config.store}'", "give the one a gateway records into, and start that first")

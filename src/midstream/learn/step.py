@@ -24,10 +24,10 @@ from midstream.learn.learner import Reference, together
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalised
 from midstream.learn.penalty import penalised
-from midstream.learn.readings import read, wanted
+from midstream.learn.policy_outputs import read, wanted
 from midstream.learn.reference import swapped_reference
-from midstream.learn.setup import Parts
-from midstream.learn.source import Source
+from midstream.learn.setup import TrainingContext
+from midstream.learn.source import GroupSource
 from midstream.record.store import Store
 from midstream.rewards.judge import judge_agreement
 from midstream.rewards.summary import describe, reasons
@@ -51,12 +51,12 @@ class Stepped:
 
 
 async def take_step(
-    parts: Parts,
+    parts: TrainingContext,
     store: Store,
     state: TrainState,
     start: Mapping[str, Tensor],
     on_first_update: FirstUpdate,
-    source: Source | None = None,
+    source: GroupSource | None = None,
 ) -> Stepped:
     """The step after `state`. `start` are the weights that reinforcement learning began with, where the reference is
     that; `source` is where groups come from that are not rolled out here."""
@@ -177,7 +177,7 @@ def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bo
     return f"{found}: from the next step on ratios are taken to the sampler again (algorithm.correction)"
 
 
-def _attempted(parts: Parts, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def _attempted(parts: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """How the attempts went: success, by kind too, reward, and why some failed."""
     won = [parts.reward.succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
@@ -213,7 +213,7 @@ def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _is_measured(parts: Parts, kl: KLConfig, step: int) -> bool:
+def _is_measured(parts: TrainingContext, kl: KLConfig, step: int) -> bool:
     """Whether this step asks for the distance to the reference: always when it counts, else now and then, and before
     the first update, as the self-check wants to know."""
     if kl.coef > 0:
@@ -221,7 +221,7 @@ def _is_measured(parts: Parts, kl: KLConfig, step: int) -> bool:
     return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
 
 
-def reference_of(parts: Parts, start: Mapping[str, Tensor]) -> Reference | None:
+def reference_of(parts: TrainingContext, start: Mapping[str, Tensor]) -> Reference | None:
     """The reference policy of `kl.reference`; `start` are the weights that reinforcement learning began with."""
     if parts.config.algorithm.kl.reference == "start":
         return swapped_reference(parts.decoder, parts.weights, start)

@@ -30,17 +30,17 @@ from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics
 from midstream.learn.batch import LearningBatch
+from midstream.learn.callback import Callback
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
 from midstream.learn.checks import PLAINLY, first_batch, insist
 from midstream.learn.collect import Group
 from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
-from midstream.learn.listener import Listener
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.setup import Parts, build, check_trained
-from midstream.learn.source import Drained, Source
+from midstream.learn.setup import TrainingContext, build, check_trained
+from midstream.learn.source import Drained, GroupSource
 from midstream.learn.step import take_step
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
@@ -65,7 +65,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, listeners: Sequence[Listener] = ()
+    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
 ) -> TrainResult:
     """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
     saved stays."""
@@ -82,7 +82,7 @@ def train(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
                 "resume with the old config, or take the new one with --force",
             )
-        return asyncio.run(_Run(config, directory, listeners).go())
+        return asyncio.run(_Run(config, directory, callbacks).go())
     except OSError as error:
         # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
         if error.errno not in FULL:
@@ -108,8 +108,8 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, listeners: Sequence[Listener]) -> None:
-        self.config, self.directory, self.listeners = config, directory, listeners
+    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
+        self.config, self.directory, self.callbacks = config, directory, callbacks
         self.stopping = False
         self.tensorboard: Any = None
 
@@ -147,9 +147,9 @@ class _Run:
         self.source = self._open_source(state)
         try:
             with Store(self.directory / "store.sqlite") as self.store:
-                self.held_out = HeldOut(parts, self.directory, self.store, self.listeners, lambda: self.stopping)
+                self.held_out = HeldOut(parts, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
-                    self.store.discard_from(0)
+                    self.store.trajectories.discard_from(0)
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
@@ -157,7 +157,7 @@ class _Run:
                         state = TrainState(0, 0, 0, parts.decoder.version)
                         await self._save(state, reference)
                 else:
-                    self.store.discard_from(state.step + 1)
+                    self.store.trajectories.discard_from(state.step + 1)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 while state.step < config.trainer.max_steps and not self.stopping:
@@ -185,8 +185,8 @@ class _Run:
             if self.source is not None:
                 self.source.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
-        for listener in self.listeners:
-            listener.on_finish({"status": status, "run_dir": str(self.directory.path)})
+        for callback in self.callbacks:
+            callback.on_finish({"status": status, "run_dir": str(self.directory.path)})
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
 
     def _recorded_numerics(self) -> Numerics | None:
@@ -201,7 +201,7 @@ class _Run:
             return None
         return Numerics.from_json(recorded)
 
-    def _open_source(self, state: TrainState) -> Source | None:
+    def _open_source(self, state: TrainState) -> GroupSource | None:
         config = self.config.rollout.source
         if config is None:
             return None
@@ -209,7 +209,7 @@ class _Run:
         path = self.directory / "source_owner"
         if not path.is_file():
             self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
-        source = Source(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
+        source = GroupSource(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
         source.back_to(state.step)
         return source
 
@@ -272,8 +272,8 @@ class _Run:
             "run_dir": str(self.directory.path),
             "numerics": self.parts.numerics.summary(),
         }
-        for listener in self.listeners:
-            listener.on_start(info)
+        for callback in self.callbacks:
+            callback.on_start(info)
 
     def _write_info(self, status: str) -> None:
         self.directory.write_json(
@@ -366,11 +366,11 @@ class _Run:
         for name, value in row.items():
             if row["stage"] == "rl" and isinstance(value, int | float) and name != "step":
                 self.tensorboard.add_scalar(name, value, row["step"])
-        for listener in self.listeners:
-            listener.on_metrics(row)
+        for callback in self.callbacks:
+            callback.on_metrics(row)
 
 
-def _check_splits(parts: Parts, config: TrainConfig) -> None:
+def _check_splits(parts: TrainingContext, config: TrainConfig) -> None:
     """Every split the run will need has tasks."""
     trainer = config.trainer
     needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}

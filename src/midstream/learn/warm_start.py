@@ -16,12 +16,12 @@ from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.config import WarmStartConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence
-from midstream.learn.setup import Parts
-from midstream.record.recorder import Voice
+from midstream.learn.setup import TrainingContext
+from midstream.record.recorder import RoleEngine
 from midstream.tools import Toolbox, load_tools
 
 
-def check_demonstrations(parts: Parts) -> None:
+def check_demonstrations(parts: TrainingContext) -> None:
     """Raise `ConfigError` when the config asks for a warm start that lacks what it needs."""
     config = parts.config
     if not config.warm_start.examples:
@@ -42,27 +42,30 @@ def check_demonstrations(parts: Parts) -> None:
         demonstrator.check(task)
 
 
-async def demonstrate(parts: Parts) -> list[Trajectory]:
+async def demonstrate(parts: TrainingContext) -> list[Trajectory]:
     """Let the flow solve the first training tasks with a demonstrator in place of its engines."""
     seed, tasks = parts.config.trainer.seed, _tasks(parts)
     demonstrator = _demonstrator(parts)
     # Roles that are not trained are spoken for too, and stay untrained.
-    voices = {role: Voice(demonstrator, parts.tokenizer, voice.trainable) for role, voice in parts.voices.items()}
+    role_engines = {
+        role: RoleEngine(demonstrator, parts.tokenizer, role_engine.trainable)
+        for role, role_engine in parts.role_engines.items()
+    }
     right = groups_of(tasks, 1, prefix="right", seed=seed)
     wrong = groups_of(tasks, 1, prefix="wrong", seed=seed)
     demonstrator.assign({a.uid: a.task for a in right}, {a.uid: a.task for a in wrong})
-    made = await parts.manager(None, voices).run([*right, *wrong])
+    made = await parts.manager(None, role_engines).run([*right, *wrong])
     shown, spoiled = made[: len(tasks)], made[len(tasks) :]
     for trajectory in shown:
         _insist(trajectory)
     return [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(shown, spoiled, strict=True)]
 
 
-def _tasks(parts: Parts) -> list[Task]:
+def _tasks(parts: TrainingContext) -> list[Task]:
     return [parts.tasks.get("train", place) for place in range(parts.config.warm_start.examples)]
 
 
-def _demonstrator(parts: Parts) -> Demonstrator:
+def _demonstrator(parts: TrainingContext) -> Demonstrator:
     config = parts.config
     settings = AgentFlowSettings.model_validate(config.flow.settings)
     toolbox = Toolbox(load_tools(config.flow.tools))
@@ -86,7 +89,7 @@ def _insist(shown: Trajectory) -> None:
         )
 
 
-def make_learner(parts: Parts) -> Learner:
+def make_learner(parts: TrainingContext) -> Learner:
     """A learner of the same weights for the warm start alone: reinforcement learning begins with a fresh optimizer."""
     config = parts.config
     optimizer = config.optimizer.model_copy(update={"lr": config.warm_start.lr, "warmup_steps": 0})

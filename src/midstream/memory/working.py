@@ -14,7 +14,7 @@ from midstream.core.types import Message, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Exchange:
     """What a module was asked and what it answered."""
 
     role: str
@@ -41,13 +41,13 @@ class WorkingMemory:
     query: str
     count_tokens: Callable[[str], int]
     budget: int = 1024
-    said: list[Said] = field(default_factory=list)
+    said: list[Exchange] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     analysis: str = ""
     shortened: int = 0
     """How many results were cut to stay within the budget."""
 
-    def remember(self, said: Said) -> None:
+    def remember(self, said: Exchange) -> None:
         """A module spoke."""
         self.said.append(said)
         while self.tokens() > self.budget and self._shorten():
@@ -80,6 +80,6 @@ class WorkingMemory:
         index = -max(candidates)[1]
         said = self.said[index]
         keep = len(said.asked) // 4
-        self.said[index] = Said(said.role, f"{said.asked[:keep]} [...] {said.asked[-keep:]}", said.answered)
+        self.said[index] = Exchange(said.role, f"{said.asked[:keep]} [...] {said.asked[-keep:]}", said.answered)
         self.shortened += 1
         return True

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from midstream.core.errors import RunError, nearest
 from midstream.core.types import Trajectory
 from midstream.record import schema
-from midstream.record.database import INSERT
-from midstream.record.exact_json import from_json, to_json
+from midstream.store.engine import INSERT
+from midstream.store.exact_json import from_json, to_json
 
 Quality = Literal["", "good", "unsure", "bad", "reject"]
 QUALITIES: tuple[Quality, ...] = ("", "good", "unsure", "bad", "reject")

@@ -18,14 +18,14 @@ import sqlalchemy as sa
 
 from midstream.core.errors import RunError, nearest
 from midstream.record import curation, feedback, schema
-from midstream.record.database import INSERT
-from midstream.record.files import Record, form_of
+from midstream.record.export_files import Record, form_of
+from midstream.record.export_format import Portable, portable, record_of
 from midstream.record.filters import Filters
-from midstream.record.lookup import PAGE
-from midstream.record.portable import Portable, portable, record_of
-from midstream.record.reading import Recorded
+from midstream.record.loading import Recorded
 from midstream.record.store import Store
-from midstream.record.transaction import Transaction
+from midstream.record.trajectories import PAGE
+from midstream.store.engine import INSERT
+from midstream.store.transaction import Transaction
 
 T = TypeVar("T")
 Placed = tuple[str, Portable]
@@ -52,7 +52,7 @@ def export_to(store: Store, path: str | Path, **filters: Unpack[Filters]) -> int
     form = form_of(path)
     try:
         with form.write(unfinished) as write:
-            for page in _pages(store.recorded(**filters)):
+            for page in _pages(store.trajectories.recorded(**filters)):
                 write(_records(store, page))
                 written += len(page)
         unfinished.replace(path)
@@ -75,7 +75,7 @@ def import_from(store: Store, path: str | Path, existing: Literal["refuse", "ski
     path = Path(path)
     for page in _pages(_read(path)):
         if existing == "refuse":
-            there = store.read(lambda connection, page=page: _there(connection, page))
+            there = store.database.read(lambda connection, page=page: _there(connection, page))
             for place, one in page:
                 if one.uid in there:
                     raise RunError(
@@ -84,7 +84,7 @@ def import_from(store: Store, path: str | Path, existing: Literal["refuse", "ski
                     )
     count = skipped = 0
     for page in _pages(_read(path)):
-        new = store.write(lambda transaction, page=page: _insert(transaction, page))
+        new = store.database.write(lambda transaction, page=page: _insert(transaction, page))
         count, skipped = count + new, skipped + len(page) - new
     return Imported(count, skipped)
 
@@ -108,7 +108,7 @@ def _records(store: Store, page: list[Recorded]) -> list[Record]:
             for one in page
         ]
 
-    return store.read(read)
+    return store.database.read(read)
 
 
 def _there(connection: sa.Connection, page: list[Placed]) -> set[str]:

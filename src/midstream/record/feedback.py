@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from midstream.core.errors import RunError, nearest
 from midstream.record import schema
-from midstream.record.database import INSERT
-from midstream.record.exact_json import from_json, to_json
+from midstream.store.engine import INSERT
+from midstream.store.exact_json import from_json, to_json
 
 Kind = Literal["thumbs", "rating", "correction", "comment"]
 KINDS: tuple[Kind, ...] = ("thumbs", "rating", "correction", "comment")

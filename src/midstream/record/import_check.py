@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from midstream.core.names import check_name
 from midstream.core.types import Status
-from midstream.record.groups import GroupState
+from midstream.record.group_states import GroupState
 
 DEEPEST = 100
 """Lists and objects within each other."""

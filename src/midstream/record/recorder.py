@@ -20,14 +20,14 @@ from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Req
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
 from midstream.record.store import Store
-from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, Place, TokenTree
+from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, PromptPlacement, TokenTree
 
 TOP_LOG_PROBS = "top_log_probs"
 """In a step's metadata: the likeliest tokens at each place, as pairs of id and log-probability."""
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class RoleEngine:
     """Who answers a call: an engine, the tokenizer its ids belong to, and whether what it says may be trained on."""
 
     engine: Engine
@@ -111,17 +111,17 @@ class Recorder:
         self._under_way: set[int] = set()
         self._trees: dict[int, TokenTree] = {}
 
-    def restore(self, steps: Iterable[Step], voice: Voice) -> None:
-        """Go on where a process that ended left off: `steps` are those in the store, all spoken by `voice`."""
+    def restore(self, steps: Iterable[Step], role_engine: RoleEngine) -> None:
+        """Go on where a process that ended left off: `steps` are those in the store, all spoken by `role_engine`."""
         for step in steps:
             while len(self.steps) < step.step_index:  # a call that was never answered keeps its place
                 self._take_place()
             self.steps.append(step)
-            self._remember(step, voice)
+            self._remember(step, role_engine)
 
     async def chat(
         self,
-        voice: Voice,
+        role_engine: RoleEngine,
         messages: Sequence[Message],
         sampling: SamplingParams,
         *,
@@ -130,10 +130,10 @@ class Recorder:
     ) -> Step:
         """`call` for a plain conversation."""
         call = Call(messages=tuple(messages), sampling=sampling, role=role, metadata=metadata or {})
-        step, _ = await self.call(voice, call)
+        step, _ = await self.call(role_engine, call)
         return step
 
-    async def call(self, voice: Voice, call: Call) -> tuple[Step, Completion]:
+    async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
         """One model call; the step is on disk when this returns. Raises `PromptTooLong`, `Unsupported` and
         `EngineError` as the engine does; then nothing is recorded. What the engine has answered is recorded, whether or
         not somebody still waits for it. A call that is cancelled while the engine works leaves a step when `on_tokens`
@@ -145,13 +145,13 @@ class Recorder:
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        heard = Heard(call.on_tokens, voice.engine.policy_version)
-        place: Place | None = None
+        heard = Heard(call.on_tokens, role_engine.engine.policy_version)
+        place: PromptPlacement | None = None
         try:
-            place = await self._place(voice, call)
+            place = await self._place(role_engine, call)
             if call.on_prompt is not None:
                 call.on_prompt(len(place.prompt_ids))
-            completion = await voice.engine.generate(
+            completion = await role_engine.engine.generate(
                 Request(
                     prompt_ids=place.prompt_ids,
                     sampling=sampling,
@@ -164,21 +164,23 @@ class Recorder:
                     on_tokens=None if call.on_tokens is None else heard,
                 )
             )
-            step = self._step(index, voice, replace(call, sampling=sampling), place, completion)
+            step = self._step(index, role_engine, replace(call, sampling=sampling), place, completion)
         except BaseException as error:
-            cut = heard.completion(voice.tokenizer) if isinstance(error, asyncio.CancelledError) else None
+            cut = heard.completion(role_engine.tokenizer) if isinstance(error, asyncio.CancelledError) else None
             if cut is None or place is None:
                 self._give_up(placeholder)
                 raise
-            step = self._step(index, voice, replace(call, sampling=sampling), place, cut)
+            step = self._step(index, role_engine, replace(call, sampling=sampling), place, cut)
             why = {"interrupted": str(error.args[0] if error.args else "cancelled")}
             step = replace(step, trainable=False, metadata={**step.metadata, **why})
-            await self._recorded(placeholder, step, voice)
+            await self._recorded(placeholder, step, role_engine)
             raise
-        await self._recorded(placeholder, step, voice)
+        await self._recorded(placeholder, step, role_engine)
         return step, completion
 
-    def _step(self, index: int, voice: Voice, call: Call, place: Place, completion: Completion) -> Step:
+    def _step(
+        self, index: int, role_engine: RoleEngine, call: Call, place: PromptPlacement, completion: Completion
+    ) -> Step:
         """The step that an answered call is."""
         sampling = call.sampling
         kept: dict[str, Any] = {"stop": list(sampling.stop)} if sampling.stop else {}
@@ -195,7 +197,7 @@ class Recorder:
             policy_version=completion.policy_version,
             metadata={**call.metadata, **template, **kept, **_how_sampled(sampling, call.constraint)},
             role=call.role,
-            trainable=voice.trainable and bool(completion.ids),
+            trainable=role_engine.trainable and bool(completion.ids),
             parent=place.parent,
             branch_reason=place.branch_reason,
             temperature=sampling.temperature or 1.0,
@@ -206,12 +208,12 @@ class Recorder:
             latency_s=completion.latency_s,
         )
 
-    async def _recorded(self, placeholder: Step, step: Step, voice: Voice) -> None:
+    async def _recorded(self, placeholder: Step, step: Step, role_engine: RoleEngine) -> None:
         """Keep an answered step, in the store where there is one."""
         if self._store is None:
-            self._keep(step, voice)
+            self._keep(step, role_engine)
         else:
-            await self._append(placeholder, step, voice, self._store)
+            await self._append(placeholder, step, role_engine, self._store)
 
     async def submit(self, step: Step) -> None:
         """Record a step that was sampled elsewhere, at its own `step_index`, which must be free (`is_free`); on disk
@@ -222,7 +224,7 @@ class Recorder:
         self._under_way.add(step.step_index)
         try:
             if self._store is not None:
-                self.over = not await self._store.appending(own, self._channel) or self.over
+                self.over = not await self._store.trajectories.append_future(own, self._channel) or self.over
         finally:
             self._under_way.discard(step.step_index)
         self._answered(own)
@@ -263,7 +265,7 @@ class Recorder:
         self._pending.add(step.step_index)
         return step
 
-    async def _append(self, place: Step, step: Step, voice: Voice, store: Store) -> None:
+    async def _append(self, place: Step, step: Step, role_engine: RoleEngine, store: Store) -> None:
         """Keep a step once it is on disk, also when whoever waits for that is cancelled."""
 
         def settle(writing: asyncio.Future[bool]) -> None:
@@ -271,10 +273,10 @@ class Recorder:
                 self._give_up(place)
             else:
                 self.over = self.over or not writing.result()
-                self._keep(step, voice)
+                self._keep(step, role_engine)
 
         try:
-            writing = store.appending(step, self._channel)
+            writing = store.trajectories.append_future(step, self._channel)
         except BaseException:
             self._give_up(place)
             raise
@@ -287,9 +289,9 @@ class Recorder:
                 writing.add_done_callback(settle)
                 await asyncio.wait([writing])
 
-    def _keep(self, step: Step, voice: Voice) -> None:
+    def _keep(self, step: Step, role_engine: RoleEngine) -> None:
         self._answered(step)
-        self._remember(step, voice)
+        self._remember(step, role_engine)
 
     def _answered(self, step: Step) -> None:
         self.steps[step.step_index] = step
@@ -303,31 +305,31 @@ class Recorder:
             self.steps.pop()
             self._pending.discard(place.step_index)
 
-    async def _place(self, voice: Voice, call: Call) -> Place:
-        if voice.tokenizer is None:
-            return Place((), None, "")
+    async def _place(self, role_engine: RoleEngine, call: Call) -> PromptPlacement:
+        if role_engine.tokenizer is None:
+            return PromptPlacement((), None, "")
         if call.prompt_ids is not None:
             return self._given(call.prompt_ids)
-        tree = self._tree(voice.tokenizer)
+        tree = self._tree(role_engine.tokenizer)
         many = len(call.messages) > MANY_MESSAGES
         if many or sum(len(str(message.get("content"))) for message in call.messages) > LONG:
-            return await off_loop(tree.place, call.messages, call.tools, voice.tokenizer, call.template)
-        return tree.place(call.messages, call.tools, voice.tokenizer, call.template)
+            return await off_loop(tree.place, call.messages, call.tools, role_engine.tokenizer, call.template)
+        return tree.place(call.messages, call.tools, role_engine.tokenizer, call.template)
 
-    def _given(self, prompt_ids: tuple[int, ...]) -> Place:
+    def _given(self, prompt_ids: tuple[int, ...]) -> PromptPlacement:
         """The place of a prompt that came as tokens: after the longest step that it goes on from."""
         ends = ((len(step.prompt_ids) + len(step.response_ids), step) for step in self.finished() if step.response_ids)
         for size, step in sorted(ends, key=lambda end: -end[0]):
             if size <= len(prompt_ids) and prompt_ids[:size] == step.prompt_ids + step.response_ids:
-                return Place(prompt_ids, step.step_index, "")
-        return Place(prompt_ids, None, "")
+                return PromptPlacement(prompt_ids, step.step_index, "")
+        return PromptPlacement(prompt_ids, None, "")
 
     def _tree(self, tokenizer: ChatTokenizer) -> TokenTree:
         return self._trees.setdefault(id(tokenizer), TokenTree(self._prefix_ignore))
 
-    def _remember(self, step: Step, voice: Voice) -> None:
-        if voice.tokenizer is not None and step.response_ids and step.messages:
-            self._tree(voice.tokenizer).add(step, voice.tokenizer)
+    def _remember(self, step: Step, role_engine: RoleEngine) -> None:
+        if role_engine.tokenizer is not None and step.response_ids and step.messages:
+            self._tree(role_engine.tokenizer).add(step, role_engine.tokenizer)
 
 
 def _how_sampled(sampling: SamplingParams, constraint: Constraint | None) -> dict[str, Any]:

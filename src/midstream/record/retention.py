@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from midstream.core.errors import RunError
 from midstream.core.types import Status
 from midstream.record import schema
-from midstream.record.groups import GroupState
+from midstream.record.group_states import GroupState
 
 
 def prunable(

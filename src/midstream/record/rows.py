@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 
 from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
-from midstream.record.exact_json import from_json, to_json
+from midstream.store.exact_json import from_json, to_json
 
 Row = dict[str, Any]
 

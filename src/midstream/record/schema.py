@@ -1,4 +1,4 @@
-"""The store's tables, and how a database comes to have them: made new, or brought up from an older version.
+"""The tables that trajectories are recorded in.
 
 Token ids are little-endian int32 blobs and log-probabilities little-endian float64 blobs; columns of type `Text` hold
 JSON text (`exact_json`). Times are seconds since 1970.
@@ -6,25 +6,17 @@ JSON text (`exact_json`). Times are seconds since 1970.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
-from midstream.core.errors import RunError
+from midstream.store.schema import Schema, add_column, make
 
-T = TypeVar("T")
-
-SCHEMA_VERSION = 3
-MOST_VALUES = 1000
-"""How many values a statement that we write is given at most."""
 WHOLE = -1
-"""The `step_index` under which what is said of a whole trajectory stands."""
+"""The `step_index` of annotations of a whole trajectory."""
 
 metadata = MetaData()
-
-schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
 trajectories = Table(
     "trajectories",
@@ -131,55 +123,10 @@ feedback = Table(
     sa.UniqueConstraint("trajectory_uid", "key"),
 )
 
-servers = Table(
-    "servers",
-    metadata,
-    Column("id", String, primary_key=True),
-    Column("name", String, nullable=False),
-    Column("alive_at", Float, nullable=False),
-)
 
-_SINCE_2 = (groups, curation, tags, feedback)
-_SINCE_3 = (servers,)
-
-
-def parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """`items` in parts that fit into one statement: databases limit how many values one may be given."""
-    for start in range(0, len(items), MOST_VALUES):
-        yield items[start : start + MOST_VALUES]
-
-
-def create_or_upgrade(connection: sa.Connection, where: str) -> None:
-    """Make the tables, or bring those of an older version up to this one, in the transaction of `connection`.
-
-    Raises `RunError` for a newer version, and for tables of the same names that are not ours.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('midstream'))")  # one process at a time
-    tables = sa.inspect(connection).get_table_names()
-    if schema_version.name not in tables:
-        _make(metadata.sorted_tables, connection, where)
-        connection.execute(schema_version.insert(), [{"version": SCHEMA_VERSION}])
-        return
-    version = connection.execute(sa.select(sa.func.max(schema_version.c.version))).scalar_one()
-    if version not in range(1, SCHEMA_VERSION + 1):
-        raise RunError(
-            f"'{where}' is of another version of Midstream (schema {version}, this one reads {SCHEMA_VERSION})",
-            "use the version that wrote it, or record into another file",
-        )
-    if version < 2:
-        _upgrade_from_1(connection)
-        _make(_SINCE_2, connection, where)
-    if version < 3:
-        _add(connection, trajectories, "server")
-        _make(_SINCE_3, connection, where)
-    if version < SCHEMA_VERSION:
-        connection.execute(schema_version.update().values(version=SCHEMA_VERSION))
-
-
-def _upgrade_from_1(connection: sa.Connection) -> None:
+def _upgrade_to_2(connection: sa.Connection) -> None:
     for table, column in ((steps, "tools"), (trajectories, "ended_at"), (trajectories, "session")):
-        _add(connection, table, column)
+        add_column(connection, table, column)
     # When they ended was not kept; they were begun no later.
     ended = trajectories.c.status != "running"
     connection.execute(trajectories.update().where(ended).values(ended_at=trajectories.c.created_at))
@@ -188,16 +135,23 @@ def _upgrade_from_1(connection: sa.Connection) -> None:
     for index in trajectories.indexes:
         if index.name in new:
             index.create(connection)
+    make(connection, (groups, curation, tags, feedback), "the store")
 
 
-def _add(connection: sa.Connection, table: Table, column: str) -> None:
-    definition = sa.schema.CreateColumn(table.c[column]).compile(dialect=connection.dialect)
-    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+def _upgrade_to_3(connection: sa.Connection) -> None:
+    add_column(connection, trajectories, "server")
 
 
-def _make(tables: Sequence[Table], connection: sa.Connection, where: str) -> None:
-    there = sa.inspect(connection).get_table_names()
-    if any(table.name in there for table in tables):
-        raise RunError(f"'{where}' holds other tables of the same names", "name another file or database")
-    for table in tables:
-        table.create(connection)
+def _upgrade_to_4(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("DROP TABLE schema_version")  # replaced by the table `schemas`
+
+
+def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | None:
+    if "schema_version" not in tables:
+        return None
+    return connection.exec_driver_sql("SELECT max(version) FROM schema_version").scalar_one()
+
+
+SCHEMA = Schema(
+    "record", metadata, 4, {2: _upgrade_to_2, 3: _upgrade_to_3, 4: _upgrade_to_4}, unregistered=_unregistered
+)

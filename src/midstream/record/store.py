@@ -1,40 +1,74 @@
 """The durable store: every step is on disk before it is used, and what was acknowledged survives `kill -9`.
 
-One writer thread owns all writes (`writer`). Readers use connections of their own and see committed data only. The
-default is SQLite in WAL mode; a `postgresql://` URL names a server. Several processes may use one store. Of those
-that write the same trajectory the last one wins, unless they are servers (`servers`): then one of them holds it.
+`Store` composes the `trajectories`, `groups` and `annotations` of a database, and the `servers` that share it. One
+writer thread does all writes; readers use connections of their own and see committed data only. SQLite in WAL mode is
+the default; a `postgresql://` URL names a server. Several processes may use one store. When several write the same
+trajectory the last one wins, unless they are servers: then one of them holds it.
 
-What is not `async` here waits for the database: a server calls it in a thread (`asyncio.to_thread`).
-
-Each thing a store does is in a module of its own: `recording`, `lookup`, `leasing`, `notes`, `servers`; here
-they come together.
+Methods that are not `async` wait for the database: a server calls them in a thread (`asyncio.to_thread`).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 
-from midstream.record.groups import GroupState
-from midstream.record.leasing import Leasing
-from midstream.record.lookup import Lookup
-from midstream.record.notes import Notes
-from midstream.record.recording import Recording
+from midstream.core import clock
+from midstream.core.errors import MidstreamError
+from midstream.record.annotations import Annotations
+from midstream.record.group_states import GroupState
+from midstream.record.groups import Groups
 from midstream.record.retention import prunable
 from midstream.record.retention import vacuum as reclaim
-from midstream.record.servers import Servers
+from midstream.record.schema import SCHEMA
+from midstream.record.trajectories import Trajectories, adopt
+from midstream.record.trajectory_batch import TrajectoryBatch
+from midstream.store.database import Database
+from midstream.store.servers import SCHEMA as SERVERS
+from midstream.store.servers import Servers
 
 PRUNED_AT_ONCE = 500
-"""Trajectories one transaction deletes at most, so that others need not wait long."""
+"""Most trajectories that one transaction deletes, so that others need not wait long."""
 
 
-class Store(Recording, Lookup, Leasing, Notes, Servers):
+class Store:
     """Trajectories and their steps in a database.
 
-    `url_or_path` is a database URL, or the path of a SQLite file, made when it is not there. `durability` says what an
-    acknowledgement means: `full` survives a power cut, `normal` survives the death of this process only. Raises
-    `RunError` when the database cannot be used.
+    `url_or_path`, `durability` and `read_only` are those of `Database`. Raises `RunError` when it cannot be used.
     """
+
+    def __init__(
+        self,
+        url_or_path: str | Path,
+        durability: Literal["full", "normal"] = "full",
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self.database = Database(url_or_path, durability, read_only=read_only)
+        try:
+            self.database.require(SERVERS, SCHEMA)  # before `record` drops the version that both had
+            self.servers = Servers(self.database, adopt)
+        except MidstreamError:
+            self.database.close()
+            raise
+        self.trajectories = Trajectories(self.database, self.servers)
+        self.groups = Groups(self.database)
+        self.annotations = Annotations(self.database)
+
+    @property
+    def where(self) -> str:
+        """Path or URL, without a password."""
+        return self.database.where
+
+    async def acknowledge(self) -> None:
+        """Return when everything recorded so far is on disk; raises what could not be written."""
+        await self.database.acknowledge()
+
+    def flush(self) -> None:
+        """`acknowledge` for code that is not async."""
+        self.database.flush()
 
     def prune(
         self,
@@ -47,14 +81,26 @@ class Store(Recording, Lookup, Leasing, Notes, Servers):
         """Delete the trajectories that ended longer ago than `older_than_s` seconds, with all that is kept of them;
         returns how many.
 
-        Those that run, that somebody holds on lease, or whose group is in one of the states `keep`, stay. `vacuum`
-        gives their space back to the file system, while others wait; without it what is recorded next takes that space.
+        Running trajectories, and those in a group that is leased or in one of the states `keep`, stay. `vacuum` gives
+        their space back to the file system, while others wait; without it the next recordings reuse the space.
         """
         states = [GroupState(state) for state in keep]
-        condition = prunable(time.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
+        condition = prunable(clock.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
         pruned = 0
-        while count := self._writer.submit_sync(lambda transaction: transaction.discard(condition)):
+        while count := self.database.write(lambda transaction: transaction.batch(TrajectoryBatch).discard(condition)):
             pruned += count
         if vacuum:
-            reclaim(self._engine, self.where)
+            reclaim(self.database.engine, self.where)
         return pruned
+
+    def close(self) -> None:
+        """Write what waits and disconnect. Idempotent."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -34,7 +34,7 @@ and every try is a rendering of the whole conversation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PromptPlacement:
     """Where a call stands: its prompt, the step whose tokens that extends, and why not, if it should have."""
 
     prompt_ids: tuple[int, ...]
@@ -65,7 +65,7 @@ class TokenTree:
         tools: Sequence[ToolSchema],
         tokenizer: ChatTokenizer,
         arguments: Mapping[str, Any] | None = None,
-    ) -> Place:
+    ) -> PromptPlacement:
         """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered.
         `arguments` are those of the template."""
         write = partial(self._write, tokenizer, arguments=arguments or {})
@@ -82,7 +82,7 @@ class TokenTree:
             delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write, sent=sent)
             if delta is not None:
                 reason = reason or self._lost(dict(path)[depth], views[depth:])
-                return Place(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
+                return PromptPlacement(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
             reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
         if not reason and self._replies:
             last = path[-1] if path else (0, root or _Node())
@@ -91,7 +91,7 @@ class TokenTree:
                 or self._lost(last[1], views[last[0] :])
                 or ("" if last[0] == len(messages) else "new_conversation")
             )
-        return Place(tokenizer.encode_written(write(messages, tools)), None, reason)
+        return PromptPlacement(tokenizer.encode_written(write(messages, tools)), None, reason)
 
     def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
         """Keep an answered step, under what it said: as text, and as an agent is told it."""

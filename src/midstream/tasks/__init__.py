@@ -1,7 +1,7 @@
 """Task sets: where tasks come from, how they are split, and how sources are mixed."""
 
 from midstream.tasks.files import file_tasks
-from midstream.tasks.load import SourceConfig, TasksConfig, load_tasks, register_tasks
+from midstream.tasks.load import TasksConfig, TaskSourceConfig, load_tasks, register_tasks
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.taskset import SPLITS, Draft, FiniteTaskSet, GeneratedTaskSet, TaskSet, check, split_of, take
 
@@ -10,9 +10,9 @@ __all__ = [
     "Draft",
     "FiniteTaskSet",
     "GeneratedTaskSet",
-    "SourceConfig",
     "TaskMix",
     "TaskSet",
+    "TaskSourceConfig",
     "TasksConfig",
     "check",
     "file_tasks",

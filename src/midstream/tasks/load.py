@@ -38,7 +38,7 @@ _REGISTRY: dict[str, TaskSetFactory] = {
 }
 
 
-class SourceConfig(Config):
+class TaskSourceConfig(Config):
     """One source of tasks. The options below `ratio` are for files and hub data sets."""
 
     type: str
@@ -64,7 +64,7 @@ class SourceConfig(Config):
 class TasksConfig(Config):
     """What is trained and evaluated on."""
 
-    sources: list[SourceConfig] = Field(default_factory=list[SourceConfig])
+    sources: list[TaskSourceConfig] = Field(default_factory=list[TaskSourceConfig])
     """Where tasks come from. None are needed to train on what is in a store (`rollout.source`)."""
     seed: int = 0
     """Decides the order of tasks and what generators draw. Splits do not depend on it."""
@@ -114,7 +114,7 @@ def _is_file(name: str) -> bool:
     return is_task_file(name) or Path(name).expanduser().exists()
 
 
-def _load(source: SourceConfig, seed: int) -> TaskSet:
+def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
     fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
     if source.type in _REGISTRY:
         _refuse(source, "question", "answer", "id", "kind", "split", "subset")
@@ -144,7 +144,7 @@ def _imported(path: str, seed: int) -> TaskSet:
     return made
 
 
-def _refuse(source: SourceConfig, *options: str) -> None:
+def _refuse(source: TaskSourceConfig, *options: str) -> None:
     for option in options:
         if getattr(source, option) is not None:
             raise ConfigError(f"task source '{source.type}' takes no option `{option}`", "remove it")

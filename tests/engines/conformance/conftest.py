@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.replay import Recording, ReplayEngine
+from midstream.engines.replay import ReplayEngine, ReplayRecorder
 from midstream.engines.replicas import Replicas
 from midstream.engines.scripted import ScriptedEngine
 from midstream.engines.vllm import VLLMEngine
@@ -82,7 +82,7 @@ def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_pat
 
         if kind != "replay":
             return asyncio.run(limited())
-        recording = Recording(torch(), tmp_path / "calls.jsonl")
+        recording = ReplayRecorder(torch(), tmp_path / "calls.jsonl")
         asyncio.run(check(Subject(recording, tiny_tokenizer, waits=False)))
         recording.close()
         return asyncio.run(check(Subject(ReplayEngine(tmp_path / "calls.jsonl"), tiny_tokenizer, waits=False)))

@@ -117,14 +117,14 @@ def test_calls_of_one_session_run_side_by_side_and_none_changes_another(run) -> 
         order: list[int] = []
         heard = [Heard() for _ in range(4)]
 
-        def listener(number: int):
+        def callback(number: int):
             def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
                 order.append(number)
                 heard[number](ids, log_probs)
 
             return on_tokens
 
-        said = await asyncio.gather(*[ask(subject, seed=seed, on_tokens=listener(seed)) for seed in range(4)])
+        said = await asyncio.gather(*[ask(subject, seed=seed, on_tokens=callback(seed)) for seed in range(4)])
         assert [tuple(one.ids) for one in heard] == [one.ids for one in said]
         if any(len(one.ids) > 2 for one in said[1:]):
             assert order != sorted(order), "one waited for another"
@@ -158,7 +158,7 @@ def test_the_likeliest_tokens_come_first_and_agree_with_the_tokens_own(run) -> N
 
 def test_a_listener_that_raises_costs_its_own_call_only(run) -> None:
     def broken(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-        raise ZeroDivisionError("in the listener")
+        raise ZeroDivisionError("in the callback")
 
     async def check(subject) -> None:
         if not subject.waits:

@@ -10,7 +10,7 @@ import pytest
 from midstream.core.errors import RunError
 from midstream.core.types import Step, Task, Trajectory
 from midstream.record.curation import Curation
-from midstream.record.groups import Leased
+from midstream.record.group_states import Leased
 from midstream.record.store import Store
 
 TASK = Task(id="t", prompt="How many?")
@@ -19,7 +19,7 @@ TASK = Task(id="t", prompt="How many?")
 def a_group(store: Store, *uids: str) -> None:
     """A ready group `p`, two trainable steps in each of its trajectories."""
     for uid in uids:
-        store.begin(uid, "p", TASK, "train", group_size=len(uids))
+        store.trajectories.begin(uid, "p", TASK, "train", group_size=len(uids))
     for uid in uids:
         steps = [
             Step(
@@ -33,11 +33,13 @@ def a_group(store: Store, *uids: str) -> None:
             )
             for index in range(2)
         ]
-        asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, steps=tuple(steps), reward=1.0)))
+        asyncio.run(
+            store.trajectories.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, steps=tuple(steps), reward=1.0))
+        )
 
 
 def leased(store: Store) -> Leased:
-    [group] = store.lease("run", 5, "train", 60)
+    [group] = store.groups.lease("run", 5, "train", 60)
     return group
 
 
@@ -47,62 +49,64 @@ def trainable(group: Leased) -> dict[str, list[bool]]:
 
 def test_a_step_or_a_trajectory_taken_out_carries_no_loss_and_its_reward_still_counts(store: Store) -> None:
     a_group(store, "a", "b", "c")
-    store.curate("a", 1, trainable=False)
-    store.curate("b", trainable=False)
-    store.curate("c", 0, trainable=True)
+    store.annotations.curate("a", 1, trainable=False)
+    store.annotations.curate("b", trainable=False)
+    store.annotations.curate("c", 0, trainable=True)
     group = leased(store)
     assert trainable(group) == {"a": [True, False], "b": [False, False], "c": [True, True]}
     assert [t.reward for t in group.trajectories] == [1.0, 1.0, 1.0]
-    assert [step.trainable for step in store.trajectory("b").steps] == [True, True]  # as it was recorded
+    assert [step.trainable for step in store.trajectories.get("b").steps] == [True, True]  # as it was recorded
 
 
 def test_what_was_not_sampled_by_the_policy_is_never_made_trainable(store: Store) -> None:
-    store.begin("a", "p", TASK, "train", group_size=1)
-    store.append_sync(Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="a", prompt_uid="p", trainable=False))
-    asyncio.run(store.finish(Trajectory(uid="a", prompt_uid="p", task=TASK)))
-    store.curate("a", 0, trainable=True)
-    store.curate("a", trainable=True)
+    store.trajectories.begin("a", "p", TASK, "train", group_size=1)
+    store.trajectories.append_sync(
+        Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="a", prompt_uid="p", trainable=False)
+    )
+    asyncio.run(store.trajectories.finish(Trajectory(uid="a", prompt_uid="p", task=TASK)))
+    store.annotations.curate("a", 0, trainable=True)
+    store.annotations.curate("a", trainable=True)
     assert trainable(leased(store)) == {"a": [False]}
 
 
 def test_a_rejected_trajectory_is_left_out_of_its_group(store: Store) -> None:
     a_group(store, "a", "b")
-    store.curate("a", quality="reject")
-    store.curate("b", 0, quality="reject")  # of a step it is an opinion
+    store.annotations.curate("a", quality="reject")
+    store.annotations.curate("b", 0, quality="reject")  # of a step it is an opinion
     assert trainable(leased(store)) == {"b": [True, True]}
 
 
 def test_a_group_of_rejected_trajectories_is_not_handed_out_until_one_is_taken_back(store: Store) -> None:
     a_group(store, "a", "b")
-    store.curate("a", quality="reject")
-    store.curate("b", quality="reject")
-    assert store.lease("run", 5, "train", 60) == []
-    assert store.group_counts()["rejected"] == 1
-    store.curate("b", quality="")
+    store.annotations.curate("a", quality="reject")
+    store.annotations.curate("b", quality="reject")
+    assert store.groups.lease("run", 5, "train", 60) == []
+    assert store.groups.counts()["rejected"] == 1
+    store.annotations.curate("b", quality="")
     assert trainable(leased(store)) == {"b": [True, True]}
 
 
 def test_what_was_decided_adds_up_is_read_back_and_can_be_taken_back(store: Store) -> None:
     a_group(store, "a", "b")
-    store.curate("a", quality="good", tags=["maths", "long", "maths"])
-    store.curate("a", note="see \ud800 below")
-    store.curate("a", 1, trainable=False, tags=["typo"])
-    assert store.curation("a") == [
+    store.annotations.curate("a", quality="good", tags=["maths", "long", "maths"])
+    store.annotations.curate("a", note="see \ud800 below")
+    store.annotations.curate("a", 1, trainable=False, tags=["typo"])
+    assert store.annotations.curation("a") == [
         Curation(trajectory_uid="a", quality="good", tags=("long", "maths"), note="see \ud800 below"),
         Curation(trajectory_uid="a", step_index=1, trainable=False, tags=("typo",)),
     ]
-    store.curate("a", 1, trainable=True, tags=())
-    assert store.curation("a")[1] == Curation(trajectory_uid="a", step_index=1, trainable=True)
-    assert store.curation("b") == []
+    store.annotations.curate("a", 1, trainable=True, tags=())
+    assert store.annotations.curation("a")[1] == Curation(trajectory_uid="a", step_index=1, trainable=True)
+    assert store.annotations.curation("b") == []
 
 
 def test_listing_by_quality_and_tag(store: Store) -> None:
     a_group(store, "a", "b", "c")
-    store.curate("a", quality="good", tags=["x"])
-    store.curate("b", 1, quality="good", tags=["x", "y"])
+    store.annotations.curate("a", quality="good", tags=["x"])
+    store.annotations.curate("b", 1, quality="good", tags=["x", "y"])
 
     def found(**filters: Any) -> list[str]:
-        return [trajectory.uid for trajectory in store.trajectories(**filters)]
+        return [trajectory.uid for trajectory in store.trajectories.iterate(**filters)]
 
     assert found(quality="good") == ["a"]
     assert found(tag="x") == ["a", "b"]
@@ -112,35 +116,35 @@ def test_listing_by_quality_and_tag(store: Store) -> None:
 def test_a_decision_about_what_is_not_there_or_of_no_known_kind_is_refused(store: Store) -> None:
     a_group(store, "a")
     with pytest.raises(RunError, match="no trajectory 'nobody'"):
-        store.curate("nobody", quality="good")
+        store.annotations.curate("nobody", quality="good")
     with pytest.raises(RunError, match="'a' has no step 7"):
-        store.curate("a", 7, trainable=False)
+        store.annotations.curate("a", 7, trainable=False)
     with pytest.raises(RunError, match="did you mean 'reject'"):
-        store.curate("a", quality="rejected")  # pyright: ignore[reportArgumentType]
+        store.annotations.curate("a", quality="rejected")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RunError, match="no trajectory 'nobody'"):
-        store.add_feedback("nobody", "thumbs", 1)
-    assert store.curation("a") == []
+        store.annotations.add_feedback("nobody", "thumbs", 1)
+    assert store.annotations.curation("a") == []
 
 
 def test_feedback_comes_with_the_trajectories_that_are_trained_on(store: Store) -> None:
     a_group(store, "a", "b")
-    store.add_feedback("a", "thumbs", -1, step_index=1)
-    store.add_feedback("a", "correction", text="It is 4.\ud800")
+    store.annotations.add_feedback("a", "thumbs", -1, step_index=1)
+    store.annotations.add_feedback("a", "correction", text="It is 4.\ud800")
     by_uid = {t.uid: t.metadata["feedback"] for t in leased(store).trajectories}
     assert by_uid["b"] == []
     first, second = by_uid["a"]
     assert (first["kind"], first["value"], first["step_index"]) == ("thumbs", -1, 1)
     assert (second["kind"], second["text"], second["step_index"]) == ("correction", "It is 4.\ud800", None)
-    assert store.trajectory("a").metadata == {}
+    assert store.trajectories.get("a").metadata == {}
 
 
 def test_feedback_with_a_key_is_kept_once(store: Store) -> None:
     a_group(store, "a", "b")
-    assert store.add_feedback("a", "thumbs", 1, key="click-1")
-    assert not store.add_feedback("a", "thumbs", -1, key="click-1")
-    assert store.add_feedback("b", "thumbs", -1, key="click-1")
-    assert store.add_feedback("a", "thumbs", -1) and store.add_feedback("a", "thumbs", -1)
-    assert [one.value for one in store.feedback("a")] == [1, -1, -1]
+    assert store.annotations.add_feedback("a", "thumbs", 1, key="click-1")
+    assert not store.annotations.add_feedback("a", "thumbs", -1, key="click-1")
+    assert store.annotations.add_feedback("b", "thumbs", -1, key="click-1")
+    assert store.annotations.add_feedback("a", "thumbs", -1) and store.annotations.add_feedback("a", "thumbs", -1)
+    assert [one.value for one in store.annotations.feedback("a")] == [1, -1, -1]
 
 
 @pytest.mark.parametrize(
@@ -158,14 +162,14 @@ def test_feedback_with_a_key_is_kept_once(store: Store) -> None:
 def test_feedback_that_does_not_fit_its_kind_is_refused(store: Store, kind: Any, value: Any, text: str) -> None:
     a_group(store, "a")
     with pytest.raises(RunError, match="feedback"):
-        store.add_feedback("a", kind, value, text)
-    assert store.feedback("a") == []
+        store.annotations.add_feedback("a", kind, value, text)
+    assert store.annotations.feedback("a") == []
 
 
 def test_a_trajectory_begun_again_leaves_nothing_of_what_was_said_of_the_one_before(store: Store) -> None:
     a_group(store, "a", "b")
-    store.curate("a", quality="reject", tags=["x"])
-    store.add_feedback("a", "thumbs", 1)
+    store.annotations.curate("a", quality="reject", tags=["x"])
+    store.annotations.add_feedback("a", "thumbs", 1)
     a_group(store, "a", "b")
-    assert store.curation("a") == [] and store.feedback("a") == []
-    assert store.count(tag="x") == 0
+    assert store.annotations.curation("a") == [] and store.annotations.feedback("a") == []
+    assert store.trajectories.count(tag="x") == 0

@@ -16,8 +16,8 @@ from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import schema
 from midstream.record.exchange import export_to, import_from
-from midstream.record.lookup import PAGE
 from midstream.record.store import Store
+from midstream.record.trajectories import PAGE
 
 TASK = Task(id="t", prompt=({"role": "user", "content": "q"},))
 either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -25,19 +25,21 @@ either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 
 def everything(store: Store) -> str:
     """All that a store holds, but for the numbers it gives."""
-    recorded = [replace(one, id=0) for one in store.recorded()]
+    recorded = [replace(one, id=0) for one in store.trajectories.recorded()]
     uids = [one.trajectory.uid for one in recorded]
-    groups = store.read(lambda connection: connection.execute(schema.groups.select()).all())
-    said = [(store.curation(uid), store.feedback(uid)) for uid in uids]
+    groups = store.database.read(lambda connection: connection.execute(schema.groups.select()).all())
+    said = [(store.annotations.curation(uid), store.annotations.feedback(uid)) for uid in uids]
     return repr((recorded, said, sorted(map(tuple, groups))))
 
 
 def some(store: Store, count: int, *, first: int = 0, channel: str = "train") -> None:
     for number in range(first, first + count):
         uid = f"u{number}"
-        store.begin(uid, f"p{number // 2}", TASK, channel, train_step=number, group_size=2)
+        store.trajectories.begin(uid, f"p{number // 2}", TASK, channel, train_step=number, group_size=2)
         step = Step(prompt_ids=(1, 2), response_ids=(3,), rollout_log_probs=(-0.25,), trajectory_uid=uid)
-        asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="", task=TASK, steps=(step,), reward=number / 2)))
+        asyncio.run(
+            store.trajectories.finish(Trajectory(uid=uid, prompt_uid="", task=TASK, steps=(step,), reward=number / 2))
+        )
 
 
 @settings(
@@ -50,24 +52,24 @@ def test_what_is_exported_comes_back_exactly(
     data: st.DataObject,
     whole_trajectories: st.SearchStrategy[Trajectory],
 ) -> None:
-    for old in [one.trajectory.uid for one in store.recorded()]:  # of the example before
-        store.begin(old, "", TASK, "old", train_step=0)
-    store.discard_from(0)
+    for old in [one.trajectory.uid for one in store.trajectories.recorded()]:  # of the example before
+        store.trajectories.begin(old, "", TASK, "old", train_step=0)
+    store.trajectories.discard_from(0)
     groups: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         {"group_size": st.none() | st.integers(1, 3), "deadline": st.none() | st.floats(0, 9)}
     )
     for trajectory in data.draw(st.lists(whole_trajectories, max_size=3)):
         uid, channel = trajectory.uid, data.draw(st.sampled_from("ab"))
-        store.begin(uid, trajectory.prompt_uid, trajectory.task, channel, **data.draw(groups))
-        asyncio.run(store.finish(trajectory))
+        store.trajectories.begin(uid, trajectory.prompt_uid, trajectory.task, channel, **data.draw(groups))
+        asyncio.run(store.trajectories.finish(trajectory))
         if trajectory.steps and data.draw(st.booleans()):
-            store.curate(uid, 0, trainable=False, tags=["x", "y"], note="\ud800")
-            store.add_feedback(uid, "correction", text="\0", step_index=0, key="k")
+            store.annotations.curate(uid, 0, trainable=False, tags=["x", "y"], note="\ud800")
+            store.annotations.add_feedback(uid, "correction", text="\0", step_index=0, key="k")
         if data.draw(st.booleans()):
-            store.curate(uid, quality="reject")
-            store.add_feedback(uid, "rating", 0.1)
-    store.consume("run", [one.key for one in store.lease("run", 1, "a", 60)], 3)
-    folder, count = tmp_path_factory.mktemp("exchange"), store.count()
+            store.annotations.curate(uid, quality="reject")
+            store.annotations.add_feedback(uid, "rating", 0.1)
+    store.groups.consume("run", [one.key for one in store.groups.lease("run", 1, "a", 60)], 3)
+    folder, count = tmp_path_factory.mktemp("exchange"), store.trajectories.count()
     for name in ("out.jsonl", "out.parquet"):
         with Store(folder / f"{name}.db", durability="normal") as again:
             assert export_to(store, folder / name) == count
@@ -83,7 +85,7 @@ def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Pa
         assert export_to(other, tmp_path / f"out.{ending}") == total
         assert import_from(store, tmp_path / f"out.{ending}").count == total
         assert everything(store) == everything(other)
-    assert [one.prompt_uid for one in store.lease("run", 2, "train", 60)] == ["p0", "p1"]
+    assert [one.prompt_uid for one in store.groups.lease("run", 2, "train", 60)] == ["p0", "p1"]
 
 
 def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -> None:
@@ -110,18 +112,18 @@ def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tm
     assert everything(store) == before
     done = import_from(store, tmp_path / f"out.{ending}", existing="skip")
     assert (done.count, done.skipped) == (5, 1)
-    assert (store.count(channel="mine"), store.count(channel="train")) == (1, 5)
+    assert (store.trajectories.count(channel="mine"), store.trajectories.count(channel="train")) == (1, 5)
     with pytest.raises(RunError, match="did you mean 'skip'"):
         import_from(store, tmp_path / f"out.{ending}", existing="skipp")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_lease_does_not_travel(store: Store, tmp_path: Path) -> None:
     some(store, 2)
-    assert store.lease("run", 1, "train", 60)
+    assert store.groups.lease("run", 1, "train", 60)
     export_to(store, tmp_path / "out.jsonl")
     with Store(tmp_path / "other.db") as other:
         import_from(other, tmp_path / "out.jsonl")
-        assert other.group_counts()["ready"] == 1
+        assert other.groups.counts()["ready"] == 1
 
 
 def a_record(**changes: Any) -> dict[str, Any]:
@@ -199,11 +201,11 @@ def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: s
     with Store(tmp_path / "store.db") as store:
         with pytest.raises(RunError, match=rf"in\.jsonl', line 3 is damaged: .*{wrong}"):
             import_from(store, tmp_path / "in.jsonl")
-        assert store.count() == 0
+        assert store.trajectories.count() == 0
     (tmp_path / "fine.jsonl").write_text(f"{header}\n{json.dumps(a_record())}\n")
     with Store(tmp_path / "store.db") as store:
         assert import_from(store, tmp_path / "fine.jsonl").count == 1
-        assert store.trajectory("u").status is Status.COMPLETED
+        assert store.trajectories.get("u").status is Status.COMPLETED
 
 
 def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -244,4 +246,4 @@ def test_a_damaged_parquet_file_says_where_and_nothing_is_imported(tmp_path: Pat
     with Store(tmp_path / "store.db") as store:
         with pytest.raises(RunError, match=r"broken\.parquet', row 4 is damaged"):
             import_from(store, tmp_path / "broken.parquet")
-        assert store.count() == 0
+        assert store.trajectories.count() == 0

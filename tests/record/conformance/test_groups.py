@@ -10,27 +10,16 @@ import time
 from typing import Any
 
 import pytest
+from tests.waiting import MovedClock
 
 from midstream.core.errors import GroupClosed, LeaseLost
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.record import groups, schema
-from midstream.record.groups import GroupState
+from midstream.record import group_states, schema
+from midstream.record.group_states import GroupState
 from midstream.record.store import Store
+from midstream.store import schema as store_schema
 
 TASK = Task(id="t", prompt="How many?")
-
-
-class Clock:
-    """What the time is."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "time", lambda: clock.now)
-    return clock
 
 
 def keys(*prompt_uids: str, channel: str = "train") -> list[tuple[str, str]]:
@@ -38,7 +27,7 @@ def keys(*prompt_uids: str, channel: str = "train") -> list[tuple[str, str]]:
 
 
 def begin(store: Store, uid: str, channel: str = "train", **group: Any) -> None:
-    store.begin(uid, uid.partition("-")[0], TASK, channel, **group)
+    store.trajectories.begin(uid, uid.partition("-")[0], TASK, channel, **group)
 
 
 def end(store: Store, uid: str, status: Status = Status.COMPLETED, version: int = 0) -> None:
@@ -50,9 +39,9 @@ def end(store: Store, uid: str, status: Status = Status.COMPLETED, version: int 
         policy_version=version,
         trainable=True,
     )
-    store.append_sync(step)
+    store.trajectories.append_sync(step)
     done = Trajectory(uid=uid, prompt_uid=uid.partition("-")[0], task=TASK, steps=(step,), status=status)
-    asyncio.run(store.finish(done))
+    asyncio.run(store.trajectories.finish(done))
 
 
 def complete(store: Store, prompt_uid: str, size: int = 2, version: int = 0, channel: str = "train") -> None:
@@ -66,11 +55,11 @@ def complete(store: Store, prompt_uid: str, size: int = 2, version: int = 0, cha
 def lease(
     store: Store, owner: str = "run", count: int = 9, lease_s: float = 60, channel: str = "train", **more: Any
 ) -> list[str]:
-    return [leased.prompt_uid for leased in store.lease(owner, count, channel, lease_s, **more)]
+    return [leased.prompt_uid for leased in store.groups.lease(owner, count, channel, lease_s, **more)]
 
 
 def counts(store: Store, channel: str = "train") -> dict[str, float]:
-    found = store.group_counts(channel)
+    found = store.groups.counts(channel)
     return {state: count for state, count in found.items() if count and state in list(GroupState)}
 
 
@@ -80,7 +69,7 @@ def test_a_group_is_ready_when_enough_of_its_trajectories_ended_in_whatever_way(
     end(store, "p-1", Status.FAILED)
     assert lease(store) == [] and counts(store) == {"waiting": 1}
     end(store, "p-0")
-    [leased] = store.lease("run", 5, "train", 60)
+    [leased] = store.groups.lease("run", 5, "train", 60)
     assert (leased.prompt_uid, leased.channel) == ("p", "train")
     assert [(t.uid, t.status) for t in leased.trajectories] == [("p-0", "completed"), ("p-1", "failed")]
     assert all(len(t.steps) == 1 for t in leased.trajectories)
@@ -97,29 +86,29 @@ def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_bec
     assert counts(store) == {"waiting": 1, "leased": 3}
 
 
-def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: Clock) -> None:
+def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: MovedClock) -> None:
     for member in range(3):
-        begin(store, f"p-{member}", group_size=3, deadline=clock.now + 10)
+        begin(store, f"p-{member}", group_size=3, deadline=clock.time() + 10)
     end(store, "p-0")
     assert counts(store) == {"waiting": 1}
-    clock.now += 12
+    clock.advance(12)
     assert counts(store) == {"ready": 1}
-    assert store.group_counts()["oldest_ready_s"] == 2
-    [leased] = store.lease("run", 1, "train", 60)
+    assert store.groups.counts()["oldest_ready_s"] == 2
+    [leased] = store.groups.lease("run", 1, "train", 60)
     assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
     assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
     end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
     with pytest.raises(Exception, match="has ended already: timed_out"):
-        asyncio.run(store.finish(end_too_late))
+        asyncio.run(store.trajectories.finish(end_too_late))
 
 
-def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: Clock) -> None:
-    begin(store, "due-0", group_size=2, deadline=clock.now + 10)
+def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: MovedClock) -> None:
+    begin(store, "due-0", group_size=2, deadline=clock.time() + 10)
     begin(store, "due-1")
     end(store, "due-0")
-    clock.now += 12
+    clock.advance(12)
     complete(store, "after")
-    clock.now += 1
+    clock.advance(1)
     assert lease(store) == ["due", "after"]
 
 
@@ -130,7 +119,7 @@ def test_a_group_in_which_nothing_ended_by_its_deadline_is_ready_with_the_first_
     end(store, "p-1")
     assert counts(store) == {"ready": 1}
     assert lease(store) == ["p"]
-    assert store.trajectory("p-0").status is Status.TIMED_OUT
+    assert store.trajectories.get("p-0").status is Status.TIMED_OUT
 
 
 def test_what_has_neither_size_nor_deadline_is_no_group(store: Store) -> None:
@@ -149,21 +138,21 @@ def test_the_first_to_say_how_large_a_group_is_decides_also_for_those_before(sto
 
 
 def test_groups_of_other_channels_are_others(store: Store) -> None:
-    store.begin("a", "p", TASK, "train", group_size=1)
-    store.begin("b", "p", TASK, "online", group_size=1)
-    asyncio.run(store.finish(Trajectory(uid="b", prompt_uid="p", task=TASK)))
+    store.trajectories.begin("a", "p", TASK, "train", group_size=1)
+    store.trajectories.begin("b", "p", TASK, "online", group_size=1)
+    asyncio.run(store.trajectories.finish(Trajectory(uid="b", prompt_uid="p", task=TASK)))
     assert lease(store) == []
-    [leased] = store.lease("run", 5, "online", 60)
+    [leased] = store.groups.lease("run", 5, "online", 60)
     assert [t.uid for t in leased.trajectories] == ["b"]
-    assert store.group_counts()["waiting"] == 1 and store.group_counts("online")["leased"] == 1
+    assert store.groups.counts()["waiting"] == 1 and store.groups.counts("online")["leased"] == 1
 
 
 def join(store: Store, uid: str, **group: Any) -> None:
-    asyncio.run(store.open(uid, uid.partition("-")[0], TASK, "train", **group))
+    asyncio.run(store.trajectories.open(uid, uid.partition("-")[0], TASK, "train", **group))
 
 
-def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: Clock) -> None:
-    due = clock.now + 10
+def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: MovedClock) -> None:
+    due = clock.time() + 10
     for member in range(2):
         join(store, f"full-{member}", group_size=2)
         join(store, f"due-{member}", group_size=4, deadline=due)
@@ -171,10 +160,12 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     told = "the group 'full' of the channel 'train' has all its 2 trajectories.*would never be\\s+trained on"
     with pytest.raises(GroupClosed, match=told) as error:
         join(store, "full-2", group_size=9)
-    assert "another prompt_uid" in (error.value.hint or "") and store.find("full-2") is None
-    asyncio.run(store.open("full-2", "full", TASK, "val", group_size=2))  # of another channel it is another group
+    assert "another prompt_uid" in (error.value.hint or "") and store.trajectories.find("full-2") is None
+    asyncio.run(
+        store.trajectories.open("full-2", "full", TASK, "val", group_size=2)
+    )  # of another channel it is another group
     end(store, "due-0")
-    clock.now += 12
+    clock.advance(12)
     for uid, why in (("due-2", "is past its deadline"), ("full-3", "has all its 2")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)
@@ -182,30 +173,30 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     end(store, "full-0")
     end(store, "full-1")
     assert lease(store, count=2) == ["due", "full"]
-    store.consume("run", keys("due"), 1)
+    store.groups.consume("run", keys("due"), 1)
     for uid, why in (("full-3", "is being trained on"), ("due-2", "was trained on")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)
-    store.release("run", keys("full"))
+    store.groups.release("run", keys("full"))
     with pytest.raises(GroupClosed, match="is ready for training"):
         join(store, "full-3")
-    assert store.left_out() == 0
+    assert store.groups.left_out() == 0
 
 
 def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> None:
     async def together() -> list[BaseException | None]:
-        opened = [store.open(f"p-{n}", "p", TASK, "train", group_size=3) for n in range(8)]
+        opened = [store.trajectories.open(f"p-{n}", "p", TASK, "train", group_size=3) for n in range(8)]
         return await asyncio.gather(*opened, return_exceptions=True)
 
     refused = [one for one in asyncio.run(together()) if one is not None]
     assert len(refused) == 5 and all(isinstance(one, GroupClosed) for one in refused)
-    assert store.count(prompt_uid="p") == 3
+    assert store.trajectories.count(prompt_uid="p") == 3
 
 
 def test_those_who_join_a_group_in_two_processes_do_not_become_too_many(database: str) -> None:
     async def together(stores: tuple[Store, Store]) -> list[BaseException | None]:
         opened = [
-            store.open(f"p{n}-{place}", f"p{n}", TASK, "train", group_size=1)
+            store.trajectories.open(f"p{n}-{place}", f"p{n}", TASK, "train", group_size=1)
             for n in range(40)
             for place, store in enumerate(stores if n % 2 else stores[::-1])
         ]
@@ -214,34 +205,34 @@ def test_those_who_join_a_group_in_two_processes_do_not_become_too_many(database
     with Store(database, "normal") as one, Store(database, "normal") as other:
         refused = [error for error in asyncio.run(together((one, other))) if error is not None]
         assert len(refused) == 40 and all(isinstance(error, GroupClosed) for error in refused)
-        assert all(one.count(prompt_uid=f"p{n}") == 1 for n in range(40))
+        assert all(one.trajectories.count(prompt_uid=f"p{n}") == 1 for n in range(40))
 
 
 def test_what_a_group_was_handed_out_without_is_counted(store: Store) -> None:
     for member in range(3):
         begin(store, f"p-{member}", group_size=1)
     end(store, "p-1")
-    assert store.left_out() == 0
+    assert store.groups.left_out() == 0
     assert lease(store) == ["p"]
     end(store, "p-0")
-    store.consume("run", keys("p"), 1)
-    assert (store.left_out(), store.left_out("train"), store.left_out("val")) == (2, 2, 0)
+    store.groups.consume("run", keys("p"), 1)
+    assert (store.groups.left_out(), store.groups.left_out("train"), store.groups.left_out("val")) == (2, 2, 0)
 
 
 def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_had_it(store: Store) -> None:
     complete(store, "p")
     assert lease(store, "gone", lease_s=-1) == ["p"]
-    assert counts(store) == {"ready": 1} and store.oldest_ready_version("train") == 0
+    assert counts(store) == {"ready": 1} and store.groups.oldest_ready_version("train") == 0
     assert lease(store, "new") == ["p"]
     with pytest.raises(LeaseLost, match="'gone' no longer holds 1 of 1 groups, such as 'p' of the channel 'train'"):
-        store.consume("gone", keys("p"), 1)
-    store.consume("new", keys("p"), 1)
+        store.groups.consume("gone", keys("p"), 1)
+    store.groups.consume("new", keys("p"), 1)
 
 
 def test_a_renewed_lease_goes_on(store: Store) -> None:
     complete(store, "p")
     lease(store, "run", lease_s=-1)
-    assert store.renew("run", 60) == 1 and store.renew("other", 60) == 0
+    assert store.groups.renew("run", 60) == 1 and store.groups.renew("other", 60) == 0
     assert lease(store, "other") == []
 
 
@@ -250,14 +241,14 @@ def test_consumed_is_final_and_all_or_nothing(store: Store) -> None:
         complete(store, prompt)
     lease(store, "run", count=2)
     with pytest.raises(LeaseLost, match="1 of 2 groups, such as 'c'"):
-        store.consume("run", keys("a", "c"), 3)
+        store.groups.consume("run", keys("a", "c"), 3)
     assert counts(store) == {"leased": 2, "ready": 1}
-    store.consume("run", keys("a"), 3)
-    store.consume("run", keys("a"), 3)  # the answer to the first may have got lost
+    store.groups.consume("run", keys("a"), 3)
+    store.groups.consume("run", keys("a"), 3)  # the answer to the first may have got lost
     with pytest.raises(LeaseLost):
-        store.consume("run", keys("a"), 4)
+        store.groups.consume("run", keys("a"), 4)
     assert counts(store) == {"consumed": 1, "leased": 1, "ready": 1}
-    assert store.release("run", keys("a", "b")) == 1
+    assert store.groups.release("run", keys("a", "b")) == 1
     assert lease(store, "other") == ["b", "c"]
 
 
@@ -266,25 +257,24 @@ def test_consuming_and_releasing_a_group_leave_the_group_of_another_channel_alon
         complete(store, "p", channel=channel)
         assert lease(store, "run", channel=channel) == ["p"]
     with pytest.raises(LeaseLost, match="'p' of the channel 'val'"):
-        store.consume("run", keys("p", channel="val"), 1)
-    store.consume("run", keys("p"), 1)
+        store.groups.consume("run", keys("p", channel="val"), 1)
+    store.groups.consume("run", keys("p"), 1)
     assert (counts(store, "train"), counts(store, "online")) == ({"consumed": 1}, {"leased": 1})
-    assert store.release("run", keys("p")) == 0
-    assert store.release("run", keys("p", channel="online")) == 1
+    assert store.groups.release("run", keys("p")) == 0
+    assert store.groups.release("run", keys("p", channel="online")) == 1
     assert counts(store, "online") == {"ready": 1}
 
 
 def test_more_groups_than_a_statement_takes_are_leased_and_consumed(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "MOST_VALUES", 2)
+    monkeypatch.setattr(store_schema, "MOST_VALUES", 2)
     for number in range(7):
         complete(store, f"p{number}")
-    groups = store.lease("run", 7, "train", 60)
-    assert [(group.prompt_uid, len(group.trajectories[0].steps)) for group in groups] == [
-        (f"p{n}", 1) for n in range(7)
-    ]
-    store.consume("run", [group.key for group in groups], 1)
+    groups = store.groups.lease("run", 7, "train", 60)
+    assert [group.prompt_uid for group in groups] == [f"p{number}" for number in range(7)]
+    assert all(len(group.trajectories[0].steps) == 1 for group in groups)
+    store.groups.consume("run", [group.key for group in groups], 1)
     assert counts(store) == {"consumed": 7}
 
 
@@ -293,10 +283,10 @@ def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
         complete(store, prompt)
     for step, prompt in enumerate(("a", "b", "c")):
         assert lease(store, count=1) == [prompt]
-        store.consume("run", keys(prompt), step)
+        store.groups.consume("run", keys(prompt), step)
     lease(store, count=1)
-    assert store.reopen("other", 0) == 0
-    assert store.reopen("run", 0) == 3
+    assert store.groups.reopen("other", 0) == 0
+    assert store.groups.reopen("run", 0) == 3
     assert lease(store, "anybody") == ["b", "c", "d"]
     assert counts(store) == {"consumed": 1, "leased": 3}
 
@@ -309,7 +299,9 @@ def test_a_group_of_too_old_a_policy_is_stale_and_never_handed_out(store: Store)
     end(store, "mixed-0", version=1)
     end(store, "mixed-1", version=2)
     begin(store, "silent-0", group_size=1)
-    asyncio.run(store.finish(Trajectory(uid="silent-0", prompt_uid="silent", task=TASK, status=Status.FAILED)))
+    asyncio.run(
+        store.trajectories.finish(Trajectory(uid="silent-0", prompt_uid="silent", task=TASK, status=Status.FAILED))
+    )
     assert lease(store, count=3, min_version=2) == ["new", "mixed", "silent"]
     assert counts(store) == {"stale": 1, "leased": 3}
     assert lease(store) == []
@@ -326,22 +318,24 @@ def test_a_trajectory_begun_again_takes_its_place_in_the_group_again(store: Stor
 def test_a_trajectory_begun_again_elsewhere_leaves_its_group(store: Store) -> None:
     begin(store, "p-0", group_size=1)
     end(store, "p-0")
-    store.begin("p-0", "p", TASK, "val")
+    store.trajectories.begin("p-0", "p", TASK, "val")
     assert counts(store) == {}
 
 
 def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
-    store.begin("p-0", "p", TASK, "train", train_step=1, group_size=1)
-    store.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
-    store.discard_from(2)
+    store.trajectories.begin("p-0", "p", TASK, "train", train_step=1, group_size=1)
+    store.trajectories.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
+    store.trajectories.discard_from(2)
     assert counts(store) == {"waiting": 1}
 
 
 def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
     complete(store, "p1", size=1)
-    store.write(lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting")))
+    store.database.write(
+        lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
+    )
     keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
-    store.write(lambda transaction: groups.settle(transaction.connection, keys, time.time()))
+    store.database.write(lambda transaction: group_states.settle(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 
 
@@ -357,13 +351,13 @@ WORKER = textwrap.dedent(
         sys.stdin.readline()
         async def finish_all():
             # The trajectories of a group end in two processes.
-            await asyncio.gather(*(store.finish(Trajectory(uid=f"p{n}-{name}", prompt_uid=f"p{n}",
+            await asyncio.gather(*(store.trajectories.finish(Trajectory(uid=f"p{n}-{name}", prompt_uid=f"p{n}",
                                                            task=Task(id="t", prompt="q"))) for n in range(40)))
         asyncio.run(finish_all())
         until = time.monotonic() + 30
-        while store.group_counts()["waiting"] and time.monotonic() < until:
+        while store.groups.counts()["waiting"] and time.monotonic() < until:
             time.sleep(0.01)
-        while (taken := store.lease(name, 3, "train", 60)) or store.group_counts()["ready"]:
+        while (taken := store.groups.lease(name, 3, "train", 60)) or store.groups.counts()["ready"]:
             print(*(leased.prompt_uid for leased in taken), flush=True)
     """
 )

@@ -13,25 +13,25 @@ TASK = Task(id="t", prompt="q")
 
 
 def recorded(store: Store, uid: str, prompt_uid: str = "p", channel: str = "train", size: int | None = None) -> None:
-    store.begin(uid, prompt_uid, TASK, channel, group_size=size)
+    store.trajectories.begin(uid, prompt_uid, TASK, channel, group_size=size)
     step = Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid=uid, prompt_uid=prompt_uid, text="x" * 2000)
-    asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid=prompt_uid, task=TASK, steps=(step,))))
+    asyncio.run(store.trajectories.finish(Trajectory(uid=uid, prompt_uid=prompt_uid, task=TASK, steps=(step,))))
 
 
 def uids(store: Store) -> list[str]:
-    return [trajectory.uid for trajectory in store.trajectories()]
+    return [trajectory.uid for trajectory in store.trajectories.iterate()]
 
 
 def rows(store: Store) -> dict[str, int]:
     tables = (schema.steps, schema.curation, schema.tags, schema.feedback, schema.groups)
-    return store.read(lambda c: {table.name: len(c.execute(table.select()).all()) for table in tables})
+    return store.database.read(lambda c: {table.name: len(c.execute(table.select()).all()) for table in tables})
 
 
 def test_what_ended_long_enough_ago_goes_with_all_that_is_kept_of_it(store: Store) -> None:
     recorded(store, "a")
-    store.curate("a", tags=["x"])
-    store.add_feedback("a", "thumbs", 1)
-    store.begin("running", "q", TASK, "train")
+    store.annotations.curate("a", tags=["x"])
+    store.annotations.add_feedback("a", "thumbs", 1)
+    store.trajectories.begin("running", "q", TASK, "train")
     assert store.prune(3600) == 0
     assert store.prune(-1) == 1
     assert uids(store) == ["running"]
@@ -49,23 +49,23 @@ def test_groups_that_wait_are_ready_or_leased_stay_and_consumed_ones_go(store: S
     for prompt in ("consumed", "leased", "ready"):
         recorded(store, prompt, prompt, size=1)
     recorded(store, "waiting", "waiting", size=2)
-    store.lease("run", 2, "train", 60)
-    store.consume("run", [("consumed", "train")], 1)
+    store.groups.lease("run", 2, "train", 60)
+    store.groups.consume("run", [("consumed", "train")], 1)
     assert store.prune(-1) == 1
     assert uids(store) == ["leased", "ready", "waiting"]
-    assert store.group_counts()["consumed"] == 0
+    assert store.groups.counts()["consumed"] == 0
     assert store.prune(-1, keep=()) == 2
     assert uids(store) == ["leased"]
-    assert store.group_counts()["leased"] == 1 and rows(store)["groups"] == 1
+    assert store.groups.counts()["leased"] == 1 and rows(store)["groups"] == 1
 
 
 def test_more_than_one_transaction_takes_is_pruned_too(store: Store) -> None:
-    store.begin("u0", "p", TASK, "train")
+    store.trajectories.begin("u0", "p", TASK, "train")
     store.flush()
-    [row] = store.read(lambda c: [dict(one) for one in c.execute(schema.trajectories.select()).mappings()])
+    [row] = store.database.read(lambda c: [dict(one) for one in c.execute(schema.trajectories.select()).mappings()])
     total = PRUNED_AT_ONCE + 7
     many = [{**row, "id": n + 9, "uid": f"v{n}", "status": "completed", "ended_at": 1.0} for n in range(total)]
-    store.write(lambda transaction: transaction.connection.execute(schema.trajectories.insert(), many))
+    store.database.write(lambda transaction: transaction.connection.execute(schema.trajectories.insert(), many))
     assert store.prune(3600) == total
     assert uids(store) == ["u0"]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import AlreadyEnded, RunError
 from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
-from midstream.record.lookup import PAGE
 from midstream.record.store import Store
+from midstream.record.trajectories import PAGE
 
 TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
 
@@ -41,118 +41,132 @@ def test_what_goes_in_comes_out(
     store: Store, data: st.DataObject, whole_trajectories: st.SearchStrategy[Trajectory]
 ) -> None:
     trajectory = data.draw(whole_trajectories)
-    store.begin(trajectory.uid, trajectory.prompt_uid, trajectory.task, "train")
+    store.trajectories.begin(trajectory.uid, trajectory.prompt_uid, trajectory.task, "train")
     for step in trajectory.steps:
-        store.append_sync(replace(step, reward=None))
-    asyncio.run(store.finish(trajectory))
-    assert store.trajectory(trajectory.uid) == trajectory
-    assert repr(store.trajectory(trajectory.uid)) == repr(
+        store.trajectories.append_sync(replace(step, reward=None))
+    asyncio.run(store.trajectories.finish(trajectory))
+    assert store.trajectories.get(trajectory.uid) == trajectory
+    assert repr(store.trajectories.get(trajectory.uid)) == repr(
         trajectory
     )  # tells 1 from 1.0 and True, and a tuple from a list
 
 
 def test_a_running_trajectory_can_be_read_with_its_steps(store: Store) -> None:
-    store.begin("u", "p", TASK, "val", train_step=4)
-    store.append_sync(a_step("u", 1))
-    store.append_sync(a_step("u", 0))
-    read = store.trajectory("u")
+    store.trajectories.begin("u", "p", TASK, "val", train_step=4)
+    store.trajectories.append_sync(a_step("u", 1))
+    store.trajectories.append_sync(a_step("u", 0))
+    read = store.trajectories.get("u")
     assert (read.task, read.status, read.reward) == (TASK, Status.RUNNING, None)
     assert read.steps == (a_step("u", 0), a_step("u", 1))
-    assert store.count(channel="val", train_step=4, status=Status.RUNNING) == 1
+    assert store.trajectories.count(channel="val", train_step=4, status=Status.RUNNING) == 1
 
 
 def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) -> None:
-    store.begin("u", "p", TASK, "train")
-    store.append_sync(a_step("u"))
-    store.append_sync(a_step("u", text="again"))
-    assert store.trajectory("u").steps == (a_step("u", text="again"),)
+    store.trajectories.begin("u", "p", TASK, "train")
+    store.trajectories.append_sync(a_step("u"))
+    store.trajectories.append_sync(a_step("u", text="again"))
+    assert store.trajectories.get("u").steps == (a_step("u", text="again"),)
     changed = a_step("u", text="again", reward=0.5, is_last=True, metadata={"note": ["x"]})
-    asyncio.run(store.update_step(changed))
-    assert store.trajectory("u").steps == (changed,)
+    asyncio.run(store.trajectories.update_step(changed))
+    assert store.trajectories.get("u").steps == (changed,)
 
 
 def test_what_a_trajectory_ended_with_stands(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", session={})
-    store.append_sync(a_step("u"))
-    asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, steps=(a_step("u"),))))
-    ended = store.trajectory("u")
+    store.trajectories.begin("u", "p", TASK, "train", session={})
+    store.trajectories.append_sync(a_step("u"))
+    asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, steps=(a_step("u"),))))
+    ended = store.trajectories.get("u")
     changes = (
-        lambda: store.update_step(a_step("u", reward=9.0)),
-        lambda: store.amend("u", task=TASK, session={"other": 1}),
-        lambda: store.open("u", "p", TASK, "val"),
+        lambda: store.trajectories.update_step(a_step("u", reward=9.0)),
+        lambda: store.trajectories.amend("u", task=TASK, session={"other": 1}),
+        lambda: store.trajectories.open("u", "p", TASK, "val"),
     )
     for change in changes:
         with pytest.raises(AlreadyEnded):
             asyncio.run(change())
-    assert store.trajectory("u") == ended
+    assert store.trajectories.get("u") == ended
 
 
 def test_a_rerun_of_a_uid_starts_from_nothing(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", train_step=1)
-    store.append_sync(a_step("u", 0))
-    store.append_sync(a_step("u", 1))
-    asyncio.run(store.finish(replace(store.trajectory("u"), status=Status.FAILED, error="crashed", reward=1.0)))
-    store.begin("u", "p", TASK, "train", train_step=1)
-    store.append_sync(a_step("u", 0))
-    assert store.trajectory("u") == Trajectory(
+    store.trajectories.begin("u", "p", TASK, "train", train_step=1)
+    store.trajectories.append_sync(a_step("u", 0))
+    store.trajectories.append_sync(a_step("u", 1))
+    asyncio.run(
+        store.trajectories.finish(
+            replace(store.trajectories.get("u"), status=Status.FAILED, error="crashed", reward=1.0)
+        )
+    )
+    store.trajectories.begin("u", "p", TASK, "train", train_step=1)
+    store.trajectories.append_sync(a_step("u", 0))
+    assert store.trajectories.get("u") == Trajectory(
         uid="u", prompt_uid="p", task=TASK, status=Status.RUNNING, steps=(a_step("u", 0),)
     )
-    assert store.count() == 1
+    assert store.trajectories.count() == 1
 
 
 def test_finish_keeps_the_training_step_and_the_steps_it_is_not_given(store: Store) -> None:
-    store.begin("u", "p", TASK, "train", train_step=3)
-    store.append_sync(a_step("u"))
-    asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, status=Status.FAILED, error="boom")))
-    read = store.trajectory("u")
+    store.trajectories.begin("u", "p", TASK, "train", train_step=3)
+    store.trajectories.append_sync(a_step("u"))
+    asyncio.run(
+        store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, status=Status.FAILED, error="boom"))
+    )
+    read = store.trajectories.get("u")
     assert (read.status, read.error, read.steps) == (Status.FAILED, "boom", (a_step("u"),))
-    assert store.count(train_step=3) == 1
+    assert store.trajectories.count(train_step=3) == 1
 
 
 def test_a_step_of_a_trajectory_nobody_began_is_kept(store: Store) -> None:
-    store.append_sync(a_step("stray"), channel="online")
-    assert store.trajectory("stray").steps == (a_step("stray"),)
-    assert store.groups("online") == {"p": ["stray"]}
+    store.trajectories.append_sync(a_step("stray"), channel="online")
+    assert store.trajectories.get("stray").steps == (a_step("stray"),)
+    assert store.trajectories.uids_by_prompt("online") == {"p": ["stray"]}
 
 
 def test_trajectories_stream_in_order_and_by_filter(store: Store) -> None:
     total = PAGE * 2 + 5
     for number in range(total):
-        store.begin(f"u{number}", f"p{number // 4}", TASK, "train" if number % 2 else "val", train_step=number // 10)
+        store.trajectories.begin(
+            f"u{number}", f"p{number // 4}", TASK, "train" if number % 2 else "val", train_step=number // 10
+        )
     in_order = [f"u{number}" for number in range(total)]
-    assert [t.uid for t in store.trajectories()] == in_order
-    assert [t.uid for t in store.trajectories(newest_first=True, limit=PAGE + 3)] == in_order[::-1][: PAGE + 3]
-    assert [t.uid for t in store.trajectories(channel="val", train_step=1)] == ["u10", "u12", "u14", "u16", "u18"]
-    assert list(store.trajectories(status=Status.COMPLETED)) == []
-    assert list(store.trajectories(limit=0)) == []
-    assert store.groups("val")["p0"] == ["u0", "u2"]
-    assert (store.count(), store.count(channel="train")) == (total, total // 2)
+    assert [t.uid for t in store.trajectories.iterate()] == in_order
+    assert [t.uid for t in store.trajectories.iterate(newest_first=True, limit=PAGE + 3)] == in_order[::-1][: PAGE + 3]
+    assert [t.uid for t in store.trajectories.iterate(channel="val", train_step=1)] == [
+        "u10",
+        "u12",
+        "u14",
+        "u16",
+        "u18",
+    ]
+    assert list(store.trajectories.iterate(status=Status.COMPLETED)) == []
+    assert list(store.trajectories.iterate(limit=0)) == []
+    assert store.trajectories.uids_by_prompt("val")["p0"] == ["u0", "u2"]
+    assert (store.trajectories.count(), store.trajectories.count(channel="train")) == (total, total // 2)
 
 
 def test_discard_from_a_step_leaves_what_came_before_and_what_has_no_step(store: Store) -> None:
     for step in (None, 0, 1, 2, 3):
-        store.begin(f"u{step}", "p", TASK, "train", train_step=step)
-        store.append_sync(a_step(f"u{step}"))
-    store.discard_from(2)
-    assert [t.uid for t in store.trajectories()] == ["uNone", "u0", "u1"]
-    assert all(len(t.steps) == 1 for t in store.trajectories())
-    store.begin("u3", "p", TASK, "train", train_step=3)
-    assert store.trajectory("u3").steps == ()  # its steps went too
+        store.trajectories.begin(f"u{step}", "p", TASK, "train", train_step=step)
+        store.trajectories.append_sync(a_step(f"u{step}"))
+    store.trajectories.discard_from(2)
+    assert [t.uid for t in store.trajectories.iterate()] == ["uNone", "u0", "u1"]
+    assert all(len(t.steps) == 1 for t in store.trajectories.iterate())
+    store.trajectories.begin("u3", "p", TASK, "train", train_step=3)
+    assert store.trajectories.get("u3").steps == ()  # its steps went too
 
 
 def test_many_callers_share_few_transactions(database: str) -> None:
     async def caller(store: Store, uid: str) -> None:
-        store.begin(uid, "p", TASK, "train")
+        store.trajectories.begin(uid, "p", TASK, "train")
         for index in range(20):
-            await store.append(a_step(uid, index))
+            await store.trajectories.append(a_step(uid, index))
 
     async def everybody(store: Store) -> None:
         await asyncio.gather(*(caller(store, f"u{number}") for number in range(64)))
 
     with Store(database) as store:
         asyncio.run(everybody(store))
-        assert sum(len(t.steps) for t in store.trajectories()) == 64 * 20
-        assert store.commits < 64 * 20 / 16
+        assert sum(len(t.steps) for t in store.trajectories.iterate()) == 64 * 20
+        assert store.database.commits < 64 * 20 / 16
 
 
 def test_reading_goes_on_while_others_write(store: Store) -> None:
@@ -162,9 +176,13 @@ def test_reading_goes_on_while_others_write(store: Store) -> None:
         number = 0
         while not stop.is_set():
             uid = f"u{number}"
-            store.begin(uid, "p", TASK, "train")
-            store.append_sync(a_step(uid))
-            asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, steps=(a_step(uid),), reward=1.0)))
+            store.trajectories.begin(uid, "p", TASK, "train")
+            store.trajectories.append_sync(a_step(uid))
+            asyncio.run(
+                store.trajectories.finish(
+                    Trajectory(uid=uid, prompt_uid="p", task=TASK, steps=(a_step(uid),), reward=1.0)
+                )
+            )
             number += 1
 
     writer = threading.Thread(target=write)
@@ -172,7 +190,7 @@ def test_reading_goes_on_while_others_write(store: Store) -> None:
     try:
         seen = 0
         while seen < 150:
-            read = list(store.trajectories(status=Status.COMPLETED))
+            read = list(store.trajectories.iterate(status=Status.COMPLETED))
             assert len(read) >= seen and all(t.steps == (a_step(t.uid),) and t.reward == 1.0 for t in read)
             seen = len(read)
     finally:
@@ -182,13 +200,13 @@ def test_reading_goes_on_while_others_write(store: Store) -> None:
 
 def test_a_second_store_on_the_database_sees_what_was_acknowledged(database: str) -> None:
     with Store(database) as writer, Store(database) as reader:
-        writer.append_sync(a_step("u"))
-        assert reader.trajectory("u").steps == (a_step("u"),)
+        writer.trajectories.append_sync(a_step("u"))
+        assert reader.trajectories.get("u").steps == (a_step("u"),)
 
 
 def test_a_cancelled_append_is_kept_and_costs_nobody_else(store: Store) -> None:
     async def cancel_one() -> None:
-        appends = [asyncio.ensure_future(store.append(a_step("u", index))) for index in range(8)]
+        appends = [asyncio.ensure_future(store.trajectories.append(a_step("u", index))) for index in range(8)]
         await asyncio.sleep(0)
         appends[3].cancel()
         results = await asyncio.gather(*appends, return_exceptions=True)
@@ -197,156 +215,166 @@ def test_a_cancelled_append_is_kept_and_costs_nobody_else(store: Store) -> None:
         ] == []
 
     asyncio.run(cancel_one())
-    assert len(store.trajectory("u").steps) == 8
+    assert len(store.trajectories.get("u").steps) == 8
 
 
 def test_what_json_cannot_hold_is_refused_where_it_is_written(store: Store) -> None:
     with pytest.raises(RunError, match="metadata of step 0 of trajectory 'u': it holds a object"):
-        store.append_sync(a_step("u", metadata={"handle": object()}))
+        store.trajectories.append_sync(a_step("u", metadata={"handle": object()}))
     with pytest.raises(RunError, match=r"task of trajectory 'v'.*\n.*lists"):
-        store.begin("v", "p", replace(TASK, metadata={"set": {1}}), "train")
-    assert store.count() == 0
+        store.trajectories.begin("v", "p", replace(TASK, metadata={"set": {1}}), "train")
+    assert store.trajectories.count() == 0
 
 
 def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> None:
     async def together() -> list[BaseException | None]:
-        appends = [store.append(a_step("fine")), store.append(a_step("\ud800")), store.append(a_step("fine", 1))]
+        appends = [
+            store.trajectories.append(a_step("fine")),
+            store.trajectories.append(a_step("\ud800")),
+            store.trajectories.append(a_step("fine", 1)),
+        ]
         return await asyncio.gather(*appends, return_exceptions=True)
 
     first, second, third = asyncio.run(together())
     assert first is None and third is None and isinstance(second, UnicodeEncodeError)
-    assert len(store.trajectory("fine").steps) == 2
+    assert len(store.trajectories.get("fine").steps) == 2
 
 
 def test_those_who_stopped_waiting_do_not_stop_the_others(database: str) -> None:
     async def hand_in(store: Store) -> None:
-        waiting = [asyncio.ensure_future(store.append(a_step("given up", index))) for index in range(20)]
+        waiting = [asyncio.ensure_future(store.trajectories.append(a_step("given up", index))) for index in range(20)]
         await asyncio.sleep(0)
         assert not any(one.done() for one in waiting)
 
     with Store(database) as store:
         asyncio.run(hand_in(store))  # whose loop is closed before all is on disk
-        store.append_sync(a_step("u"))
-        assert len(store.trajectory("given up").steps) == 20
+        store.trajectories.append_sync(a_step("u"))
+        assert len(store.trajectories.get("given up").steps) == 20
 
 
 def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
-    store.begin("\ud800", "p", TASK, "train")
+    store.trajectories.begin("\ud800", "p", TASK, "train")
     with pytest.raises(UnicodeEncodeError):
         store.flush()
-    store.append_sync(a_step("u"))
-    assert store.count() == 1
+    store.trajectories.append_sync(a_step("u"))
+    assert store.trajectories.count() == 1
 
 
 def test_close_writes_what_still_waits(database: str) -> None:
     store = Store(database)
     for number in range(50):
-        store.begin(f"u{number}", "p", TASK, "train")
+        store.trajectories.begin(f"u{number}", "p", TASK, "train")
     store.close()
     with Store(database) as again:
-        assert again.count() == 50
+        assert again.trajectories.count() == 50
 
 
 def test_what_looks_like_our_own_marks_in_json_comes_back_as_it_was(store: Store) -> None:
     odd = {"!tuple": [1], "a": {"!dict": [[1, 2]]}, "b": [{"!float": "inf"}], "c": {"!tuple": (math.inf, "\ud800")}}
     step = a_step("u", metadata=odd, messages=({"role": "user", "content": "x", "extra": {"!tuple": []}},))
-    store.append_sync(step)
-    assert repr(store.trajectory("u").steps[0]) == repr(step)
+    store.trajectories.append_sync(step)
+    assert repr(store.trajectories.get("u").steps[0]) == repr(step)
 
 
 def test_infinities_and_zero_signs_survive(store: Store) -> None:
     step = a_step("u", rollout_log_probs=(-math.inf, -0.0), reward=math.inf, metadata={"x": -math.inf})
-    store.append_sync(step)
-    read = store.trajectory("u").steps[0]
+    store.trajectories.append_sync(step)
+    read = store.trajectories.get("u").steps[0]
     assert read == step and repr(read) == repr(step)
 
 
 def test_acknowledge_returns_once_everything_handed_in_is_on_disk(database: str) -> None:
     async def begin_and_wait(store: Store) -> None:
         for number in range(5):
-            store.begin(f"u{number}", "p", TASK, "train")
+            store.trajectories.begin(f"u{number}", "p", TASK, "train")
         await store.acknowledge()
 
     with Store(database) as store, Store(database) as reader:
         asyncio.run(begin_and_wait(store))
-        assert reader.count() == 5
-        store.begin("\ud800", "p", TASK, "train")
+        assert reader.trajectories.count() == 5
+        store.trajectories.begin("\ud800", "p", TASK, "train")
         with pytest.raises(UnicodeEncodeError):
             asyncio.run(store.acknowledge())
         asyncio.run(store.acknowledge())
 
 
 def test_a_trajectory_ends_once(store: Store) -> None:
-    store.begin("u", "p", TASK, "train")
+    store.trajectories.begin("u", "p", TASK, "train")
     first = Trajectory(uid="u", prompt_uid="p", task=TASK, reward=1.0, answer="3")
-    asyncio.run(store.finish(first))
+    asyncio.run(store.trajectories.finish(first))
     with pytest.raises(AlreadyEnded, match="'u' has ended already: completed"):
-        asyncio.run(store.finish(replace(first, status=Status.FAILED, reward=0.0, steps=(a_step("u"),))))
-    assert store.trajectory("u") == first
+        asyncio.run(store.trajectories.finish(replace(first, status=Status.FAILED, reward=0.0, steps=(a_step("u"),))))
+    assert store.trajectories.get("u") == first
 
 
 def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(store: Store) -> None:
     gate = threading.Event()
 
     async def together() -> list[BaseException | None]:
-        store.begin("u", "p", TASK, "train")
-        ends = [store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)]
-        waiting = asyncio.gather(*ends, store.append(a_step("v")), return_exceptions=True)
+        store.trajectories.begin("u", "p", TASK, "train")
+        ends = [
+            store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)
+        ]
+        waiting = asyncio.gather(*ends, store.trajectories.append(a_step("v")), return_exceptions=True)
         await asyncio.sleep(0)
         gate.set()
         return await waiting
 
-    held = threading.Thread(target=store.write, args=(lambda transaction: gate.wait(),))
+    held = threading.Thread(target=store.database.write, args=(lambda transaction: gate.wait(),))
     held.start()
     first, second, third, append = asyncio.run(together())
     held.join()
-    assert store.commits <= 2
+    assert store.database.commits <= 2
     assert first is None and append is None
     assert isinstance(second, AlreadyEnded) and isinstance(third, AlreadyEnded)
-    assert store.trajectory("u").reward == 0.0
-    assert store.trajectory("v").steps == (a_step("v"),)
+    assert store.trajectories.get("u").reward == 0.0
+    assert store.trajectories.get("v").steps == (a_step("v"),)
 
 
 def test_a_step_that_comes_after_the_end_is_kept_marked_and_not_trained_on(database: str) -> None:
     late = a_step("u", 1, trainable=True, metadata={"x": (1,)})
     with Store(database) as gateway, Store(database) as other:
-        gateway.begin("u", "p", TASK, "train")
-        gateway.append_sync(a_step("u", trainable=True))
-        asyncio.run(other.finish(Trajectory(uid="u", prompt_uid="p", task=TASK)))
-        gateway.append_sync(late)
-        gateway.append_sync(a_step("u", trainable=True, text="sent again"))
+        gateway.trajectories.begin("u", "p", TASK, "train")
+        gateway.trajectories.append_sync(a_step("u", trainable=True))
+        asyncio.run(other.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK)))
+        gateway.trajectories.append_sync(late)
+        gateway.trajectories.append_sync(a_step("u", trainable=True, text="sent again"))
         marked = replace(late, trainable=False, metadata={"x": (1,), "late": True})
-        assert other.trajectory("u").steps == (a_step("u", trainable=True), marked)
+        assert other.trajectories.get("u").steps == (a_step("u", trainable=True), marked)
 
 
 def test_a_step_in_the_same_transaction_as_the_end_is_late_only_after_it(store: Store) -> None:
     async def together() -> None:
-        store.begin("u", "p", TASK, "train")
+        store.trajectories.begin("u", "p", TASK, "train")
         done = Trajectory(uid="u", prompt_uid="p", task=TASK)
-        await asyncio.gather(store.append(a_step("u", 0)), store.finish(done), store.append(a_step("u", 1)))
+        await asyncio.gather(
+            store.trajectories.append(a_step("u", 0)),
+            store.trajectories.finish(done),
+            store.trajectories.append(a_step("u", 1)),
+        )
 
     asyncio.run(together())
-    assert [step.metadata for step in store.trajectory("u").steps] == [{}, {"late": True}]
+    assert [step.metadata for step in store.trajectories.get("u").steps] == [{}, {"late": True}]
 
 
 def test_the_channel_it_was_begun_in_stays(store: Store) -> None:
-    store.begin("u", "p", TASK, "online")
-    asyncio.run(store.finish(Trajectory(uid="u", prompt_uid="p", task=TASK), channel="train"))
-    assert store.groups("online") == {"p": ["u"]}
+    store.trajectories.begin("u", "p", TASK, "online")
+    asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK), channel="train"))
+    assert store.trajectories.uids_by_prompt("online") == {"p": ["u"]}
 
 
 def test_open_trajectories_come_back_with_their_session_and_steps(database: str) -> None:
     with Store(database) as store:
-        store.begin("kept", "p", TASK, "online", session={"token": "hash", "scopes": ("a",)})
-        store.begin("changed", "p", TASK, "online", session={"token": "old"})
-        store.begin("ended", "p", TASK, "online", session={"token": "x"})
-        store.begin("without", "p", TASK, "online")
-        store.append_sync(a_step("kept"))
-        asyncio.run(store.amend("changed", task=TASK, session={"token": "new"}))
-        asyncio.run(store.finish(Trajectory(uid="ended", prompt_uid="p", task=TASK)))
+        store.trajectories.begin("kept", "p", TASK, "online", session={"token": "hash", "scopes": ("a",)})
+        store.trajectories.begin("changed", "p", TASK, "online", session={"token": "old"})
+        store.trajectories.begin("ended", "p", TASK, "online", session={"token": "x"})
+        store.trajectories.begin("without", "p", TASK, "online")
+        store.trajectories.append_sync(a_step("kept"))
+        asyncio.run(store.trajectories.amend("changed", task=TASK, session={"token": "new"}))
+        asyncio.run(store.trajectories.finish(Trajectory(uid="ended", prompt_uid="p", task=TASK)))
     with Store(database) as again:
-        assert sorted(again.open_uids()) == ["changed", "kept"]
-        kept, changed = again.find("kept"), again.find("changed")
+        assert sorted(again.trajectories.open_uids()) == ["changed", "kept"]
+        kept, changed = again.trajectories.find("kept"), again.trajectories.find("changed")
         assert kept is not None and kept.session == {"token": "hash", "scopes": ("a",)}
         assert kept.channel == "online" and kept.trajectory.steps == (a_step("kept"),)
         assert changed is not None and changed.session == {"token": "new"}
@@ -355,16 +383,16 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
 def test_listing_filters_by_what_was_recorded(store: Store) -> None:
     for number in range(6):
         uid = f"u{number}"
-        store.begin(uid, f"p{number // 2}", TASK, "train")
+        store.trajectories.begin(uid, f"p{number // 2}", TASK, "train")
         step = a_step(uid, policy_version=number // 3)
-        store.append_sync(step)
+        store.trajectories.append_sync(step)
         status = Status.FAILED if number == 5 else Status.COMPLETED
         done = Trajectory(uid=uid, prompt_uid=f"p{number // 2}", task=TASK, reward=number / 10, status=status)
-        asyncio.run(store.finish(done))
+        asyncio.run(store.trajectories.finish(done))
 
     def found(**filters: Any) -> list[str]:
-        uids = [trajectory.uid for trajectory in store.trajectories(**filters)]
-        assert store.count(**filters) == len(uids)
+        uids = [trajectory.uid for trajectory in store.trajectories.iterate(**filters)]
+        assert store.trajectories.count(**filters) == len(uids)
         return uids
 
     assert found(prompt_uid="p1") == ["u2", "u3"]
@@ -374,3 +402,18 @@ def test_listing_filters_by_what_was_recorded(store: Store) -> None:
     assert found(policy_version=None, prompt_uid=None) == [f"u{number}" for number in range(6)]
     with pytest.raises(TypeError, match="did you mean 'policy_version'"):
         found(policy_versions=1)
+
+
+def test_summaries_come_in_pages_and_count_what_they_leave_out(store: Store) -> None:
+    for number in range(5):
+        store.trajectories.begin(f"u{number}", "p", TASK, "train" if number else "val", train_step=number)
+        for index in range(number):
+            store.trajectories.append_sync(a_step(f"u{number}", index))
+    first = store.trajectories.summaries(limit=3)
+    rest = store.trajectories.summaries(limit=3, before=first[-1].id)
+    assert [one.uid for one in (*first, *rest)] == ["u4", "u3", "u2", "u1", "u0"]
+    assert [one.steps for one in (*first, *rest)] == [4, 3, 2, 1, 0]
+    assert first[0].tokens == sum(len(step.response_ids) for step in store.trajectories.get("u4").steps) > 0
+    assert (first[0].task, first[0].status, first[0].answer, first[0].reward) == (TASK, Status.RUNNING, None, None)
+    oldest = store.trajectories.summaries(limit=9, newest_first=False, channel="train")
+    assert [one.uid for one in oldest] == ["u1", "u2", "u3", "u4"]

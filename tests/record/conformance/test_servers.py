@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.waiting import MovedClock
 
 from midstream.core.errors import HeldElsewhere, NameTaken
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.record.servers import DEAD_AFTER_S
 from midstream.record.store import Store
+from midstream.store.servers import DEAD_AFTER_S
 
 TASK = Task(id="t", prompt="How many?")
-
-
-class Clock:
-    """What the time is."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "time", lambda: clock.now)
-    return clock
 
 
 @pytest.fixture
@@ -36,7 +23,7 @@ def serve(database: str) -> Iterator[Callable[[str], Store]]:
 
     def start(name: str) -> Store:
         opened.append(Store(database, "normal"))
-        opened[-1].join(name)
+        opened[-1].servers.join(name)
         return opened[-1]
 
     yield start
@@ -45,7 +32,7 @@ def serve(database: str) -> Iterator[Callable[[str], Store]]:
 
 
 def begin(store: Store, uid: str) -> None:
-    store.begin(uid, "p", TASK, "train", session={})
+    store.trajectories.begin(uid, "p", TASK, "train", session={})
     store.flush()
 
 
@@ -54,79 +41,79 @@ def a_step(uid: str, index: int = 0, text: str = "") -> Step:
 
 
 def finish(store: Store, uid: str, status: Status = Status.COMPLETED) -> None:
-    asyncio.run(store.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, status=status)))
+    asyncio.run(store.trajectories.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, status=status)))
 
 
 def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
-    serve: Callable[[str], Store], clock: Clock
+    serve: Callable[[str], Store], clock: MovedClock
 ) -> None:
     one, other = serve("one"), serve("other")
     begin(one, "a")
     begin(other, "b")
     for _ in range(20):
-        clock.now += DEAD_AFTER_S / 2
-        assert one.beat().adopted == other.beat().adopted == []
-    assert (one.open_uids(), other.open_uids()) == (["a"], ["b"])
-    found = other.find("a")
-    assert found is not None and other.server_name(found.server or "") == "one"
+        clock.advance(DEAD_AFTER_S / 2)
+        assert one.servers.beat().adopted == other.servers.beat().adopted == []
+    assert (one.trajectories.open_uids(), other.trajectories.open_uids()) == (["a"], ["b"])
+    found = other.trajectories.find("a")
+    assert found is not None and other.servers.name_of(found.server or "") == "one"
     for write in (
-        lambda: other.append_sync(a_step("a")),
+        lambda: other.trajectories.append_sync(a_step("a")),
         lambda: finish(other, "a", Status.TIMED_OUT),
-        lambda: asyncio.run(other.open("a", "p", TASK, "train", session={})),
+        lambda: asyncio.run(other.trajectories.open("a", "p", TASK, "train", session={})),
     ):
         with pytest.raises(HeldElsewhere, match="another server has taken over trajectory 'a'"):
             write()
-    one.append_sync(a_step("a"))
+    one.trajectories.append_sync(a_step("a"))
     finish(one, "a")
-    assert one.trajectory("a").status is Status.COMPLETED and len(one.trajectory("a").steps) == 1
+    assert one.trajectories.get("a").status is Status.COMPLETED and len(one.trajectories.get("a").steps) == 1
 
 
-def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: Clock) -> None:
+def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: MovedClock) -> None:
     dead, one, other = serve("dead"), serve("one"), serve("other")
     begin(dead, "a")
     begin(dead, "ended")
     finish(dead, "ended")
     for _ in range(3):
-        clock.now += DEAD_AFTER_S / 3
-        assert one.beat().adopted == other.beat().adopted == []
-    clock.now += 1
-    assert (one.beat().adopted, other.beat().adopted) == (["a"], [])
-    assert (one.open_uids(), other.open_uids()) == (["a"], [])
+        clock.advance(DEAD_AFTER_S / 3)
+        assert one.servers.beat().adopted == other.servers.beat().adopted == []
+    clock.advance(1)
+    assert (one.servers.beat().adopted, other.servers.beat().adopted) == (["a"], [])
+    assert (one.trajectories.open_uids(), other.trajectories.open_uids()) == (["a"], [])
     # It was not dead, only slow: nothing of it gets through, and it hears what became of it.
     with pytest.raises(HeldElsewhere):
-        dead.append_sync(a_step("a", text="of the slow one"))
-    one.append_sync(a_step("a", text="of the new one"))
-    assert [step.text for step in one.trajectory("a").steps] == ["of the new one"]
-    beat = dead.beat()
-    assert beat.lost and beat.adopted == [] and dead.open_uids() == []
-    assert not dead.beat().lost
+        dead.trajectories.append_sync(a_step("a", text="of the slow one"))
+    one.trajectories.append_sync(a_step("a", text="of the new one"))
+    assert [step.text for step in one.trajectories.get("a").steps] == ["of the new one"]
+    beat = dead.servers.beat()
+    assert beat.lost and beat.adopted == [] and dead.trajectories.open_uids() == []
+    assert not dead.servers.beat().lost
 
 
 def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_on_at_once(
-    serve: Callable[[str], Store], clock: Clock
+    serve: Callable[[str], Store], clock: MovedClock
 ) -> None:
     begin(killed := serve("one"), "a")
     begin(serve("other"), "b")
     again = serve("one")
-    assert again.open_uids() == ["a"]
-    again.leave()
-    assert serve("third").open_uids() == ["a"]
+    assert again.trajectories.open_uids() == ["a"]
+    again.servers.leave()
+    assert serve("third").trajectories.open_uids() == ["a"]
     with pytest.raises(HeldElsewhere):
-        killed.append_sync(a_step("a"))
+        killed.trajectories.append_sync(a_step("a"))
 
 
-def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: Clock) -> None:
+def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: MovedClock) -> None:
     first, second = serve("same"), serve("same")
-    with pytest.raises(NameTaken, match=r"another server at this store has joined as 'same'.*\n.*a name of its own"):
-        first.beat()
-    assert not second.beat().lost
+    with pytest.raises(NameTaken, match=r"another server joined this store as 'same'.*\n.*a name of its own"):
+        first.servers.beat()
+    assert not second.servers.beat().lost
 
 
 def test_what_nobody_holds_goes_to_the_first_server_and_a_rollouts_trajectories_to_none(
     store: Store, serve: Callable[[str], Store]
 ) -> None:
     begin(store, "of-an-older-version")
-    store.begin("of-a-rollout", "p", TASK, "train")
+    store.trajectories.begin("of-a-rollout", "p", TASK, "train")
     store.flush()
-    assert serve("one").open_uids() == ["of-an-older-version"]
-    store.append_sync(a_step("of-a-rollout"))  # who is no server may write what nobody else does
+    assert serve("one").trajectories.open_uids() == ["of-an-older-version"]
+    store.trajectories.append_sync(a_step("of-a-rollout"))  # who is no server may write what nobody else does

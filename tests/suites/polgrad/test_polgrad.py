@@ -34,7 +34,7 @@ from torch import Tensor
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
 from midstream.learn.algorithms.grpo import GRPO, DrGRPO
-from midstream.learn.algorithms.outcome import Outcome, Reading, TurnOutcome
+from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.algorithms.reinforce import RLOO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from midstream.learn.batch import make_batch
@@ -193,7 +193,7 @@ def test_generalized_advantages_conform(discount: float, lam: float) -> None:
                 TurnOutcome(
                     length,
                     reward=float(rewards[row, length - 1]),
-                    reading=Reading(values=tuple(values[row, :length].tolist())),
+                    reading=PolicyOutputs(values=tuple(values[row, :length].tolist())),
                 ),
             ),
         )

@@ -10,7 +10,15 @@ from typing import Any
 from pydantic import Field
 
 from midstream.agents.agentflow.actions import Notation, PlanField
-from midstream.agents.agentflow.modules import Executor, Generator, Planner, StopRule, Table, Verifier, turn_record
+from midstream.agents.agentflow.modules import (
+    Conversation,
+    Executor,
+    Generator,
+    Planner,
+    StopRule,
+    Verifier,
+    turn_record,
+)
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.registry import register
 from midstream.core.config import Config
@@ -65,12 +73,12 @@ class AgentFlow(AgentFlowBase):
         super().__init__(session, config)
         assert isinstance(self.config, AgentFlowSettings)
         self.chosen = self.config
-        tokenizer = session.voices["policy"].tokenizer
+        tokenizer = session.role_engines["policy"].tokenizer
         count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda text: len(text) // 4)
         self.memory = WorkingMemory(self._instructions(), self.task.question, count, self.chosen.memory_tokens)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
-        table = Table(self, self.memory, self.task.question)
+        table = Conversation(self, self.memory, self.task.question)
         planner, executor = Planner(self.chosen.notation, self.chosen.fields), Executor()
         verifier, generator = Verifier(self.chosen.stop_rule), Generator()
         await planner.analyse(table)

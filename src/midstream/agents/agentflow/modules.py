@@ -1,4 +1,5 @@
-"""The four modules. Each reads and writes the trajectory's memory; each is a model call or, without a voice, a rule."""
+"""The four modules. Each reads and writes the trajectory's memory, and is a model call or, without a role engine, a
+rule."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Literal
 from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, PlanField, UnreadableAction, read_action
 from midstream.agents.base import AgentFlowBase
 from midstream.core.types import Step, ToolCall
-from midstream.memory.working import Said, Turn, WorkingMemory
+from midstream.memory.working import Exchange, Turn, WorkingMemory
 
 StopRule = Literal["planner", "evidence"]
 _OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter|sum|difference|product)\b")
@@ -17,7 +18,7 @@ _OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter
 
 
 @dataclass(slots=True)
-class Table:
+class Conversation:
     """Where the modules of one trajectory sit: the flow they speak through, their memory, and what the next to speak
     must hear first."""
 
@@ -27,13 +28,13 @@ class Table:
     """What happened since somebody last spoke."""
 
     def has(self, role: str) -> bool:
-        return role in self.flow.session.voices
+        return role in self.flow.session.role_engines
 
     async def ask(self, role: str, request: str) -> Step:
         """Let `role` speak on the news and `request`, and remember it."""
         asked = f"{self.news}\n{request}" if self.news else request
         step = await self.flow.chat(self.memory.messages(asked), role=role)
-        self.memory.remember(Said(role, asked, step.text))
+        self.memory.remember(Exchange(role, asked, step.text))
         self.news = ""
         return step
 
@@ -54,12 +55,12 @@ class Planner:
     notation: Notation
     required: tuple[PlanField, ...]
 
-    async def analyse(self, table: Table) -> None:
-        """Turn 0, when the role `analysis` has a voice: what the query needs, kept in memory."""
+    async def analyse(self, table: Conversation) -> None:
+        """Turn 0, when the role `analysis` has a role engine: what the query needs, kept in memory."""
         if table.has("analysis"):
             table.memory.analysis = (await table.ask("analysis", "[analysis]")).text
 
-    async def next_step(self, table: Table, turn: int, turns: int) -> Plan:
+    async def next_step(self, table: Conversation, turn: int, turns: int) -> Plan:
         left = table.flow.session.tools.remaining
         budget = "" if left is None else f", calls left: {left}"
         step = await table.ask("planner", f"[planner {turn}/{turns}{budget}]")
@@ -75,10 +76,10 @@ class Planner:
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """Carries an action out: checks it, calls the tool within its time and budget. With a voice it writes the arguments
-    itself."""
+    """Carries out an action: checks it and calls the tool within its time and budget. With a role engine it writes the
+    arguments itself."""
 
-    async def execute(self, table: Table, plan: Plan) -> ToolCall:
+    async def execute(self, table: Conversation, plan: Plan) -> ToolCall:
         session = table.flow.session
         if plan.action is None:
             call = ToolCall(
@@ -101,7 +102,7 @@ class Executor:
         session.tool_calls.append(call)
         return call
 
-    def _written(self, table: Table, tool: str, text: str) -> dict[str, object]:
+    def _written(self, table: Conversation, tool: str, text: str) -> dict[str, object]:
         try:
             return read_action(f"{tool}: {text}", "compact", table.flow.session.tools.toolbox).arguments
         except UnreadableAction:
@@ -114,7 +115,7 @@ class Verifier:
 
     rule: StopRule
 
-    async def verify(self, table: Table, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
+    async def verify(self, table: Conversation, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
         if table.has("verifier"):
             step = await table.ask("verifier", "[verifier] yes or no")
             word = step.text.strip().lower()
@@ -140,7 +141,7 @@ class Verifier:
 class Generator:
     """Writes the final answer from memory. By rule: the last thing found."""
 
-    async def answer(self, table: Table) -> str:
+    async def answer(self, table: Conversation) -> str:
         if table.has("generator"):
             return (await table.ask("generator", "[generator]")).text.strip()
         found = table.memory.found()

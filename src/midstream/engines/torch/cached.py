@@ -9,7 +9,7 @@ from torch import Tensor
 
 from midstream.engines.torch.attention import SlotAttention, SlotCache, TreeAttention, merge_prefixes
 from midstream.engines.torch.decoder import Decoder
-from midstream.engines.torch.slots import Place, Slot
+from midstream.engines.torch.slots import Slot, SlotAssignment
 
 PREFILL_BUDGET = 1 << 25
 """Most query-key pairs (rows x queries x keys) one pass over prompts lays out at a time."""
@@ -30,7 +30,7 @@ class CachedDecoder:
         """Free the memory; no slot may be in use."""
         self._cache.clear()
 
-    def begin(self, prompts: Sequence[Prompt], places: Sequence[Place]) -> Tensor:
+    def begin(self, prompts: Sequence[Prompt], places: Sequence[SlotAssignment]) -> Tensor:
         """Hidden state [n, hidden] of each prompt's last token; slots are filled with what was not there yet."""
         self._reserve([place.slot for place in places], [len(prompt) for prompt in prompts])
         for place in places:

@@ -25,7 +25,7 @@ from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.sampling import sample
-from midstream.engines.torch.slots import Place, Slots
+from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Grammars, Steering
 
 
@@ -40,7 +40,7 @@ class _Row:
     since: float
     order: int
     steering: Steering | None
-    place: Place | None = None
+    place: SlotAssignment | None = None
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -284,7 +284,7 @@ class TorchEngine:
 
 
 def _tell(row: _Row) -> None:
-    """Hand over what was sampled since the last time. What the listener raises is the failure of its own call."""
+    """Hand over what was sampled since the last time. What the callback raises is the failure of its own call."""
     ids, log_probs = row.ids[row.told :], row.log_probs[row.told :]
     if not ids or row.future.cancelled() or row.request.on_tokens is None:
         return

@@ -19,7 +19,7 @@ from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.decoder import Decoder, Layer, Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.products import Rows
-from midstream.engines.torch.slots import Place, Slot
+from midstream.engines.torch.slots import Slot, SlotAssignment
 
 COUNTS = (1, 3, 7, 16, 32, 33, 64, 100, 128, 200, 256, 320, 640, 1024)
 """Numbers of rows tried, around those at which kernels were seen to change."""
@@ -156,7 +156,7 @@ def _continued(decoder: Decoder, sequences: list[tuple[int, ...]], expected: lis
     own = sum(step[0] for step in STEPS), sum(step[1] for step in STEPS if len(step) > 1)
     starts = [len(sequence) - own[0] - own[1] for sequence in sequences]
     prompts = [sequence[:start] for sequence, start in zip(sequences, starts, strict=True)]
-    begun = cached.begin(prompts, [Place(slot, None) for slot in slots])
+    begun = cached.begin(prompts, [SlotAssignment(slot, None) for slot in slots])
     if not all(torch.equal(begun[at], expected[at][starts[at] - 1]) for at in range(len(sequences))):
         return "prompts alone and together"
     for step in STEPS:
@@ -222,7 +222,7 @@ def _decode(decoder: Decoder) -> float:
     cached = CachedDecoder(decoder, adapter=True)
     slots = [Slot(index) for index in range(16)]
     prompts = _random_sequences(decoder, len(slots), 16)
-    cached.begin(prompts, [Place(slot, None) for slot in slots])
+    cached.begin(prompts, [SlotAssignment(slot, None) for slot in slots])
     began = time.perf_counter()
     for _ in range(4):
         decoder.logits(cached.extend(slots, [(1,)] * len(slots)))

@@ -26,7 +26,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SlotAssignment:
     """Where a call is computed: in `slot`, going on from what `source` holds (the same one, or one to be copied), or
     afresh where there is none."""
 
@@ -47,27 +47,27 @@ class Slots:
         """How many are held."""
         return sum(map(len, self._held.values()))
 
-    def assign(self, calls: Sequence[tuple[str, Sequence[int]]]) -> list[Place | None]:
+    def assign(self, calls: Sequence[tuple[str, Sequence[int]]]) -> list[SlotAssignment | None]:
         """A place for each call, given as (session, prompt); None for those that must wait until a slot is idle."""
         begun = [self._begun(session, prompt) for session, prompt in calls]
-        places: list[Place | None] = [None] * len(calls)
+        places: list[SlotAssignment | None] = [None] * len(calls)
         # A conversation that goes on has the first right to its own slot. Others that go on from the same one copy it.
         for at, (session, _) in enumerate(calls):
             slot = begun[at]
             if slot is not None and not slot.busy:
-                places[at] = Place(self._take(slot, session), slot)
+                places[at] = SlotAssignment(self._take(slot, session), slot)
         for at, (session, _) in enumerate(calls):
             if places[at] is None:
                 slot = _oldest(self._held.get(session, ())) or (self._free.pop() if self._free else None)
                 if slot is not None:
-                    places[at] = Place(self._take(slot, session), begun[at])
+                    places[at] = SlotAssignment(self._take(slot, session), begun[at])
         waiting = [at for at, place in enumerate(places) if place is None]
         if waiting:
             # Whoever waits has taken its own by now: what is still idle is nobody's next call.
             idle = sorted((slot for held in self._held.values() for slot in held if not slot.busy), key=_when)
             for at, slot in zip(waiting, idle, strict=False):
                 self._drop(slot)
-                places[at] = Place(self._take(self._free.pop(), calls[at][0]), begun[at])
+                places[at] = SlotAssignment(self._take(self._free.pop(), calls[at][0]), begun[at])
         return places
 
     def done(self, slot: Slot, *, keep: bool) -> None:

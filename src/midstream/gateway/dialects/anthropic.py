@@ -10,6 +10,7 @@ from typing import Any
 from midstream.core.types import Message, ToolSchema
 from midstream.engines.base import Constraint
 from midstream.engines.formats import Delta
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.answer import Answer, Outline, Part, answer_of, call_id
 from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects.anthropic_request import (
@@ -28,7 +29,6 @@ from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.shared import event, tool_schema
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live
 from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
@@ -37,7 +37,7 @@ SIGNATURE = "unsigned"
 send it back as text."""
 
 
-def parse(request: MessagesRequest, gateway: Gateway, live: Live) -> Ask:
+def parse(request: MessagesRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     messages, offered = conversation(request)
@@ -85,7 +85,9 @@ def _held(request: CountRequest, offered: Offer, gateway: Gateway) -> tuple[tupl
     return offered.hold(gateway.tokenizer, choice, _format(request), parallel=parallel)
 
 
-def _earlier(request: MessagesRequest, thread: Thread, gateway: Gateway, live: Live) -> tuple[list[Message], Offer]:
+def _earlier(
+    request: MessagesRequest, thread: Thread, gateway: Gateway, live: ActiveTrajectory
+) -> tuple[list[Message], Offer]:
     """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
     are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
     if request.system is not None or request.tools is not None:

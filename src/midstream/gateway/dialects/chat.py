@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.answer import Answer, call_id, created_at, usage_of
 from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
@@ -18,7 +19,6 @@ from midstream.gateway.dialects.plain_json import JsonObject
 from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event, tool_schema
 from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live
 from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
@@ -180,7 +180,7 @@ class ChatRequest(SamplingArguments):
     """The form that `tool_choice` replaced."""
 
 
-def parse(request: ChatRequest, gateway: Gateway, live: Live) -> Ask:
+def parse(request: ChatRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     messages = tuple(message.plain() for message in request.messages)

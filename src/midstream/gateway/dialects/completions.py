@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.answer import Answer, created_at
 from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
@@ -15,7 +16,6 @@ from midstream.gateway.dialects.arguments import Argument, Refused, What
 from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import SamplingArguments, event
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live
 from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 from midstream.record.tree import told
@@ -42,7 +42,7 @@ class CompletionRequest(SamplingArguments):
     """Text is only continued."""
 
 
-def parse(request: CompletionRequest, gateway: Gateway, live: Live) -> Ask:
+def parse(request: CompletionRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     if request.logprobs is not None and request.stream:

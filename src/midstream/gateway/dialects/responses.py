@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from midstream.core.types import Message
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.answer import answer_of
 from midstream.gateway.asks import Ask
 from midstream.gateway.dialects.hints import step_metadata
@@ -24,7 +25,6 @@ from midstream.gateway.dialects.responses_request import (
 from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.errors import ApiError
-from midstream.gateway.live import Live
 from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
 
@@ -32,7 +32,7 @@ _INSTRUCTED = "instructions"
 """In a step's metadata: whether its first message are the instructions of its request."""
 
 
-def parse(request: ResponseRequest, gateway: Gateway, live: Live) -> Ask:
+def parse(request: ResponseRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
     """The call that `request` asks for."""
     request.model = gateway.model_name(request.model, live)
     messages: list[Message] = []
@@ -102,7 +102,7 @@ def _format(request: ResponseRequest) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": inner}
 
 
-def _earlier(response_id: str, gateway: Gateway, live: Live) -> list[Message]:
+def _earlier(response_id: str, gateway: Gateway, live: ActiveTrajectory) -> list[Message]:
     """The conversation up to and with an earlier response, without its instructions, which do not carry over."""
     for step in live.recorder.finished():
         if f"resp_{step.metadata.get('answer_id')}" == response_id:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from midstream.core.config import Config
-from midstream.learn.algorithms.outcome import Credits, Groups
+from midstream.learn.algorithms.outcome import Advantages, Groups
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.kl import Estimator
 from midstream.learn.losses.ratio import PPOClip
@@ -118,10 +118,10 @@ class Algorithm(Config, ABC):
         return self
 
     @abstractmethod
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """The advantage of every trainable turn, by group and trajectory."""
 
-    def targets(self, groups: Groups) -> Credits | None:
+    def targets(self, groups: Groups) -> Advantages | None:
         """What a critic should say of every token; None without a critic."""
         return None
 

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from midstream.learn.algorithms.base import Aggregation, Algorithm
-from midstream.learn.algorithms.outcome import Credits, Groups, TurnOutcome, returns, to_every_turn
+from midstream.learn.algorithms.outcome import Advantages, Groups, TurnOutcome, returns, to_every_turn
 
 Std = Literal["group", "batch", "batch_rewards", "none"]
 
@@ -56,7 +56,7 @@ class _GroupRelative(Algorithm):
         """`relative` by this config."""
         return relative(groups, self.std, self.ddof, self.eps)
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         return to_every_turn(groups, self.relative([[outcome.reward for outcome in group] for group in groups]))
 
@@ -90,7 +90,7 @@ class DrGRPO(Algorithm):
 
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         rewards = [[outcome.reward for outcome in group] for group in groups]
         return to_every_turn(groups, relative(rewards, "none", 0, 0.0))
@@ -106,7 +106,7 @@ class _StepRelative(_GroupRelative):
         """Turns of a group are compared when this is equal: here, those of the same role."""
         return turn.role
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         return by_key(groups, self.discount, self.key, self.relative)
 
@@ -124,7 +124,7 @@ class _OutcomeAndSteps(_StepRelative):
     step_weight: float = Field(default=0.5, ge=0)
     """Weight (omega) of the step's part beside the outcome's."""
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         outcome = self.relative([[outcome.reward for outcome in group] for group in groups])
         return _sum(to_every_turn(groups, outcome), super().advantages(groups), self.step_weight)
@@ -173,7 +173,7 @@ class GDPO(Algorithm):
         """As `Algorithm.for_reward`."""
         return self.model_copy(update={"weights": {**weights, **self.weights}})
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         names = list(dict.fromkeys(name for group in groups for outcome in group for name in outcome.components))
         totals = [np.zeros(len(group)) for group in groups]
@@ -194,7 +194,7 @@ def by_key(
     discount: float,
     key: Callable[[TurnOutcome], object],
     relate: Callable[[Sequence[Sequence[float]]], list[list[float]]],
-) -> Credits:
+) -> Advantages:
     """Each turn's return relative to those of the turns of its group with the same `key(turn)`."""
     alike: dict[tuple[int, object], list[tuple[int, int, int]]] = {}
     for number, group in enumerate(groups):
@@ -205,14 +205,14 @@ def by_key(
     # All of the batch at once: `relate` may look at all of it.
     sets = list(alike.values())
     values = relate([[earned[number][member][place] for number, member, place in own] for own in sets])
-    found: Credits = [[[0.0] * len(outcome.turns) for outcome in group] for group in groups]
+    found: Advantages = [[[0.0] * len(outcome.turns) for outcome in group] for group in groups]
     for own, related in zip(sets, values, strict=True):
         for (number, member, place), value in zip(own, related, strict=True):
             found[number][member][place] = value
     return found
 
 
-def _sum(one: Credits, other: Credits, weight: float) -> Credits:
+def _sum(one: Advantages, other: Advantages, weight: float) -> Advantages:
     return [
         [
             [float(a) + weight * float(b) for a, b in zip(own, others, strict=True)]  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from midstream.core.types import Step, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PolicyOutputs:
     """What models say of one trainable step as the weights are now, by response token. Empty is what was not asked for:
     an algorithm `reads` what it needs."""
 
@@ -32,7 +32,7 @@ class TurnOutcome:
     role: str = ""
     reward: float = 0.0
     state: object = None
-    reading: Reading = Reading()
+    reading: PolicyOutputs = PolicyOutputs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ class Outcome:
 Credit = float | Sequence[float]
 """The advantage of a turn: one number for all its tokens, or one a token."""
 Groups = Sequence[Sequence[Outcome]]
-Credits = list[list[list[Credit]]]
+Advantages = list[list[list[Credit]]]
 """By group, trajectory, turn."""
 
 
-Place = tuple[str, int]
+TurnKey = tuple[str, int]
 """A step: the uid of its trajectory, and its index there."""
 
 
@@ -68,7 +68,7 @@ def outcome_of(
     trainable: Sequence[Step],
     *,
     greedy: float | None = None,
-    readings: Mapping[Place, Reading] | None = None,
+    readings: Mapping[TurnKey, PolicyOutputs] | None = None,
     memory: Mapping[str, float] | None = None,
 ) -> Outcome:
     """`trajectory` as an estimator sees it; `trainable` are its steps that carry loss, in order. Two turns began in the
@@ -87,7 +87,7 @@ def outcome_of(
                 step.role,
                 reward,
                 _state(step),
-                (readings or {}).get((trajectory.uid, step.step_index), Reading()),
+                (readings or {}).get((trajectory.uid, step.step_index), PolicyOutputs()),
             )
             for step, reward in zip(trainable, earned, strict=True)
         ),
@@ -104,7 +104,7 @@ def _state(step: Step) -> object:
     return json.dumps(step.metadata["state"], sort_keys=True, default=str)
 
 
-def to_every_turn(groups: Groups, values: Sequence[Sequence[float]]) -> Credits:
+def to_every_turn(groups: Groups, values: Sequence[Sequence[float]]) -> Advantages:
     """Each trajectory's value as the advantage of each of its turns."""
     return [
         [[value] * len(outcome.turns) for outcome, value in zip(group, own, strict=True)]

@@ -10,7 +10,7 @@ from pydantic import Field
 from midstream.core.config import Config
 from midstream.core.errors import TrainingError
 from midstream.learn.algorithms.base import Aggregation, Algorithm, Reads
-from midstream.learn.algorithms.outcome import Credits, Groups, Outcome
+from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome
 from midstream.learn.algorithms.reinforce import whitened
 
 
@@ -57,12 +57,12 @@ class PPO(Algorithm):
 
     reads: ClassVar[frozenset[Reads]] = frozenset({"values"})
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
         plain = [[self._gae(outcome) for outcome in group] for group in groups]
         return whitened(plain) if self.whiten else [[list(own) for own in group] for group in plain]
 
-    def targets(self, groups: Groups) -> Credits:
+    def targets(self, groups: Groups) -> Advantages:
         """A + V, as `Algorithm.targets`."""
         return [
             [

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from midstream.core.errors import TrainingError
 from midstream.learn.algorithms.base import Aggregation, Algorithm
-from midstream.learn.algorithms.outcome import Credits, Groups, Outcome, returns, to_every_turn
+from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome, returns, to_every_turn
 
 WHITEN_EPS = 1e-8
 
@@ -31,7 +31,7 @@ class Reinforce(Algorithm):
     horizon: int | None = Field(default=None, ge=1)
     """Turns whose rewards count, with `credit: return`; all when not given."""
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         if self.credit == "trajectory":
             values = [[[outcome.reward] * len(outcome.turns) for outcome in group] for group in groups]
@@ -54,7 +54,7 @@ class ReinforcePlusPlus(Algorithm):
     aggregation: Aggregation = "token_mean"
     """How token losses are averaged; the statistics are over tokens too."""
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
         return whitened([[_by_token(outcome, self.discount) for outcome in group] for group in groups])
 
@@ -69,7 +69,7 @@ class ReinforcePlusPlusBaseline(Algorithm):
 
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
         centred = [[o.reward - _mean([m.reward for m in group]) for o in group] for group in groups]
         return whitened(
@@ -92,7 +92,7 @@ class RoleBaseline(Algorithm):
     credit: Literal["role", "trajectory"] = "role"
     """What a role earned: the rewards of its own turns, or the trajectory's."""
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         means = self._means(groups)
         return [
@@ -137,7 +137,7 @@ class RLOO(Algorithm):
 
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         return to_every_turn(groups, [_scaled(group, len(group) / max(len(group) - 1, 1)) for group in groups])
 
@@ -154,7 +154,7 @@ class MaxRL(Algorithm):
     rewards_as_given: ClassVar[bool] = True
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`. Raises `TrainingError` for a negative reward."""
         lowest = min((outcome.reward for group in groups for outcome in group), default=0.0)
         if lowest < 0:
@@ -176,7 +176,7 @@ class GPG(Algorithm):
 
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         rewards = [outcome.reward for group in groups for outcome in group]
         alpha = len(rewards) / max(sum(reward != 0 for reward in rewards), 1)
@@ -191,7 +191,7 @@ class ReMax(Algorithm):
     """REINFORCE with the greedy attempt as baseline."""
     greedy_baseline: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         values: list[list[float]] = []
         for group in groups:
@@ -209,7 +209,7 @@ class OPO(Algorithm):
 
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         values: list[list[float]] = []
         for group in groups:
@@ -219,7 +219,7 @@ class OPO(Algorithm):
         return to_every_turn(groups, values)
 
 
-def whitened(values: list[list[list[list[float]]]]) -> Credits:
+def whitened(values: list[list[list[list[float]]]]) -> Advantages:
     """(x - mean) / sqrt(var + 1e-8) over every token of the batch, var unbiased: verl's and TRL's `masked_whiten`."""
     flat = np.array([token for group in values for own in group for turn in own for token in turn], dtype=np.float64)
     if len(flat) < 2 or np.ptp(flat) == 0:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from midstream.learn.algorithms.base import Aggregation, Algorithm, KLConfig, Reads
-from midstream.learn.algorithms.outcome import Credits, Groups, Outcome, TurnOutcome
+from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome, TurnOutcome
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.ratio import ReinforceLoss
 
@@ -33,7 +33,7 @@ class Imitate(Algorithm):
     by_reward: ClassVar[bool] = False
     rewards_as_given: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         chosen = {id(outcome) for group in groups for outcome in self._chosen(group)}
         tokens = sum(outcome.tokens for group in groups for outcome in group if id(outcome) in chosen)
@@ -79,7 +79,7 @@ class DPO(Algorithm):
     one_update: ClassVar[bool] = True
     needs_group: ClassVar[bool] = True
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         pairs = list(self._pairs(groups))
         pulled: dict[int, float] = {}
@@ -130,7 +130,7 @@ class Distill(Algorithm):
     by_reward: ClassVar[bool] = False
     reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
 
-    def advantages(self, groups: Groups) -> Credits:
+    def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
         return [[[[-d for d in _drifts(turn)] for turn in o.turns] for o in group] for group in groups]
 

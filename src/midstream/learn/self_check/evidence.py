@@ -17,10 +17,10 @@ from midstream.learn.collect import Collected, Group
 from midstream.learn.learner import Reference
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.noise import UNDECIDABLE, Noise, noise_floor, trimmed_rms
-from midstream.learn.readings import read, wanted
+from midstream.learn.policy_outputs import read, wanted
 from midstream.learn.self_check.plain_model import PlainModel
-from midstream.learn.self_check.witness import Call
-from midstream.learn.setup import Parts
+from midstream.learn.self_check.recording_engine import RecordedCall
+from midstream.learn.setup import TrainingContext
 from midstream.learn.step import reference_of
 
 OURS = ("policy", "frozen")
@@ -37,12 +37,12 @@ class Evidence:
     of the batch was sampled by a role that the config trains; None when there is none. `plain` is the model as the
     policy is, `base` what the model as it was loaded gives what the first attempt of each group said."""
 
-    parts: Parts
+    parts: TrainingContext
     algorithm: Algorithm
     groups: list[list[Trajectory]]
-    calls: list[Call]
+    calls: list[RecordedCall]
     batch: LearningBatch
-    taken: list[Call | None]
+    taken: list[RecordedCall | None]
     plain: PlainModel
     base: Mapping[TokenSequence, Tensor]
     reference: Reference | None
@@ -52,7 +52,7 @@ class Evidence:
     """Between such a pass and the plain model, which rounds nothing to the policy's dtype."""
 
     @property
-    def trained(self) -> list[Call]:
+    def trained(self) -> list[RecordedCall]:
         """Calls by roles that the config trains."""
         return [call for call in self.calls if is_trained(self.parts.config.flow, call.role)]
 
@@ -71,7 +71,7 @@ class Evidence:
         return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
 
     def differences(
-        self, found: Iterable[tuple[Call | None, Tensor]], *, loaded: bool = False
+        self, found: Iterable[tuple[RecordedCall | None, Tensor]], *, loaded: bool = False
     ) -> dict[str, list[np.ndarray]]:
         """By role, what was `found` of calls minus what the plain model says, as the policy is or as it was loaded."""
         by_role: dict[str, list[np.ndarray]] = {}
@@ -83,7 +83,11 @@ class Evidence:
 
 
 def gather(
-    parts: Parts, moved: Collected, calls: Sequence[Call], start: Mapping[str, Tensor], plain: PlainModel
+    parts: TrainingContext,
+    moved: Collected,
+    calls: Sequence[RecordedCall],
+    start: Mapping[str, Tensor],
+    plain: PlainModel,
 ) -> Evidence:
     """The evidence of the rollout `moved`, in which `calls` were heard; `start` are the weights before they were moved,
     and `plain` is the model as it was loaded, which follows the policy from here on."""
@@ -155,14 +159,16 @@ def judged_by_role(name: str, by_role: Mapping[str, list[np.ndarray]], noise: No
     return replace(check, finds=finds, decided=not check.ok or finds <= UNDECIDABLE)
 
 
-def _taken(groups: Sequence[Sequence[Trajectory]], calls: Sequence[Call], batch: LearningBatch) -> list[Call | None]:
+def _taken(
+    groups: Sequence[Sequence[Trajectory]], calls: Sequence[RecordedCall], batch: LearningBatch
+) -> list[RecordedCall | None]:
     """For each turn of `batch`, one of `calls` in which its group sampled these tokens after these; each call once."""
     group_of = {t.uid: t.prompt_uid for group in groups for t in group}
-    waiting: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[Call]] = {}
+    waiting: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[RecordedCall]] = {}
     for call in calls:
         key = (group_of[call.request.session], call.request.prompt_ids, call.completion.ids)
         waiting.setdefault(key, []).append(call)
-    found: list[Call | None] = []
+    found: list[RecordedCall | None] = []
     for turn in batch.turns:
         left = waiting.get((turn.group, turn.sequence.prompt_ids, turn.sequence.response_ids))
         found.append(left.pop(0) if left else None)

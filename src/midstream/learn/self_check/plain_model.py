@@ -19,7 +19,7 @@ from midstream.learn.weights import Weights, unfused
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PlainOutputs:
     """What a response looks like to the model, by token: its log-probability, the share of probability below it (of all
     less likely tokens, and half its own), the variance of that share when tokens are drawn from the model, and the
     entropy of the model there."""
@@ -43,7 +43,7 @@ class PlainModel:
         model.get_input_embeddings().padding_idx = None
         self._model = model.float().to(decoder.device).eval()
         self._weights = weights
-        self._known: dict[TokenSequence, Reading] = {}
+        self._known: dict[TokenSequence, PlainOutputs] = {}
 
     @property
     def exact(self) -> bool:
@@ -65,7 +65,7 @@ class PlainModel:
             weights.save(Path(folder), "")
             self._model = PeftModel.from_pretrained(self._model, folder, is_trainable=True).eval()
 
-    def read(self, sequence: TokenSequence) -> Reading:
+    def read(self, sequence: TokenSequence) -> PlainOutputs:
         """The response of `sequence` at its temperature."""
         if sequence not in self._known:
             with torch.no_grad():
@@ -75,7 +75,7 @@ class PlainModel:
             shares = (probs * (probs < own)).sum(-1) + own[:, 0] / 2
             variances = (1 - probs.pow(3).sum(-1)) / 12
             entropy = -torch.where(probs > 0, probs * every, 0.0).sum(-1)
-            self._known[sequence] = Reading(every.gather(-1, chosen)[:, 0], shares, variances, entropy)
+            self._known[sequence] = PlainOutputs(every.gather(-1, chosen)[:, 0], shares, variances, entropy)
         return self._known[sequence]
 
     @torch.no_grad()

@@ -19,8 +19,8 @@ from midstream.learn.noise import UNDECIDABLE, Noise, least_spread, margin, slop
 from midstream.learn.self_check.evidence import Evidence, judged_by_role
 from midstream.learn.self_check.gradients import prove_gradients
 from midstream.learn.self_check.plain_model import PlainModel
+from midstream.learn.self_check.recording_engine import RecordedCall
 from midstream.learn.self_check.recut import halves
-from midstream.learn.self_check.witness import Call
 
 ODDS = 5.0
 """Standard deviations that chance does not explain: 6e-7, two-sided."""
@@ -170,7 +170,7 @@ def drawn_as_recorded(evidence: Evidence) -> Check:
 
 def attempts_differ(evidence: Evidence) -> Check:
     """Of a group's first calls: whether all said the same against all odds."""
-    first: dict[str, Call] = {}
+    first: dict[str, RecordedCall] = {}
     for call in evidence.calls:
         first.setdefault(call.request.session, call)
     alike = 0
@@ -310,6 +310,6 @@ def weights_add_up(evidence: Evidence) -> Check:
     )
 
 
-def _is_drawn(call: Call) -> bool:
+def _is_drawn(call: RecordedCall) -> bool:
     altered = call.request.sampling.alterations() or call.request.constraint is not None
     return call.engine == "policy" and not altered

@@ -27,13 +27,13 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.mismatch import OwnLogProbs, correction_for
 from midstream.learn.noise import noise_floor
-from midstream.learn.readings import read, wanted
+from midstream.learn.policy_outputs import read, wanted
 from midstream.learn.self_check.evidence import SEQUENCES, gather, judged_by_role, rounding
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.proofs import prove, same_scale
+from midstream.learn.self_check.recording_engine import RecordedCall, recorded_calls
 from midstream.learn.self_check.rehearsal import rehearsal
-from midstream.learn.self_check.witness import Call, witnessed
-from midstream.learn.setup import Parts, build, check_trained
+from midstream.learn.setup import TrainingContext, build, check_trained
 from midstream.learn.step import reference_of
 from midstream.rewards.summary import reasons
 from midstream.tasks.curriculum import Progress
@@ -80,8 +80,10 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
     plain = await compute(PlainModel, parts.model_path, parts.weights)
     note(await compute(_as_training_begins, parts, begun, start, plain))
     await compute(_nudge, parts, start)
-    calls: list[Call] = []
-    moved = await attempt_tasks(replace(parts, voices=witnessed(parts.voices, calls)), None, Progress(TASKS), 2, TASKS)
+    calls: list[RecordedCall] = []
+    moved = await attempt_tasks(
+        replace(parts, role_engines=recorded_calls(parts.role_engines, calls)), None, Progress(TASKS), 2, TASKS
+    )
     again = attempts_end_well(moved.trajectories)
     if again.ok:
         evidence = await compute(gather, parts, moved, calls, start, plain)
@@ -97,7 +99,9 @@ def attempts_end_well(trajectories: Sequence[Trajectory]) -> Check:
     return Check("attempts end well", share, share > 0, f"share of attempts that did; others carry no loss{why}")
 
 
-def _as_training_begins(parts: Parts, begun: Collected, start: Mapping[str, Tensor], plain: PlainModel) -> list[Check]:
+def _as_training_begins(
+    parts: TrainingContext, begun: Collected, start: Mapping[str, Tensor], plain: PlainModel
+) -> list[Check]:
     """As the first step of training does, but that attempts without a difference in reward are learned from too."""
     config = parts.config
     correction = correction_for(config.algorithm, correcting=False)
@@ -132,7 +136,7 @@ def _as_training_begins(parts: Parts, begun: Collected, start: Mapping[str, Tens
     ]
 
 
-def _nudge(parts: Parts, start: Mapping[str, Tensor]) -> None:
+def _nudge(parts: TrainingContext, start: Mapping[str, Tensor]) -> None:
     """Move every weight a little, by a seed."""
     generator = torch.Generator().manual_seed(derive_seed(parts.config.trainer.seed, "nudge") % 2**63)
     moved: dict[str, Tensor] = {}

@@ -1,0 +1,64 @@
+"""What really was sampled, heard at the engines: a record that owes nothing to the recorder, the flow or the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from midstream.engines.base import Completion, Engine, Request
+from midstream.learn.log_probs import TokenSequence
+from midstream.record.recorder import RoleEngine
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """A model call that an engine answered."""
+
+    engine: str
+    request: Request
+    completion: Completion
+
+    @property
+    def role(self) -> str:
+        return self.request.role
+
+    @property
+    def sequence(self) -> TokenSequence:
+        """What was sampled, at the temperature that was asked for; 1 where that was greedy."""
+        return TokenSequence(self.request.prompt_ids, self.completion.ids, self.request.sampling.temperature or 1.0)
+
+
+class RecordingEngine:
+    """An engine that hears what another is asked and answers, and changes nothing."""
+
+    def __init__(self, engine: Engine, calls: list[RecordedCall]) -> None:
+        self.name, self._engine, self._calls = engine.name, engine, calls
+
+    @property
+    def policy_version(self) -> int:
+        return self._engine.policy_version
+
+    @property
+    def context_length(self) -> int:
+        return self._engine.context_length
+
+    async def generate(self, request: Request) -> Completion:
+        completion = await self._engine.generate(request)
+        self._calls.append(RecordedCall(self.name, request, completion))
+        return completion
+
+    def join(self, session: str) -> None:
+        self._engine.join(session)
+
+    def leave(self, session: str) -> None:
+        self._engine.leave(session)
+
+
+def recorded_calls(role_engines: Mapping[str, RoleEngine], calls: list[RecordedCall]) -> dict[str, RoleEngine]:
+    """`role_engines` whose engines are heard: each call that is answered goes to `calls`."""
+    engines = {
+        id(role_engine.engine): RecordingEngine(role_engine.engine, calls) for role_engine in role_engines.values()
+    }
+    return {
+        role: replace(role_engine, engine=engines[id(role_engine.engine)]) for role, role_engine in role_engines.items()
+    }

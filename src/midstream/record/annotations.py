@@ -1,0 +1,87 @@
+"""Annotations: curation and feedback that people give to recorded trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from midstream.record import curation, feedback
+from midstream.record.curation import Curation, Quality
+from midstream.record.feedback import Feedback
+from midstream.record.trajectory_batch import TrajectoryBatch
+from midstream.store.database import Database
+from midstream.store.transaction import Transaction
+
+
+@dataclass(eq=False)
+class Annotations:
+    """The curation and feedback in a database."""
+
+    database: Database
+
+    def curate(
+        self,
+        trajectory_uid: str,
+        step_index: int | None = None,
+        *,
+        trainable: bool | None = None,
+        quality: Quality | None = None,
+        tags: Sequence[str] | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Curate a trajectory or one of its steps; None leaves the earlier decision.
+
+        `trainable=False` takes the step, or every step of the trajectory, out of the loss; the trajectory's reward
+        still counts in the statistics of its group. `quality="reject"` of a trajectory leaves it out of its group
+        altogether. Groups that were handed out do not change. `trainable=True`, `quality=""`, `tags=()` and `note=""`
+        undo a decision.
+        """
+        curation.checked(quality)
+        given = {"trainable": trainable, "quality": quality, "tags": tags, "note": note}
+        said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if tags is not None:
+            said["tags"] = tuple(tags)
+
+        def decide(transaction: Transaction) -> None:
+            batch = transaction.batch(TrajectoryBatch)
+            known = batch.of(trajectory_uid)
+            if step_index is not None:
+                batch.has_step(trajectory_uid, step_index)
+            connection = transaction.connection
+            before = {one.step_index: one for one in curation.read(connection, [trajectory_uid])}
+            nothing = Curation(trajectory_uid=trajectory_uid, step_index=step_index)
+            curation.write(connection, replace(before.get(step_index, nothing), **said))
+            batch.touch(known.group)
+
+        self.database.write(decide, trajectory_uid)
+
+    def curation(self, trajectory_uid: str) -> list[Curation]:
+        """The curation of a trajectory (first, with no `step_index`) and its steps."""
+        return self.database.read(lambda connection: curation.read(connection, [trajectory_uid]))
+
+    def add_feedback(
+        self,
+        trajectory_uid: str,
+        kind: feedback.Kind,
+        value: float | None = None,
+        text: str = "",
+        step_index: int | None = None,
+        key: str | None = None,
+    ) -> bool:
+        """Record feedback on a trajectory or a step of it, see `Feedback`. Returns False, and records nothing, when it
+        has feedback with this `key`."""
+        one = Feedback(trajectory_uid=trajectory_uid, kind=kind, value=value, text=text, step_index=step_index, key=key)
+
+        def add(transaction: Transaction) -> bool:
+            batch = transaction.batch(TrajectoryBatch)
+            batch.of(trajectory_uid)
+            if step_index is not None:
+                batch.has_step(trajectory_uid, step_index)
+            return feedback.write(transaction.connection, one)
+
+        return self.database.write(add, trajectory_uid)
+
+    def feedback(self, trajectory_uid: str) -> list[Feedback]:
+        """The feedback on a trajectory and its steps, in the order it came."""
+        return self.database.read(lambda connection: feedback.read(connection, [trajectory_uid]))

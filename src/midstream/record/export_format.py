@@ -1,0 +1,120 @@
+"""A trajectory with all that is kept of it, as one record that can travel; and the rows it becomes again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from midstream.core.errors import UserError
+from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
+from midstream.record.curation import Curation, checked
+from midstream.record.feedback import Feedback
+from midstream.record.group_states import GroupState
+from midstream.record.import_check import check_record
+from midstream.record.loading import Recorded
+from midstream.record.rows import Row, step_row, trajectory_row
+
+LISTS = ("prompt_ids", "response_ids", "rollout_log_probs", "messages", "tools")
+"""Fields of a step that hold tuples, which travel as lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portable:
+    """What one record becomes in a store."""
+
+    trajectory: Row
+    steps: list[Row]
+    curation: list[Curation]
+    feedback: list[Feedback]
+    group: Row | None
+
+    @property
+    def uid(self) -> str:
+        return self.trajectory["uid"]
+
+
+def record_of(
+    recorded: Recorded, curation: Sequence[Curation], feedback: Sequence[Feedback], group: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What is known of a trajectory as one mapping, for `exact_json`. Sessions and leases stay behind."""
+    trajectory = recorded.trajectory
+    task = _fields(trajectory.task)
+    if not isinstance(task["prompt"], str):
+        task["prompt"] = list(task["prompt"])
+    if group is not None and group["state"] == GroupState.LEASED:
+        group = {**group, "state": GroupState.READY.value, "owner": None}
+    return {
+        "uid": trajectory.uid,
+        "prompt_uid": trajectory.prompt_uid,
+        "channel": recorded.channel,
+        "train_step": recorded.train_step,
+        "status": str(trajectory.status),
+        "created_at": recorded.created_at,
+        "ended_at": recorded.ended_at,
+        "task": task,
+        "tool_calls": [_fields(call) for call in trajectory.tool_calls],
+        "answer": trajectory.answer,
+        "turns": trajectory.turns,
+        "error": trajectory.error,
+        "rewards": trajectory.rewards,
+        "reward": trajectory.reward,
+        "metadata": trajectory.metadata,
+        "steps": [_step_record(step) for step in trajectory.steps],
+        "curation": [{**_fields(one), "tags": list(one.tags)} for one in curation],
+        "feedback": [_fields(one) for one in feedback],
+        "group": None if group is None else {name: group[name] for name in GROUP},
+    }
+
+
+GROUP = ("size", "deadline", "state", "ended", "ready_at", "owner", "train_step")
+"""Columns of `groups` that travel; the others are the trajectory's own, or are about a lease."""
+
+
+def portable(record: Mapping[str, Any]) -> Portable:
+    """The rows of `record`. Raises `ValueError` with one line that says what is wrong with it."""
+    check_record(record)
+    try:
+        task = dict(record["task"])
+        if not isinstance(task["prompt"], str):
+            task["prompt"] = tuple(task["prompt"])
+        steps = [Step(**{**step, **_tuples(step)}) for step in record["steps"]]
+        own = {field.name: record[field.name] for field in fields(Trajectory) if field.name not in ("task", "steps")}
+        calls = tuple(ToolCall(**call) for call in record["tool_calls"])
+        trajectory = Trajectory(
+            **{**own, "task": Task(**task), "tool_calls": calls, "status": Status(record["status"])}
+        )
+        beside = {name: record[name] for name in ("channel", "train_step", "created_at", "ended_at")}
+        return Portable(
+            {**trajectory_row(trajectory), **beside, "session": None, "server": None},
+            [step_row(step) for step in steps],
+            [
+                Curation(**{**one, "quality": checked(one.get("quality", "")), "tags": tuple(one.get("tags", ()))})
+                for one in record["curation"]
+            ],
+            [Feedback(**one) for one in record["feedback"]],
+            _group_row(record),
+        )
+    except UserError as error:
+        raise ValueError(error.message) from None
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def _step_record(step: Step) -> dict[str, Any]:
+    record = {**_fields(step), "finish_reason": str(step.finish_reason)}
+    return {**record, **{name: list(record[name]) for name in LISTS if record[name] is not None}}
+
+
+def _tuples(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(step[name]) for name in LISTS if step[name] is not None}
+
+
+def _group_row(record: Mapping[str, Any]) -> Row | None:
+    group = record["group"]
+    if group is None:
+        return None
+    row = {"prompt_uid": record["prompt_uid"], "channel": record["channel"], "lease_until": None}
+    return {**row, **{name: group[name] for name in GROUP}, "state": GroupState(group["state"]).value}

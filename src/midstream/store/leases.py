@@ -1,0 +1,96 @@
+"""Leases: named resources that one owner holds for a time, with fencing tokens.
+
+A holder that was paused past the end of its lease cannot do harm: every new lease of a resource has a higher `fence`,
+and a write that names an older one is refused (Kleppmann 2016, "How to do distributed locking"). Clocks are those of
+the processes, which should agree to the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table
+
+from midstream.core import clock
+from midstream.core.errors import LeaseLost
+from midstream.store.database import Database
+from midstream.store.engine import INSERT
+from midstream.store.schema import Schema
+
+_table = Table(
+    "leases",
+    MetaData(),
+    Column("resource", String, primary_key=True),
+    Column("owner", String),
+    Column("fence", Integer, nullable=False),
+    Column("until", Float, nullable=False),
+)
+SCHEMA = Schema("leases", _table.metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A resource that `owner` holds until `until` (seconds since 1970). `fence` grows with every new holder."""
+
+    resource: str
+    owner: str
+    fence: int
+    until: float
+
+
+class Leases:
+    """Leases in a database. Resource names are shared by all packages: begin them with the package's name."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.require(SCHEMA)
+
+    def acquire(self, resource: str, owner: str, lease_s: float) -> Lease | None:
+        """Hold `resource` for `lease_s` seconds; None when another owner holds it. Its own owner renews it."""
+        return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s))
+
+    def renew(self, lease: Lease, lease_s: float) -> Lease:
+        """Hold it for `lease_s` seconds from now. Raises `LeaseLost` when it is another's."""
+
+        def renew(connection: sa.Connection) -> Lease:
+            check(connection, lease)
+            until = clock.time() + lease_s
+            connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
+            return Lease(lease.resource, lease.owner, lease.fence, until)
+
+        return self._database.change(renew)
+
+    def release(self, lease: Lease) -> None:
+        """Give it back; does nothing when it is another's by now."""
+        mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
+        freed = _table.update().where(*mine).values(owner=None, until=0.0)
+        self._database.change(lambda connection: connection.execute(freed))
+
+
+def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float) -> Lease | None:
+    """`Leases.acquire` inside a transaction of the caller's."""
+    now = clock.time()
+    empty = {"resource": resource, "owner": None, "fence": 0, "until": 0.0}
+    connection.execute(INSERT[connection.dialect.name](_table).on_conflict_do_nothing(), [empty])
+    held = connection.execute(_table.select().where(_table.c.resource == resource).with_for_update()).one()
+    if held.owner not in (None, owner) and held.until > now:
+        return None
+    same = held.owner == owner and held.until > now
+    lease = Lease(resource, owner, held.fence if same else held.fence + 1, now + lease_s)
+    values = {"owner": owner, "fence": lease.fence, "until": lease.until}
+    connection.execute(_table.update().where(_table.c.resource == resource).values(values))
+    return lease
+
+
+def check(connection: sa.Connection, lease: Lease) -> None:
+    """Raise `LeaseLost` unless `lease` is the resource's newest, in a transaction that then writes under it.
+
+    A lease that has run out is still good while nobody else has taken the resource."""
+    query = sa.select(_table.c.fence, _table.c.owner).where(_table.c.resource == lease.resource).with_for_update()
+    found = connection.execute(query).first()
+    if found is None or found.fence != lease.fence or found.owner != lease.owner:
+        raise LeaseLost(
+            f"'{lease.owner}' no longer holds '{lease.resource}'",
+            "another process took over after the lease ran out; lease for longer, or renew in time",
+        )
