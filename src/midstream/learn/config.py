@@ -105,7 +105,8 @@ class TrainerConfig(Config):
     minibatches: int = Field(default=1, ge=1)
     """Updates a pass over the batch is cut into."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
-    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient. A longer turn has a
+    pass of its own, with those that share nearly all of it."""
     gradient_checkpointing: bool = False
     """Keep only what enters each layer for the backward pass and compute the rest again there: less memory for one more
     forward pass."""

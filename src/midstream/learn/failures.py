@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from midstream.core.errors import TrainingError
+from midstream.core.errors import AttemptsFailed, TrainingError
 from midstream.core.failures import Failure, failure_of, shares
 from midstream.core.types import Trajectory
 from midstream.learn.rollout_config import MaxFailedConfig
@@ -18,8 +18,9 @@ _REMEDIES = {
 
 
 def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, *, first: bool = False) -> None:
-    """Raise `TrainingError` when a larger share of `trajectories` failed for one cause than `limits` allow, or when, in
-    the `first` step of a run, all of them failed or none has a reward: there is nothing to go on with."""
+    """Raise `AttemptsFailed` when a larger share of `trajectories` failed for one cause than `limits` allow, or when
+    all of them failed in the `first` step of a run: there is nothing to go on with. Raises `TrainingError` when none
+    has a reward there."""
     found = shares(trajectories)
     for cause, limit in ((cause, getattr(limits, str(cause))) for cause in Failure):
         if found[cause] > limit:
@@ -35,11 +36,12 @@ def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, 
         )
 
 
-def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> TrainingError:
+def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> AttemptsFailed:
     failed = [trajectory for trajectory in trajectories if failure_of(trajectory) is cause]
     reason = reasons(failed)[0]
-    return TrainingError(
+    raised = f"\n{reason['traceback']}" if "traceback" in reason else ""
+    return AttemptsFailed(
         f"{len(failed)} of {len(trajectories)} attempts failed ({cause}), {why}; {reason['count']} of them: "
-        f"{reason['reason'] or 'no reason given'} (task '{reason['task']}')",
+        f"{reason['reason'] or 'no reason given'} (task '{reason['task']}'){raised}",
         _REMEDIES[cause],
     )

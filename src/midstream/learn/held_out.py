@@ -71,7 +71,8 @@ class HeldOut:
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
         if split == "test":
             for trajectory in _first_of_each_kind(trajectories):
-                self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
+                sample = sample_row(label, step, trajectory, succeeded(trajectory), self._parts.tokenizer.decode)
+                self._directory.append("samples.jsonl", sample)
         self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
         for callback in self._listeners:
             callback.on_eval(row)

@@ -26,7 +26,8 @@ import yaml
 
 from midstream import __version__
 from midstream.agents.endpoint import AgentEndpoint
-from midstream.core.errors import RunError, TaskError, TrainingError
+from midstream.core.blocking import run_blocking
+from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics
@@ -40,9 +41,11 @@ from midstream.learn.held_out import HeldOut
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.setup import TrainingContext, build, check_trained
+from midstream.learn.setup import build, check_trained
 from midstream.learn.source import Drained, GroupSource
+from midstream.learn.splits import check_splits
 from midstream.learn.step import take_step
+from midstream.learn.tensorboard import TensorBoard
 from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
 from midstream.record.store import Store
 
@@ -75,27 +78,64 @@ def train(
 ) -> TrainResult:
     """Run `config` to its end, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents. Raises
     `UserError` for anything the user can mend; what was saved stays."""
-    directory = RunDirectory(_run_path(config, resume))
-    try:
-        if directory.started and not resume:
+    training = Training(config, callbacks, resume=resume, force=force, endpoint=endpoint)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+class Training:
+    """A run that is about to begin or to go on. `run` it once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: bool = False,
+        force: bool = False,
+        endpoint: AgentEndpoint | None = None,
+    ) -> None:
+        self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
+        self._endpoint = endpoint
+        self._run: _Run | None = None
+
+    async def run(self) -> TrainResult:
+        """As `train`."""
+        directory = RunDirectory(_run_path(self._config, self._resume))
+        try:
+            self._check(directory)
+            self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
+            return await self._run.go()
+        except OSError as error:
+            # The logs and checkpoints explain their own failures; this one came from somewhere else, as tensorboard.
+            if error.errno not in FULL:
+                raise
+            raise full(directory.path, error) from None
+        finally:
+            directory.release()
+
+    def stop(self) -> None:
+        """Save and stop after the step under way; raises KeyboardInterrupt when called again, or before the start."""
+        if self._run is None:
+            raise KeyboardInterrupt
+        self._run.stop()
+
+    def _check(self, directory: RunDirectory) -> None:
+        if not directory.started:
+            if self._resume:
+                _log.warning("there is no run in '%s' to resume: this one begins at step 0", directory.path)
+            return
+        if not self._resume:
             raise RunError(
                 f"there is a run in '{directory.path}' already",
-                "go on with it by --resume, or give this one another trainer.run_dir",
+                "continue it with --resume, or give this one another trainer.run_dir",
             )
-        if directory.started and (changes := directory.config_changes(config.model_dump(mode="json"))) and not force:
+        changes = directory.config_changes(self._config.model_dump(mode="json"))
+        if changes and not self._force:
             listing = "\n  ".join(changes)
             raise RunError(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
                 "resume with the old config, or take the new one with --force",
             )
-        return asyncio.run(_Run(config, directory, callbacks, endpoint).go())
-    except OSError as error:
-        # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
-        if error.errno not in FULL:
-            raise
-        raise full(directory.path, error) from None
-    finally:
-        directory.release()
 
 
 def _run_path(config: TrainConfig, resume: bool) -> Path:
@@ -123,27 +163,30 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
-        self.tensorboard: Any = None
+        self.tensorboard: TensorBoard | None = None
 
     async def go(self) -> TrainResult:
         """The whole run. The first Ctrl-C or SIGTERM ends it after the step under way, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
+        # A notebook's loop goes on after the run, and has handlers of its own.
+        before = {number: signal.getsignal(number) for number in STOPS}
         for number in STOPS:
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.stop)
         try:
             return await self._go()
         finally:
-            for number in STOPS:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     async def _go(self) -> TrainResult:
         config = self.config
         self.parts = parts = await compute(build, config, self._recorded_numerics(), self.endpoint)
         if self.stopping:
             raise KeyboardInterrupt
-        _check_splits(parts, config)
+        check_splits(parts.tasks, _needed(config))
         check_trained(parts)
         check_demonstrations(parts)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
@@ -154,7 +197,7 @@ class _Run:
                 f"the run in '{self.directory.path}' kept no copy of the policy it started from",
                 "resume with algorithm.kl.reference=base",
             )
-        self._begin(state)
+        self._begin(state, resumed=saved is not None)
         status = "failed"
         self.source = self._open_source(state)
         try:
@@ -233,7 +276,8 @@ class _Run:
             _log.warning("%s", drained)
         self.stopping = True
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """As `Training.stop`."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
@@ -259,9 +303,7 @@ class _Run:
             self.directory.keep(name, lambda row: False)
         return state, None
 
-    def _begin(self, state: TrainState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _begin(self, state: TrainState, resumed: bool) -> None:
         if not self.directory.started:
             self.created = datetime.now(UTC).isoformat(timespec="seconds")
         else:
@@ -273,8 +315,8 @@ class _Run:
             )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
-        (self.directory / "tensorboard").mkdir(mode=0o700, exist_ok=True)
-        self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
+        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
+        self.callbacks = (self.tensorboard, *self.callbacks)
         info = {
             "name": self.config.name,
             "model": self.config.policy.model,
@@ -346,7 +388,7 @@ class _Run:
         try:
             done = await take_step(self.parts, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
-            raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
+            raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
         self._log(done.row)
         return done.state
 
@@ -375,22 +417,13 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)
-        for name, value in row.items():
-            if row["stage"] == "rl" and isinstance(value, int | float) and name != "step":
-                self.tensorboard.add_scalar(name, value, row["step"])
         for callback in self.callbacks:
             callback.on_metrics(row)
 
 
-def _check_splits(parts: TrainingContext, config: TrainConfig) -> None:
-    """Every split the run will need has tasks."""
+def _needed(config: TrainConfig) -> dict[str, int]:
+    """How many tasks the run asks of each split; for `train` any number will do."""
     trainer = config.trainer
-    needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
-    for split, wanted in needed.items():
-        if wanted and parts.tasks.size(split) == 0:
-            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
-                split
-            ]
-            raise TaskError(
-                f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
-            )
+    val = trainer.val_tasks if trainer.eval_every else 0
+    needed = {"train": int(config.rollout.source is None), "val": val, "test": trainer.test_tasks}
+    return {split: count for split, count in needed.items() if count}

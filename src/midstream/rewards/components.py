@@ -1,7 +1,8 @@
 """Reward components: functions that ask for what they need by parameter name and say one thing about a trajectory.
 
 A component takes any of `task`, `trajectory`, `answer` (the prediction, or None), `reference` (the task's answer),
-`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`); is sync or async; and returns a
+`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`), `preference` (a
+`preference.PreferenceModel`); is sync or async; and returns a
 number, None (it did not apply), or `StepRewards`. One that takes `group`, the trajectories of one prompt, scores them
 all at once and returns a number or None for each; beside it, it can only take `judge`.
 What a component means is its own; what it is worth is its weight in the config.
@@ -21,7 +22,18 @@ from midstream.core.types import Step, Task, ToolCall, Trajectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls", "judge", "group")
+PARAMETERS = (
+    "task",
+    "trajectory",
+    "answer",
+    "reference",
+    "question",
+    "steps",
+    "tool_calls",
+    "judge",
+    "preference",
+    "group",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class Component:
         """Whether it scores the trajectories of a group together."""
         return "group" in self.parameters
 
-    def arguments(self, trajectory: Trajectory, judge: Any = None) -> dict[str, Any]:
+    def arguments(self, trajectory: Trajectory, judge: Any = None, preference: Any = None) -> dict[str, Any]:
         """What the function asked for, of one trajectory."""
         task = trajectory.task
         everything = {
@@ -67,6 +79,7 @@ class Component:
             "steps": trajectory.steps,
             "tool_calls": trajectory.tool_calls,
             "judge": judge,
+            "preference": preference,
         }
         return {name: everything[name] for name in self.parameters}
 

@@ -24,6 +24,7 @@ from midstream.rewards import grounding as _grounding  # noqa: F401
 from midstream.rewards.calls import Called, call, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig
+from midstream.rewards.preference import PreferenceModel
 from midstream.rewards.presets import PRESETS
 
 Normalize = Literal["none", "group", "batch", "running"]
@@ -54,6 +55,9 @@ class RewardConfig(Config):
 
     judge: JudgeConfig | None = None
     """The model behind the components `judge` and `judge_pairwise`, and others that ask for one."""
+
+    preference: str | None = None
+    """File of the model behind the component `preference`, as `midstream store fit-preference` writes it."""
 
     clip: tuple[float, float] | None = None
     """The range the total is cut to: [lowest, highest]."""
@@ -105,7 +109,13 @@ class RewardFunction:
         self.weights = self.config.weights
         self.judge = judge
         self._components: dict[str, Component] = {name: resolve(name) for name in self.weights}
+        self._preference = None if self.config.preference is None else PreferenceModel.load(self.config.preference)
         for name, its in self._components.items():
+            if "preference" in its.parameters and self._preference is None:
+                raise ConfigError(
+                    f"reward component '{name}' needs a preference model, and there is none",
+                    "set reward.preference to a file that midstream store fit-preference wrote",
+                )
             if "judge" in its.parameters and judge is None:
                 raise ConfigError(
                     f"reward component '{name}' needs a judge, and there is none",
@@ -141,10 +151,10 @@ class RewardFunction:
             return self._without_score(trajectory, dict.fromkeys(self.weights))
         alone = {name: its for name, its in self._components.items() if not its.of_group}
         called = await asyncio.gather(
-            *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
+            *(self._call(its, its.arguments(trajectory, self.judge, self._preference)) for its in alone.values())
         )
         values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
-        failures: list[tuple[str, Failure]] = []
+        failures: list[tuple[str, Failure, BaseException | None]] = []
         for name, made in zip(alone, called, strict=True):
             if made.error is None:
                 values[name] = _checked(name, trajectory, made.value)
@@ -153,9 +163,9 @@ class RewardFunction:
         rewards: dict[str, float | None] = {name: values.get(name, (None,))[0] for name in self.weights}
         if failures:
             # An outage says nothing about the attempt, so it counts before what else went wrong.
-            error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
-            failed = replace(trajectory, status=Status.FAILED, error=error)
-            return self._without_score(because(failed, cause), rewards)
+            why, cause, raised = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
+            failed = replace(trajectory, status=Status.FAILED, error=why)
+            return self._without_score(because(failed, cause, raised), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
@@ -172,9 +182,9 @@ class RewardFunction:
             arguments = {"group": part, "judge": self.judge}
             made = await self._call(its, {asked: arguments[asked] for asked in its.parameters})
             if made.error is not None:
-                error, cause = self._failure(name, made)
+                why, cause, raised = self._failure(name, made)
                 for place, one in zip(places, part, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
+                    failed = because(replace(one, status=Status.FAILED, error=why), cause, raised)
                     whole[place] = self._without_score(failed, dict(one.rewards))
                 continue
             if not isinstance(made.value, Sequence) or len(made.value) != len(part):
@@ -191,15 +201,17 @@ class RewardFunction:
     async def _call(self, component: Component, arguments: Mapping[str, Any]) -> Called:
         return await call(component.function, arguments, self.config.timeout_s)
 
-    def _failure(self, name: str, made: Called) -> tuple[str, Failure]:
-        """What failed a trajectory, and who is to blame; raises a `UserError`, which would fail them all."""
+    def _failure(self, name: str, made: Called) -> tuple[str, Failure, BaseException | None]:
+        """What failed a trajectory, who is to blame, and what was raised, where a traceback of it helps; raises a
+        `UserError`, which would fail them all."""
         if isinstance(made.error, UserError):
             raise made.error
         outage = is_outage(made.error) or (made.late and "judge" in self._components[name].parameters)
         what = f"raised {type(made.error).__name__}: {made.error}"
         if made.late:
             what = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
-        return f"reward component '{name}' {what}", Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        cause = Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        return f"reward component '{name}' {what}", cause, None if outage or made.late else made.error
 
     def _total(
         self,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from midstream.core.failures import first_traceback
 from midstream.core.statistics import bootstrap_mean, wilson
 from midstream.core.types import FinishReason, Status, Trajectory
 
@@ -45,7 +46,8 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
+    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first. The first
+    one also has the `traceback`, where code of the user's raised."""
     found: dict[str, dict[str, Any]] = {}
     for trajectory in trajectories:
         if trajectory.status is Status.COMPLETED:
@@ -54,7 +56,12 @@ def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
         key = re.sub(r"\d+", "#", trajectory.error)
         entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
         entry["count"] += 1
-    return sorted(found.values(), key=lambda entry: -entry["count"])
+    ordered = sorted(found.items(), key=lambda item: -item[1]["count"])
+    for key, entry in ordered[:1]:
+        alike = [one for one in trajectories if re.sub(r"\d+", "#", one.error) == key]
+        if raised := first_traceback(alike):
+            entry["traceback"] = raised
+    return [entry for _, entry in ordered]
 
 
 def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:

@@ -19,10 +19,15 @@ from midstream.core.types import Task
 SPLITS = ("train", "val", "test")
 
 
-def split_of(key: str) -> str:
-    """The split that everything with this split key belongs to, whatever the seed."""
+HELD_OUT = 0.1
+"""Share of the tasks in `val`, and in `test`."""
+
+
+def split_of(key: str, val: float = HELD_OUT, test: float = HELD_OUT) -> str:
+    """The split that everything with this split key belongs to, whatever the seed. `val` and `test` are the shares of
+    these splits. What is in `test` stays there when `test` grows."""
     position = unit_interval("split", key)
-    return "train" if position < 0.8 else "val" if position < 0.9 else "test"
+    return "test" if position >= 1 - test else "val" if position >= 1 - test - val else "train"
 
 
 class TaskSet(ABC):
@@ -136,7 +141,17 @@ def empty_split(taskset: TaskSet, split: str) -> TaskError:
     )
     return TaskError(
         f"task set '{taskset.name}' has no task in split '{split}'",
-        f"it has tasks in: {filled or 'no split'}; a file's split is set with its option `split`",
+        f"it has tasks in: {filled or 'no split'}; a file's options `split`, `val_share` and `test_share` change that",
+    )
+
+
+def shortage(taskset: TaskSet, split: str, wanted: int) -> str:
+    """A line that says that the split holds fewer than `wanted` tasks; empty when it does not."""
+    size = taskset.size(split)
+    if size is None or size >= wanted:
+        return ""
+    return (
+        f"the split '{split}' of '{taskset.name}' holds {size} tasks, fewer than the {wanted} asked for: all are used"
     )
 
 

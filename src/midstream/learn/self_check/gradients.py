@@ -27,8 +27,8 @@ from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.noise import FURTHER, factor, least_spread, margin, slope, t_quantile
 from midstream.learn.self_check.evidence import Evidence
+from midstream.learn.self_check.recording_engine import RecordedCall
 from midstream.learn.self_check.recut import halves
-from midstream.learn.self_check.witness import Call
 from midstream.learn.weights import unfused
 
 GRADIENT = {"float32": 1e-3, "bfloat16": 0.3}
@@ -230,7 +230,7 @@ def gradient_is_plain(evidence: Evidence, alone: Alone, together: Gradient) -> C
     )
 
 
-def _plain_gradient(evidence: Evidence, call: Call | None, by: Sequence[float], *, rounded: bool) -> Gradient:
+def _plain_gradient(evidence: Evidence, call: RecordedCall | None, by: Sequence[float], *, rounded: bool) -> Gradient:
     if call is not None and any(by):
         by_token = torch.tensor(by, device=evidence.parts.decoder.device)
         evidence.plain.backward(call.sequence, by_token, rounded=rounded)

@@ -6,7 +6,6 @@ Before the second all weights are moved a little: adapters that still do nothing
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
@@ -63,7 +63,7 @@ def self_check(
         sampled = chosen.rollout.model_copy(
             update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
         )
-        return asyncio.run(_examine(chosen.model_copy(update={"rollout": sampled}), tell, endpoint))
+        return run_blocking(_examine(chosen.model_copy(update={"rollout": sampled}), tell, endpoint))
 
 
 async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint: AgentEndpoint | None) -> list[Check]:
