@@ -166,8 +166,8 @@ class AgentFlowWorker:
             if isinstance(error, TimeoutError) and limit.expired():
                 late = f"took longer than rollout.timeout_s = {self._timeout_s:g} s"
                 return _ended(session, flow, Status.TIMED_OUT, late)
-            ended = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
-            return because(ended, Failure.AGENT, error)
+            failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
+            return because(failed, Failure.AGENT, error)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()
