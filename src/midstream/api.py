@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import Training, TrainResult
+    from midstream.learn.trainer import TrainResult
 
 __all__ = [
     "ask",
@@ -73,7 +73,11 @@ def train(
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
     what was saved stays. `train_async` is the same for async code.
     """
-    training = _training(config, callbacks, resume, force)
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.trainer import Training
+
+    endpoint = InProcessGateway()
+    training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
     return run_blocking(training.run(), interrupt=training.stop)
 
 
@@ -81,17 +85,18 @@ async def train_async(
     config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
     """As `train`."""
-    return await _training(config, callbacks, resume, force).run()
-
-
-def _training(config: Settings, callbacks: Sequence[Callback] | None, resume: bool, force: bool) -> Training:
     from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.trainer import Training
 
+    async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop goes on
+        training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
+        return await training.run()
+
+
+def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[TrainConfig, list[Callback]]:
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
     # The pictures first, so that the other callbacks can point to what was drawn.
-    listening = [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
-    return Training(resolved, listening, resume=resume, force=force, endpoint=InProcessGateway())
+    return resolved, [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
 
 
 def rollout(
