@@ -1,4 +1,4 @@
-"""What a step learns from: attempts at freshly drawn tasks, in groups, and groups of earlier steps."""
+"""Collects the groups for a training step: new attempts, groups from a store, and replayed groups."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ Group = list[Trajectory]
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """`groups` to learn from, those of earlier steps last; `trajectories` are all that were sampled now, `progress` is
-    how far the drawing of tasks has come, `replay` the buffer after the step, `greedy` what a greedy attempt earned, by
-    `prompt_uid`, and `counts` says what became of groups."""
+    """Groups for one training step.
+
+    `groups` holds the groups to learn from, replayed ones last. `trajectories` are those sampled in this step.
+    `progress` is the position in the task order. `replay` is the buffer after the step. `greedy` holds rewards of
+    greedy attempts by `prompt_uid`. `counts` holds statistics on groups.
+    """
 
     groups: list[Group]
     trajectories: list[Trajectory]
@@ -35,13 +38,14 @@ class Collected:
     greedy: dict[str, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     taken: tuple[Key, ...] = ()
-    """The groups that came from a store, to be consumed once they were learned from."""
+    """Keys of the groups leased from a store, to be consumed after the update."""
 
 
 async def collect(
     parts: TrainingContext, store: Store, state: TrainState, step: int, source: GroupSource | None = None
 ) -> Collected:
-    """What the step after `state` learns from, by `rollout`; with a `source`, what others recorded there."""
+    """Return the groups for the training step after `state`: from `source` when given, otherwise by rollout and
+    replay."""
     if source is not None:
         return await _taken(parts, source, state, step)
     rollout, replay, version = parts.config.rollout, parts.config.rollout.replay, parts.decoder.version
@@ -72,7 +76,7 @@ async def collect(
 
 
 async def _taken(parts: TrainingContext, source: GroupSource, state: TrainState, step: int) -> Collected:
-    """The next groups of a store."""
+    """Return the next groups of a store."""
     rollout = parts.config.rollout
     oldest = None if rollout.max_staleness is None else parts.decoder.version - rollout.max_staleness
     leased = await source.take(rollout.tasks_per_step, oldest)
@@ -95,8 +99,11 @@ async def _taken(parts: TrainingContext, source: GroupSource, state: TrainState,
 
 
 async def _graded(parts: TrainingContext, trajectory: Trajectory) -> Trajectory:
-    """A recorded trajectory with what it is worth here: a `reward` in the config has the last word, and the component
-    `given` of it is the recorded reward. Without one the recorded reward stands, where there is any."""
+    """Score a recorded trajectory.
+
+    A `reward` in the config takes precedence, with the recorded reward available as component `given`. Without a
+    `reward`, the recorded reward is used when there is one.
+    """
     recorded = {} if trajectory.reward is None else {"given": trajectory.reward}
     if recorded and parts.config.reward == RewardConfig():
         return as_given(trajectory)
@@ -108,9 +115,11 @@ async def _graded(parts: TrainingContext, trajectory: Trajectory) -> Trajectory:
 async def attempt_tasks(
     parts: TrainingContext, store: Store | None, progress: Progress, step: int, wanted: int
 ) -> Collected:
-    """Attempt the next `wanted` tasks. With `rollout.backfill` above 0, groups whose rewards are all equal are dropped,
-    and other tasks are attempted in their place, for at most that many rounds more (DAPO's dynamic sampling, Yu et al.
-    2025)."""
+    """Attempt the next `wanted` tasks.
+
+    With `rollout.backfill` above 0, groups with equal rewards are dropped and replaced by attempts at other tasks, for
+    at most that many extra rounds (DAPO's dynamic sampling, Yu et al. 2025).
+    """
     config, curriculum = parts.config, parts.config.tasks.curriculum
     size, seed = config.rollout.group_size, config.trainer.seed
     kept: list[Group] = []
@@ -137,8 +146,8 @@ async def attempt_tasks(
 
 
 def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajectory], bool]) -> dict[str, float]:
-    """The share of attempts that succeeded, by the id of the task. An attempt that failed or could not be scored says
-    nothing about its task: an outage must not make tasks hard."""
+    """Return the share of successful attempts by task id. Attempts that failed or have no reward are left out, so that
+    an outage does not make tasks look hard."""
     won: dict[str, list[bool]] = {}
     for trajectory in trajectories:
         if trajectory.status is Status.COMPLETED and trajectory.reward is not None:
@@ -147,7 +156,7 @@ def pass_rates(trajectories: Sequence[Trajectory], succeeded: Callable[[Trajecto
 
 
 async def _together(parts: TrainingContext, store: Store | None, trajectories: list[Trajectory]) -> list[Trajectory]:
-    """`trajectories` with what the components of groups say of them, in the store too."""
+    """Add group components to the rewards of `trajectories`, in the store too."""
     if not parts.reward.of_groups:
         return trajectories
     groups = await asyncio.gather(*(parts.reward.score_group(group) for group in _grouped(trajectories)))
@@ -160,7 +169,7 @@ async def _together(parts: TrainingContext, store: Store | None, trajectories: l
 async def _greedily(
     parts: TrainingContext, store: Store | None, tasks: Sequence[Task], prefix: str, step: int
 ) -> dict[str, float]:
-    """What one greedy attempt at each task earned, by the `prompt_uid` its sampled attempts have."""
+    """Make one greedy attempt at each task. Returns rewards by the `prompt_uid` of the task's sampled attempts."""
     seed = parts.config.trainer.seed
     attempts = groups_of(tasks, 1, prefix=f"{prefix}-greedy", seed=seed, channel="greedy", train_step=step, masked=True)
     made = await parts.manager(store).run(attempts, temperature=0.0)

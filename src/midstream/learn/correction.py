@@ -1,4 +1,4 @@
-"""Importance weights and entropy masks: what the policy loss of each token is multiplied by."""
+"""Importance weights and entropy masks: per-token factors of the policy loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def importance(log_ratios: Sequence[float] | np.ndarray, config: CorrectionConfig) -> np.ndarray:
-    """The weights of a turn's tokens from log pi_old - log pi_sampler of each; 1 with the level `none`."""
+    """Return the importance weights of a turn's tokens from log pi_old - log pi_sampler; all 1 with the level
+    `none`."""
     if config.level == "none":
         return np.ones(len(log_ratios))
     log_rho = np.asarray(log_ratios, dtype=np.float64)
@@ -34,8 +35,10 @@ def importance(log_ratios: Sequence[float] | np.ndarray, config: CorrectionConfi
 def corrected(
     turns: Sequence[LearningTurn], own: Sequence[Sequence[float]], config: CorrectionConfig
 ) -> list[LearningTurn]:
-    """`turns` whose ratios are taken to `own`, the learner's log-probabilities by turn, and whose losses are multiplied
-    by importance weights, beside the scale they have already."""
+    """Return `turns` with importance weights, and with ratios relative to the learner.
+
+    `own` holds the learner's log-probabilities by turn. The weights are multiplied into the existing scale.
+    """
     made: list[LearningTurn] = []
     for turn, now in zip(turns, own, strict=True):
         weights = importance(np.asarray(now) - np.asarray(turn.old_log_probs), config)
@@ -45,8 +48,8 @@ def corrected(
 
 
 def most_uncertain(batch: LearningBatch, readings: Mapping[TurnKey, PolicyOutputs], share: float) -> LearningBatch:
-    """`batch` with scale 0 for tokens whose entropy is below the (1 - share)-quantile of all that was read; the count
-    `entropy_threshold` is that quantile."""
+    """Set the scale to 0 for tokens whose entropy is below the (1 - share)-quantile over all tokens of `readings`. Adds
+    that quantile to the counts as `entropy_threshold`."""
     if share >= 1 or not batch.turns:
         return batch
     everything = np.concatenate([np.asarray(reading.entropy) for reading in readings.values()])

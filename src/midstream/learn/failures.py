@@ -1,4 +1,4 @@
-"""When too many attempts fail, training stops and says why, instead of going on with next to nothing."""
+"""Stops training when too many attempts fail, and reports why."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from midstream.core.types import Trajectory
 from midstream.rewards.summary import reasons
 
 _REMEDIES = {
-    Failure.INFRASTRUCTURE: "start what could not be reached and go on with --resume",
-    Failure.REWARD: "mend the component and go on with --resume",
-    Failure.AGENT: "see the attempts with midstream show",
+    Failure.INFRASTRUCTURE: "start the service that could not be reached and continue with --resume",
+    Failure.REWARD: "fix the component and continue with --resume",
+    Failure.AGENT: "inspect the attempts with midstream show",
 }
 
 
 def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, *, first: bool = False) -> None:
-    """Raise `TrainingError` when a larger share of `trajectories` failed for one cause than `limits` allow, or when, in
-    the `first` step of a run, all of them failed or none has a reward: there is nothing to go on with."""
+    """Raise `TrainingError` when the share of failures of one cause exceeds its limit. In the `first` training step of
+    a run, also raise it when all attempts failed or none has a reward."""
     found = shares(trajectories)
     for cause, limit in ((cause, getattr(limits, str(cause))) for cause in Failure):
         if found[cause] > limit:
@@ -27,11 +27,11 @@ def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, 
     if not first or not trajectories:
         return
     if all(failure_of(trajectory) is not None for trajectory in trajectories):
-        raise _too_many(trajectories, max(found, key=lambda cause: found[cause]), "and no attempt ended well")
+        raise _too_many(trajectories, max(found, key=lambda cause: found[cause]), "and no attempt completed")
     if all(trajectory.reward is None for trajectory in trajectories):
         raise TrainingError(
             f"none of {len(trajectories)} attempts has a reward: no component of the reward applied to any",
-            "see reward.components, and whether the tasks have answers",
+            "check reward.components, and that the tasks have answers",
         )
 
 

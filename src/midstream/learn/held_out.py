@@ -1,4 +1,4 @@
-"""Greedy attempts at held-out tasks, before, while and after a run trains."""
+"""Greedy evaluations on held-out tasks before, during and after training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES_PER_KIND = 2
 
 
 class HeldOut:
-    """The evaluations of one run, each made and logged once under its label; a resumed run makes what is missing."""
+    """Evaluations of one run, each made and logged once under its label. A resumed run makes the missing ones."""
 
     def __init__(
         self,
@@ -31,16 +31,16 @@ class HeldOut:
         callbacks: Sequence[Callback],
         stopping: Callable[[], bool],
     ) -> None:
-        """While `stopping()`, what is due is left for a resumed run."""
+        """While `stopping()` is true, due evaluations are left for a resumed run."""
         self._parts, self._directory, self._store = parts, directory, store
         self._listeners, self._stopping = callbacks, stopping
 
     async def before(self) -> None:
-        """The base model, before anything is trained."""
+        """Evaluate the base model before training."""
         await self._evaluate("base", 0, "test")
 
     async def after(self, step: int) -> None:
-        """Whatever is due after `step` and not in the log yet."""
+        """Make all evaluations that are due after `step` and not yet logged."""
         config = self._parts.config
         trainer = config.trainer
         if step == 0 and config.warm_start.examples:
@@ -52,7 +52,7 @@ class HeldOut:
 
     @property
     def complete(self) -> bool:
-        """Whether the last evaluation was made, or none was asked for."""
+        """Whether the final evaluation exists or none is configured."""
         return not self._parts.config.trainer.test_tasks or "final" in self._made()
 
     def _made(self) -> set[str]:
@@ -87,7 +87,7 @@ async def attempt(
     channel: str,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Greedy attempts at `tasks`, one each, scored; `on_done` hears of each as it ends."""
+    """Make one greedy, scored attempt at each task. `on_done` is called with each trajectory as it ends."""
     prefix = f"{channel}-{label.replace(' ', '-')}"
     attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
     return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)

@@ -1,5 +1,4 @@
-"""The learner: one update of the policy from a batch of turns, in passes that bound memory and never change the
-gradient."""
+"""The learner: updates the policy from a batch of turns, in passes that bound memory without changing the gradient."""
 
 from __future__ import annotations
 
@@ -25,13 +24,12 @@ from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
 Observe = Callable[[Sequence[LearningTurn], Scored], None]
-"""Is given the turns of a pass and what the policy says of their tokens, one turn after another."""
+"""Called with the turns of a pass and the policy's outputs for their tokens, in the same order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passes:
-    """What one update computed: weighted sums of the losses' logs, tokens with loss, and distinct tokens that were
-    run."""
+    """Result of one pass or update: weighted sums for the log, tokens with loss, and distinct tokens computed."""
 
     sums: dict[str, float]
     tokens: int
@@ -39,7 +37,7 @@ class Passes:
 
 
 class Learner:
-    """Owns the optimizer of one decoder's trainable weights."""
+    """Optimizes the trainable weights of one decoder."""
 
     def __init__(
         self,
@@ -67,8 +65,11 @@ class Learner:
         *,
         anchor: bool = False,
     ) -> dict[str, float]:
-        """One optimizer step on `batch`, as `accumulate`. Raises `TrainingError`, which names tensor and group, before
-        the weights move when a gradient is not finite."""
+        """Make one optimizer step on `batch`; arguments as for `accumulate`.
+
+        Raises `TrainingError`, naming tensor and group, when a gradient is not finite. The weights do not change in
+        that case.
+        """
         sums = self.accumulate(batch, algorithm, reference, observe, anchor=anchor)
         return {**sums, "grad_norm": self._step(lambda name: self._origin(name, batch, algorithm, reference))}
 
@@ -81,10 +82,12 @@ class Learner:
         *,
         anchor: bool = False,
     ) -> dict[str, float]:
-        """Leave the gradient of `batch` in the weights' `gradients`, and the critic's in the critic, and move nothing;
-        its metrics. `observe` is given each pass's turns and their log-probabilities. With `anchor` the ratio is taken
-        to the log-probabilities of this very pass, with importance weights by `algorithm.correction` (none at level
-        `none`)."""
+        """Accumulate the gradient of `batch` in the weights and the critic without an optimizer step. Returns metrics.
+
+        `observe` is called with each pass's turns and their log-probabilities. With `anchor`, ratios are relative to
+        the log-probabilities of this pass, and losses have importance weights by `algorithm.correction` (none at level
+        `none`).
+        """
         self.weights.zero_grad()
         if self.critic is not None:
             self.critic.zero_grad()
@@ -96,7 +99,8 @@ class Learner:
         return {**total.sums, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
 
     def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
-        """One optimizer step of cross-entropy: the mean over `sequences` of the mean over their response tokens."""
+        """Make one optimizer step of cross-entropy: the mean over `sequences` of the mean over their response
+        tokens."""
         self.weights.zero_grad()
         total = 0.0
         for pack in packed(sequences, self._max_tokens, lambda s: s):
@@ -108,9 +112,9 @@ class Learner:
         return {"loss": total, "grad_norm": self._step()}
 
     def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> PolicyOutputs:
-        """What the policy says of every response token of `sequences` together, and the critic where `roles`, who
-        sampled each sequence, are given."""
-        log_probs, entropy, worth = ScatterIndex(sequences), ScatterIndex(sequences), ScatterIndex(sequences)
+        """Return the policy's outputs for all response tokens of `sequences`. With `roles`, the role of each sequence,
+        also return critic values."""
+        log_probs, entropy, values = ScatterIndex(sequences), ScatterIndex(sequences), ScatterIndex(sequences)
         with torch.no_grad():
             for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
                 chosen = [sequences[n] for n in pack]
@@ -121,20 +125,21 @@ class Learner:
                     own = self.critic.own
                     states = scored.states if own is None else run(own.decoder, chosen)
                     by_token = [roles[n] for n in pack for _ in sequences[n].response_ids]
-                    worth.take(pack, self.critic.values(states, by_token))
-        return PolicyOutputs(log_probs.all(), entropy.all(), values=worth.all())
+                    values.take(pack, self.critic.values(states, by_token))
+        return PolicyOutputs(log_probs.all(), entropy.all(), values=values.all())
 
     def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
-        """What `reference` gives every response token, in passes as an update makes them."""
-        found = ScatterIndex(sequences)
+        """Return the log-probabilities of `reference` for all response tokens, in the same kind of passes as an
+        update."""
+        log_probs = ScatterIndex(sequences)
         for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
-            found.take(pack, reference([sequences[n] for n in pack]))
-        return found.all()
+            log_probs.take(pack, reference([sequences[n] for n in pack]))
+        return log_probs.all()
 
     def own_log_probs(self, turns: Sequence[LearningTurn], observe: Observe) -> None:
-        """Give `observe` the log-probabilities of `turns`, in the same passes as an update with them computes them."""
+        """Call `observe` with the log-probabilities of `turns`, computed in the same passes as an update."""
         for pack in self._packs(turns):
-            # With gradients on, as in an update: without them a layer may use another kernel.
+            # Gradients stay enabled, as in an update: without them a layer may use another kernel.
             observe(pack, score(self.decoder, [turn.sequence for turn in pack]))
 
     def _policy_pass(
@@ -147,7 +152,7 @@ class Learner:
         anchor: bool = False,
     ) -> Passes:
         sequences = [turn.sequence for turn in turns]
-        # First: a reference may put other weights in place for a moment, which a forward pass must not have seen yet.
+        # Must run first: a reference may swap weights temporarily, which would invalidate an earlier forward pass.
         reference_log_probs = None if reference is None else reference(sequences)
         scored = score(self.decoder, sequences)
         sizes = [len(turn.old_log_probs) for turn in turns]
@@ -172,10 +177,10 @@ class Learner:
         total, sums = result.total, result.sums
         critic = self.critic
         if critic is not None and critic.own is None:
-            worth = scored.states if critic.config.coef and not self._warming else scored.states.detached()
-            value_loss, found = self._value_loss(turns, critic, worth, tokens.weights)
-            # The head learns at its own rate; `coef` says how much of it the policy's weights feel.
-            total, sums = total + value_loss * (critic.config.coef or 1.0), sums | found
+            states = scored.states if critic.config.coef and not self._warming else scored.states.detached()
+            value_loss, value_sums = self._value_loss(turns, critic, states, tokens.weights)
+            # The head has its own learning rate; `coef` scales the value loss for the policy's weights.
+            total, sums = total + value_loss * (critic.config.coef or 1.0), sums | value_sums
         total.backward()
         self.weights.collect()
         largest = float((now - sampled).abs().max())
@@ -186,7 +191,7 @@ class Learner:
         )
 
     def _critic_pass(self, turns: Sequence[LearningTurn], critic: Critic, own: Weights) -> Passes:
-        """The pass of a critic with a model of its own."""
+        """Forward and backward pass of a critic with its own model."""
         states = run(own.decoder, [turn.sequence for turn in turns])
         weights = self._tensor([turn.weight for turn in turns for _ in turn.old_log_probs])
         loss, sums = self._value_loss(turns, critic, states, weights)
@@ -209,14 +214,14 @@ class Learner:
 
     @property
     def _warming(self) -> bool:
-        """Whether only the critic learns yet."""
+        """Whether only the critic learns in the next update."""
         return self.critic is not None and self.updates < self.critic.config.warmup
 
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
         return packed(turns, self._max_tokens, lambda turn: turn.sequence)
 
     def _origin(self, name: str, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None) -> str:
-        """Which group of `batch` gives the tensor `name` a gradient that is not finite, for a message."""
+        """Return which group of `batch` causes the gradient of tensor `name` to be non-finite, for an error message."""
         for group in dict.fromkeys(turn.group for turn in batch.turns):
             self.weights.zero_grad()
             for turns in self._packs([turn for turn in batch.turns if turn.group == group]):
@@ -226,14 +231,14 @@ class Learner:
         return ", from all groups together"
 
     def _step(self, origin: Callable[[str], str] = lambda name: "") -> float:
-        """Check, clip, move. Returns the norm before clipping. `origin` says where a tensor's broken gradient is
-        from."""
+        """Check and clip gradients, then make an optimizer step. Returns the norm before clipping. `origin` describes
+        the source of a tensor's non-finite gradient."""
         norms = {name: float(grad.norm()) for name, grad in self.weights.gradients().items()}
-        broken = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
-        if broken:
+        invalid = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
+        if invalid:
             raise TrainingError(
-                f"the gradient of {broken[0]} is not finite at update {self.updates + 1}{origin(broken[0])} "
-                f"({len(broken)} tensors in all); the weights did not move",
+                f"the gradient of {invalid[0]} is not finite at update {self.updates + 1}{origin(invalid[0])} "
+                f"({len(invalid)} tensors in all); the weights did not move",
                 "resume from the last checkpoint with a lower optimizer.lr, and look at the rewards of this step",
             )
         total = sum(norm**2 for norm in norms.values()) ** 0.5
@@ -253,9 +258,9 @@ class Learner:
         return total
 
     def _schedule(self) -> float:
-        """The share of the learning rate for the next update: up over the warm-up, down to 0 over `decay_over`."""
-        up = min(1.0, (self.updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
-        return up if self.decay_over is None else up * max(0.0, 1 - self.updates / self.decay_over)
+        """Return the learning-rate factor of the next update: linear warm-up, then linear decay over `decay_over`."""
+        warmup = min(1.0, (self.updates + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
+        return warmup if self.decay_over is None else warmup * max(0.0, 1 - self.updates / self.decay_over)
 
     def _tensor(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
@@ -270,8 +275,8 @@ def _added(passes: Sequence[Passes]) -> Passes:
 
 
 def together(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The metrics of several updates as one row: weighted sums and token counts added up, the largest of maxima, the
-    mean of losses and of gradient norms."""
+    """Merge the metrics of several updates into one row: weighted sums and token counts are added, maxima are
+    maximized, losses and gradient norms are averaged."""
     row: dict[str, float] = {}
     for name in dict.fromkeys(name for update in updates for name in update):
         values = [update[name] for update in updates if name in update]

@@ -1,5 +1,5 @@
-"""From a config to the parts of a run: model, engines, tasks, reward, rollout, learner. Used by training, evaluation
-and asking alike."""
+"""Builds the components of a run from its config: model, engines, tasks, reward, rollout, learner. Shared by training,
+evaluation and `ask`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from midstream.tasks import TaskSet, load_tasks
 
 @dataclass(slots=True)
 class TrainingContext:
-    """Everything of one run that lives in this process."""
+    """All components of a run in this process."""
 
     config: TrainConfig
     model_path: Path
@@ -51,10 +51,10 @@ class TrainingContext:
     role_engines: dict[str, RoleEngine]
     numerics: Numerics
     reference: Reference | None = None
-    """The reference policy where it does not depend on where the run began: see `kl.reference`."""
+    """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
-        """A rollout through the config's flow; `role_engines` in place of the config's engines."""
+        """Return a manager that runs the config's flow. `role_engines` replaces the config's engines."""
         worker = AgentFlowWorker(
             self.config.flow,
             role_engines or self.role_engines,
@@ -69,8 +69,10 @@ class TrainingContext:
 
 
 def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingContext:
-    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
-    numerics of the run that is resumed; they are kept."""
+    """Load and connect all components. Raises a `UserError` for anything wrong with the config.
+
+    `recorded` holds the numerics of a resumed run, which are kept.
+    """
     use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
@@ -107,54 +109,55 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
         numerics,
         reference,
     )
-    # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
+    # Validates flow, roles, tools and settings before any training work.
     parts.manager(None)
     return parts
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(count: int | None) -> None:
-    """Compute with `count` threads; raises `ConfigError` when there are not as many processors."""
+    """Set the number of CPU threads. Raises `ConfigError` when there are fewer processors."""
     if count is None:
         return
-    if count > (there := processors()):
+    if count > (available := processors()):
         raise ConfigError(
-            f"trainer.threads is {count}, but there are {there} processors here: more threads only wait for each other",
-            f"set trainer.threads to {there} or fewer, or leave it out",
+            f"trainer.threads is {count}, but this machine has {available} processors: more threads would only wait",
+            f"set trainer.threads to {available} or fewer, or remove it",
         )
     torch.set_num_threads(count)
 
 
 def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
-    """What is trained of `decoder`, as `policy` says; fresh adapters are drawn by `seed`."""
+    """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`."""
     decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
     if config.policy.tuning == "lora":
         lora = config.policy.lora
-        drawn = derive_seed(config.trainer.seed, seed)
-        decoder.add_adapters(lora.rank, lora.alpha, drawn, lora.targets, lora.last_layers)
+        adapter_seed = derive_seed(config.trainer.seed, seed)
+        decoder.add_adapters(lora.rank, lora.alpha, adapter_seed, lora.targets, lora.last_layers)
     return Weights(decoder, config.policy.tuning)
 
 
 def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
-    """The critic of an algorithm that has one. Raises `ModelError` when its model does not fit the policy's tokens."""
+    """Return the critic of an algorithm that has one. Raises `ModelError` when its model has a different vocabulary
+    than the policy."""
     if not isinstance(config.algorithm, PPO):
         return None
-    chosen = config.algorithm.critic
-    if chosen.model is None:
-        return Critic(chosen, policy, None, config.optimizer.max_grad_norm)
-    decoder = load_alike(chosen.model, policy, tokenizer, "algorithm.critic.model")
-    return Critic(chosen, policy, tuned(config, decoder, "critic"), config.optimizer.max_grad_norm)
+    critic = config.algorithm.critic
+    if critic.model is None:
+        return Critic(critic, policy, None, config.optimizer.max_grad_norm)
+    decoder = load_alike(critic.model, policy, tokenizer, "algorithm.critic.model")
+    return Critic(critic, policy, tuned(config, decoder, "critic"), config.optimizer.max_grad_norm)
 
 
 def make_reference(
     config: TrainConfig, decoder: Decoder, weights: Weights, tokenizer: ChatTokenizer
 ) -> Reference | None:
-    """The reference policy; None for `start`, which is not known yet, and where there is no base left to go back to:
-    in full tuning the policy without its adapter is the policy."""
+    """Return the reference policy. None for `start`, which is not known yet, and for `base` in full tuning, where no
+    base model is left."""
     name = config.algorithm.kl.reference
     if name == "base":
         return base_reference(decoder) if config.policy.tuning == "lora" else None
@@ -167,31 +170,31 @@ def make_reference(
 
 
 def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
-    """A model that reads the policy's tokens; raises `ModelError` when its vocabulary is another."""
+    """Load a model with the policy's vocabulary. Raises `ModelError` when its vocabulary differs."""
     path = resolve(name)
     if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
         raise ModelError(
-            f"{setting} '{name}' has another vocabulary than the policy: it cannot read what the policy says",
+            f"{setting} '{name}' has another vocabulary than the policy: it cannot read the policy's tokens",
             "name a model with the policy's own tokenizer",
         )
     decoder = load_decoder(path, policy.dtype, policy.device)
-    # As the policy: what is the same model must give the same numbers.
+    # Same kernels as the policy, so that the same model gives the same numbers.
     decoder.compute_by(policy.rows, policy.queries)
     return decoder
 
 
 def check_trained(parts: TrainingContext) -> None:
-    """Raise `ConfigError` unless something that speaks is trained."""
+    """Raise `ConfigError` when no role of the flow is trained."""
     roles = parts.manager(None).roles
     if not any(roles.values()):
         raise ConfigError(
             f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
-            "give one of flow.roles the engine policy, and train: true",
+            "set engine: policy and train: true for one of flow.roles",
         )
 
 
 def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEngine]:
-    """Who speaks for each role the config names; `rules` roles have no role engine."""
+    """Return the engine of each role in the config. Roles with `rules` have no engine."""
     role_engines = {"policy": RoleEngine(policy, policy.tokenizer, True)}
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
@@ -212,7 +215,7 @@ def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEn
 
 
 def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
-    """The model in training without its adapter; raises `ConfigError` when it has none."""
+    """Return an engine for the trainable model without its adapter. Raises `ConfigError` when it has none."""
     if policy.decoder.adapter_rank == 0:
         raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
     return TorchEngine(
@@ -227,26 +230,26 @@ def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
 
 
 def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
-    """The judge that reward components ask for, by `reward.judge`."""
+    """Return the judge for reward components, configured by `reward.judge`."""
     if config is None or config.engine != "frozen":
         return remote_judge(config)
     return Judge(config, asking(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
 
 
 def choose_device(config: PolicyConfig) -> torch.device:
-    """The device of `policy.device`; raises `ConfigError` when it is not there."""
+    """Return the device of `policy.device`. Raises `ConfigError` when it is not available."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(config.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"policy.device '{config.device}' cannot be used: {error}", "use cpu, cuda or auto") from None
+        raise ConfigError(f"policy.device '{config.device}' is not available: {error}", "use cpu, cuda or auto") from None
     return device
 
 
 def choose_dtype(config: PolicyConfig, device: torch.device, folder: Path) -> torch.dtype:
-    """The dtype of `policy.dtype` for the model in `folder`; `auto` is measured on a CPU."""
+    """Return the dtype of `policy.dtype` for the model in `folder`; `auto` is measured on a CPU."""
     if config.dtype != "auto":
         return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -257,7 +260,7 @@ def choose_dtype(config: PolicyConfig, device: torch.device, folder: Path) -> to
 
 
 def load_policy(config: PolicyConfig, folder: Path, recorded: Numerics | None = None) -> Decoder:
-    """The model in `folder` on the device and in the dtype that `config` asks for; `auto` keeps that of `recorded`."""
+    """Load the model in `folder` on the device and in the dtype of `config`; `auto` keeps the dtype of `recorded`."""
     device = choose_device(config)
     if config.dtype == "auto" and recorded is not None:
         return load_decoder(folder, getattr(torch, recorded.dtype), device)

@@ -1,7 +1,8 @@
-"""The training loop: step, log, evaluate, save; and go on from a checkpoint to the same numbers.
+"""The training loop: steps, logs, evaluates, saves checkpoints, and resumes from one to the same numbers.
 
-Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed
-one would have done. What was logged after the last checkpoint is dropped and made again."""
+All random draws are derived from the seed and from counters in the checkpoint, so a resumed run repeats what the killed
+run would have done. Log rows after the last checkpoint are dropped and produced again.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +48,16 @@ from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
 PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
-"""Settings that a run keeps its numerics under."""
+"""Settings that determine the numerics of a run."""
 
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
-"""What asks a run to save and stop: Ctrl-C, and whatever ends processes politely (systemd, Slurm, Kubernetes)."""
+"""Signals that ask a run to save and stop: Ctrl-C, and the polite signal of systemd, Slurm and Kubernetes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a run ended: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
+    """Outcome of a run: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
 
     run_dir: Path
     status: str
@@ -67,24 +68,24 @@ class TrainResult:
 def train(
     config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
-    saved stays."""
+    """Train with `config` until done, or until Ctrl-C or SIGTERM. Raises `UserError` for problems the user can fix;
+    saved data stays intact."""
     directory = RunDirectory(_run_path(config, resume))
     try:
         if directory.started and not resume:
             raise RunError(
                 f"there is a run in '{directory.path}' already",
-                "go on with it by --resume, or give this one another trainer.run_dir",
+                "continue it with --resume, or set another trainer.run_dir",
             )
         if directory.started and (changes := directory.config_changes(config.model_dump(mode="json"))) and not force:
             listing = "\n  ".join(changes)
             raise RunError(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
-                "resume with the old config, or take the new one with --force",
+                "resume with the old config, or use the new one with --force",
             )
         return asyncio.run(_Run(config, directory, callbacks).go())
     except OSError as error:
-        # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
+        # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
         if error.errno not in FULL:
             raise
         raise full(directory.path, error) from None
@@ -114,7 +115,7 @@ class _Run:
         self.tensorboard: Any = None
 
     async def go(self) -> TrainResult:
-        """The whole run. The first Ctrl-C or SIGTERM ends it after the step under way, the second at once."""
+        """Run everything. The first Ctrl-C or SIGTERM stops after the current step, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
@@ -139,7 +140,7 @@ class _Run:
         reference = load_reference(saved) if saved else {}
         if saved and not reference and config.algorithm.kl.reference == "start":
             raise RunError(
-                f"the run in '{self.directory.path}' kept no copy of the policy it started from",
+                f"the run in '{self.directory.path}' has no copy of its starting policy",
                 "resume with algorithm.kl.reference=base",
             )
         self._begin(state)
@@ -174,7 +175,7 @@ class _Run:
                         await self._save(state, reference)
                     await self.held_out.after(state.step)
                 if state.step and not self._folder(state).exists():
-                    # Ctrl-C came while the step's evaluation ran, after the time to save; or a source ran dry.
+                    # Ctrl-C came during the step's evaluation, after the last save; or the source is exhausted.
                     await self._save(state, reference)
                 complete = state.step == config.trainer.max_steps and self.held_out.complete
                 status = "stopped" if self.stopping and not complete else "finished"
@@ -190,8 +191,8 @@ class _Run:
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
 
     def _recorded_numerics(self) -> Numerics | None:
-        """How the run in the directory was computed when it began; None where there is none, or it is to be otherwise
-        now."""
+        """Return the numerics of the run in this directory; None for a new run or after a change of precision
+        settings."""
         path = self.directory / "run.json"
         if not self.directory.started or not path.is_file():
             return None
@@ -205,7 +206,7 @@ class _Run:
         config = self.config.rollout.source
         if config is None:
             return None
-        # Not the path: another run may once be at the same place, and this one moved.
+        # A random name, because runs may move and another run may later use the same path.
         path = self.directory / "source_owner"
         if not path.is_file():
             self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
@@ -214,7 +215,7 @@ class _Run:
         return source
 
     def _end_early(self, drained: Drained, state: TrainState) -> None:
-        """A source that has run dry ends the run well, unless it never had anything."""
+        """End the run normally when the source is exhausted, unless it never had a group."""
         if not self.stopping:
             if state.step == 0:
                 raise drained
@@ -227,19 +228,19 @@ class _Run:
         self.stopping = True
 
     def _resume_state(self) -> tuple[TrainState, Path | None]:
-        """The state to go on from; logs are cut back to it."""
+        """Return the state to resume from, and truncate the logs to it."""
         found = checkpoints(self.directory.path)
         state = TrainState(0, 0, 0, 0)
         if found:
             state = load_checkpoint(found[-1], self.parts.learner)
             self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
-            # A finished run that is to go on has a final evaluation that is none any more.
+            # When a finished run continues, its final evaluation is no longer final.
             last = self.config.trainer.max_steps
             self.directory.keep(
                 "evals.jsonl",
                 lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
             )
-            # Samples of an evaluation are written before its row: without the row they will be written again.
+            # Samples are written before their evaluation's row; without the row they will be written again.
             evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
             self.directory.keep("samples.jsonl", lambda row: row["label"] in evaluated)
             return state, found[-1]
@@ -313,7 +314,7 @@ class _Run:
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
-        """Imitate demonstrations, when the config asks for them. Left by a Ctrl-C, it begins anew on resume."""
+        """Imitate demonstrations when configured. An interrupted warm start begins again on resume."""
         config, parts = self.config, self.parts
         if not config.warm_start.examples or self.stopping:
             return
@@ -350,7 +351,7 @@ class _Run:
             batch,
             own=own,
             noise=noise_floor(self.parts.decoder, [turn.sequence for turn in batch.turns]),
-            version=self.parts.decoder.version - 1,  # the update has been made
+            version=self.parts.decoder.version - 1,  # the version before the first update
             kl_at_start=kl,
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
@@ -371,11 +372,11 @@ class _Run:
 
 
 def _check_splits(parts: TrainingContext, config: TrainConfig) -> None:
-    """Every split the run will need has tasks."""
+    """Raise `TaskError` when a split that the run needs has no tasks."""
     trainer = config.trainer
     needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
-    for split, wanted in needed.items():
-        if wanted and parts.tasks.size(split) == 0:
+    for split, required in needed.items():
+        if required and parts.tasks.size(split) == 0:
             setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
                 split
             ]
