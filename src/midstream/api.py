@@ -17,7 +17,7 @@ from midstream.core.text import visible
 from midstream.evaluate.ask import ask
 from midstream.evaluate.evaluation import evaluate
 from midstream.evaluate.export import export
-from midstream.learn.config import TrainConfig, our_names
+from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -119,7 +119,7 @@ async def _rollout(
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
             records=records,
-            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(
@@ -240,7 +240,7 @@ def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple
     from midstream.engines.torch.engine import TorchEngine
     from midstream.engines.torch.numerics import settle
     from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import load_policy, tuned
+    from midstream.learn.setup import load_policy
     from midstream.record.recorder import RoleEngine
 
     policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
@@ -253,7 +253,7 @@ def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple
         nonlocal weights
         if weights is None:
             trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
-            weights = await compute(tuned, trained, decoder, "adapters")
+            weights = await compute(make_weights, trained, decoder, "adapters")
             await compute(settle, decoder, policy.numerics)  # again, with adapters
         async with engine.exclusive():
             await compute(weights.load, folder)

@@ -225,7 +225,7 @@ def test_a_log_gives_back_every_character_it_was_given(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     row = {"text": "one\u2028two\u0085three\n\ud800"}
     directory.append("samples.jsonl", row)
-    directory.keep("samples.jsonl", lambda _: True)
+    directory.filter_log("samples.jsonl", lambda _: True)
     assert list(directory.rows("samples.jsonl")) == [row]
     directory.release()
 

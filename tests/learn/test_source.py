@@ -192,7 +192,7 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(recor
     record("q0")
 
     async def step(taking: source.GroupSource, other: Store) -> None:
-        wanted = asyncio.create_task(taking.take(2, None))
+        wanted = asyncio.create_task(taking.lease(2, None))
         while not other.groups.counts()["leased"]:
             await asyncio.sleep(0.01)
         await asyncio.sleep(1.0)  # many times the lease, for the second group to come
@@ -225,7 +225,7 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Re
     taking._store.groups.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
     async def step(other: Store) -> None:
-        await taking.take(1, None)
+        await taking.lease(1, None)
         await asyncio.sleep(1.5)
         assert not failures and other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train")], 1)

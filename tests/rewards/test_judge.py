@@ -41,7 +41,7 @@ def score(judge: Judge, *attempts: Trajectory, **config: Any) -> list[Trajectory
 
     async def all_of_them() -> list[Trajectory]:
         made = list(await asyncio.gather(*(reward.score(attempt) for attempt in attempts)))
-        return await reward.score_group(made) if reward.of_groups else made
+        return await reward.score_group(made) if reward.scores_groups else made
 
     return asyncio.run(all_of_them())
 
@@ -169,7 +169,7 @@ def test_a_judge_that_is_not_there_is_refused_before_the_run() -> None:
         RewardFunction(RewardConfig(components={"judge": 1.0}))
     judge, _ = judge_that(longer_wins)
     with pytest.raises(ConfigError, match="'judge_pairwise' compares the trajectories of a group"):
-        RewardFunction(RewardConfig(components={"judge_pairwise": 1.0}), judge).alone()
+        RewardFunction(RewardConfig(components={"judge_pairwise": 1.0}), judge).single_trajectory()
     with pytest.raises(ConfigError, match="no model is loaded here"):
         remote_judge(JudgeConfig())
 

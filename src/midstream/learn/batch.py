@@ -153,7 +153,9 @@ def make_batch(
         **algorithm.metrics(outcomes),
     }
     new_memory = algorithm.remember(outcomes) if outcomes else dict(memory or {})
-    return LearningBatch(turns, counts, new_memory, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length"))
+    return LearningBatch(
+        turns, counts, new_memory, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length")
+    )
 
 
 def trainable_steps(trajectory: Trajectory) -> list[Step]:

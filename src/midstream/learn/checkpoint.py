@@ -89,13 +89,11 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
     """Restore weights, moments and counters written by `save_checkpoint`."""
     state = read_state(folder)
     learner.weights.load(folder)
-    _put_back(learner.optimizer, _named(learner), load_file(folder / "optimizer.safetensors"))
+    _restore_moments(learner.optimizer, _named(learner), load_file(folder / "optimizer.safetensors"))
     if (critic := learner.critic) is not None:
         path = folder / "critic.safetensors"
         if not path.is_file():
-            raise ModelError(
-                f"'{folder}' has no critic", "its run used an algorithm without one; start a new run"
-            )
+            raise ModelError(f"'{folder}' has no critic", "its run used an algorithm without one; start a new run")
         saved = load_file(path)
         try:
             critic.restore(saved)
@@ -104,7 +102,7 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
                 f"the critic in '{folder}' does not fit this one: {error}",
                 "resume with the algorithm.critic and policy it was trained with",
             ) from None
-        _put_back(critic.optimizer, critic.parameters(), saved)
+        _restore_moments(critic.optimizer, critic.parameters(), saved)
     learner.updates = state.updates
     learner.decoder.version = state.policy_version
     return state
@@ -149,7 +147,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Te
     }
 
 
-def _put_back(
+def _restore_moments(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
 ) -> None:
     """Restore the moments returned by `_moments`."""

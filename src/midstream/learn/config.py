@@ -79,7 +79,7 @@ class WarmStartConfig(Config):
     """Number of demonstrations, made from training tasks whose metadata holds the tool calls that solve them; 0
     disables the warm start."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the demonstrations."""
+    """PassResult over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)
     """Demonstrations per update."""
     lr: float = Field(default=5e-4, gt=0)
@@ -101,7 +101,7 @@ class TrainerConfig(Config):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null means torch's default."""
     epochs_per_batch: int = Field(default=1, ge=1)
-    """Passes over each batch of trajectories."""
+    """PassResult over each batch of trajectories."""
     minibatches: int = Field(default=1, ge=1)
     """Updates per pass over the batch."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
@@ -186,7 +186,11 @@ class TrainConfig(Config):
                     f"'{algorithm.name}' needs unmodified rewards, but {' and '.join(conflicts)} would change them "
                     "or not provide their components; remove it, or use another algorithm"
                 )
-        if self.policy.tuning == "full" and kl.reference == "base" and (kl.coef > 0 or "reference" in algorithm.reads):
+        if (
+            self.policy.tuning == "full"
+            and kl.reference == "base"
+            and (kl.coef > 0 or "reference" in algorithm.required_outputs)
+        ):
             raise ValueError(
                 "algorithm.kl.reference 'base' is the model without its adapter, which needs policy.tuning 'lora'; "
                 "set algorithm.kl.coef=0 or algorithm.kl.reference=start"
@@ -199,19 +203,19 @@ class TrainConfig(Config):
         return self
 
 
-ALSO_CALLED = {
+KEY_ALIASES = {
     "actor_rollout_ref.rollout.agent.default_agent_flow": "flow.name",
     "actor_rollout_ref.rollout.agent.agent_flow_config_path": "flow.flows_file",
 }
 """Keys of verl's command line, mapped to ours."""
 
 
-def our_names(overrides: Sequence[str]) -> list[str]:
+def resolve_aliases(overrides: Sequence[str]) -> list[str]:
     """Replace verl's keys in `overrides` by ours. A leading `+`, Hydra's syntax for new keys, is dropped from those."""
     translated: list[str] = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        ours = ALSO_CALLED.get(key.strip().removeprefix("+"))
+        ours = KEY_ALIASES.get(key.strip().removeprefix("+"))
         translated.append(override if ours is None else f"{ours}{equals}{value}")
     return translated
 
@@ -219,6 +223,6 @@ def our_names(overrides: Sequence[str]) -> list[str]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML config and apply dotted overrides (`trainer.max_steps=30`). Raises `ConfigError` that names the
     problem."""
-    data: dict[str, Any] = apply_overrides(load_yaml(path), our_names(overrides))
+    data: dict[str, Any] = apply_overrides(load_yaml(path), resolve_aliases(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

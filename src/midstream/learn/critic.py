@@ -17,15 +17,17 @@ from midstream.learn.weights import Weights
 
 
 class Critic:
-    """Value head and its optimizer. `own` holds the weights of a separate critic model; without one, the head uses the
-    policy's hidden states.
+    """Value head and its optimizer. `own_weights` holds the weights of a separate critic model; without one, the head
+    uses the policy's hidden states.
 
     The head is fp32 and starts at 0, so that advantages equal returns before it has learned.
     """
 
-    def __init__(self, config: CriticConfig, policy: Decoder, own: Weights | None, max_grad_norm: float = 1.0) -> None:
-        self.config, self.own, self._max_grad_norm = config, own, max_grad_norm
-        decoder = own.decoder if own is not None else policy
+    def __init__(
+        self, config: CriticConfig, policy: Decoder, own_weights: Weights | None, max_grad_norm: float = 1.0
+    ) -> None:
+        self.config, self.own_weights, self._max_grad_norm = config, own_weights, max_grad_norm
+        decoder = own_weights.decoder if own_weights is not None else policy
         # The last head is shared by all other roles.
         heads = (len(config.roles) + 1,) if config.roles else ()
         self.head = {
@@ -33,13 +35,17 @@ class Critic:
             "critic.bias": torch.zeros(heads, device=decoder.device, requires_grad=True),
         }
         param_groups = [{"params": list(self.head.values()), "lr": config.lr}]
-        if own is not None:
-            param_groups.append({"params": own.parameters(), "lr": config.model_lr})
+        if own_weights is not None:
+            param_groups.append({"params": own_weights.parameters(), "lr": config.model_lr})
         self.optimizer = torch.optim.AdamW(param_groups, weight_decay=0.0, foreach=False)
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the optimizer's parameters by name."""
-        model = {} if self.own is None else dict(zip(self.own.names(), self.own.parameters(), strict=True))
+        model = (
+            {}
+            if self.own_weights is None
+            else dict(zip(self.own_weights.names(), self.own_weights.parameters(), strict=True))
+        )
         return {**self.head, **{f"critic.{name}": value for name, value in model.items()}}
 
     @torch.no_grad()
@@ -47,8 +53,8 @@ class Critic:
         """Restore values returned by `parameters`."""
         for name, parameter in self.head.items():
             parameter.copy_(values[name])
-        if self.own is not None:
-            self.own.restore({name: values[f"critic.{name}"] for name in self.own.names()})
+        if self.own_weights is not None:
+            self.own_weights.restore({name: values[f"critic.{name}"] for name in self.own_weights.names()})
 
     def values(self, states: States, roles: Sequence[str]) -> Tensor:
         """Estimate the value of the state before each response token: [tokens] in fp32. `roles` holds the role of each
@@ -77,8 +83,8 @@ class Critic:
     def zero_grad(self) -> None:
         for parameter in self.head.values():
             parameter.grad = None
-        if self.own is not None:
-            self.own.zero_grad()
+        if self.own_weights is not None:
+            self.own_weights.zero_grad()
 
     def check(self, update: int) -> None:
         """Clip the gradients by their joint norm. Raises `TrainingError` when one is not finite, before any weight
@@ -92,8 +98,8 @@ class Critic:
 
     def step(self) -> None:
         """Apply one optimizer step."""
-        if self.own is None:
+        if self.own_weights is None:
             self.optimizer.step()
         else:
-            self.own.step(self.optimizer)
-            self.own.decoder.version += 1
+            self.own_weights.step(self.optimizer)
+            self.own_weights.decoder.version += 1

@@ -8,7 +8,7 @@ from midstream.agents.config import MaxFailedConfig
 from midstream.core.errors import TrainingError
 from midstream.core.failures import Failure, failure_of, shares
 from midstream.core.types import Trajectory
-from midstream.rewards.summary import reasons
+from midstream.rewards.summary import failure_reasons
 
 _REMEDIES = {
     Failure.INFRASTRUCTURE: "start the service that could not be reached and continue with --resume",
@@ -37,7 +37,7 @@ def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, 
 
 def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> TrainingError:
     failed = [trajectory for trajectory in trajectories if failure_of(trajectory) is cause]
-    reason = reasons(failed)[0]
+    reason = failure_reasons(failed)[0]
     return TrainingError(
         f"{len(failed)} of {len(trajectories)} attempts failed ({cause}), {why}; {reason['count']} of them: "
         f"{reason['reason'] or 'no reason given'} (task '{reason['task']}')",

@@ -25,15 +25,15 @@ class HeldOut:
 
     def __init__(
         self,
-        parts: TrainingContext,
+        context: TrainingContext,
         directory: RunDirectory,
         store: Store,
         callbacks: Sequence[Callback],
         stopping: Callable[[], bool],
     ) -> None:
         """While `stopping()` is true, due evaluations are left for a resumed run."""
-        self._parts, self._directory, self._store = parts, directory, store
-        self._listeners, self._stopping = callbacks, stopping
+        self._context, self._directory, self._store = context, directory, store
+        self._callbacks, self._stopping = callbacks, stopping
 
     async def before(self) -> None:
         """Evaluate the base model before training."""
@@ -41,7 +41,7 @@ class HeldOut:
 
     async def after(self, step: int) -> None:
         """Make all evaluations that are due after `step` and not yet logged."""
-        config = self._parts.config
+        config = self._context.config
         trainer = config.trainer
         if step == 0 and config.warm_start.examples:
             await self._evaluate("warm start", 0, "test")
@@ -53,33 +53,33 @@ class HeldOut:
     @property
     def complete(self) -> bool:
         """Whether the final evaluation exists or none is configured."""
-        return not self._parts.config.trainer.test_tasks or "final" in self._made()
+        return not self._context.config.trainer.test_tasks or "final" in self._made()
 
     def _made(self) -> set[str]:
         return {row["label"] for row in self._directory.rows("evals.jsonl")}
 
     async def _evaluate(self, label: str, step: int, split: str) -> None:
-        trainer = self._parts.config.trainer
+        trainer = self._context.config.trainer
         count = trainer.val_tasks if split == "val" else trainer.test_tasks
         if not count or self._stopping() or label in self._made():
             return
         began = time.perf_counter()
-        tasks = take(self._parts.tasks, split, count)
-        trajectories = await attempt(self._parts, tasks, label, step, self._store, split)
-        check_failures(trajectories, self._parts.config.rollout.max_failed)
+        tasks = take(self._context.tasks, split, count)
+        trajectories = await attempt(self._context, tasks, label, step, self._store, split)
+        check_failures(trajectories, self._context.config.rollout.max_failed)
         check_log_probs(trajectories)
-        succeeded = self._parts.reward.succeeded
+        succeeded = self._context.reward.succeeded
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
         if split == "test":
-            for trajectory in _first_of_each_kind(trajectories):
+            for trajectory in _samples_by_kind(trajectories):
                 self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
         self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
-        for callback in self._listeners:
+        for callback in self._callbacks:
             callback.on_eval(row)
 
 
 async def attempt(
-    parts: TrainingContext,
+    context: TrainingContext,
     tasks: Sequence[Task],
     label: str,
     step: int,
@@ -89,11 +89,11 @@ async def attempt(
 ) -> list[Trajectory]:
     """Make one greedy, scored attempt at each task. `on_done` is called with each trajectory as it ends."""
     prefix = f"{channel}-{label.replace(' ', '-')}"
-    attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
-    return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)
+    attempts = groups_of(tasks, 1, prefix=prefix, seed=context.config.trainer.seed, channel=channel, train_step=step)
+    return await context.manager(store).run(attempts, temperature=0.0, on_done=on_done)
 
 
-def _first_of_each_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def _samples_by_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     seen: dict[str, int] = {}
     chosen: list[Trajectory] = []
     for trajectory in trajectories:

@@ -14,12 +14,12 @@ from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.correction import corrected
+from midstream.learn.correction import apply_correction
 from midstream.learn.critic import Critic
 from midstream.learn.log_probs import Scored, States, TokenSequence, run, score
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
-from midstream.learn.packing import ScatterIndex, packed
+from midstream.learn.packing import ScatterIndex, pack_sequences
 from midstream.learn.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
@@ -28,7 +28,7 @@ Observe = Callable[[Sequence[LearningTurn], Scored], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Passes:
+class PassResult:
     """Result of one pass or update: weighted sums for the log, tokens with loss, and distinct tokens computed."""
 
     sums: dict[str, float]
@@ -93,9 +93,9 @@ class Learner:
             self.critic.zero_grad()
         packs = self._packs(batch.turns)
         passes = [self._policy_pass(turns, algorithm, reference, observe, anchor=anchor) for turns in packs]
-        if self.critic is not None and self.critic.own is not None:
-            passes += [self._critic_pass(turns, self.critic, self.critic.own) for turns in packs]
-        total = _added(passes)
+        if self.critic is not None and self.critic.own_weights is not None:
+            passes += [self._critic_pass(turns, self.critic, self.critic.own_weights) for turns in packs]
+        total = _sum_passes(passes)
         return {**total.sums, "loss_tokens": float(total.tokens), "computed_tokens": float(total.computed)}
 
     def imitate(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
@@ -103,38 +103,38 @@ class Learner:
         tokens."""
         self.weights.zero_grad()
         total = 0.0
-        for pack in packed(sequences, self._max_tokens, lambda s: s):
+        for pack in pack_sequences(sequences, self._max_tokens, lambda s: s):
             weights = self._tensor([1 / (len(sequences) * len(s.response_ids)) for s in pack for _ in s.response_ids])
             value = -(weights * score(self.decoder, pack).log_probs).sum()
             value.backward()
-            self.weights.collect()
+            self.weights.accumulate()
             total += float(value.detach())
         return {"loss": total, "grad_norm": self._step()}
 
-    def look(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> PolicyOutputs:
+    def policy_outputs(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> PolicyOutputs:
         """Return the policy's outputs for all response tokens of `sequences`. With `roles`, the role of each sequence,
         also return critic values."""
         log_probs, entropy, values = ScatterIndex(sequences), ScatterIndex(sequences), ScatterIndex(sequences)
         with torch.no_grad():
-            for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
+            for pack in pack_sequences(range(len(sequences)), self._max_tokens, sequences.__getitem__):
                 chosen = [sequences[n] for n in pack]
                 scored = score(self.decoder, chosen)
-                log_probs.take(pack, scored.log_probs)
-                entropy.take(pack, scored.entropy)
+                log_probs.add(pack, scored.log_probs)
+                entropy.add(pack, scored.entropy)
                 if roles is not None and self.critic is not None:
-                    own = self.critic.own
+                    own = self.critic.own_weights
                     states = scored.states if own is None else run(own.decoder, chosen)
                     by_token = [roles[n] for n in pack for _ in sequences[n].response_ids]
-                    values.take(pack, self.critic.values(states, by_token))
-        return PolicyOutputs(log_probs.all(), entropy.all(), values=values.all())
+                    values.add(pack, self.critic.values(states, by_token))
+        return PolicyOutputs(log_probs.in_order(), entropy.in_order(), values=values.in_order())
 
-    def measure(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
+    def reference_log_probs(self, reference: Reference, sequences: Sequence[TokenSequence]) -> list[float]:
         """Return the log-probabilities of `reference` for all response tokens, in the same kind of passes as an
         update."""
         log_probs = ScatterIndex(sequences)
-        for pack in packed(range(len(sequences)), self._max_tokens, sequences.__getitem__):
-            log_probs.take(pack, reference([sequences[n] for n in pack]))
-        return log_probs.all()
+        for pack in pack_sequences(range(len(sequences)), self._max_tokens, sequences.__getitem__):
+            log_probs.add(pack, reference([sequences[n] for n in pack]))
+        return log_probs.in_order()
 
     def own_log_probs(self, turns: Sequence[LearningTurn], observe: Observe) -> None:
         """Call `observe` with the log-probabilities of `turns`, computed in the same passes as an update."""
@@ -150,7 +150,7 @@ class Learner:
         observe: Observe | None = None,
         *,
         anchor: bool = False,
-    ) -> Passes:
+    ) -> PassResult:
         sequences = [turn.sequence for turn in turns]
         # Must run first: a reference may swap weights temporarily, which would invalidate an earlier forward pass.
         reference_log_probs = None if reference is None else reference(sequences)
@@ -160,7 +160,7 @@ class Learner:
         if observe is not None:
             observe(turns, scored)
         if anchor:
-            turns = corrected(turns, [part.tolist() for part in now.split(sizes)], algorithm.correction)
+            turns = apply_correction(turns, [part.tolist() for part in now.split(sizes)], algorithm.correction)
         tokens = TokenBatch(
             log_probs=scored.log_probs,
             entropy=scored.entropy,
@@ -176,28 +176,28 @@ class Learner:
         result = objective(tokens, algorithm)
         total, sums = result.total, result.sums
         critic = self.critic
-        if critic is not None and critic.own is None:
+        if critic is not None and critic.own_weights is None:
             states = scored.states if critic.config.coef and not self._warming else scored.states.detached()
             value_loss, value_sums = self._value_loss(turns, critic, states, tokens.weights)
             # The head has its own learning rate; `coef` scales the value loss for the policy's weights.
             total, sums = total + value_loss * (critic.config.coef or 1.0), sums | value_sums
         total.backward()
-        self.weights.collect()
+        self.weights.accumulate()
         largest = float((now - sampled).abs().max())
-        return Passes(
+        return PassResult(
             {**sums, "max:log_ratio": largest, "weight": float(tokens.weights.sum())},
             sum(sizes),
             scored.computed,
         )
 
-    def _critic_pass(self, turns: Sequence[LearningTurn], critic: Critic, own: Weights) -> Passes:
+    def _critic_pass(self, turns: Sequence[LearningTurn], critic: Critic, own: Weights) -> PassResult:
         """Forward and backward pass of a critic with its own model."""
         states = run(own.decoder, [turn.sequence for turn in turns])
         weights = self._tensor([turn.weight for turn in turns for _ in turn.old_log_probs])
         loss, sums = self._value_loss(turns, critic, states, weights)
         loss.backward()
-        own.collect()
-        return Passes(sums, 0, states.computed)
+        own.accumulate()
+        return PassResult(sums, 0, states.computed)
 
     def _value_loss(
         self, turns: Sequence[LearningTurn], critic: Critic, states: States, weights: Tensor
@@ -218,7 +218,7 @@ class Learner:
         return self.critic is not None and self.updates < self.critic.config.warmup
 
     def _packs(self, turns: Sequence[LearningTurn]) -> list[list[LearningTurn]]:
-        return packed(turns, self._max_tokens, lambda turn: turn.sequence)
+        return pack_sequences(turns, self._max_tokens, lambda turn: turn.sequence)
 
     def _origin(self, name: str, batch: LearningBatch, algorithm: Algorithm, reference: Reference | None) -> str:
         """Return which group of `batch` causes the gradient of tensor `name` to be non-finite, for an error message."""
@@ -228,7 +228,7 @@ class Learner:
                 self._policy_pass(turns, algorithm, reference)
             if not bool(torch.isfinite(self.weights.gradients()[name].norm())):
                 return f", from the group '{group}'"
-        return ", from all groups together"
+        return ", from all groups merge_metrics"
 
     def _step(self, origin: Callable[[str], str] = lambda name: "") -> float:
         """Check and clip gradients, then make an optimizer step. Returns the norm before clipping. `origin` describes
@@ -266,15 +266,15 @@ class Learner:
         return torch.tensor(values, dtype=torch.float32, device=self.decoder.device)
 
 
-def _added(passes: Sequence[Passes]) -> Passes:
+def _sum_passes(passes: Sequence[PassResult]) -> PassResult:
     sums: dict[str, float] = {}
     for one in passes:
         for name, value in one.sums.items():
             sums[name] = max(sums.get(name, 0.0), value) if name.startswith("max:") else sums.get(name, 0.0) + value
-    return Passes(sums, sum(p.tokens for p in passes), sum(p.computed for p in passes))
+    return PassResult(sums, sum(p.tokens for p in passes), sum(p.computed for p in passes))
 
 
-def together(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def merge_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Merge the metrics of several updates into one row: weighted sums and token counts are added, maxima are
     maximized, losses and gradient norms are averaged."""
     row: dict[str, float] = {}

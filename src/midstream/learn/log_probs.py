@@ -129,7 +129,7 @@ class _TokenLogProbs(torch.autograd.Function):
             probs = every.exp()
             entropies.append(-torch.bmm(probs[:, None], every[:, :, None])[:, 0, 0])
             if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
-                # d log p(t) / d logit = 1[t] - p: p is available now, so the backward pass need not recompute the logits.
+                # d log p(t) / d logit = 1[t] - p: p is available now, so the backward pass needs no logits.
                 probs.scatter_add_(-1, targets[part, None], probs.new_full((len(probs), 1), -1.0))
                 slopes.append(probs.to(hidden.dtype) @ head)
         ctx.scaled, ctx.rows = scaled, rows

@@ -26,7 +26,7 @@ import numpy as np
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
 from midstream.learn.algorithms.outcome import TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
-from midstream.learn.correction import corrected, importance
+from midstream.learn.correction import apply_correction, importance
 from midstream.learn.log_probs import Scored, TokenSequence
 from midstream.learn.losses.base import PolicyLoss
 
@@ -41,7 +41,7 @@ class OwnLogProbs:
         self._entropies: dict[TurnKey, tuple[float, ...]] = {}
         self._turns: dict[TurnKey, LearningTurn] = {}
 
-    def take(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
+    def record(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
         """Record the learner's outputs for `turns`. `turns` must hold the sampler's log-probabilities."""
         sizes = [len(turn.old_log_probs) for turn in turns]
         log_probs, entropies = scored.log_probs.detach().split(sizes), scored.entropy.detach().split(sizes)
@@ -54,7 +54,7 @@ class OwnLogProbs:
 
     def correct(self, batch: LearningBatch, config: CorrectionConfig) -> LearningBatch:
         """Return `batch` with ratios relative to these log-probabilities, and importance weights by `config`."""
-        turns = corrected(batch.turns, [self._log_probs[turn.key] for turn in batch.turns], config)
+        turns = apply_correction(batch.turns, [self._log_probs[turn.key] for turn in batch.turns], config)
         return replace(batch, turns=turns)
 
     def differences(self, version: int | None = None, of: Container[TokenSequence] | None = None) -> list[np.ndarray]:

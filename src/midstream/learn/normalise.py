@@ -25,7 +25,7 @@ class Moments:
     mean: float = 0.0
     squares: float = 0.0
 
-    def including(self, values: Iterable[float]) -> Moments:
+    def updated(self, values: Iterable[float]) -> Moments:
         """Return the moments after adding `values`."""
         count, mean, squares = self.count, self.mean, self.squares
         for value in values:
@@ -45,34 +45,34 @@ class Moments:
         return math.sqrt(self.squares / self.count) + EPS if self.squares > 0 else 1.0
 
 
-def normalised(
+def normalise_rewards(
     groups: Sequence[Sequence[Trajectory]],
     greedy: Mapping[str, float],
     how: Normalize,
-    counts: Callable[[Trajectory], bool],
+    is_counted: Callable[[Trajectory], bool],
     so_far: Moments,
 ) -> tuple[list[list[Trajectory]], dict[str, float]]:
     """Normalize the rewards of `groups` and of greedy attempts (by `prompt_uid`).
 
-    Statistics cover the trajectories accepted by `counts`: those of the same group (`group`), of all `groups`
+    Statistics cover the trajectories accepted by `is_counted`: those of the same group (`group`), of all `groups`
     (`batch`), or all `so_far` (`running`). Step rewards are divided by the same scale; the last step gets the remainder
     of the total. Raises `TrainingError` for a reward that is not finite.
     """
-    values = [[finite_reward(t) for t in group if counts(t)] for group in groups]
+    values = [[finite_reward(t) for t in group if is_counted(t)] for group in groups]
     if how == "none":
         return [list(group) for group in groups], dict(greedy)
-    everyone = so_far if how == "running" else Moments().including(value for own in values for value in own)
-    found: list[list[Trajectory]] = []
+    shared = so_far if how == "running" else Moments().updated(value for own in values for value in own)
+    result: list[list[Trajectory]] = []
     baselines: dict[str, float] = {}
     for group, own in zip(groups, values, strict=True):
-        moments = Moments().including(own) if how == "group" else everyone
-        found.append([_by(moments, trajectory) for trajectory in group])
+        moments = Moments().updated(own) if how == "group" else shared
+        result.append([_normalise(moments, trajectory) for trajectory in group])
         for uid in {trajectory.prompt_uid for trajectory in group} & greedy.keys():
             baselines[uid] = moments.apply(greedy[uid])
-    return found, baselines
+    return result, baselines
 
 
-def _by(moments: Moments, trajectory: Trajectory) -> Trajectory:
+def _normalise(moments: Moments, trajectory: Trajectory) -> Trajectory:
     if trajectory.reward is None:
         return trajectory
     reward = moments.apply(trajectory.reward)

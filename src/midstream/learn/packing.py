@@ -13,7 +13,7 @@ from midstream.learn.log_probs import TokenSequence
 T = TypeVar("T")
 
 
-def packed(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
+def pack_sequences(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
     """Pack items into passes of at most `max_tokens` distinct tokens, unless one item alone exceeds that.
 
     Items with a shared prefix become neighbours regardless of their order, and cuts minimize the tokens computed twice.
@@ -54,11 +54,11 @@ class ScatterIndex:
         self._sizes = [len(sequence.response_ids) for sequence in sequences]
         self._values: dict[int, list[float]] = {}
 
-    def take(self, pack: Sequence[int], values: Tensor) -> None:
+    def add(self, pack: Sequence[int], values: Tensor) -> None:
         """Add `values` [tokens] of the sequences with the indices in `pack`, in that order."""
         parts = values.split([self._sizes[n] for n in pack])
         self._values.update((n, part.tolist()) for n, part in zip(pack, parts, strict=True))
 
-    def all(self) -> list[float]:
+    def in_order(self) -> list[float]:
         """Return all values in the order of `sequences`; empty when none were added."""
         return [value for n in sorted(self._values) for value in self._values[n]]

@@ -10,13 +10,13 @@ from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 
 
-def penalised(
-    groups: Sequence[Sequence[Trajectory]], readings: Mapping[TurnKey, PolicyOutputs], coef: float
+def penalise_rewards(
+    groups: Sequence[Sequence[Trajectory]], outputs: Mapping[TurnKey, PolicyOutputs], coef: float
 ) -> tuple[list[list[Trajectory]], float]:
     """Subtract coef x (log pi_old - log pi_ref), summed over a step's tokens, from each trainable step's reward and
     from the trajectory's reward (k1, Schulman 2020, as in PPO and RLOO for language models).
 
-    `readings` holds reference log-probabilities of all trainable steps. Returns the groups and the mean penalty per
+    `outputs` holds reference log-probabilities of all trainable steps. Returns the groups and the mean penalty per
     token before `coef`.
     """
     drift: dict[TurnKey, float] = {}
@@ -24,7 +24,7 @@ def penalised(
     for trajectory in (trajectory for group in groups for trajectory in group):
         for step in trainable_steps(trajectory):
             key = (trajectory.uid, step.step_index)
-            reference = readings[key].reference
+            reference = outputs[key].reference
             drift[key] = sum(old - ref for old, ref in zip(step.rollout_log_probs or (), reference, strict=True))
             tokens += len(reference)
 

@@ -6,25 +6,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from midstream.core.types import Trajectory
-from midstream.learn.algorithms.base import Algorithm, Reads
+from midstream.learn.algorithms.base import Algorithm, OutputKind
 from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.log_probs import TokenSequence
 
 
-def wanted(algorithm: Algorithm) -> frozenset[Reads]:
+def required_outputs(algorithm: Algorithm) -> frozenset[OutputKind]:
     """Return the outputs that `algorithm` needs under its config."""
-    reads = set(algorithm.reads)
+    required = set(algorithm.required_outputs)
     if algorithm.top_entropy < 1:
-        reads.add("policy")
+        required.add("policy")
     if algorithm.kl.placement == "reward" and algorithm.kl.coef:
-        reads.add("reference")
-    return frozenset(reads)
+        required.add("reference")
+    return frozenset(required)
 
 
-def read(
-    learner: Learner, groups: Sequence[Sequence[Trajectory]], what: frozenset[Reads], reference: Reference | None
+def compute_outputs(
+    learner: Learner,
+    groups: Sequence[Sequence[Trajectory]],
+    required: frozenset[OutputKind],
+    reference: Reference | None,
 ) -> dict[TurnKey, PolicyOutputs]:
     """Compute outputs for all trainable steps of `groups`, in the same kind of passes as an update. Empty when nothing
     is required."""
@@ -34,12 +37,14 @@ def read(
         for trajectory in group
         for step in trainable_steps(trajectory)
     }
-    if not what or not steps:
+    if not required or not steps:
         return {}
     sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
-    roles = [step.role for step in steps.values()] if "values" in what else None
-    policy = learner.look(sequences, roles) if what & {"policy", "values"} else PolicyOutputs()
-    reference_log_probs = learner.measure(reference, sequences) if "reference" in what and reference is not None else ()
+    roles = [step.role for step in steps.values()] if "values" in required else None
+    policy = learner.policy_outputs(sequences, roles) if required & {"policy", "values"} else PolicyOutputs()
+    reference_log_probs = (
+        learner.reference_log_probs(reference, sequences) if "reference" in required and reference is not None else ()
+    )
     outputs: dict[TurnKey, PolicyOutputs] = {}
     start = 0
     for key, step in steps.items():

@@ -34,7 +34,7 @@ class ReplayEntry:
     greedy: float | None = None
 
 
-def choose(
+def choose_entries(
     buffer: Sequence[ReplayEntry], config: ReplayConfig, count: int, *, seed: int, step: int
 ) -> list[ReplayEntry]:
     """Choose at most `count` distinct groups to learn from again.
@@ -45,20 +45,20 @@ def choose(
     if config.sampling == "recent":
         return list(buffer[max(len(buffer) - count, 0) :])
 
-    def key(kept: ReplayEntry) -> float:
-        weight = kept.priority if config.sampling == "prioritised" else 1.0
-        return math.log(1 - unit_interval(seed, "replay", step, kept.prompt_uid)) / weight
+    def key(entry: ReplayEntry) -> float:
+        weight = entry.priority if config.sampling == "prioritised" else 1.0
+        return math.log(1 - unit_interval(seed, "replay", step, entry.prompt_uid)) / weight
 
-    drawable = [kept for kept in buffer if config.sampling == "uniform" or kept.priority > 0]
+    drawable = [entry for entry in buffer if config.sampling == "uniform" or entry.priority > 0]
     return sorted(drawable, key=key, reverse=True)[:count]
 
 
-def read(store: Store, chosen: Sequence[ReplayEntry]) -> list[list[Trajectory]]:
+def load_groups(store: Store, chosen: Sequence[ReplayEntry]) -> list[list[Trajectory]]:
     """Load the chosen groups from the store."""
-    return [[store.trajectories.get(uid) for uid in kept.uids] for kept in chosen]
+    return [[store.trajectories.get(uid) for uid in entry.uids] for entry in chosen]
 
 
-def keep(
+def add_groups(
     buffer: Sequence[ReplayEntry],
     groups: Sequence[Sequence[Trajectory]],
     greedy: Mapping[str, float],

@@ -21,7 +21,7 @@ from midstream.core.errors import RunError
 from midstream.core.files import private, sync
 from midstream.core.secrets import without_secrets
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk or quota."""
 
 
@@ -31,7 +31,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._made = _make(path)
+            self._created = _make_folder(path)
             self._lock = open(path / ".lock", "a+", opener=private)  # noqa: SIM115 (open for as long as the run)
         except OSError as error:
             raise RunError(
@@ -40,10 +40,10 @@ class RunDirectory:
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(self._lock.fileno()).st_nlink > 0
+            locked = os.fstat(self._lock.fileno()).st_nlink > 0
         except OSError:
-            held = False
-        if not held:
+            locked = False
+        if not locked:
             self._lock.close()
             raise RunError(
                 f"another process is using '{path}'", "wait for it to end, or set trainer.run_dir to another directory"
@@ -61,7 +61,7 @@ class RunDirectory:
         """Release the lock. A directory in which no run began is restored to its initial state."""
         if not self.started:
             (self / ".lock").unlink(missing_ok=True)
-            for folder in self._made:
+            for folder in self._created:
                 with suppress(OSError):  # no longer empty
                     folder.rmdir()
         self._lock.close()
@@ -77,7 +77,7 @@ class RunDirectory:
             temporary.replace(self / name)
             sync(self.path)
         except OSError as error:
-            raise full(self / name, error) from None
+            raise disk_full_error(self / name, error) from None
 
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -88,7 +88,7 @@ class RunDirectory:
             with open(self / name, "a", encoding="utf-8", opener=private) as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise full(self / name, error) from None
+            raise disk_full_error(self / name, error) from None
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """Iterate over the lines of a log, skipping a line cut off by a kill."""
@@ -100,10 +100,10 @@ class RunDirectory:
                 except json.JSONDecodeError:
                     continue
 
-    def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Remove the lines of a log for which `wanted` is false."""
+    def filter_log(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the lines of a log for which `keep` is false."""
         if (self / name).exists():
-            self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if wanted(row)))
+            self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if keep(row)))
 
     def config_changes(self, config: dict[str, Any]) -> list[str]:
         """List the differences between `config` and the config of this run. Ignores secrets, which are not saved."""
@@ -119,7 +119,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: {old!r} -> {new!r}"
 
 
-def _make(path: Path) -> list[Path]:
+def _make_folder(path: Path) -> list[Path]:
     """Create the folder `path` for its owner only. Returns the folders created, innermost first."""
     missing: list[Path] = []
     for folder in (path, *path.parents):
@@ -130,7 +130,7 @@ def _make(path: Path) -> list[Path]:
     return missing
 
 
-def full(path: Path, error: OSError) -> RunError:
+def disk_full_error(path: Path, error: OSError) -> RunError:
     """Return the error for a file that can no longer be written."""
     return RunError(
         f"cannot write '{path}': {error.strerror or error}",

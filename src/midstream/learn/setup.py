@@ -26,7 +26,7 @@ from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.critic import Critic
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.reference import base_reference, swapped_reference
-from midstream.learn.source import check_there
+from midstream.learn.source import check_store_exists
 from midstream.learn.weights import Weights
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
@@ -73,9 +73,9 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
 
     `recorded` holds the numerics of a resumed run, which are kept.
     """
-    use_threads(config.trainer.threads)
+    set_threads(config.trainer.threads)
     if config.rollout.source is not None:
-        check_there(config.rollout.source)
+        check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
     config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
     model_path = resolve(config.policy.model)
@@ -86,7 +86,7 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
             f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
             "use the tokenizer the model was trained with",
         )
-    weights = tuned(config, decoder, "adapters")
+    weights = make_weights(config, decoder, "adapters")
     numerics = settle(decoder, config.policy.numerics, recorded)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
@@ -95,7 +95,7 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
     reference = make_reference(config, decoder, weights, tokenizer)
     role_engines = make_role_engines(config.flow, engine)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
-    parts = TrainingContext(
+    context = TrainingContext(
         config,
         model_path,
         decoder,
@@ -110,8 +110,8 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
         reference,
     )
     # Validates flow, roles, tools and settings before any training work.
-    parts.manager(None)
-    return parts
+    context.manager(None)
+    return context
 
 
 def processors() -> int:
@@ -119,7 +119,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(count: int | None) -> None:
+def set_threads(count: int | None) -> None:
     """Set the number of CPU threads. Raises `ConfigError` when there are fewer processors."""
     if count is None:
         return
@@ -131,7 +131,7 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
+def make_weights(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
     """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`."""
     decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
     if config.policy.tuning == "lora":
@@ -149,8 +149,8 @@ def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) 
     critic = config.algorithm.critic
     if critic.model is None:
         return Critic(critic, policy, None, config.optimizer.max_grad_norm)
-    decoder = load_alike(critic.model, policy, tokenizer, "algorithm.critic.model")
-    return Critic(critic, policy, tuned(config, decoder, "critic"), config.optimizer.max_grad_norm)
+    decoder = load_compatible(critic.model, policy, tokenizer, "algorithm.critic.model")
+    return Critic(critic, policy, make_weights(config, decoder, "critic"), config.optimizer.max_grad_norm)
 
 
 def make_reference(
@@ -166,10 +166,10 @@ def make_reference(
     folder = Path(name)
     if (folder / "state.json").is_file():
         return swapped_reference(decoder, weights, weights.read(folder))
-    return base_reference(load_alike(name, decoder, tokenizer, "algorithm.kl.reference"))
+    return base_reference(load_compatible(name, decoder, tokenizer, "algorithm.kl.reference"))
 
 
-def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
+def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
     """Load a model with the policy's vocabulary. Raises `ModelError` when its vocabulary differs."""
     path = resolve(name)
     if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
@@ -183,12 +183,12 @@ def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: st
     return decoder
 
 
-def check_trained(parts: TrainingContext) -> None:
+def check_trained_roles(context: TrainingContext) -> None:
     """Raise `ConfigError` when no role of the flow is trained."""
-    roles = parts.manager(None).roles
+    roles = context.manager(None).roles
     if not any(roles.values()):
         raise ConfigError(
-            f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
+            f"no role of the flow '{context.config.flow.name}' is trained ({', '.join(roles)})",
             "set engine: policy and train: true for one of flow.roles",
         )
 
@@ -244,7 +244,9 @@ def choose_device(config: PolicyConfig) -> torch.device:
         device = torch.device(config.device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"policy.device '{config.device}' is not available: {error}", "use cpu, cuda or auto") from None
+        raise ConfigError(
+            f"policy.device '{config.device}' is not available: {error}", "use cpu, cuda or auto"
+        ) from None
     return device
 
 

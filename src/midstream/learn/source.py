@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
-class Drained(RunError):
+class SourceExhausted(RunError):
     """No group became ready within the wait time of a training step, so the run ends."""
 
 
@@ -32,17 +32,18 @@ class GroupSource:
         self._store = Store(config.store)
         self._renewing: asyncio.Task[None] | None = None
 
-    async def take(self, count: int, min_version: int | None) -> list[Leased]:
-        """Lease `count` groups, or as many as are ready after the wait time. Raises `Drained` when there is none."""
-        self._let_go()
+    async def lease(self, count: int, min_version: int | None) -> list[Leased]:
+        """Lease `count` groups, or as many as are ready after the wait time. Raises `SourceExhausted` when there is
+        none."""
+        self._stop_renewing()
         self._renewing = asyncio.create_task(self._renew())
         try:
-            return await self._lease(count, min_version)
+            return await self._wait_for_groups(count, min_version)
         except BaseException:
-            self._let_go()
+            self._stop_renewing()
             raise
 
-    async def _lease(self, count: int, min_version: int | None) -> list[Leased]:
+    async def _wait_for_groups(self, count: int, min_version: int | None) -> list[Leased]:
         config, leased, began = self._config, list[Leased](), time.monotonic()
         while len(leased) < count:
             missing = count - len(leased)
@@ -53,9 +54,9 @@ class GroupSource:
                 break
             if self._stopping() or time.monotonic() - began > config.wait_s:
                 await asyncio.to_thread(self._store.groups.release, self._owner, [group.key for group in leased])
-                raise Drained(
+                raise SourceExhausted(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
-                    f"waited {config.wait_s:g} s (rollout.source.wait_s); continue with --resume when groups are ready: "
+                    f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume continues when groups are ready: "
                     f"midstream store stats {self._store.where}",
                 )
             await asyncio.sleep(POLL_S)
@@ -72,10 +73,10 @@ class GroupSource:
 
     async def consume(self, keys: Collection[Key], step: int) -> None:
         """Mark the groups as learned from in training step `step`."""
-        self._let_go()
+        self._stop_renewing()
         await asyncio.to_thread(self._store.groups.consume, self._owner, keys, step)
 
-    def _let_go(self) -> None:
+    def _stop_renewing(self) -> None:
         if self._renewing is not None:
             self._renewing.cancel()
 
@@ -83,7 +84,7 @@ class GroupSource:
         """Return the number of groups by state."""
         return await asyncio.to_thread(self._store.groups.counts, self._config.channel)
 
-    def back_to(self, step: int) -> None:
+    def rewind_to(self, step: int) -> None:
         """Reopen the groups consumed after `step`, for a run that resumes there."""
         self._store.groups.reopen(self._owner, step)
 
@@ -91,10 +92,12 @@ class GroupSource:
         self._store.close()
 
 
-def check_there(config: StoreSourceConfig) -> None:
+def check_store_exists(config: StoreSourceConfig) -> None:
     """Raise `RunError` when the store's file does not exist: opening it would create a store that nobody fills."""
     if "://" not in config.store and not Path(config.store).is_file():
-        raise RunError(f"no store at '{config.store}'", "give the store that a gateway records into, and start the gateway first")
+        raise RunError(
+            f"no store at '{config.store}'", "give the store that a gateway records into, and start the gateway first"
+        )
 
 
 def check_tokens(trajectory: Trajectory, vocabulary: int) -> None:

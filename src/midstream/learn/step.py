@@ -18,19 +18,19 @@ from midstream.learn.algorithms.base import CorrectionConfig, KLConfig
 from midstream.learn.batch import LearningBatch, check_log_probs, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
-from midstream.learn.correction import most_uncertain
+from midstream.learn.correction import keep_high_entropy
 from midstream.learn.failures import check_failures
-from midstream.learn.learner import Reference, together
+from midstream.learn.learner import Reference, merge_metrics
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
-from midstream.learn.normalise import normalised
-from midstream.learn.penalty import penalised
-from midstream.learn.policy_outputs import read, wanted
+from midstream.learn.normalise import normalise_rewards
+from midstream.learn.penalty import penalise_rewards
+from midstream.learn.policy_outputs import compute_outputs, required_outputs
 from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import TrainingContext
 from midstream.learn.source import GroupSource
 from midstream.record.store import Store
 from midstream.rewards.judge import judge_agreement
-from midstream.rewards.summary import describe, reasons
+from midstream.rewards.summary import describe, failure_reasons
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ log-probabilities before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
+class StepResult:
     """State of the run after a training step, and the step's row of metrics."""
 
     state: TrainState
@@ -52,22 +52,22 @@ class Stepped:
 
 
 async def take_step(
-    parts: TrainingContext,
+    context: TrainingContext,
     store: Store,
     state: TrainState,
     start: Mapping[str, Tensor],
     on_first_update: FirstUpdate,
     source: GroupSource | None = None,
-) -> Stepped:
+) -> StepResult:
     """Make the training step after `state`.
 
     `start` holds the weights at the start of reinforcement learning, for `kl.reference: start`. `source` provides
     groups recorded elsewhere; without one, groups are sampled here.
     """
-    config, engine, learner = parts.config, parts.engine, parts.learner
+    config, engine, learner = context.config, context.engine, context.learner
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
-    collected = await collect(parts, store, state, step, source)
+    collected = await collect(context, store, state, step, source)
     check_failures(collected.trajectories, config.rollout.max_failed, first=state.step == 0)
     rollout_s = time.perf_counter() - began
     check_log_probs(collected.trajectories)
@@ -77,13 +77,13 @@ async def take_step(
     algorithm = config.algorithm.model_copy(update={"kl": kl, "correction": correction})
     rollout = config.rollout
     is_counted = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
-    rewards = state.rewards.including(finite_reward(t) for t in collected.trajectories if is_counted(t))
-    groups, greedy = normalised(collected.groups, collected.greedy, config.reward.normalize, is_counted, rewards)
+    rewards = state.rewards.updated(finite_reward(t) for t in collected.trajectories if is_counted(t))
+    groups, greedy = normalise_rewards(collected.groups, collected.greedy, config.reward.normalize, is_counted, rewards)
     drift, stale = None, 0
-    reference = reference_of(parts, start)
-    outputs = await compute(read, learner, groups, wanted(algorithm), reference)
+    reference = reference_of(context, start)
+    outputs = await compute(compute_outputs, learner, groups, required_outputs(algorithm), reference)
     if kl.placement == "reward" and kl.coef:
-        groups, drift = penalised(groups, outputs, kl.coef)
+        groups, drift = penalise_rewards(groups, outputs, kl.coef)
     batch = make_batch(
         groups,
         algorithm,
@@ -95,40 +95,42 @@ async def take_step(
         memory=state.memory,
         keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
     )
-    batch = most_uncertain(batch, outputs, algorithm.top_entropy)
-    kl_reference = reference if drift is None and _is_measured(parts, kl, step) else None
+    batch = keep_high_entropy(batch, outputs, algorithm.top_entropy)
+    kl_reference = reference if drift is None and _is_measured(context, kl, step) else None
     updates: list[dict[str, float]] = []
-    own, start_version, corrects = OwnLogProbs(), parts.decoder.version, correction.level != "none"
+    own, start_version, corrects = OwnLogProbs(), context.decoder.version, correction.level != "none"
     async with engine.exclusive():
         if corrects and config.trainer.minibatches > 1:
             # Computed now, because the first update changes the weights.
             for minibatch in batch.minibatches(config.trainer.minibatches):
-                await compute(learner.own_log_probs, minibatch.turns, own.take)
+                await compute(learner.own_log_probs, minibatch.turns, own.record)
         for _ in range(config.trainer.epochs_per_batch):
             for minibatch in batch.minibatches(config.trainer.minibatches):
                 turns = len(minibatch.turns)
                 if rollout.max_staleness is not None:
-                    minibatch = minibatch.since(parts.decoder.version - rollout.max_staleness)
+                    minibatch = minibatch.since(context.decoder.version - rollout.max_staleness)
                 stale += turns - len(minibatch.turns)
                 if minibatch.turns:
                     first = not updates
                     known = corrects and minibatch in own
                     corrected = own.correct(minibatch, correction) if known else minibatch
-                    observe = own.take if first and not known else None
+                    observe = own.record if first and not known else None
                     anchor = corrects and not known
-                    updates.append(await compute(learner.update, corrected, algorithm, kl_reference, observe, anchor=anchor))
+                    updates.append(
+                        await compute(learner.update, corrected, algorithm, kl_reference, observe, anchor=anchor)
+                    )
                     if learner.updates == 1:
                         await compute(on_first_update, groups, minibatch, updates[0], own)
         if step % TRIM_EVERY == 0:
             await compute(trim)
     if source is not None:
-        await source.consume(collected.taken, step)
+        await source.consume(collected.leased_keys, step)
     elapsed = time.perf_counter() - began
     learned = _learned(updates)
     if drift is not None:
         learned["kl"] = drift
     if learned["kl"] is not None and kl.target is not None:
-        coef = kl.followed(coef, learned["kl"], len(collected.trajectories))
+        coef = kl.adapted_coef(coef, learned["kl"], len(collected.trajectories))
     tokens = engine.tokens_sampled - sampled
     mismatch_metrics = mismatch(own.differences(start_version), algorithm.loss)
     correcting = corrects_next(state.correcting, mismatch_metrics.get("mismatch/clipped"), config.algorithm.correction)
@@ -137,7 +139,7 @@ async def take_step(
     row = {
         "stage": "rl",
         "step": step,
-        **_attempted(parts, collected.trajectories),
+        **_attempted(context, collected.trajectories),
         **learned,
         **(importance_metrics(own.differences(), correction) if corrects else {}),
         **mismatch_metrics,
@@ -148,7 +150,7 @@ async def take_step(
         **({} if rollout.max_staleness is None else {"stale_turns": float(stale)}),
         "tokens": tokens,
         "prefilled_tokens": engine.tokens_prefilled - prefilled,
-        "policy_version": parts.decoder.version,
+        "policy_version": context.decoder.version,
         "tokens_per_s": tokens / rollout_s,
         "rollout_s": rollout_s,
         "learn_s": elapsed - rollout_s,
@@ -158,7 +160,7 @@ async def take_step(
         step,
         collected.progress.position,
         learner.updates,
-        parts.decoder.version,
+        context.decoder.version,
         kl_coef=coef if kl.target is not None else state.kl_coef,
         seen=collected.progress.seen,
         memory=batch.memory,
@@ -166,7 +168,7 @@ async def take_step(
         replay=collected.replay,
         correcting=correcting,
     )
-    return Stepped(new_state, row)
+    return StepResult(new_state, row)
 
 
 def _explained(metrics: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
@@ -181,9 +183,9 @@ def _explained(metrics: Mapping[str, float], config: CorrectionConfig, begins: b
     return f"{found}: from the next step on, ratios are relative to the sampler again (algorithm.correction)"
 
 
-def _attempted(parts: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def _attempted(context: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """Return metrics of the attempts: success in total and by kind, rewards, and reasons of failures."""
-    successes = [parts.reward.succeeded(t) for t in trajectories]
+    successes = [context.reward.succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
     by_kind = {k: [s for t, s in zip(trajectories, successes, strict=True) if t.task.kind == k] for k in kinds}
     return {
@@ -191,17 +193,17 @@ def _attempted(parts: TrainingContext, trajectories: Sequence[Trajectory]) -> di
         **describe(trajectories),
         **(
             {}
-            if parts.config.reward.judge is None
-            else judge_agreement(trajectories, parts.config.reward.judge.compare_with)
+            if context.config.reward.judge is None
+            else judge_agreement(trajectories, context.config.reward.judge.compare_with)
         ),
-        "errors": reasons(trajectories),
+        "errors": failure_reasons(trajectories),
         **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
     }
 
 
 def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Return metrics of the updates: sums over tokens as means, None for values not measured."""
-    sums = together(updates)
+    sums = merge_metrics(updates)
     share = sums.get("weight") or 1.0
     averaged = ("entropy", "clipped", "sampler_kl", "kl", "value_loss", "value_clipped")
     means = {name: sums[name] / share for name in averaged if name in sums}
@@ -217,7 +219,7 @@ def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _is_measured(parts: TrainingContext, kl: KLConfig, step: int) -> bool:
+def _is_measured(context: TrainingContext, kl: KLConfig, step: int) -> bool:
     """Return whether this training step measures the distance to the reference.
 
     Always with a KL coefficient above 0; otherwise every `measure_every` steps and before the first update, for the
@@ -225,12 +227,12 @@ def _is_measured(parts: TrainingContext, kl: KLConfig, step: int) -> bool:
     """
     if kl.coef > 0:
         return True
-    return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
+    return kl.measure_every > 0 and (step % kl.measure_every == 0 or context.learner.updates == 0)
 
 
-def reference_of(parts: TrainingContext, start: Mapping[str, Tensor]) -> Reference | None:
+def reference_of(context: TrainingContext, start: Mapping[str, Tensor]) -> Reference | None:
     """Return the reference policy of `kl.reference`. `start` holds the weights at the start of reinforcement
     learning."""
-    if parts.config.algorithm.kl.reference == "start":
-        return swapped_reference(parts.decoder, parts.weights, start)
-    return parts.reference
+    if context.config.algorithm.kl.reference == "start":
+        return swapped_reference(context.decoder, context.weights, start)
+    return context.reference

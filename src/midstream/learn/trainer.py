@@ -39,19 +39,19 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
-from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.setup import TrainingContext, build, check_trained
-from midstream.learn.source import Drained, GroupSource
+from midstream.learn.run_dir import DISK_FULL, RunDirectory, disk_full_error
+from midstream.learn.setup import TrainingContext, build, check_trained_roles
+from midstream.learn.source import GroupSource, SourceExhausted
 from midstream.learn.step import take_step
-from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
+from midstream.learn.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
-PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
+NUMERICS_SETTINGS = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
 """Settings that determine the numerics of a run."""
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that ask a run to save and stop: Ctrl-C, and the polite signal of systemd, Slurm and Kubernetes."""
 
 
@@ -86,9 +86,9 @@ def train(
         return asyncio.run(_Run(config, directory, callbacks).go())
     except OSError as error:
         # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        raise full(directory.path, error) from None
+        raise disk_full_error(directory.path, error) from None
     finally:
         directory.release()
 
@@ -100,8 +100,8 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
     own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
     names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
     if resume:
-        taken = [root / name for name in names if (root / name / "config.yaml").exists()]
-        return max(taken, key=lambda path: path.stat().st_mtime, default=root / config.name)
+        existing = [root / name for name in names if (root / name / "config.yaml").exists()]
+        return max(existing, key=lambda path: path.stat().st_mtime, default=root / config.name)
     number = 1
     while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
         number += 1
@@ -119,22 +119,22 @@ class _Run:
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop)
         try:
             return await self._go()
         finally:
-            for number in STOPS:
+            for number in STOP_SIGNALS:
                 loop.remove_signal_handler(number)
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config, self._recorded_numerics())
+        self.context = context = await compute(build, config, self._recorded_numerics())
         if self.stopping:
             raise KeyboardInterrupt
-        _check_splits(parts, config)
-        check_trained(parts)
-        check_demonstrations(parts)
+        _check_splits(context, config)
+        check_trained_roles(context)
+        check_demonstrations(context)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
         state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
@@ -148,14 +148,14 @@ class _Run:
         self.source = self._open_source(state)
         try:
             with Store(self.directory / "store.sqlite") as self.store:
-                self.held_out = HeldOut(parts, self.directory, self.store, self.callbacks, lambda: self.stopping)
+                self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
                     self.store.trajectories.discard_from(0)
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
-                        reference = await compute(self._start_of, config.algorithm.kl.reference)
-                        state = TrainState(0, 0, 0, parts.decoder.version)
+                        reference = await compute(self._reference_weights, config.algorithm.kl.reference)
+                        state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
                 else:
                     self.store.trajectories.discard_from(state.step + 1)
@@ -164,8 +164,8 @@ class _Run:
                 while state.step < config.trainer.max_steps and not self.stopping:
                     try:
                         state = await self._step(state)
-                    except Drained as drained:
-                        self._end_early(drained, state)
+                    except SourceExhausted as exhausted:
+                        self._end_early(exhausted, state)
                         break
                     if (
                         state.step % config.trainer.save_every == 0
@@ -198,7 +198,7 @@ class _Run:
             return None
         changes = self.directory.config_changes(self.config.model_dump(mode="json"))
         recorded = json.loads(path.read_text(encoding="utf-8")).get("numerics")
-        if recorded is None or any(change.startswith(PRECISION) for change in changes):
+        if recorded is None or any(change.startswith(NUMERICS_SETTINGS) for change in changes):
             return None
         return Numerics.from_json(recorded)
 
@@ -211,15 +211,15 @@ class _Run:
         if not path.is_file():
             self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
         source = GroupSource(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
-        source.back_to(state.step)
+        source.rewind_to(state.step)
         return source
 
-    def _end_early(self, drained: Drained, state: TrainState) -> None:
+    def _end_early(self, exhausted: SourceExhausted, state: TrainState) -> None:
         """End the run normally when the source is exhausted, unless it never had a group."""
         if not self.stopping:
             if state.step == 0:
-                raise drained
-            _log.warning("%s", drained)
+                raise exhausted
+            _log.warning("%s", exhausted)
         self.stopping = True
 
     def _stop(self) -> None:
@@ -232,20 +232,20 @@ class _Run:
         found = checkpoints(self.directory.path)
         state = TrainState(0, 0, 0, 0)
         if found:
-            state = load_checkpoint(found[-1], self.parts.learner)
-            self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
+            state = load_checkpoint(found[-1], self.context.learner)
+            self.directory.filter_log("metrics.jsonl", lambda row: row["step"] <= state.step)
             # When a finished run continues, its final evaluation is no longer final.
             last = self.config.trainer.max_steps
-            self.directory.keep(
+            self.directory.filter_log(
                 "evals.jsonl",
                 lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
             )
             # Samples are written before their evaluation's row; without the row they will be written again.
             evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
-            self.directory.keep("samples.jsonl", lambda row: row["label"] in evaluated)
+            self.directory.filter_log("samples.jsonl", lambda row: row["label"] in evaluated)
             return state, found[-1]
         for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
-            self.directory.keep(name, lambda row: False)
+            self.directory.filter_log(name, lambda row: False)
         return state, None
 
     def _begin(self, state: TrainState) -> None:
@@ -271,7 +271,7 @@ class _Run:
             "max_steps": self.config.trainer.max_steps,
             "step": state.step,
             "run_dir": str(self.directory.path),
-            "numerics": self.parts.numerics.summary(),
+            "numerics": self.context.numerics.summary(),
         }
         for callback in self.callbacks:
             callback.on_start(info)
@@ -286,13 +286,13 @@ class _Run:
                 "model": self.config.policy.model,
                 "seed": self.config.trainer.seed,
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "numerics": self.parts.numerics.as_json(),
+                "numerics": self.context.numerics.as_json(),
                 "versions": {
                     "midstream": __version__,
                     "torch": torch.__version__,
                     "python": platform.python_version(),
-                    "dtype": str(self.parts.decoder.dtype).removeprefix("torch."),
-                    "device": str(self.parts.decoder.device),
+                    "dtype": str(self.context.decoder.dtype).removeprefix("torch."),
+                    "device": str(self.context.decoder.device),
                     "threads": torch.get_num_threads(),
                 },
             },
@@ -305,7 +305,7 @@ class _Run:
         await compute(
             save_checkpoint,
             self._folder(state),
-            self.parts.learner,
+            self.context.learner,
             state,
             self.yaml,
             str(self.config.policy.model),
@@ -315,12 +315,14 @@ class _Run:
 
     async def _warm_start(self) -> None:
         """Imitate demonstrations when configured. An interrupted warm start begins again on resume."""
-        config, parts = self.config, self.parts
+        config, context = self.config, self.context
         if not config.warm_start.examples or self.stopping:
             return
-        demonstrations = await demonstrate(parts)
-        learner = make_learner(parts)
-        for update, sequences in enumerate(lessons(demonstrations, config.warm_start, config.trainer.seed), 1):
+        demonstrations = await demonstrate(context)
+        learner = make_learner(context)
+        for update, sequences in enumerate(
+            demonstration_batches(demonstrations, config.warm_start, config.trainer.seed), 1
+        ):
             began = time.perf_counter()
             metrics = await compute(learner.imitate, sequences)
             elapsed = time.perf_counter() - began
@@ -328,16 +330,16 @@ class _Run:
             if self.stopping:
                 return
 
-    def _start_of(self, kind: str) -> dict[str, torch.Tensor]:
-        return self.parts.weights.snapshot() if kind == "start" else {}
+    def _reference_weights(self, kind: str) -> dict[str, torch.Tensor]:
+        return self.context.weights.snapshot() if kind == "start" else {}
 
     async def _step(self, state: TrainState) -> TrainState:
         try:
-            done = await take_step(self.parts, self.store, state, self.reference, self._check, self.source)
+            result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
             raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log(done.row)
-        return done.state
+        self._log(result.row)
+        return result.state
 
     def _check(
         self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
@@ -350,8 +352,8 @@ class _Run:
             groups,
             batch,
             own=own,
-            noise=noise_floor(self.parts.decoder, [turn.sequence for turn in batch.turns]),
-            version=self.parts.decoder.version - 1,  # the version before the first update
+            noise=noise_floor(self.context.decoder, [turn.sequence for turn in batch.turns]),
+            version=self.context.decoder.version - 1,  # the version before the first update
             kl_at_start=kl,
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
@@ -371,15 +373,15 @@ class _Run:
             callback.on_metrics(row)
 
 
-def _check_splits(parts: TrainingContext, config: TrainConfig) -> None:
+def _check_splits(context: TrainingContext, config: TrainConfig) -> None:
     """Raise `TaskError` when a split that the run needs has no tasks."""
     trainer = config.trainer
     needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
     for split, required in needed.items():
-        if required and parts.tasks.size(split) == 0:
+        if required and context.tasks.size(split) == 0:
             setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
                 split
             ]
             raise TaskError(
-                f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
+                f"the split '{split}' of the task set '{context.tasks.name}' is empty", f"add tasks to it{setting}"
             )

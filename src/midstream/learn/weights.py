@@ -37,7 +37,9 @@ class Weights:
             self._live = dict(decoder.named_parameters())
             needs_masters = decoder.dtype != torch.float32
             self._masters = (
-                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()} if needs_masters else None
+                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()}
+                if needs_masters
+                else None
             )
 
     def parameters(self) -> list[Tensor]:
@@ -56,7 +58,7 @@ class Weights:
         for parameter in (*self._live.values(), *(self._masters or {}).values()):
             parameter.grad = None
 
-    def collect(self) -> None:
+    def accumulate(self) -> None:
         """Add gradients to the fp32 masters after each backward pass, so that the sum does not depend on the number of
         passes."""
         for name, master in (self._masters or {}).items():
@@ -155,7 +157,7 @@ _NORMS = {
 }
 
 
-def _parts(decoder: Decoder, name: str) -> list[tuple[str, int]]:
+def _hf_tensors(decoder: Decoder, name: str) -> list[tuple[str, int]]:
     """Return Hugging Face's names and row counts for our parameter `name`."""
     if name in _WHOLE:
         return [(_WHOLE[name], -1)]
@@ -171,7 +173,7 @@ def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]
     """Return our parameters under Hugging Face's names."""
     result: dict[str, Tensor] = {}
     for name, value in values.items():
-        parts = _parts(decoder, name)
+        parts = _hf_tensors(decoder, name)
         pieces = value.split([size for _, size in parts]) if len(parts) > 1 else [value]
         for (part, _), piece in zip(parts, pieces, strict=True):
             result[part] = piece.cpu().contiguous().clone()
@@ -183,7 +185,7 @@ def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     whole: dict[str, Tensor] = {}
     for name, parameter in decoder.named_parameters():
         try:
-            parts = [values[part] for part, _ in _parts(decoder, name)]
+            parts = [values[part] for part, _ in _hf_tensors(decoder, name)]
         except KeyError as error:
             raise ModelError(f"the checkpoint has no {error}", "it was saved from another architecture") from None
         rows = sum(len(part) for part in parts)

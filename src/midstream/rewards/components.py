@@ -51,7 +51,7 @@ class Component:
     parameters: tuple[str, ...]
 
     @property
-    def of_group(self) -> bool:
+    def scores_group(self) -> bool:
         """Whether it scores the trajectories of a group together."""
         return "group" in self.parameters
 

@@ -113,15 +113,15 @@ class RewardFunction:
                 )
 
     @property
-    def of_groups(self) -> bool:
+    def scores_groups(self) -> bool:
         """Whether some component scores groups: `score_group` is to follow `score`."""
-        return any(component.of_group for component in self._components.values())
+        return any(component.scores_group for component in self._components.values())
 
-    def alone(self) -> RewardFunction:
+    def single_trajectory(self) -> RewardFunction:
         """This function, for where trajectories are scored one at a time; raises `ConfigError` when some component
         needs the whole group."""
         for name, its in self._components.items():
-            if its.of_group:
+            if its.scores_group:
                 raise ConfigError(
                     f"reward component '{name}' compares the trajectories of a group, and here each is scored alone",
                     "leave it out here, and let the trainer score what was recorded",
@@ -139,7 +139,7 @@ class RewardFunction:
         """
         if trajectory.status in (Status.FAILED, Status.TIMED_OUT):
             return self._without_score(trajectory, dict.fromkeys(self.weights))
-        alone = {name: its for name, its in self._components.items() if not its.of_group}
+        alone = {name: its for name, its in self._components.items() if not its.scores_group}
         called = await asyncio.gather(
             *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
         )
@@ -166,7 +166,7 @@ class RewardFunction:
         whole = list(group)
         for name, its in self._components.items():
             places = [place for place, one in enumerate(whole) if one.status is Status.COMPLETED]
-            if not its.of_group or not places:
+            if not its.scores_group or not places:
                 continue
             part = [whole[place] for place in places]
             arguments = {"group": part, "judge": self.judge}
@@ -233,7 +233,7 @@ class RewardFunction:
         return _scored(trajectory, rewards, None if outage else self.config.failed, [0.0] * len(trajectory.steps))
 
 
-def as_given(trajectory: Trajectory) -> Trajectory:
+def with_recorded_reward(trajectory: Trajectory) -> Trajectory:
     """`trajectory` with the reward it was recorded with, which its steps' own make up: what they leave of it belongs to
     the last one."""
     own = [step.reward or 0.0 for step in trajectory.steps]

@@ -24,7 +24,7 @@ def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[
         },
         **describe(trajectories),
         **_reward_interval([t.reward for t in trajectories if t.reward is not None]),
-        "errors": reasons(trajectories),
+        "errors": failure_reasons(trajectories),
     }
 
 
@@ -44,7 +44,7 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
-def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+def failure_reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
     """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
     found: dict[str, dict[str, Any]] = {}
     for trajectory in trajectories:

@@ -17,7 +17,7 @@ from midstream.learn.losses.ratio import PPOClip
 Aggregation = Literal[
     "trajectory_turn_token", "token_mean", "sequence_mean", "sequence_sum", "constant_length", "prompt_mean", "sum"
 ]
-Reads = Literal["policy", "reference", "values"]
+OutputKind = Literal["policy", "reference", "values"]
 
 
 class KLConfig(Config):
@@ -41,7 +41,7 @@ class KLConfig(Config):
     measure_every: int = Field(default=10, ge=0)
     """With `coef` 0: training steps between measurements of the KL; 0 disables them."""
 
-    def followed(self, coef: float, kl: float, trajectories: int) -> float:
+    def adapted_coef(self, coef: float, kl: float, trajectories: int) -> float:
         """Return the adapted `coef` after a training step with this KL and number of trajectories."""
         if self.target is None:
             return coef
@@ -105,7 +105,7 @@ class Algorithm(Config, ABC):
 
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
-    reads: ClassVar[frozenset[Reads]] = frozenset()
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset()
     """Model outputs it needs for every turn before computing advantages."""
     by_reward: ClassVar[bool] = True
     """Whether a higher reward gives a trajectory a higher advantage."""

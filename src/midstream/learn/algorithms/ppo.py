@@ -9,7 +9,7 @@ from pydantic import Field
 
 from midstream.core.config import Config
 from midstream.core.errors import TrainingError
-from midstream.learn.algorithms.base import Aggregation, Algorithm, Reads
+from midstream.learn.algorithms.base import Aggregation, Algorithm, OutputKind
 from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome
 from midstream.learn.algorithms.reinforce import whitened
 
@@ -55,7 +55,7 @@ class PPO(Algorithm):
     critic: CriticConfig = CriticConfig()
     """The critic."""
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"values"})
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"values"})
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""

@@ -36,7 +36,9 @@ class Reinforce(Algorithm):
             values = [[[outcome.reward] * len(outcome.turns) for outcome in group] for group in groups]
             mean = _mean([outcome.reward for group in groups for outcome in group])
         else:
-            values = [[_truncated_returns(outcome, self.discount, self.horizon) for outcome in group] for group in groups]
+            values = [
+                [_truncated_returns(outcome, self.discount, self.horizon) for outcome in group] for group in groups
+            ]
             mean = _mean([value for group in values for own in group for value in own])
         baseline = mean if self.baseline == "batch" else 0.0
         return [[[value - baseline for value in own] for own in group] for group in values]
@@ -157,7 +159,7 @@ class MaxRL(Algorithm):
         lowest = min((outcome.reward for group in groups for outcome in group), default=0.0)
         if lowest < 0:
             raise TrainingError(
-                f"maxrl divides by the mean reward of a group and needs rewards of 0 or more, but one is {lowest:g}",
+                f"maxrl divides by the mean reward of a group, which allows no negative reward of {lowest:g}",
                 "set reward.clip to exclude negative rewards, or use another algorithm",
             )
         return to_every_turn(

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from midstream.learn.algorithms.base import Aggregation, Algorithm, KLConfig, Reads
+from midstream.learn.algorithms.base import Aggregation, Algorithm, KLConfig, OutputKind
 from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome, TurnOutcome
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.ratio import ReinforceLoss
@@ -76,7 +76,7 @@ class DPO(Algorithm):
     kl: KLConfig = KLConfig(coef=0.0)
     """The KL term; its `reference` is also the reference of the pairs."""
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"policy", "reference"})
     one_update: ClassVar[bool] = True
     needs_group: ClassVar[bool] = True
 
@@ -129,7 +129,7 @@ class Distill(Algorithm):
     """The KL term; its `reference` is the teacher."""
 
     by_reward: ClassVar[bool] = False
-    reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"policy", "reference"})
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
