@@ -240,7 +240,7 @@ def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple
     from midstream.engines.torch.engine import TorchEngine
     from midstream.engines.torch.numerics import settle
     from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import load_policy
+    from midstream.learn.setup import load_policy, make_weights
     from midstream.record.recorder import RoleEngine
 
     policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)

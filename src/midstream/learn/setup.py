@@ -31,7 +31,7 @@ from midstream.learn.weights import Weights
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
-from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
+from midstream.rewards.judge import Judge, JudgeConfig, ask_engine, remote_judge
 from midstream.tasks import TaskSet, load_tasks
 
 
@@ -233,7 +233,7 @@ def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
     """Return the judge for reward components, configured by `reward.judge`."""
     if config is None or config.engine != "frozen":
         return remote_judge(config)
-    return Judge(config, asking(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
+    return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
 
 
 def choose_device(config: PolicyConfig) -> torch.device:
