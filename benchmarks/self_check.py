@@ -28,20 +28,23 @@ from midstream.learn import log_probs
 from midstream.learn.checks import Check
 from midstream.learn.self_check import self_check
 
-PRODUCTS = {0.0: 0.0, 0.02: 0.0015, 0.04: 0.003, 0.07: 0.005, 0.12: 0.009}
+PRODUCTS = {0.0: 0.0, 0.02: 0.0007, 0.04: 0.0014, 0.07: 0.0024, 0.12: 0.0042}
 """Error of each product that makes so much noise (RMS) in the log-probabilities."""
+SEED = 100
+"""The first seed; nothing was tried out on those from here on."""
 
 
-def checked(noise: float, given: Sequence[str], seed: int = 0, plant: Any = None) -> list[Check]:
-    """The findings with a fault planted, or none."""
+def checked(noise: float, given: Sequence[str], seed: int = SEED, plant: Any = None) -> list[Check]:
+    """The findings with a fault planted, or none. With noise numerics are fast, as exact ones would remove it."""
+    numerics = ["policy.numerics=fast"] if noise else []
     with pytest.MonkeyPatch.context() as patch, row_dependent_products(PRODUCTS[noise]):
         if plant is not None:
             plant(patch)
-        return self_check(None, ["trainer.threads=1", f"trainer.seed={seed}", *given])
+        return self_check(None, ["trainer.threads=1", f"trainer.seed={seed}", *numerics, *given])
 
 
 def faults(noises: Sequence[float], only: Sequence[str] = ()) -> None:
-    """By fault and noise: the checks that found it, of those that name it; `-` for none of them."""
+    """By fault and noise: the checks that found it."""
     print("| fault | " + " | ".join(f"noise {noise:g}" for noise in noises) + " |")
     print("| --- |" + " --- |" * len(noises))
     for name, (plant, named, given) in FAULTS.items():
@@ -49,8 +52,10 @@ def faults(noises: Sequence[float], only: Sequence[str] = ()) -> None:
             continue
         cells: list[str] = []
         for noise in noises:
-            bad = {check.name for check in checked(noise, given, plant=plant) if not check.ok}
-            cells.append(f"found, {len(named & bad)} of {len(named)}" if named & bad else "other check" if bad else "-")
+            bad = [check.name for check in checked(noise, given, plant=plant) if not check.ok]
+            own = [name for name in bad if name in named]
+            others = f" and {len(bad) - len(own)} more" if len(bad) > len(own) else ""
+            cells.append(", ".join(own) + others if own else "only " + ", ".join(bad) if bad else "NOT FOUND")
         print(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -112,9 +117,10 @@ def clean(noises: Sequence[float], runs: int) -> None:
     with the runs there are."""
     found: dict[float, list[list[Check]]] = {noise: [] for noise in noises}
     try:
-        for seed in range(runs // len(noises)):
+        for seed in range(SEED, SEED + runs // len(noises)):
             for noise in noises:
-                found[noise].append(checked(noise, () if seed % 8 == 7 else FEW, seed))
+                # Most runs are short; each sixteenth is as long as the doctor's own.
+                found[noise].append(checked(noise, () if seed % 16 == 7 else FEW, seed))
                 bad = [f"{check.name} {check.value:.3g}" for check in found[noise][-1] if not check.ok]
                 print(f"seed {seed}, noise {noise:g}: {len(bad)} bad {', '.join(bad)}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:

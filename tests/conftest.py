@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from tests.waiting import MovedClock
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; torch reads this when it is imported, which no test module has done yet.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from midstream.core.types import Step
@@ -176,6 +182,16 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def clock() -> Iterator[MovedClock]:
+    """The clock of expiries, leases, heartbeats and the latency of scripted engines; it stands still until moved."""
+    from midstream.core import clock
+
+    before = clock.use(moved := MovedClock())
+    yield moved
+    clock.use(before)
 
 
 @pytest.fixture

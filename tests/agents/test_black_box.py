@@ -177,7 +177,7 @@ def test_with_the_time_of_its_trajectory_a_program_and_its_children_end(run, scr
     pids = tmp_path / "pids"
     trajectory = run(
         "blackbox_command_agent",
-        timeout_s=3.0,
+        timeout_s=10.0,
         settings=script(
             f"""
             import os, subprocess, sys, time
@@ -188,14 +188,14 @@ def test_with_the_time_of_its_trajectory_a_program_and_its_children_end(run, scr
         ),
     )
     assert trajectory.status is Status.TIMED_OUT
-    assert "rollout.timeout_s = 3 s" in trajectory.error
+    assert "rollout.timeout_s = 10 s" in trajectory.error
     for pid in map(int, pids.read_text().split()):
         assert gone(pid)
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within ten seconds; one that nobody has asked after yet has ended too."""
-    for _ in range(100):
+    """Whether the process ends within a minute; one that nobody has asked after yet has ended too."""
+    for _ in range(600):
         try:
             os.kill(pid, 0)
             if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():

@@ -64,7 +64,7 @@ def says(request: Request) -> str | Exception:
 
 
 def run(make_worker, questions: list[str], *, store: Store | None = None, **manager: Any) -> list[Trajectory]:
-    worker = make_worker(says, "test_moody", worker={"timeout_s": 0.6, "score": RewardFunction().score, "store": store})
+    worker = make_worker(says, "test_moody", worker={"timeout_s": 3.0, "score": RewardFunction().score, "store": store})
     tasks = [Task(id=str(place), prompt=question, answer="x") for place, question in enumerate(questions)]
     return asyncio.run(AgentFlowManager(worker, **manager).run(groups_of(tasks, 1, prefix="r", seed=0)))
 
@@ -78,7 +78,7 @@ def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dic
     assert [(trajectory.status, trajectory.error) for trajectory in done] == [
         (Status.COMPLETED, ""),
         (Status.FAILED, "KeyError: 'gone'"),
-        (Status.TIMED_OUT, "took longer than rollout.timeout_s = 0.6 s"),
+        (Status.TIMED_OUT, "took longer than rollout.timeout_s = 3 s"),
         (Status.FAILED, "the server is down"),
         (Status.FAILED, "TimeoutError: the weather service"),
         (Status.COMPLETED, ""),

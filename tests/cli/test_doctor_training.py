@@ -41,8 +41,8 @@ def test_a_config_is_checked_and_no_run_begins(config: Path, capsys: pytest.Capt
 def test_attempts_that_all_fail_are_told_with_their_reason(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "--training", str(config), "rollout.timeout_s=0.0001"]) == 2
     out = capsys.readouterr().out
-    assert out.startswith("bad   attempts end well") and "rollout.timeout_s" in out
-    assert out.endswith("0 of 1 checks passed\n")
+    (bad,) = (line for line in out.splitlines() if line.startswith("bad "))
+    assert bad.startswith("bad   attempts end well") and "rollout.timeout_s" in bad
 
 
 @pytest.mark.parametrize(

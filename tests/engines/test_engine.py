@@ -159,7 +159,7 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         later = await asyncio.gather(engine.generate(call("later", 30)), steady)
         engine.leave("later")
         # The engine is not busy with what nobody waits for.
-        async with asyncio.timeout(5), engine.exclusive():
+        async with asyncio.timeout(60), engine.exclusive():
             return later
 
     for completion in asyncio.run(go()):
@@ -223,7 +223,7 @@ def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy)
         return await engine.generate(request)
 
     async def go() -> list[Completion]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return [await call("a"), *await asyncio.gather(call("b"), call("a"))]
 
     first, newcomer, second = asyncio.run(go())
@@ -250,7 +250,7 @@ def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_polic
         for engine in (policy.engine, frozen):
             for session in ("a", "b"):
                 engine.join(session)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(
                 speak("a", [policy.engine, frozen, policy.engine]), speak("b", [frozen, frozen, policy.engine])
             )

@@ -98,7 +98,7 @@ def test_more_calls_of_a_session_than_slots_are_all_answered(make_policy) -> Non
     prompt = policy.tokenizer.encode("How many are there?")
 
     async def go() -> list[Completion]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             crowd = await asyncio.gather(together(policy, [prompt] * 5), together(policy, [prompt], session="other"))
         return crowd[0]
 

@@ -39,7 +39,7 @@ def use(imitation, tokenizer, act: Callable[[VLLMEngine], Awaitable[T]], **setti
         engine = await VLLMEngine.connect(imitation.url, tokenizer, **settings)
         imitation.asked.clear()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await act(engine)
         finally:
             await engine.close()

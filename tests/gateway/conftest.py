@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.gateway.served import KEY, Served
+from tests.gateway.served import KEY, HeldEngine, Served
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.scripted import ScriptedEngine
 
 Start = Callable[..., Served]
 
@@ -23,7 +22,9 @@ def start(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> Iterator[Start]:
 
     def start(replies: Any = "Hello.", **settings: Any) -> Served:
         of_engine = {name.removeprefix("engine_"): settings.pop(name) for name in list(settings) if "engine_" in name}
-        engine = ScriptedEngine(tiny_tokenizer, replies, **of_engine)
+        hold_after = of_engine.pop("hold_after", None)
+        engine = HeldEngine(tiny_tokenizer, replies, **of_engine)
+        engine.hold_after = hold_after
         running.append(Served(engine, tiny_tokenizer, tmp_path / "store.sqlite", **settings))
         return running[-1]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+from tests.waiting import LIMIT_S
 
 from midstream.core.types import Step, Trajectory
+from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.scripted import ScriptedEngine
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.server import serving
 from midstream.gateway.service import Gateway
@@ -22,6 +26,21 @@ from midstream.record.store import Store
 SECRET = b"of the tests, long enough"
 KEY = "a key of the tests"
 HELLO = [{"role": "user", "content": "Hello?"}]
+
+
+class HeldEngine(ScriptedEngine):
+    """Stops after `hold_after` tokens of every reply and never goes on; None: it does not stop."""
+
+    hold_after: int | None = None
+
+    async def _pace(self, request: Request, ids: Sequence[int], log_probs: Sequence[float]) -> None:
+        if self.hold_after is None:
+            return await super()._pace(request, ids, log_probs)
+        for place in range(self.hold_after if request.on_tokens is not None else 0):
+            assert request.on_tokens is not None
+            request.on_tokens(ids[place : place + 1], log_probs[place : place + 1])
+            await asyncio.sleep(0)
+        await asyncio.get_running_loop().create_future()
 
 
 class Served:
@@ -37,8 +56,8 @@ class Served:
         self._up, self._down = threading.Event(), asyncio.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
-        assert self._up.wait(20)
-        self.client = httpx.Client(base_url=self.url, timeout=20)
+        assert self._up.wait(LIMIT_S)
+        self.client = httpx.Client(base_url=self.url, timeout=LIMIT_S)
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -51,7 +70,7 @@ class Served:
         if self._thread.is_alive():
             self.client.close()
             self.loop.call_soon_threadsafe(self._down.set)
-            self._thread.join(20)
+            self._thread.join(LIMIT_S)
             self.store.close()
 
     def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
@@ -69,6 +88,14 @@ class Served:
 
     def trajectory(self, uid: str) -> Trajectory:
         return self.store.trajectories.get(uid)
+
+    def in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run `work` in the gateway's event loop; what it returns."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(LIMIT_S)
+
+    def closed_as_silent(self) -> int:
+        """Look for silent trajectories now; how many were closed."""
+        return self.in_loop(self.gateway.trajectories.expire())
 
     def metric(self, line: str) -> float:
         """The value of one line of `/metrics`; 0 when it is not there."""

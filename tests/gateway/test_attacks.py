@@ -213,7 +213,7 @@ def test_rewards_by_component_make_no_total_that_nobody_declared(start: Start) -
 # Names that are paths
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb", ""])
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb"])
 def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: str) -> None:
     served = start()
     step = {"trajectory_uid": name, "prompt_uid": "p", "step_index": 0, "prompt_ids": [1], "response_ids": [2]}
@@ -227,3 +227,8 @@ def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: s
     ):
         assert error(served.post(path, body))[0] == 400, (path, body)
     assert served.store.trajectories.count() == 0
+
+
+def test_an_empty_uid_is_as_if_left_out(start: Start) -> None:
+    told = start().post("/init_trajectory", {"trajectory_uid": "", "prompt_uid": ""}).json()
+    assert told["trajectory_uid"] and told["prompt_uid"]

@@ -79,7 +79,7 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
         talk(following, f"group-{step}")
         api.train(settings(tiny_path, run, store, step), callbacks=(), resume=step > 1, force=True)
         newest = read_state(checkpoints(run)[-1]).policy_version
-        ends = time.monotonic() + 60
+        ends = time.monotonic() + 120
         while version(following) != newest and time.monotonic() < ends:
             time.sleep(0.1)
         assert version(following) == newest == step

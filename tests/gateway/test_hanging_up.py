@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import anthropic
@@ -11,6 +10,7 @@ import openai
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Opened
+from tests.waiting import MovedClock, until
 
 from midstream.core.errors import EngineError
 from midstream.core.types import FinishReason
@@ -30,15 +30,11 @@ def hang_up(opened: Opened, retry: str = "") -> None:
 
 
 def wait_for_steps(opened: Opened, count: int) -> Any:
-    for _ in range(200):
-        if len(opened.steps) >= count:
-            break
-        time.sleep(0.05)
-    return opened.steps
+    return until(lambda: opened.steps if len(opened.steps) >= count else ())
 
 
 def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: Start) -> None:
-    served = start(LONG, engine_tokens_per_s=50)
+    served = start(LONG, engine_hold_after=5)
     opened = served.open()
     hang_up(opened)
     (step,) = wait_for_steps(opened, 1)
@@ -50,9 +46,10 @@ def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: 
 
 
 def test_an_agent_goes_on_from_what_it_had_read(start: Start) -> None:
-    opened = start(lambda request: "Done." if len(request.messages) > 1 else LONG, engine_tokens_per_s=50).open()
+    opened = start(lambda request: "Done." if len(request.messages) > 1 else LONG, engine_hold_after=5).open()
     hang_up(opened)
     (cut,) = wait_for_steps(opened, 1)
+    opened.served.engine.hold_after = None
     opened.chat([*HELLO, {"role": "assistant", "content": cut.text}, {"role": "user", "content": "Stop."}])
     after = opened.steps[1]
     assert (after.parent, after.branch_reason) == (0, "")
@@ -61,7 +58,7 @@ def test_an_agent_goes_on_from_what_it_had_read(start: Start) -> None:
 
 
 def test_a_stream_that_takes_too_long_says_so_too(start: Start) -> None:
-    opened = start(LONG, engine_tokens_per_s=50, limits={"timeout_s": 0.5}).open()
+    opened = start(LONG, engine_hold_after=5, limits={"timeout_s": 0.5}).open()
     response = opened.chat(stream=True)
     assert "no answer within 0.5 s" in response.text
     (step,) = opened.steps
@@ -69,10 +66,10 @@ def test_a_stream_that_takes_too_long_says_so_too(start: Start) -> None:
 
 
 def test_a_retry_after_hanging_up_is_one_trainable_step(start: Start) -> None:
-    opened = start(LONG, engine_tokens_per_s=50).open()
+    opened = start(LONG, engine_hold_after=5).open()
     hang_up(opened, "0")
     wait_for_steps(opened, 1)
-    opened.served.engine.tokens_per_s = None
+    opened.served.engine.hold_after = None
     opened.post("/chat/completions", {"model": "tiny", "messages": HELLO}, X_Stainless_Retry_Count="1")
     assert [step.trainable for step in opened.steps] == [False, True]
 
@@ -116,21 +113,21 @@ def test_a_retry_is_known_after_a_restart(start: Start) -> None:
 @pytest.mark.parametrize("client", ["openai", "anthropic"])
 def test_the_clients_own_retries_are_one_step(start: Start, client: str) -> None:
     """The client loses patience before its first answer is there, and asks again by itself."""
-    served = start("Hello.", engine_latency_s=1.0)
+    served = start("Hello.", engine_hold_after=0)
     opened = served.open()
     base = f"{served.url}{opened.path}"
     if client == "openai":
         with openai.OpenAI(base_url=base, api_key=opened.token, timeout=0.4, max_retries=1) as sdk:
             with pytest.raises(openai.APITimeoutError):
                 sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello?"}])
-            served.engine.latency_s = 0.0
+            served.engine.hold_after = None
             sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello?"}])
     else:
         root = base.removesuffix("/v1")
         with anthropic.Anthropic(base_url=root, api_key=opened.token, timeout=0.4, max_retries=1) as sdk:
             with pytest.raises(anthropic.APITimeoutError):
                 sdk.messages.create(model="tiny", max_tokens=9, messages=[{"role": "user", "content": "Hello?"}])
-            served.engine.latency_s = 0.0
+            served.engine.hold_after = None
             sdk.messages.create(model="tiny", max_tokens=9, messages=[{"role": "user", "content": "Hello?"}])
     assert sum(step.trainable for step in opened.steps) == 1
 
@@ -154,17 +151,23 @@ def test_a_retry_of_a_call_that_failed_is_sampled(start: Start) -> None:
         ("/responses", ": ping", "response.completed"),
     ],
 )
-def test_a_long_silence_gets_a_ping(start: Start, path: str, ping: str, last: str) -> None:
-    opened = start("Hello.", engine_latency_s=0.6, limits={"ping_s": 0.1}).open()
+def test_a_long_silence_gets_a_ping(start: Start, clock: MovedClock, path: str, ping: str, last: str) -> None:
+    served = start("Hello.", engine_latency_s=1.0, limits={"ping_s": 0.1})
+    opened = served.open()
     body = (
         {"model": "tiny", "max_tokens": 99, "messages": HELLO}
         if path == "/messages"
         else {"model": "tiny", "input": "?"}
     )
-    response = opened.post(path, {**body, "stream": True})
-    assert response.status_code == 200
-    assert response.text.count(ping) >= 2 and last in response.text
-    assert response.text.startswith(ping)
+    content, headers = json.dumps({**body, "stream": True}), {"Authorization": f"Bearer {opened.token}"}
+    with served.client.stream("POST", f"{opened.path}{path}", content=content, headers=headers) as response:
+        assert response.status_code == 200
+        heard = ""
+        for text in response.iter_text():
+            heard += text
+            if heard.count(ping) >= 2:
+                clock.advance(1.0)  # the engine answers
+    assert heard.startswith(ping) and last in heard
 
 
 def test_a_client_reads_over_pings(start: Start) -> None:

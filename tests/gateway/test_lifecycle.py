@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -11,18 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from tests.gateway.conftest import Start
-from tests.gateway.served import HELLO, Opened, error
+from tests.gateway.served import HELLO, Opened, Served, error
+from tests.waiting import MovedClock, until
 
 from midstream.core.types import Status
 from midstream.gateway import service, trajectories
 from midstream.store import servers
-
-
-def until(true: Any, within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_a_trajectory_is_on_disk_before_its_opening_is_answered(start: Start) -> None:
@@ -138,52 +131,58 @@ def test_rewards_that_do_not_add_up_to_a_number_are_refused_and_it_stays_open(st
     assert opened.complete(reward=1.0).status_code == 200
 
 
-def test_a_silent_agent_is_closed_and_its_group_is_ready(start: Start) -> None:
-    served = start(expiry_s=0.3)
+def test_a_silent_agent_is_closed_and_its_group_is_ready(start: Start, clock: MovedClock) -> None:
+    served = start(expiry_s=30)
     silent, never = (served.open(prompt_uid="p", group_size=2) for _ in range(2))
     silent.chat()
-    until(lambda: served.store.groups.counts()["ready"] == 1)
+    clock.advance(29)
+    assert served.closed_as_silent() == 0
+    clock.advance_until(lambda: served.store.groups.counts()["ready"] == 1, 1.0)
     (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert {t.uid: (t.status, len(t.steps), t.error) for t in group.trajectories} == {
-        silent.uid: ("timed_out", 1, "silent for more than 0.3 s"),
-        never.uid: ("timed_out", 0, "silent for more than 0.3 s"),
+        silent.uid: ("timed_out", 1, "silent for more than 30 s"),
+        never.uid: ("timed_out", 0, "silent for more than 30 s"),
     }
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="silent"}') == 1
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="never_called"}') == 1
     assert error(silent.chat())[1] == "trajectory_ended"
 
 
-def test_heartbeats_and_calls_that_take_long_keep_it(start: Start) -> None:
-    served = start(expiry_s=0.4, engine_latency_s=1.0)
+def test_heartbeats_and_calls_that_take_long_keep_it(start: Start, clock: MovedClock) -> None:
+    served = start(expiry_s=40, engine_latency_s=100)
     beating, calling, silent = served.open(), served.open(), served.open()
     with ThreadPoolExecutor(1) as pool:
         long_call = pool.submit(calling.chat)
+        until(lambda: served.gateway.gate.inside == 1)
         for _ in range(8):
             assert served.post(f"/trajectories/{beating.uid}/heartbeat").status_code == 200
-            time.sleep(0.1)
+            clock.advance(10)
+            served.closed_as_silent()
+        clock.advance_until(long_call.done, 1.0)
         assert long_call.result().status_code == 200
     assert error(silent.chat())[1] == "trajectory_ended"
 
 
-def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start) -> None:
-    served = start(expiry_s=1.5)
+def test_one_that_cannot_be_closed_does_not_keep_others_open(start: Start, clock: MovedClock) -> None:
+    served = start(expiry_s=30)
     ended_elsewhere, other = served.open(), served.open()
-    asyncio.run(
-        served.store.trajectories.finish(replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED))
-    )
-    until(lambda: len(served.gateway.trajectories) == 0)
+    ended = replace(served.trajectory(ended_elsewhere.uid), status=Status.COMPLETED)
+    asyncio.run(served.store.trajectories.finish(ended))
+    clock.advance_until(lambda: len(served.gateway.trajectories) == 0, 1.0)
     assert served.trajectory(other.uid).status == "timed_out"
     assert served.trajectory(ended_elsewhere.uid).error == ""
 
 
-def test_a_step_that_comes_after_the_end_is_kept_flagged_and_not_trained_on(start: Start) -> None:
-    served = start(engine_latency_s=0.4)
+def test_a_step_that_comes_after_the_end_is_kept_flagged_and_not_trained_on(start: Start, clock: MovedClock) -> None:
+    served = start()
     opened = served.open()
     opened.chat()
+    served.engine.latency_s = 1.0
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(opened.chat, [{"role": "user", "content": "And then?"}])
         until(lambda: served.gateway.gate.inside == 1)
         assert opened.complete(reward=1.0).status_code == 200
+        clock.advance_until(late.done)
         assert late.result().status_code == 200
     first, second = opened.steps
     assert "late" not in first.metadata and first.trainable
@@ -209,25 +208,25 @@ def test_a_conversation_goes_on_over_a_restart_with_the_exact_tokens(start: Star
     assert (kept.task.answer, kept.metadata) == (3, {"m": [1]})
 
 
-def test_what_was_open_at_a_restart_expires_like_any_other(start: Start) -> None:
+def test_what_was_open_at_a_restart_expires_like_any_other(start: Start, clock: MovedClock) -> None:
     served = start()
     opened = served.open()
     opened.chat()
     served.stop()
-    served = start(expiry_s=0.3)
+    served = start(expiry_s=30)
     assert served.metric("midstream_trajectories_open") == 1
-    until(lambda: served.trajectory(opened.uid).status == "timed_out")
+    clock.advance_until(lambda: served.trajectory(opened.uid).status == "timed_out", 1.0)
     assert len(served.trajectory(opened.uid).steps) == 1
     assert served.metric("midstream_trajectories_open") == 0
 
 
-def test_gateways_that_share_a_store_leave_each_others_trajectories_alone(start: Start) -> None:
-    # One has heard of its agent all along; the other never has, and would close it after 0.3 s.
+def test_gateways_that_share_a_store_leave_each_others_trajectories_alone(start: Start, clock: MovedClock) -> None:
+    # One has heard of its agent all along; the other never has, and would close it after 3 s.
     theirs = (one := start(name="one")).open()
     theirs.chat()
-    own = (other := start(name="other", expiry_s=0.3)).open()
+    own = (other := start(name="other", expiry_s=3)).open()
     assert other.metric("midstream_trajectories_open") == 1
-    until(lambda: other.trajectory(own.uid).status == "timed_out")
+    clock.advance_until(lambda: other.trajectory(own.uid).status == "timed_out")
     assert one.trajectory(theirs.uid).status == "running"
     assert theirs.chat().status_code == 200 and theirs.complete(reward=1.0).status_code == 200
     assert one.trajectory(theirs.uid).status == "completed"
@@ -250,92 +249,89 @@ def test_an_agent_at_the_wrong_gateway_is_told_where_to_go_and_nothing_is_record
 
 
 def test_what_a_dead_gateway_left_behind_goes_on_at_another_and_is_closed_when_silent(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, clock: MovedClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (servers, service):
-        monkeypatch.setattr(module, "BEAT_S", 0.1)
     dead = start(name="dead")
     opened, silent = dead.open(), dead.open()
     first = opened.say(HELLO)
     monkeypatch.setattr(dead.gateway.trajectories, "beat", lambda: asyncio.sleep(0))  # as if it hung
-    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.5)
-    other = start(name="other", expiry_s=3.0)
-    until(lambda: other.metric("midstream_trajectories_adopted_total") == 2)
+    other = start(name="other", expiry_s=300)
+    clock.advance_until(lambda: other.metric("midstream_trajectories_adopted_total") == 2, 1.0)
     stray = Opened(other, opened.told)
     stray.say([*first, {"role": "user", "content": "And then?"}])
     assert [step.parent for step in stray.steps] == [None, 0]
     assert error(opened.chat())[0] == 503  # it was not dead after all, but nothing it does counts any more
     assert len(stray.steps) == 2
-    until(lambda: other.trajectory(silent.uid).status == "timed_out")
-    monkeypatch.undo()
+    clock.advance_until(lambda: other.trajectory(silent.uid).status == "timed_out", 1.0)
+
+
+@pytest.fixture
+def taken_over(start: Start, clock: MovedClock, monkeypatch: pytest.MonkeyPatch) -> tuple[Served, Served, Opened]:
+    """A gateway that was not heard of for so long that another adopted its trajectory; that trajectory."""
+    monkeypatch.setattr(service, "BEAT_S", 3600)  # each says that it lives when the test says so
+    slow, other = start(name="slow"), start(name="other")
+    opened = slow.open()
+    clock.advance(servers.DEAD_AFTER_S + 1)
+    assert other.store.servers.beat().adopted == [opened.uid]
+    return slow, other, opened
 
 
 def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    taken_over: tuple[Served, Served, Opened],
 ) -> None:
-    monkeypatch.setattr(service, "BEAT_S", 30.0)
-    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.2)
-    slow, other = start(name="slow"), start(name="other")
-    opened = slow.open()
-    time.sleep(0.3)
-    assert other.store.servers.beat().adopted == [opened.uid]
-    monkeypatch.setattr(servers, "DEAD_AFTER_S", 60.0)  # so that nothing comes back, however slow the machine is
+    slow, _, opened = taken_over
     kept = slow.open()
-    asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
+    slow.in_loop(slow.gateway.trajectories.beat())
     assert set(slow.gateway.trajectories._live) == {kept.uid}
     assert error(opened.chat())[1] == "held_elsewhere"
     assert kept.chat().status_code == 200
 
 
-def test_a_gateway_that_gets_back_what_it_lost_counts_it_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "BEAT_S", 30.0)
-    monkeypatch.setattr(servers, "DEAD_AFTER_S", 0.2)
-    slow, other = start(name="slow"), start(name="other")
-    opened = slow.open()
-    time.sleep(0.3)
-    assert other.store.servers.beat().adopted == [opened.uid]
+def test_a_gateway_that_gets_back_what_it_lost_counts_it_once(taken_over: tuple[Served, Served, Opened]) -> None:
+    slow, other, opened = taken_over
     other.store.servers.leave()
-    asyncio.run_coroutine_threadsafe(slow.gateway.trajectories.beat(), slow.loop).result(5)
+    slow.in_loop(slow.gateway.trajectories.beat())
     assert len(slow.gateway.trajectories) == 1 and slow.gateway.trajectories.adopted == 0
     assert opened.chat().status_code == 200
 
 
-def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "BEAT_S", 0.1)
+def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(start: Start, clock: MovedClock) -> None:
     first = start(name="same")
     opened = first.open()
     second = start(name="same")
-    until(lambda: first.client.get("/ready").status_code == 503)
+    clock.advance_until(lambda: first.client.get("/ready").status_code == 503, 1.0)
     assert "joined this store as 'same'" in first.client.get("/ready").json()["status"]
     assert error(opened.chat())[0] == 503 and opened.steps == ()
     assert Opened(second, opened.told).chat().status_code == 200
 
 
-def test_idle_trajectories_leave_memory_and_come_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "IDLE_S", 0.1)
-    served = start(expiry_s=2.0)
+def test_idle_trajectories_leave_memory_and_come_back(start: Start, clock: MovedClock) -> None:
+    served = start(expiry_s=2 * trajectories.IDLE_S)
     many = [served.open() for _ in range(5)]
     for opened in many:
         opened.chat()
     live = served.gateway.trajectories._live
-    until(lambda: not live)
+    clock.advance(trajectories.IDLE_S - 1)
+    assert served.closed_as_silent() == 0 and len(live) == 5
+    clock.advance(2)
+    assert served.closed_as_silent() == 0 and not live
     assert served.metric("midstream_trajectories_open") == 5
     assert served.engine._answered == {}
     again = many[0].say([*HELLO, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Go on."}])
     assert again and many[0].steps[1].parent == 0
 
 
-def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(start: Start) -> None:
-    served = start(group_size=3, expiry_s=0.6, engine_latency_s=0.2)
+def test_a_group_with_a_failed_a_slow_and_a_never_calling_agent_is_trained_on(start: Start, clock: MovedClock) -> None:
+    served = start(group_size=3, expiry_s=60)
     failed, slow, never = (served.open(prompt_uid="p") for _ in range(3))
     failed.chat()
     failed.complete(status="failed", error="crashed")
     for _ in range(5):
         slow.chat()  # takes longer than a silent agent may, and is not silent
+        clock.advance(20)
+        served.closed_as_silent()
     slow.complete(reward=1.0)
-    until(lambda: served.store.groups.counts()["ready"] == 1)
+    assert served.store.groups.counts()["ready"] == 1
     (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert [(t.uid, t.status, len(t.steps)) for t in group.trajectories] == [
         (failed.uid, "failed", 1),
@@ -374,12 +370,15 @@ def test_whoever_comes_too_late_for_a_group_is_told_and_counted(start: Start) ->
     assert served.store.groups.left_out() == 0
 
 
-def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start) -> None:
-    served = start(group_size=2, group_timeout_s=0.4)
+def test_a_group_that_is_due_does_not_wait_for_its_straggler_who_is_told(start: Start, clock: MovedClock) -> None:
+    served = start(group_size=2, group_timeout_s=60)
     quick, slow = (served.open(prompt_uid="p") for _ in range(2))
     slow.chat()
     quick.complete(reward=1.0)
-    until(lambda: served.store.groups.lease("trainer", 1, "train", 60))
+    clock.advance(59)
+    assert not served.store.groups.lease("trainer", 1, "train", 60)
+    clock.advance(2)
+    assert served.store.groups.lease("trainer", 1, "train", 60)
     slow.chat()
     assert error(slow.complete(reward=1.0))[:2] == (409, "trajectory_ended")
     assert served.trajectory(slow.uid).status == "timed_out"

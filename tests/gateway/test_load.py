@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Opened, error, events
+from tests.waiting import LIMIT_S, MovedClock, until
 
 from midstream.core.errors import EngineError, EngineUnreachable
 from midstream.engines.base import Completion, Request
@@ -21,21 +24,30 @@ from midstream.engines.scripted import ScriptedEngine
 LONG = "one two three four five six seven eight nine ten " * 4
 
 
-def until(true: Callable[[], Any], within_s: float = 10.0) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
+@contextmanager
+def calling(opened: Opened, *, stream: bool = False, key: str = "") -> Iterator[None]:
+    """A call under way, whose client hangs up at the end without having read anything."""
+    host, port = opened.served.url.removeprefix("http://").split(":")
+    body = json.dumps({"model": "tiny", "messages": HELLO, "stream": stream})
+    lines = [
+        f"POST {opened.path}/chat/completions HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Length: {len(body)}",
+        *([f"Idempotency-Key: {key}"] if key else []),
+    ]
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
+        connection.sendall("\r\n".join([*lines, "", body]).encode())
+        yield
 
 
-def at_once(opened: Opened, calls: int) -> list[httpx.Response]:
-    with ThreadPoolExecutor(calls) as pool:
-        return list(pool.map(lambda _: opened.chat(), range(calls)))
-
-
-def test_what_the_queue_has_no_room_for_is_told_to_come_again(start: Start) -> None:
-    served = start(engine_latency_s=0.3, limits={"concurrency": 1, "queue": 1})
-    answers = at_once(served.open(), 4)
+def test_what_the_queue_has_no_room_for_is_told_to_come_again(start: Start, clock: MovedClock) -> None:
+    served = start(engine_latency_s=1.0, limits={"concurrency": 1, "queue": 1})
+    opened = served.open()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(opened.chat) for _ in range(4)]
+        until(lambda: sum(call.done() for call in calls) == 2)
+        clock.advance_until(lambda: all(call.done() for call in calls))
+        answers = [call.result() for call in calls]
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert int(refused.headers["retry-after"]) >= 1
@@ -44,7 +56,7 @@ def test_what_the_queue_has_no_room_for_is_told_to_come_again(start: Start) -> N
 
 
 def test_a_call_that_takes_too_long_ends_in_504_and_leaves_its_place(start: Start) -> None:
-    served = start(engine_latency_s=30, limits={"timeout_s": 0.2, "concurrency": 1})
+    served = start(engine_hold_after=0, limits={"timeout_s": 0.2, "concurrency": 1})
     opened = served.open()
     assert error(opened.chat())[:2] == error(opened.chat())[:2] == (504, "timeout")
     assert opened.steps == () and served.gateway.gate.inside == 0
@@ -70,7 +82,7 @@ def test_a_body_that_does_not_come_is_given_up(start: Start) -> None:
     served = start(limits={"body_timeout_s": 0.3})
     host, port = served.url.removeprefix("http://").split(":")
     head = f"POST /init_trajectory HTTP/1.1\r\nHost: {host}\r\nContent-Length: 100\r\n\r\n{{"
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
         connection.sendall(head.encode())
         answer = ""
         while "}" not in answer:  # head and body may come one after the other
@@ -114,27 +126,36 @@ def test_a_weight_update_does_not_lift_a_pause_that_somebody_asked_for(start: St
     async def swap() -> None:
         served.engine.policy_version += 1
 
-    asyncio.run_coroutine_threadsafe(served.gateway.update(swap), served.loop).result(5)
+    served.in_loop(served.gateway.update(swap))
     assert served.client.get("/ready").json() == {"status": "paused"}
 
 
-def test_stopping_lets_calls_under_way_finish(start: Start) -> None:
-    served = start(engine_latency_s=0.6)
+def post_alone(opened: Opened) -> httpx.Response:
+    """A call over a connection of its own."""
+    url = f"{opened.served.url}{opened.path}/chat/completions"
+    return httpx.post(url, json={"messages": HELLO}, timeout=LIMIT_S)
+
+
+def test_stopping_lets_calls_under_way_finish(start: Start, clock: MovedClock) -> None:
+    served = start(engine_latency_s=1.0)
     opened = served.open()
-    with ThreadPoolExecutor(1) as pool:
-        under_way = pool.submit(httpx.post, f"{served.url}{opened.path}/chat/completions", json={"messages": HELLO})
+    with ThreadPoolExecutor(2) as pool:
+        under_way = pool.submit(post_alone, opened)
         until(lambda: served.gateway.gate.inside == 1)
-        served.stop()
+        stopping = pool.submit(served.stop)
+        until(lambda: served.gateway.gate.closed)
+        clock.advance_until(under_way.done)
+        stopping.result()
         assert under_way.result().status_code == 200
     assert len(start().steps(opened.uid)) == 1
 
 
-def test_stopping_is_told_at_once_to_those_who_are_still_connected(start: Start) -> None:
+def test_stopping_is_told_at_once_to_those_who_are_still_connected(start: Start, clock: MovedClock) -> None:
     served = start(engine_latency_s=1.0)
     opened = served.open()
     assert served.client.get("/ready").json() == {"status": "ready"}  # from here on the connection is there
     with ThreadPoolExecutor(2) as pool:
-        under_way = pool.submit(httpx.post, f"{served.url}{opened.path}/chat/completions", json={"messages": HELLO})
+        under_way = pool.submit(post_alone, opened)
         until(lambda: served.gateway.gate.inside == 1)
         served.loop.call_soon_threadsafe(served._down.set)
         until(lambda: served.gateway.gate.closed)
@@ -146,23 +167,24 @@ def test_stopping_is_told_at_once_to_those_who_are_still_connected(start: Start)
             assert "takes no calls any more: stopping" in error(refused)[2]
         # What ends a trajectory is let in: its agent has nothing else to do.
         assert served.post(f"/trajectories/{opened.uid}/heartbeat").status_code == 200
+        clock.advance_until(under_way.done)
         assert under_way.result().status_code == 200
-    served._thread.join(10)
+    served._thread.join(LIMIT_S)
     assert not served._thread.is_alive()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{served.url}/health")
 
 
 def test_stopping_waits_no_longer_than_it_should(start: Start) -> None:
-    served = start(engine_latency_s=30, limits={"drain_s": 0.3})
+    served = start(engine_hold_after=0, limits={"drain_s": 0.3})
     opened = served.open()
     with ThreadPoolExecutor(1) as pool:
-        hopeless = pool.submit(httpx.post, f"{served.url}{opened.path}/chat/completions", json={"messages": HELLO})
+        hopeless = pool.submit(post_alone, opened)
         until(lambda: served.gateway.gate.inside == 1)
         served.loop.call_soon_threadsafe(served._down.set)
-        served._thread.join(10)
+        served._thread.join(LIMIT_S)
         assert not served._thread.is_alive()
-        failed = hopeless.exception(5)
+        failed = hopeless.exception(LIMIT_S)
         assert isinstance(failed, httpx.TransportError) or hopeless.result().is_error
     assert start().steps(opened.uid) == ()
 
@@ -233,7 +255,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(start: Start, stream: bool) -> None:
-    served = start(LONG, engine_tokens_per_s=20, limits={"concurrency": 1})
+    served = start(LONG, engine_hold_after=0, limits={"concurrency": 1})
     opened = served.open()
     ended: list[str] = []
     generate = served.engine.generate
@@ -246,41 +268,35 @@ def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(sta
             raise
 
     served.engine.generate = watched
-    body = {"messages": HELLO, "stream": stream}
-    url = f"{served.url}{opened.path}/chat/completions"
-    with pytest.raises(httpx.ReadTimeout), httpx.stream("POST", url, json=body, timeout=0.5) as response:
+    with calling(opened, stream=stream):
         until(lambda: served.gateway.gate.inside == 1)
-        for line in response.iter_lines():
-            assert line.startswith("data: ") or not line
-            raise httpx.ReadTimeout("enough")
     until(lambda: ended)
     until(lambda: served.gateway.gate.inside == 0)
     assert opened.steps == () and served.metric("midstream_steps_total") == 0
-    served.engine.tokens_per_s = None
+    served.engine.hold_after = None
     assert opened.chat().status_code == 200 and len(opened.steps) == 1
 
 
 def test_what_the_engine_had_answered_when_the_client_left_is_there_for_its_retry(start: Start) -> None:
     served = start(["first", "second"])
     opened = served.open()
-    appending = served.store.trajectories.append_future
+    appending, begun, goes_on = served.store.trajectories.append_future, threading.Event(), threading.Event()
 
     def slowly(*step: Any) -> asyncio.Future[None]:
         async def write() -> None:
-            await asyncio.sleep(0.5)
+            begun.set()
+            await asyncio.to_thread(goes_on.wait)
             await appending(*step)
 
         return asyncio.ensure_future(write())
 
     served.store.trajectories.append_future = slowly  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{served.url}{opened.path}/chat/completions",
-            json={"messages": HELLO},
-            headers={"Idempotency-Key": "a"},
-            timeout=0.2,
-        )
-    assert opened.chat(key="a").json()["choices"][0]["message"]["content"] == "first"
+    with calling(opened, key="a"):
+        assert begun.wait(LIMIT_S)
+    with ThreadPoolExecutor(1) as pool:
+        retry = pool.submit(opened.chat, key="a")
+        goes_on.set()
+    assert retry.result().json()["choices"][0]["message"]["content"] == "first"
     assert len(opened.steps) == 1
 
 

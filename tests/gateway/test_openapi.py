@@ -118,7 +118,7 @@ def test_no_request_that_fits_or_breaks_the_page_is_a_5xx(served: Served, mode: 
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "tiny"
         headers = {"X-Midstream-Trajectory": opened[0].uid}
-        well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=20), case.operation.path)
+        well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=60), case.operation.path)
         if served.gateway.gate.paused:
             served.post("/resume")
 

@@ -225,7 +225,7 @@ def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monk
                 RoleEngine(RemoteEngine(), None, True),
             )
             with pytest.raises(TimeoutError):  # it is recorded, its answer lost, and nobody waits for another
-                await asyncio.wait_for(recorder.call(role_engine, call("One?")), 2)
+                await asyncio.wait_for(recorder.call(role_engine, call("One?")), 10)
             recorder._client = plain  # pyright: ignore[reportPrivateUsage]
             step, _ = await recorder.call(role_engine, call("Two?"))
             return step.text

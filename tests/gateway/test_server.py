@@ -34,7 +34,7 @@ def test_on_sigterm_it_says_that_it_is_stopping_and_ends_once_its_calls_are_answ
     store = str(tmp_path / "store.sqlite")
     options = ["--model", str(tiny_path), "--engine", "scripted", "--store", store, "--port", "0"]
     program = subprocess.Popen(
-        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=2.0"],
+        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=5.0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "MIDSTREAM_GATEWAY_SECRET": "of the tests, long enough"},
@@ -42,10 +42,10 @@ def test_on_sigterm_it_says_that_it_is_stopping_and_ends_once_its_calls_are_answ
     try:
         assert program.stdout is not None
         url = re.findall(r"on (http://\S+),", program.stdout.readline())[0]
-        with httpx.Client(base_url=url, timeout=20) as client, ThreadPoolExecutor(1) as pool:
+        with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
             opened = client.post("/init_trajectory", json={"trajectory_uid": "t"}).json()
             chat, body = f"{opened['base_url']}/chat/completions", {"messages": [{"role": "user", "content": "?"}]}
-            under_way = pool.submit(httpx.post, chat, json=body, timeout=20)
+            under_way = pool.submit(httpx.post, chat, json=body, timeout=60)
             while "midstream_calls_under_way 1.0" not in client.get("/metrics").text:
                 time.sleep(0.02)
             program.send_signal(signal.SIGTERM)
@@ -55,7 +55,7 @@ def test_on_sigterm_it_says_that_it_is_stopping_and_ends_once_its_calls_are_answ
             refused = client.post(chat, json=body)
             assert refused.status_code == 503 and refused.headers["retry-after"]
             assert under_way.result().status_code == 200
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
     finally:
         program.kill()
     with Store(store) as kept:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served, error
+from tests.waiting import MovedClock
 
 from midstream.core.errors import RunError
 
@@ -322,12 +322,12 @@ def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Sta
     assert served.post("/complete_trajectory/t", {}).json()["reward"] == 1.7e308
 
 
-def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
-    served = start("It is 4.", group_timeout_s=0.3)
+def test_what_the_trainer_has_taken_stays_as_it_was(start: Start, clock: MovedClock) -> None:
+    served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     opened.say(HELLO)
     other.complete(reward=1.0)
-    time.sleep(0.4)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
     (group,) = served.store.groups.lease("trainer", 1, "train", 60)
     assert {t.uid: t.status for t in group.trajectories}[opened.uid] == "timed_out"
     (step,) = opened.steps
@@ -343,11 +343,11 @@ def test_what_the_trainer_has_taken_stays_as_it_was(start: Start) -> None:
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
 
 
-def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start) -> None:
-    served = start("It is 4.", group_timeout_s=0.3)
+def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start, clock: MovedClock) -> None:
+    served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
-    time.sleep(0.4)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
     served.store.groups.lease("trainer", 1, "train", 60)
     assert opened.chat().status_code == 200
     assert served.metric("midstream_late_steps_total") == 1 and opened.steps[0].metadata["late"]
@@ -355,11 +355,11 @@ def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(star
     assert served.client.get(f"/trajectories/{opened.uid}").json()["state"] == "timed_out"
 
 
-def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start) -> None:
-    served = start(group_timeout_s=0.3)
+def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start, clock: MovedClock) -> None:
+    served = start(group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
-    time.sleep(0.4)
+    clock.advance(2.5)  # sooner than the next heartbeat, which would notice
     served.store.groups.lease("trainer", 1, "train", 60)
     assert error(opened.post("/register_trajectory", {"channel": "val"}))[:2] == (409, "trajectory_ended")
     step = payload(opened.uid) | {"prompt_uid": "g"}

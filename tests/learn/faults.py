@@ -359,7 +359,7 @@ def weights_are_doubled(patch: Patch) -> None:
 def a_tensor_is_cut_off(patch: Patch) -> None:
     def around(original: Any, self: Adapter, *given: Any) -> Any:
         a, b = original(self, *given)
-        return (a.detach(), b) if "layers.3.self_attn.o_proj" in self.names[0] else (a, b)
+        return (a.detach(), b) if "layers.1.self_attn.o_proj" in self.names[0] else (a, b)
 
     wrapped(patch, Adapter, "matrices", around)
 

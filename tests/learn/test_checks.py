@@ -150,7 +150,7 @@ def test_a_model_that_looks_ahead_is_found(make_policy) -> None:
 
 def test_a_check_says_what_it_can_see_and_when_that_is_too_little(make_policy) -> None:
     decoder = make_policy().decoder
-    loud = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=0.2)
+    loud = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=0.2, typical=0.2)
     found = {check.name: check for check in checked(decoder, attempts(decoder), noise=loud)}
     agree = found["sampler and learner agree"]
     assert agree.ok and not agree.decided and agree.finds is not None and agree.finds > UNDECIDABLE

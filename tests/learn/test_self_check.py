@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.learn.faults import FAULTS, FEW
@@ -41,43 +42,82 @@ def run(check: Checked, capsys: pytest.CaptureFixture[str]) -> Run:
     )
 
 
-NOISE = 0.005
-"""Error of each product that makes the log-probabilities of `tiny` differ by .07 to .08 (RMS): what AMX showed."""
+NOISE = 0.0024
+"""Error of each product that makes the log-probabilities of `tiny` differ by about .07 (RMS): what AMX showed."""
+FAST = "policy.numerics=fast"
+"""Exact numerics would find a form of the products that has no noise."""
+
+
+@pytest.fixture(scope="module")
+def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` with two of its four layers."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copytree(tiny_path, folder, dirs_exist_ok=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_path, num_hidden_layers=2, local_files_only=True)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found_by_the_check_that_names_it(name: str, check: Checked, monkeypatch: Patch) -> None:
+def test_a_planted_fault_is_found_by_the_check_that_names_it(
+    name: str, small_path: Path, check: Checked, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(small_path, folder, dirs_exist_ok=True))
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)
     found = {finding.name: finding.ok for finding in check(*given)}
     assert found_by <= found.keys() and not any(found[name] for name in found_by)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "engine_reports_shifted",
+        "learner_ignores_temperature",
+        "learner_merges_prefixes_wrongly",
+        "losses_are_averaged_by_pass",
+        "loss_has_the_wrong_sign",
+    ],
+)
 def test_where_products_depend_on_their_rows_it_is_found_too(name: str, check: Checked, monkeypatch: Patch) -> None:
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)
     with row_dependent_products(NOISE):
-        found = {finding.name: finding.ok for finding in check(*given)}
+        found = {finding.name: finding.ok for finding in check(FAST, *given)}
     assert not all(found[name] for name in found_by if name in found)
 
 
-@pytest.mark.parametrize(("size", "seed"), [(0.001, 1), (0.003, 2), (NOISE, 3), (NOISE, 4)])
+@pytest.mark.parametrize(("size", "seed"), [(0.0007, 1), (NOISE, 4)])
 def test_noise_alone_is_no_fault(size: float, seed: int, check: Checked) -> None:
     with row_dependent_products(size):
-        found = check(*FEW, f"trainer.seed={seed}")
+        found = check(FAST, *FEW, f"trainer.seed={seed}")
     assert [finding.name for finding in found if not finding.ok] == []
-    floor = next(finding for finding in found if finding.name == "noise floor")
-    assert floor.value is not None and floor.value > 5 * size
-    # What needs no comparison of two roundings is decided at any noise.
     by_name = {finding.name: finding for finding in found}
-    for name in ("temperatures agree", "positions are right", "gradient is in place", "log-probabilities are kept"):
+    floor = by_name["noise floor"]
+    assert floor.value is not None and floor.value > 10 * size
+    # What needs no comparison of two roundings is decided at any noise.
+    for name in (
+        "temperatures agree",
+        "positions are right",
+        "log-probabilities are kept",
+        "alone as together",
+        "gradient is in place",
+        "gradient in any passes",
+    ):
         assert by_name[name].decided
 
 
+def test_exact_numerics_take_the_noise_away(check: Checked) -> None:
+    with row_dependent_products(NOISE):
+        found = {finding.name: finding for finding in check("policy.numerics=exact", *FEW)}
+    assert found["noise floor"].value == 0 and found["sampler and learner agree"].finds == 0.001
+
+
 def test_a_check_that_noise_drowns_says_what_it_could_see(run: Run) -> None:
-    with row_dependent_products(0.03):
-        code, out = run(*FEW)
+    with row_dependent_products(0.008):
+        code, out = run(FAST, *FEW)
     assert code == 0 and "bad " not in out
     assert re.search(r"^note  sampler is the plain model .*undecided: only what is above \d", out, re.MULTILINE)
     assert re.search(r"\d+ of \d+ checks passed, [1-9]\d* undecided$", out.splitlines()[-1])

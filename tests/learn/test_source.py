@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
 from midstream.agents.config import StoreSourceConfig
@@ -188,51 +189,88 @@ def test_a_run_that_dies_learns_from_nothing_twice_and_ends_as_if_it_never_had(
     assert counts(tmp_path)["consumed"] == 4
 
 
-def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(record: Record, tmp_path: Path) -> None:
-    record("q0")
-
-    async def step(taking: source.GroupSource, other: Store) -> None:
-        wanted = asyncio.create_task(taking.lease(2, None))
-        while not other.groups.counts()["leased"]:
+async def soon(true: Callable[[], Any]) -> None:
+    """Wait for a condition in the event loop."""
+    async with asyncio.timeout(LIMIT_S):
+        while not true():
             await asyncio.sleep(0.01)
-        await asyncio.sleep(1.0)  # many times the lease, for the second group to come
+
+
+@pytest.fixture
+def taking(record: Record, tmp_path: Path, clock: MovedClock) -> Iterator[source.GroupSource]:
+    """The source of a run that holds groups for 30 s at a time."""
+    record("q0")
+    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=30, wait_s=1000)
+    taking = source.GroupSource(config, "run", lambda: False)
+    yield taking
+    taking.close()
+
+
+Renewals = list[int]
+
+
+@pytest.fixture
+def renewals(taking: source.GroupSource) -> Renewals:
+    """How many groups each renewal of a lease held. A test may put an error before them: `-1`."""
+    groups, made = taking._store.groups, Renewals()  # pyright: ignore[reportPrivateUsage]
+    renew = groups.renew
+
+    def watched(owner: str, lease_s: float) -> int:
+        if made == [-1]:
+            made.append(0)
+            raise RunError("locked", "try again")
+        made.append(renew(owner, lease_s))
+        return made[-1]
+
+    groups.renew = watched  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
+    record: Record, tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
+) -> None:
+    async def pass_leases(asleep: int) -> None:
+        await soon(lambda: clock.sleeping == asleep)
+        for _ in range(9):
+            made = len(renewals)
+            clock.advance(10)
+            await soon(lambda made=made: len(renewals) > made and clock.sleeping == asleep)
+
+    async def step(other: Store) -> None:
+        wanted = asyncio.create_task(taking.lease(2, None))
+        await soon(lambda: other.groups.counts()["leased"])
+        await pass_leases(2)  # one polls for the second group, one renews
         assert other.groups.lease("other", 9, "train", 60) == []
         await asyncio.to_thread(record, "q1")
+        while not wanted.done():
+            clock.advance(source.POLL_S)
+            await asyncio.wait({wanted}, timeout=0.5)
         assert sorted(group.prompt_uid for group in await wanted) == ["q0", "q1"]
-        await asyncio.sleep(1.0)  # and to learn from both
-        assert other.groups.lease("other", 9, "train", 60) == []
+        await pass_leases(1)  # and to learn from both
+        assert renewals[-1] == 2 and other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train"), ("q1", "train")], 1)
 
-    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.3, wait_s=30)
-    taking = source.GroupSource(config, "run", lambda: False)
     with Store(tmp_path / "gateway.sqlite") as other:
-        asyncio.run(step(taking, other))
-    taking.close()
+        asyncio.run(step(other))
     assert counts(tmp_path)["consumed"] == 2
 
 
-def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(record: Record, tmp_path: Path) -> None:
-    record("q0")
-    config = StoreSourceConfig(store=str(tmp_path / "gateway.sqlite"), lease_s=0.6, wait_s=30)
-    taking = source.GroupSource(config, "run", lambda: False)
-    renew, failures = taking._store.groups.renew, ["locked"]  # pyright: ignore[reportPrivateUsage]
-
-    def sometimes(owner: str, lease_s: float) -> int:
-        if failures:
-            raise RunError(failures.pop(), "try again")
-        return renew(owner, lease_s)
-
-    taking._store.groups.renew = sometimes  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(
+    tmp_path: Path, clock: MovedClock, taking: source.GroupSource, renewals: Renewals
+) -> None:
+    renewals.append(-1)
 
     async def step(other: Store) -> None:
         await taking.lease(1, None)
-        await asyncio.sleep(1.5)
-        assert not failures and other.groups.lease("other", 9, "train", 60) == []
+        for made in ([-1, 0], [-1, 0, 1]):
+            clock.advance(10)
+            await soon(lambda made=made: renewals == made and clock.sleeping)
+        clock.advance(15)  # past the first lease
+        assert other.groups.lease("other", 9, "train", 60) == []
         await taking.consume([("q0", "train")], 1)
 
     with Store(tmp_path / "gateway.sqlite") as other:
         asyncio.run(step(other))
-    taking.close()
 
 
 def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(

@@ -256,7 +256,7 @@ def test_wrong_toolboxes_are_refused():
         Toolbox([add, add])
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_enormous_calls_are_refused_at_once():
     named = call([add], "x" * 2_000_000, {})
     assert named.error_kind == "unknown_tool" and len(named.tool) == 64 and len(named.result) < 200

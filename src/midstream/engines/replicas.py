@@ -6,11 +6,11 @@ others, and no session of another moves."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
+from midstream.core import clock
 from midstream.core.errors import ConfigError, EngineUnreachable
 from midstream.core.seeds import unit_interval
 from midstream.engines.base import Completion, Engine, Request
@@ -93,7 +93,7 @@ class Replicas:
         try:
             return await replica.engine.generate(request)
         except EngineUnreachable:
-            replica.rests_until = time.monotonic() + self._rest_s
+            replica.rests_until = clock.monotonic() + self._rest_s
             raise
         finally:
             replica.under_way -= 1
@@ -101,7 +101,7 @@ class Replicas:
     def _ranked(self, session: str) -> list[_Replica]:
         """All replicas, the one to ask first at the front; those that rest come last. A call of no session goes where
         the fewest are."""
-        now = time.monotonic()
+        now = clock.monotonic()
 
         def rank(replica: _Replica) -> tuple[bool, float]:
             own = -unit_interval("replica", replica.key, session) if session else replica.under_way

@@ -5,12 +5,12 @@ constraint holds as far as the script keeps to it. Log-probabilities are made up
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 
+from midstream.core import clock
 from midstream.core.errors import EngineError
 from midstream.core.seeds import unit_interval
 from midstream.core.types import FinishReason
@@ -64,7 +64,7 @@ class ScriptedEngine:
             version = self.policy_version
             reply = self._next(request)
             if self.latency_s:
-                await asyncio.sleep(self.latency_s)
+                await clock.sleep(self.latency_s)
             if isinstance(reply, Exception):
                 raise reply
             ids, log_probs, text, reason = self._cut(reply, request.sampling.stop, limit)
@@ -115,13 +115,13 @@ class ScriptedEngine:
     async def _pace(self, request: Request, ids: Sequence[int], log_probs: Sequence[float]) -> None:
         if request.on_tokens is None:
             if self.tokens_per_s:
-                await asyncio.sleep(len(ids) / self.tokens_per_s)
+                await clock.sleep(len(ids) / self.tokens_per_s)
             return
-        began = time.perf_counter()
+        began = clock.monotonic()
         for place in range(len(ids)):
             # Against the clock, so that waking up late does not add up.
             due = began + (place + 1) / self.tokens_per_s if self.tokens_per_s else began
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            await clock.sleep(max(0.0, due - clock.monotonic()))
             request.on_tokens(ids[place : place + 1], log_probs[place : place + 1])
 
     def _top(

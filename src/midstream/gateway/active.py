@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
+from midstream.core import clock
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, Status, Step, Task
 from midstream.gateway.errors import ApiError
@@ -66,8 +66,8 @@ class ActiveTrajectory:
     recorder: Recorder
     group_size: int = 1
     key: str | None = None
-    began: float = field(default_factory=time.monotonic)
-    touched: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=clock.monotonic)
+    touched: float = field(default_factory=clock.monotonic)
     in_flight: int = 0
     ended: Status | None = None
     why: str = ""
@@ -79,7 +79,7 @@ class ActiveTrajectory:
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
 
     def touch(self) -> None:
-        self.touched = time.monotonic()
+        self.touched = clock.monotonic()
 
     def recorded(self, key: str) -> dict[int, Step]:
         """The steps made for an idempotency key, by their place among its choices."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from midstream.core import clock
 from midstream.gateway.config import KeyConfig, LimitsConfig
 from midstream.gateway.errors import ApiError
 
@@ -22,7 +22,7 @@ class _Key:
     under_way: int = 0
 
     def admit(self) -> None:
-        now = time.monotonic()
+        now = clock.monotonic()
         while self.began and self.began[0] <= now - 60:
             self.began.popleft()
         name, most, together = self.config.name, self.config.requests_per_minute, self.config.concurrency

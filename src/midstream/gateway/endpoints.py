@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from dataclasses import replace
 from typing import Any
 
+from midstream.core import clock
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.active import ActiveTrajectory, Opening, ended
@@ -66,7 +66,7 @@ class Endpoints:
             ),
             alike=True,
         )
-        expires_at = time.time() + asked.token_lifetime_s
+        expires_at = clock.time() + asked.token_lifetime_s
         return Opened(
             trajectory_uid=live.uid,
             prompt_uid=live.prompt_uid,

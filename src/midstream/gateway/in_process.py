@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
 from midstream.agents.endpoint import EndpointAddress
+from midstream.core import clock
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Task
 from midstream.gateway.active import ActiveTrajectory
@@ -66,8 +66,8 @@ class InProcessGateway:
         gateway.trajectories.attach(live)
         address = EndpointAddress(
             base_url=f"{url}/{live.uid}/{live.prompt_uid}/v1",
-            token=gateway.signer.issue(live.uid, time.time() + FOREVER_S),
-            owner_token=gateway.signer.issue(live.uid, time.time() + FOREVER_S, "owner"),
+            token=gateway.signer.issue(live.uid, clock.time() + FOREVER_S),
+            owner_token=gateway.signer.issue(live.uid, clock.time() + FOREVER_S, "owner"),
             model=MODEL,
         )
         try:

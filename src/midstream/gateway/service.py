@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
@@ -278,7 +279,7 @@ class Gateway:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
+            await clock.sleep(BEAT_S)
             try:
                 await self.trajectories.beat()
             except NameTaken as error:
@@ -291,7 +292,7 @@ class Gateway:
     async def _close_silent(self) -> None:
         every_s = min(1.0, self.config.expiry_s / 4)
         while True:
-            await asyncio.sleep(every_s)
+            await clock.sleep(every_s)
             try:
                 await self.trajectories.expire()
             except Exception:  # whatever it was, those that fall silent later must be closed all the same

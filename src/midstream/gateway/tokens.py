@@ -13,12 +13,12 @@ import hmac
 import os
 import secrets
 import tempfile
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from midstream.core import clock
 from midstream.core.errors import ConfigError
 from midstream.engines.models import home
 
@@ -60,7 +60,7 @@ class TokenSigner:
         if role is None or not expiry.isascii() or not expiry.isdigit():
             return None
         expected = self._sign(body)
-        if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expiry) < time.time():
+        if not hmac.compare_digest(expected.encode(), signature.encode()) or int(expiry) < clock.time():
             return None
         encoded = head.removeprefix(PREFIXES[role])
         return Grant(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode(), role)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from midstream.core import clock
 from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
 from midstream.core.types import Status, Step, Trajectory
 from midstream.gateway.active import (
@@ -293,7 +293,7 @@ class Trajectories:
 
     async def expire(self) -> int:
         """Close what has been silent for too long; how many that was. Idle ones leave memory."""
-        now, late = time.monotonic(), list[str]()
+        now, late = clock.monotonic(), list[str]()
         for live in list(self._live.values()):
             silent_s = 0.0 if live.in_flight or live.role_engines else now - live.touched
             if silent_s > self._expiry_s:
@@ -312,7 +312,7 @@ class Trajectories:
         try:
             async with self._locks.of(uid):
                 held = self._live.get(uid)
-                if held is not None and (held.in_flight or time.monotonic() - held.touched <= self._expiry_s):
+                if held is not None and (held.in_flight or clock.monotonic() - held.touched <= self._expiry_s):
                     return False
                 live = held or await self._find(uid)
             if live is None:
@@ -333,7 +333,7 @@ class Trajectories:
         assert self._store is not None
         before = [live for live in self._live.values() if not live.role_engines and live.ended is None]
         beat = await asyncio.to_thread(self._store.servers.beat)
-        oldest_s = max((time.monotonic() - live.began for live in before), default=0.0)
+        oldest_s = max((clock.monotonic() - live.began for live in before), default=0.0)
         if beat.lost:
             _log.warning("this gateway was taken for dead: what it held may be with another one now")
         if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
@@ -353,7 +353,7 @@ class Trajectories:
         others = [uid for uid in uids if uid not in self._live]  # after a long pause a gateway adopts its own again
         self.adopted += len(others)
         for uid in others:
-            self._silent_since[uid] = time.monotonic()
+            self._silent_since[uid] = clock.monotonic()
 
     async def _find(self, uid: str) -> ActiveTrajectory | None:
         """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
@@ -398,7 +398,7 @@ class Trajectories:
                 live.task,
                 live.channel,
                 group_size=live.group_size,
-                deadline=None if self._group_timeout_s is None else time.time() + self._group_timeout_s,
+                deadline=None if self._group_timeout_s is None else clock.time() + self._group_timeout_s,
                 session=session_of(live),
                 joins=joins,
             )

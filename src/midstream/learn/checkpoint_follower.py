@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from midstream.core import clock
 from midstream.core.errors import RunError
 from midstream.learn.checkpoint import checkpoints, read_state
 
@@ -47,4 +48,4 @@ async def follow(run: Path, load: WeightLoader, first: asyncio.Event, *, every_s
                     _log.warning("%s was not loaded: %s: %s", newest, type(error).__name__, error)
                 failed = newest
         first.set()
-        await asyncio.sleep(every_s)
+        await clock.sleep(every_s)

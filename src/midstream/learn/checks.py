@@ -19,7 +19,7 @@ from midstream.learn.altered_sampling import ALTERED
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
 from midstream.learn.mismatch import OwnLogProbs
-from midstream.learn.noise import UNDECIDABLE, Noise, slope, trimmed_rms
+from midstream.learn.noise import UNDECIDABLE, Noise, slope
 
 TEMPERATURE = 0.03
 """Log-ratio of two temperatures below which they are the same, whatever the noise."""
@@ -43,6 +43,15 @@ def judged(name: str, value: float, limit: float, meaning: str, *, ceiling: floa
     """The check that `value` is at most `limit`; undecided when a limit above `ceiling` lets it pass."""
     ok = value <= limit
     return Check(name, value, ok, f"{meaning} (at most {limit:.2g} here)", limit, decided=not ok or limit <= ceiling)
+
+
+def judged_by_noise(
+    name: str, differences: Sequence[np.ndarray], noise: Noise, meaning: str, rounding: float | None = None
+) -> Check:
+    """The check that neither size of `differences`, by sequence, is above what `noise` makes."""
+    check = judged(name, *noise.judge(differences, rounding), meaning)
+    finds = noise.finds(len(differences), rounding)
+    return replace(check, finds=finds, decided=not check.ok or finds <= UNDECIDABLE)
 
 
 def first_batch(
@@ -143,13 +152,12 @@ def nothing_random(noise: Noise) -> Check:
 
 def agreement(own: OwnLogProbs, noise: Noise) -> Check:
     """On the turns that the noise was measured with."""
-    differences = own.differences(of=noise.sequences)
-    return judged(
+    return judged_by_noise(
         AGREE,
-        trimmed_rms(differences),
-        noise.limit(len(differences)),
-        "difference of log-probabilities between engine and learner (RMS, without the largest 1 %); more means other "
-        "weights, another temperature, dropout, or shifted tokens",
+        own.differences(of=noise.sequences),
+        noise,
+        "difference of log-probabilities between engine and learner (RMS without the largest 1 %, or typical); more "
+        "means other weights, another temperature, dropout, or shifted tokens",
     )
 
 

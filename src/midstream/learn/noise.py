@@ -6,28 +6,34 @@ fault behind it. So the noise is measured: some sequences are scored alone, and 
 two different numbers. In a causal model these cannot change what comes before them; they only change the number of
 rows. Nothing else of the training path takes part, so a fault in it does not raise the floor.
 
-**The test.** Let S be the root mean square of differences over tokens, without the largest 1 % of them (at least one),
-so that a single token never decides. A check compares its S, over n sequences, with
+**The test.** Two sizes of the differences over tokens are judged, each against its own floor: S, their root mean
+square without the largest 1 % (at least one), so that a single token never decides, and the typical difference, 1.48
+times the median of |d| (of the floor, where d is not 0), which the few tokens that noise moves most do not touch. A
+check compares its size, over n
+sequences, with
 
-    limit = max(ROUNDING, CUTS * S_floor * exp(Z * s)),   s = spread * sqrt(max(1, n_floor / n))
+    limit = max(ROUNDING, CUTS * floor * exp(Z * s))
 
-`spread` is the standard deviation of log S, from the two measurements of the floor: with a_i and b_i their mean squares
-of sequence i and R = sum b / sum a, it is sqrt(sum (b_i - R a_i)^2) / (2 sum b), the ratio estimator's, which takes
-the tokens of one sequence for wholly dependent; at least sqrt(2 / n_floor) / 2, that of independent normal differences.
-`CUTS` allows the compared cuts to be twice as noisy as the measured ones. With Z = 4.42 the probability of a false
-alarm is 5e-6 a check (one-sided normal), under 1e-4 for all checks of a run together.
+where s is the standard deviation of the logarithm of their ratio. For S it is spread * sqrt(max(1, n_floor / n)): with
+a_i and b_i the mean squares of sequence i in the two measurements of the floor and R = sum b / sum a, `spread` is
+sqrt(sum (b_i - R a_i)^2) / (2 sum b), the ratio estimator's, which takes the tokens of one sequence for wholly
+dependent; at least sqrt(2 / n_floor) / 2, that of independent normal differences. For the typical difference it is
+t * sqrt(1 + n_floor / n) with t of the floor, by a bootstrap over sequences. `CUTS` allows the compared cuts to be
+twice as noisy as the measured ones. With Z = 4.42 the probability of a false alarm is 5e-6 a size (one-sided, where the
+logarithm is normal), about 1e-4 for all checks of a run together; `docs/training.md` has what was counted.
 
 `slope` tests are far more sensitive: where a fault changes log-probabilities by a known pattern (another temperature,
 shifted positions), noise hardly has any part of that pattern. Their limit is a fixed margin plus the t-quantile of the
 same probability times the standard error.
 
 `ROUNDING` is what is taken for rounding without being measured: engines whose kernels differ (another vendor's, vLLM)
-may differ by that much although the learner's own passes do not differ at all."""
+may differ by that much although the learner's own passes do not differ at all. Where numerics are exact the floor is
+0, and it is the limit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,20 +49,29 @@ Z = 4.42
 """Normal quantile of the false-alarm rate of one check, 5e-6."""
 TRIMMED = 0.01
 """Share of tokens, those of the largest differences, that S leaves out."""
+NORMAL = 1.4826
+"""The standard deviation of a normal variable over the median of its absolute value."""
+BOOTSTRAPS = 200
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
-FURTHER = ((3, 61), (17, 130), (97, 7))
-"""Tokens appended in the two measurements, by turns: kernels change at different numbers of rows."""
+SILENT = 4
+"""Sequences after which no difference means none."""
+FURTHER = ((64, 192), (128, 64), (192, 128))
+"""Tokens appended in the two measurements, by turns: kernels change at different numbers of rows. None is fewer than
+what token trees are filled up to, `attention.WHOLE`, as that would change no number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """`rms` is S of the floor, `spread` the standard deviation of its logarithm, `sequences` those that it was measured
-    with. `repeat` is the S of one pass made twice: 0 unless something is random."""
+    """`rms` is S of the floor, `spread` the standard deviation of its logarithm, `typical` and `typical_spread` the
+    same of the typical difference, `sequences` those that it was measured with. `repeat` is the S of one pass made
+    twice: 0 unless something is random."""
 
     rms: float
     spread: float
+    typical: float
+    typical_spread: float
     sequences: frozenset[TokenSequence]
     repeat: float
     dtype: str
@@ -76,10 +91,25 @@ class Noise:
         """`ROUNDING` of the dtype."""
         return ROUNDING[self.dtype]
 
-    def limit(self, sequences: int, rounding: float | None = None) -> float:
-        """What S over that many sequences may be; `rounding` in place of the dtype's."""
-        fewer = math.sqrt(max(1.0, len(self.sequences) / max(sequences, 1)))
-        return max(self.rounding if rounding is None else rounding, self.trusted * factor(self.spread * fewer))
+    def limits(self, sequences: int, rounding: float | None = None) -> tuple[float, float]:
+        """What S and the typical difference over that many sequences may be; `rounding` in place of the dtype's."""
+        least, share = self.rounding if rounding is None else rounding, len(self.sequences) / max(sequences, 1)
+        typical = self.typical if self.trusted else 0.0
+        return (
+            max(least, self.trusted * factor(self.spread * math.sqrt(max(1.0, share)))),
+            max(least, typical * factor(self.typical_spread * math.sqrt(1 + share))),
+        )
+
+    def judge(self, differences: Sequence[np.ndarray], rounding: float | None = None) -> tuple[float, float]:
+        """Of S and the typical size of `differences`, by sequence, the one that is larger beside its limit, and that
+        limit."""
+        limits = self.limits(len(differences), rounding)
+        found = zip((trimmed_rms(differences), typical_size(differences)), limits, strict=True)
+        return max(found, key=lambda one: one[0] / one[1])
+
+    def finds(self, sequences: int, rounding: float | None = None) -> float:
+        """The smallest difference of most tokens that is taken for a fault."""
+        return min(self.limits(sequences, rounding))
 
     def mean_limit(self, sequences: int) -> float:
         """What the mean difference over that many sequences may be."""
@@ -87,12 +117,19 @@ class Noise:
 
     def with_rounding(self, rms: float) -> Noise:
         """With a further, independent source of noise."""
-        return replace(self, rms=math.hypot(self.trusted, rms))
+        typical = math.hypot(self.typical if self.trusted else 0.0, rms)
+        return replace(self, rms=math.hypot(self.trusted, rms), typical=typical)
 
 
 def factor(spread: float) -> float:
     """CUTS * exp(Z * s) of the module's docstring."""
-    return CUTS * math.exp(Z * spread)
+    return CUTS * margin(spread)
+
+
+def margin(spread: float) -> float:
+    """exp(Z * s): what two sizes of the same distribution may differ by, `spread` being the standard deviation of the
+    logarithm of their ratio."""
+    return math.exp(Z * spread)
 
 
 def least_spread(sequences: int) -> float:
@@ -103,6 +140,20 @@ def least_spread(sequences: int) -> float:
 def trimmed_rms(differences: Sequence[np.ndarray]) -> float:
     """S of the module's docstring, of differences by sequence."""
     return math.sqrt(float(np.mean(np.concatenate(trimmed(differences)) ** 2))) if differences else 0.0
+
+
+def typical_size(differences: Sequence[np.ndarray]) -> float:
+    """1.48 times the median of |d|: the standard deviation, if d were normal."""
+    return NORMAL * float(np.median(np.abs(np.concatenate(differences)))) if differences else 0.0
+
+
+def log_spread(size: Callable[[Sequence[np.ndarray]], float], samples: Sequence[np.ndarray]) -> float:
+    """The standard deviation of log `size` of `samples`, by 200 bootstraps over them; at least that of as many
+    independent normal numbers, and that alone where too many are 0."""
+    draw = np.random.default_rng(0).integers(0, max(len(samples), 1), (BOOTSTRAPS, len(samples)))
+    sizes = np.array([size([samples[n] for n in chosen]) for chosen in draw]) if samples else np.zeros(1)
+    least = least_spread(len(samples)) / math.sqrt(2)
+    return least if (sizes <= 0).any() else max(least, float(np.log(sizes).std()))
 
 
 def trimmed(differences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -132,17 +183,31 @@ def t_quantile(degrees: int) -> float:
 
 
 def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int = 12) -> Noise:
-    """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each."""
+    """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each. Where the first
+    `SILENT` show no difference at all, the others are taken to show none either."""
     different = list(dict.fromkeys(sequences))
     chosen = [different[n * len(different) // count] for n in range(count)] if len(different) > count else different
     measured: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for number, sequence in enumerate(chosen):
+        if number == SILENT and not any(found.any() for found in (*measured[0], *measured[1])):
+            break
         alone = _scored(decoder, sequence)
         for found, further in zip(measured, FURTHER[number % len(FURTHER)], strict=True):
             found.append(_scored(decoder, sequence, further) - alone)
     repeat = trimmed_rms([_scored(decoder, chosen[0]) - _scored(decoder, chosen[0])]) if chosen else 0.0
     dtype = str(decoder.dtype).removeprefix("torch.")
-    return Noise(trimmed_rms([*measured[0], *measured[1]]), _spread(*measured), frozenset(chosen), repeat, dtype)
+    every = [*measured[0], *measured[1]]
+    # What shows no difference at all was computed alike, and says nothing of what a difference would be.
+    differ = [d[d != 0] for d in (np.concatenate(pair) for pair in zip(*measured, strict=True)) if d.any()]
+    return Noise(
+        rms=trimmed_rms(every),
+        spread=_spread(*measured),
+        typical=typical_size(differ),
+        typical_spread=log_spread(typical_size, differ),
+        sequences=frozenset(chosen),
+        repeat=repeat,
+        dtype=dtype,
+    )
 
 
 def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
 from midstream.agents.config import StoreSourceConfig
+from midstream.core import clock
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
 from midstream.record.group_states import Key, Leased
@@ -44,28 +44,28 @@ class GroupSource:
             raise
 
     async def _wait_for_groups(self, count: int, min_version: int | None) -> list[Leased]:
-        config, leased, began = self._config, list[Leased](), time.monotonic()
+        config, leased, began = self._config, list[Leased](), clock.monotonic()
         while len(leased) < count:
             missing = count - len(leased)
             leased += await asyncio.to_thread(
                 self._store.groups.lease, self._owner, missing, config.channel, config.lease_s, min_version
             )
-            if len(leased) == count or (leased and time.monotonic() - began > config.wait_s):
+            if len(leased) == count or (leased and clock.monotonic() - began > config.wait_s):
                 break
-            if self._stopping() or time.monotonic() - began > config.wait_s:
+            if self._stopping() or clock.monotonic() - began > config.wait_s:
                 await asyncio.to_thread(self._store.groups.release, self._owner, [group.key for group in leased])
                 raise SourceExhausted(
                     f"no group of the channel '{config.channel}' in '{self._store.where}' is ready",
                     f"waited {config.wait_s:g} s (rollout.source.wait_s); --resume continues when groups are ready: "
                     f"midstream store stats {self._store.where}",
                 )
-            await asyncio.sleep(POLL_S)
+            await clock.sleep(POLL_S)
         return leased
 
     async def _renew(self) -> None:
         """Renew the leases until the training step is done."""
         while True:
-            await asyncio.sleep(self._config.lease_s / 3)
+            await clock.sleep(self._config.lease_s / 3)
             try:
                 await asyncio.to_thread(self._store.groups.renew, self._owner, self._config.lease_s)
             except (MidstreamError, DBAPIError):  # the next attempt may succeed in time

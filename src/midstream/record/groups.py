@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from midstream.core import clock
 from midstream.record import group_states, loading, queue_stats
 from midstream.record.group_states import Key, Leased
 from midstream.store.database import Database
@@ -25,7 +25,7 @@ class Groups:
         Nobody else gets them for `lease_s` seconds. When a group is due by its deadline, what still runs in it ends as
         timed out. A group all of whose steps are older than `min_version` becomes stale and is not handed out.
         """
-        now = time.time()
+        now = clock.time()
         keys = self.database.change(
             lambda connection: group_states.lease(connection, owner, count, channel, now + lease_s, now, min_version)
         )
@@ -38,29 +38,29 @@ class Groups:
 
     def release(self, owner: str, keys: Collection[Key]) -> int:
         """Give back groups (`Leased.key`) that were not trained on; returns how many `owner` held."""
-        return self.database.change(lambda connection: group_states.release(connection, owner, keys, time.time()))
+        return self.database.change(lambda connection: group_states.release(connection, owner, keys, clock.time()))
 
     def renew(self, owner: str, lease_s: float) -> int:
         """Hold all that `owner` holds for `lease_s` seconds from now; returns how many groups."""
-        return self.database.change(lambda connection: group_states.renew(connection, owner, time.time() + lease_s))
+        return self.database.change(lambda connection: group_states.renew(connection, owner, clock.time() + lease_s))
 
     def reopen(self, owner: str, after_train_step: int) -> int:
         """For a run that goes back to an earlier step: what it consumed after that step, and what it holds, is ready
         again. Returns how many groups."""
         return self.database.change(
-            lambda connection: group_states.reopen(connection, owner, after_train_step, time.time())
+            lambda connection: group_states.reopen(connection, owner, after_train_step, clock.time())
         )
 
     def counts(self, channel: str | None = None) -> dict[str, float]:
         """Groups by state (`waiting`, `ready`, `leased`, `consumed`, `stale`, `rejected`), and `oldest_ready_s`, the
         age in seconds of the oldest ready group."""
-        now = time.time()
+        now = clock.time()
         rows = self.database.read(lambda connection: connection.execute(queue_stats.counting(channel, now)).all())
         return queue_stats.counted(rows, now)
 
     def ready_count(self, channel: str) -> int:
         """How many groups of a channel are ready: cheaper than `counts`."""
-        query = queue_stats.ready(channel, time.time())
+        query = queue_stats.ready(channel, clock.time())
         return self.database.read(lambda connection: int(connection.execute(query).scalar_one()))
 
     def left_out(self, channel: str | None = None) -> int:
@@ -72,5 +72,5 @@ class Groups:
     def oldest_ready_version(self, channel: str | None = None) -> int | None:
         """The lowest, over the ready groups, of the newest policy version in each: how stale the training data is. None
         when no group with steps is ready."""
-        now = time.time()
+        now = clock.time()
         return self.database.read(lambda connection: queue_stats.oldest_ready_version(connection, channel, now))

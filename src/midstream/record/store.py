@@ -10,12 +10,12 @@ Methods that are not `async` wait for the database: a server calls them in a thr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from midstream.core import clock
 from midstream.core.errors import MidstreamError
 from midstream.record.annotations import Annotations
 from midstream.record.group_states import GroupState
@@ -85,7 +85,7 @@ class Store:
         their space back to the file system, while others wait; without it the next recordings reuse the space.
         """
         states = [GroupState(state) for state in keep]
-        condition = prunable(time.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
+        condition = prunable(clock.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
         pruned = 0
         while count := self.database.write(lambda transaction: transaction.batch(TrajectoryBatch).discard(condition)):
             pruned += count

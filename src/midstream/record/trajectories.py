@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import sqlalchemy as sa
 
+from midstream.core import clock
 from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.record import loading, schema
@@ -297,7 +297,7 @@ def _appended(step: Step, channel: str, server: str | None) -> Operation[bool]:
 
 
 def _new_row(trajectory: Trajectory, channel: str, train_step: int | None) -> Row:
-    now = time.time()
+    now = clock.time()
     return {
         **trajectory_row(trajectory),
         "channel": channel,

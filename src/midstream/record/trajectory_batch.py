@@ -7,7 +7,6 @@ and written together.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Table
 
+from midstream.core import clock
 from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import group_states as groups
@@ -73,7 +73,7 @@ class TrajectoryBatch:
         if joins:
             if group is not None:  # first: of two that open a group at once, the second is to see the first one's
                 run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
-            groups.must_take(self.connection, key, time.time())
+            groups.must_take(self.connection, key, clock.time())
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)
@@ -172,7 +172,7 @@ class TrajectoryBatch:
             gathered.clear()
         if self._touched:
             touched, self._touched = self._touched, set()
-            groups.settle(self._connection, touched, time.time())
+            groups.settle(self._connection, touched, clock.time())
 
     def _execute(self, statement: sa.Executable, rows: list[Row]) -> None:
         if rows:

@@ -7,12 +7,12 @@ the processes, which should agree to the second.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, MetaData, String, Table
 
+from midstream.core import clock
 from midstream.core.errors import LeaseLost
 from midstream.store.database import Database
 from midstream.store.engine import INSERT
@@ -55,7 +55,7 @@ class Leases:
 
         def renew(connection: sa.Connection) -> Lease:
             check(connection, lease)
-            until = time.time() + lease_s
+            until = clock.time() + lease_s
             connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
             return Lease(lease.resource, lease.owner, lease.fence, until)
 
@@ -70,7 +70,7 @@ class Leases:
 
 def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float) -> Lease | None:
     """`Leases.acquire` inside a transaction of the caller's."""
-    now = time.time()
+    now = clock.time()
     empty = {"resource": resource, "owner": None, "fence": 0, "until": 0.0}
     connection.execute(INSERT[connection.dialect.name](_table).on_conflict_do_nothing(), [empty])
     held = connection.execute(_table.select().where(_table.c.resource == resource).with_for_update()).one()

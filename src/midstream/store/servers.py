@@ -10,7 +10,6 @@ Clocks are those of the processes, which should agree to the second.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, MetaData, String, Table
 
+from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.store.database import Database
 from midstream.store.schema import Schema
@@ -76,7 +76,7 @@ class Servers:
 
         def join(connection: sa.Connection) -> Beat:
             connection.execute(table.delete().where(_servers.name == name))
-            connection.execute(table.insert(), [{"id": own, "name": name, "alive_at": time.time()}])
+            connection.execute(table.insert(), [{"id": own, "name": name, "alive_at": clock.time()}])
             return Beat(self._adopt_from_dead(connection, own))
 
         joined = self._database.change(join)
@@ -89,7 +89,7 @@ class Servers:
         assert own is not None
 
         def beat(connection: sa.Connection) -> Beat:
-            now = time.time()
+            now = clock.time()
             lives = connection.execute(table.update().where(_servers.id == own).values(alive_at=now)).rowcount
             if not lives:
                 rival = sa.select(_servers.id).where(_servers.name == name, _servers.alive_at >= now - DEAD_AFTER_S)
@@ -114,5 +114,5 @@ class Servers:
         return self._database.read(lambda connection: connection.scalar(query))
 
     def _adopt_from_dead(self, connection: sa.Connection, own: str) -> list[str]:
-        connection.execute(table.delete().where(_servers.alive_at < time.time() - DEAD_AFTER_S))
+        connection.execute(table.delete().where(_servers.alive_at < clock.time() - DEAD_AFTER_S))
         return self._adopt(connection, own)

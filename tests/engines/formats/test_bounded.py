@@ -63,7 +63,7 @@ def test_a_template_without_end_or_measure_is_stopped(hostile: str) -> None:
         render(hostile, ASKED, None, {}, open_reply=True)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_model_with_such_a_template_is_refused_when_it_is_loaded(tiny_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "hostile"
     shutil.copytree(tiny_path, folder)

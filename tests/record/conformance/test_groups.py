@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+from tests.waiting import MovedClock
 
 from midstream.core.errors import GroupClosed, LeaseLost
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -19,19 +20,6 @@ from midstream.record.store import Store
 from midstream.store import schema as store_schema
 
 TASK = Task(id="t", prompt="How many?")
-
-
-class Clock:
-    """What the time is."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "time", lambda: clock.now)
-    return clock
 
 
 def keys(*prompt_uids: str, channel: str = "train") -> list[tuple[str, str]]:
@@ -98,12 +86,12 @@ def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_bec
     assert counts(store) == {"waiting": 1, "leased": 3}
 
 
-def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: Clock) -> None:
+def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: MovedClock) -> None:
     for member in range(3):
-        begin(store, f"p-{member}", group_size=3, deadline=clock.now + 10)
+        begin(store, f"p-{member}", group_size=3, deadline=clock.time() + 10)
     end(store, "p-0")
     assert counts(store) == {"waiting": 1}
-    clock.now += 12
+    clock.advance(12)
     assert counts(store) == {"ready": 1}
     assert store.groups.counts()["oldest_ready_s"] == 2
     [leased] = store.groups.lease("run", 1, "train", 60)
@@ -114,13 +102,13 @@ def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(s
         asyncio.run(store.trajectories.finish(end_too_late))
 
 
-def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: Clock) -> None:
-    begin(store, "due-0", group_size=2, deadline=clock.now + 10)
+def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: MovedClock) -> None:
+    begin(store, "due-0", group_size=2, deadline=clock.time() + 10)
     begin(store, "due-1")
     end(store, "due-0")
-    clock.now += 12
+    clock.advance(12)
     complete(store, "after")
-    clock.now += 1
+    clock.advance(1)
     assert lease(store) == ["due", "after"]
 
 
@@ -163,8 +151,8 @@ def join(store: Store, uid: str, **group: Any) -> None:
     asyncio.run(store.trajectories.open(uid, uid.partition("-")[0], TASK, "train", **group))
 
 
-def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: Clock) -> None:
-    due = clock.now + 10
+def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: MovedClock) -> None:
+    due = clock.time() + 10
     for member in range(2):
         join(store, f"full-{member}", group_size=2)
         join(store, f"due-{member}", group_size=4, deadline=due)
@@ -177,7 +165,7 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
         store.trajectories.open("full-2", "full", TASK, "val", group_size=2)
     )  # of another channel it is another group
     end(store, "due-0")
-    clock.now += 12
+    clock.advance(12)
     for uid, why in (("due-2", "is past its deadline"), ("full-3", "has all its 2")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.waiting import MovedClock
 
 from midstream.core.errors import HeldElsewhere, NameTaken
 from midstream.core.types import Status, Step, Task, Trajectory
@@ -14,19 +14,6 @@ from midstream.record.store import Store
 from midstream.store.servers import DEAD_AFTER_S
 
 TASK = Task(id="t", prompt="How many?")
-
-
-class Clock:
-    """What the time is."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "time", lambda: clock.now)
-    return clock
 
 
 @pytest.fixture
@@ -58,13 +45,13 @@ def finish(store: Store, uid: str, status: Status = Status.COMPLETED) -> None:
 
 
 def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
-    serve: Callable[[str], Store], clock: Clock
+    serve: Callable[[str], Store], clock: MovedClock
 ) -> None:
     one, other = serve("one"), serve("other")
     begin(one, "a")
     begin(other, "b")
     for _ in range(20):
-        clock.now += DEAD_AFTER_S / 2
+        clock.advance(DEAD_AFTER_S / 2)
         assert one.servers.beat().adopted == other.servers.beat().adopted == []
     assert (one.trajectories.open_uids(), other.trajectories.open_uids()) == (["a"], ["b"])
     found = other.trajectories.find("a")
@@ -81,15 +68,15 @@ def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
     assert one.trajectories.get("a").status is Status.COMPLETED and len(one.trajectories.get("a").steps) == 1
 
 
-def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: Clock) -> None:
+def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: MovedClock) -> None:
     dead, one, other = serve("dead"), serve("one"), serve("other")
     begin(dead, "a")
     begin(dead, "ended")
     finish(dead, "ended")
     for _ in range(3):
-        clock.now += DEAD_AFTER_S / 3
+        clock.advance(DEAD_AFTER_S / 3)
         assert one.servers.beat().adopted == other.servers.beat().adopted == []
-    clock.now += 1
+    clock.advance(1)
     assert (one.servers.beat().adopted, other.servers.beat().adopted) == (["a"], [])
     assert (one.trajectories.open_uids(), other.trajectories.open_uids()) == (["a"], [])
     # It was not dead, only slow: nothing of it gets through, and it hears what became of it.
@@ -103,7 +90,7 @@ def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], S
 
 
 def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_on_at_once(
-    serve: Callable[[str], Store], clock: Clock
+    serve: Callable[[str], Store], clock: MovedClock
 ) -> None:
     begin(killed := serve("one"), "a")
     begin(serve("other"), "b")
@@ -115,7 +102,7 @@ def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_o
         killed.trajectories.append_sync(a_step("a"))
 
 
-def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: Clock) -> None:
+def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: MovedClock) -> None:
     first, second = serve("same"), serve("same")
     with pytest.raises(NameTaken, match=r"another server joined this store as 'same'.*\n.*a name of its own"):
         first.servers.beat()

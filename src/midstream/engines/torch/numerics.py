@@ -216,7 +216,7 @@ def layer_like(dtype: torch.dtype, hidden: int = 576, inner: int = 1536, heads: 
         "num_hidden_layers": 1,
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 512,
-        "rope_theta": 10000.0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     }
     narrow = hidden // heads * kv_heads
     shapes = {

@@ -154,10 +154,9 @@ def judged_by_role(name: str, by_role: Mapping[str, list[np.ndarray]], noise: No
     """The check of the role, or of all together, whose differences of log-probabilities are largest beside their limit;
     decided where all together are."""
     whole = [difference for own in by_role.values() for difference in own]
-    found = [(trimmed_rms(own), noise.limit(len(own))) for own in (whole, *by_role.values())]
-    value, limit = max(found, key=lambda one: one[0] / one[1])
-    check = judged(name, value, limit, meaning)
-    return replace(check, decided=not check.ok or found[0][1] <= UNDECIDABLE, finds=found[0][1])
+    value, limit = max((noise.judge(own) for own in (whole, *by_role.values())), key=lambda one: one[0] / one[1])
+    check, finds = judged(name, value, limit, meaning), noise.finds(len(whole))
+    return replace(check, finds=finds, decided=not check.ok or finds <= UNDECIDABLE)
 
 
 def _taken(

@@ -1,4 +1,13 @@
-"""Checks of gradients and updates, against transformers' autograd and against the same turns cut into other passes."""
+"""Checks of gradients and updates, against transformers' autograd and against the same turns cut into other passes.
+
+Where rows of products depend on their number, that noise in a gradient is large and uneven: a few tokens with steep
+gradients make most of it, and the turns of one pass share it. So it is not judged by one factor. Passes are compared
+with passes that have as many rows (`recut.py`), where next to nothing is left of it. Against the plain model, which has
+no such rows, each turn's difference r_i is set beside what further rows make of the same turn, q_i, and the geometric
+mean of r_i / q_i is judged: the turns' unevenness cancels. Its limit is exp(t * sd / sqrt(n)), with sd the standard
+deviation of log(r_i / q_i) over n turns and t the quantile of the probability 5e-6; as q_i differs from r_i in having
+noise on both sides, 1 is already generous. A machine that shows no such noise is `quiet`: there all cuts, and the sums
+of all turns, are compared directly."""
 
 from __future__ import annotations
 
@@ -8,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +25,10 @@ from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.checks import Check, judged
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence
-from midstream.learn.noise import FURTHER, factor, least_spread, slope
+from midstream.learn.noise import FURTHER, factor, least_spread, margin, slope, t_quantile
 from midstream.learn.self_check.evidence import Evidence
+from midstream.learn.self_check.recording_engine import RecordedCall
+from midstream.learn.self_check.recut import halves
 from midstream.learn.weights import unfused
 
 GRADIENT = {"float32": 1e-3, "bfloat16": 0.3}
@@ -28,22 +40,45 @@ MISSING = 0.9
 FOLLOWS = 0.5
 """Share of an update that sampling may miss: half way between all and none."""
 
+UNCUT = 2**62
+"""Tokens a pass where all that is given goes into one."""
+
 Gradient = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """The gradient of one turn after another, added up, and by turn the positions at whose output it enters the model.
-    `noise` is what the total differs by when each pass computes further rows, as a share of its norm."""
+    """Gradients of one turn after another. `total` is their sum, `plain` that of the plain model's, `rounded` the same
+    from products in the policy's dtype. `places` are, by turn, the positions at whose output its gradient enters the
+    model. By turn, as shares of its norm: `apart` is the difference from the plain model's gradient, `noise` that from
+    the same turn with further rows, `rounding` what the dtype makes in the plain model."""
 
     total: Gradient
+    plain: Gradient
+    rounded: Gradient
     places: list[set[int]]
-    noise: float
+    apart: list[float]
+    noise: list[float]
+    rounding: list[float]
+
+    def typical(self, dtype: str) -> tuple[float, float]:
+        """The geometric mean of `apart`, and what noise allows it to be. What is below rounding counts as rounding."""
+        least = GRADIENT[dtype]
+        noise = np.log(np.maximum(np.hypot(self.noise, self.rounding), least))
+        apart = np.log(np.maximum(self.apart, least))
+        n = len(apart)
+        error = float((apart - noise).std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
+        return math.exp(apart.mean()), math.exp(noise.mean() + t_quantile(n - 1) * error)
+
+    def quiet(self, dtype: str) -> bool:
+        """Whether rows of products depend so little on their number that all cuts may be compared."""
+        return max(self.noise, default=0.0) <= GRADIENT[dtype]
 
     def limit(self, dtype: str, rounding: float = 0.0) -> float:
-        """What two gradients may differ by, where the dtype's `rounding` adds to the noise: see `noise.py`, with turns
-        for sequences."""
-        return max(GRADIENT[dtype], math.hypot(self.noise, rounding) * factor(least_spread(len(self.places))))
+        """What sums over all turns may differ by, as a share of the norm, where it is quiet."""
+        noise = math.sqrt(sum(share**2 for share in self.noise) / max(len(self.noise), 1))
+        allowed = math.hypot(noise, rounding) * factor(least_spread(len(self.places)))
+        return max(GRADIENT[dtype], allowed if math.isfinite(allowed) else 0.0)
 
 
 def prove_gradients(evidence: Evidence) -> Iterator[Check]:
@@ -51,12 +86,10 @@ def prove_gradients(evidence: Evidence) -> Iterator[Check]:
     sampler's own rounding does not clip any."""
     turns = evidence.batch.turns
     together = gradient(evidence, _learner(evidence), turns)
-    alone = gradient_alone(evidence)
-    longest = max(len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in turns)
-    cut = gradient(evidence, _learner(evidence, max_tokens_per_pass=2 * longest), turns)
+    alone = gradients_alone(evidence)
     yield gradient_in_place(evidence, alone.places)
     yield every_weight_learns(together)
-    yield gradient_in_any_passes(evidence, alone, together, cut)
+    yield gradient_in_any_passes(evidence, alone, together)
     yield gradient_is_plain(evidence, alone, together)
     if all(torch.isfinite(grad).all() for grad in together.values()):
         yield update_goes_downhill(evidence, together)
@@ -73,30 +106,55 @@ def gradient(evidence: Evidence, learner: Learner, turns: Sequence[LearningTurn]
     return unfused(weights.decoder, found) if weights.tuning == "full" else found
 
 
-def gradient_alone(evidence: Evidence) -> Alone:
-    """Turn after turn, each twice: alone, and beside one without weight that only adds rows."""
-    total: Gradient = {}
-    off: Gradient = {}
-    places: list[set[int]] = []
+def gradients_alone(evidence: Evidence) -> Alone:
+    """Turn after turn, each in a pass of its own, again beside one without weight that only adds rows, and in the plain
+    model."""
+    alone = Alone({}, {}, {}, [], [], [], [])
     learner = _learner(evidence)
 
     def forward(module: Any, inputs: Any, output: Tensor) -> None:
-        positions, own = inputs[1], places[-1]
+        positions, own = inputs[1], alone.places[-1]
         if output.requires_grad:
             output.register_hook(lambda grad: own.update(positions[grad.abs().amax(-1) > 0].tolist()))
 
-    for number, turn in enumerate(evidence.batch.turns):
-        places.append(set())
+    turns = zip(evidence.batch.turns, evidence.taken, evidence.coefficients, strict=True)
+    for number, (turn, call, by) in enumerate(turns):
+        alone.places.append(set())
         handle = evidence.parts.decoder.register_forward_hook(forward)
         try:
             own = gradient(evidence, learner, [turn])
         finally:
             handle.remove()
-        other = gradient(evidence, learner, [turn, _weightless(turn, FURTHER[number % len(FURTHER)][0], evidence)])
-        for name, grad in own.items():
-            total[name] = total[name] + grad if name in total else grad
-            off[name] = off.get(name, torch.zeros_like(grad)) + other[name] - grad
-    return Alone(total, places, _norm(off) / (_norm(total) or math.inf))
+        plain = _plain_gradient(evidence, call, by, rounded=False)
+        rounded = plain if evidence.plain.exact else _plain_gradient(evidence, call, by, rounded=True)
+        _add(alone.total, own)
+        _add(alone.plain, plain)
+        _add(alone.rounded, rounded)
+        norm = _norm(plain) or _norm(own)
+        if norm:
+            more = _weightless(turn, FURTHER[number % len(FURTHER)][0], evidence)
+            alone.apart.append(_apart(own, plain) / norm)
+            alone.noise.append(_apart(gradient(evidence, learner, [turn, more]), own) / norm)
+            alone.rounding.append(_apart(rounded, plain) / norm)
+    return alone
+
+
+def gradient_in_halves(evidence: Evidence, *, before: bool) -> Gradient:
+    """The gradient from halves of passes, with as many rows as the whole: see `recut.py`."""
+    config, decoder = evidence.parts.config, evidence.parts.decoder
+    learner = _learner(evidence, max_tokens_per_pass=UNCUT)
+    total: Gradient = {}
+    cut = halves(
+        evidence.batch.turns, config.trainer.max_tokens_per_pass, lambda turn: turn.sequence, decoder, before=before
+    )
+    for half, others in cut:
+        _add(total, gradient(evidence, learner, [*half, *(_without_weight(one, half[0]) for one in others)]))
+    return total
+
+
+def _without_weight(sequence: TokenSequence, like: LearningTurn) -> LearningTurn:
+    nothing = (0.0,) * len(sequence.response_ids)
+    return LearningTurn(sequence, nothing, nothing, 0.0, like.role, like.group)
 
 
 def _weightless(turn: LearningTurn, tokens: int, evidence: Evidence) -> LearningTurn:
@@ -105,10 +163,7 @@ def _weightless(turn: LearningTurn, tokens: int, evidence: Evidence) -> Learning
     start = next((n for n, token in enumerate(ids) if token != ids[0]), 0)
     size = max(2, min(tokens, evidence.parts.decoder.context_length))
     more = tuple(ids[(start + n) % len(ids)] for n in range(size))
-    nothing = (0.0,) * (size - 1)
-    return LearningTurn(
-        TokenSequence(more[:1], more[1:], turn.sequence.temperature), nothing, nothing, 0.0, turn.role, turn.group
-    )
+    return _without_weight(TokenSequence(more[:1], more[1:], turn.sequence.temperature), turn)
 
 
 def gradient_in_place(evidence: Evidence, places: Sequence[set[int]]) -> Check:
@@ -138,35 +193,48 @@ def every_weight_learns(found: Mapping[str, Tensor]) -> Check:
     )
 
 
-def gradient_in_any_passes(evidence: Evidence, alone: Alone, together: Gradient, cut: Gradient) -> Check:
-    return judged(
+def gradient_in_any_passes(evidence: Evidence, alone: Alone, together: Gradient) -> Check:
+    dtype, turns = evidence.noise.dtype, evidence.batch.turns
+    halved, again = (gradient_in_halves(evidence, before=before) for before in (False, True))
+    residual = _difference(again, halved) * margin(least_spread(len(turns)))
+    limit = max(GRADIENT[dtype], residual if math.isfinite(residual) else 0.0)
+    found = [(_difference(halved, together), limit)]
+    if alone.quiet(dtype):
+        longest = max(len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in turns)
+        cut = gradient(evidence, _learner(evidence, max_tokens_per_pass=2 * longest), turns)
+        found += [(_difference(one, together), alone.limit(dtype)) for one in (alone.total, cut)]
+    check = judged(
         "gradient in any passes",
-        max(_difference(alone.total, together), _difference(cut, together)),
-        alone.limit(evidence.noise.dtype),
-        "difference of the gradient between one turn a pass, a few, and all that fit, as a share of its norm",
+        *max(found, key=lambda one: one[0] / one[1]),
+        "difference of the gradient, as a share of its norm, between all turns that fit in a pass and half of them "
+        "with as many unrelated tokens; where rounding allows, also one turn or a few a pass",
         ceiling=MISSING,
     )
+    return replace(check, finds=limit)
 
 
-def gradient_is_plain(evidence: Evidence, alone: Alone, found: Gradient) -> Check:
+def gradient_is_plain(evidence: Evidence, alone: Alone, together: Gradient) -> Check:
     """On fresh samples every loss has the policy gradient: minus the sum of weight x advantage x grad log pi."""
-    exact = _plain_gradient(evidence, rounded=False)
-    rounding = 0.0 if evidence.plain.exact else _difference(_plain_gradient(evidence, rounded=True), exact)
+    dtype = evidence.noise.dtype
+    if alone.quiet(dtype):
+        value = _difference(together, alone.plain)
+        limit, of = alone.limit(dtype, _difference(alone.rounded, alone.plain)), ""
+    else:
+        (value, limit), of = alone.typical(dtype), " (typical turn)"
     return judged(
         "gradient is the plain model's",
-        _difference(found, exact),
-        alone.limit(evidence.noise.dtype, rounding if math.isfinite(rounding) else 0.0),
-        "difference from the policy gradient that autograd finds in transformers' model, as a share of its norm",
+        value,
+        limit,
+        "difference from the policy gradient that autograd finds in transformers' model, as a share of its norm" + of,
         ceiling=MISSING,
     )
 
 
-def _plain_gradient(evidence: Evidence, *, rounded: bool) -> Gradient:
-    plain = evidence.plain
-    for call, by in zip(evidence.taken, evidence.coefficients, strict=True):
-        if call is not None and any(by):
-            plain.backward(call.sequence, torch.tensor(by, device=evidence.parts.decoder.device), rounded=rounded)
-    return plain.take_gradients()
+def _plain_gradient(evidence: Evidence, call: RecordedCall | None, by: Sequence[float], *, rounded: bool) -> Gradient:
+    if call is not None and any(by):
+        by_token = torch.tensor(by, device=evidence.parts.decoder.device)
+        evidence.plain.backward(call.sequence, by_token, rounded=rounded)
+    return evidence.plain.take_gradients()
 
 
 def update_goes_downhill(evidence: Evidence, found: Mapping[str, Tensor]) -> Check:
@@ -224,14 +292,20 @@ def _learner(evidence: Evidence, *, lr: float | None = None, max_tokens_per_pass
     return Learner(parts.decoder, parts.weights, optimizer, max_tokens_per_pass or config.trainer.max_tokens_per_pass)
 
 
+def _add(total: Gradient, more: Mapping[str, Tensor]) -> None:
+    for name, grad in more.items():
+        total[name] = total[name] + grad.cpu() if name in total else grad.cpu()
+
+
 def _difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """|one - other| / |other| over all tensors; one that is missing is 0."""
-    apart = norm = 0.0
-    for name in one.keys() | other.keys():
-        a, b = one.get(name), other.get(name)
-        norm += 0.0 if b is None else float(b.square().sum())
-        apart += float((_or_zeros(a, b) - _or_zeros(b, a)).square().sum())
-    return math.sqrt(apart / norm) if norm else math.inf
+    norm = _norm(other)
+    return _apart(one, other) / norm if norm else math.inf
+
+
+def _apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    pairs = [(one.get(name), other.get(name)) for name in one.keys() | other.keys()]
+    return math.sqrt(sum(float((_or_zeros(a, b) - _or_zeros(b, a)).square().sum()) for a, b in pairs))
 
 
 def _norm(one: Mapping[str, Tensor]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from midstream.core.types import FinishReason
 from midstream.learn.checks import TEMPERATURE, Check, judged
 from midstream.learn.learner import Reference
 from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.noise import Noise, slope, trimmed_rms
+from midstream.learn.noise import UNDECIDABLE, Noise, least_spread, margin, slope, trimmed_rms
 from midstream.learn.self_check.evidence import Evidence, judged_by_role
 from midstream.learn.self_check.gradients import prove_gradients
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.recording_engine import RecordedCall
+from midstream.learn.self_check.recut import halves
 
 ODDS = 5.0
 """Standard deviations that chance does not explain: 6e-7, two-sided."""
@@ -230,15 +232,41 @@ def learner_is_plain(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
 
 
 def alone_as_together(evidence: Evidence, scored: Sequence[Tensor]) -> Check:
-    decoder, turns = evidence.parts.decoder, evidence.batch.turns
-    alone = [score(decoder, [turn.sequence]).log_probs.detach().cpu() for turn in turns]
-    differences = [(a.cpu() - b).double().numpy() for a, b in zip(scored, alone, strict=True)]
-    return judged(
-        "alone as together",
-        trimmed_rms(differences),
-        evidence.noise.limit(len(turns), evidence.noise.rounding / 10),
-        "log-probabilities by the learner (RMS), one sequence a pass against many that share prefixes",
+    """Each sequence in a pass of its own, and in halves of the passes with as many rows, as in `recut.py`: where rows
+    depend on their number, the latter still find what the former cannot."""
+    decoder, turns, noise = evidence.parts.decoder, evidence.batch.turns, evidence.noise
+    together = {turn.sequence: own.cpu() for turn, own in zip(turns, scored, strict=True)}
+    sequences = list(together)
+    alone = [_apart(together[s], score(decoder, [s]).log_probs) for s in sequences]
+    first, second = (_in_halves(evidence, sequences, before=before) for before in (False, True))
+    halved = [_apart(together[s], first[s]) for s in sequences]
+    residual = [_apart(second[s], first[s]) for s in sequences]
+    limit = max(noise.rounding / 10, trimmed_rms(residual) * margin(least_spread(len(sequences))))
+    value, allowed = max(
+        (noise.judge(alone, noise.rounding / 10), (trimmed_rms(halved), limit)), key=lambda one: one[0] / one[1]
     )
+    check = judged(
+        "alone as together",
+        value,
+        allowed,
+        "log-probabilities by the learner (RMS): passes that share prefixes against one sequence a pass, and against "
+        "half of them with as many unrelated tokens",
+    )
+    return replace(check, finds=limit, decided=not check.ok or limit <= UNDECIDABLE)
+
+
+def _in_halves(evidence: Evidence, sequences: Sequence[TokenSequence], *, before: bool) -> dict[TokenSequence, Tensor]:
+    decoder, max_tokens = evidence.parts.decoder, evidence.parts.config.trainer.max_tokens_per_pass
+    found: dict[TokenSequence, Tensor] = {}
+    for half, others in halves(sequences, max_tokens, lambda s: s, decoder, before=before):
+        together = [*others, *half] if before else [*half, *others]
+        parts = score(decoder, together).log_probs.detach().split([len(s.response_ids) for s in together])
+        found.update((s, part) for s, part in zip(together, parts, strict=True) if s in set(half))
+    return found
+
+
+def _apart(one: Tensor, other: Tensor) -> np.ndarray:
+    return (one.detach().cpu() - other.detach().cpu()).double().numpy()
 
 
 def reference_is_start(evidence: Evidence, reference: Reference) -> Check:

@@ -1,0 +1,81 @@
+"""The same turns cut into other passes that have as many rows.
+
+Where a row of a product depends on how many rows are computed with it, two cuts of a batch differ by rounding that may
+be as large as a fault. Passes with equal numbers of rows do not: half of a pass's sequences, with unrelated sequences
+in place of the other half, must give what the whole pass gives. The same half with other company in other places shows
+by how much such passes differ all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from midstream.engines.torch.attention import merge_prefixes
+from midstream.engines.torch.decoder import Decoder
+from midstream.learn.log_probs import TokenSequence
+from midstream.learn.packing import packed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """How many distinct tokens a pass runs, and how many distinct ones it predicts."""
+
+    tokens: int
+    predicted: int
+
+
+def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
+    """The size of a pass of `sequences`."""
+    tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences])
+    predicted = {
+        (node, s.temperature)
+        for s, path in zip(sequences, tree.paths, strict=True)
+        for node in path[len(s.prompt_ids) :]
+    }
+    return PassSize(tree.size, len(predicted))
+
+
+def halves(
+    items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence], decoder: Decoder, *, before: bool
+) -> Iterator[tuple[list[T], list[TokenSequence]]]:
+    """Each pass of at most `max_tokens` as two: every other item of it, with company for the rest. Items that share
+    a prefix are neighbours, so most are parted."""
+    for pack in packed(items, max_tokens, sequence):
+        size = size_of([sequence(item) for item in pack])
+        for half in (pack[0::2], pack[1::2]):
+            if half:
+                yield half, company([sequence(item) for item in half], size, decoder, before=before)
+
+
+def company(
+    sequences: Sequence[TokenSequence], size: PassSize, decoder: Decoder, *, before: bool
+) -> list[TokenSequence]:
+    """Sequences that make a pass with `sequences` as large as `size`. They have no more than the first token in common
+    with those and each other. Where more is missing of `predicted` than of `tokens`, parts of prompts are predicted
+    too. In a pass they come `before` the others, or after them."""
+    own, vocabulary = size_of(sequences), decoder.head.shape[0]
+    tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted
+    first, *_ = sequences[0].prompt_ids + sequences[0].response_ids
+    taken = {(s.prompt_ids + s.response_ids)[1:2] for s in sequences}
+    every = range(vocabulary) if before else range(vocabulary - 1, -1, -1)
+    second = (token for token in every if (token,) not in taken)
+    found: list[TokenSequence] = []
+    for s in sequences:
+        wanted = min(predicted - tokens, len(s.prompt_ids) - 1)
+        if wanted > 0:
+            more = TokenSequence(s.prompt_ids[:-wanted], s.prompt_ids[-wanted:], s.temperature)
+            gained = size_of([*sequences, *found, more]).predicted - size_of([*sequences, *found]).predicted
+            found += [more] if gained else []
+            predicted -= gained
+    while tokens > 0:
+        count = min(tokens, decoder.context_length - 1)
+        response = min(count, max(1, round(predicted * count / tokens)))
+        # Any tokens will do; these are spread over the vocabulary.
+        ids = (next(second), *((7919 * (n + tokens) + before) % vocabulary for n in range(1, count)))
+        prompt = (first, *ids[: count - response])
+        found.append(TokenSequence(prompt, ids[count - response :], sequences[0].temperature))
+        tokens, predicted = tokens - count, predicted - response
+    return found

@@ -1,0 +1,271 @@
+"""The backend `interpreter`: pydantic-monty, a small Python written in Rust, in processes of its own.
+
+Code has no files, no network, no processes and no packages: the language has no way to name them. What it cannot run
+(generators, most of the standard library) it says. What holds it is that interpreter alone, not the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from midstream.core.text import cleaned
+from midstream.tools.sandbox.base import Outcome, Result, SandboxFailed, SandboxUnavailable, refusal
+from midstream.tools.sandbox.config import Limits, SandboxConfig
+
+if TYPE_CHECKING:
+    from pydantic_monty import Monty, MontyCrashedError, MontyError, MontySession
+
+BACKEND = "interpreter"
+INSTALL = "pip install 'midstream[sandbox]'"
+MAX_VALUE_CHARS = 64 << 10
+MAX_SESSIONS = 1024
+"""Open at once; each holds a process of a few MB."""
+GRACE_S = 1.0
+"""How long a call may overstay before its process is killed."""
+CRASHED = "the interpreter's process ended"
+
+
+class Interpreter:
+    """A pool of interpreter processes; a process is used by one session at a time and forgets it afterwards.
+
+    Calls go through threads of its own: the asynchronous client of pydantic-monty 1.4 aborts the program when it ends
+    soon after a call.
+    """
+
+    name = BACKEND
+
+    def __init__(self, config: SandboxConfig | None = None) -> None:
+        self._config = config or SandboxConfig()
+        self._pool: Monty | None = None
+        self._opening = asyncio.Lock()
+        self.turn = asyncio.Semaphore(self._config.concurrency)
+        """Held while a call runs."""
+        self.threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="interpreter")
+
+    async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
+        async with self.session(limits) as session:
+            result = await session.run(code, files)
+        return replace(result, state_lost=False)
+
+    def session(self, limits: Limits | None = None) -> InterpreterSession:
+        return InterpreterSession(self, limits or self._config.limits)
+
+    async def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await asyncio.get_running_loop().run_in_executor(self.threads, pool.__exit__, None, None, None)
+        self.threads.shutdown(wait=False)
+
+    async def pool(self) -> Monty:
+        """The pool, opened when first needed. Raises `SandboxUnavailable`."""
+        async with self._opening:
+            if self._pool is None:
+                if reason := missing():
+                    raise SandboxUnavailable(reason, INSTALL)
+                from pydantic_monty import Monty
+
+                pool = Monty(min_processes=1, max_processes=MAX_SESSIONS)
+                await asyncio.get_running_loop().run_in_executor(self.threads, pool.__enter__)
+                self._pool = pool
+            return self._pool
+
+
+class InterpreterSession:
+    """See `base.Session`."""
+
+    def __init__(self, sandbox: Interpreter, limits: Limits) -> None:
+        self._sandbox = sandbox
+        self._limits = limits
+        self._session: MontySession | None = None
+        self._pid = 0
+        self._one_at_a_time = asyncio.Lock()
+
+    async def run(self, code: str, files: Mapping[str, bytes] | None = None) -> Result:
+        if reason := refusal(code, files or {}, self._limits):
+            return Result("refused", detail=reason, backend=BACKEND)
+        if files:
+            reason = "the interpreter takes no files; they need the backend bubblewrap"
+            return Result("refused", detail=reason, backend=BACKEND)
+        async with self._one_at_a_time, self._sandbox.turn:
+            return await self._run(code)
+
+    async def _run(self, code: str) -> Result:
+        if self._session is None:
+            pool = await self._sandbox.pool()
+            self._session, self._pid = await self._in_thread(_open, pool, self._limits)
+        started, printed = time.monotonic(), _Printed(self._limits.output_kb << 10, self._kill)
+        feed = asyncio.ensure_future(self._in_thread(_feed, self._session, code, printed))
+        try:
+            done, _ = await asyncio.wait({feed}, timeout=self._limits.wall_s + GRACE_S)
+            if not done:
+                self._kill()
+                await asyncio.wait({feed})
+        except asyncio.CancelledError:
+            self._kill()
+            await asyncio.wait({feed})
+            await self.close()
+            raise
+        value, outcome, detail = feed.result()
+        if not done:
+            outcome, detail = "timeout", f"took longer than {self._limits.wall_s:g} s"
+        if printed.full:
+            value, outcome, detail = None, "output", f"printed more than {self._limits.output_kb} KB"
+        lost = outcome in ("timeout", "memory", "output") or detail == CRASHED
+        if lost:
+            await self.close()
+        return Result(
+            outcome=outcome,
+            stdout=printed.text("stdout"),
+            stderr=printed.text("stderr"),
+            value=value,
+            detail=detail,
+            state_lost=lost,
+            wall_s=time.monotonic() - started,
+            backend=BACKEND,
+        )
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._sandbox.threads, function, *arguments)
+
+    def _kill(self) -> None:
+        """End the process that runs the current call; its client, whose child it is, reports that as a crash."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await self._in_thread(_close, session)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _open(pool: Monty, limits: Limits) -> tuple[MontySession, int]:
+    """A session with a process of its own, and that process's id."""
+    from pydantic_monty import MontyError
+
+    session = pool.checkout(
+        limits={
+            "max_feed_duration_secs": min(limits.cpu_s, limits.wall_s),
+            "max_memory": limits.memory_mb << 20,
+            "max_total_sleep_secs": limits.wall_s,
+        }
+    )
+    try:
+        session.__enter__()
+    except (MontyError, OSError, RuntimeError) as error:
+        raise SandboxFailed(f"the interpreter did not start: {error}") from error
+    pid = session.worker_pid
+    if pid is None:
+        raise SandboxFailed("the interpreter has no process")
+    return session, pid
+
+
+def _feed(session: MontySession, code: str, printed: _Printed) -> tuple[str | None, Outcome, str]:
+    """Run one cell: its value, the outcome and its detail."""
+    from pydantic_monty import MontyCrashedError, MontyError
+
+    try:
+        return _text(session.feed_run(code, print_callback=printed.take)), "ok", ""
+    except MontyCrashedError as error:
+        return None, *_crash(error)
+    except MontyError as error:
+        printed.add("stderr", _traceback(error))
+        return None, *_verdict(error)
+
+
+def _close(session: MontySession) -> None:
+    from pydantic_monty import MontyError
+
+    with contextlib.suppress(MontyError):
+        session.__exit__(None, None, None)
+
+
+def _verdict(error: MontyError) -> tuple[Outcome, str]:
+    cause = error.exception()
+    detail = cleaned(f"{type(cause).__name__}: {cause}")[:1000]
+    if isinstance(cause, MemoryError):
+        return "memory", detail
+    if isinstance(cause, TimeoutError) and "limit exceeded" in detail:
+        return "timeout", detail
+    if isinstance(cause, NotImplementedError) and "monty" in detail:
+        return "refused", f"{detail}; it needs the backend bubblewrap"
+    return "error", detail
+
+
+def _crash(error: MontyCrashedError) -> tuple[Outcome, str]:
+    detail = str(error).lower()
+    if error.timed_out or "duration" in detail or "deadline" in detail:
+        return "timeout", "took longer than allowed"
+    if "memory" in detail:
+        return "memory", "used more memory than allowed"
+    return "error", CRASHED
+
+
+def _traceback(error: MontyError) -> str:
+    return f"{error.display()}\n" if hasattr(error, "display") else f"{error}\n"  # type: ignore[attr-defined]
+
+
+def _text(value: Any) -> str | None:
+    """`value` as a notebook shows it."""
+    if value is None:
+        return None
+    try:
+        text = cleaned(repr(value))
+    except (ValueError, RecursionError):  # an integer or a nesting that Python does not print
+        text = f"<{type(value).__name__} too large to show>"
+    return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "..."
+
+
+class _Printed:
+    """What a call prints, up to a limit for both streams together. Filled from a thread."""
+
+    def __init__(self, limit: int, on_overflow: Callable[[], None]) -> None:
+        self._room = limit
+        self._on_overflow = on_overflow
+        self._parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        self.full = False
+
+    def take(self, stream: str, text: str) -> None:
+        size = len(text.encode("utf-8", "replace"))
+        self.add(stream, text[: self._room])
+        if size > self._room and not self.full:
+            self.full = True
+            self._on_overflow()
+        self._room = max(self._room - size, 0)
+
+    def add(self, stream: str, text: str) -> None:
+        if text:
+            self._parts[stream].append(text)
+
+    def text(self, stream: str) -> str:
+        return cleaned("".join(self._parts[stream]))
+
+
+def missing() -> str:
+    """Why the interpreter cannot run here, or an empty text."""
+    if importlib.util.find_spec("pydantic_monty") is None:
+        return "the package pydantic-monty is not installed"
+    from pydantic_monty._binary import find_monty_binary
+
+    try:
+        find_monty_binary()
+    except FileNotFoundError as error:
+        return f"pydantic-monty has no program to run: {error}"
+    return ""
