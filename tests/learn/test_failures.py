@@ -83,7 +83,7 @@ def test_causes_do_not_add_up_and_a_whole_first_step_of_failures_stops() -> None
     limits = MaxFailedConfig(infrastructure=0.5, reward=0.5, agent=1.0)
     attempts = [an_attempt("a", None, Failure.REWARD), an_attempt("b", None, Failure.INFRASTRUCTURE)]
     check_failures(attempts, limits)
-    with pytest.raises(TrainingError, match="no attempt ended well"):
+    with pytest.raises(TrainingError, match="no attempt completed"):
         check_failures(attempts, limits, first=True)
     check_failures([an_attempt("a", None, Failure.AGENT)], limits)
     check_failures([], limits, first=True)
@@ -115,7 +115,7 @@ def test_a_run_in_which_nothing_ever_ended_well_does_not_finish(tiny_path: Path,
     def first_only() -> float:
         raise ValueError("always")
 
-    with pytest.raises(TrainingError, match="no attempt ended well"):
+    with pytest.raises(TrainingError, match="no attempt completed"):
         train(tiny_path, tmp_path / "run", "test_first_only", max_failed={"reward": 1.0})
 
 

@@ -205,7 +205,7 @@ def test_a_run_that_kept_no_start_policy_cannot_go_on_with_one_as_reference(conf
     data["algorithm"]["kl"]["reference"] = "base"
     plain = TrainConfig.model_validate(data)
     assert finish(plain) == 0
-    with pytest.raises(RunError, match=r"kept no copy of the policy it started from"):
+    with pytest.raises(RunError, match=r"has no copy of its starting policy"):
         train(configure("unreferenced", max_steps=2), resume=True, force=True)
 
 

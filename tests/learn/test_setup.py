@@ -70,13 +70,13 @@ def test_what_does_not_fit_is_an_error_that_says_where(tiny_path: Path, roles, p
     ("change", "message"),
     [
         ({"rollout": {"group_size": 1}}, "at least 2 trajectories"),
-        ({"rollout": {"failed": "score"}}, "does not say what a failed trajectory is worth"),
+        ({"rollout": {"failed": "score"}}, "does not set the reward of a failed trajectory"),
         (
             {"algorithm": {"name": "flow_grpo", "loss": {"name": "ppo_clip", "clip_hi": 0.3}}},
             "did you mean 'clip_high'",
         ),
         ({"algorithm": {"name": "pppo"}}, "algorithm"),
-        ({"algorithm": {"name": "dpo"}, "trainer": {"minibatches": 2}}, "hold for one update"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"minibatches": 2}}, "valid for one update"),
         ({"algorithm": {"name": "distill"}, "policy": {"tuning": "full"}}, "needs policy.tuning"),
     ],
 )
