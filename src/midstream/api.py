@@ -1,21 +1,26 @@
 """What the package and the command line call: training with its pictures, evaluation, asking, configs from anywhere.
 
 Composes rooms; nothing is decided here. Where a config is taken, so are a mapping of settings and a YAML file's path.
+
+`train`, `ask`, `evaluate` and `rollout` block until they are done, also where an event loop runs already (a notebook).
+Each has a form for async code with the same arguments: `train_async`, `ask_async`, `evaluate_async`, `rollout_async`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.core.blocking import run_blocking
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.core.text import visible
-from midstream.evaluate.ask import ask
-from midstream.evaluate.evaluation import evaluate
+from midstream.evaluate.ask import ask, ask_async
+from midstream.evaluate.evaluation import evaluate, evaluate_async
 from midstream.evaluate.export import export
 from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
@@ -27,10 +32,25 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import TrainResult
+    from midstream.learn.trainer import Training, TrainResult
     from midstream.record.recorder import RoleEngine
 
-__all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
+__all__ = [
+    "ask",
+    "ask_async",
+    "evaluate",
+    "evaluate_async",
+    "export",
+    "load_config",
+    "load_gateway_config",
+    "rollout",
+    "rollout_async",
+    "serve",
+    "train",
+    "train_async",
+]
+
+_log = logging.getLogger(__name__)
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -53,14 +73,27 @@ def train(
 
     `callbacks` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
-    what was saved stays.
+    what was saved stays. `train_async` is the same for async code.
     """
-    from midstream.learn import trainer
+    training = _training(config, callbacks, resume, force)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+async def train_async(
+    config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
+) -> TrainResult:
+    """As `train`."""
+    return await _training(config, callbacks, resume, force).run()
+
+
+def _training(config: Settings, callbacks: Sequence[Callback] | None, resume: bool, force: bool) -> Training:
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.trainer import Training
 
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    # First, so that the other callbacks can point to what was drawn.
-    hearing = [_Lines()] if callbacks is None else callbacks
-    return trainer.train(resolved, resume=resume, force=force, callbacks=[_Pictures(), *hearing])
+    # The pictures first, so that the other callbacks can point to what was drawn.
+    listening = [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
+    return Training(resolved, listening, resume=resume, force=force, endpoint=InProcessGateway())
 
 
 def rollout(
@@ -75,55 +108,72 @@ def rollout(
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
     """Run the config's flow on `tasks` tasks, `rollout.group_size` attempts at each, against the gateway at a URL: it
-    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded."""
-    resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    return asyncio.run(_rollout(resolved, gateway, key_env, split, tasks, channel, prefix, on_done))
+    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded. `rollout_async`
+    is the same for async code."""
+    return run_blocking(
+        rollout_async(
+            config,
+            gateway,
+            key_env=key_env,
+            split=split,
+            tasks=tasks,
+            channel=channel,
+            prefix=prefix,
+            on_done=on_done,
+        )
+    )
 
 
-async def _rollout(
-    config: TrainConfig,
-    url: str,
-    key_env: str | None,
-    split: str,
-    count: int,
-    channel: str,
-    prefix: str | None,
-    on_done: Callable[[Trajectory], None] | None,
+async def rollout_async(
+    config: Settings,
+    gateway: str,
+    *,
+    key_env: str | None = None,
+    split: str = "train",
+    tasks: int = 8,
+    channel: str = "train",
+    prefix: str | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
+    """As `rollout`."""
     import secrets
 
-    from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteSink
-    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.rollouts.client import GatewayClient
+    from midstream.rollouts.remote import RemoteEngine, RemoteSink
     from midstream.tasks import load_tasks
-    from midstream.tasks.taskset import check, take
+    from midstream.tasks.taskset import check, shortage, take
 
+    config = config if isinstance(config, TrainConfig) else load_config(config)
     source = load_tasks(config.tasks)
     check(source, [split])
+    if short := shortage(source, split, tasks):
+        _log.warning("%s", short)
     for role, its in config.flow.roles.items():
         if its.engine not in ("policy", "rules") or not its.train:
             raise ConfigError(
                 f"flow.roles.{role}: against a gateway every role that is not a rule is its model, and trained",
                 "leave engine and train as they are, or run the flow with midstream train",
             )
-    async with GatewayClient(url, key_env) as client:
+    async with GatewayClient(gateway, key_env) as client:
         try:
             model = await client.model()
         except EngineError as error:
             raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
-        records = RemoteSink(client, group_size=config.rollout.group_size, model=model)
+        sink = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
-            records=records,
+            sink=sink,
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(
-            take(source, split, count),
+            take(source, split, tasks),
             config.rollout.group_size,
             prefix=prefix or secrets.token_hex(4),
             seed=config.trainer.seed,
@@ -286,7 +336,9 @@ class _Pictures:
 
 
 class _Lines:
-    """A callback that prints a plain line for each step and each evaluation."""
+    """A callback that prints a plain line for each step and each evaluation, and the first traceback."""
+
+    _raised = ""
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
@@ -305,6 +357,9 @@ class _Lines:
     def _tell(self, row: dict[str, Any]) -> None:
         for error in row["errors"][:1]:
             print(visible(f"  {error['count']} attempts failed: {error['reason']}"), flush=True)
+            if error.get("traceback") and not self._raised:
+                self._raised = error["traceback"]
+                print(visible(self._raised), flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

@@ -19,8 +19,10 @@ import torch
 from midstream import api
 from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import load_tokenizer
+from midstream.gateway.asks import Ask
+from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
-from midstream.gateway.service import Ask, Caller, Gateway
+from midstream.gateway.service import Gateway
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Opening
 from midstream.learn.checkpoint import checkpoints, read_state
@@ -103,7 +105,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
         async def ask(uid: str, tokens: int, group: str = "q") -> Any:
             live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid=group, group_size=2))
             call = Call(messages=question, sampling=SamplingParams(max_tokens=tokens, temperature=1.0, seed=len(uid)))
-            (answer,) = await gateway.ask(live, Ask(call=call), Caller(admin=True))
+            (answer,) = await gateway.calls.ask(live, Ask(call=call), Caller(admin=True))
             await gateway.trajectories.close(live, reward=float(len(uid)))
             return answer.step
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.config import RolloutConfig
 from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.collect import Collected, attempt_tasks, pass_rates
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.tasks.curriculum import InOrder, Progress
 
 
@@ -43,7 +43,7 @@ def made(
 
     context = SimpleNamespace(
         config=SimpleNamespace(
-            rollout=RolloutConfig(group_size=2, backfill=backfill),
+            rollout=TrainRolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
             algorithm=SimpleNamespace(greedy_baseline=greedy),

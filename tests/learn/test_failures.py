@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from midstream import api
-from midstream.agents.config import MaxFailedConfig
 from midstream.core.errors import EngineError, TrainingError
 from midstream.core.failures import Failure, because
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.learn.algorithms.grpo import FlowGRPO, relative
 from midstream.learn.batch import make_batch
 from midstream.learn.failures import check_failures
+from midstream.learn.rollout_config import MaxFailedConfig
 from midstream.record.store import Store
 from midstream.rewards.components import component
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from midstream.agents.rollout import groups_of
 from midstream.core.config import parse_config
 from midstream.core.types import Trajectory
 from midstream.engines.torch.decoder import Decoder, Layer
@@ -28,6 +27,7 @@ from midstream.learn.config import OptimizerConfig, TrainConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import Scored, TokenSequence, score
 from midstream.learn.setup import TrainingContext, build
+from midstream.rollouts import groups_of
 
 Groups = list[list[Trajectory]]
 Gradient = dict[str, torch.Tensor]

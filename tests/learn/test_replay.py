@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.learn.replay import ReplayEntry, add_groups, choose_entries, load_groups
+from midstream.learn.rollout_config import ReplayConfig, TrainRolloutConfig
 from midstream.record.store import Store
 
 
@@ -33,8 +33,8 @@ def trajectory(uid: str, group: str, reward: float | None, versions: tuple[int, 
     return Trajectory(uid=uid, prompt_uid=group, task=Task(id="t", prompt="?"), steps=steps, reward=reward)
 
 
-def holding(capacity: int, **rules: Any) -> RolloutConfig:
-    return RolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
+def holding(capacity: int, **rules: Any) -> TrainRolloutConfig:
+    return TrainRolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
 
 
 def buffer_of(*priorities: float) -> list[ReplayEntry]:
@@ -127,4 +127,4 @@ def test_the_share_is_whole_groups_and_leaves_one_to_sample(share: float, tasks:
     assert ReplayConfig(capacity=9, share=share).groups(tasks) == expected
     assert ReplayConfig(share=share).groups(tasks) == 0
     with pytest.raises(ValueError, match=r"rollout\.replay needs"):
-        RolloutConfig(tasks_per_step=1, replay=ReplayConfig(capacity=1))
+        TrainRolloutConfig(tasks_per_step=1, replay=ReplayConfig(capacity=1))

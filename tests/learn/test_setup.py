@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.rollout import AgentFlowWorker
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, UserError
 from midstream.engines.openai import OpenAIEngine
 from midstream.learn.config import TrainConfig
 from midstream.learn.setup import TrainingContext, build
+from midstream.rollouts import AgentFlowWorker
 
 
 def context_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingContext:

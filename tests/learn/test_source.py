@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
-from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.evaluate.agreement import contents
 from midstream.evaluate.runs import read_rows
 from midstream.learn import source, trainer
+from midstream.learn.rollout_config import StoreSourceConfig
 from midstream.record import schema
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
@@ -304,7 +304,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
 
 def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None:
     (first, *_) = record("q0", change=lambda step: replace(step, response_ids=(*step.response_ids[:-1], 50_000)))
-    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy has \d+"
+    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy's vocabulary has \d+"
     with pytest.raises(TrainingError, match=told) as error:
         train(1)
     assert "train the model that the gateway served" in (error.value.hint or "")

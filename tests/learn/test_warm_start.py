@@ -114,28 +114,30 @@ def test_roles_nobody_can_show_are_refused(context_of, role: str) -> None:
         shown(context_of(roles={role: {"engine": "policy"}}))
 
 
-def test_a_plan_that_calls_a_tool_there_is_not_is_refused(context_of) -> None:
+def test_a_demonstration_that_calls_an_unknown_tool_is_refused(context_of) -> None:
     with pytest.raises(ConfigError, match=r"calls 'calculator', which is not in flow\.tools"):
         shown(context_of(tools=("search",)))
 
 
-@pytest.mark.parametrize(("plan", "said"), [("text", "not a list of tool calls"), ([{"tool": 3}], "not a list of")])
-def test_a_plan_that_is_none_is_refused(context_of, tmp_path, plan: Any, said: str) -> None:
+@pytest.mark.parametrize(("calls", "problem"), [("text", "not a list of tool calls"), ([{"tool": 3}], "not a list of")])
+def test_a_demonstration_that_is_no_list_of_calls_is_refused(context_of, tmp_path, calls: Any, problem: str) -> None:
     import json
 
-    rows = [{"question": f"{n}?", "answer": "1", "plan": plan, "split": "train"} for n in range(4)]
+    rows = [{"question": f"{n}?", "answer": "1", "demonstration": calls, "split": "train"} for n in range(4)]
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=problem):
         shown(context_of(sources=(str(file),)))
 
 
-def test_a_demonstration_that_fails_is_refused(context_of, tmp_path) -> None:
+@pytest.mark.parametrize("key", ["demonstration", "plan"])
+def test_a_demonstration_that_fails_is_refused(context_of, tmp_path, caplog, key: str) -> None:
     import json
 
-    plan = [{"tool": "calculator", "arguments": {"expression": "1 +"}}]
-    rows = [{"question": f"{n}?", "answer": "1", "plan": plan, "split": "train"} for n in range(4)]
+    calls = [{"tool": "calculator", "arguments": {"expression": "1 +"}}]
+    rows = [{"question": f"{n}?", "answer": "1", key: calls, "split": "train"} for n in range(4)]
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match="the demonstration of the task"):
         shown(context_of(sources=(str(file),)))
+    assert ("metadata 'plan' is now called 'demonstration'" in caplog.text) == (key == "plan")

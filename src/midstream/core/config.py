@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from midstream.core.errors import ConfigError, nearest
+from midstream.core.shipped import find_config, shipped_configs
 
 C = TypeVar("C", bound="Config")
 
@@ -23,13 +24,16 @@ class Config(BaseModel):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; raises `ConfigError` with the line when it is not one."""
-    path = Path(path)
+    """Read a YAML mapping from a file, or from the shipped config of that name; raises `ConfigError` with the line when
+    it is not one."""
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        closest = nearest(str(path), shipped_configs())
         raise ConfigError(
-            f"no config file at '{path}'", "give the path of a YAML file, such as configs/quickstart.yaml"
+            f"no config file at '{path}'",
+            f"give a YAML file, or the name of a config that ships; {closest}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None

@@ -1,7 +1,8 @@
 """Errors that say what was wrong, where, and what to do.
 
-Every error a user can cause derives from `UserError`; the command line prints its message and exits with 2.
-Everything else is a bug of ours and keeps its traceback.
+Every error a user can cause derives from `UserError`; the command line prints its message and exits with its
+`exit_code`: 2 for wrong input, 1 for a run that stopped because its attempts failed. Everything else is a bug of ours
+and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ class MidstreamError(Exception):
 
 class UserError(MidstreamError):
     """Something outside our code must change. `hint` says what to do about it."""
+
+    exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message
@@ -77,6 +80,12 @@ class Unsupported(MidstreamError):
 
 class TrainingError(UserError):
     """Training cannot go on: a self-check failed or a gradient is not finite."""
+
+
+class AttemptsFailed(TrainingError):
+    """Too many attempts failed to go on: an agent or a reward raised, or a service was gone."""
+
+    exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from midstream.evaluate.trust import insist_trusted, is_ours
 from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from midstream.agents.endpoint import AgentEndpoint
     from midstream.learn.setup import TrainingContext
 
 BARE_FLOW = "single_step_single_turn_agent"
@@ -73,11 +74,14 @@ def load_agent(
     *,
     sections: Mapping[str, Mapping[str, Any] | None] | None = None,
     trust: bool = False,
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainingContext:
     """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
-    `overrides` come last. Raises `ConfigError` when what is not ours names more than built-in parts, unless it is
-    trusted."""
+    `overrides` come last. `endpoint` accepts the calls of black-box agents; the default is an in-process gateway.
+
+    Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
     from midstream.engines.torch.compute import submit
+    from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
@@ -90,7 +94,7 @@ def load_agent(
     config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
 
     def load() -> TrainingContext:
-        parts = build(config)
+        parts = build(config, None, endpoint or InProcessGateway())
         if source.checkpoint is not None:
             parts.weights.load(source.checkpoint)
         return parts
@@ -105,7 +109,7 @@ def last_finished(root: str | Path) -> Path:
         if run.status == "finished":
             return run.path
     if not runs:
-        raise RunError(f"there is no run in '{root}' yet", "midstream train configs/quickstart.yaml makes one")
+        raise RunError(f"there is no run in '{root}' yet", "midstream train quickstart makes one")
     newest = runs[0]
     raise RunError(
         f"no run in '{root}' has finished; the last one, '{newest.name}', is {newest.status}",

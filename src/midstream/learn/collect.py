@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from midstream.agents.config import RolloutConfig
-from midstream.agents.rollout import groups_of
 from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.batch import is_scored
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.replay import ReplayEntry, add_groups, choose_entries, load_groups
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.learn.setup import TrainingContext
 from midstream.learn.source import GroupSource, check_tokens
 from midstream.record.group_states import Key
 from midstream.record.store import Store
 from midstream.rewards.compose import RewardConfig, with_recorded_reward
+from midstream.rollouts.attempts import groups_of
 from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
@@ -190,5 +190,5 @@ def _group_by_prompt(trajectories: Sequence[Trajectory]) -> list[Group]:
     return list(groups.values())
 
 
-def _rewards_differ(group: Group, rules: RolloutConfig) -> bool:
+def _rewards_differ(group: Group, rules: TrainRolloutConfig) -> bool:
     return len({t.reward for t in group if is_scored(t, rules.failed, rules.truncated)}) > 1

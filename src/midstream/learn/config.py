@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from midstream.agents.config import FlowConfig, RolloutConfig
+from midstream.agents.config import FlowConfig
 from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
@@ -76,8 +77,8 @@ class WarmStartConfig(Config):
     """Short supervised fine-tuning on demonstrations before reinforcement learning, to teach the notation."""
 
     examples: int = Field(default=0, ge=0)
-    """Number of demonstrations, made from training tasks whose metadata holds the tool calls that solve them; 0
-    disables the warm start."""
+    """Number of demonstrations, made from training tasks with a `demonstration` in their metadata; 0 disables the warm
+    start."""
     epochs: int = Field(default=2, ge=1)
     """PassResult over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)
@@ -105,7 +106,8 @@ class TrainerConfig(Config):
     minibatches: int = Field(default=1, ge=1)
     """Updates per pass over the batch."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
-    """Maximum distinct tokens per forward and backward pass; bounds memory and never changes the gradient."""
+    """Maximum distinct tokens per forward and backward pass; bounds memory and never changes the gradient. A longer
+    turn gets its own pass, shared only with turns that have nearly all tokens in common."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and recompute the rest: less memory for one more forward
     pass."""
@@ -136,7 +138,7 @@ class TrainConfig(Config):
     """The agent flow."""
     reward: RewardConfig = RewardConfig()
     """The reward of a trajectory."""
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: TrainRolloutConfig = TrainRolloutConfig()
     """How trajectories are sampled."""
     algorithm: AlgorithmConfig = FlowGRPO()
     """How trajectories become an update."""

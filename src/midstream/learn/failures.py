@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from midstream.agents.config import MaxFailedConfig
-from midstream.core.errors import TrainingError
+from midstream.core.errors import AttemptsFailed, TrainingError
 from midstream.core.failures import Failure, failure_of, shares
 from midstream.core.types import Trajectory
+from midstream.learn.rollout_config import MaxFailedConfig
 from midstream.rewards.summary import failure_reasons
 
 _REMEDIES = {
@@ -18,8 +18,8 @@ _REMEDIES = {
 
 
 def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, *, first: bool = False) -> None:
-    """Raise `TrainingError` when the share of failures of one cause exceeds its limit. In the `first` training step of
-    a run, also raise it when all attempts failed or none has a reward."""
+    """Raise `AttemptsFailed` when the share of failures of one cause exceeds its limit, or when all attempts of the
+    `first` training step failed. Raise `TrainingError` when none of that step has a reward."""
     found = shares(trajectories)
     for cause, limit in ((cause, getattr(limits, str(cause))) for cause in Failure):
         if found[cause] > limit:
@@ -35,11 +35,12 @@ def check_failures(trajectories: Sequence[Trajectory], limits: MaxFailedConfig, 
         )
 
 
-def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> TrainingError:
+def _too_many(trajectories: Sequence[Trajectory], cause: Failure, why: str) -> AttemptsFailed:
     failed = [trajectory for trajectory in trajectories if failure_of(trajectory) is cause]
     reason = failure_reasons(failed)[0]
-    return TrainingError(
+    raised = f"\n{reason['traceback']}" if "traceback" in reason else ""
+    return AttemptsFailed(
         f"{len(failed)} of {len(trajectories)} attempts failed ({cause}), {why}; {reason['count']} of them: "
-        f"{reason['reason'] or 'no reason given'} (task '{reason['task']}')",
+        f"{reason['reason'] or 'no reason given'} (task '{reason['task']}'){raised}",
         _REMEDIES[cause],
     )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from midstream.agents.rollout import groups_of
-from midstream.core.types import Task, Trajectory
+from midstream.core.types import Trajectory
 from midstream.learn.batch import check_log_probs
 from midstream.learn.callback import Callback
 from midstream.learn.failures import check_failures
@@ -65,32 +64,18 @@ class HeldOut:
             return
         began = time.perf_counter()
         tasks = take(self._context.tasks, split, count)
-        trajectories = await attempt(self._context, tasks, label, step, self._store, split)
+        trajectories = await self._context.evaluate(tasks, label, channel=split, train_step=step, store=self._store)
         check_failures(trajectories, self._context.config.rollout.max_failed)
         check_log_probs(trajectories)
         succeeded = self._context.reward.succeeded
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
         if split == "test":
             for trajectory in _samples_by_kind(trajectories):
-                self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
+                sample = sample_row(label, step, trajectory, succeeded(trajectory), self._context.tokenizer.decode)
+                self._directory.append("samples.jsonl", sample)
         self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
         for callback in self._callbacks:
             callback.on_eval(row)
-
-
-async def attempt(
-    context: TrainingContext,
-    tasks: Sequence[Task],
-    label: str,
-    step: int,
-    store: Store | None,
-    channel: str,
-    on_done: Callable[[Trajectory], None] | None = None,
-) -> list[Trajectory]:
-    """Make one greedy, scored attempt at each task. `on_done` is called with each trajectory as it ends."""
-    prefix = f"{channel}-{label.replace(' ', '-')}"
-    attempts = groups_of(tasks, 1, prefix=prefix, seed=context.config.trainer.seed, channel=channel, train_step=step)
-    return await context.manager(store).run(attempts, temperature=0.0, on_done=on_done)
 
 
 def _samples_by_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:

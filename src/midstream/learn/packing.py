@@ -11,10 +11,14 @@ from torch import Tensor
 from midstream.learn.log_probs import TokenSequence
 
 T = TypeVar("T")
+FURTHER = 1.25
+"""How much longer than its longest item a pass may be where that alone exceeds the bound: the steps of a long
+conversation, and attempts at a long prompt, share nearly all of it."""
 
 
 def pack_sequences(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
-    """Pack items into passes of at most `max_tokens` distinct tokens, unless one item alone exceeds that.
+    """Pack items into passes of at most `max_tokens` distinct tokens, or of `FURTHER` times an item that alone exceeds
+    that.
 
     Items with a shared prefix become neighbours regardless of their order, and cuts minimize the tokens computed twice.
     """
@@ -24,12 +28,13 @@ def pack_sequences(items: Sequence[T], max_tokens: int, sequence: Callable[[T], 
     # best[n] for the first n items: fewest tokens, fewest passes, and start of the last pass.
     best = [(0, 0, 0)]
     for end in range(1, len(tokens) + 1):
-        size = len(tokens[end - 1])
+        size = longest = len(tokens[end - 1])
         choices = [(best[end - 1][0] + size, best[end - 1][1] + 1, end - 1)]
         for start in range(end - 2, -1, -1):
             # Items are sorted, so the prefix shared with the predecessor is the longest shared prefix.
             size += len(tokens[start]) - shared[start + 1]
-            if size > max_tokens:
+            longest = max(longest, len(tokens[start]))
+            if size > max(max_tokens, longest * FURTHER if longest > max_tokens else 0):
                 break
             choices.append((best[start][0] + size, best[start][1] + 1, start))
         best.append(min(choices))

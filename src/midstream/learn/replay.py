@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.seeds import unit_interval
 from midstream.core.types import Trajectory
 from midstream.learn.batch import finite_reward, is_scored, trainable_steps
+from midstream.learn.rollout_config import ReplayConfig, TrainRolloutConfig
 from midstream.record.store import Store
 
 
@@ -62,7 +62,7 @@ def add_groups(
     buffer: Sequence[ReplayEntry],
     groups: Sequence[Sequence[Trajectory]],
     greedy: Mapping[str, float],
-    rules: RolloutConfig,
+    rules: TrainRolloutConfig,
 ) -> tuple[ReplayEntry, ...]:
     """Append the groups that can be learned from under `rules`, and drop the oldest entries beyond the capacity."""
     fresh: list[ReplayEntry] = []

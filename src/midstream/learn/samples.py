@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midstream.core.types import Trajectory
+from midstream.learn.prompts import Decode, new_prompts
 
 
 def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
@@ -19,8 +20,11 @@ def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
     }
 
 
-def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> dict[str, Any]:
-    """Return question, turns with calls and verdicts, answer and rewards of a trajectory."""
+def sample_row(
+    label: str, step: int, trajectory: Trajectory, success: bool, decode: Decode | None = None
+) -> dict[str, Any]:
+    """Return question, turns with new prompt text, calls and verdicts, answer and rewards of a trajectory."""
+    prompts = new_prompts(trajectory, decode)
     calls = {call.step_index: call for call in trajectory.tool_calls}
     verdicts = {
         place: f"verifier: {'enough' if enough else 'go on'}, {reason}"
@@ -31,6 +35,8 @@ def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> 
         call = calls.get(step_.step_index)
         turn: dict[str, Any] = {
             "role": step_.role,
+            "prompt": prompts[step_.step_index],
+            "prompt_tokens": len(step_.prompt_ids),
             "text": step_.text,
             "tokens": len(step_.response_ids),
             "reward": step_.reward,

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from midstream.agents.config import FlowConfig
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.errors import ConfigError, ModelError
 from midstream.core.seeds import derive_seed
+from midstream.core.types import Task, Trajectory
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
@@ -32,6 +33,7 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import Judge, JudgeConfig, ask_engine, remote_judge
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, evaluate_tasks
 from midstream.tasks import TaskSet, load_tasks
 
 
@@ -52,9 +54,12 @@ class TrainingContext:
     numerics: Numerics
     reference: Reference | None = None
     """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
+    endpoint: AgentEndpoint | None = None
+    """Accepts the calls of black-box agents; None refuses flows that run one."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
-        """Return a manager that runs the config's flow. `role_engines` replaces the config's engines."""
+        """Return a manager that runs the config's flow and records in `store`. `role_engines` replaces the config's
+        engines."""
         worker = AgentFlowWorker(
             self.config.flow,
             role_engines or self.role_engines,
@@ -62,16 +67,47 @@ class TrainingContext:
             store=store,
             score=self.reward.score,
             timeout_s=self.config.rollout.timeout_s,
+            endpoint=self.endpoint,
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
         )
 
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        label: str,
+        *,
+        channel: str,
+        train_step: int = 0,
+        store: Store | None = None,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """One greedy, scored attempt at each of `tasks`; see `evaluate_tasks`."""
+        config = self.config
+        return await evaluate_tasks(
+            config.flow,
+            self.role_engines,
+            tasks,
+            self.reward.score,
+            rollout=config.rollout,
+            endpoint=self.endpoint,
+            store=store,
+            label=label,
+            channel=channel,
+            train_step=train_step,
+            seed=config.trainer.seed,
+            in_order=config.trainer.deterministic,
+            on_done=on_done,
+        )
 
-def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingContext:
+
+def build(
+    config: TrainConfig, recorded: Numerics | None = None, endpoint: AgentEndpoint | None = None
+) -> TrainingContext:
     """Load and connect all components. Raises a `UserError` for anything wrong with the config.
 
-    `recorded` holds the numerics of a resumed run, which are kept.
+    `recorded` holds the numerics of a resumed run, which are kept. `endpoint` accepts the calls of black-box agents.
     """
     set_threads(config.trainer.threads)
     if config.rollout.source is not None:
@@ -108,6 +144,7 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
         role_engines,
         numerics,
         reference,
+        endpoint,
     )
     # Validates flow, roles, tools and settings before any training work.
     context.manager(None)

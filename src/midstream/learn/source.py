@@ -9,10 +9,10 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError
 
-from midstream.agents.config import StoreSourceConfig
 from midstream.core import clock
 from midstream.core.errors import MidstreamError, RunError, TrainingError
 from midstream.core.types import Trajectory
+from midstream.learn.rollout_config import StoreSourceConfig
 from midstream.record.group_states import Key, Leased
 from midstream.record.store import Store
 

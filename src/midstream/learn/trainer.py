@@ -26,7 +26,9 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.core.errors import RunError, TaskError, TrainingError
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
+from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics
@@ -40,9 +42,11 @@ from midstream.learn.held_out import HeldOut
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
 from midstream.learn.run_dir import DISK_FULL, RunDirectory, disk_full_error
-from midstream.learn.setup import TrainingContext, build, check_trained_roles
+from midstream.learn.setup import build, check_trained_roles
 from midstream.learn.source import GroupSource, SourceExhausted
+from midstream.learn.splits import check_splits
 from midstream.learn.step import take_step
+from midstream.learn.tensorboard import TensorBoard
 from midstream.learn.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
 from midstream.record.store import Store
 
@@ -66,31 +70,74 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainResult:
-    """Train with `config` until done, or until Ctrl-C or SIGTERM. Raises `UserError` for problems the user can fix;
-    saved data stays intact."""
-    directory = RunDirectory(_run_path(config, resume))
-    try:
-        if directory.started and not resume:
+    """Train with `config` until done, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents.
+    Raises `UserError` for problems the user can fix; saved data stays intact."""
+    training = Training(config, callbacks, resume=resume, force=force, endpoint=endpoint)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+class Training:
+    """A new or resumed run. Call `run` once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: bool = False,
+        force: bool = False,
+        endpoint: AgentEndpoint | None = None,
+    ) -> None:
+        self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
+        self._endpoint = endpoint
+        self._run: _Run | None = None
+
+    async def run(self) -> TrainResult:
+        """As `train`."""
+        directory = RunDirectory(_run_path(self._config, self._resume))
+        try:
+            self._check(directory)
+            self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
+            return await self._run.go()
+        except OSError as error:
+            # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
+            if error.errno not in DISK_FULL:
+                raise
+            raise disk_full_error(directory.path, error) from None
+        finally:
+            directory.release()
+
+    def stop(self) -> None:
+        """Save and stop after the current training step. Raises KeyboardInterrupt when called again, or before the
+        start."""
+        if self._run is None:
+            raise KeyboardInterrupt
+        self._run.stop()
+
+    def _check(self, directory: RunDirectory) -> None:
+        if not directory.started:
+            if self._resume:
+                _log.warning("there is no run in '%s' to resume: this one begins at step 0", directory.path)
+            return
+        if not self._resume:
             raise RunError(
                 f"there is a run in '{directory.path}' already",
-                "continue it with --resume, or set another trainer.run_dir",
+                "continue it with --resume, or give this one another trainer.run_dir",
             )
-        if directory.started and (changes := directory.config_changes(config.model_dump(mode="json"))) and not force:
+        changes = directory.config_changes(self._config.model_dump(mode="json"))
+        if changes and not self._force:
             listing = "\n  ".join(changes)
             raise RunError(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
                 "resume with the old config, or use the new one with --force",
             )
-        return asyncio.run(_Run(config, directory, callbacks).go())
-    except OSError as error:
-        # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
-        if error.errno not in DISK_FULL:
-            raise
-        raise disk_full_error(directory.path, error) from None
-    finally:
-        directory.release()
 
 
 def _run_path(config: TrainConfig, resume: bool) -> Path:
@@ -109,30 +156,39 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
-        self.config, self.directory, self.callbacks = config, directory, callbacks
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        callbacks: Sequence[Callback],
+        endpoint: AgentEndpoint | None,
+    ) -> None:
+        self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
-        self.tensorboard: Any = None
+        self.tensorboard: TensorBoard | None = None
 
     async def go(self) -> TrainResult:
         """Run everything. The first Ctrl-C or SIGTERM stops after the current step, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
+        # A notebook's event loop outlives the run and has its own handlers.
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.stop)
         try:
             return await self._go()
         finally:
-            for number in STOP_SIGNALS:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.context = context = await compute(build, config, self._recorded_numerics())
+        self.context = context = await compute(build, config, self._recorded_numerics(), self.endpoint)
         if self.stopping:
             raise KeyboardInterrupt
-        _check_splits(context, config)
+        check_splits(context.tasks, _needed(config))
         check_trained_roles(context)
         check_demonstrations(context)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
@@ -143,7 +199,7 @@ class _Run:
                 f"the run in '{self.directory.path}' has no copy of its starting policy",
                 "resume with algorithm.kl.reference=base",
             )
-        self._begin(state)
+        self._begin(state, resumed=saved is not None)
         status = "failed"
         self.source = self._open_source(state)
         try:
@@ -222,7 +278,8 @@ class _Run:
             _log.warning("%s", exhausted)
         self.stopping = True
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """As `Training.stop`."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
@@ -248,9 +305,7 @@ class _Run:
             self.directory.filter_log(name, lambda row: False)
         return state, None
 
-    def _begin(self, state: TrainState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _begin(self, state: TrainState, resumed: bool) -> None:
         if not self.directory.started:
             self.created = datetime.now(UTC).isoformat(timespec="seconds")
         else:
@@ -262,8 +317,8 @@ class _Run:
             )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
-        (self.directory / "tensorboard").mkdir(mode=0o700, exist_ok=True)
-        self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
+        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
+        self.callbacks = (self.tensorboard, *self.callbacks)
         info = {
             "name": self.config.name,
             "model": self.config.policy.model,
@@ -337,7 +392,7 @@ class _Run:
         try:
             result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
-            raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
+            raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
         self._log(result.row)
         return result.state
 
@@ -366,22 +421,13 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)
-        for name, value in row.items():
-            if row["stage"] == "rl" and isinstance(value, int | float) and name != "step":
-                self.tensorboard.add_scalar(name, value, row["step"])
         for callback in self.callbacks:
             callback.on_metrics(row)
 
 
-def _check_splits(context: TrainingContext, config: TrainConfig) -> None:
-    """Raise `TaskError` when a split that the run needs has no tasks."""
+def _needed(config: TrainConfig) -> dict[str, int]:
+    """Return how many tasks the run needs of each split; for `train` any number suffices."""
     trainer = config.trainer
-    needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
-    for split, required in needed.items():
-        if required and context.tasks.size(split) == 0:
-            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
-                split
-            ]
-            raise TaskError(
-                f"the split '{split}' of the task set '{context.tasks.name}' is empty", f"add tasks to it{setting}"
-            )
+    val = trainer.val_tasks if trainer.eval_every else 0
+    needed = {"train": int(config.rollout.source is None), "val": val, "test": trainer.test_tasks}
+    return {split: count for split, count in needed.items() if count}

@@ -9,7 +9,6 @@ from random import Random
 
 from midstream.agents.agentflow.demonstrate import Demonstrator
 from midstream.agents.agentflow.flow import AgentFlowSettings
-from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -18,6 +17,7 @@ from midstream.learn.learner import Learner
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.setup import TrainingContext
 from midstream.record.recorder import RoleEngine
+from midstream.rollouts.attempts import groups_of
 from midstream.tools import Toolbox, load_tools
 
 
@@ -85,7 +85,7 @@ def _check_success(demonstration: Trajectory) -> None:
     if demonstration.status is not Status.COMPLETED or failed:
         raise ConfigError(
             f"the demonstration of the task '{demonstration.task.id}' failed: {demonstration.error or failed[0]}",
-            "fix the tool calls in the task's metadata, or set warm_start.examples=0",
+            "correct the demonstration in the task's metadata, or set warm_start.examples=0",
         )
 
 

@@ -41,29 +41,32 @@ class WorkingMemory:
     query: str
     count_tokens: Callable[[str], int]
     budget: int = 1024
-    said: list[Exchange] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     analysis: str = ""
     shortened: int = 0
     """How many results were cut to stay within the budget."""
 
-    def remember(self, said: Exchange) -> None:
-        """A module spoke."""
-        self.said.append(said)
+    def remember(self, exchange: Exchange) -> None:
+        """Add an exchange, and shorten old ones that exceed the budget."""
+        self.exchanges.append(exchange)
         while self.tokens() > self.budget and self._shorten():
             pass
 
     def messages(self, ask: str) -> tuple[Message, ...]:
         """The conversation so far, ending with `ask` to the module that speaks next."""
         result: list[Message] = [{"role": "system", "content": self.system}]
-        for said in self.said:
-            result += [{"role": "user", "content": said.asked}, {"role": "assistant", "content": said.answered}]
+        for exchange in self.exchanges:
+            result += [
+                {"role": "user", "content": exchange.asked},
+                {"role": "assistant", "content": exchange.answered},
+            ]
         return (*result, {"role": "user", "content": ask})
 
     def tokens(self) -> int:
         """About how many tokens `messages` cost, without the next ask."""
         return self.count_tokens(self.system) + sum(
-            self.count_tokens(s.asked) + self.count_tokens(s.answered) for s in self.said
+            self.count_tokens(s.asked) + self.count_tokens(s.answered) for s in self.exchanges
         )
 
     def found(self) -> list[str]:
@@ -73,13 +76,17 @@ class WorkingMemory:
     def _shorten(self) -> bool:
         """Halve the longest thing asked after the first; False when nothing is left to shorten."""
         candidates = [
-            (len(said.asked), -index) for index, said in enumerate(self.said) if index and len(said.asked) > 160
+            (len(exchange.asked), -index)
+            for index, exchange in enumerate(self.exchanges)
+            if index and len(exchange.asked) > 160
         ]
         if not candidates:
             return False
         index = -max(candidates)[1]
-        said = self.said[index]
-        keep = len(said.asked) // 4
-        self.said[index] = Exchange(said.role, f"{said.asked[:keep]} [...] {said.asked[-keep:]}", said.answered)
+        exchange = self.exchanges[index]
+        keep = len(exchange.asked) // 4
+        self.exchanges[index] = Exchange(
+            exchange.role, f"{exchange.asked[:keep]} [...] {exchange.asked[-keep:]}", exchange.answered
+        )
         self.shortened += 1
         return True

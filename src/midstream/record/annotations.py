@@ -85,3 +85,7 @@ class Annotations:
     def feedback(self, trajectory_uid: str) -> list[Feedback]:
         """The feedback on a trajectory and its steps, in the order it came."""
         return self.database.read(lambda connection: feedback.read(connection, [trajectory_uid]))
+
+    def uids_with_feedback(self) -> list[str]:
+        """The trajectories that have feedback, in the order it first came."""
+        return self.database.read(feedback.trajectory_uids)

@@ -78,3 +78,10 @@ def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Fe
         )
         for row in connection.execute(query)
     ]
+
+
+def trajectory_uids(connection: sa.Connection) -> list[str]:
+    """The trajectories that have feedback, in the order it first came."""
+    table = schema.feedback.c
+    query = sa.select(table.trajectory_uid).group_by(table.trajectory_uid).order_by(sa.func.min(table.id))
+    return list(connection.execute(query).scalars())

@@ -1,10 +1,10 @@
 """Reward components: functions that receive arguments by parameter name and measure one aspect of a trajectory.
 
 A component takes any of `task`, `trajectory`, `answer` (the prediction, or None), `reference` (the task's answer),
-`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`). It is sync or async and returns a
-number, None (does not apply), or `StepRewards`. A component with the parameter `group` receives all trajectories of one
-prompt and returns a number or None for each; it may otherwise take only `judge`. A component only measures; its weight
-in the config sets its value.
+`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`), `preference` (a
+`preference.PreferenceModel`). It is sync or async and returns a number, None (does not apply), or `StepRewards`. A
+component with the parameter `group` receives all trajectories of one prompt and returns a number or None for each; it
+may otherwise take only `judge`. A component only measures; its weight in the config sets its value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,18 @@ from midstream.core.types import Step, Task, ToolCall, Trajectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls", "judge", "group")
+PARAMETERS = (
+    "task",
+    "trajectory",
+    "answer",
+    "reference",
+    "question",
+    "steps",
+    "tool_calls",
+    "judge",
+    "preference",
+    "group",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Component:
         """Whether it scores all trajectories of a group together."""
         return "group" in self.parameters
 
-    def arguments(self, trajectory: Trajectory, judge: Any = None) -> dict[str, Any]:
+    def arguments(self, trajectory: Trajectory, judge: Any = None, preference: Any = None) -> dict[str, Any]:
         """Return the function's arguments for one trajectory."""
         task = trajectory.task
         everything = {
@@ -67,6 +78,7 @@ class Component:
             "steps": trajectory.steps,
             "tool_calls": trajectory.tool_calls,
             "judge": judge,
+            "preference": preference,
         }
         return {name: everything[name] for name in self.parameters}
 

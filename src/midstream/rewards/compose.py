@@ -24,6 +24,7 @@ from midstream.rewards import grounding as _grounding  # noqa: F401
 from midstream.rewards.calls import CallResult, call_with_timeout, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig
+from midstream.rewards.preference import PreferenceModel
 from midstream.rewards.presets import PRESETS
 
 Normalize = Literal["none", "group", "batch", "running"]
@@ -54,6 +55,9 @@ class RewardConfig(Config):
 
     judge: JudgeConfig | None = None
     """The model used by `judge`, `judge_pairwise` and other components with a judge."""
+
+    preference: str | None = None
+    """File of the model behind the component `preference`, as `midstream store fit-preference` writes it."""
 
     clip: tuple[float, float] | None = None
     """Range of the total: [lowest, highest]."""
@@ -105,7 +109,13 @@ class RewardFunction:
         self.weights = self.config.weights
         self.judge = judge
         self._components: dict[str, Component] = {name: resolve(name) for name in self.weights}
+        self._preference = None if self.config.preference is None else PreferenceModel.load(self.config.preference)
         for name, component in self._components.items():
+            if "preference" in component.parameters and self._preference is None:
+                raise ConfigError(
+                    f"reward component '{name}' needs a preference model, but none is configured",
+                    "set reward.preference to a file written by midstream store fit-preference",
+                )
             if "judge" in component.parameters and judge is None:
                 raise ConfigError(
                     f"reward component '{name}' needs a judge, but none is configured",
@@ -141,10 +151,13 @@ class RewardFunction:
             return self._without_score(trajectory, dict.fromkeys(self.weights))
         single = {name: component for name, component in self._components.items() if not component.scores_group}
         results = await asyncio.gather(
-            *(self._call(component, component.arguments(trajectory, self.judge)) for component in single.values())
+            *(
+                self._call(component, component.arguments(trajectory, self.judge, self._preference))
+                for component in single.values()
+            )
         )
         values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
-        failures: list[tuple[str, Failure]] = []
+        failures: list[tuple[str, Failure, BaseException | None]] = []
         for name, result in zip(single, results, strict=True):
             if result.error is None:
                 values[name] = _checked(name, trajectory, result.value)
@@ -153,9 +166,9 @@ class RewardFunction:
         rewards: dict[str, float | None] = {name: values.get(name, (None,))[0] for name in self.weights}
         if failures:
             # An outage takes precedence over other failures, because it says nothing about the attempt.
-            error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
-            failed = replace(trajectory, status=Status.FAILED, error=error)
-            return self._without_score(because(failed, cause), rewards)
+            problem, cause, raised = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
+            failed = replace(trajectory, status=Status.FAILED, error=problem)
+            return self._without_score(because(failed, cause, raised), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
@@ -174,9 +187,9 @@ class RewardFunction:
                 component, {parameter: arguments[parameter] for parameter in component.parameters}
             )
             if result.error is not None:
-                error, cause = self._failure(name, result)
+                problem, cause, raised = self._failure(name, result)
                 for index, one in zip(indices, completed, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
+                    failed = because(replace(one, status=Status.FAILED, error=problem), cause, raised)
                     trajectories[index] = self._without_score(failed, dict(one.rewards))
                 continue
             if not isinstance(result.value, Sequence) or len(result.value) != len(completed):
@@ -193,16 +206,17 @@ class RewardFunction:
     async def _call(self, component: Component, arguments: Mapping[str, Any]) -> CallResult:
         return await call_with_timeout(component.function, arguments, self.config.timeout_s)
 
-    def _failure(self, name: str, result: CallResult) -> tuple[str, Failure]:
-        """Return the error message and cause of a failed component. Raises a `UserError`, which would fail every
-        trajectory."""
+    def _failure(self, name: str, result: CallResult) -> tuple[str, Failure, BaseException | None]:
+        """Return the error message, the cause, and the exception when its traceback helps. Raises a `UserError`, which
+        would fail every trajectory."""
         if isinstance(result.error, UserError):
             raise result.error
         outage = is_outage(result.error) or (result.timed_out and "judge" in self._components[name].parameters)
         problem = f"raised {type(result.error).__name__}: {result.error}"
         if result.timed_out:
             problem = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
-        return f"reward component '{name}' {problem}", Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        cause = Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        return f"reward component '{name}' {problem}", cause, None if outage or result.timed_out else result.error
 
     def _total(
         self,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from midstream.core.failures import first_traceback
 from midstream.core.statistics import bootstrap_mean, wilson
 from midstream.core.types import FinishReason, Status, Trajectory
 
@@ -46,7 +47,8 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def failure_reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Return reasons of failures, most frequent first: `reason`, `count`, and `task`, the id of the first such task."""
+    """Return reasons of failures, most frequent first: `reason`, `count`, and `task`, the id of the first such task.
+    The first reason has a `traceback` when user code raised."""
     found: dict[str, dict[str, Any]] = {}
     for trajectory in trajectories:
         if trajectory.status is Status.COMPLETED:
@@ -55,7 +57,12 @@ def failure_reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
         key = re.sub(r"\d+", "#", trajectory.error)
         entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
         entry["count"] += 1
-    return sorted(found.values(), key=lambda entry: -entry["count"])
+    ordered = sorted(found.items(), key=lambda item: -item[1]["count"])
+    for key, entry in ordered[:1]:
+        alike = [one for one in trajectories if re.sub(r"\d+", "#", one.error) == key]
+        if raised := first_traceback(alike):
+            entry["traceback"] = raised
+    return [entry for _, entry in ordered]
 
 
 def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:

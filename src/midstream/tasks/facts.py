@@ -75,7 +75,7 @@ def two_hop(seed: int = 0) -> TaskSet:
 def compare(seed: int = 0) -> TaskSet:
     """Which of two countries has more: needs `search` twice. Unbounded.
 
-    `metadata` adds `entities` (both names) and `pick` (`larger` or `smaller`, of the two values the plan finds).
+    `metadata` adds `entities` (both names) and `pick` (`larger` or `smaller`, of the two values found).
     """
     return GeneratedTaskSet("compare", _draw_comparison, seed)
 
@@ -91,7 +91,7 @@ def _facts() -> Iterator[Draft]:
                     answer=_answer(country, attribute),
                     key=_key(country),
                     entity=country.name,
-                    plan=[_search(f"{attribute} of {country.in_text}")],
+                    demonstration=[_search(f"{attribute} of {country.in_text}")],
                 )
 
 
@@ -118,7 +118,7 @@ def _draw_calculation(rng: random.Random, split: str) -> Draft:
         answer=str(answer),
         key=_key(country),
         entity=country.name,
-        plan=[
+        demonstration=[
             _search(f"{attribute} of {country.in_text}"),
             {"tool": "calculator", "arguments": {"expression": f"{{1}} {operator} {number}"}},
         ],
@@ -141,7 +141,7 @@ def _two_hops() -> Iterator[Draft]:
                 answer=str(city.population),
                 key=_key(city.country),
                 entity=city.country.name,
-                plan=[_search(f"capital of {city.country.in_text}"), _search("population of {1}")],
+                demonstration=[_search(f"capital of {city.country.in_text}"), _search("population of {1}")],
             )
     asked: dict[str, int] = {}
     for city in cities():
@@ -156,7 +156,7 @@ def _two_hops() -> Iterator[Draft]:
             answer=_answer(country, attribute),
             key=_key(country),
             entity=city.name,
-            plan=[_search(f"country of {city.name}"), _search(f"{attribute} of {{1}}")],
+            demonstration=[_search(f"country of {city.name}"), _search(f"{attribute} of {{1}}")],
         )
 
 
@@ -175,7 +175,7 @@ def _draw_comparison(rng: random.Random, split: str) -> Draft:
         answer=chosen.name if chosen.name == chosen.in_text else [chosen.name, chosen.in_text],
         key=_key(pair[0]),
         entity=f"{pair[0].name} and {pair[1].name}",
-        plan=[_search(f"{attribute} of {country.in_text}") for country in pair],
+        demonstration=[_search(f"{attribute} of {country.in_text}") for country in pair],
         metadata={"entities": [country.name for country in pair], "pick": pick},
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, TaskError, nearest
@@ -21,9 +21,12 @@ from midstream.tasks.files import file_tasks, hub_tasks
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
-from midstream.tasks.taskset import TaskSet
+from midstream.tasks.taskset import HELD_OUT, TaskSet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+_OF_FILES = ("question", "answer", "id", "kind", "split", "val_share", "test_share")
+"""Options that only files and hub data sets have."""
 
 TaskSetFactory = Callable[[int], TaskSet]
 """Makes a task set from a seed, which may decide order but never splits."""
@@ -57,8 +60,26 @@ class TaskSourceConfig(Config):
     """`kind` of the tasks; the file's name without ending when not given."""
     split: Literal["train", "val", "test"] | None = None
     """Put every task of the file into this split. Otherwise by the field `split`, else by hash of the question."""
+    val_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tasks that the hash puts into `val`; 0.1 when not given."""
+    test_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tasks that the hash puts into `test`; 0.1 when not given. A task in `test` stays there when this
+    grows."""
     subset: str | None = None
     """Subset of a hub data set, such as `main`."""
+
+    @model_validator(mode="after")
+    def _some_to_train_on(self) -> TaskSourceConfig:
+        val, test = self.shares
+        if val + test >= 1:
+            raise ValueError(f"val_share and test_share add up to {val + test:g}, which leaves no task to train on")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """`val_share` and `test_share`, with their defaults."""
+        val, test = self.val_share, self.test_share
+        return HELD_OUT if val is None else val, HELD_OUT if test is None else test
 
 
 class TasksConfig(Config):
@@ -115,15 +136,23 @@ def _is_file(name: str) -> bool:
 
 
 def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
-    fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
+    val, test = source.shares
+    fields = RowFields(
+        question=source.question,
+        answer=source.answer,
+        id=source.id,
+        split=source.split,
+        val_share=val,
+        test_share=test,
+    )
     if source.type in _REGISTRY:
-        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        _refuse(source, *_OF_FILES, "subset")
         return _REGISTRY[source.type](seed)
     if _is_file(source.type):
         _refuse(source, "subset")
         return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed)
     if is_imported(source.type):
-        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        _refuse(source, *_OF_FILES, "subset")
         return _imported(source.type, seed)
     if _HUB_NAME.fullmatch(source.type):
         return hub_tasks(source.type, source.subset, fields, source.kind, seed)

@@ -14,7 +14,7 @@ from typing import Any
 
 from midstream.core.errors import TaskError, nearest
 from midstream.core.types import Message, Task
-from midstream.tasks.taskset import split_of
+from midstream.tasks.taskset import HELD_OUT, split_of
 
 QUESTION_FIELDS = ("question", "prompt", "problem", "query")
 ANSWER_FIELDS = ("answers", "answer", "solution", "target")
@@ -24,12 +24,15 @@ _GROUPED = re.compile(r"[$-]*\d{1,3}(,\d{3})+(\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFields:
-    """Names of the fields to read; None finds the usual ones. `split` puts every row into that split."""
+    """Names of the fields to read; None finds the usual ones. `split` puts every row into that split;
+    without it, and without a field `split`, the two shares decide by hash of the question."""
 
     question: str | None = None
     answer: str | None = None
     id: str | None = None
     split: str | None = None
+    val_share: float = HELD_OUT
+    test_share: float = HELD_OUT
 
 
 def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: str) -> Task:
@@ -130,7 +133,8 @@ def _split(row: Mapping[str, Any], fields: RowFields, prompt: str | tuple[Messag
     if fields.split:
         return fields.split
     if "split" not in row:
-        return split_of(prompt if isinstance(prompt, str) else repr(prompt))
+        key = prompt if isinstance(prompt, str) else repr(prompt)
+        return split_of(key, fields.val_share, fields.test_share)
     split = _SPLIT_NAMES.get(str(row["split"]))
     if split is None:
         raise TaskError(f"{where}: field 'split' is {row['split']!r}", nearest(str(row["split"]), _SPLIT_NAMES))

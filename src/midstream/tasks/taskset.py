@@ -19,10 +19,15 @@ from midstream.core.types import Task
 SPLITS = ("train", "val", "test")
 
 
-def split_of(key: str) -> str:
-    """The split that everything with this split key belongs to, whatever the seed."""
+HELD_OUT = 0.1
+"""Share of the tasks in `val`, and in `test`."""
+
+
+def split_of(key: str, val: float = HELD_OUT, test: float = HELD_OUT) -> str:
+    """The split that everything with this split key belongs to, whatever the seed. `val` and `test` are the shares of
+    these splits. What is in `test` stays there when `test` grows."""
     position = unit_interval("split", key)
-    return "train" if position < 0.8 else "val" if position < 0.9 else "test"
+    return "test" if position >= 1 - test else "val" if position >= 1 - test - val else "train"
 
 
 class TaskSet(ABC):
@@ -42,10 +47,11 @@ class TaskSet(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What a built-in set makes of one question, before it is a task of some split.
+    """A question of a built-in set, before it becomes a task of a split.
 
-    `plan` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands for the
-    value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's result.
+    `demonstration` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands
+    for the value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's
+    result.
     """
 
     question: str
@@ -53,14 +59,14 @@ class Draft:
     key: str
     """The split key."""
     entity: str
-    plan: Sequence[Mapping[str, Any]] = ()
+    demonstration: Sequence[Mapping[str, Any]] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def task(self, kind: str, split: str, task_id: str) -> Task:
-        """The task, with `needs`, `entity` and `plan` in its metadata."""
-        plan = [dict(call) for call in self.plan]
-        needs = [call["tool"] for call in plan]
-        metadata = {"needs": needs, "entity": self.entity, "plan": plan, **self.metadata}
+        """The task, with `needs`, `entity` and `demonstration` in its metadata."""
+        demonstration = [dict(call) for call in self.demonstration]
+        needs = [call["tool"] for call in demonstration]
+        metadata = {"needs": needs, "entity": self.entity, "demonstration": demonstration, **self.metadata}
         return Task(id=task_id, prompt=self.question, answer=self.answer, kind=kind, split=split, metadata=metadata)
 
 
@@ -135,7 +141,17 @@ def empty_split(taskset: TaskSet, split: str) -> TaskError:
     )
     return TaskError(
         f"task set '{taskset.name}' has no task in split '{split}'",
-        f"it has tasks in: {filled or 'no split'}; a file's split is set with its option `split`",
+        f"it has tasks in: {filled or 'no split'}; a file's options `split`, `val_share` and `test_share` change that",
+    )
+
+
+def shortage(taskset: TaskSet, split: str, wanted: int) -> str:
+    """A line that says that the split holds fewer than `wanted` tasks; empty when it does not."""
+    size = taskset.size(split)
+    if size is None or size >= wanted:
+        return ""
+    return (
+        f"the split '{split}' of '{taskset.name}' holds {size} tasks, fewer than the {wanted} asked for: all are used"
     )
 
 

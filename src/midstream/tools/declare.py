@@ -16,11 +16,12 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
 
 from midstream.core.errors import ConfigError, MidstreamError
+from midstream.core.toolsets import DEFAULT_TIMEOUT_S, ToolSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_TIMEOUT_S = 10.0
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 class ToolError(MidstreamError):
@@ -28,16 +29,12 @@ class ToolError(MidstreamError):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Tool(Generic[P, R]):
-    """A function an agent may call. Calling the `Tool` itself is calling the plain function."""
+class Tool(ToolSpec, Generic[P, R]):
+    """A function an agent may call. Calling the `Tool` calls the plain function.
 
-    name: str
-    description: str
-    """The docstring without its section on arguments."""
-    parameters: Mapping[str, Any]
-    """JSON schema of the arguments object."""
+    `description` is the docstring without its section on arguments."""
+
     function: Callable[P, R]
-    timeout_s: float = DEFAULT_TIMEOUT_S
     arguments_model: type[BaseModel] = field(repr=False)
     """The pydantic model that validates arguments; its aliases are the parameter names."""
 
@@ -46,19 +43,13 @@ class Tool(Generic[P, R]):
 
     @property
     def signature(self) -> str:
-        """The call as a prompt shows it: `search(query: str)`."""
+        """The call as a prompt shows it, with Python types: `search(query: str)`."""
         hints = typing.get_type_hints(self.function)
         parts: list[str] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
             text = f"{name}: {_type_name(hints[name])}"
             parts.append(text if parameter.default is parameter.empty else f"{text} = {parameter.default!r}")
         return f"{self.name}({', '.join(parts)})"
-
-    @property
-    def card(self) -> str:
-        """Signature and first docstring line, for a list of tools in a prompt."""
-        first_line = self.description.partition("\n")[0]
-        return f"{self.signature} - {first_line}" if first_line else self.signature
 
 
 @overload
@@ -82,7 +73,7 @@ def tool(
 
 def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: float) -> Tool[..., Any]:
     name: str = given_name or getattr(function, "__name__", type(function).__name__)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", name):
+    if not TOOL_NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot be the name of a tool", "use letters, digits, _ and -; give one with @tool(name=...)"
         )

@@ -18,14 +18,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from midstream.engines.torch import products
+from midstream.engines.torch.long_attention import long_attention
 from midstream.engines.torch.products import Rows
 
 BLOCK = 32
 LONG = 4 << 20
 """Weights (queries times keys) from which a chain is cut into pieces: each is computed on its own, and once more in the
-backward pass, so that memory grows with the length of a sequence and not with its square."""
+backward pass, so that memory grows with the length of a sequence and not with its square. On CPU `long_attention.py`
+does that; elsewhere each piece is a bucket of its own."""
 PIECE = 512
-"""Queries of a piece."""
+"""Queries of a piece, elsewhere than on CPU."""
 WHOLE = 64
 """Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
 ANY = Rows()
@@ -171,7 +173,9 @@ class TreeAttention:
         place = torch.zeros(len(tree.tokens), dtype=torch.long)
         offset = 0
         short = _similar([chain for chain in tree.chains if not _is_long(chain)])
-        pieces = [[piece] for chain in tree.chains if _is_long(chain) for piece in _pieces(chain)]
+        long = [chain for chain in tree.chains if _is_long(chain)]
+        whole = _computes_long(device)
+        pieces = [] if whole else [[piece] for chain in long for piece in _pieces(chain)]
         for number, chains in enumerate([*short, *pieces]):
             n_q = max(len(path) - start for path, start in chains)
             n_k = _ceil(max(len(path) for path, _ in chains))
@@ -189,6 +193,14 @@ class TreeAttention:
             mask = None if number >= len(short) else _causal_mask(positions, n_k, group, dtype)
             indices = query.flatten().to(device), key.flatten().to(device)
             self._buckets.append(_Bucket(len(chains), *indices, positions, mask))
+        self._long: list[tuple[Tensor, Tensor]] = []
+        """Of each chain that `long_attention` computes, the indices of its queries and of all its keys in the flat
+        list."""
+        for path, start in long if whole else ():
+            key = torch.tensor(path)
+            place[key[start:]] = offset + torch.arange(len(path) - start)
+            offset += len(path) - start
+            self._long.append((key[start:], key))
         self._place = place.to(device)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
         """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
@@ -202,6 +214,9 @@ class TreeAttention:
                 outs.append(checkpoint(self._attend, bucket, q, k, v, use_reentrant=False, preserve_rng_state=False))
             else:
                 outs.append(self._attend(bucket, q, k, v))
+        for query, key in self._long:
+            own_q, all_k, all_v = q.index_select(0, query), k.index_select(0, key), v.index_select(0, key)
+            outs.append(long_attention(own_q, all_k, all_v, self._queries, BLOCK).flatten(1))
         return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
 
     def _attend(self, bucket: _Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -216,6 +231,11 @@ class TreeAttention:
             mask = _causal_mask(bucket.positions, rows_k.shape[2], self._group, self._dtype)
         out = _grouped_attention(rows_q, rows_k, rows_v, mask, self._queries)
         return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2])
+
+
+def _computes_long(device: torch.device) -> bool:
+    """Whether `long_attention` is for this device."""
+    return device.type == "cpu"
 
 
 def _is_long(chain: tuple[list[int], int]) -> bool:

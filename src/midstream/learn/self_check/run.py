@@ -6,7 +6,6 @@ Before the second all weights are moved a little: adapters that still do nothing
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
@@ -49,19 +50,23 @@ NUDGE_ZEROS = 0.02
 
 
 def self_check(
-    config: TrainConfig | None = None, overrides: Sequence[str] = (), tell: Callable[[Check], None] = lambda check: None
+    config: TrainConfig | None = None,
+    overrides: Sequence[str] = (),
+    tell: Callable[[Check], None] = lambda check: None,
+    endpoint: AgentEndpoint | None = None,
 ) -> list[Check]:
-    """Check the training path of `config`, or of a small run of our own with `overrides`; `tell` hears of each finding
-    as it is made. Raises `UserError` where the run could not begin."""
+    """Check the training path of `config`, or of a small built-in run with `overrides`. `tell` is called with each
+    finding as it is made; `endpoint` accepts the calls of black-box agents. Raises `UserError` where the run could not
+    begin."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = rehearsal(Path(folder), overrides) if config is None else config
         sampled = chosen.rollout.model_copy(
             update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
         )
-        return asyncio.run(_examine(chosen.model_copy(update={"rollout": sampled}), tell))
+        return run_blocking(_examine(chosen.model_copy(update={"rollout": sampled}), tell, endpoint))
 
 
-async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[Check]:
+async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint: AgentEndpoint | None) -> list[Check]:
     checks: list[Check] = []
 
     def note(found: Iterable[Check]) -> None:
@@ -69,7 +74,7 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
             checks.append(check)
             tell(check)
 
-    parts = await compute(build, config)
+    parts = await compute(build, config, None, endpoint)
     check_trained_roles(parts)
     note([Check("numerics", None, True, parts.numerics.summary())])
     begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
