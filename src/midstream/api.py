@@ -27,13 +27,11 @@ from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
     from midstream.core.types import Trajectory
-    from midstream.engines.base import Request
-    from midstream.engines.chat import ChatTokenizer
+    from midstream.engines.factory import EngineSettings
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
     from midstream.learn.trainer import Training, TrainResult
-    from midstream.record.recorder import RoleEngine
 
 __all__ = [
     "ask",
@@ -202,12 +200,14 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
+    from midstream.engines.factory import make_policy_engine
     from midstream.engines.models import resolve
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
     from midstream.learn.checkpoint_follower import check_followed, follow
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     if config.follow is not None:
@@ -215,12 +215,16 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
-        role_engine, take = await _role_engine(config, tokenizer, stack)
+        engine = await make_policy_engine(_engine_settings(config), tokenizer, stack)
         store = stack.enter_context(Store(config.store, config.durability))
-        gateway = Gateway(config, role_engine, store, TokenSigner(load_secret(config.secret_env)))
+        gateway = Gateway(
+            config, RoleEngine(engine, tokenizer, True), store, TokenSigner(load_secret(config.secret_env))
+        )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take), first))
+            following = asyncio.create_task(
+                follow(Path(config.follow), _held_back(gateway, engine.load_weights), first)
+            )
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered by an older policy than there is
         told = on_ready or (lambda url, model, where: None)
@@ -237,79 +241,20 @@ def _held_back(gateway: Any, take: WeightLoader) -> WeightLoader:
     return update
 
 
-async def _role_engine(
-    config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack
-) -> tuple[RoleEngine, WeightLoader]:
-    """Who answers, and how it takes the weights of a checkpoint."""
-    from midstream.record.recorder import RoleEngine
+def _engine_settings(config: GatewayConfig) -> EngineSettings:
+    from midstream.engines.factory import EngineSettings
 
-    if config.engine == ("torch",):
-        return _torch_role_engine(config, tokenizer)
-    if config.engine == ("scripted",):
-        return _scripted_role_engine(config, tokenizer)
-    from midstream.engines.replicas import Replicas
-    from midstream.engines.vllm import VLLMEngine
-
-    engines: list[VLLMEngine] = []
-    for url in config.engine:
-        try:
-            engines.append(await VLLMEngine.connect(url, tokenizer))
-        except EngineError as error:
-            raise RunError(str(error), "start the vLLM server first, and give its address without /v1") from None
-        stack.push_async_callback(engines[-1].close)
-
-    async def take(folder: Path, version: int) -> None:
-        for engine in engines:
-            await engine.load_adapter(folder, version)
-
-    return RoleEngine(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
-
-
-def _scripted_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
-    from midstream.engines.scripted import ScriptedEngine
-    from midstream.record.recorder import RoleEngine
-
-    script = config.script
-
-    def reply(request: Request) -> str:
-        # By what was said before, so that a restart changes nothing.
-        said = sum(message["role"] == "assistant" for message in request.messages)
-        return script.replies[said % len(script.replies)]
-
-    engine = ScriptedEngine(tokenizer, reply, script.latency_s, script.tokens_per_s)
-
-    async def take(folder: Path, version: int) -> None:
-        engine.policy_version = version
-
-    return RoleEngine(engine, tokenizer, True), take
-
-
-def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
-    from midstream.engines.models import resolve
-    from midstream.engines.torch.compute import compute, submit
-    from midstream.engines.torch.engine import TorchEngine
-    from midstream.engines.torch.numerics import settle
-    from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import load_policy, make_weights
-    from midstream.record.recorder import RoleEngine
-
-    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
-    decoder = submit(load_policy, policy, resolve(config.model)).result()
-    submit(settle, decoder, policy.numerics).result()
-    engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
-    weights = None
-
-    async def take(folder: Path, version: int) -> None:
-        nonlocal weights
-        if weights is None:
-            trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
-            weights = await compute(make_weights, trained, decoder, "adapters")
-            await compute(settle, decoder, policy.numerics)  # again, with adapters
-        async with engine.exclusive():
-            await compute(weights.load, folder)
-            decoder.version = version
-
-    return RoleEngine(engine, tokenizer, True), take
+    return EngineSettings(
+        model=config.model,
+        engine=config.engine,
+        device=config.device,
+        dtype=config.dtype,
+        numerics=config.numerics,
+        concurrency=config.limits.concurrency,
+        replies=config.script.replies,
+        latency_s=config.script.latency_s,
+        tokens_per_s=config.script.tokens_per_s,
+    )
 
 
 class _Pictures:

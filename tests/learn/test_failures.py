@@ -10,7 +10,7 @@ import pytest
 
 from midstream import api
 from midstream.core.errors import EngineError, TrainingError
-from midstream.core.failures import Failure, because
+from midstream.core.failures import Failure, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.learn.algorithms.grpo import FlowGRPO, relative
 from midstream.learn.batch import make_batch
@@ -30,7 +30,7 @@ def an_attempt(uid: str, reward: float | None, failure: Failure | None = None) -
     made = Trajectory(
         uid=uid, prompt_uid="g", task=TASK, steps=(step,), reward=reward, status=status, error=f"{failure} gone"
     )
-    return made if failure is None else because(made, failure)
+    return made if failure is None else with_failure(made, failure)
 
 
 def test_one_success_in_twenty_stands_out() -> None:

@@ -1,4 +1,4 @@
-"""PassResult hold every item once, stay in their bounds, and compute hardly a token twice."""
+"""Passes hold every item once, stay in their bounds, and compute hardly a token twice."""
 
 from __future__ import annotations
 

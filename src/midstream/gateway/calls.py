@@ -129,7 +129,7 @@ class Calls:
     @asynccontextmanager
     async def _called(self, live: ActiveTrajectory, ask: Ask) -> AsyncIterator[dict[int, Step]]:
         """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self._trajectories.was_ended(live)
         if live.ended is not None:
             raise ended(live)
@@ -226,7 +226,7 @@ class Calls:
             return await live.recorder.call(role_engine, call)
 
     def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self._trajectories.was_ended(live)
         if live.ended is not None:
             self._metrics.late.inc()

@@ -203,7 +203,7 @@ class Endpoints:
         if opening.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{live.uid}' is in the channel '{live.channel}'", param="channel")
         fresh = await trajectories.add(live, step)
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self.gateway.metrics.late.inc()
         if step.is_last and live.ended is None:
             await trajectories.close(live)

@@ -162,7 +162,7 @@ class Trajectories:
             with self._heard_of_end(live):
                 live.touch()
                 added = await submit(live.recorder, self._store, step)
-            if live.recorder.over:
+            if live.recorder.already_ended:
                 self.was_ended(live)
             return added
 

@@ -80,7 +80,7 @@ class WarmStartConfig(Config):
     """Number of demonstrations, made from training tasks with a `demonstration` in their metadata; 0 disables the warm
     start."""
     epochs: int = Field(default=2, ge=1)
-    """PassResult over the demonstrations."""
+    """Passes over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)
     """Demonstrations per update."""
     lr: float = Field(default=5e-4, gt=0)
@@ -102,7 +102,7 @@ class TrainerConfig(Config):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; null means torch's default."""
     epochs_per_batch: int = Field(default=1, ge=1)
-    """PassResult over each batch of trajectories."""
+    """Passes over each batch of trajectories."""
     minibatches: int = Field(default=1, ge=1)
     """Updates per pass over the batch."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)

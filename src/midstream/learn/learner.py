@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,12 +50,17 @@ class Learner:
     ) -> None:
         self.decoder, self.weights, self.config, self.critic = decoder, weights, config, critic
         self._max_tokens = max_tokens_per_pass
-        self.optimizer = torch.optim.AdamW(
-            weights.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, foreach=False
-        )
         self.updates = 0
         self.decay_over: int | None = None
         """Updates over which the learning rate falls to 0; None keeps it constant."""
+
+    @cached_property
+    def optimizer(self) -> torch.optim.AdamW:
+        """Built on first use: evaluating and asking need none."""
+        c = self.config
+        return torch.optim.AdamW(
+            self.weights.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay, foreach=False
+        )
 
     def update(
         self,

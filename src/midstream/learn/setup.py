@@ -3,7 +3,6 @@ evaluation and `ask`."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.engines.torch.numerics import Numerics, fastest_dtype, settle
+from midstream.engines.torch.loading import load_policy
+from midstream.engines.torch.numerics import Numerics, settle
 from midstream.learn.algorithms import PPO
-from midstream.learn.config import PolicyConfig, TrainConfig
+from midstream.learn.config import TrainConfig
 from midstream.learn.critic import Critic
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.reference import base_reference, swapped_reference
@@ -271,36 +271,3 @@ def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
     if config is None or config.engine != "frozen":
         return remote_judge(config)
     return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
-
-
-def choose_device(config: PolicyConfig) -> torch.device:
-    """Return the device of `policy.device`. Raises `ConfigError` when it is not available."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"policy.device '{config.device}' is not available: {error}", "use cpu, cuda or auto"
-        ) from None
-    return device
-
-
-def choose_dtype(config: PolicyConfig, device: torch.device, folder: Path) -> torch.dtype:
-    """Return the dtype of `policy.dtype` for the model in `folder`; `auto` is measured on a CPU."""
-    if config.dtype != "auto":
-        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hidden, inner = (int(sizes.get(name) or 0) for name in ("hidden_size", "intermediate_size"))
-    return fastest_dtype(hidden, 2 * inner)
-
-
-def load_policy(config: PolicyConfig, folder: Path, recorded: Numerics | None = None) -> Decoder:
-    """Load the model in `folder` on the device and in the dtype of `config`; `auto` keeps the dtype of `recorded`."""
-    device = choose_device(config)
-    if config.dtype == "auto" and recorded is not None:
-        return load_decoder(folder, getattr(torch, recorded.dtype), device)
-    return load_decoder(folder, choose_dtype(config, device, folder), device)

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, UserError, nearest
-from midstream.core.failures import Failure, because, failure_of
+from midstream.core.failures import Failure, failure_of, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
@@ -168,7 +168,7 @@ class RewardFunction:
             # An outage takes precedence over other failures, because it says nothing about the attempt.
             problem, cause, raised = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
             failed = replace(trajectory, status=Status.FAILED, error=problem)
-            return self._without_score(because(failed, cause, raised), rewards)
+            return self._without_score(with_failure(failed, cause, raised), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
@@ -189,7 +189,7 @@ class RewardFunction:
             if result.error is not None:
                 problem, cause, raised = self._failure(name, result)
                 for index, one in zip(indices, completed, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=problem), cause, raised)
+                    failed = with_failure(replace(one, status=Status.FAILED, error=problem), cause, raised)
                     trajectories[index] = self._without_score(failed, dict(one.rewards))
                 continue
             if not isinstance(result.value, Sequence) or len(result.value) != len(completed):

@@ -14,7 +14,7 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
-from midstream.core.failures import Failure, because
+from midstream.core.failures import Failure, with_failure
 from midstream.core.sampling import SamplingParams
 from midstream.core.secrets import text_without_secrets
 from midstream.core.types import Status, Trajectory
@@ -132,7 +132,7 @@ class AgentFlowWorker:
             await self._sink.finish(trajectory, attempt)
         except EngineError as error:
             failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
-            return because(failed, Failure.INFRASTRUCTURE)
+            return with_failure(failed, Failure.INFRASTRUCTURE)
         return trajectory
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
@@ -159,7 +159,7 @@ class AgentFlowWorker:
                 raise  # the whole rollout is being cancelled
             return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
         except EngineError as error:
-            return because(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
+            return with_failure(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))
         except Exception as error:  # an error in a flow fails its own trajectory, never the run
@@ -167,7 +167,7 @@ class AgentFlowWorker:
                 late = f"took longer than rollout.timeout_s = {self._timeout_s:g} s"
                 return _ended(session, flow, Status.TIMED_OUT, late)
             failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
-            return because(failed, Failure.AGENT, error)
+            return with_failure(failed, Failure.AGENT, error)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()
@@ -183,7 +183,7 @@ def _not_begun(attempt: Attempt, error: EngineError) -> Trajectory:
     failed = Trajectory(
         uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
     )
-    return because(failed, Failure.INFRASTRUCTURE)
+    return with_failure(failed, Failure.INFRASTRUCTURE)
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:

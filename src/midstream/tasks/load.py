@@ -1,4 +1,4 @@
-"""`TasksConfig` and `load_tasks`: task sets by name, by file, by import path or by hub name, mixed in ratios."""
+"""`TasksConfig` and `load_tasks`: task sets by name, file, import path or hub name, mixed in ratios."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OF_FILES = ("question", "answer", "id", "kind", "split", "val_share", "test_sha
 """Options that only files and hub data sets have."""
 
 TaskSetFactory = Callable[[int], TaskSet]
-"""Makes a task set from a seed, which may decide order but never splits."""
+"""Makes a task set from a seed, which may determine order but never splits."""
 
 _REGISTRY: dict[str, TaskSetFactory] = {
     "calculate": calculate,
@@ -51,13 +51,13 @@ class TaskSourceConfig(Config):
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
     question: str | None = None
-    """Field that holds the question; found by its usual names when not given."""
+    """Field with the question; detected by common names if not given."""
     answer: str | None = None
-    """Field that holds the answer, or the list of accepted ones."""
+    """Field with the answer, or the list of accepted answers."""
     id: str | None = None
-    """Field that holds the id of a task."""
+    """Field with the id of a task."""
     kind: str | None = None
-    """`kind` of the tasks; the file's name without ending when not given."""
+    """`kind` of the tasks; the file's name without suffix if not given."""
     split: Literal["train", "val", "test"] | None = None
     """Put every task of the file into this split. Otherwise by the field `split`, else by hash of the question."""
     val_share: float | None = Field(default=None, ge=0, lt=1)
@@ -83,18 +83,18 @@ class TaskSourceConfig(Config):
 
 
 class TasksConfig(Config):
-    """What is trained and evaluated on."""
+    """Tasks for training and evaluation."""
 
     sources: list[TaskSourceConfig] = Field(default_factory=list[TaskSourceConfig])
-    """Where tasks come from. None are needed to train on what is in a store (`rollout.source`)."""
+    """Sources of tasks. None are needed to train on data in a store (`rollout.source`)."""
     seed: int = 0
-    """Decides the order of tasks and what generators draw. Splits do not depend on it."""
+    """Determines the order of tasks and the draws of generators. Splits do not depend on it."""
     curriculum: CurriculumConfig = InOrder()
     """Which training task is attempted next."""
 
 
 def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
-    """Make a function from a seed to a `TaskSet` known by name: `@register_tasks("riddles")`."""
+    """Register a function from a seed to a `TaskSet` by name: `@register_tasks("riddles")`."""
 
     def register(factory: TaskSetFactory) -> TaskSetFactory:
         if name in _REGISTRY and _REGISTRY[name] is not factory:
@@ -106,7 +106,7 @@ def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
 
 
 def load_tasks(config: TasksConfig) -> TaskSet:
-    """The task set of a config: the source itself when there is one, else their `TaskMix`."""
+    """Return the task set of a config: the source itself if there is one, else their `TaskMix`."""
     if not config.sources:
         return Nothing()
     loaded = [(_load(source, config.seed), source.ratio) for source in config.sources]
@@ -114,7 +114,7 @@ def load_tasks(config: TasksConfig) -> TaskSet:
 
 
 class Nothing(TaskSet):
-    """No tasks at all."""
+    """An empty task set."""
 
     name, kinds = "none", ()
 
@@ -131,7 +131,7 @@ def is_imported(name: str) -> bool:
 
 
 def _is_file(name: str) -> bool:
-    # A path that is there is never a name on the hub.
+    # An existing path is never a hub name.
     return is_task_file(name) or Path(name).expanduser().exists()
 
 

@@ -1,6 +1,6 @@
-"""Rows of a task file or data set into tasks: which field is what, and what an answer looks like in the wild.
+"""Converts rows of a task file or data set to tasks: detects fields, and parses common answer formats.
 
-Understood: GSM8K (`... #### 18`), HotpotQA, Bamboogle and AIME style (`answers` lists, also lists written as text such
+Supported: GSM8K (`... #### 18`), HotpotQA, Bamboogle and AIME style (`answers` lists, also lists written as text such
 as `"['james madison']"`), and plain `{"prompt", "answer"}`; a prompt may be a list of chat messages.
 """
 
@@ -36,7 +36,7 @@ class RowFields:
 
 
 def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: str) -> Task:
-    """The task in one row. `where` (file and line) opens the message of any `TaskError`."""
+    """Convert one row to a task. `where` (file and line) starts the message of any `TaskError`."""
     if not isinstance(row, Mapping):
         raise TaskError(
             f"{where}: must be an object with fields, not {_kind(row)}", '{"question": "...", "answer": "..."}'
@@ -119,7 +119,7 @@ def _from_text(text: str) -> list[str]:
 
 
 def _written_list(text: str) -> list[str] | None:
-    """The items of a list of strings written as Python or JSON, else None: `[1, 2]` may be an answer in itself."""
+    """Return the items of a list of strings in Python or JSON syntax, else None: `[1, 2]` may itself be an answer."""
     if not (text.startswith("[") and text.endswith("]") and len(text) <= 10_000):
         return None
     try:

@@ -1,7 +1,7 @@
-"""`TaskSet`: tasks by split and index, the same on every machine, so that a trainer resumes from a number.
+"""`TaskSet`: tasks by split and index, identical on every machine, so that a trainer resumes from an index.
 
-Splits are fixed by a hash of what a task is about (its split key), 80/10/10 over train, val and test: a set that grows
-never moves a task, and what the test split asks about never occurs in train.
+Splits are determined by a hash of a task's subject (its split key), 80/10/10 over train, val and test: a growing set
+never moves a task, and subjects of the test split never occur in train.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ HELD_OUT = 0.1
 
 
 def split_of(key: str, val: float = HELD_OUT, test: float = HELD_OUT) -> str:
-    """The split that everything with this split key belongs to, whatever the seed. `val` and `test` are the shares of
-    these splits. What is in `test` stays there when `test` grows."""
+    """Return the split of everything with this split key, independent of the seed. `val` and `test` are the shares of
+    these splits. Tasks in `test` stay there when `test` grows."""
     position = unit_interval("split", key)
     return "test" if position >= 1 - test else "val" if position >= 1 - test - val else "train"
 
 
 class TaskSet(ABC):
-    """An ordered source of tasks. `kinds` are the values of `Task.kind` that occur in it."""
+    """An ordered source of tasks. `kinds` are the values of `Task.kind` in it."""
 
     name: str
     kinds: tuple[str, ...]
 
     @abstractmethod
     def size(self, split: str) -> int | None:
-        """How many different tasks the split holds; None when it is generated without end."""
+        """Return the number of distinct tasks in the split; None if it is unbounded."""
 
     @abstractmethod
     def get(self, split: str, index: int) -> Task:
-        """Task number `index` (from 0) of the split. A finite split starts over after its last one."""
+        """Return task number `index` (from 0) of the split. A finite split repeats after its last task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Draft:
 
 
 class FiniteTaskSet(TaskSet):
-    """Tasks that are all known. Each split is shuffled by `seed`; the split of a task is the one it carries."""
+    """A known, finite list of tasks. Each split is shuffled by `seed`; each task has its own split."""
 
     def __init__(self, name: str, tasks: Iterable[Task], seed: int = 0) -> None:
         self.name = name
@@ -79,13 +79,13 @@ class FiniteTaskSet(TaskSet):
         for task in tasks:
             self._tasks[known_split(task.split)].append(task)
         for members in self._tasks.values():
-            # By id, not by position: a set that grows keeps the order of the tasks it had.
+            # Ordered by id, not by position: existing tasks keep their order when the set grows.
             members.sort(key=lambda task: derive_seed(name, seed, task.id))
         self.kinds = tuple(dict.fromkeys(task.kind for members in self._tasks.values() for task in members))
 
     @classmethod
     def from_drafts(cls, name: str, drafts: Iterable[Draft], seed: int = 0) -> FiniteTaskSet:
-        """A built-in set: kind is its name, splits by the drafts' keys, ids by the questions."""
+        """Create a built-in set: kind is its name, splits from the drafts' keys, ids from the questions."""
 
         def task(draft: Draft) -> Task:
             return draft.task(name, split_of(draft.key), f"{name}-{derive_seed(draft.question):016x}")
@@ -103,7 +103,7 @@ class FiniteTaskSet(TaskSet):
 
 
 class GeneratedTaskSet(TaskSet):
-    """Tasks made on demand, without end. `make(rng, split)` draws one whose split key belongs to `split`."""
+    """Unbounded tasks generated on demand. `make(rng, split)` draws one whose split key belongs to `split`."""
 
     def __init__(self, name: str, make: Callable[[random.Random, str], Draft], seed: int = 0) -> None:
         self.name = name
@@ -121,20 +121,20 @@ class GeneratedTaskSet(TaskSet):
 
 
 def take(taskset: TaskSet, split: str, n: int) -> list[Task]:
-    """The first `n` tasks of a split, each once: fewer when a finite split holds fewer."""
+    """Return the first `n` tasks of a split, each once: fewer if a finite split has fewer."""
     size = taskset.size(split)
     return [taskset.get(split, index) for index in range(n if size is None else min(n, size))]
 
 
 def check(taskset: TaskSet, splits: Sequence[str] = SPLITS) -> None:
-    """Raise `TaskError` when one of the splits has no task."""
+    """Raise `TaskError` if one of the splits has no task."""
     for split in splits:
         if taskset.size(split) == 0:
             raise empty_split(taskset, split)
 
 
 def empty_split(taskset: TaskSet, split: str) -> TaskError:
-    """The error for a split without tasks; says which splits have some."""
+    """Return the error for a split without tasks; it names the splits that have some."""
     sizes = {other: taskset.size(other) for other in SPLITS}
     filled = ", ".join(
         f"{other} ({'unbounded' if size is None else size})" for other, size in sizes.items() if size != 0
@@ -156,7 +156,7 @@ def shortage(taskset: TaskSet, split: str, wanted: int) -> str:
 
 
 def known_split(split: str) -> str:
-    """`split`, or a `TaskError` when there is no such split."""
+    """Return `split`; raise `TaskError` if it does not exist."""
     if split not in SPLITS:
         raise TaskError(f"there is no split '{split}'", nearest(split, SPLITS))
     return split

@@ -72,7 +72,7 @@ def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
 
 
 def _values(tool: Tool[..., Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    # Through JSON: strict mode then takes a list for a tuple and a text for a date, as JSON has nothing else.
+    # Through JSON: strict mode then accepts a list for a tuple and text for a date, as JSON has no other types.
     model = tool.arguments_model.model_validate_json(json.dumps(raw))
     names = {alias: name for name, alias in _aliases(tool.arguments_model).items()}
     return {alias: getattr(model, name) for alias, name in names.items()}

@@ -1,7 +1,7 @@
-"""`@tool`: a typed function becomes a `Tool` with a name, a description and a JSON schema of its parameters.
+"""`@tool`: turns a typed function into a `Tool` with a name, a description and a JSON schema of its parameters.
 
-The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so there is one place to
-change. Arguments are validated strictly: a number is not taken for a text, nor the other way round.
+The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so each is defined once.
+Arguments are validated strictly: numbers are not accepted as text, nor text as numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 class ToolError(MidstreamError):
-    """Raised by a tool to tell the model what went wrong; the message alone is what the model sees."""
+    """Raised by a tool to report an error to the model, which sees only the message."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,9 +61,9 @@ def tool(
 def tool(
     function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> Any:
-    """Make a tool of a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
+    """Create a tool from a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
 
-    Every parameter needs a type hint that JSON can carry; `*args` and `**kwargs` have no schema and are refused.
+    Every parameter needs a type hint that JSON can represent; `*args` and `**kwargs` have no schema and are refused.
     Raises `ConfigError` for a function that cannot be a tool.
     """
     if function is None:
@@ -82,7 +82,7 @@ def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: fl
     description, explained = _read_docstring(inspect.getdoc(function) or "")
     model = _arguments_model(function, name, explained)
     schema = model.model_json_schema(by_alias=True)
-    # The field names are ours, so the titles pydantic derives from them tell a model nothing.
+    # Field names are internal, so the titles pydantic derives from them mean nothing to a model.
     schema.pop("title", None)
     schema.setdefault("properties", {})
     for parameter in schema["properties"].values():
@@ -116,7 +116,7 @@ def _arguments_model(function: Callable[..., Any], name: str, explained: Mapping
                 f"tool '{name}': parameter '{parameter}' has no type hint", f"write {parameter}: str, for example"
             )
         default = ... if details.default is details.empty else details.default
-        # Own field names, with the parameter's as alias: pydantic reserves some (`json`, `_x`, `model_...`).
+        # Internal field names, with the parameter's name as alias: pydantic reserves some (`json`, `_x`, `model_...`).
         fields[f"p{position}"] = (
             hints[parameter],
             Field(default, alias=parameter, description=explained.get(parameter)),
@@ -132,7 +132,7 @@ def _arguments_model(function: Callable[..., Any], name: str, explained: Mapping
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The docstring without its `Args:` section, and what that section says of each parameter."""
+    """Split a docstring into its text without the `Args:` section, and that section's descriptions by parameter."""
     lines, explained, kept = text.splitlines(), dict[str, str](), list[str]()
     inside, current = False, ""
     for line in lines:

@@ -57,11 +57,11 @@ class Toolbox:
                 raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
 
     def get(self, name: str) -> Tool[..., Any] | None:
-        """The tool of that name, or None."""
+        """Return the tool of that name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
 
     def cards(self) -> str:
-        """One line a tool, for a prompt."""
+        """Return one line per tool, for a prompt."""
         return "\n".join(tool.card for tool in self.tools)
 
     def session(self, mask_seed: int | None = None) -> ToolSession:
@@ -110,7 +110,7 @@ class ToolSession:
 
     @property
     def remaining(self) -> int | None:
-        """Calls left, or None without a limit."""
+        """Number of calls left; None without a limit."""
         limit = self.toolbox.max_calls
         return None if limit is None else max(0, limit - self.calls_made)
 
@@ -173,7 +173,7 @@ async def _run(tool: ToolSpec, toolset: Toolset, arguments: Mapping[str, Any]) -
     """`(error_kind, text)` of one call, within the tool's time limit."""
     task = asyncio.create_task(_guarded(tool, toolset, arguments))
     try:
-        # `wait`, not `wait_for`: a tool that swallows its cancellation must not hold the trajectory.
+        # `wait`, not `wait_for`: a tool that ignores its cancellation must not block the trajectory.
         await asyncio.wait({task}, timeout=tool.timeout_s)
     except asyncio.CancelledError:
         task.cancel()

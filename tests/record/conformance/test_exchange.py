@@ -107,7 +107,7 @@ def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tm
     some(store, 1, first=4, channel="mine")
     before = everything(store)
     place = "line 6" if ending == "jsonl" else "row 5"
-    with pytest.raises(RunError, match=rf"out\.{ending}', {place}: trajectory 'u4' is in .* already\n.*skip"):
+    with pytest.raises(RunError, match=rf"out\.{ending}', {place}: trajectory 'u4' already exists in .*\n.*skip"):
         import_from(store, tmp_path / f"out.{ending}")
     assert everything(store) == before
     done = import_from(store, tmp_path / f"out.{ending}", existing="skip")
@@ -215,11 +215,9 @@ def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Pat
             import_from(store, tmp_path / name)
         return str(raised.value)
 
-    assert "is no export of a store" in refused("a.jsonl", '{"question": "?"}\n')
-    assert "is no export of a store" in refused("b.jsonl", "")
-    assert "schema_version 99, which is not known" in refused(
-        "c.jsonl", '{"format": "midstream", "schema_version": 99}\n'
-    )
+    assert "is not a Midstream export" in refused("a.jsonl", '{"question": "?"}\n')
+    assert "is not a Midstream export" in refused("b.jsonl", "")
+    assert "unsupported schema_version 99" in refused("c.jsonl", '{"format": "midstream", "schema_version": 99}\n')
     assert "is not a Parquet file" in refused("d.parquet", "no")
     assert "neither .jsonl nor .parquet" in refused("e.csv", "")
     with Store(tmp_path / "store.db") as store:

@@ -98,7 +98,7 @@ def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(s
     assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
     assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
     end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
-    with pytest.raises(Exception, match="has ended already: timed_out"):
+    with pytest.raises(Exception, match="has already ended: timed_out"):
         asyncio.run(store.trajectories.finish(end_too_late))
 
 
@@ -335,7 +335,7 @@ def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
         lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
     )
     keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
-    store.database.write(lambda transaction: group_states.settle(transaction.connection, keys, time.time()))
+    store.database.write(lambda transaction: group_states.update_states(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 
 
