@@ -22,7 +22,7 @@ from midstream.core.text import visible
 from midstream.evaluate.ask import ask, ask_async
 from midstream.evaluate.evaluation import evaluate, evaluate_async
 from midstream.evaluate.export import export
-from midstream.learn.config import TrainConfig, our_names
+from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -172,7 +172,7 @@ async def rollout_async(
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
             sink=sink,
-            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(
