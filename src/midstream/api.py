@@ -22,7 +22,7 @@ from midstream.core.text import visible
 from midstream.evaluate.ask import ask, ask_async
 from midstream.evaluate.evaluation import evaluate, evaluate_async
 from midstream.evaluate.export import export
-from midstream.learn.config import TrainConfig, our_names
+from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import Training, TrainResult
+    from midstream.learn.trainer import TrainResult
 
 __all__ = [
     "ask",
@@ -60,7 +60,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -73,7 +73,11 @@ def train(
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
     what was saved stays. `train_async` is the same for async code.
     """
-    training = _training(config, callbacks, resume, force)
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.trainer import Training
+
+    endpoint = InProcessGateway()
+    training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
     return run_blocking(training.run(), interrupt=training.stop)
 
 
@@ -81,17 +85,18 @@ async def train_async(
     config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
     """As `train`."""
-    return await _training(config, callbacks, resume, force).run()
-
-
-def _training(config: Settings, callbacks: Sequence[Callback] | None, resume: bool, force: bool) -> Training:
     from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.trainer import Training
 
+    async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop goes on
+        training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
+        return await training.run()
+
+
+def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[TrainConfig, list[Callback]]:
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
     # The pictures first, so that the other callbacks can point to what was drawn.
-    listening = [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
-    return Training(resolved, listening, resume=resume, force=force, endpoint=InProcessGateway())
+    return resolved, [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
 
 
 def rollout(
@@ -167,7 +172,7 @@ async def rollout_async(
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
             sink=sink,
-            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(

@@ -45,7 +45,7 @@ def config(tmp_path: Path, tiny_path: Path, flow: str, component: str) -> Path:
 @pytest.mark.parametrize(
     ("flow", "component", "line", "hidden"),
     [
-        ("always_raises", "length", "raise KeyError(f\"no word in {index['page']}\")", "midstream/agents/rollout.py"),
+        ("always_raises", "length", "raise KeyError(f\"no word in {index['page']}\")", "midstream/rollouts/worker.py"),
         ("single_step_single_turn_agent", "always_divides", "return 1 / 0", "midstream/rewards/calls.py"),
     ],
 )

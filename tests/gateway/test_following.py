@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import torch
 from midstream import api
 from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import load_tokenizer
-from midstream.engines.factory import EngineSettings, make_policy_engine
 from midstream.engines.factory import EngineSettings, make_policy_engine
 from midstream.gateway.asks import Ask
 from midstream.gateway.callers import Caller

@@ -379,7 +379,7 @@ def groups_are_mixed(patch: Patch) -> None:
     def around(original: Any, trajectories: Any) -> Any:
         return [list(trajectories[0::2]), list(trajectories[1::2])]
 
-    wrapped(patch, collect, "_grouped", around)
+    wrapped(patch, collect, "_group_by_prompt", around)
 
 
 @fault("attempts differ")

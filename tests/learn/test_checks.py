@@ -65,7 +65,7 @@ def checked(
 ) -> list[Check]:
     made = batch or make_batch(groups, FlowGRPO(), failed="mask")
     own = OwnLogProbs()
-    Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO(), None, own.take)
+    Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO(), None, own.record)
     noise = noise_floor(decoder, [turn.sequence for turn in made.turns])
     return first_batch(CONFIG, groups, made, own=own, **{"noise": noise, "version": 0, "kl_at_start": 0.0, **facts})
 

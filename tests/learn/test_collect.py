@@ -41,7 +41,7 @@ def made(
             for attempt in attempts
         ]
 
-    parts = SimpleNamespace(
+    context = SimpleNamespace(
         config=SimpleNamespace(
             rollout=TrainRolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
@@ -49,10 +49,10 @@ def made(
             algorithm=SimpleNamespace(greedy_baseline=greedy),
         ),
         tasks=SimpleNamespace(get=get),
-        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, of_groups=False),
+        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, scores_groups=False),
         manager=lambda store: SimpleNamespace(run=run),
     )
-    collected = attempt_tasks(parts, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]
+    collected = attempt_tasks(context, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]
     return asyncio.run(collected), drawn
 
 

@@ -62,9 +62,11 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_by_the_check_that_names_it(
-    name: str, small_path: Path, check: Checked, monkeypatch: Patch
+    name: str, small_path: Path, tiny_path: Path, check: Checked, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(small_path, folder, dirs_exist_ok=True))
+    # A position off shows too little in two layers.
+    model = tiny_path if name == "sampling_is_a_position_off" else small_path
+    monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)
     found = {finding.name: finding.ok for finding in check(*given)}
@@ -100,7 +102,6 @@ def test_noise_alone_is_no_fault(size: float, seed: int, check: Checked) -> None
     # What needs no comparison of two roundings is decided at any noise.
     for name in (
         "temperatures agree",
-        "positions are right",
         "log-probabilities are kept",
         "alone as together",
         "gradient is in place",

@@ -237,7 +237,7 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
             await soon(lambda made=made: len(renewals) > made and clock.sleeping == asleep)
 
     async def step(other: Store) -> None:
-        wanted = asyncio.create_task(taking.take(2, None))
+        wanted = asyncio.create_task(taking.lease(2, None))
         await soon(lambda: other.groups.counts()["leased"])
         await pass_leases(2)  # one polls for the second group, one renews
         assert other.groups.lease("other", 9, "train", 60) == []
@@ -261,7 +261,7 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(
     renewals.append(-1)
 
     async def step(other: Store) -> None:
-        await taking.take(1, None)
+        await taking.lease(1, None)
         for made in ([-1, 0], [-1, 0, 1]):
             clock.advance(10)
             await soon(lambda made=made: renewals == made and clock.sleeping)
@@ -304,7 +304,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
 
 def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None:
     (first, *_) = record("q0", change=lambda step: replace(step, response_ids=(*step.response_ids[:-1], 50_000)))
-    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy has \d+"
+    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy's vocabulary has \d+"
     with pytest.raises(TrainingError, match=told) as error:
         train(1)
     assert "train the model that the gateway served" in (error.value.hint or "")

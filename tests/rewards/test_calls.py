@@ -91,8 +91,8 @@ def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) ->
 def test_a_component_that_never_returns_does_not_hold_up_the_end_of_the_program() -> None:
     code = (
         "import asyncio, time\n"
-        "from midstream.rewards.calls import call\n"
-        "print(asyncio.run(call(lambda: time.sleep(600), {}, 0.1)).late)\n"
+        "from midstream.rewards.calls import call_with_timeout\n"
+        "print(asyncio.run(call_with_timeout(lambda: time.sleep(600), {}, 0.1)).timed_out)\n"
     )
 
     async def run() -> bytes:

@@ -77,11 +77,10 @@ def load_agent(
     endpoint: AgentEndpoint | None = None,
 ) -> TrainingContext:
     """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
-    `overrides` come last. `endpoint` accepts the calls of black-box agents; the default is an in-process gateway.
+    `overrides` come last. `endpoint` accepts the calls of black-box agents.
 
     Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
     from midstream.engines.torch.compute import submit
-    from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
@@ -94,7 +93,7 @@ def load_agent(
     config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
 
     def load() -> TrainingContext:
-        parts = build(config, None, endpoint or InProcessGateway())
+        parts = build(config, None, endpoint)
         if source.checkpoint is not None:
             parts.weights.load(source.checkpoint)
         return parts

@@ -11,6 +11,7 @@ from midstream.core.blocking import run_blocking
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import find_agent, last_finished, load_agent
 from midstream.evaluate.runs import find_run
+from midstream.gateway.in_process import InProcessGateway
 
 if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
@@ -71,6 +72,7 @@ async def ask_async(
     elif run is not None:
         run = find_run(str(run), runs_dir)
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
-    parts = await asyncio.to_thread(load_agent, source, sections=_NOT_NEEDED, trust=trust)
     task = Task(id="question", prompt=question, kind="question", split="test", metadata=metadata or {})
-    return (await parts.evaluate([task], "ask", channel="ask"))[0]
+    async with InProcessGateway() as endpoint:
+        parts = await asyncio.to_thread(load_agent, source, sections=_NOT_NEEDED, trust=trust, endpoint=endpoint)
+        return (await parts.evaluate([task], "ask", channel="ask"))[0]

@@ -14,6 +14,7 @@ from midstream.core.errors import ConfigError
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import AgentSource, find_agent, load_agent
 from midstream.evaluate.runs import find_run
+from midstream.gateway.in_process import InProcessGateway
 from midstream.tasks.row_files import is_task_file
 
 if TYPE_CHECKING:
@@ -111,8 +112,11 @@ async def evaluate_async(
         raise ConfigError(
             "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
         )
-    parts = await asyncio.to_thread(load_agent, source, overrides, sections=sections, trust=trust)
-    return await _evaluate(parts, source, split or "test", n, progress)
+    async with InProcessGateway() as endpoint:
+        parts = await asyncio.to_thread(
+            load_agent, source, overrides, sections=sections, trust=trust, endpoint=endpoint
+        )
+        return await _evaluate(parts, source, split or "test", n, progress)
 
 
 async def _evaluate(

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from midstream.agents.endpoint import EndpointAddress
 from midstream.core import clock
@@ -89,6 +90,14 @@ class InProcessGateway:
         if starting is not None and self._loop is asyncio.get_running_loop():
             server = await starting
             await server.context.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def _server(self, role_engine: RoleEngine) -> _Server:
         """The running server of this event loop; starts it if there is none."""

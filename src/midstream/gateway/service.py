@@ -50,7 +50,7 @@ class Gateway:
         self.names = (config.model, *config.aliases)
         self.gate = AdmissionController(config.limits, config.keys)
         reward = config.reward
-        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
+        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).single_trajectory()
         self.trajectories = Trajectories(
             store,
             role_engine,

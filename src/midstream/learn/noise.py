@@ -199,7 +199,8 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
         alone = _scored(decoder, sequence)
         for found, further in zip(measured, FURTHER[number % len(FURTHER)], strict=True):
             found.append(_scored(decoder, sequence, further) - alone)
-    repeat = trimmed_rms([_scored(decoder, chosen[0]) - _scored(decoder, chosen[0])]) if chosen else 0.0
+    # Several, as of a response of one token nothing is left.
+    repeat = trimmed_rms([_scored(decoder, one) - _scored(decoder, one) for one in chosen[:SILENT]])
     dtype = str(decoder.dtype).removeprefix("torch.")
     longer = max((math.sqrt(_size(sequence) / _size(_end(sequence))) for sequence in chosen), default=1.0)
     every = [*measured[0], *measured[1]]

@@ -1,4 +1,4 @@
-"""A trajectory as one readable row, for the report."""
+"""Converts a trajectory to a readable row for the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from midstream.learn.prompts import Decode, new_prompts
 
 
 def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
-    """What a flow with a verifier noted after each turn, by the step whose action it judged: enough or not, and why."""
+    """Return the verifier's verdict and reason by the index of the step whose action it judged."""
     noted = trajectory.metadata.get("turns")
     turns = [turn for turn in noted if isinstance(turn, Mapping)] if isinstance(noted, Sequence) else []
     return {
@@ -23,8 +23,7 @@ def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
 def sample_row(
     label: str, step: int, trajectory: Trajectory, success: bool, decode: Decode | None = None
 ) -> dict[str, Any]:
-    """What was asked, each turn with what was new in its prompt, its call and verdict, the answer and its reward by
-    component."""
+    """Return question, turns with new prompt text, calls and verdicts, answer and rewards of a trajectory."""
     prompts = new_prompts(trajectory, decode)
     calls = {call.step_index: call for call in trajectory.tool_calls}
     verdicts = {

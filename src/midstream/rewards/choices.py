@@ -1,4 +1,4 @@
-"""Multiple choice: which letter a text chooses, when it chooses one."""
+"""Multiple choice: finds the letter that a text chooses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REFERENCE = re.compile(r"[A-J]|\([A-Ja-j]\)|[A-J][.):]|\*\*\(?[A-J]\)?\*\*|\\te
 
 
 def choice_of_reference(reference: str) -> str:
-    """The letter that a reference is: `A`, `(A)`, `A.`, `**A**`, `\\text{(A)}`; "" when it is something else."""
+    """Return the letter of a reference such as `A`, `(A)`, `A.`, `**A**`, `\\text{(A)}`; "" for any other reference."""
     text = unify(reference).strip().strip("$")
     if _REFERENCE.fullmatch(text) is None:
         return ""
@@ -29,7 +29,7 @@ def choice_of_reference(reference: str) -> str:
 
 
 def chosen(text: str) -> str:
-    """The letter that `text` chooses; "" when it chooses none, or more than one, or says which is wrong."""
+    """Return the letter that `text` chooses; "" when it chooses none or several, or only rules one out."""
     text = spaced(unify(text))
     alone = _ALONE.fullmatch(unwrapped(text))
     if alone is not None:

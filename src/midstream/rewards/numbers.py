@@ -1,7 +1,7 @@
-"""Reading numbers out of text: signs, thousands, decimals, exponents, fractions, currencies, percent, "million".
+"""Parses numbers in text: signs, thousands separators, decimals, exponents, fractions, currencies, percent, "million".
 
-Number words ("twelve"), roman numerals and decimal commas are not read, and what is part of a larger expression
-(`10^3`, `3x`, `\\sqrt{2}`) is not a number.
+Number words ("twelve"), roman numerals and decimal commas are not supported, and part of a larger expression (`10^3`,
+`3x`, `\\sqrt{2}`) is not a number.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from midstream.rewards.characters import spaced, unify
 from midstream.rewards.units import Unit, unit_after, unit_of
 
 LONGEST = 300
-"""Digits and powers of ten beyond this are not read: nobody means them, and arithmetic on them never ends."""
+"""Maximum digits and powers of ten. Larger numbers are ignored, because no answer needs them and arithmetic on them
+never ends."""
 MOST_KEPT = 50
-"""Numbers kept in mind for a later "12 is wrong"."""
+"""Maximum numbers remembered for a later "12 is wrong"."""
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -50,7 +51,7 @@ _BEFORE = re.compile(
     r"|(?:\\?\b(?:log|ln|sin|cos|tan|exp)|\\[A-Za-z]*(?:bar|hat|vec|line))\s?[({]?|(?:[<>≤≥≠]|!=|\\(?:geq?|leq?|neq?|gt|lt|pm|mp)\b)\s?"
     r"|(?:(?<![A-Za-z\\])[A-Za-z]|[)\]}])\s?(?:[-+*/×·÷]|\\(?:cdot|times|div)\b)\s?)$"
 )
-"""What makes a fragment of the number after it: a power, a root, a function, an inequality, the rest of a sum."""
+"""Matches before a number that is only part of an expression: a power, a root, a function, an inequality, a sum."""
 _AFTER = re.compile(
     r"\s?(?:\^(?!\s?\{?\\circ)|√|π|_|·|÷|×|\\(?!text|mathrm|mbox|circ|degree|quad|right|end|[,;!:%$()\[\]\\ ])[A-Za-z]"
     r"|[*+/-]\s?(?:(?!a\s|I\s)[A-Za-z](?![A-Za-z])|[(\\])|[xyz](?![A-Za-z'])|!(?=\s?[)}=+*/$-]))"
@@ -78,13 +79,14 @@ _RETRACTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as written: `value` before the percent sign took effect, which `percent` says was there."""
+    """A number as written: `value` before applying the percent sign, `percent` whether there is one."""
 
     value: Fraction
     percent: bool = False
 
     def matches(self, reference: Number, rel_tol: float) -> bool:
-        """Equal, exactly when `reference` is whole. 50% is 0.5 and is also 50 when only one of the two has the sign."""
+        """Return whether the numbers are equal, exactly when `reference` is whole. When only one has a percent sign,
+        50% equals both 0.5 and 50."""
         if self.percent == reference.percent:
             return close(self.value, reference.value, rel_tol)
         mine, theirs = self.value, reference.value
@@ -95,13 +97,14 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number with its unit; without one where none that is known was written."""
+    """A number with its unit; None without a known unit."""
 
     number: Number
     unit: Unit | None
 
     def matches(self, reference: Quantity, rel_tol: float) -> bool:
-        """Equal in the unit of the other; a number without a unit is taken to be in the reference's."""
+        """Return whether the quantities are equal after unit conversion. A number without a unit is taken in the
+        other's unit."""
         if self.unit is None or reference.unit is None or self.unit == reference.unit:
             return self.number.matches(reference.number, rel_tol)
         mine, theirs = self.number.value * self.unit.size, reference.number.value * reference.unit.size
@@ -110,17 +113,17 @@ class Quantity:
 
 
 def last_number(text: str) -> Number | None:
-    """The number of `last_quantity`."""
+    """Return the number of `last_quantity`."""
     quantity = last_quantity(text)
     return None if quantity is None else quantity.number
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """The last number that `text` states, with its unit.
+    """Return the last number stated by `text`, with its unit.
 
-    None when there is none, or when it is one of several that are merely listed ("5, 6 or 7", "5-7"), a part of an
-    expression that was not worked out ("3 + 4", "10^3", "3x"), one side of a false equation ("13 = 12"), or is denied
-    ("not 12", "12 is wrong") or asked about ("is it 12?"). "3 + 4 = 7" states 7.
+    None when there is none, or when it is listed among others ("5, 6 or 7", "5-7"), part of an unevaluated expression
+    ("3 + 4", "10^3", "3x"), one side of a false equation ("13 = 12"), denied ("not 12", "12 is wrong") or questioned
+    ("is it 12?"). "3 + 4 = 7" states 7.
     """
     text = tidy(text)
     before, last = None, None
@@ -144,13 +147,13 @@ def last_quantity(text: str) -> Quantity | None:
 
 
 def whole_number(text: str) -> Number | None:
-    """The number that `text` is, and nothing else besides; None when it is something else."""
+    """Return the number when `text` is nothing else; otherwise None."""
     match = _NUMBER.fullmatch(_bare(text))
     return None if match is None else _read(match)
 
 
 def whole_quantity(text: str) -> Quantity | None:
-    """The number with a known unit that `text` is, and nothing else besides; None when it is something else."""
+    """Return the number with a known unit when `text` is nothing else; otherwise None."""
     text = _bare(text)
     match = _NUMBER.match(text)
     if match is None or match.end() == len(text):
@@ -160,24 +163,24 @@ def whole_quantity(text: str) -> Quantity | None:
 
 
 def numbers_in(text: str) -> list[Fraction]:
-    """Every number in `text`, a part of an expression or a list too."""
+    """Return every number in `text`, including parts of expressions and lists."""
     found = (_read(match) for match in _NUMBER.finditer(tidy(text)))
     return [number.value for number in found if number is not None]
 
 
 def number_of(value: float | Fraction) -> Number | None:
-    """A Python number; None when it is not finite."""
+    """Convert a Python number; None when it is not finite."""
     return Number(Fraction(value)) if math.isfinite(value) else None
 
 
 def tidy(text: str) -> str:
-    """`text` with one spelling for what numbers are written with: groups of digits, minus signs, LaTeX's text."""
+    """Unify the notation of numbers in `text`: digit groups, minus signs, LaTeX text."""
     text = spaced(unify(_THIN_GROUPS.sub(",", text)))
     return _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
 
 
 def close(value: Fraction, reference: Fraction, rel_tol: float) -> bool:
-    """Equal, exactly when `reference` is whole, else to a relative tolerance."""
+    """Return whether the values are equal: exactly when `reference` is whole, else to a relative tolerance."""
     if reference.denominator == 1:
         return value == reference
     return abs(value - reference) <= Fraction(rel_tol) * abs(reference)
@@ -191,18 +194,18 @@ def _bare(text: str) -> str:
 
 
 def _stated(text: str) -> Iterator[re.Match[str]]:
-    """Numbers of `text` that are neither denied nor asked about, up to the last retraction."""
+    """Iterate over numbers that are neither denied nor questioned, after the last retraction."""
     found: list[re.Match[str]] = []
     matches = list(_NUMBER.finditer(text))
-    start, place = 0, 0
+    start, index = 0, 0
     for end in [*_CLAUSE_ENDS.finditer(text), None]:
         stop = len(text) if end is None else end.start()
-        if end is not None and place < len(matches) and matches[place].start() < stop < matches[place].end():
+        if end is not None and index < len(matches) and matches[index].start() < stop < matches[index].end():
             continue  # the comma or point of a number
         own: list[re.Match[str]] = []
-        while place < len(matches) and matches[place].start() < stop:
-            own.append(matches[place])
-            place += 1
+        while index < len(matches) and matches[index].start() < stop:
+            own.append(matches[index])
+            index += 1
         clause = text[start:stop]
         if not own:
             if found and _RETRACTED.search(clause):
@@ -225,7 +228,7 @@ def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bo
 
 
 def _is_fragment(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is a part of a larger expression."""
+    """Return whether a number is part of a larger expression."""
     if _BEFORE.search(text, max(0, match.start() - 40), match.start()):
         return True
     end = match.end()
@@ -234,7 +237,7 @@ def _is_fragment(text: str, match: re.Match[str]) -> bool:
         emphasis = following.startswith("**") or (following[0] == "_" and not following[1:2].isalnum())
         return not emphasis
     if following.startswith("!") and not text[: match.start()].strip(" ($*") and not following[1:].strip(" )$*."):
-        return True  # nothing but a factorial; at the end of a sentence it is joy
+        return True  # only a factorial; at the end of a sentence it is an exclamation mark
     attached = _ATTACHED.match(text, end)
     return attached is not None and attached[0].lower() not in _ATTACHED_WORDS and unit_after(text, end) is None
 

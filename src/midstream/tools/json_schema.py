@@ -37,8 +37,9 @@ def check_schema(tool: ToolSpec) -> None:
         raise ConfigError(
             f"tool '{tool.name}': its parameters are not a JSON schema of an object", 'give them "type": "object"'
         )
+    schema = dict(tool.parameters)
     try:
-        validator_for(tool.parameters, default=Draft202012Validator).check_schema(tool.parameters)
+        validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
         where = f"tool '{tool.name}': its JSON schema is invalid at {error.json_path}"
         raise ConfigError(f"{where}: {error.message}") from None

@@ -121,7 +121,12 @@ class PlainModel:
         device = self._model.device
         ids = torch.tensor([sequence.prompt_ids + sequence.response_ids], device=device)
         kept = len(sequence.response_ids) + 1
-        placed = {} if positions is None else {"position_ids": positions.to(device)[None]}
+        # Without a mask transformers takes a gap in the positions for the border between two packed sequences.
+        placed = (
+            {}
+            if positions is None
+            else {"position_ids": positions.to(device)[None], "attention_mask": torch.ones_like(ids)}
+        )
         logits = self._model(ids, use_cache=False, logits_to_keep=kept, **placed).logits[0, :-1]
         return torch.log_softmax(logits.float() / sequence.temperature, -1)
 

@@ -24,7 +24,7 @@ from midstream.learn.self_check.recut import halves
 
 ODDS = 5.0
 """Standard deviations that chance does not explain: 6e-7, two-sided."""
-POSITIONS = 16
+POSITIONS = 48
 """Calls that positions are checked with, at most."""
 POSITION = 0.2
 """Share of a position that is none, whatever the noise."""
