@@ -35,7 +35,7 @@ class RemoteRecorder(Recorder):
 
     async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
         sampling = call.sampling
-        place = self._take_place()
+        place = self._reserve_index()
         try:
             reply = await self._client.generate(
                 f"{self.trajectory_uid}/{uuid.uuid4().hex}",  # a new key, so that no abandoned call is returned
@@ -48,7 +48,7 @@ class RemoteRecorder(Recorder):
                 role=call.role,
             )
         except BaseException:
-            self._give_up(place)
+            self._abandon(place)
             raise
         step = Step(
             prompt_ids=tuple(reply["prompt_ids"]),
