@@ -188,7 +188,10 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
         (json.dumps(a_record(created_at=float("nan"))), "its created_at is nan: .*finite"),
         (json.dumps(a_record(ended_at=float("inf"))), "its ended_at is inf: .*finite"),
         *(
-            (json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "reward", name: float("nan")}])), f"{name} is")
+            (
+                json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "reward", name: float("nan")}])),
+                f"{name} is",
+            )
             for name in ("value", "created_at")
         ),
         *(
