@@ -9,15 +9,17 @@ from typing import Any, cast
 NOT_KEPT = "<not-kept>"
 """Replaces a value that may be a secret in saved settings."""
 
-_KEY = re.compile(r"(?i)(^|_)(api_?key|key|password|passwd|secret|token|authorization|credentials?)$")
-_IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s@]+@")
-_IN_QUERY = re.compile(r"(?i)([?&](?:api_?key|key|password|secret|token|access_token|sig)=)[^&\s#]+")
-# Key formats of well-known services, and values that follow a flag or header for a key.
+_KEY = re.compile(r"(?i)(^|[_-])(api[_-]?key|key|password|passwd|secret|token|authorization|credentials?)$")
+# A password ends at the last @ before the path: it may hold one itself, and so may the name before it. Where no @ comes
+# before the first slash, the slash belongs to the password unless a port is what it follows.
+_IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:]*):(?:[^/\s]+|(?!\d+[/?#])[^\s'\",]+)@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[\w-]*[_-])?(?:api[_-]?key|key|password|secret|token|sig)=)[^&\s#]+")
+# How keys of well-known services look, and what follows a flag or a header that announces one.
 _SHAPES = re.compile(
     r"\b(sk-|sk_)(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{20,}"
     r"|\b(hf_|ghp_|gho_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza)[A-Za-z0-9_\-]{12,}"
-    r"|\bms-[\w\-]+\.\d+\.[\w\-]+"
-    r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer ))[^\s'\"]+"
+    r"|\bm[so]-[\w\-]+\.\d+\.[\w\-]+"
+    r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer )|(?<=api-key: ))[^\s'\"]+"
 )
 _PLACEHOLDER = re.compile(r"\{(question|model)\}")
 

@@ -22,6 +22,7 @@ TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 LogProb = Annotated[float, Field(le=TOLERANCE, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mapped = dict[Any, Any]
 
 
@@ -44,7 +45,7 @@ class _ToolCall(_Part):
     ok: bool
     result: str
     error_kind: str = ""
-    latency_s: float = 0.0
+    latency_s: Finite = 0.0
     step_index: int | None = None
     unmasked: str = ""
 
@@ -64,12 +65,12 @@ class _Step(_Part):
     trainable: bool = False
     parent: Count | None = None
     branch_reason: str = ""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     messages: list[Mapped]
     tools: list[Mapped]
     text: str = ""
     finish_reason: str = ""
-    latency_s: float = 0.0
+    latency_s: Finite = 0.0
 
 
 class _Curation(_Part):
@@ -84,19 +85,19 @@ class _Curation(_Part):
 class _Feedback(_Part):
     trajectory_uid: Name
     kind: str
-    value: float | None = None
+    value: Finite | None = None
     text: str = ""
     step_index: Count | None = None
     key: str | None = None
-    created_at: float = 0.0
+    created_at: Finite = 0.0
 
 
 class _Group(_Part):
     size: int | None
-    deadline: float | None
+    deadline: Finite | None
     state: Literal[tuple(state.value for state in GroupState if state is not GroupState.LEASED)]  # type: ignore[valid-type]
     ended: int
-    ready_at: float | None
+    ready_at: Finite | None
     owner: str | None
     train_step: int | None
 
@@ -107,8 +108,8 @@ class _Record(_Part):
     channel: Name
     train_step: int | None
     status: Literal[tuple(status.value for status in Status)]  # type: ignore[valid-type]
-    created_at: float
-    ended_at: float | None
+    created_at: Finite
+    ended_at: Finite | None
     task: _Task
     tool_calls: list[_ToolCall]
     answer: str | None

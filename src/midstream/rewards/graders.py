@@ -130,7 +130,8 @@ def _reference_number(answer: Any) -> Number | None:
 
 
 def _reference_quantity(answer: Any) -> Quantity | None:
+    quantity = whole_quantity(extract_answer(answer)) if isinstance(answer, str) else None
+    if quantity is not None:
+        return quantity
     number = _reference_number(answer)
-    if number is not None:
-        return Quantity(number, None)
-    return whole_quantity(extract_answer(answer)) if isinstance(answer, str) else None
+    return None if number is None else Quantity(number, None)

@@ -1,7 +1,7 @@
 """Parses numbers in text: signs, thousands separators, decimals, exponents, fractions, currencies, percent, "million".
 
-Number words ("twelve"), roman numerals and decimal commas are not supported, and part of a larger expression (`10^3`,
-`3x`, `\\sqrt{2}`) is not a number.
+Number words ("twelve"), roman numerals and decimal commas are not read, and what is part of a larger expression
+(`10^3`, `3x`, `\\sqrt{2}`, "12 squared", "less than 12") is not a number.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)"
 _NUMBER = re.compile(
     rf"""
     (?<![\w^.\\])(?<![A-Za-z_]-)                    # not inside a word, a version or an exponent: CO2, covid-19, m^2
-    (?P<sign>(?<![\d)}}\]])[-+])?(?:\\?[$€£¥₹]\s?)?(?P<sign2>-)?
+    (?P<sign>(?<![\d)}}\]])[-+])?(?:(?P<currency>\\?[$€£¥₹])\s?)?(?P<sign2>-)?
     (?: (?:(?P<units>\d+)\s*)?\\[dt]?frac\s*(?:\{{(?P<top>-?\d+)\}}\s*\{{(?P<bottom>\d+)\}}|(?P<top1>\d)(?P<bottom1>\d))
       | (?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s?/\s?(?P<under>\d+)(?![\d.]*[\d/])
       | (?P<digits>{_DIGITS}(?:\.\d+)?|\.\d+)(?!\d|\.\d)
@@ -59,6 +59,28 @@ _AFTER = re.compile(
 )
 _ATTACHED = re.compile(r"[A-Za-z]+")
 _ATTACHED_WORDS = frozenset(("st", "nd", "rd", "th", "am", "pm", "bc", "ad", "usd", "eur", "gbp", "jpy"))
+_WORDS_BEFORE = re.compile(
+    r"(?:\b(?:less|fewer|greater|more|larger|smaller|bigger|higher|lower)\s+than(?:\s+or\s+equal\s+to)?"
+    r"|\bat\s+(?:least|most)|\bup\s+to|(?:^|\b(?:is|are|was|were)\s+)(?:over|under|above|below)"
+    r"|\b(?:root|squares?|cubes?|power|logarithm|log|sine|cosine|tangent|reciprocal|inverse|factorial|half|halves|thirds?"
+    r"|quarters?|fourths?|fifths?|tenths?|percent)\s+of|%\s+of|\b(?:half|twice|thrice|double|triple)"
+    r"|\b(?:plus|times|(?:divided|multiplied)\s+by))\s+\W{0,3}$",
+    re.IGNORECASE,
+)
+"""The same in words: a relation, a function, a multiple or a part of the number after it."""
+_WORDS_AFTER = re.compile(
+    r"[\s-]+(?:squared|cubed|factorial|dozens?|gross\b|to\s+the\s+(?:\w+\s+)?power"
+    r"|or\s+(?:more|less|fewer|greater|larger|smaller|higher|lower|above|below)\b"
+    r"|and\s+(?:a|one)\s+(?:half|third|quarter)\b)",
+    re.IGNORECASE,
+)
+_MINUS = re.compile(
+    r"(?P<both>\bplus\s+or\s+)?\b(?:negative|(?P<minus>minus))\s+(?=\\?[$€£¥₹]?\s?\.?\d)", re.IGNORECASE
+)
+_OPERAND = re.compile(r"(?:[\d)\]}]|\b[A-Za-z])\s+$")
+_CLOSES_MATHEMATICS = re.compile(r"(?<!\\)\$(?!\s?\d)")
+_CURRENCY_AFTER = re.compile(r"\s?([€£¥₹])(?!\s?\d)")
+_SMALLER_UNIT = re.compile(r"\s*([A-Za-z]+)")
 _CLAUSE_ENDS = re.compile(r"[.!?;]+(?=\s|$|[^\w\s.]|[^\x00-\x7f])|[,](?=\s)|\n|(?=\bbut\b)")
 _DENIAL = r"(?:not|isn't|aren't|wasn't|never|neither|nor|cannot|can't)"
 _DENIED_BEFORE = re.compile(
@@ -121,9 +143,10 @@ def last_number(text: str) -> Number | None:
 def last_quantity(text: str) -> Quantity | None:
     """Return the last number stated by `text`, with its unit.
 
-    None when there is none, or when it is listed among others ("5, 6 or 7", "5-7"), part of an unevaluated expression
-    ("3 + 4", "10^3", "3x"), one side of a false equation ("13 = 12"), denied ("not 12", "12 is wrong") or questioned
-    ("is it 12?"). "3 + 4 = 7" states 7.
+    None when there is none, or when it is one of several that are merely listed ("5, 6 or 7", "5-7"), a part of an
+    expression that was not worked out ("3 + 4", "10^3", "3x", "twice 3"), a bound ("less than 12"), one side of a false
+    equation ("13 = 12"), or is denied ("not 12", "12 is wrong") or asked about ("is it 12?"). "3 + 4 = 7" states 7, and
+    "5 ft 3 in" 63 inches.
     """
     text = tidy(text)
     before, last = None, None
@@ -136,6 +159,9 @@ def last_quantity(text: str) -> Quantity | None:
         return None
     stated = Quantity(number, _unit(text, last))
     if before is not None:
+        together = _together(text, before, last)
+        if together is not None:
+            return together
         unit = unit_after(text, before.end())
         start = before.end() if unit is None else unit[1]
         listed = _LIST.fullmatch(text, start, last.start()) or _ALTERNATIVE.search(text, before.end(), last.start())
@@ -156,9 +182,10 @@ def whole_quantity(text: str) -> Quantity | None:
     """Return the number with a known unit when `text` is nothing else; otherwise None."""
     text = _bare(text)
     match = _NUMBER.match(text)
-    if match is None or match.end() == len(text):
+    if match is None:
         return None
-    number, unit = _read(match), unit_of(text[match.end() :])
+    number = _read(match)
+    unit = _currency(text, match) if match.end() == len(text) else unit_of(text[match.end() :])
     return None if number is None or unit is None else Quantity(number, unit)
 
 
@@ -174,9 +201,11 @@ def number_of(value: float | Fraction) -> Number | None:
 
 
 def tidy(text: str) -> str:
-    """Unify the notation of numbers in `text`: digit groups, minus signs, LaTeX text."""
+    """`text` with one spelling for what numbers are written with: groups of digits, minus signs (also in words),
+    LaTeX's text."""
     text = spaced(unify(_THIN_GROUPS.sub(",", text)))
-    return _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
+    text = _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
+    return _MINUS.sub(_minus_sign, text)
 
 
 def close(value: Fraction, reference: Fraction, rel_tol: float) -> bool:
@@ -228,11 +257,13 @@ def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bo
 
 
 def _is_fragment(text: str, match: re.Match[str]) -> bool:
-    """Return whether a number is part of a larger expression."""
-    if _BEFORE.search(text, max(0, match.start() - 40), match.start()):
+    """Whether a number is a part of a larger expression."""
+    start, end = max(0, match.start() - 40), match.end()
+    if _BEFORE.search(text, start, match.start()) or _WORDS_BEFORE.search(text, start, match.start()):
         return True
-    end = match.end()
     following = text[end:]
+    if _WORDS_AFTER.match(following):
+        return True
     if match["percent"] is None and _AFTER.match(following):
         emphasis = following.startswith("**") or (following[0] == "_" and not following[1:2].isalnum())
         return not emphasis
@@ -244,7 +275,41 @@ def _is_fragment(text: str, match: re.Match[str]) -> bool:
 
 def _unit(text: str, match: re.Match[str]) -> Unit | None:
     found = unit_after(text, match.end())
-    return None if found is None else found[0]
+    if found is not None:
+        return found[0]
+    symbol = _CURRENCY_AFTER.match(text, match.end())
+    return unit_of(symbol[1]) if symbol else _currency(text, match)
+
+
+def _currency(text: str, match: re.Match[str]) -> Unit | None:
+    """The currency of the sign before a number; `$` is one unless a later `$` closes it."""
+    sign = match["currency"]
+    if sign is None or (sign == "$" and _CLOSES_MATHEMATICS.search(text, match.end())):
+        return None
+    return unit_of("dollar" if sign.endswith("$") else sign.removeprefix("\\"))
+
+
+def _together(text: str, large: re.Match[str], small: re.Match[str]) -> Quantity | None:
+    """One measure in two units ("5 ft 3 in", "5 dollars and 50 cents") as a quantity in the smaller; None when the two
+    numbers are no such thing."""
+    between = text[large.end() : small.start()]
+    word = _SMALLER_UNIT.match(text, small.end())
+    whole, part = _read(large), _read(small)
+    if word is None or whole is None or part is None or len(between) > 40:
+        return None
+    one, other = unit_of(re.sub(r"\s+and\s+$", "", between)), unit_of(word[1])
+    if one is None or other is None or one.dimension != other.dimension or part.value < 0:
+        return None
+    if part.value * other.size >= one.size:
+        return None
+    sign = -1 if whole.value < 0 else 1
+    return Quantity(Number(whole.value * one.size / other.size + sign * part.value), other)
+
+
+def _minus_sign(match: re.Match[str]) -> str:
+    if match["both"]:
+        return "±"
+    return "- " if match["minus"] and _OPERAND.search(match.string, 0, match.start()) else "-"
 
 
 def _stands_alone(text: str, match: re.Match[str]) -> bool:

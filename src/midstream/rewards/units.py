@@ -84,10 +84,10 @@ data 1000000000000 tb terabyte
 bit 1 bit
 dollar 1 usd dollar
 dollar 1/100 cent
-euro 1 eur euro
-pound 1 gbp pound
-yen 1 jpy cny yen yuan
-rupee 1 inr rupee
+euro 1 eur euro €
+pound 1 gbp pound £
+yen 1 jpy cny yen yuan ¥
+rupee 1 inr rupee ₹
 person 1 person people
 """
 
@@ -112,8 +112,8 @@ def _table() -> dict[str, Unit]:
 
 
 _UNITS = _table()
-_LETTERS = frozenset("msghdtlLKNJWVΩ°")
-"""Single letters that are units, case-sensitive: 5M means millions, and 3D means three dimensions."""
+_LETTERS = frozenset("msghdtlLKNJWVΩ°€£¥₹")
+"""Single letters that are a unit, in this case: 5M is millions, and 3D has three dimensions."""
 _SPELLED = re.compile(
     r"\\(?:text|mathrm|mathit|rm|mbox|operatorname)\s*\{\s*([^{}]*?)\s*\}|\^?\\circ|\^?\{\\circ\}|\\degree|\\[,;!: ]|~"
 )

@@ -180,6 +180,24 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
             json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": [float("nan")]}])),
             "log_probs.0 is nan",
         ),
+        *(
+            (json.dumps(a_record(steps=[{**STEP, "tools": [], "temperature": value}])), "steps.0.temperature is")
+            for value in (0.0, -1.0, float("nan"), float("inf"))
+        ),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "latency_s": float("nan")}])), "steps.0.latency_s is nan"),
+        (json.dumps(a_record(created_at=float("nan"))), "its created_at is nan: .*finite"),
+        (json.dumps(a_record(ended_at=float("inf"))), "its ended_at is inf: .*finite"),
+        *(
+            (
+                json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "reward", name: float("nan")}])),
+                f"{name} is",
+            )
+            for name in ("value", "created_at")
+        ),
+        *(
+            (json.dumps(a_record(group={**GROUP, "state": "ready", name: float("inf")})), f"group.{name} is inf")
+            for name in ("deadline", "ready_at")
+        ),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "messages": ["hi"]}])), "messages.0 is 'hi'"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "parent": 0}])), "parent is 0, which is not before"),
         (json.dumps(a_record(steps=[{**STEP, "tools": []}] * 2)), "steps.1.step_index is 0, which an earlier step has"),
