@@ -1,8 +1,9 @@
 """Sampler / learner mismatch: what the learner's log-probabilities of the sampled tokens differ by from those that the
 engine reported, and when that difference is corrected for.
 
-It is measured in every step, on tokens sampled by the weights that the step begins with, before the first update moves
-them; the update's own forward pass gives it, so measuring costs nothing. With d = log pi_learner - log pi_sampler of
+It is measured in every step, before the first update moves the weights; the update's own forward pass gives it, so
+measuring costs nothing. What is measured are the tokens sampled by the weights that the step begins with. A step without
+such tokens measures those of the policy version closest to it: d then holds what the policy moved since, too. With d = log pi_learner - log pi_sampler of
 each token and rho = exp(d), the step's row has:
 
 - `mismatch/mean_abs`: mean |d|
@@ -11,6 +12,7 @@ each token and rho = exp(d), the step's row has:
 - `mismatch/p999`: the 99.9th percentile of |d|
 - `mismatch/clipped`: the share of tokens outside the loss's clip range although the policy has not moved yet
 - `mismatch/tokens`: n
+- `mismatch/staleness`: updates between the version that sampled these tokens and the step's weights
 
 With several minibatches and no correction, n counts the first minibatch alone: the others are read by moved weights."""
 
@@ -62,6 +64,11 @@ class OwnLogProbs:
             for place, turn in self._turns.items()
             if (version is None or turn.version == version) and (of is None or turn.sequence in of)
         ]
+
+    def closest_version(self, version: int) -> int | None:
+        """The policy version that sampled any of the turns and is closest to `version`; None when there is no turn."""
+        sampled_by = {turn.version for turn in self._turns.values()}
+        return min(sampled_by, key=lambda other: (abs(other - version), -other), default=None)
 
     def sharpness(self) -> list[np.ndarray]:
         """By turn, log p + H of each token: what its log-probability gains where all logits are scaled up, by log

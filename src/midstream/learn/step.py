@@ -21,6 +21,7 @@ from midstream.learn.collect import Group, collect
 from midstream.learn.correction import most_uncertain
 from midstream.learn.failures import check_failures
 from midstream.learn.learner import Reference, together
+from midstream.learn.losses.base import PolicyLoss
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalised
 from midstream.learn.penalty import penalised
@@ -126,7 +127,7 @@ async def take_step(
     if learned["kl"] is not None and kl.target is not None:
         coef = kl.followed(coef, learned["kl"], len(collected.trajectories))
     tokens = engine.tokens_sampled - sampled
-    differ = mismatch(own.differences(began_with), algorithm.loss)
+    differ = _differ(own, began_with, algorithm.loss)
     correcting = corrects_next(state.correcting, differ.get("mismatch/clipped"), config.algorithm.correction)
     if correcting != state.correcting:
         _log.warning("step %d: %s", step, _explained(differ, config.algorithm.correction, correcting))
@@ -165,11 +166,22 @@ async def take_step(
     return Stepped(reached, row)
 
 
+def _differ(own: OwnLogProbs, version: int, loss: PolicyLoss) -> dict[str, float]:
+    """The mismatch metrics of a step that began with policy `version`, on tokens of the version closest to it: samples
+    that lag behind, as those of a separate sampler do, are measured too."""
+    measured = own.closest_version(version)
+    if measured is None:
+        return {}
+    return {**mismatch(own.differences(measured), loss), "mismatch/staleness": float(abs(version - measured))}
+
+
 def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
     """Why an automatic correction begins or ends."""
     share, bound = differ["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
+    stale = int(differ["mismatch/staleness"])
+    lag = f", {stale} update{'s' * (stale != 1)} after sampling," if stale else ""
     found = (
-        f"sampler and learner differ by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
+        f"sampler and learner differ{lag} by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
         f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
     )
     if begins:
