@@ -2,9 +2,9 @@
 engine reported, and when that difference is corrected for.
 
 It is measured in every step, before the first update moves the weights; the update's own forward pass gives it, so
-measuring costs nothing. What is measured are the tokens sampled by the weights that the step begins with. A step without
-such tokens measures those of the policy version closest to it: d then holds what the policy moved since, too. With d = log pi_learner - log pi_sampler of
-each token and rho = exp(d), the step's row has:
+measuring costs nothing. What is measured are the tokens sampled by the weights that the step begins with; where there
+are none, those of the policy version closest to them, and d then also holds what the policy has moved since. With
+d = log pi_learner - log pi_sampler of each token and rho = exp(d), the step's row has:
 
 - `mismatch/mean_abs`: mean |d|
 - `mismatch/k3`: mean (rho - 1 - d), the k3 estimate of KL(sampler || learner) (Schulman 2020)

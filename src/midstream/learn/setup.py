@@ -102,10 +102,15 @@ class TrainingContext:
 
 
 def build(
-    config: TrainConfig, recorded: Numerics | None = None, endpoint: AgentEndpoint | None = None
+    config: TrainConfig,
+    recorded: Numerics | None = None,
+    endpoint: AgentEndpoint | None = None,
+    *,
+    numerics_required: bool = True,
 ) -> TrainingContext:
     """Load and connect everything; raises a `UserError` for whatever is wrong in `config`. `recorded` are the numerics
-    of a resumed run, which are kept. `endpoint` accepts the calls of black-box agents."""
+    of the run whose policy it is, which are kept; unless `numerics_required`, only where this machine can. `endpoint`
+    accepts the calls of black-box agents."""
     use_threads(config.trainer.threads)
     if config.rollout.source is not None:
         check_there(config.rollout.source)
@@ -120,7 +125,7 @@ def build(
             "use the tokenizer the model was trained with",
         )
     weights = tuned(config, decoder, "adapters")
-    numerics = settle(decoder, config.policy.numerics, recorded)
+    numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
     critic = make_critic(config, decoder, tokenizer)

@@ -181,8 +181,8 @@ def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bo
     stale = int(differ["mismatch/staleness"])
     lag = f", {stale} update{'s' * (stale != 1)} after sampling," if stale else ""
     found = (
-        f"sampler and learner differ{lag} by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
-        f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
+        f"sampler and learner differ{lag} by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes "
+        f"{share:.2%} of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
     )
     if begins:
         return f"{found}: from the next step on ratios are taken to the learner's own pass (algorithm.correction)"
