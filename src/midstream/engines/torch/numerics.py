@@ -96,7 +96,7 @@ def read_recorded(run: Path) -> Numerics | None:
         return None
     # The run may be somebody else's, or of a later version.
     sizes = [*asdict(recorded.rows).values(), *asdict(recorded.queries).values()]
-    readable = all(size is None or (isinstance(size, int) and 0 <= size <= LARGEST_FORM) for size in sizes)
+    readable = all(size in (None, False) or (isinstance(size, int) and 1 <= size <= LARGEST_FORM) for size in sizes)
     return recorded if readable and recorded.dtype in DTYPES and recorded.mode in ("exact", "fast") else None
 
 
