@@ -96,8 +96,12 @@ def read_recorded(run: Path) -> Numerics | None:
         return None
     # The run may be somebody else's, or of a later version.
     sizes = [*asdict(recorded.rows).values(), *asdict(recorded.queries).values()]
-    readable = all(size in (None, False) or (isinstance(size, int) and 1 <= size <= LARGEST_FORM) for size in sizes)
+    readable = all(size is None or isinstance(size, bool) or _is_size(size) for size in sizes)
     return recorded if readable and recorded.dtype in DTYPES and recorded.mode in ("exact", "fast") else None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 1 <= value <= LARGEST_FORM
 
 
 def settle(
