@@ -255,6 +255,7 @@ def _engine_settings(config: GatewayConfig) -> EngineSettings:
         device=config.device,
         dtype=config.dtype,
         numerics=config.numerics,
+        run=None if config.follow is None else Path(config.follow),
         concurrency=config.limits.concurrency,
         replies=config.script.replies,
         latency_s=config.script.latency_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from midstream.core.errors import EngineError, RunError
@@ -15,13 +16,15 @@ from midstream.engines.models import resolve
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Settings of a policy engine. `engine` is `("torch",)`, `("scripted",)`, or the URLs of vLLM servers."""
+    """Settings of a policy engine. `engine` is `("torch",)`, `("scripted",)`, or the URLs of vLLM servers. `run` is the
+    run directory whose policy it serves: what is `auto` is as `run.json` records it, once there is one."""
 
     model: str
     engine: tuple[str, ...] = ("torch",)
     device: str = "auto"
     dtype: str = "auto"
     numerics: Literal["auto", "exact", "fast"] = "auto"
+    run: Path | None = None
     concurrency: int = 64
     replies: Sequence[str] = ()
     latency_s: float = 0.0
@@ -51,10 +54,12 @@ def _torch(settings: EngineSettings, tokenizer: ChatTokenizer) -> PolicyEngine:
     from midstream.engines.torch.compute import submit
     from midstream.engines.torch.engine import TorchEngine
     from midstream.engines.torch.loading import load_policy
-    from midstream.engines.torch.numerics import settle
+    from midstream.engines.torch.numerics import read_recorded, settle
 
-    decoder = submit(load_policy, settings, resolve(settings.model)).result()
-    submit(settle, decoder, settings.numerics).result()
+    auto = settings.numerics == "auto"
+    recorded = read_recorded(settings.run) if settings.run is not None and auto else None
+    decoder = submit(load_policy, settings, resolve(settings.model), recorded).result()
+    submit(settle, decoder, settings.numerics, recorded, required=not auto).result()
     return TorchEngine(decoder, tokenizer, slots=settings.concurrency, numerics=settings.numerics)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from midstream.agents.endpoint import AgentEndpoint
     from midstream.learn.setup import TrainingContext
 
+PRECISION = ("numerics", "dtype", "device", "model")
+"""Settings of `policy` that decide how its numbers are computed."""
 BARE_FLOW = "single_step_single_turn_agent"
 
 
@@ -76,11 +78,13 @@ def load_agent(
     trust: bool = False,
     endpoint: AgentEndpoint | None = None,
 ) -> TrainingContext:
-    """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
+    """Build the agent and load its weights, computing as its run did if this machine can and no override changes that;
+    a warning is logged if it cannot. `sections` replace whole sections of its config (None: by its defaults);
     `overrides` come last. `endpoint` accepts the calls of black-box agents.
 
     Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
     from midstream.engines.torch.compute import submit
+    from midstream.engines.torch.numerics import read_recorded
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
@@ -90,15 +94,23 @@ def load_agent(
     if source.checkpoint is not None and (data.get("tasks") or {}).get("sources"):
         # The store that a run learned from is not needed again, and may not be there, or not be ours.
         data["rollout"] = {key: value for key, value in (data.get("rollout") or {}).items() if key != "source"}
-    config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
+    overridden = apply_overrides(data, overrides)
+    config = parse_config(TrainConfig, overridden, f"the config of '{source.name}'")
+    as_run = source.checkpoint is not None and _precision(overridden) == _precision(source.config)
+    recorded = read_recorded(source.checkpoint.resolve().parent.parent) if source.checkpoint and as_run else None
 
     def load() -> TrainingContext:
-        parts = build(config, None, endpoint)
+        parts = build(config, recorded, endpoint, numerics_required=not as_run)
         if source.checkpoint is not None:
             parts.weights.load(source.checkpoint)
         return parts
 
     return submit(load).result()
+
+
+def _precision(config: Mapping[str, Any]) -> list[Any]:
+    policy = config.get("policy") or {}
+    return [policy.get(name) for name in PRECISION]
 
 
 def last_finished(root: str | Path) -> Path:

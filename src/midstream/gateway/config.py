@@ -121,7 +121,9 @@ class GatewayConfig(Config):
     device: str = "auto"
     """`auto` is `cuda` where there is one, else `cpu`."""
     numerics: Literal["auto", "exact", "fast"] = "auto"
-    """As `policy.numerics` of a run: name the same where one learns from what this gateway samples."""
+    """As `policy.numerics` of a run. `auto`, and `dtype: auto` with it, is what the run of `follow` recorded, with a
+    warning where this machine cannot compute so; without a run it is measured. Set it to the run's where a run learns
+    from this gateway's samples without being followed."""
     follow: str | None = None
     """A run directory: each new checkpoint of it is loaded, and stamped on calls as their `policy_version`."""
     tool_format: str | None = None

@@ -1,9 +1,10 @@
 """Sampler / learner mismatch: measures the difference between the engine's and the learner's log-probabilities of
 sampled tokens, and decides when to correct for it.
 
-Every training step measures it on tokens sampled by the current weights, before the first update. The forward pass of
-the update provides the values, so measuring is free. With d = log pi_learner - log pi_sampler per token and rho =
-exp(d), the metrics are:
+Every training step measures it before the first update. The forward pass of the update provides the values, so
+measuring is free. It covers the tokens sampled by the weights that the step begins with; where there are none, those of
+the policy version closest to them, and d then also holds what the policy has moved since. With
+d = log pi_learner - log pi_sampler per token and rho = exp(d), the metrics are:
 
 - `mismatch/mean_abs`: mean |d|
 - `mismatch/k3`: mean (rho - 1 - d), the k3 estimate of KL(sampler || learner) (Schulman 2020)
@@ -11,6 +12,7 @@ exp(d), the metrics are:
 - `mismatch/p999`: the 99.9th percentile of |d|
 - `mismatch/clipped`: the share of tokens outside the loss's clip range before any update
 - `mismatch/tokens`: n
+- `mismatch/staleness`: updates between the version that sampled these tokens and the step's weights
 
 With several minibatches and no correction, n counts only the first minibatch: the weights have changed before the
 others.
@@ -65,6 +67,11 @@ class OwnLogProbs:
             for key, turn in self._turns.items()
             if (version is None or turn.version == version) and (of is None or turn.sequence in of)
         ]
+
+    def closest_version(self, version: int) -> int | None:
+        """The policy version that sampled any of the turns and is closest to `version`; None when there is no turn."""
+        sampled_by = {turn.version for turn in self._turns.values()}
+        return min(sampled_by, key=lambda other: (abs(other - version), -other), default=None)
 
     def sharpness(self) -> list[np.ndarray]:
         """Return log p + H of each token, by turn: the derivative of its log-probability with respect to the log of a

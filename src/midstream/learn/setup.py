@@ -103,11 +103,16 @@ class TrainingContext:
 
 
 def build(
-    config: TrainConfig, recorded: Numerics | None = None, endpoint: AgentEndpoint | None = None
+    config: TrainConfig,
+    recorded: Numerics | None = None,
+    endpoint: AgentEndpoint | None = None,
+    *,
+    numerics_required: bool = True,
 ) -> TrainingContext:
     """Load and connect all components. Raises a `UserError` for anything wrong with the config.
 
-    `recorded` holds the numerics of a resumed run, which are kept. `endpoint` accepts the calls of black-box agents.
+    `recorded` holds the numerics of the run whose policy this is, which are kept; with `numerics_required` False, only
+    where this machine can. `endpoint` accepts the calls of black-box agents.
     """
     set_threads(config.trainer.threads)
     if config.rollout.source is not None:
@@ -123,7 +128,7 @@ def build(
             "use the tokenizer the model was trained with",
         )
     weights = make_weights(config, decoder, "adapters")
-    numerics = settle(decoder, config.policy.numerics, recorded)
+    numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
     critic = make_critic(config, decoder, tokenizer)

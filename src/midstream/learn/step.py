@@ -21,6 +21,7 @@ from midstream.learn.collect import Group, collect
 from midstream.learn.correction import keep_high_entropy
 from midstream.learn.failures import check_failures
 from midstream.learn.learner import Reference, merge_metrics
+from midstream.learn.losses.base import PolicyLoss
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
 from midstream.learn.normalise import normalise_rewards
 from midstream.learn.penalty import penalise_rewards
@@ -132,7 +133,7 @@ async def take_step(
     if learned["kl"] is not None and kl.target is not None:
         coef = kl.adapted_coef(coef, learned["kl"], len(collected.trajectories))
     tokens = engine.tokens_sampled - sampled
-    mismatch_metrics = mismatch(own.differences(start_version), algorithm.loss)
+    mismatch_metrics = _mismatch(own, start_version, algorithm.loss)
     correcting = corrects_next(state.correcting, mismatch_metrics.get("mismatch/clipped"), config.algorithm.correction)
     if correcting != state.correcting:
         _log.warning("step %d: %s", step, _explained(mismatch_metrics, config.algorithm.correction, correcting))
@@ -171,12 +172,23 @@ async def take_step(
     return StepResult(new_state, row)
 
 
+def _mismatch(own: OwnLogProbs, version: int, loss: PolicyLoss) -> dict[str, float]:
+    """The mismatch metrics of a step that began with policy `version`, on tokens of the version closest to it: samples
+    that lag behind, as those of a separate sampler do, are measured too."""
+    measured = own.closest_version(version)
+    if measured is None:
+        return {}
+    return {**mismatch(own.differences(measured), loss), "mismatch/staleness": float(abs(version - measured))}
+
+
 def _explained(metrics: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
     """Return a message on why an automatic correction starts or stops."""
     share, bound = metrics["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
+    stale = int(metrics["mismatch/staleness"])
+    lag = f", {stale} update{'s' * (stale != 1)} after sampling," if stale else ""
     found = (
-        f"sampler and learner differ by {metrics['mismatch/mean_abs']:.2g} on average, which alone moves {share:.2%} "
-        f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
+        f"sampler and learner differ{lag} by {metrics['mismatch/mean_abs']:.2g} on average, which alone moves "
+        f"{share:.2%} of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
     )
     if begins:
         return f"{found}: from the next step on, ratios are relative to the learner's own pass (algorithm.correction)"

@@ -31,7 +31,7 @@ from midstream.core.blocking import run_blocking
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
-from midstream.engines.torch.numerics import Numerics
+from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.batch import LearningBatch
 from midstream.learn.callback import Callback
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
@@ -249,14 +249,14 @@ class _Run:
     def _recorded_numerics(self) -> Numerics | None:
         """Return the numerics of the run in this directory; None for a new run or after a change of precision
         settings."""
-        path = self.directory / "run.json"
-        if not self.directory.started or not path.is_file():
+        if not self.directory.started:
             return None
         changes = self.directory.config_changes(self.config.model_dump(mode="json"))
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("numerics")
-        if recorded is None or any(change.startswith(NUMERICS_SETTINGS) for change in changes):
-            return None
-        return Numerics.from_json(recorded)
+        return (
+            None
+            if any(change.startswith(NUMERICS_SETTINGS) for change in changes)
+            else read_recorded(self.directory.path)
+        )
 
     def _open_source(self, state: TrainState) -> GroupSource | None:
         config = self.config.rollout.source

@@ -25,7 +25,7 @@ from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.loading import load_checkpoint
-from midstream.engines.torch.numerics import Asked, settle
+from midstream.engines.torch.numerics import Asked, read_recorded, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Grammars, Steering
@@ -58,8 +58,8 @@ class _Row:
 
 class TorchEngine:
     """Samples from `decoder`. `adapter=False` makes an engine for the frozen base model of the same weights; create it
-    `beside` the engine that serves the same trajectories. With `numerics`, they are measured again when the first
-    checkpoint adds adapters."""
+    `beside` the engine that serves the same trajectories. With `numerics`, they are settled again for the first
+    checkpoint, which may add adapters; `auto` then keeps those of the run that it belongs to."""
 
     def __init__(
         self,
@@ -162,9 +162,11 @@ class TorchEngine:
         if not self._adapter:
             raise Unsupported(f"{self.name}: the frozen base model takes no weights")
         async with self.exclusive():
-            added = await compute(load_checkpoint, self.decoder, folder)
-            if added and self._numerics is not None:
-                await compute(settle, self.decoder, self._numerics)
+            await compute(load_checkpoint, self.decoder, folder)
+            if self._numerics is not None:
+                recorded = read_recorded(folder.resolve().parent.parent) if self._numerics == "auto" else None
+                await compute(settle, self.decoder, self._numerics, recorded, required=self._numerics != "auto")
+                self._numerics = None
             self.decoder.version = version
 
     def _kick(self) -> None:

@@ -55,16 +55,15 @@ def load_policy(config: Placement, folder: Path, recorded: Numerics | None = Non
     return load_decoder(folder, choose_dtype(config, device, folder), device)
 
 
-def load_checkpoint(decoder: Decoder, folder: Path) -> bool:
+def load_checkpoint(decoder: Decoder, folder: Path) -> None:
     """Load the weights of a checkpoint folder: an adapter in peft's format, else the whole model. Adds adapters to a
-    decoder without any; returns whether it did. Raises `ModelError`, and keeps the weights, if they do not fit."""
+    decoder without any. Raises `ModelError`, and keeps the weights, if they do not fit."""
     if (folder / "adapter_model.safetensors").is_file():
-        added = not decoder.adapters()
-        if added:
+        if not decoder.adapters():
             shape = read_adapter_shape(folder)
             decoder.add_adapters(shape.rank, shape.alpha, 0, shape.targets, shape.layers)
         load_adapter(decoder.adapters(), folder)
-        return added
+        return
     loaded = dict(load_decoder(folder, decoder.dtype, decoder.device).named_parameters())
     own = dict(decoder.named_parameters())
     if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in loaded.items()}:
@@ -72,4 +71,3 @@ def load_checkpoint(decoder: Decoder, folder: Path) -> bool:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(loaded[name])
-    return False

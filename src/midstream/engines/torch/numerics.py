@@ -7,11 +7,14 @@ difference, and the algorithm must tolerate it."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +23,8 @@ from midstream.core.errors import ConfigError, RunError
 from midstream.engines.torch.decoder import COMPANY, Decoder
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product, slowdown
+
+_log = logging.getLogger(__name__)
 
 Mode = Literal["exact", "fast"]
 Asked = Literal["auto", "exact", "fast"]
@@ -40,6 +45,9 @@ FORMS = (
 )
 """Ways to compute products, cheapest first; the first exact one is used. The first two cost almost nothing, the others
 are timed."""
+LARGEST_FORM = 1024
+DTYPES = ("bfloat16", "float32")
+"""What a recorded form of products and a recorded precision may be."""
 WORTH = 1.1
 """`auto` is exact if neither a learning pass nor a decoding step takes more than this many times as long."""
 FASTER = 1.25
@@ -79,12 +87,43 @@ class Numerics:
         return cls(**{**data, "rows": Rows(**data["rows"]), "queries": Rows(**data["queries"])})
 
 
-def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = None) -> Numerics:
-    """Measure the machine, configure `decoder` accordingly, and return the resulting numerics. Takes a second or two
-    for 135M parameters. Call it once adapters are in place, with the thread count of the run.
+def read_recorded(run: Path) -> Numerics | None:
+    """Return the numerics in `run.json` of the run directory `run`; None if there are none that can be read."""
+    try:
+        data = json.loads((run / "run.json").read_text(encoding="utf-8"))["numerics"]
+        recorded = Numerics.from_json(data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The run may be somebody else's, or of a later version.
+    sizes = [*asdict(recorded.rows).values(), *asdict(recorded.queries).values()]
+    readable = all(size is None or isinstance(size, bool) or _is_size(size) for size in sizes)
+    return recorded if readable and recorded.dtype in DTYPES and recorded.mode in ("exact", "fast") else None
 
-    `recorded` are the numerics of a resumed run: its mode and rows are kept. Raises `RunError` if they are exact and
-    this machine cannot reproduce them, `ConfigError` if `asked` is exact and no form of the products is."""
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 1 <= value <= LARGEST_FORM
+
+
+def settle(
+    decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = None, *, required: bool = True
+) -> Numerics:
+    """Measure, have `decoder` compute as `asked` from here on, and say how that is. Takes a second or two for 135M
+    parameters. To be called once adapters are in place, with the threads that will be used.
+
+    `recorded` are the numerics of the run whose policy this is: their mode and rows are kept, and other differences
+    that matter are logged. Raises `RunError` when they were exact and this machine cannot compute so, `ConfigError`
+    when `asked` is exact and no form is. Unless `required`: then that is a warning, and the best mode here is taken."""
+    try:
+        return _settled(decoder, asked, recorded, required)
+    except (ConfigError, RunError) as error:
+        if required:
+            raise
+        numerics = _settled(decoder, "auto", None, required)
+        _log.warning("%s; computing here as: %s", error.message, numerics.summary())
+        return numerics
+
+
+def _settled(decoder: Decoder, asked: Asked, recorded: Numerics | None, resuming: bool) -> Numerics:
     settled = partial(
         Numerics,
         asked=asked,
@@ -95,7 +134,9 @@ def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = 
     )
     decoder.compute_by(*PLAIN)
     if recorded is not None:
-        return _kept(decoder, recorded, settled)
+        kept = _kept(decoder, recorded, settled)
+        _report(recorded, kept, resuming)
+        return kept
     if asked == "fast":
         return settled(mode="fast", why="as policy.numerics asks", rows=PLAIN[0], queries=PLAIN[1])
     if decoder.device.type != "cpu":
@@ -106,6 +147,26 @@ def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = 
             )
         return settled(mode="fast", why="exactness is for CPUs", rows=PLAIN[0], queries=PLAIN[1])
     return _measured(decoder, asked, settled)
+
+
+def _report(recorded: Numerics, kept: Numerics, resuming: bool) -> None:
+    """Log what differs from `recorded` although mode and rows are kept. A resumed run repeats its numbers only where
+    all of it is the same; for other uses only the precision matters."""
+    names = ("dtype", "device", "instructions", "threads") if resuming else ("dtype",)
+    changed = [
+        f"{name}: {getattr(recorded, name)} -> {getattr(kept, name)}"
+        for name in names
+        if getattr(recorded, name) != getattr(kept, name)
+    ]
+    if changed and resuming:
+        _log.warning(
+            "the run goes on with other numerics than before (%s): its numbers will differ by rounding from those of "
+            "a run without a break%s",
+            "; ".join(changed),
+            "; set trainer.threads to keep the number of threads" if recorded.threads != kept.threads else "",
+        )
+    elif changed:
+        _log.warning("the run computed otherwise than this process (%s): log-probabilities differ", "; ".join(changed))
 
 
 def _kept(decoder: Decoder, recorded: Numerics, settled: Any) -> Numerics:

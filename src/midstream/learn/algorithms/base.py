@@ -69,8 +69,9 @@ class CorrectionConfig(Config):
     geometric mean. `none`: no correction. `auto`: `none` while sampler and learner agree, `token` starting with the
     training step after they differ by more than `threshold`."""
     threshold: float = Field(default=0.01, gt=0, lt=1)
-    """For `auto`: share of a training step's fresh tokens with a ratio outside the loss's clip range before any update
-    (metric `mismatch/clipped`). Above it, the next steps are corrected, until the share is below half of this."""
+    """For `auto`: share of a step's tokens whose ratio is outside the loss's clip range before any update (the metric
+    `mismatch/clipped`, of fresh tokens where there are any), above which the next steps are corrected, until it is
+    below half of this."""
     rule: Literal["truncate", "mask", "band"] = "truncate"
     """`truncate`: min(rho, high) (Yao et al. 2025, TIS). `mask`: 0 where rho > high, else rho. `band`: 0 where rho is
     outside [low, high], else 1."""
