@@ -160,8 +160,8 @@ class TrainConfig(Config):
         single = self.rollout.group_size == 1 and self.rollout.source is None
         if single and self.algorithm.needs_group:
             raise ValueError(
-                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a task with each "
-                "other and needs at least 2; raise rollout.group_size or set algorithm.name=reinforce"
+                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a group and "
+                "needs at least 2 trajectories; raise rollout.group_size or set algorithm.name=reinforce"
             )
         if single and self.reward.normalize == "group":
             raise ValueError(
