@@ -108,6 +108,13 @@ def test_a_retry_is_known_after_a_restart(start: Start) -> None:
     )
     assert response.json()["choices"][0]["message"]["content"] == "reply 0"
     assert len(again.steps(opened.uid)) == 1
+    other = again.post(
+        f"{opened.path}/chat/completions",
+        {**body, "top_p": 0.5},
+        Authorization=f"Bearer {opened.token}",
+        X_Stainless_Retry_Count="1",
+    )
+    assert other.json()["choices"][0]["message"]["content"] == "another", "it is another call"
 
 
 @pytest.mark.parametrize("client", ["openai", "anthropic"])

@@ -163,8 +163,8 @@ def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
     """Whether a trajectory counts in its group's statistics, by the rules of those names in `rollout`."""
     if truncated == "drop" and _is_truncated(trajectory):
         return False
-    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
-        return False  # an outage is no outcome of the policy
+    if failure_of(trajectory) not in (None, Failure.AGENT):
+        return False  # an outage or a broken reward component says nothing about the policy
     return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
 
 

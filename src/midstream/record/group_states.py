@@ -137,6 +137,11 @@ def insert_missing(dialect: str) -> sa.Executable:
     return INSERT[dialect](schema.groups).on_conflict_do_nothing()
 
 
+def remove(connection: sa.Connection, key: Key) -> None:
+    """Delete the row of a group that has no trajectories of its own."""
+    connection.execute(schema.groups.delete().where(_groups.prompt_uid == key[0], _groups.channel == key[1]))
+
+
 def must_take(connection: sa.Connection, key: Key, now: float) -> None:
     """Raises `GroupClosed` when a trajectory that joins the group now would never be handed out with it. Until the
     transaction ends nobody else joins."""
@@ -188,7 +193,7 @@ def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
     for group in held:
         key = (group.prompt_uid, group.channel)
         if key not in counts:
-            connection.execute(schema.groups.delete().where(_is(group)))
+            remove(connection, key)
         elif group.state in _OPEN:
             found = _settled(group, before[key], counts[key], now)
             if found != (group.state, group.ended, group.ready_at):

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Table
 
 from midstream.core import clock
-from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
+from midstream.core.errors import AlreadyEnded, GroupClosed, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import group_states as groups
 from midstream.record import schema
@@ -71,9 +71,15 @@ class TrajectoryBatch:
         self._must_hold(uid, row["server"])
         group = None if size is None and deadline is None else groups.new_group(key, size, deadline)
         if joins:
+            inserted = 0
             if group is not None:  # first: of two that open a group at once, the second is to see the first one's
-                run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
-            groups.must_take(self.connection, key, clock.time())
+                inserted = run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
+            try:
+                groups.must_take(self.connection, key, clock.time())
+            except GroupClosed:
+                if inserted:  # who is refused changes nothing
+                    groups.remove(self.connection, key)
+                raise
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)

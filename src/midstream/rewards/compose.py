@@ -47,8 +47,8 @@ class RewardConfig(Config):
     """The least value of that component that is a success."""
 
     failed: float | None = None
-    """The reward of a trajectory that failed or timed out; null leaves it without one, as does a failure of
-    infrastructure whatever is set here."""
+    """The reward of a trajectory whose agent failed or timed out; null leaves it without one. One that failed because
+    of infrastructure or of a reward component never has a reward."""
 
     timeout_s: float = Field(default=60.0, gt=0)
     """Wall time one component may take over one trajectory. One that takes longer fails the trajectory."""
@@ -143,9 +143,9 @@ class RewardFunction:
 
         Components run side by side, sync ones in threads, each for at most `config.timeout_s`. What one says of a step
         lands there, everything else on the last step; the parts add up to the total. A failed or timed-out trajectory
-        is not looked at: it gets `config.failed`. A component that raises or is late fails the trajectory; one that
-        returns no finite number is a `UserError`, as it would fail them all. Where a service could not be reached, the
-        failure is one of infrastructure: it has no reward, whatever `config.failed` says.
+        is not looked at: it gets `config.failed`. A component that raises or is late fails the trajectory, which then
+        has no reward: that says nothing about the attempt. Where a service could not be reached, the failure is one of
+        infrastructure. A component that returns no finite number is a `UserError`, as it would fail them all.
         """
         if trajectory.status in (Status.FAILED, Status.TIMED_OUT):
             return self._without_score(trajectory, dict.fromkeys(self.weights))
@@ -241,8 +241,8 @@ class RewardFunction:
         return ended_well and value is not None and value >= self.config.success_at
 
     def _without_score(self, trajectory: Trajectory, rewards: dict[str, float | None]) -> Trajectory:
-        outage = failure_of(trajectory) is Failure.INFRASTRUCTURE
-        return _scored(trajectory, rewards, None if outage else self.config.failed, [0.0] * len(trajectory.steps))
+        reward = self.config.failed if failure_of(trajectory) in (None, Failure.AGENT) else None
+        return _scored(trajectory, rewards, reward, [0.0] * len(trajectory.steps))
 
 
 def as_given(trajectory: Trajectory) -> Trajectory:

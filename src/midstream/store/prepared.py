@@ -23,12 +23,14 @@ _POSITIONAL: dict[str, sa.Dialect] = {
 """The dialects, with positional parameters."""
 
 
-def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Run `statement` once for each row: parameters by name, the same names in each."""
+def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Run `statement` once for each row: parameters by name, the same names in each. Returns how many rows it wrote."""
     sql, order = _compiled(statement, connection.dialect.name, tuple(rows[0]))
     values = [tuple(row[name] for name in order) for row in rows]
     with _errors(connection, sql, values):
-        connection.connection.cursor().executemany(sql, values)
+        cursor = connection.connection.cursor()
+        cursor.executemany(sql, values)
+        return cursor.rowcount
 
 
 def fetch(connection: sa.Connection, statement: sa.Executable, name: str, items: Sequence[Any]) -> Sequence[Any]:
