@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -17,8 +18,6 @@ _OUTAGES = frozenset(
     (
         "TransportError",  # httpx
         "APIConnectionError",  # openai, anthropic; APITimeoutError is one
-        "InternalServerError",
-        "RateLimitError",
         "RequestException",  # requests
         "ClientConnectionError",  # aiohttp
     )
@@ -63,10 +62,14 @@ async def call(function: Callable[..., Any], arguments: Mapping[str, Any], timeo
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether `error`, or what it was raised from, says that a service was not there or could not answer."""
+    """Whether `error`, or what it was raised from, says that a service was not there or could not answer. A response
+    with another status than 408, 429 or 5xx is an answer."""
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, EngineError | ConnectionError):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status in (408, 429) or status >= 500
+        if isinstance(error, EngineError | ConnectionError | TimeoutError | socket.gaierror):
             return True
         if any(kind.__name__ in _OUTAGES for kind in type(error).__mro__):
             return True

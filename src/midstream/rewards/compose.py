@@ -206,7 +206,7 @@ class RewardFunction:
         `UserError`, which would fail them all."""
         if isinstance(made.error, UserError):
             raise made.error
-        outage = is_outage(made.error) or (made.late and "judge" in self._components[name].parameters)
+        outage = "judge" in self._components[name].parameters if made.late else is_outage(made.error)
         what = f"raised {type(made.error).__name__}: {made.error}"
         if made.late:
             what = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
