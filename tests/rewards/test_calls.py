@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import threading
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
 from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Status, Task, Trajectory
+from midstream.rewards.calls import is_outage
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
 
@@ -167,6 +169,40 @@ def test_a_judge_that_is_down_is_no_outcome_even_where_failures_have_a_reward(er
     assert failure_of(failed) is Failure.INFRASTRUCTURE and failed.reward is None
     (other,) = scored(lambda: 1 / 0, failed=-1.0)
     assert failure_of(other) is Failure.REWARD and other.reward is None, "a broken component says nothing of it"
+
+
+class Answered(Exception):
+    """As `requests.HTTPError` and `httpx.HTTPStatusError` are: with the response."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.response = httpx.Response(status)
+
+
+class RequestException(Answered):
+    """Named as the base class of `requests`."""
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), True),
+        (TimeoutError("timed out"), True),
+        (Answered(408), True),
+        (Answered(429), True),
+        (Answered(503), True),
+        (RequestException(500), True),
+        (Answered(400), False),
+        (RequestException(400), False),
+        (RequestException(404), False),
+        (FileNotFoundError("no such file"), False),
+    ],
+)
+def test_an_outage_is_told_from_an_answer(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+    around = ValueError("no grade")
+    around.__cause__ = error
+    assert is_outage(around) is outage
 
 
 def test_a_component_of_groups_may_not_ask_for_one_trajectory() -> None:

@@ -18,6 +18,8 @@ _OUTAGES = frozenset(
     (
         "TransportError",  # httpx
         "APIConnectionError",  # openai, anthropic; APITimeoutError is one
+        "InternalServerError",
+        "RateLimitError",
         "RequestException",  # requests
         "ClientConnectionError",  # aiohttp
     )
