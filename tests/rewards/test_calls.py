@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
 from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Status, Task, Trajectory
+from midstream.rewards import calls, math_process
 from midstream.rewards.calls import is_outage
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
@@ -66,6 +67,37 @@ def test_async_components_of_one_trajectory_are_awaited_side_by_side() -> None:
 
     reward = RewardFunction(RewardConfig(components={"test_one": 1.0, "test_other": 2.0}, timeout_s=30))
     assert asyncio.run(reward.score(an_attempt())).reward == 3.0
+
+
+def test_waiting_for_the_process_of_mathematics_does_not_count() -> None:
+    class Comparer(math_process._Worker):
+        def _ask(self, process: Any, pairs: Any, timeout_s: float) -> bytes:
+            return b'{"equal": [true]}'
+
+    comparer = Comparer()
+    comparer._process = cast(Any, object())  # it runs
+
+    def compares() -> float:
+        return float(comparer.compare([("1", "1")], 5.0)[0])
+
+    async def go() -> calls.Called:
+        comparer._lock.acquire()
+        asyncio.get_running_loop().call_later(1.5, comparer._lock.release)
+        return await calls.call(compares, {}, 1.0)
+
+    assert asyncio.run(go()) == calls.Called(1.0)
+
+
+def test_what_comes_after_an_uncounted_wait_counts() -> None:
+    ended = threading.Event()
+
+    def waits_and_hangs() -> None:
+        with calls.uncounted():
+            ended.wait(0.2)
+        ended.wait(60)
+
+    assert asyncio.run(calls.call(waits_and_hangs, {}, 0.5)).late
+    ended.set()
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

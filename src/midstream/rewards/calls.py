@@ -7,8 +7,8 @@ import contextvars
 import inspect
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ _OUTAGES = frozenset(
     )
 )
 """Names of exception classes of HTTP clients that mean that nobody answered, wherever they are defined."""
+
+_LIMIT: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, asyncio.Timeout] | None] = contextvars.ContextVar(
+    "limit of the call", default=None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ async def call(function: Callable[..., Any], arguments: Mapping[str, Any], timeo
     task that waits are raised; everything else, `SystemExit` included, is returned.
     """
     limit = asyncio.timeout(timeout_s)
+    token = _LIMIT.set((asyncio.get_running_loop(), limit))
     try:
         async with limit:
             if inspect.iscoroutinefunction(function):
@@ -61,6 +66,35 @@ async def call(function: Callable[..., Any], arguments: Mapping[str, Any], timeo
         raise
     except BaseException as error:  # SystemExit of a reward function must not end the program
         return Called(error=error, late=isinstance(error, TimeoutError) and limit.expired())
+    finally:
+        _LIMIT.reset(token)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Inside, in the thread of a sync component, no time counts towards the limit of its call: for waiting until other
+    calls are done with what they share. Outside of a call it does nothing."""
+    if (found := _LIMIT.get()) is None:
+        yield
+        return
+    loop, limit = found
+    began = loop.time()
+
+    def extend(when: float | None) -> None:
+        with suppress(RuntimeError):  # the call is over, or late already
+            limit.reschedule(when)
+
+    due = limit.when()
+    _tell(loop, extend, None)
+    try:
+        yield
+    finally:
+        _tell(loop, extend, None if due is None else due + loop.time() - began)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    with suppress(RuntimeError):  # the loop may have ended before the thread did
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def is_outage(error: BaseException | None) -> bool:
@@ -95,8 +129,7 @@ def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Aw
             called = Called(context.run(function, **arguments))
         except BaseException as error:  # handed to who awaits it
             called = Called(error=error)
-        with suppress(RuntimeError):  # the loop may have ended before the function did
-            loop.call_soon_threadsafe(tell, called)
+        _tell(loop, tell, called)
 
     threading.Thread(target=run, name=f"reward {getattr(function, '__name__', '')}", daemon=True).start()
     return done

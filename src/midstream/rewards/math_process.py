@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from midstream.core.errors import UserError
+from midstream.rewards.calls import uncounted
 
 START_TIMEOUT_S = 60.0
 """A process that starts has sympy to load."""
@@ -22,7 +23,7 @@ def compare(pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
     """Whether the two of each pair are equal, by math-verify: LaTeX without marks, the gold answer first.
 
     All False when that takes longer than `timeout_s` or breaks. Safe to call from any thread; calls wait for each
-    other. Raises `UserError` when the package is not there.
+    other, which does not count towards `reward.timeout_s`. Raises `UserError` when the package is not there.
     """
     if not pairs:
         return []
@@ -37,7 +38,9 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def compare(self, pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
-        with self._lock:
+        with uncounted():  # the others' turns
+            self._lock.acquire()
+        try:
             if self._process is None:
                 if importlib.util.find_spec("math_verify") is None:
                     raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
@@ -47,6 +50,8 @@ class _Worker:
                 self._end()
                 return [False] * len(pairs)
             return [bool(equal) for equal in json.loads(reply)["equal"]]
+        finally:
+            self._lock.release()
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the process and wait until it can compare; raises `UserError` with its last words when it cannot."""
