@@ -52,9 +52,10 @@ def test_one_success_in_twenty_stands_out() -> None:
     assert np.mean([turn.advantages[0] for turn in batch.turns]) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("cause", [Failure.INFRASTRUCTURE, Failure.REWARD])
 @pytest.mark.parametrize("failed", ["drop", "mask", "score"])
-def test_an_outage_does_not_vote_in_its_groups_baseline(failed: str) -> None:
-    group = [an_attempt("a", 1.0), an_attempt("b", 0.0), an_attempt("c", -1.0, Failure.INFRASTRUCTURE)]
+def test_what_is_not_the_agents_fault_does_not_count_in_its_group(failed: str, cause: Failure) -> None:
+    group = [an_attempt("a", 1.0), an_attempt("b", 0.0), an_attempt("c", -1.0, cause)]
     batch = make_batch([group], FlowGRPO(std="none"), failed=failed)
     assert {turn.key[0]: turn.advantages[0] for turn in batch.turns} == {"a": 0.5, "b": -0.5}
 

@@ -13,7 +13,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served
 
 from midstream.agents.config import FlowConfig
-from midstream.core.errors import EngineError
+from midstream.core.errors import EngineError, UserError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.gateway import active
@@ -97,6 +97,28 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
         assert served.trajectory(trajectory.uid).status is Status.COMPLETED
     assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
     assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
+
+
+def test_an_attempt_that_raises_is_not_kept_alive(start: Start) -> None:
+    async def raises(trajectory: Trajectory) -> Trajectory:
+        raise UserError("the reward is wrong", "mend it")
+
+    async def go() -> int:
+        async with GatewayClient(start().url) as client:
+            sink = RemoteSink(client, group_size=1, model="tiny")
+            worker = AgentFlowWorker(
+                FlowConfig(name="single_step_single_turn_agent"),
+                {"policy": RoleEngine(RemoteEngine(), None, True)},
+                sampling=SamplingConfig(max_tokens=5),
+                sink=sink,
+                score=raises,
+            )
+            (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
+            with pytest.raises(UserError, match="the reward is wrong"):
+                await worker.run(attempt)
+            return len(sink._open)
+
+    assert asyncio.run(go()) == 0
 
 
 def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:

@@ -81,14 +81,15 @@ class ActiveTrajectory:
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
 
     def trajectory(self, tokenizer: ChatTokenizer, status: Status) -> Trajectory:
-        """What is recorded so far, answered by the last step, as it would be with `status`."""
+        """What is recorded so far, answered by the last step that was not interrupted, as it would be with `status`."""
         steps = self.recorder.recorded()
+        whole = [step for step in steps if step.finish_reason != FinishReason.INTERRUPTED]
         return Trajectory(
             uid=self.uid,
             prompt_uid=self.prompt_uid,
             task=self.task,
             steps=steps,
-            answer=answer_of(steps[-1], tokenizer).reply.content if steps else None,
+            answer=answer_of(whole[-1], tokenizer).reply.content if whole else None,
             turns=len(steps),
             status=status,
             metadata=self.metadata,

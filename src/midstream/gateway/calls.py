@@ -121,7 +121,7 @@ class Calls:
         """`ask` with a key of ours, where it comes from an SDK that may make it again without one of its own."""
         if ask.key is not None or ask.retry is None:
             return ask, None
-        attempt = live.retries.again(ask.call, live.recorder.finished()) if ask.retry else None
+        attempt = live.retries.again(ask, live.recorder.finished()) if ask.retry else None
         if attempt is None:
             attempt = live.retries.first(ask.call, f"{OWN_KEY}{new_answer_id()}")
         return replace(ask, key=attempt.key), attempt
@@ -250,7 +250,8 @@ class Calls:
     def _due(self, ask: Ask) -> Ask:
         """`ask`, due when a call that comes now must be answered, however many times it waits."""
         due = asyncio.get_running_loop().time() + self._config.limits.timeout_s
-        return replace(ask, due=due, fingerprint="" if ask.key is None else fingerprint_of(ask.call))
+        repeatable = ask.key is not None or ask.retry is not None
+        return replace(ask, due=due, fingerprint=fingerprint_of(ask.call) if repeatable else "")
 
     def _too_late(self) -> ApiError:
         return ApiError(504, f"no answer within {self._config.limits.timeout_s:g} s", retry_after_s=1)

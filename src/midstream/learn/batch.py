@@ -168,8 +168,8 @@ def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
     `rollout.truncated`."""
     if truncated == "drop" and _is_truncated(trajectory):
         return False
-    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
-        return False  # an outage says nothing about the policy
+    if failure_of(trajectory) not in (None, Failure.AGENT):
+        return False  # an outage or a broken reward component says nothing about the policy
     return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
 
 

@@ -80,8 +80,8 @@ class TrainRolloutConfig(RolloutConfig):
     statistics."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out but counts it in the
-    denominators of the loss; `score` gives it `reward.failed` and trains on it, except for failures of infrastructure,
-    which never count as an outcome."""
+    denominators of the loss; `score` gives it `reward.failed` and trains on it, except for failures of infrastructure
+    and of a reward component, which never count as an outcome."""
     max_failed: MaxFailedConfig = MaxFailedConfig()
     """Largest share of a step's attempts that may fail, by cause, before the run stops. A first step in which every
     attempt fails stops the run too."""

@@ -252,11 +252,9 @@ class _Run:
         if not self.directory.started:
             return None
         changes = self.directory.config_changes(self.config.model_dump(mode="json"))
-        return (
-            None
-            if any(change.startswith(NUMERICS_SETTINGS) for change in changes)
-            else read_recorded(self.directory.path)
-        )
+        if any(change.startswith(NUMERICS_SETTINGS) for change in changes):
+            return None
+        return read_recorded(self.directory.path)
 
     def _open_source(self, state: TrainState) -> GroupSource | None:
         config = self.config.rollout.source

@@ -137,6 +137,11 @@ def insert_missing(dialect: str) -> sa.Executable:
     return INSERT[dialect](schema.groups).on_conflict_do_nothing()
 
 
+def remove(connection: sa.Connection, key: Key) -> None:
+    """Delete the row of a group that has no trajectories of its own."""
+    connection.execute(schema.groups.delete().where(_groups.prompt_uid == key[0], _groups.channel == key[1]))
+
+
 def require_open(connection: sa.Connection, key: Key, now: float) -> None:
     """Raise `GroupClosed` if a trajectory that joins the group now would never be trained on with it. Locks the group
     until the transaction ends."""
@@ -188,7 +193,7 @@ def _update_states(connection: sa.Connection, keys: Sequence[Key], now: float) -
     for group in held:
         key = (group.prompt_uid, group.channel)
         if key not in counts:
-            connection.execute(schema.groups.delete().where(_is(group)))
+            remove(connection, key)
         elif group.state in _OPEN:
             found = _next_state(group, before[key], counts[key], now)
             if found != (group.state, group.ended, group.ready_at):

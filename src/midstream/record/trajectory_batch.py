@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Table
 
 from midstream.core import clock
-from midstream.core.errors import AlreadyEnded, HeldElsewhere, RunError
+from midstream.core.errors import AlreadyEnded, GroupClosed, HeldElsewhere, RunError
 from midstream.core.types import Status
 from midstream.record import group_states as groups
 from midstream.record import schema
@@ -71,9 +71,15 @@ class TrajectoryBatch:
         self._require_held(uid, row["server"])
         group = None if size is None and deadline is None else groups.new_group(key, size, deadline)
         if joins:
+            inserted = 0
             if group is not None:  # first, so that the second of two concurrent opens sees the row of the first
-                run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
-            groups.require_open(self.connection, key, clock.time())
+                inserted = run_many(self.connection, groups.insert_missing(self._connection.dialect.name), [group])
+            try:
+                groups.require_open(self.connection, key, clock.time())
+            except GroupClosed:
+                if inserted:  # a refused opening changes nothing
+                    groups.remove(self.connection, key)
+                raise
         if uid in self._known:
             delete(self.connection, schema.trajectories.c.uid == uid)
             self._touched.add(self._known[uid].group)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ _OUTAGES = frozenset(
     )
 )
 """Exception class names of HTTP clients that mean a service could not be reached."""
+
+_LIMIT: contextvars.ContextVar[tuple[asyncio.AbstractEventLoop, asyncio.Timeout] | None] = contextvars.ContextVar(
+    "limit of the call", default=None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ async def call_with_timeout(function: Callable[..., Any], arguments: Mapping[str
     cancellation of the waiting task are raised; all other exceptions, including `SystemExit`, are returned.
     """
     limit = asyncio.timeout(timeout_s)
+    token = _LIMIT.set((asyncio.get_running_loop(), limit))
     try:
         async with limit:
             if inspect.iscoroutinefunction(function):
@@ -61,13 +67,46 @@ async def call_with_timeout(function: Callable[..., Any], arguments: Mapping[str
         raise
     except BaseException as error:  # SystemExit of a reward function must not end the program
         return CallResult(error=error, timed_out=isinstance(error, TimeoutError) and limit.expired())
+    finally:
+        _LIMIT.reset(token)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Exclude the time inside from the limit of the sync component that runs in this thread: for waiting until other
+    calls have finished with a shared resource. Does nothing outside a call."""
+    if (found := _LIMIT.get()) is None:
+        yield
+        return
+    loop, limit = found
+    began = loop.time()
+
+    def extend(when: float | None) -> None:
+        with suppress(RuntimeError):  # the call is over, or timed out already
+            limit.reschedule(when)
+
+    due = limit.when()
+    _call_in(loop, extend, None)
+    try:
+        yield
+    finally:
+        _call_in(loop, extend, None if due is None else due + loop.time() - began)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *arguments: Any) -> None:
+    with suppress(RuntimeError):  # the loop may have ended before the thread did
+        loop.call_soon_threadsafe(function, *arguments)
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether `error` or one of its causes means that a service could not be reached or could not answer."""
+    """Return whether `error` or one of its causes means that a service could not be reached or could not answer. A
+    response with another status than 408, 429 or 5xx is an answer."""
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, EngineError | ConnectionError):
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status in (408, 429) or status >= 500
+        if isinstance(error, EngineError | ConnectionError | TimeoutError | socket.gaierror):
             return True
         if any(kind.__name__ in _OUTAGES for kind in type(error).__mro__):
             return True
@@ -91,8 +130,7 @@ def _in_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Aw
             result = CallResult(context.run(function, **arguments))
         except BaseException as error:  # passed to the awaiting task
             result = CallResult(error=error)
-        with suppress(RuntimeError):  # the loop may end before the function
-            loop.call_soon_threadsafe(resolve, result)
+        _call_in(loop, resolve, result)
 
     threading.Thread(target=run, name=f"reward {getattr(function, '__name__', '')}", daemon=True).start()
     return done

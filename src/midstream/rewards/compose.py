@@ -47,8 +47,8 @@ class RewardConfig(Config):
     """Minimum value of that component for a success."""
 
     failed: float | None = None
-    """Reward of a trajectory that failed or timed out; null means no reward. Infrastructure failures never get a
-    reward."""
+    """Reward of a trajectory whose agent failed or timed out; null means no reward. Failures of infrastructure or of a
+    reward component never get a reward."""
 
     timeout_s: float = Field(default=60.0, gt=0)
     """Time limit of a component for one trajectory, in seconds. Exceeding it fails the trajectory."""
@@ -143,9 +143,9 @@ class RewardFunction:
 
         Components run concurrently, sync ones in threads, each for at most `config.timeout_s`. Step values stay on
         their steps and all others go to the last step; the parts add up to the total. A failed or timed-out trajectory
-        is not scored and gets `config.failed`. A component that raises or times out fails the trajectory. A component
-        that returns no finite number raises a `UserError`, because it would fail every trajectory. An unreachable
-        service is an infrastructure failure without a reward, regardless of `config.failed`.
+        is not scored and gets `config.failed`. A component that raises or times out fails the trajectory, which then
+        has no reward, as it says nothing about the attempt. A component that returns no finite number raises a
+        `UserError`, because it would fail every trajectory. An unreachable service is an infrastructure failure.
         """
         if trajectory.status in (Status.FAILED, Status.TIMED_OUT):
             return self._without_score(trajectory, dict.fromkeys(self.weights))
@@ -211,7 +211,7 @@ class RewardFunction:
         would fail every trajectory."""
         if isinstance(result.error, UserError):
             raise result.error
-        outage = is_outage(result.error) or (result.timed_out and "judge" in self._components[name].parameters)
+        outage = "judge" in self._components[name].parameters if result.timed_out else is_outage(result.error)
         problem = f"raised {type(result.error).__name__}: {result.error}"
         if result.timed_out:
             problem = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
@@ -246,8 +246,8 @@ class RewardFunction:
         return ended_well and value is not None and value >= self.config.success_at
 
     def _without_score(self, trajectory: Trajectory, rewards: dict[str, float | None]) -> Trajectory:
-        outage = failure_of(trajectory) is Failure.INFRASTRUCTURE
-        return _scored(trajectory, rewards, None if outage else self.config.failed, [0.0] * len(trajectory.steps))
+        reward = self.config.failed if failure_of(trajectory) in (None, Failure.AGENT) else None
+        return _scored(trajectory, rewards, reward, [0.0] * len(trajectory.steps))
 
 
 def with_recorded_reward(trajectory: Trajectory) -> Trajectory:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from midstream.core.errors import UserError
+from midstream.rewards.calls import uncounted
 
 START_TIMEOUT_S = 60.0
 """Time limit to start the process, which imports sympy."""
@@ -22,8 +23,8 @@ def compare(pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
     """Return whether the expressions of each pair are equal, by math-verify: LaTeX without delimiters, the gold answer
     first.
 
-    Returns all False on timeout (`timeout_s`) or failure. Thread-safe; calls are serialized. Raises `UserError` when
-    the package is missing.
+    Returns all False on timeout (`timeout_s`) or failure. Thread-safe; calls wait for each other, which does not count
+    towards `reward.timeout_s`. Raises `UserError` when the package is missing.
     """
     if not pairs:
         return []
@@ -38,7 +39,9 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def compare(self, pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
-        with self._lock:
+        with uncounted():  # the others' turns
+            self._lock.acquire()
+        try:
             if self._process is None:
                 if importlib.util.find_spec("math_verify") is None:
                     raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
@@ -48,6 +51,8 @@ class _Worker:
                 self._end()
                 return [False] * len(pairs)
             return [bool(equal) for equal in json.loads(reply)["equal"]]
+        finally:
+            self._lock.release()
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the process and wait until it is ready. Raises `UserError` with its last output line when it fails."""

@@ -152,7 +152,7 @@ class RemoteSink:
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         """Submit step rewards and metadata, and complete the trajectory. One its agent completed stays as it is."""
-        token = self._open.pop(trajectory.uid)["owner_token"]
+        token = self._open[trajectory.uid]["owner_token"]
         steps = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:
             if steps:
@@ -169,6 +169,9 @@ class RemoteSink:
         except Refused as error:
             if error.code != "trajectory_ended":
                 raise
+
+    def forget(self, attempt: Attempt) -> None:
+        self._open.pop(attempt.uid, None)
 
     def _opening(self, attempt: Attempt) -> dict[str, Any]:
         task = attempt.task

@@ -26,6 +26,10 @@ class TrajectorySink(Protocol):
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
 
+    def forget(self, attempt: Attempt) -> None:
+        """Drop what is kept of a begun `attempt`, finished or not. Called once for each."""
+        ...
+
 
 class LocalSink:
     """Records in `store`, or without one in memory only."""
@@ -48,3 +52,5 @@ class LocalSink:
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         if self._store is not None:
             await self._store.trajectories.finish(trajectory, attempt.channel)
+
+    def forget(self, attempt: Attempt) -> None: ...

@@ -108,6 +108,12 @@ class AgentFlowWorker:
             await self._sink.begin(attempt)
         except EngineError as error:
             return _not_begun(attempt, error)
+        try:
+            return await self._run_begun(attempt, temperature)
+        finally:
+            self._sink.forget(attempt)
+
+    async def _run_begun(self, attempt: Attempt, temperature: float | None) -> Trajectory:
         sampling = {role: self._sampling_of(role, temperature) for role in {*self._role_engines, "policy"}}
         session = FlowSession(
             task=attempt.task,

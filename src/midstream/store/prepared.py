@@ -23,12 +23,15 @@ _POSITIONAL: dict[str, sa.Dialect] = {
 """Supported dialects, with positional parameters."""
 
 
-def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Run `statement` once per row. Parameters are named; all rows have the same names."""
+def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Run `statement` once per row. Parameters are named; all rows have the same names. Returns the number of rows
+    written."""
     sql, order = _compiled(statement, connection.dialect.name, tuple(rows[0]))
     values = [tuple(row[name] for name in order) for row in rows]
     with _errors(connection, sql, values):
-        connection.connection.cursor().executemany(sql, values)
+        cursor = connection.connection.cursor()
+        cursor.executemany(sql, values)
+        return cursor.rowcount
 
 
 def fetch(connection: sa.Connection, statement: sa.Executable, name: str, items: Sequence[Any]) -> Sequence[Any]:

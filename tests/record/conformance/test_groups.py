@@ -183,6 +183,18 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     assert store.groups.left_out() == 0
 
 
+def test_a_refused_opening_changes_nothing(store: Store) -> None:
+    join(store, "p-0")  # says nothing of a group
+    with pytest.raises(GroupClosed, match="has all its 1 trajectories"):
+        join(store, "p-1", group_size=1)
+    assert store.groups.counts()["waiting"] == 0, "the refused opening has limited a group that nobody limited"
+    join(store, "p-2")
+    with pytest.raises(GroupClosed):
+        join(store, "p-3", group_size=2)
+    join(store, "p-4", group_size=4)
+    assert store.groups.counts()["waiting"] == 1 and store.trajectories.count(prompt_uid="p") == 3
+
+
 def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> None:
     async def together() -> list[BaseException | None]:
         opened = [store.trajectories.open(f"p-{n}", "p", TASK, "train", group_size=3) for n in range(8)]
