@@ -63,8 +63,9 @@ def another_temperature(size: float) -> Any:
     """The learner divides by temperatures that are larger by that share."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        def around(original: Any, hidden: Any, head: Any, targets: Any, temperatures: Any) -> Any:
-            return original(hidden, head, targets, temperatures * (1 + size))
+        def around(original: Any, *given: Any) -> Any:
+            *others, temperatures = given
+            return original(*others, temperatures * (1 + size))
 
         wrapped(patch, log_probs, "token_log_probs", around)
 

@@ -268,7 +268,7 @@ def policy_is_barely_stale(patch: Patch) -> None:
     weights_move_behind_the_samples(patch, 0.0, 1)
 
 
-@fault("positions are right", "sampler and learner agree", "sampler is the plain model")
+@fault("positions are right", "sampler and learner agree", "sampler is the plain model", given=())
 def sampling_is_a_position_off(patch: Patch) -> None:
     def around(original: Any, self: Any, tokens: Any, positions: Any, attend: Any, **named: Any) -> Any:
         off = 1 if isinstance(attend, attention.SlotAttention) else 0
@@ -311,8 +311,8 @@ def nothing_is_updated(patch: Patch) -> None:
 
 @fault("sampler follows the update")
 def casts_outlive_an_update(patch: Patch) -> None:
-    def around(original: Any, self: Any, *given: Any) -> Any:
-        sums = original(self, *given)
+    def around(original: Any, self: Any, *given: Any, **named: Any) -> Any:
+        sums = original(self, *given, **named)
         self.decoder.version -= 1
         return sums
 

@@ -24,7 +24,7 @@ from midstream.learn.self_check.recut import halves
 
 ODDS = 5.0
 """Standard deviations that chance does not explain: 6e-7, two-sided."""
-POSITIONS = 48
+POSITIONS = 16
 """Calls that positions are checked with, at most."""
 POSITION = 0.2
 """Share of a position that is none, whatever the noise."""
@@ -113,7 +113,7 @@ def sampler_is_plain(evidence: Evidence) -> Iterator[Check]:
     sequences = [call.sequence for role in own for call in calls if call.role == role]
     differences = [difference for role in own.values() for difference in role]
     yield same_scale("scale of sampled logits", evidence.plain, sequences, differences, evidence.plain_noise)
-    yield same_positions(evidence.plain, sequences, differences, evidence.plain_noise)
+    yield same_positions(evidence, evidence.plain_noise)
 
 
 def same_scale(
@@ -132,14 +132,21 @@ def same_scale(
     )
 
 
-def same_positions(
-    plain: PlainModel, sequences: Sequence[TokenSequence], differences: Sequence[np.ndarray], noise: Noise
-) -> Check:
+def same_positions(evidence: Evidence, noise: Noise) -> Check:
     """The slope of differences by what they would be if sampled tokens stood one position further on: 0 when they stand
-    where they should, 1 when they are one too far. Far more sensitive than the size of the differences."""
-    chosen = sequences[:POSITIONS]
-    by = [(plain.displaced(s) - plain.read(s).log_probs).double().cpu().numpy() for s in chosen]
-    value, error = slope(differences[: len(chosen)], by, noise.trusted)
+    where they should, 1 when they are one too far. Far more sensitive than the size of the differences. Of an attempt's
+    first call alone: what comes before a later one was sampled too, and would stand as far off."""
+    first: dict[str, RecordedCall] = {}
+    for call in evidence.calls:
+        if call.engine == "policy":
+            first.setdefault(call.request.session, call)
+    by: list[np.ndarray] = []
+    differences: list[np.ndarray] = []
+    for call in list(first.values())[:POSITIONS]:
+        plain = evidence.plain.read(call.sequence).log_probs
+        by.append((evidence.plain.displaced(call.sequence) - plain).double().cpu().numpy())
+        differences.append((torch.tensor(call.completion.log_probs) - plain.cpu()).double().numpy())
+    value, error = slope(differences, by, noise.trusted)
     return judged(
         "positions are right",
         abs(value),
