@@ -80,12 +80,12 @@ def test_waiting_for_the_process_of_mathematics_does_not_count() -> None:
     def compares() -> float:
         return float(comparer.compare([("1", "1")], 5.0)[0])
 
-    async def go() -> calls.Called:
+    async def go() -> calls.CallResult:
         comparer._lock.acquire()
         asyncio.get_running_loop().call_later(1.5, comparer._lock.release)
-        return await calls.call(compares, {}, 1.0)
+        return await calls.call_with_timeout(compares, {}, 1.0)
 
-    assert asyncio.run(go()) == calls.Called(1.0)
+    assert asyncio.run(go()) == calls.CallResult(1.0)
 
 
 def test_what_comes_after_an_uncounted_wait_counts() -> None:
@@ -96,7 +96,7 @@ def test_what_comes_after_an_uncounted_wait_counts() -> None:
             ended.wait(0.2)
         ended.wait(60)
 
-    assert asyncio.run(calls.call(waits_and_hangs, {}, 0.5)).late
+    assert asyncio.run(calls.call_with_timeout(waits_and_hangs, {}, 0.5)).timed_out
     ended.set()
 
 

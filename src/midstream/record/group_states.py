@@ -305,10 +305,6 @@ def _among(keys: Sequence[Key]) -> sa.ColumnElement[bool]:
     return sa.tuple_(_groups.prompt_uid, _groups.channel).in_(keys)
 
 
-def _is(group: GroupRow) -> sa.ColumnElement[bool]:
-    return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
-
-
 def _counted(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, _Counts]:
     """Count, per group, trajectories that have ended, are running, and have ended without being rejected. Groups
     without trajectories are omitted."""
