@@ -177,7 +177,7 @@ def test_a_ramp_says_what_it_cannot_do() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"name": "pools", "hard": 0.6, "easy": 0.6}, "more than 1 together"),
+        ({"name": "pools", "hard": 0.6, "easy": 0.6}, "add up to more than 1"),
         ({"name": "pools", "hard_below": 0.8}, "in the order hard_below, easy_above, solved_at"),
         ({"name": "ramp", "start": 3, "end": 1}, "start is above end"),
         ({"name": "ramp", "start": 3}, "curriculum.end: is required"),
