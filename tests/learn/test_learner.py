@@ -88,9 +88,9 @@ def test_the_size_of_a_pass_changes_no_loss_and_no_gradient(make_policy, tuning:
         cut = gradient_of(learner, batch)
         assert_same_update(merge_metrics, cut)
         assert cut[1]["computed_tokens"] >= merge_metrics[1]["computed_tokens"]
-    assert cut[1]["computed_tokens"] == sum(
-        len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in batch.turns
-    )
+    # A pass may hold a quarter more than its longest turn, so turns that share nearly everything stay together.
+    alone = sum(len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in batch.turns)
+    assert cut[1]["computed_tokens"] <= alone
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
