@@ -33,7 +33,7 @@ def test_export_import_and_prune(run_files: Path, capsys: pytest.CaptureFixture[
     assert run(["store", "import", target, file, "--existing", "skip"]) == 0
     out, error = capsys.readouterr()
     assert "1 trajectories in" in out and "0 trajectories imported, 1 skipped" in out
-    assert "'one-1' is in" in error
+    assert "trajectory 'one-1'" in error
     with Store(target) as store:
         assert [trajectory.uid for trajectory in store.trajectories.iterate(quality="good")] == ["one-1"]
     assert run(["store", "prune", target, "--older-than", "1h", "--vacuum"]) == 0
