@@ -64,7 +64,10 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ),
         ("algorithm={name: ppo, std: group}", "drops it: 'algorithm={name: ppo}'"),
         ("algorithm.kl.coef=0", "algorithm.name: is required beside other settings of algorithm"),
-        ("algorithm={name: grpo, kl: {target: 0.1, coef: 0}}", "algorithm.kl: kl.target needs an initial kl.coef above 0"),
+        (
+            "algorithm={name: grpo, kl: {target: 0.1, coef: 0}}",
+            "kl.target needs an initial kl.coef above 0",
+        ),
         ("algorithm={name: gdpo, kl: {placement: reward}}", "'gdpo' needs unmodified rewards"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas: each must be at least 0 and less than 1 (got [0.9, 1.0])"),
         ("algorithm.name=gpro", "'flow_grpo', 'grpo', 'dr_grpo'"),
