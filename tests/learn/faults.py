@@ -382,7 +382,7 @@ def groups_are_mixed(patch: Patch) -> None:
     wrapped(patch, collect, "_grouped", around)
 
 
-@fault("attempts differ")
+@fault("attempts differ", given=())
 def attempts_share_a_seed(patch: Patch) -> None:
     def around(original: Any, *given: Any, **named: Any) -> Any:
         return [replace(attempt, seed=7) for attempt in original(*given, **named)]
