@@ -10,6 +10,7 @@ AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
 SUITES := .venv-suites
+WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 # How many tests run side by side: make test JOBS=1
@@ -21,7 +22,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -30,6 +31,8 @@ help:
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make wheel      build the package into dist/"
+	@echo "make test-wheel build the package, install it into $(WHEEL) alone, and use it outside the repository"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
 	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
@@ -42,7 +45,7 @@ help:
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; runs and models stay"
 
 setup: $(READY) bubblewrap
 
@@ -79,6 +82,19 @@ test-kill: $(READY)
 
 test-vllm: $(READY) $(VLLM)/.ready
 	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+
+wheel: $(READY)
+	rm -f dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# As a user installs it: an environment with nothing of the repository but the wheel.
+test-wheel: wheel
+	test -x $(WHEEL)/bin/pip || "$(PYTHON)" -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(WHEEL)/bin/python -m pip install --quiet -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[train,gateway]"
+	$(WHEEL)/bin/python -m pip install --quiet --force-reinstall --no-deps dist/*.whl
+	MIDSTREAM_WHEEL=$(abspath $(WHEEL))/bin $(BIN)/python -m pytest -m wheel tests/wheel
 
 test-kill-gateway: $(READY)
 	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)
@@ -168,5 +184,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

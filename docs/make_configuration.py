@@ -7,17 +7,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.agents.black_box import CommandSettings
 from midstream.core.config import models_in, suffix
 from midstream.gateway.config import GatewayConfig
 from midstream.learn.config import TrainConfig
@@ -27,31 +29,38 @@ HEAD = """# Configuration
 
 <!-- Written by docs/make_configuration.py from the config classes. Change their docstrings, then run it. -->
 
-A config is a YAML file. `KEY=VALUE` after it on the command line changes single settings by their dotted names; values
-are read as YAML:
+A config is a YAML file. On the command line, `KEY=VALUE` after it overrides single settings by their dotted names;
+values are read as YAML. This prints the resulting config with all defaults filled in:
 
 ```bash
-midstream config configs/quickstart.yaml trainer.max_steps=30 policy.lora.rank=32 'flow.tools=[search]'
+midstream config quickstart trainer.max_steps=30 policy.lora.rank=32 'flow.tools=[search]'
 ```
 
-prints what a config comes to with its defaults filled in; `midstream config` alone lists every setting, and
-`midstream config --schema` prints the JSON schema. A key that does not exist is an error that names the nearest one
-that does. The one section that must be given is `tasks.sources`, or `rollout.source` to train on what a store holds.
+`quickstart` and `from_store` are configs that ship with Midstream; any other name is the path of a file. Without a
+config, `midstream config` lists every setting; `midstream config --schema` prints the JSON schema. An unknown key is an
+error that names the nearest valid one. Only one section is required: `tasks.sources`, or `rollout.source` to train on
+what a store holds.
 
-Below, `null` means not set, `NAME` in a key stands for a name, and `[]` for an item of a list.
+Defaults below are written as in YAML. `null` means not set, `NAME` in a key stands for a name of your choice, and `[]`
+for an item of a list.
 """
-CHOICE = "`{key}.name` says which is meant, and a section `{key}` must hold it."
-ALL_OF_THEM = "All of them have:"
+CHOICE = "A section `{key}` must set `{key}.name`, which is one of {names}."
+ALL_OF_THEM = "Settings that all of them have:"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
-SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {"agentflow": AgentFlowSettings}
+SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
+    "agentflow": AgentFlowSettings,
+    "blackbox_command_agent": CommandSettings,
+}
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"
 
 
 def page() -> str:
     """The whole page."""
-    gateway = _section(GatewayConfig, "", "## A gateway", "What `midstream gateway` reads; a file of its own.")
-    return "\n".join([HEAD, *_section(TrainConfig, "", "## The run", ""), *gateway])
+    about = "What `midstream gateway --config FILE` reads: a file of its own."
+    gateway = "\n".join(_section(GatewayConfig, "", "## A gateway", about))
+    gateway = re.sub(r"^(#+) (`.*`)$", r"#\1 \2 of a gateway", gateway, flags=re.MULTILINE)
+    return "\n".join([HEAD, *_section(TrainConfig, "", "## The run", ""), gateway])
 
 
 def _section(
@@ -79,22 +88,31 @@ def _section(
 
 
 def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> Iterator[str]:
-    """What all `models` share, once; then what each has of its own or another default for."""
+    """The settings that all `models` share, once; their nested sections, once; then what each has of its own, or with a
+    default of its own."""
     first, *others = models
     shared = {
-        name: info
+        name
         for name, info in first.model_fields.items()
         if all(name in other.model_fields and _row("", info) == _row("", other.model_fields[name]) for other in others)
     }
-    plain = {name: info for name, info in shared.items() if not models_in(info.annotation)}
+    nested = {
+        name: info
+        for model in reversed(models)
+        for name, info in model.model_fields.items()
+        if models_in(info.annotation)
+    }
+    plain = {name: info for name, info in first.model_fields.items() if name in shared and name not in nested}
     level = "###" if "." in key else "##"
-    common = f" {ALL_OF_THEM}" if plain else ""
-    yield f"{level} `{key}`\n\n{_words(field.description)} {CHOICE.format(key=key)}{common}\n"
-    yield _table(f"{key}.", plain)
-    for name in (name for name in shared if name not in plain):
-        sections = models_in(shared[name].annotation)
+    common = f"\n\n{ALL_OF_THEM}" if plain else ""
+    names = _either([f"`{model.model_fields['name'].default}`" for model in models])
+    yield f"{level} `{key}`\n\n{_words(field.description)} {CHOICE.format(key=key, names=names)}{common}\n"
+    if plain:
+        yield _table(f"{key}.", plain)
+    for name, info in nested.items():
+        sections = models_in(info.annotation)
         if len(sections) > 1:
-            yield from _variants(sections, f"{key}.{name}", shared[name])
+            yield from _variants(sections, f"{key}.{name}", info)
         else:
             yield from _section(sections[0], f"{key}.{name}.", f"### `{key}.{name}`", _words(sections[0].__doc__))
     for model in models:
@@ -102,7 +120,8 @@ def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> 
         default = ", the default" if isinstance(field.get_default(), model) else ""
         yield f"#{level} `{key}.name: {name}`{default}\n\n{_words(model.__doc__)}\n"
         own = {one: info for one, info in model.model_fields.items() if one not in shared and one != "name"}
-        yield _table(f"{key}.", own)
+        if own:
+            yield _table(f"{key}.", own)
 
 
 def _table(prefix: str, fields: Mapping[str, FieldInfo], defaults: BaseModel | None = None) -> str:
@@ -114,8 +133,25 @@ def _table(prefix: str, fields: Mapping[str, FieldInfo], defaults: BaseModel | N
 def _row(key: str, field: FieldInfo, default: Any = None) -> str:
     if default is None and not field.is_required():
         default = field.get_default(call_default_factory=True)
-    shown = "required" if field.is_required() else f"`{json.dumps(default, ensure_ascii=False, default=str)}`"
-    return f"| `{key}` | {_takes(field)} | {shown} | {_words(field.description)} |"
+    shown = "required" if field.is_required() else f"`{_yaml(default)}`"
+    takes = _takes(field)
+    if models_in(field.annotation) and not suffix(field.annotation):
+        takes = f"section [`{key}`](#{key.replace('.', '')})"
+    return f"| `{key}` | {takes} | {shown} | {_words(field.description)} |"
+
+
+def _yaml(value: Any) -> str:
+    """`value` as YAML on one line; of a section, what differs from its own defaults, and its name."""
+    if isinstance(value, BaseModel):
+        kept = value.model_dump(mode="json", exclude_defaults=True)
+        value = {"name": value.name, **kept} if "name" in type(value).model_fields else kept  # pyright: ignore
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _either(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
 
 
 def _words(text: str | None) -> str:
@@ -142,9 +178,10 @@ def _type_name(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
+        return _either([f"`{value}`" for value in arguments])
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(argument) for argument in arguments)
+        named = [_type_name(argument) for argument in arguments if argument is not type(None)]
+        return _either(named) + (" or null" if type(None) in arguments else "")
     if origin is tuple and arguments[-1] is not ...:
         return f"[{', '.join(_type_name(argument) for argument in arguments)}]"
     if origin in (tuple, list):

@@ -17,6 +17,7 @@ import yaml
 
 from midstream.api import load_config
 from midstream.cli import cli
+from midstream.core.shipped import shipped_configs
 from midstream.gateway.config import GatewayConfig
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_every_command_parses_and_its_files_settings_and_targets_exist(page: Pat
             given = parse(cli, arguments).params
             config, overrides = given.get("config"), given.get("overrides", ())
             if config is not None and not Path(config).is_absolute():
-                load_config(ROOT / config, overrides)
+                load_config(config if config in shipped_configs() else ROOT / config, overrides)
         elif program == "python":
             assert (ROOT / arguments[0]).is_file(), arguments[0]
         elif program == "make":

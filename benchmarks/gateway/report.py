@@ -31,7 +31,7 @@ def table(data: dict[str, Any]) -> str:
             median, p99 = _values(data, key, side, "median_ms"), _values(data, key, side, "p99_ms")
             added = "-"
             if side != "mock" and (clients == 1 or latency_s):  # else the waiting is for each other
-                added = ", ".join(f"{_added(data, key, side, name):.1f}" for name in ("median_ms", "p99_ms"))
+                added = ", ".join(f"{_sum_passes(data, key, side, name):.1f}" for name in ("median_ms", "p99_ms"))
             rows.append(
                 f"| {clients} | {turns} | {1e3 * latency_s:.0f} ms | {title} "
                 f"| {_spread(_values(data, key, side, 'calls_per_s'), 0)} | {_spread(median, 1)} | {_spread(p99, 1)} "
@@ -71,7 +71,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
         places = [x + offset for x in range(len(slow))]
         for name, alpha in (("p99_ms", 0.45), ("median_ms", 1.0)):
             if side != "mock":
-                values = [_added(data, key, side, name) for key in slow]
+                values = [_sum_passes(data, key, side, name) for key in slow]
                 right.bar(places, values, 0.19, color=colours[side], alpha=alpha)
     left.set(title="Calls a second, an engine that takes no time", yscale="log")
     right.set(title="Added to the mock's, 64 at once: median, p99 pale", ylabel="ms", yscale="log")
@@ -106,7 +106,7 @@ def _calls(turns: int) -> str:
     return "one call each" if turns == 1 else f"{turns} calls each"
 
 
-def _added(data: dict[str, Any], key: Key, side: str, name: str) -> float:
+def _sum_passes(data: dict[str, Any], key: Key, side: str, name: str) -> float:
     """How much later than from the mock alone answers come, in the median of all turns."""
     own, bare = (_values(data, key, one, name) for one in (side, "mock"))
     return statistics.median(a - b for a, b in zip(own, bare, strict=True))

@@ -29,7 +29,7 @@ from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.batch import make_batch
 from midstream.learn.log_probs import TokenSequence
-from midstream.learn.penalty import penalised
+from midstream.learn.penalty import penalise_rewards
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
 
@@ -209,7 +209,7 @@ def _ours(case: Case, algorithm: Algorithm, rows: Sequence[Row] = (), beta: floa
     groups = asyncio.run(all_scored())
     if beta:
         reference = stored_reference(rows)
-        readings = {
+        outputs = {
             (trajectory.uid, step.step_index): PolicyOutputs(
                 reference=reference([TokenSequence(step.prompt_ids, step.response_ids)]).tolist()
             )
@@ -217,7 +217,7 @@ def _ours(case: Case, algorithm: Algorithm, rows: Sequence[Row] = (), beta: floa
             for trajectory in group
             for step in trajectory.steps
         }
-        groups, _ = penalised(groups, readings, beta)
+        groups, _ = penalise_rewards(groups, outputs, beta)
     batch = make_batch(groups, algorithm, failed="mask", keep_zero=True)
     found = {turn.sequence.response_ids: turn.advantages[0] for turn in batch.turns}
     return [found.get(row.completion_ids, 0.0) for row in rows]

@@ -28,8 +28,8 @@ from midstream.learn.batch import make_batch
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.losses.ratio import PPOClip
 from midstream.learn.losses.sequence import GSPO
-from midstream.learn.penalty import penalised
-from midstream.learn.policy_outputs import read, wanted
+from midstream.learn.penalty import penalise_rewards
+from midstream.learn.policy_outputs import compute_outputs, required_outputs
 
 STEPS = 20
 TOLERANCE = 1e-4
@@ -218,11 +218,15 @@ def _ours(
 
     log: list[dict[str, float]] = []
     for rows in batches:
-        found = iter(learner.measure(policy, [TokenSequence(row.prompt_ids, row.completion_ids) for row in rows]))
+        found = iter(
+            learner.reference_log_probs(policy, [TokenSequence(row.prompt_ids, row.completion_ids) for row in rows])
+        )
         sampled = [replace(row, old_log_probs=tuple(islice(found, len(row.mask)))) for row in rows]
         groups, drift = groups_of(sampled), None
         if kl.placement == "reward":
-            groups, drift = penalised(groups, read(learner, groups, wanted(algorithm), reference), kl.coef)
+            groups, drift = penalise_rewards(
+                groups, compute_outputs(learner, groups, required_outputs(algorithm), reference), kl.coef
+            )
         in_loss = kl.coef > 0 and kl.placement == "loss"
         batch = make_batch(groups, algorithm, failed="mask", truncated=scenario.truncated, keep_zero=in_loss)
         for _ in range(scenario.epochs):

@@ -15,10 +15,20 @@ if TYPE_CHECKING:
         BlackBoxCommandAgentFlow,
         BlackBoxGSM8KAgentFlow,
     )
-    from midstream.api import ask, export, load_config, rollout, train
+    from midstream.api import (
+        ask,
+        ask_async,
+        export,
+        load_config,
+        rollout,
+        rollout_async,
+        train,
+        train_async,
+    )
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.rewards import component
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
     from midstream.tools import mask_retrieved_tokens, tool
 
@@ -26,6 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AgentFlowBase",
+    "AgentFlowManager",
+    "AgentFlowWorker",
     "BlackBoxAgentFlowBase",
     "BlackBoxCommandAgentFlow",
     "BlackBoxGSM8KAgentFlow",
@@ -38,6 +50,7 @@ __all__ = [
     "TaskSet",
     "Trajectory",
     "ask",
+    "ask_async",
     "component",
     "export",
     "load_config",
@@ -45,12 +58,16 @@ __all__ = [
     "register",
     "register_tasks",
     "rollout",
+    "rollout_async",
     "tool",
     "train",
+    "train_async",
 ]
 
 _HOME = {
     "AgentFlowBase": "midstream.agents",
+    "AgentFlowManager": "midstream.rollouts",
+    "AgentFlowWorker": "midstream.rollouts",
     "BlackBoxAgentFlowBase": "midstream.agents.black_box",
     "BlackBoxCommandAgentFlow": "midstream.agents.black_box",
     "BlackBoxGSM8KAgentFlow": "midstream.agents.black_box",
@@ -63,6 +80,7 @@ _HOME = {
     "TaskSet": "midstream.tasks",
     "Trajectory": "midstream.core.types",
     "ask": "midstream.api",
+    "ask_async": "midstream.api",
     "component": "midstream.rewards",
     "export": "midstream.api",
     "load_config": "midstream.api",
@@ -70,8 +88,10 @@ _HOME = {
     "register": "midstream.agents",
     "register_tasks": "midstream.tasks",
     "rollout": "midstream.api",
+    "rollout_async": "midstream.api",
     "tool": "midstream.tools",
     "train": "midstream.api",
+    "train_async": "midstream.api",
 }
 
 

@@ -1,36 +1,54 @@
 """What the package and the command line call: training with its pictures, evaluation, asking, configs from anywhere.
 
 Composes rooms; nothing is decided here. Where a config is taken, so are a mapping of settings and a YAML file's path.
+
+`train`, `ask`, `evaluate` and `rollout` block until they are done, also where an event loop runs already (a notebook).
+Each has a form for async code with the same arguments: `train_async`, `ask_async`, `evaluate_async`, `rollout_async`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.core.blocking import run_blocking
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.core.text import visible
-from midstream.evaluate.ask import ask
-from midstream.evaluate.evaluation import evaluate
+from midstream.evaluate.ask import ask, ask_async
+from midstream.evaluate.evaluation import evaluate, evaluate_async
 from midstream.evaluate.export import export
-from midstream.learn.config import TrainConfig, our_names
+from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
 
 if TYPE_CHECKING:
     from midstream.core.types import Trajectory
-    from midstream.engines.base import Request
-    from midstream.engines.chat import ChatTokenizer
+    from midstream.engines.factory import EngineSettings
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.callback import Callback
     from midstream.learn.checkpoint_follower import WeightLoader
     from midstream.learn.trainer import TrainResult
-    from midstream.record.recorder import RoleEngine
 
-__all__ = ["ask", "evaluate", "export", "load_config", "load_gateway_config", "rollout", "serve", "train"]
+__all__ = [
+    "ask",
+    "ask_async",
+    "evaluate",
+    "evaluate_async",
+    "export",
+    "load_config",
+    "load_gateway_config",
+    "rollout",
+    "rollout_async",
+    "serve",
+    "train",
+    "train_async",
+]
+
+_log = logging.getLogger(__name__)
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
@@ -42,7 +60,7 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
     Raises `ConfigError` that names everything that is wrong.
     """
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), our_names(overrides)), "the config")
+        return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
     return _load_file(source, overrides)
 
 
@@ -53,14 +71,32 @@ def train(
 
     `callbacks` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
     to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
-    what was saved stays.
+    what was saved stays. `train_async` is the same for async code.
     """
-    from midstream.learn import trainer
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.trainer import Training
 
+    endpoint = InProcessGateway()
+    training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+async def train_async(
+    config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
+) -> TrainResult:
+    """As `train`."""
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.trainer import Training
+
+    async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop goes on
+        training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
+        return await training.run()
+
+
+def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[TrainConfig, list[Callback]]:
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    # First, so that the other callbacks can point to what was drawn.
-    hearing = [_Lines()] if callbacks is None else callbacks
-    return trainer.train(resolved, resume=resume, force=force, callbacks=[_Pictures(), *hearing])
+    # The pictures first, so that the other callbacks can point to what was drawn.
+    return resolved, [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
 
 
 def rollout(
@@ -75,55 +111,72 @@ def rollout(
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
     """Run the config's flow on `tasks` tasks, `rollout.group_size` attempts at each, against the gateway at a URL: it
-    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded."""
-    resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    return asyncio.run(_rollout(resolved, gateway, key_env, split, tasks, channel, prefix, on_done))
+    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded. `rollout_async`
+    is the same for async code."""
+    return run_blocking(
+        rollout_async(
+            config,
+            gateway,
+            key_env=key_env,
+            split=split,
+            tasks=tasks,
+            channel=channel,
+            prefix=prefix,
+            on_done=on_done,
+        )
+    )
 
 
-async def _rollout(
-    config: TrainConfig,
-    url: str,
-    key_env: str | None,
-    split: str,
-    count: int,
-    channel: str,
-    prefix: str | None,
-    on_done: Callable[[Trajectory], None] | None,
+async def rollout_async(
+    config: Settings,
+    gateway: str,
+    *,
+    key_env: str | None = None,
+    split: str = "train",
+    tasks: int = 8,
+    channel: str = "train",
+    prefix: str | None = None,
+    on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
+    """As `rollout`."""
     import secrets
 
-    from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteSink
-    from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
     from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
+    from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
+    from midstream.rollouts.client import GatewayClient
+    from midstream.rollouts.remote import RemoteEngine, RemoteSink
     from midstream.tasks import load_tasks
-    from midstream.tasks.taskset import check, take
+    from midstream.tasks.taskset import check, shortage, take
 
+    config = config if isinstance(config, TrainConfig) else load_config(config)
     source = load_tasks(config.tasks)
     check(source, [split])
+    if short := shortage(source, split, tasks):
+        _log.warning("%s", short)
     for role, its in config.flow.roles.items():
         if its.engine not in ("policy", "rules") or not its.train:
             raise ConfigError(
                 f"flow.roles.{role}: against a gateway every role that is not a rule is its model, and trained",
                 "leave engine and train as they are, or run the flow with midstream train",
             )
-    async with GatewayClient(url, key_env) as client:
+    async with GatewayClient(gateway, key_env) as client:
         try:
             model = await client.model()
         except EngineError as error:
             raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
-        records = RemoteSink(client, group_size=config.rollout.group_size, model=model)
+        sink = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
             {"policy": RoleEngine(RemoteEngine(), None, True)},
             sampling=config.rollout.sampling,
-            records=records,
-            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).alone().score,
+            sink=sink,
+            score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
         attempts = groups_of(
-            take(source, split, count),
+            take(source, split, tasks),
             config.rollout.group_size,
             prefix=prefix or secrets.token_hex(4),
             seed=config.trainer.seed,
@@ -152,12 +205,14 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
+    from midstream.engines.factory import make_policy_engine
     from midstream.engines.models import resolve
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
     from midstream.gateway.tokens import TokenSigner, load_secret
     from midstream.learn.checkpoint_follower import check_followed, follow
+    from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     if config.follow is not None:
@@ -165,12 +220,16 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
-        role_engine, take = await _role_engine(config, tokenizer, stack)
+        engine = await make_policy_engine(_engine_settings(config), tokenizer, stack)
         store = stack.enter_context(Store(config.store, config.durability))
-        gateway = Gateway(config, role_engine, store, TokenSigner(load_secret(config.secret_env)))
+        gateway = Gateway(
+            config, RoleEngine(engine, tokenizer, True), store, TokenSigner(load_secret(config.secret_env))
+        )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(follow(Path(config.follow), _held_back(gateway, take), first))
+            following = asyncio.create_task(
+                follow(Path(config.follow), _held_back(gateway, engine.load_weights), first)
+            )
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered by an older policy than there is
         told = on_ready or (lambda url, model, where: None)
@@ -187,79 +246,21 @@ def _held_back(gateway: Any, take: WeightLoader) -> WeightLoader:
     return update
 
 
-async def _role_engine(
-    config: GatewayConfig, tokenizer: ChatTokenizer, stack: AsyncExitStack
-) -> tuple[RoleEngine, WeightLoader]:
-    """Who answers, and how it takes the weights of a checkpoint."""
-    from midstream.record.recorder import RoleEngine
+def _engine_settings(config: GatewayConfig) -> EngineSettings:
+    from midstream.engines.factory import EngineSettings
 
-    if config.engine == ("torch",):
-        return _torch_role_engine(config, tokenizer)
-    if config.engine == ("scripted",):
-        return _scripted_role_engine(config, tokenizer)
-    from midstream.engines.replicas import Replicas
-    from midstream.engines.vllm import VLLMEngine
-
-    engines: list[VLLMEngine] = []
-    for url in config.engine:
-        try:
-            engines.append(await VLLMEngine.connect(url, tokenizer))
-        except EngineError as error:
-            raise RunError(str(error), "start the vLLM server first, and give its address without /v1") from None
-        stack.push_async_callback(engines[-1].close)
-
-    async def take(folder: Path, version: int) -> None:
-        for engine in engines:
-            await engine.load_adapter(folder, version)
-
-    return RoleEngine(engines[0] if len(engines) == 1 else Replicas(engines), tokenizer, True), take
-
-
-def _scripted_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
-    from midstream.engines.scripted import ScriptedEngine
-    from midstream.record.recorder import RoleEngine
-
-    script = config.script
-
-    def reply(request: Request) -> str:
-        # By what was said before, so that a restart changes nothing.
-        said = sum(message["role"] == "assistant" for message in request.messages)
-        return script.replies[said % len(script.replies)]
-
-    engine = ScriptedEngine(tokenizer, reply, script.latency_s, script.tokens_per_s)
-
-    async def take(folder: Path, version: int) -> None:
-        engine.policy_version = version
-
-    return RoleEngine(engine, tokenizer, True), take
-
-
-def _torch_role_engine(config: GatewayConfig, tokenizer: ChatTokenizer) -> tuple[RoleEngine, WeightLoader]:
-    from midstream.engines.models import resolve
-    from midstream.engines.torch.compute import compute, submit
-    from midstream.engines.torch.engine import TorchEngine
-    from midstream.engines.torch.numerics import settle
-    from midstream.learn.config import PolicyConfig, TrainConfig
-    from midstream.learn.setup import load_policy, tuned
-    from midstream.record.recorder import RoleEngine
-
-    policy = PolicyConfig(model=config.model, dtype=config.dtype, device=config.device, numerics=config.numerics)
-    decoder = submit(load_policy, policy, resolve(config.model)).result()
-    submit(settle, decoder, policy.numerics).result()
-    engine = TorchEngine(decoder, tokenizer, slots=config.limits.concurrency)
-    weights = None
-
-    async def take(folder: Path, version: int) -> None:
-        nonlocal weights
-        if weights is None:
-            trained = parse_config(TrainConfig, load_yaml(folder / "config.yaml"), f"the config of '{folder}'")
-            weights = await compute(tuned, trained, decoder, "adapters")
-            await compute(settle, decoder, policy.numerics)  # again, with adapters
-        async with engine.exclusive():
-            await compute(weights.load, folder)
-            decoder.version = version
-
-    return RoleEngine(engine, tokenizer, True), take
+    return EngineSettings(
+        model=config.model,
+        engine=config.engine,
+        device=config.device,
+        dtype=config.dtype,
+        numerics=config.numerics,
+        run=None if config.follow is None else Path(config.follow),
+        concurrency=config.limits.concurrency,
+        replies=config.script.replies,
+        latency_s=config.script.latency_s,
+        tokens_per_s=config.script.tokens_per_s,
+    )
 
 
 class _Pictures:
@@ -286,7 +287,9 @@ class _Pictures:
 
 
 class _Lines:
-    """A callback that prints a plain line for each step and each evaluation."""
+    """A callback that prints a plain line for each step and each evaluation, and the first traceback."""
+
+    _raised = ""
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
@@ -305,6 +308,9 @@ class _Lines:
     def _tell(self, row: dict[str, Any]) -> None:
         for error in row["errors"][:1]:
             print(visible(f"  {error['count']} attempts failed: {error['reason']}"), flush=True)
+            if error.get("traceback") and not self._raised:
+                self._raised = error["traceback"]
+                print(visible(self._raised), flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from midstream.agents.config import RoleConfig
-from midstream.agents.rollout import groups_of
 from midstream.core.errors import ConfigError
 from midstream.core.types import Status, Task, Trajectory
 from midstream.record.store import Store
+from midstream.rollouts import groups_of
 
 
 def run(worker, attempt) -> Trajectory:

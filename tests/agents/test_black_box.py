@@ -17,16 +17,18 @@ import httpx
 import pytest
 
 from midstream.agents.black_box import BlackBoxAgentFlowBase
-from midstream.agents.config import FlowConfig, SamplingConfig
+from midstream.agents.config import FlowConfig
 from midstream.agents.registry import register
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, Attempt
 from midstream.core.errors import ConfigError
 from midstream.core.secrets import NOT_KEPT
 from midstream.core.types import Status, Trajectory
 from midstream.engines.scripted import ScriptedEngine
+from midstream.gateway.in_process import InProcessGateway
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardConfig, RewardFunction
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.rollouts.config import SamplingConfig
 
 AGENT = """
 import os, sys
@@ -52,6 +54,7 @@ def run(make_policy: Any, attempt: Callable[..., Attempt]) -> Callable[..., Traj
             {"policy": role_engine or make_policy().role_engine, **more.pop("role_engines", {})},
             sampling=SamplingConfig(max_tokens=64, temperature=1.0),
             timeout_s=timeout_s,
+            endpoint=InProcessGateway(),
             **more,
         )
         return asyncio.run(worker.run(attempt("What is 2 * 3?")))
@@ -315,6 +318,7 @@ def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tm
             {"policy": make_policy().role_engine},
             sampling=SamplingConfig(max_tokens=6, temperature=1.0),
             store=store,
+            endpoint=InProcessGateway(),
         )
         attempts = [
             Attempt(task=Task(id=f"{n}", prompt=f"What is {n} + 1?"), uid=f"u{n}", prompt_uid="p", seed=n)
@@ -387,6 +391,7 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
         FlowConfig(name="nosy_for_black_box"),
         {"policy": make_policy().role_engine},
         sampling=SamplingConfig(max_tokens=4, temperature=1.0),
+        endpoint=InProcessGateway(),
     )
     attempts = [Attempt(task=Task(id=f"{n}", prompt="?"), uid=f"u{n}", prompt_uid="p", seed=n) for n in range(2)]
     made = asyncio.run(AgentFlowManager(worker).run(attempts))
@@ -404,3 +409,54 @@ def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
         run("raises_its_password_for_black_box").error
         == f"ConnectionError: nobody at postgresql://me:{NOT_KEPT}@host/db"
     )
+
+
+def test_without_an_endpoint_a_black_box_is_refused(make_policy, attempt) -> None:
+    worker = AgentFlowWorker(
+        FlowConfig(name="two_questions_for_black_box"),
+        {"policy": make_policy().role_engine},
+        sampling=SamplingConfig(max_tokens=4, temperature=1.0),
+    )
+    with pytest.raises(ConfigError, match="there is no endpoint for its calls"):
+        asyncio.run(worker.run(attempt()))
+
+
+def test_each_gateway_has_a_server_of_its_own_until_it_is_closed(tiny_tokenizer, attempt) -> None:
+    urls: list[str] = []
+
+    @register("url_for_black_box")
+    class Url(BlackBoxAgentFlowBase):
+        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
+            urls.append("/".join(base_url.split("/")[:3]))
+
+    async def reachable(url: str) -> bool:
+        async with httpx.AsyncClient() as client:
+            try:
+                return (await client.get(f"{url}/health")).is_success
+            except httpx.ConnectError:
+                return False
+
+    one, other = InProcessGateway(), InProcessGateway()
+    policy = RoleEngine(ScriptedEngine(tiny_tokenizer, "Yes."), tiny_tokenizer, True)
+
+    async def go() -> None:
+        for endpoint in (one, one, other):
+            await AgentFlowWorker(
+                FlowConfig(name="url_for_black_box"),
+                {"policy": policy},
+                sampling=SamplingConfig(),
+                endpoint=endpoint,
+            ).run(attempt())
+        assert await reachable(urls[0])
+        await one.close()
+        await one.close()  # nothing is left to close
+        assert [await reachable(url) for url in urls[1:]] == [False, True]
+
+    asyncio.run(go())
+    assert urls[0] == urls[1] != urls[2]
+    asyncio.run(
+        AgentFlowWorker(
+            FlowConfig(name="url_for_black_box"), {"policy": policy}, sampling=SamplingConfig(), endpoint=other
+        ).run(attempt())
+    )  # the loop that its server ran in is gone
+    assert len(urls) == 4

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from midstream.agents.rollout import groups_of
 from midstream.core.config import parse_config
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
@@ -28,6 +27,7 @@ from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.config import TrainConfig
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.setup import TrainingContext, build
+from midstream.rollouts import groups_of
 from midstream.tools import load_tools
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}

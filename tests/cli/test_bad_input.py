@@ -167,7 +167,7 @@ def test_eval_takes_the_fields_that_its_errors_ask_for(
 def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"question": "a?", "answer": "b", "split": "test"}\n')
-    assert "split 'train' of the task set 'mine' is empty" in refused(f"tasks.sources=[{{type: {file}}}]")
+    assert "task set 'mine' has no task in split 'train'" in refused(f"tasks.sources=[{{type: {file}}}]")
     file.write_text('{"question": "a?", "answer": "b", "split": "train"}\n')
     told = refused(f"tasks.sources=[{{type: {file}}}]", "trainer.test_tasks=4")
     assert "split 'test'" in told and "trainer.test_tasks=0" in told
@@ -262,10 +262,10 @@ def test_why_attempts_fail_is_told_while_training(config: Path, capsys: pytest.C
         "    async def run(self, sampling_params, **kwargs):\n"
         "        return undefined\n"
     )
-    assert cli.run(["train", str(config), "flow.name=broken_flow:Broken", "trainer.test_tasks=2"]) != 0
+    assert cli.run(["train", str(config), "flow.name=broken_flow:Broken", "trainer.test_tasks=2"]) == 1
     out, err = capsys.readouterr()
-    assert "2 attempts failed: NameError: name 'undefined' is not defined" in out  # of the evaluation before training
-    assert "4 of 4 attempts failed" in err and "NameError: name 'undefined' is not defined" in err
+    assert "2 attempts failed: NameError" in out and out.count("    return undefined") == 1
+    assert "step 1: 4 of 4 attempts failed (agent)" in err and "NameError: name 'undefined' is not defined" in err
 
 
 @pytest.mark.parametrize("name", ["/absolute", "../up", "", "a/b"])

@@ -21,7 +21,7 @@ def nobody() -> str:
 
 
 def test_a_rollout_against_a_gateway_that_is_not_there(nobody: str, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("midstream.agents.remote.FIRST_WAIT_S", 0.0)
+    monkeypatch.setattr("midstream.rollouts.client.FIRST_WAIT_S", 0.0)
     assert run(["rollout", str(ROOT / "examples/walkthrough/tiny.yaml"), "--gateway", nobody]) == 2
     told = capsys.readouterr().err
     assert f"the gateway {nobody} did not answer" in told and "midstream gateway --store" in told

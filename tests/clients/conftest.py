@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ MOST_NEW = 1024
 """Tokens that a prompt may add to one that was computed."""
 TIME_S = 600
 QUESTION = "What is the answer in notes.txt?"
+OPENINGS = ("Let me see.", "Looking.")
 COMMANDS = ("ls", "cat notes.txt", "wc -c notes.txt")
 
 
@@ -48,10 +50,10 @@ class Client:
     argument: str
     setup: Callable[[Path, str], None] = lambda home, url: None
 
-    def call(self, command: str) -> str:
+    def call(self, command: str, before: str = "Looking.") -> str:
         """The reply in which a model calls the shell."""
         arguments = {self.argument: command, **({"description": "Look"} if self.tool == "Bash" else {})}
-        return f"Looking.\n<tool_call>\n{json.dumps({'name': self.tool, 'arguments': arguments})}\n</tool_call>"
+        return f"{before}\n<tool_call>\n{json.dumps({'name': self.tool, 'arguments': arguments})}\n</tool_call>"
 
 
 CODEX = """model = "{model}"
@@ -153,12 +155,18 @@ class RecordingEngine(ScriptedEngine):
 
 
 def looks_thrice(client: Client) -> Callable[[Request], str]:
-    """A script: three calls of the shell, one after the other, then the answer; a title where no tool is offered."""
+    """A script: three calls of the shell, one after the other, then the answer; a title where no tool is offered.
+
+    What it says before the first call changes from one conversation to the next, as attempts that are the same teach
+    nothing."""
+    begun = itertools.count()
 
     def reply(request: Request) -> str:
         if not request.tools:
             return '{"title": "Find the answer"}'
         turn = sum(message["role"] == "tool" for message in request.messages)
+        if turn == 0:
+            return client.call(COMMANDS[0], OPENINGS[next(begun) % len(OPENINGS)])
         return client.call(COMMANDS[turn]) if turn < len(COMMANDS) else "The answer is 42."
 
     return reply

@@ -36,16 +36,18 @@ QUIET = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
 
 
 @pytest.mark.parametrize(
-    "client",
+    ("client", "layers"),
     [
-        pytest.param(codex(top=ONLY_THE_SHELL), id="codex-with-the-shell"),
-        pytest.param(codex(), id="codex"),
-        pytest.param(claude(**QUIET), id="claude"),
+        pytest.param(codex(top=ONLY_THE_SHELL), None, id="codex-with-the-shell"),
+        pytest.param(codex(), None, id="codex"),
+        # Backward through one layer: with all four a step takes three times as long.
+        pytest.param(claude(**QUIET), 1, id="claude"),
     ],
 )
 def test_three_tool_turns_are_one_conversation_and_are_trained_on(
     run: Run,
     client: Client,
+    layers: int | None,
     serve_engine: Callable[..., Served],
     tokenizer: ChatTokenizer,
     long_tiny: Path,
@@ -65,7 +67,7 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
             assert "notes.txt" in results[0] and "the answer is 42" in results[1]
             assert steps[-1].text == "The answer is 42."
     assert served.store.trajectories.branches() == []
-    check_training(served.store.where, long_tiny, tmp_path / "run")
+    check_training(served.store.where, long_tiny, tmp_path / "run", layers)
 
 
 def test_claude_code_with_its_defaults_asks_for_a_title_beside(
@@ -111,20 +113,22 @@ def test_smollm2_itself_answers_codex(run: Run, serve_engine: Callable[..., Serv
     torch.testing.assert_close(found, reported, rtol=0, atol=1e-3)
 
 
-def check_training(store: str, model: Path, folder: Path) -> None:
-    """`midstream train configs/from_store.yaml --from-store` learns from all of it in three steps."""
+def check_training(store: str, model: Path, folder: Path, layers: int | None) -> None:
+    """`midstream train configs/from_store.yaml --from-store` learns from all of it in three steps, in so many of the
+    last layers (all if None)."""
     overrides: list[Any] = [
         f"rollout.source.store={store}",
         "rollout.source.wait_s=1",
         "rollout.tasks_per_step=1",
         f"policy.model={model}",
         "policy.dtype=float32",
+        *([] if layers is None else [f"policy.lora.last_layers={layers}"]),
         f"trainer.max_steps={GROUPS}",
         f"trainer.run_dir={folder}",
     ]
     result = train(load_config("configs/from_store.yaml", overrides), callbacks=())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        print({name: row[name] for name in ("step", "reward", "grad_norm", "time_s") if name in row})
+        print({name: row[name] for name in ("step", "reward", "grad_norm", "computed_tokens", "time_s") if name in row})
     assert (result.status, [row["step"] for row in rows]) == ("finished", [1, 2, 3])
     assert all(row["grad_norm"] > 0 for row in rows)

@@ -3,6 +3,7 @@
 import pytest
 
 from midstream.core.secrets import NOT_KEPT, text_without_secrets, without_secrets
+from midstream.gateway.tokens import PREFIXES, Role, TokenSigner
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,12 @@ from midstream.core.secrets import NOT_KEPT, text_without_secrets, without_secre
         {"wandb": {"API_KEY": "hunter2", "password": "hunter2"}},
         {"store": "postgresql://me:hunter2@host:5432/db"},
         {"engine": "https://hunter2:hunter2@host/v1"},
+        {"headers": {"x-api-key": "hunter2", "Access-Token": "hunter2", "api-key": "hunter2"}},
+        {"store": "postgresql://me:pass@hunter2@host/db"},
+        {"store": "postgresql://me:pass/hunter2@host/db"},
+        {"store": "postgresql://me@mail.com:hunter2@host/db"},
+        {"engine": "https://host/v1?access-token=hunter2"},
+        {"header": "x-api-key: hunter2"},
         {"engine": "https://host/v1?api_key=hunter2&b=1"},
         {"command": "agent --api-key hunter2 --fast"},
         {"command": ["agent", "sk-proj-hunter2hunter2hunter2"]},
@@ -34,6 +41,7 @@ def test_a_secret_is_not_kept(secret: dict) -> None:
         {"env": {"QUESTION": "{question}"}},
         {"api_key_env": "OPENAI_API_KEY", "max_tokens": 5, "tokens": "5", "keys": ["a"], "token": None},
         {"store": "postgresql://me@host/db", "url": "http://127.0.0.1:8000/v1?x=1"},
+        {"url": "http://127.0.0.1:8000/users/me@host.com", "keyboard": "a", "max-tokens": "5", "x-key-id": "a"},
         {"flow": {"name": "my.module:Flow", "tools": ["a.b:c"], "settings": {"command": "agent --fast"}}},
         {"model": "org/sk-model-instruct-2024", "grader": "ms-marco-MiniLM-L-12-v2", "email": "me@host.com: hello"},
     ],
@@ -45,3 +53,13 @@ def test_what_is_no_secret_is_kept_as_it_is(plain: dict) -> None:
 def test_a_password_in_a_message_is_not_kept() -> None:
     told = text_without_secrets("cannot reach postgresql://me:pass@host/db (timeout)")
     assert told == f"cannot reach postgresql://me:{NOT_KEPT}@host/db (timeout)"
+
+
+@pytest.mark.parametrize("role", PREFIXES)
+def test_a_token_of_the_gateway_is_not_kept(role: Role) -> None:
+    token = TokenSigner(b"a secret of 16 b").issue("u1", 1790000000.0, role)
+    assert text_without_secrets(f"asked with {token}") == f"asked with {NOT_KEPT}"
+
+
+def test_of_a_password_with_an_at_sign_nothing_is_kept() -> None:
+    assert text_without_secrets("postgresql://u:p@ss@h/db") == f"postgresql://u:{NOT_KEPT}@h/db"

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midstream.engines.torch import attention
-from midstream.engines.torch.attention import WHOLE, merge_prefixes
+from midstream.engines.torch import attention, long_attention
+from midstream.engines.torch.attention import ANY, WHOLE, merge_prefixes
+from midstream.engines.torch.numerics import layer_like, settle
+from midstream.engines.torch.products import Rows
 
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=9)
 
@@ -53,30 +55,77 @@ def test_a_group_of_answers_to_one_prompt_pays_for_the_prompt_once() -> None:
     assert tree.size == 50 + 8 * 2
 
 
-def test_a_long_chain_is_computed_in_pieces_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    long = list(range(150))
-    sequences = [long, [*long[:90], *range(200, 250)], [7, 8, 9]]
+PREFIX = list(range(150))
+LONG_AND_SHORT = [PREFIX, [*PREFIX[:90], *range(200, 250)], [7, 8, 9]]
 
-    def run() -> list[torch.Tensor]:
-        tree = attention.merge_prefixes(sequences)
-        generator = torch.Generator().manual_seed(1)
-        n = len(tree.tokens)
-        q, k, v = (torch.randn(n, heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
-        out = attention.TreeAttention(tree, 2, torch.float32)(0, q, k, v)[: tree.size]
-        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        return [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
 
-    whole = run()
+def attended(dtype: torch.dtype = torch.float32, queries: Rows = ANY) -> list[torch.Tensor]:
+    """What the tokens of `LONG_AND_SHORT` attend to, and the gradients of queries, keys and values."""
+    tree = merge_prefixes(LONG_AND_SHORT)
+    generator = torch.Generator().manual_seed(1)
+    n = len(tree.tokens)
+    q, k, v = (torch.randn(n, heads, 8, generator=generator).to(dtype).requires_grad_() for heads in (4, 2, 2))
+    out = attention.TreeAttention(tree, 2, dtype, queries=queries)(0, q, k, v)[: tree.size]
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    return [out.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "LONG", 1000)
     monkeypatch.setattr(attention, "PIECE", 16)
-    computed: list[int] = []
-    again = attention.checkpoint
+    monkeypatch.setattr(long_attention, "WEIGHTS", 1)
+    monkeypatch.setattr(long_attention, "QUERIES", (16, 64))
 
-    def counted(*given: Any, **settings: Any) -> Any:
-        computed.append(1)
-        return again(*given, **settings)
 
-    monkeypatch.setattr(attention, "checkpoint", counted)
-    for one, other in zip(whole, run(), strict=True):
+def long_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Filled with the queries of each long chain that `long_attention` is given."""
+    given: list[int] = []
+    compute = attention.long_attention
+
+    def counted(q: torch.Tensor, *others: Any) -> torch.Tensor:
+        given.append(len(q))
+        return compute(q, *others)
+
+    monkeypatch.setattr(attention, "long_attention", counted)
+    return given
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_long_chain_is_computed_in_pieces_to_the_same_bits(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    numerics = settle(layer_like(dtype))
+    whole = attended(dtype, numerics.queries)
+    request.getfixturevalue("small_pieces")
+    given = long_chains(monkeypatch)
+    out, *gradients = attended(dtype, numerics.queries)
+    assert given == [90, 60, 50]
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.equal(out, whole[0]) or numerics.mode == "fast"
+    for one, other in zip((out, *gradients), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
+
+
+def test_what_no_token_with_a_loss_attends_to_has_no_gradient(small_pieces: None) -> None:
+    """Backward leaves out pieces of queries without a gradient, and nothing else."""
+    tree = merge_prefixes([PREFIX])
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(len(tree.tokens), heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
+    out = attention.TreeAttention(tree, 2, torch.float32)(0, q, k, v)
+    out[[40, 100]].square().sum().backward()
+    assert q.grad is not None and v.grad is not None
+    assert q.grad.abs().sum((1, 2)).nonzero().flatten().tolist() == [40, 100]
+    assert v.grad.abs().sum((1, 2)).nonzero().flatten().tolist() == list(range(101))
+
+
+def test_elsewhere_than_on_cpu_pieces_are_computed_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    whole = attended()
+    request.getfixturevalue("small_pieces")
+    monkeypatch.setattr(attention, "_computes_long", lambda device: False)
+    given = long_chains(monkeypatch)
+    for one, other in zip(whole, attended(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-    assert len(computed) > 5
+    assert given == []

@@ -20,12 +20,12 @@ from torch import Tensor
 from midstream.core.errors import ConfigError, RunError
 from midstream.engines.torch import numerics, products
 from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.loading import choose_dtype, load_policy
 from midstream.engines.torch.numerics import FEW, PLAIN, Numerics, settle
 from midstream.engines.torch.products import Rows, batched_by_rows, by_rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product
 from midstream.learn.config import PolicyConfig
 from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.setup import choose_dtype, load_policy
 from midstream.learn.weights import Weights
 
 SIZE = 1e-4

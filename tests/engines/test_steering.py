@@ -118,7 +118,7 @@ def test_a_grammar_that_fails_on_its_way_costs_its_own_call_only(policy, monkeyp
     def third_fails(matcher, vocabulary):
         asked.append(1)
         if len(asked) == 3:
-            raise EngineError("the response can no longer keep to its grammar: out of fuel")
+            raise EngineError("the response can no longer satisfy its grammar: out of fuel")
         return real(matcher, vocabulary)
 
     monkeypatch.setattr(steering, "_mask", third_fails)

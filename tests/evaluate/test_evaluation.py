@@ -11,7 +11,7 @@ import pytest
 from midstream import api, cli
 from midstream.core.types import Status, Task, Trajectory
 from midstream.evaluate.runs import read_rows
-from midstream.rewards.summary import reasons, summarise
+from midstream.rewards.summary import failure_reasons, summarise
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_failed_attempts_are_grouped_by_reason() -> None:
         return Trajectory(uid=name, prompt_uid=name, task=Task(id=name, prompt="?"), status=Status.FAILED, error=error)
 
     done = Trajectory(uid="ok", prompt_uid="ok", task=Task(id="ok", prompt="?"))
-    found = reasons([done, failed("a", "boom"), failed("b", "5000 tokens"), failed("c", "6000 tokens")])
+    found = failure_reasons([done, failed("a", "boom"), failed("b", "5000 tokens"), failed("c", "6000 tokens")])
     assert found == [
         {"reason": "5000 tokens", "count": 2, "task": "b"},
         {"reason": "boom", "count": 1, "task": "a"},

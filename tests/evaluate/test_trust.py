@@ -76,6 +76,14 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
 IN_EVAL: dict[str, tuple[dict[str, Any], str]] = {
     "a reward": ({"reward": {"components": {"evil:reward": 1.0}}}, "reward imports and runs 'evil:reward'"),
     "a success": ({"reward": {"success": "evil:reward"}}, "reward imports and runs 'evil:reward'"),
+    "what a judge is compared with": (
+        {"reward": {"components": {"judge": 1.0}, "judge": {"compare_with": "evil:reward"}}},
+        "reward imports and runs 'evil:reward'",
+    ),
+    "a judge at a server": (
+        {"reward": {"judge": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}},
+        "reward.judge sends what it reads to http://127.0.0.1:9/v1, with the key in $HOME",
+    ),
     "tasks": ({"tasks": {"sources": [{"type": "evil:tasks"}]}}, "tasks.sources imports and runs 'evil:tasks'"),
 }
 

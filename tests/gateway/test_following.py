@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import torch
 from midstream import api
 from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import load_tokenizer
+from midstream.engines.factory import EngineSettings, make_policy_engine
+from midstream.gateway.asks import Ask
+from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
-from midstream.gateway.service import Ask, Caller, Gateway
+from midstream.gateway.service import Gateway
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Opening
 from midstream.learn.checkpoint import checkpoints, read_state
 from midstream.learn.log_probs import TokenSequence, score
-from midstream.record.recorder import Call
+from midstream.record.recorder import Call, RoleEngine
 from midstream.record.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -93,8 +97,9 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
 def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny_path: Path, tmp_path: Path) -> None:
     config = GatewayConfig(port=0, model=str(tiny_path), dtype="float32")
     tokenizer = load_tokenizer(tiny_path)
-    role_engine, take = api._torch_role_engine(config, tokenizer)
-    engine: Any = role_engine.engine
+    engine_settings = EngineSettings(model=config.model, dtype="float32", concurrency=config.limits.concurrency)
+    engine: Any = asyncio.run(make_policy_engine(engine_settings, tokenizer, AsyncExitStack()))
+    role_engine = RoleEngine(engine, tokenizer, True)
     question = ({"role": "user", "content": "Say something."},)
 
     async def go(store: Store) -> None:
@@ -103,7 +108,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
         async def ask(uid: str, tokens: int, group: str = "q") -> Any:
             live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid=group, group_size=2))
             call = Call(messages=question, sampling=SamplingParams(max_tokens=tokens, temperature=1.0, seed=len(uid)))
-            (answer,) = await gateway.ask(live, Ask(call=call), Caller(admin=True))
+            (answer,) = await gateway.calls.ask(live, Ask(call=call), Caller(admin=True))
             await gateway.trajectories.close(live, reward=float(len(uid)))
             return answer.step
 
@@ -115,7 +120,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
         long = asyncio.create_task(ask("long", 400))
         while engine.tokens_sampled < 30:
             await asyncio.sleep(0.001)
-        updating = asyncio.create_task(gateway.update(lambda: take(folder, 1)))
+        updating = asyncio.create_task(gateway.update(lambda: engine.load_weights(folder, 1)))
         later = asyncio.create_task(ask("later", 40))
         while not gateway.gate.queued:
             await asyncio.sleep(0.001)

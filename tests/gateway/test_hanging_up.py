@@ -18,9 +18,9 @@ from midstream.core.types import FinishReason
 LONG = "word " * 200
 
 
-def hang_up(opened: Opened, retry: str = "") -> None:
+def hang_up(opened: Opened, retry: str = "", messages: list[Any] = HELLO) -> None:
     """Read some events of a stream, and go."""
-    body = {"model": "tiny", "messages": HELLO, "stream": True}
+    body = {"model": "tiny", "messages": messages, "stream": True}
     headers = {"Authorization": f"Bearer {opened.token}", **({"X-Stainless-Retry-Count": retry} if retry else {})}
     path = f"{opened.path}/chat/completions"
     with opened.served.client.stream("POST", path, content=json.dumps(body), headers=headers) as response:
@@ -43,6 +43,17 @@ def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: 
     assert not step.trainable and 0 < len(step.response_ids) < 200
     assert len(step.response_ids) == len(step.rollout_log_probs or ())
     assert LONG.startswith(step.text) and served.gateway.tokenizer.text_of(step.response_ids) == step.text
+
+
+def test_what_a_client_did_not_hear_to_the_end_is_no_answer(start: Start) -> None:
+    served = start(lambda request: LONG if len(request.messages) > 1 else "Four.", engine_hold_after=None)
+    opened = served.open()
+    opened.chat()
+    served.engine.hold_after = 5
+    hang_up(opened, messages=[*HELLO, {"role": "assistant", "content": "Four."}, *HELLO])
+    wait_for_steps(opened, 2)
+    assert opened.post("/complete_trajectory", {}).status_code == 200
+    assert served.trajectory(opened.uid).answer == "Four."
 
 
 def test_an_agent_goes_on_from_what_it_had_read(start: Start) -> None:
@@ -108,6 +119,13 @@ def test_a_retry_is_known_after_a_restart(start: Start) -> None:
     )
     assert response.json()["choices"][0]["message"]["content"] == "reply 0"
     assert len(again.steps(opened.uid)) == 1
+    other = again.post(
+        f"{opened.path}/chat/completions",
+        {**body, "top_p": 0.5},
+        Authorization=f"Bearer {opened.token}",
+        X_Stainless_Retry_Count="1",
+    )
+    assert other.json()["choices"][0]["message"]["content"] == "another", "it is another call"
 
 
 @pytest.mark.parametrize("client", ["openai", "anthropic"])

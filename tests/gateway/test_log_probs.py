@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -78,6 +79,14 @@ def test_an_answer_given_again_is_the_first_one_to_the_byte(start: Start, text: 
     later = Opened(start(text), opened.told)  # from the store of the first one
     assert later.chat(key="a", **wanted).text == first
     assert later.chat(key="c", stream=True, logprobs=True).text == streams[0]
+
+
+def test_an_sdks_own_retry_gets_the_first_answer_to_the_byte(start: Start) -> None:
+    opened = start("Hello.").open()
+    body = {"model": "tiny", "messages": HELLO, "logprobs": True, "top_logprobs": 3}
+    first, again = (opened.post("/chat/completions", body, X_Stainless_Retry_Count=retry).text for retry in "01")
+    assert first == again and len(opened.steps) == 1
+    assert len(json.loads(again)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 3
 
 
 def test_alternatives_are_kept_only_where_they_may_be_asked_for_again(start: Start) -> None:

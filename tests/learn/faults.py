@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from midstream.agents.rollout import AgentFlowWorker
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.torch import attention
@@ -24,6 +23,7 @@ from midstream.learn.self_check.rehearsal import Rehearsal
 from midstream.learn.weights import Weights
 from midstream.record import recorder
 from midstream.record.recorder import RoleEngine
+from midstream.rollouts import AgentFlowWorker
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -379,7 +379,7 @@ def groups_are_mixed(patch: Patch) -> None:
     def around(original: Any, trajectories: Any) -> Any:
         return [list(trajectories[0::2]), list(trajectories[1::2])]
 
-    wrapped(patch, collect, "_grouped", around)
+    wrapped(patch, collect, "_group_by_prompt", around)
 
 
 @fault("attempts differ", given=())

@@ -42,8 +42,8 @@ def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence
     """A trajectory whose turns earned that much each and have that many tokens, two where nothing is said."""
     sizes = tokens or (2,) * len(earned)
     roles, states = told.pop("roles", ("planner",) * len(earned)), told.pop("states", range(len(earned)))
-    readings = told.pop("readings", [blank(size) for size in sizes])
-    turns = zip(sizes, roles, earned, states, readings, strict=True)
+    outputs = told.pop("outputs", [blank(size) for size in sizes])
+    turns = zip(sizes, roles, earned, states, outputs, strict=True)
     return Outcome(reward, tuple(TurnOutcome(*turn) for turn in turns), **told)
 
 
@@ -259,7 +259,7 @@ def test_imitation_averages_over_the_tokens_of_those_chosen() -> None:
 
 
 def preferred(reward: float, policy: Sequence[float], reference: Sequence[float]) -> Outcome:
-    return trajectory(reward, (reward,), (len(policy),), readings=[PolicyOutputs(policy, reference=reference)])
+    return trajectory(reward, (reward,), (len(policy),), outputs=[PolicyOutputs(policy, reference=reference)])
 
 
 def test_pairs_pull_by_how_wrong_the_policy_ranks_them() -> None:

@@ -223,7 +223,7 @@ def rewarded(one: Trajectory) -> Trajectory:
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
 def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
     alone = [[rewarded(trajectory("a", 1.0, group="g"))], [rewarded(trajectory("b", 0.0, group="h"))]]
-    readings = {
+    outputs = {
         (t.uid, step.step_index): PolicyOutputs(*[(0.0,) * len(step.response_ids)] * 4)
         for (t,) in alone
         for step in t.steps
@@ -231,8 +231,8 @@ def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
     named = algorithm().name
     greedy = {"g": 0.5, "h": 0.5} if algorithm.greedy_baseline else None
     if named == "distill":  # by the teacher, not by rewards
-        readings = {place: replace(one, reference=[-1.0] * len(one.log_probs)) for place, one in readings.items()}
-    batch = make_batch(alone, algorithm(), failed="mask", readings=readings, greedy=greedy, keep_zero=True)
+        outputs = {place: replace(one, reference=[-1.0] * len(one.log_probs)) for place, one in outputs.items()}
+    batch = make_batch(alone, algorithm(), failed="mask", outputs=outputs, greedy=greedy, keep_zero=True)
     teaches = any(value for turn in batch.turns for value in turn.advantages)
     assert teaches is not algorithm.needs_group
 
@@ -240,7 +240,7 @@ def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
 def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algorithm) -> None:
     alone = [trajectory("only", 1.0, group="h")]
-    readings = {
+    outputs = {
         (t.uid, step.step_index): PolicyOutputs(*[(0.0,) * len(step.response_ids)] * 4)
         for t in [*LONG, *alone]
         for step in t.steps
@@ -252,7 +252,7 @@ def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algori
         algorithm=algorithm(),
         aggregation="trajectory_turn_token",
         keep_zero=True,
-        readings=readings,
+        outputs=outputs,
     )
     assert batch.counts["groups"] == 3 and batch.counts["empty_groups"] == 1
     assert sum(shares(batch)) == pytest.approx(1.0)
@@ -278,8 +278,8 @@ def test_a_turn_keeps_the_version_that_sampled_it_and_leaves_no_gap_when_it_is_t
 def test_minibatches_are_means_of_their_own_groups_and_together_the_whole(aggregation) -> None:
     groups = [[trajectory(f"{g}-{m}", float(m), (1 + 9 * g, 2), group=str(g)) for m in range(2)] for g in range(3)]
     whole = batch_of(*groups, aggregation=aggregation)
-    assert whole.parts(1) == [whole]
-    parts = whole.parts(3)
+    assert whole.minibatches(1) == [whole]
+    parts = whole.minibatches(3)
     assert [sorted({turn.group for turn in part.turns}) for part in parts] == [["0"], ["1"], ["2"]]
     for part in parts:
         assert sum(shares(part)) == pytest.approx(1.0)
@@ -292,13 +292,13 @@ def test_where_a_turn_is_a_place_minibatches_weigh_all_tokens_alike(aggregation:
     algorithm = FlowGRPO(std="none", aggregation=aggregation, longest=10)  # type: ignore[arg-type]
     whole = make_batch(groups, algorithm, failed="mask")
     scale = 1 if aggregation == "sequence_sum" else 10
-    assert [turn.weight for part in whole.parts(2) for turn in part.turns] == pytest.approx([1 / (2 * scale)] * 4)
+    assert [turn.weight for part in whole.minibatches(2) for turn in part.turns] == pytest.approx([1 / (2 * scale)] * 4)
 
 
 @pytest.mark.parametrize(("groups", "n", "sizes"), [(5, 4, [1, 1, 2, 1]), (5, 2, [2, 3]), (2, 4, [1, 1])])
 def test_minibatches_are_as_many_as_asked_for_and_as_even_as_can_be(groups: int, n: int, sizes: list[int]) -> None:
     made = [[trajectory(f"{g}-{m}", float(m), group=str(g)) for m in range(2)] for g in range(groups)]
-    assert [len({turn.group for turn in part.turns}) for part in batch_of(*made).parts(n)] == sizes
+    assert [len({turn.group for turn in part.turns}) for part in batch_of(*made).minibatches(n)] == sizes
 
 
 def test_what_an_algorithm_remembers_outlives_a_step_without_an_attempt() -> None:
@@ -338,4 +338,4 @@ def test_steps_that_were_not_sampled_plainly_are_counted_by_cause_and_kept_or_ma
 def test_nothing_to_learn_from_is_an_empty_batch() -> None:
     batch = batch_of([CRASHED], failed="drop")
     assert batch.turns == []
-    assert batch.parts(2) == []
+    assert batch.minibatches(2) == []

@@ -13,6 +13,7 @@ from tests.row_dependent import row_dependent_products
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import Step, Task, Trajectory
+from midstream.learn import noise as noise_module
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.checks import Check, first_batch, insist, is_trained
@@ -64,7 +65,7 @@ def checked(
 ) -> list[Check]:
     made = batch or make_batch(groups, FlowGRPO(), failed="mask")
     own = OwnLogProbs()
-    Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO(), None, own.take)
+    Learner(decoder, Weights(decoder, "lora"), OptimizerConfig()).accumulate(made, FlowGRPO(), None, own.record)
     noise = noise_floor(decoder, [turn.sequence for turn in made.turns])
     return first_batch(CONFIG, groups, made, own=own, **{"noise": noise, "version": 0, "kl_at_start": 0.0, **facts})
 
@@ -146,6 +147,23 @@ def test_a_model_that_looks_ahead_is_found(make_policy) -> None:
     decoder = make_policy().decoder
     noise = replace(noise_floor(decoder, [TokenSequence((5, 6), (7, 8))]), rms=1.5)
     assert "noise floor" in bad(findings(decoder, attempts(decoder), noise=noise))
+
+
+def test_the_noise_of_long_prompts_is_measured_with_their_ends(make_policy, monkeypatch) -> None:
+    decoder = make_policy().decoder
+    computed: list[int] = []
+    forward = type(decoder).forward
+
+    def counted(decoder, tokens, *others, **named):
+        computed.append(len(tokens))
+        return forward(decoder, tokens, *others, **named)
+
+    monkeypatch.setattr(type(decoder), "forward", counted)
+    monkeypatch.setattr(noise_module, "LONGEST", 64)
+    with row_dependent_products(0.005):
+        found = noise_floor(decoder, [TokenSequence(tuple(range(5, 249)), tuple(range(12)))])
+    assert max(computed) <= 256 and min(computed) == 64
+    assert found.rms > 0 and found.trusted == pytest.approx(2 * found.rms)
 
 
 def test_a_check_says_what_it_can_see_and_when_that_is_too_little(make_policy) -> None:

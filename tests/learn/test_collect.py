@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.config import RolloutConfig
 from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.collect import Collected, attempt_tasks, pass_rates
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.tasks.curriculum import InOrder, Progress
 
 
@@ -41,18 +41,18 @@ def made(
             for attempt in attempts
         ]
 
-    parts = SimpleNamespace(
+    context = SimpleNamespace(
         config=SimpleNamespace(
-            rollout=RolloutConfig(group_size=2, backfill=backfill),
+            rollout=TrainRolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
             algorithm=SimpleNamespace(greedy_baseline=greedy),
         ),
         tasks=SimpleNamespace(get=get),
-        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, of_groups=False),
+        reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, scores_groups=False),
         manager=lambda store: SimpleNamespace(run=run),
     )
-    collected = attempt_tasks(parts, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]
+    collected = attempt_tasks(context, None, Progress(position), 1, tasks_per_step)  # type: ignore[arg-type]
     return asyncio.run(collected), drawn
 
 

@@ -14,7 +14,7 @@ from midstream.learn.algorithms.base import CorrectionConfig
 from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import TrainConfig
-from midstream.learn.correction import corrected, importance, most_uncertain
+from midstream.learn.correction import apply_correction, importance, keep_high_entropy
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.mismatch import importance_metrics
 from midstream.learn.setup import build
@@ -58,7 +58,7 @@ def test_the_ratio_is_taken_to_the_learner_once_it_is_corrected() -> None:
     turns = [turn("a", (-1.0, -2.0)), replace(turn("b", (-1.0,)), scale=(0.5,))]
     own = [(-1.0 + LOGS[0], -2.0 + LOGS[1]), (-1.0,)]
     config = CorrectionConfig(level="token", rule="mask", high=2.0)
-    found = corrected(turns, own, config)
+    found = apply_correction(turns, own, config)
     assert [t.old_log_probs for t in found] == own
     # A scale that is there already (top_entropy) stays.
     assert [s for t in found for s in t.scale] == pytest.approx([0.0, 0.5, 0.5])
@@ -78,12 +78,12 @@ def test_what_is_reported_of_a_corrected_step() -> None:
 
 def test_only_the_most_uncertain_tokens_of_the_batch_carry_loss() -> None:
     batch = LearningBatch([turn("a", (-1.0, -1.0)), turn("b", (-1.0, -1.0))])
-    readings = read(("a", (-1.0, -1.0), (0.1, 0.9)), ("b", (-1.0, -1.0), (0.5, 0.2)), ("flat", (-1.0,), (2.0,)))
-    found = most_uncertain(batch, readings, 0.5)
+    outputs = read(("a", (-1.0, -1.0), (0.1, 0.9)), ("b", (-1.0, -1.0), (0.5, 0.2)), ("flat", (-1.0,), (2.0,)))
+    found = keep_high_entropy(batch, outputs, 0.5)
     # The median of all five is 0.5: a turn that carries no gradient itself counts in it.
     assert [t.scale for t in found.turns] == [(0.0, 1.0), (1.0, 0.0)]
     assert found.counts["entropy_threshold"] == 0.5 and found.turns[0].old_log_probs == (-1.0, -1.0)
-    assert most_uncertain(batch, {}, 1.0) == batch
+    assert keep_high_entropy(batch, {}, 1.0) == batch
 
 
 def config_of(model: Path | str, reference: Path | str, **policy) -> TrainConfig:
@@ -101,11 +101,11 @@ def test_a_model_of_the_same_vocabulary_can_be_the_reference(tiny_path: Path) ->
 
     from midstream.learn.log_probs import score
 
-    parts = build(config_of(tiny_path, tiny_path))
+    context = build(config_of(tiny_path, tiny_path))
     sequences = [TokenSequence((5, 6, 7), (8, 9))]
-    assert parts.reference is not None
+    assert context.reference is not None
     with torch.no_grad():
-        assert torch.equal(parts.reference(sequences), score(parts.decoder, sequences).log_probs)
+        assert torch.equal(context.reference(sequences), score(context.decoder, sequences).log_probs)
 
 
 def test_a_reference_that_reads_other_tokens_is_refused(tiny_path: Path, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from midstream import api
-from midstream.agents.config import MaxFailedConfig
 from midstream.core.errors import EngineError, TrainingError
-from midstream.core.failures import Failure, because
+from midstream.core.failures import Failure, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.learn.algorithms.grpo import FlowGRPO, relative
 from midstream.learn.batch import make_batch
 from midstream.learn.failures import check_failures
+from midstream.learn.rollout_config import MaxFailedConfig
 from midstream.record.store import Store
 from midstream.rewards.components import component
 
@@ -30,7 +30,7 @@ def an_attempt(uid: str, reward: float | None, failure: Failure | None = None) -
     made = Trajectory(
         uid=uid, prompt_uid="g", task=TASK, steps=(step,), reward=reward, status=status, error=f"{failure} gone"
     )
-    return made if failure is None else because(made, failure)
+    return made if failure is None else with_failure(made, failure)
 
 
 def test_one_success_in_twenty_stands_out() -> None:
@@ -52,17 +52,18 @@ def test_one_success_in_twenty_stands_out() -> None:
     assert np.mean([turn.advantages[0] for turn in batch.turns]) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("cause", [Failure.INFRASTRUCTURE, Failure.REWARD])
 @pytest.mark.parametrize("failed", ["drop", "mask", "score"])
-def test_an_outage_does_not_vote_in_its_groups_baseline(failed: str) -> None:
-    group = [an_attempt("a", 1.0), an_attempt("b", 0.0), an_attempt("c", -1.0, Failure.INFRASTRUCTURE)]
+def test_what_is_not_the_agents_fault_does_not_count_in_its_group(failed: str, cause: Failure) -> None:
+    group = [an_attempt("a", 1.0), an_attempt("b", 0.0), an_attempt("c", -1.0, cause)]
     batch = make_batch([group], FlowGRPO(std="none"), failed=failed)
-    assert {turn.place[0]: turn.advantages[0] for turn in batch.turns} == {"a": 0.5, "b": -0.5}
+    assert {turn.key[0]: turn.advantages[0] for turn in batch.turns} == {"a": 0.5, "b": -0.5}
 
 
 def test_a_failure_of_the_agent_is_an_outcome_where_the_config_says_so() -> None:
     group = [an_attempt("a", 1.0), an_attempt("b", -1.0, Failure.AGENT)]
     batch = make_batch([group], FlowGRPO(std="none"), failed="score")
-    assert {turn.place[0]: turn.advantages[0] for turn in batch.turns} == {"a": 1.0, "b": -1.0}
+    assert {turn.key[0]: turn.advantages[0] for turn in batch.turns} == {"a": 1.0, "b": -1.0}
 
 
 def test_a_group_that_an_outage_left_too_small_gives_no_signal() -> None:
@@ -83,7 +84,7 @@ def test_causes_do_not_add_up_and_a_whole_first_step_of_failures_stops() -> None
     limits = MaxFailedConfig(infrastructure=0.5, reward=0.5, agent=1.0)
     attempts = [an_attempt("a", None, Failure.REWARD), an_attempt("b", None, Failure.INFRASTRUCTURE)]
     check_failures(attempts, limits)
-    with pytest.raises(TrainingError, match="no attempt ended well"):
+    with pytest.raises(TrainingError, match="no attempt completed"):
         check_failures(attempts, limits, first=True)
     check_failures([an_attempt("a", None, Failure.AGENT)], limits)
     check_failures([], limits, first=True)
@@ -115,7 +116,7 @@ def test_a_run_in_which_nothing_ever_ended_well_does_not_finish(tiny_path: Path,
     def first_only() -> float:
         raise ValueError("always")
 
-    with pytest.raises(TrainingError, match="no attempt ended well"):
+    with pytest.raises(TrainingError, match="no attempt completed"):
         train(tiny_path, tmp_path / "run", "test_first_only", max_failed={"reward": 1.0})
 
 

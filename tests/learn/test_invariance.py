@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from midstream.agents.rollout import groups_of
 from midstream.core.config import parse_config
 from midstream.core.types import Trajectory
 from midstream.engines.torch.decoder import Decoder, Layer
@@ -28,6 +27,7 @@ from midstream.learn.config import OptimizerConfig, TrainConfig
 from midstream.learn.learner import Learner
 from midstream.learn.log_probs import Scored, TokenSequence, score
 from midstream.learn.setup import TrainingContext, build
+from midstream.rollouts import groups_of
 
 Groups = list[list[Trajectory]]
 Gradient = dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ ALL = 1 << 20
 """Tokens of a pass that holds everything."""
 
 
-def parts_of(model: Path, **settings: Any) -> TrainingContext:
+def context_of(model: Path, **settings: Any) -> TrainingContext:
     """The four-module agent on `tiny`, made such that positions matter and the adapter is not zero."""
     data: dict[str, Any] = {
         "policy": {"model": str(model), "lora": {"rank": 4, "alpha": 8}, "dtype": "float32", "device": "cpu"},
@@ -50,48 +50,48 @@ def parts_of(model: Path, **settings: Any) -> TrainingContext:
         "rollout": {"sampling": {"max_tokens": 5}, "concurrency": settings.get("concurrency", 64)},
         "trainer": {"deterministic": settings.get("deterministic", False), "threads": 1},
     }
-    parts = build(parse_config(TrainConfig, data))
+    context = build(parse_config(TrainConfig, data))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        parts.decoder.final_norm.mul_(8)
-        for layer in parts.decoder.layers:
+        context.decoder.final_norm.mul_(8)
+        for layer in context.decoder.layers:
             assert isinstance(layer, Layer)
             layer.norms["attention"].mul_(4)
-        for adapter in parts.decoder.adapters().values():
+        for adapter in context.decoder.adapters().values():
             for up in adapter.up:
                 up.normal_(0, 0.05, generator=generator)
-    return parts
+    return context
 
 
-def roll(parts: TrainingContext) -> Groups:
+def roll(context: TrainingContext) -> Groups:
     """Two groups of three trajectories. Their rewards are made of what they say."""
-    tasks = [parts.tasks.get("train", place) for place in range(2)]
-    made = asyncio.run(parts.manager(None).run(groups_of(tasks, 3, prefix="r", seed=3)))
+    tasks = [context.tasks.get("train", place) for place in range(2)]
+    made = asyncio.run(context.manager(None).run(groups_of(tasks, 3, prefix="r", seed=3)))
     rewarded = [replace(t, reward=float(sum(s.response_ids[0] for s in t.steps) % 7)) for t in made]
     return [rewarded[:3], rewarded[3:]]
 
 
 def gradient(
-    parts: TrainingContext, groups: Groups, max_tokens: int = ALL, aggregation: str = "token_mean"
+    context: TrainingContext, groups: Groups, max_tokens: int = ALL, aggregation: str = "token_mean"
 ) -> Gradient:
     """What an update would move the weights by, before clipping."""
     algorithm = FlowGRPO.model_validate(
         {"aggregation": aggregation, "entropy_coef": 0.01, "kl": KLConfig(coef=0.05).model_dump()}
     )
-    learner = Learner(parts.decoder, parts.weights, OptimizerConfig(max_grad_norm=1e9), max_tokens)
+    learner = Learner(context.decoder, context.weights, OptimizerConfig(max_grad_norm=1e9), max_tokens)
     batch = make_batch(groups, algorithm, failed="mask", keep_zero=True)
     found: Gradient = {}
 
     def reference(sequences: Sequence[TokenSequence]) -> torch.Tensor:
         with torch.no_grad():
-            return score(parts.decoder, sequences, adapter=False).log_probs
+            return score(context.decoder, sequences, adapter=False).log_probs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts.decoder, "version", parts.decoder.version)
+        patch.setattr(context.decoder, "version", context.decoder.version)
         patch.setattr(
-            parts.weights,
+            context.weights,
             "step",
-            lambda optimizer: found.update({name: g.clone() for name, g in parts.weights.gradients().items()}),
+            lambda optimizer: found.update({name: g.clone() for name, g in context.weights.gradients().items()}),
         )
         learner.update(batch, algorithm, reference)
     return found
@@ -106,27 +106,27 @@ def largest_difference(one: Gradient, other: Gradient) -> float:
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_path: Path) -> TrainingContext:
-    return parts_of(tiny_path)
+def context(tiny_path: Path) -> TrainingContext:
+    return context_of(tiny_path)
 
 
 @pytest.fixture(scope="module")
-def groups(parts: TrainingContext) -> Groups:
-    found = roll(parts)
+def groups(context: TrainingContext) -> Groups:
+    found = roll(context)
     assert all(len(t.steps) > 2 for group in found for t in group)
     assert all(len({t.reward for t in group}) > 1 for group in found)
     return found
 
 
 @pytest.fixture(scope="module")
-def expected(parts: TrainingContext, groups: Groups) -> Gradient:
+def expected(context: TrainingContext, groups: Groups) -> Gradient:
     """The gradient of one pass over everything, prefixes shared."""
-    return gradient(parts, groups)
+    return gradient(context, groups)
 
 
 @pytest.mark.parametrize("max_tokens", [ALL, 600])
 def test_prefixes_may_be_shared_or_each_sequence_of_a_pass_computed_alone(
-    parts: TrainingContext, groups: Groups, expected: Gradient, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+    context: TrainingContext, groups: Groups, expected: Gradient, monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
     computed: list[int] = []
 
@@ -137,25 +137,25 @@ def test_prefixes_may_be_shared_or_each_sequence_of_a_pass_computed_alone(
         return Scored(log_probs, entropy, replace(each[0].states, computed=computed[-1]))
 
     monkeypatch.setattr(learner_module, "score", alone)
-    assert largest_difference(expected, gradient(parts, groups, max_tokens)) <= 1e-5
+    assert largest_difference(expected, gradient(context, groups, max_tokens)) <= 1e-5
     lengths = [len(s.prompt_ids + s.response_ids) for group in groups for t in group for s in t.steps]
     assert sum(computed) == sum(lengths) and (len(computed) == 1) == (max_tokens == ALL)
 
 
 @pytest.mark.parametrize("aggregation", ["trajectory_turn_token", "token_mean", "prompt_mean", "sequence_mean"])
 def test_groups_and_trajectories_may_come_in_any_order(
-    parts: TrainingContext, groups: Groups, aggregation: str
+    context: TrainingContext, groups: Groups, aggregation: str
 ) -> None:
     shuffled = [random.Random(place).sample(group, len(group)) for place, group in enumerate(groups)][::-1]
     assert [t.uid for group in shuffled for t in group] != [t.uid for group in groups for t in group]
-    in_order = gradient(parts, groups, aggregation=aggregation)
-    assert largest_difference(in_order, gradient(parts, shuffled, 600, aggregation)) <= 1e-5
+    in_order = gradient(context, groups, aggregation=aggregation)
+    assert largest_difference(in_order, gradient(context, shuffled, 600, aggregation)) <= 1e-5
 
 
 def test_a_trajectory_less_is_a_difference_that_would_be_seen(
-    parts: TrainingContext, groups: Groups, expected: Gradient
+    context: TrainingContext, groups: Groups, expected: Gradient
 ) -> None:
-    assert largest_difference(expected, gradient(parts, [groups[0][:2], groups[1]])) > 1e-2
+    assert largest_difference(expected, gradient(context, [groups[0][:2], groups[1]])) > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_any_number_of_trajectories_may_run_at_once(
 ) -> None:
     """A token is drawn from the probabilities by its own seed, so the same tokens come out whoever shares the batch;
     its log-probability may differ by what a kernel rounds."""
-    parts = parts_of(tiny_path, **settings)
-    spread = roll(parts)
+    context = context_of(tiny_path, **settings)
+    spread = roll(context)
     steps, same = ([s for group in made for t in group for s in t.steps] for made in (groups, spread))
     assert [(s.prompt_ids, s.response_ids) for s in steps] == [(s.prompt_ids, s.response_ids) for s in same]
     for one, other in zip(steps, same, strict=True):
         assert one.rollout_log_probs == pytest.approx(other.rollout_log_probs, abs=1e-5)
-    assert largest_difference(expected, gradient(parts, spread)) <= 1e-5
+    assert largest_difference(expected, gradient(context, spread)) <= 1e-5

@@ -18,7 +18,7 @@ from midstream.learn.algorithms.ppo import PPO, CriticConfig
 from midstream.learn.batch import LearningBatch, LearningTurn
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.critic import Critic
-from midstream.learn.learner import Learner, together
+from midstream.learn.learner import Learner, merge_metrics
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.weights import Weights
 
@@ -81,13 +81,13 @@ def assert_same_update(one, other) -> None:
 def test_the_size_of_a_pass_changes_no_loss_and_no_gradient(make_policy, tuning: str) -> None:
     whole = learner_of(make_policy, tuning=tuning, max_grad_norm=1e9)
     batch = batch_for(whole)
-    together = gradient_of(whole, batch)
-    assert together[1]["policy_loss"] != pytest.approx(0.0, abs=1e-3)
+    merge_metrics = gradient_of(whole, batch)
+    assert merge_metrics[1]["policy_loss"] != pytest.approx(0.0, abs=1e-3)
     for size in (300, 60, 1):
         learner = learner_of(make_policy, size, tuning=tuning, max_grad_norm=1e9)
         cut = gradient_of(learner, batch)
-        assert_same_update(together, cut)
-        assert cut[1]["computed_tokens"] >= together[1]["computed_tokens"]
+        assert_same_update(merge_metrics, cut)
+        assert cut[1]["computed_tokens"] >= merge_metrics[1]["computed_tokens"]
     assert cut[1]["computed_tokens"] == sum(
         len(turn.sequence.prompt_ids + turn.sequence.response_ids) for turn in batch.turns
     )
@@ -123,10 +123,12 @@ def test_in_bf16_the_gradients_of_many_passes_add_up_as_those_of_one(make_policy
 def test_the_order_of_trajectories_changes_no_gradient(make_policy) -> None:
     learner = learner_of(make_policy, 200, max_grad_norm=1e9)
     batch = batch_for(learner)
-    together = gradient_of(learner, batch)
+    merge_metrics = gradient_of(learner, batch)
     mixed = random.Random(1).sample(batch.turns, len(batch.turns))
     assert mixed != batch.turns
-    assert_same_update(together, gradient_of(learner_of(make_policy, 200, max_grad_norm=1e9), LearningBatch(mixed)))
+    assert_same_update(
+        merge_metrics, gradient_of(learner_of(make_policy, 200, max_grad_norm=1e9), LearningBatch(mixed))
+    )
 
 
 def test_a_turn_without_weight_or_advantage_changes_nothing_else(make_policy) -> None:
@@ -275,7 +277,7 @@ def test_swapped_weights_speak_inside_and_are_gone_after(make_policy) -> None:
 def test_several_updates_make_one_row_of_metrics() -> None:
     first = {"loss": 1.0, "grad_norm": 2.0, "entropy": 0.5, "weight": 1.0, "max:log_ratio": 0.1, "loss_tokens": 10.0}
     second = {**first, "loss": 3.0, "entropy": 1.5, "max:log_ratio": 0.3, "loss_tokens": 5.0, "kl": 0.2}
-    assert together([first, second]) == {
+    assert merge_metrics([first, second]) == {
         "loss": 2.0,
         "grad_norm": 2.0,
         "entropy": 2.0,
@@ -284,7 +286,7 @@ def test_several_updates_make_one_row_of_metrics() -> None:
         "loss_tokens": 15.0,
         "kl": 0.2,
     }
-    assert together([]) == {}
+    assert merge_metrics([]) == {}
 
 
 def with_critic(make_policy, max_tokens: int = 4096, own: bool = False, **config: Any) -> Learner:
@@ -299,7 +301,7 @@ def with_critic(make_policy, max_tokens: int = 4096, own: bool = False, **config
 
 def valued_batch(learner: Learner) -> LearningBatch:
     turns = batch_for(learner).turns
-    values = learner.look([turn.sequence for turn in turns], [turn.role for turn in turns]).values
+    values = learner.policy_outputs([turn.sequence for turn in turns], [turn.role for turn in turns]).values
     made, start = [], 0
     for turn in turns:
         part = slice(start, start := start + len(turn.old_log_probs))

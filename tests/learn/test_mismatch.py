@@ -103,7 +103,7 @@ def test_a_large_mismatch_is_corrected_from_the_next_step_and_a_resumed_run_does
     with row_dependent_products(0.2):
         with caplog.at_level(logging.WARNING, "midstream.learn.step"):
             whole = rows_of(tiny_path, tmp_path / "whole", 3, **settings)
-            begun = sum("ratios are taken to the learner's own pass" in record.message for record in caplog.records)
+            begun = sum("ratios are relative to the learner's own pass" in record.message for record in caplog.records)
         rows_of(tiny_path, tmp_path / "cut", 2, **settings)
         cut = rows_of(tiny_path, tmp_path / "cut", 3, resume=True, **settings)
     assert [row["corrected"] for row in whole] == [0, 1, 1]
@@ -127,7 +127,7 @@ def test_a_correction_ends_when_sampler_and_learner_agree_again(
     with caplog.at_level(logging.WARNING, "midstream.learn.step"):
         rows = rows_of(tiny_path, tmp_path / "run", 4, resume=True, **settings)
     assert [row["corrected"] for row in rows] == [0, 1, 1, 0]
-    assert sum("taken to the sampler again" in record.message for record in caplog.records) == 1
+    assert sum("relative to the sampler again" in record.message for record in caplog.records) == 1
 
 
 def test_a_corrected_step_of_one_update_costs_no_further_pass(tiny_path, tmp_path: Path) -> None:

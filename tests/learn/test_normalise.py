@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import TrainingError
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.learn.normalise import Moments, normalised
+from midstream.learn.normalise import Moments, normalise_rewards
 
 numbers = st.floats(-1e3, 1e3)
 
@@ -32,7 +32,7 @@ def is_scored(trajectory: Trajectory) -> bool:
 
 
 def rewards(groups: list[list[Trajectory]], how, so_far: Moments | None = None) -> list[list[float | None]]:
-    found, _ = normalised(groups, {}, how, is_scored, so_far or Moments())
+    found, _ = normalise_rewards(groups, {}, how, is_scored, so_far or Moments())
     return [[trajectory.reward for trajectory in group] for group in found]
 
 
@@ -40,7 +40,7 @@ def rewards(groups: list[list[Trajectory]], how, so_far: Moments | None = None) 
 def test_running_moments_are_those_of_all_numbers_so_far(batches: list[list[float]]) -> None:
     moments = Moments()
     for batch in batches:
-        moments = moments.including(batch)
+        moments = moments.updated(batch)
     everything = [value for batch in batches for value in batch]
     assert moments.count == len(everything)
     if everything:
@@ -53,7 +53,7 @@ def test_a_reward_is_its_distance_to_the_mean_in_standard_deviations(scope) -> N
     groups = [group_of("a", 1.0, 0.0, 0.0, 0.0), group_of("b", 3.0, 2.0)]
     so_far = [5.0, 1.0, 0.0, 0.0, 0.0, 3.0, 2.0]
     over = {"group": [[1.0, 0, 0, 0], [3.0, 2.0]], "batch": [[1.0, 0, 0, 0, 3, 2]] * 2, "running": [so_far] * 2}[scope]
-    for group, own, members in zip(rewards(groups, scope, Moments().including(so_far)), over, groups, strict=True):
+    for group, own, members in zip(rewards(groups, scope, Moments().updated(so_far)), over, groups, strict=True):
         # reward_norm = (reward - reward_mean) / (reward_std + 1e-8), the formula of seed 002, with numpy's std.
         expected = [(t.reward - np.mean(own)) / (np.std(own) + 1e-8) for t in members if t.reward is not None]
         assert group == pytest.approx(expected, abs=1e-9)
@@ -62,15 +62,17 @@ def test_a_reward_is_its_distance_to_the_mean_in_standard_deviations(scope) -> N
 @pytest.mark.parametrize("scope", ["group", "batch", "running"])
 def test_equal_rewards_become_zero_and_nothing_is_blown_up(scope) -> None:
     third = 1 / 3
-    so_far = Moments().including([third] * 6)
+    so_far = Moments().updated([third] * 6)
     assert rewards([group_of("a", *[third] * 3), group_of("b", *[third] * 3)], scope, so_far) == [[0.0] * 3] * 2
-    _, greedy = normalised([group_of("a", 0.0, 0.0)], {"a": 1.0}, scope, is_scored, Moments().including([0.0, 0.0]))
+    _, greedy = normalise_rewards(
+        [group_of("a", 0.0, 0.0)], {"a": 1.0}, scope, is_scored, Moments().updated([0.0, 0.0])
+    )
     assert greedy == {"a": 1.0}
 
 
 def test_none_changes_nothing() -> None:
     groups = [group_of("a", 1.0, None, parts=(0.5,))]
-    assert normalised(groups, {"a": 2.0}, "none", is_scored, Moments()) == (groups, {"a": 2.0})
+    assert normalise_rewards(groups, {"a": 2.0}, "none", is_scored, Moments()) == (groups, {"a": 2.0})
 
 
 def test_who_does_not_count_changes_no_mean() -> None:
@@ -82,7 +84,7 @@ def test_who_does_not_count_changes_no_mean() -> None:
 
 def test_parts_on_steps_add_up_to_the_reward_and_a_greedy_attempt_is_measured_alike() -> None:
     group = group_of("a", 2.0, parts=(0.5, 1.5)) + group_of("a", 0.0, parts=(0.0, 0.0))
-    ((won, lost),), greedy = normalised([group], {"a": 1.5, "elsewhere": 7.0}, "group", is_scored, Moments())
+    ((won, lost),), greedy = normalise_rewards([group], {"a": 1.5, "elsewhere": 7.0}, "group", is_scored, Moments())
     assert [step.reward for step in won.steps] == pytest.approx([0.5, 0.5])  # (2 - 1) / 1, of which 0.5 came early
     assert [step.reward for step in lost.steps] == pytest.approx([0.0, -1.0])
     assert greedy == pytest.approx({"a": 0.5})

@@ -3,16 +3,24 @@ they are in."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.row_dependent import row_dependent_products
 
-from midstream.core.errors import RunError
+from midstream.core.errors import ConfigError, RunError
+from midstream.engines.chat import load_tokenizer
+from midstream.engines.factory import EngineSettings, make_policy_engine
+from midstream.engines.torch import numerics
+from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.agreement import contents
+from midstream.learn.checkpoint import checkpoints
 from midstream.learn.config import TrainConfig
 from midstream.learn.trainer import train
 
@@ -83,21 +91,21 @@ def outcome(config: TrainConfig) -> Any:
     return contents(Path(str(config.trainer.run_dir)))
 
 
-@pytest.mark.parametrize("numerics", ["fast", "exact"])
-def test_a_run_repeats_and_resumes_to_the_same_numbers(configure: Configure, numerics: str) -> None:
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_a_run_repeats_and_resumes_to_the_same_numbers(configure: Configure, mode: str) -> None:
     with row_dependent_products(SIZE):
         for name in ("first", "second"):
-            train(configure(name, numerics))
-        broken = configure("broken", numerics)
+            train(configure(name, mode))
+        broken = configure("broken", mode)
         with pytest.raises(InterruptedError):
             train(broken, callbacks=[Stop()])
         train(broken, resume=True)
-    first = outcome(configure("first", numerics))
-    assert outcome(configure("second", numerics)) == first
+    first = outcome(configure("first", mode))
+    assert outcome(configure("second", mode)) == first
     assert outcome(broken) == first
     kept = info(broken)["numerics"]
-    assert kept["mode"] == kept["asked"] == numerics
-    assert kept["rows"]["block"] == (64 if numerics == "exact" else None)
+    assert kept["mode"] == kept["asked"] == mode
+    assert kept["rows"]["block"] == (64 if mode == "exact" else None)
     plain = configure("plain", "fast")
     train(plain)
     # Else equal numbers would say nothing of rows that depend on their number.
@@ -130,3 +138,66 @@ def test_a_run_begun_exact_does_not_go_on_where_that_cannot_be(configure: Config
             train(other, resume=True)
         train(other, resume=True, force=True)
     assert info(other)["numerics"]["mode"] == "fast" and info(other)["status"] == "finished"
+
+
+def rewrite(config: TrainConfig, **changes: Any) -> None:
+    """Change the numerics that a run recorded, as if another machine had begun it."""
+    path = Path(str(config.trainer.run_dir)) / "run.json"
+    data = json.loads(path.read_text())
+    data["numerics"] |= changes
+    path.write_text(json.dumps(data))
+
+
+def test_a_resume_with_another_number_of_threads_says_so(
+    configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(configure("threads", "fast", max_steps=1))
+    with caplog.at_level(logging.WARNING, "midstream.engines.torch.numerics"):
+        train(configure("threads", "fast", max_steps=1), resume=True)
+        assert not caplog.records
+        rewrite(configure("threads", "fast"), threads=7)
+        train(configure("threads", "fast", max_steps=1), resume=True)
+    (record,) = caplog.records
+    assert "threads: 7 -> 1" in record.getMessage() and "trainer.threads" in record.getMessage()
+
+
+def test_evaluations_and_gateways_compute_as_the_run_recorded(configure: Configure) -> None:
+    config = configure("recorded", "auto", max_steps=1)
+    train(config)
+    run = Path(str(config.trainer.run_dir))
+    rewrite(config, mode="fast", rows=info(config)["numerics"]["rows"] | {"block": 32})
+    source = find_agent(run=run)
+    parts = load_agent(source, trust=True)
+    assert (parts.numerics.mode, parts.decoder.rows.block) == ("fast", 32)
+    # An override is the user's own choice.
+    assert load_agent(source, ["policy.numerics=fast"], trust=True).decoder.rows.block is None
+
+    async def serve(run_first: bool) -> Any:
+        settings = EngineSettings(model=config.policy.model, dtype="float32", run=run if run_first else None)
+        async with AsyncExitStack() as stack:
+            engine: Any = await make_policy_engine(settings, load_tokenizer(Path(config.policy.model)), stack)
+            assert (engine.decoder.rows.block == 32) == run_first
+            await engine.load_weights(checkpoints(run)[-1], 1)
+            return engine
+
+    # Also where the run, or its first checkpoint, came after the gateway.
+    for run_first in (True, False):
+        assert asyncio.run(serve(run_first)).decoder.rows.block == 32
+
+
+def test_a_run_with_exact_numerics_can_be_asked_where_they_are_not_possible(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure("exact", "exact", max_steps=1)
+    train(config)
+    monkeypatch.setattr(numerics, "dependent_product", lambda decoder: "rows depend on their number")
+    source = find_agent(run=str(config.trainer.run_dir))
+    with caplog.at_level(logging.WARNING, "midstream.engines.torch.numerics"):
+        parts = load_agent(source, trust=True)
+    assert parts.numerics.mode == "fast"
+    (record,) = (record for record in caplog.records if record.name == "midstream.engines.torch.numerics")
+    assert "begun with exact numerics, which this machine does not give" in record.getMessage()
+    rewrite(config, dtype="load")  # as good as none
+    assert load_agent(source, trust=True).numerics.mode == "fast"
+    with pytest.raises(ConfigError, match=r"policy\.numerics is exact"):
+        load_agent(source, ["policy.numerics=exact", "policy.dtype=bfloat16"], trust=True)

@@ -16,7 +16,11 @@ from midstream.learn.trainer import train
 from midstream.record.store import Store
 
 SECRET = "hunter2hunter2"
-AGENT = "import os; raise SystemExit('no access with ' + os.environ['SEARCH_KEY'])"
+AGENT = """import os
+if not os.environ['MIDSTREAM_TRAJECTORY'].endswith('-00'):
+    raise SystemExit('no access with ' + os.environ['SEARCH_KEY'])
+"""
+"""Fails in every attempt at a task but the first: a run goes on."""
 
 
 def config(tiny_path: Path, run: Path, **env: str) -> TrainConfig:

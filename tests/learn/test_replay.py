@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.types import FinishReason, Step, Task, Trajectory
-from midstream.learn.replay import ReplayEntry, choose, keep, read
+from midstream.learn.replay import ReplayEntry, add_groups, choose_entries, load_groups
+from midstream.learn.rollout_config import ReplayConfig, TrainRolloutConfig
 from midstream.record.store import Store
 
 
@@ -33,8 +33,8 @@ def trajectory(uid: str, group: str, reward: float | None, versions: tuple[int, 
     return Trajectory(uid=uid, prompt_uid=group, task=Task(id="t", prompt="?"), steps=steps, reward=reward)
 
 
-def holding(capacity: int, **rules: Any) -> RolloutConfig:
-    return RolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
+def holding(capacity: int, **rules: Any) -> TrainRolloutConfig:
+    return TrainRolloutConfig(replay=ReplayConfig(capacity=capacity), **rules)
 
 
 def buffer_of(*priorities: float) -> list[ReplayEntry]:
@@ -44,7 +44,7 @@ def buffer_of(*priorities: float) -> list[ReplayEntry]:
 def drawn(buffer: list[ReplayEntry], count: int, steps: int = 2000, **config: Any) -> Counter[str]:
     chosen = Counter[str]()
     for step in range(steps):
-        found = [kept.prompt_uid for kept in choose(buffer, ReplayConfig(**config), count, seed=1, step=step)]
+        found = [entry.prompt_uid for entry in choose_entries(buffer, ReplayConfig(**config), count, seed=1, step=step)]
         assert len(set(found)) == len(found) <= count
         chosen.update(found)
     return chosen
@@ -56,30 +56,35 @@ def test_a_group_comes_in_with_its_oldest_version_and_the_variance_of_its_reward
         trajectory("b", "g", 0.0, (-1, 4)),  # its first step is not trained
         trajectory("c", "g", None, (7,)),
     ]
-    (kept,) = keep((), [group], {"g": 0.5, "h": 1.0}, holding(4))
-    assert kept == ReplayEntry("g", ("a", "b", "c"), 4, 0.25, 0.5)
+    (entry,) = add_groups((), [group], {"g": 0.5, "h": 1.0}, holding(4))
+    assert entry == ReplayEntry("g", ("a", "b", "c"), 4, 0.25, 0.5)
 
 
 def test_what_cannot_be_learned_from_stays_out_and_the_oldest_make_room() -> None:
     groups = [[trajectory("u", "unscored", None)], [trajectory("s", "silent", 1.0, ())]]
-    assert keep((), groups, {}, holding(4)) == ()
+    assert add_groups((), groups, {}, holding(4)) == ()
     fresh = [[trajectory(f"{n}", f"new{n}", 1.0)] for n in range(2)]
-    assert [kept.prompt_uid for kept in keep(buffer_of(0, 0, 0), fresh, {}, holding(4))] == ["g1", "g2", "new0", "new1"]
+    assert [entry.prompt_uid for entry in add_groups(buffer_of(0, 0, 0), fresh, {}, holding(4))] == [
+        "g1",
+        "g2",
+        "new0",
+        "new1",
+    ]
 
 
 def test_what_does_not_count_gives_a_group_no_priority() -> None:
     cut = trajectory("c", "g", 0.0)
     cut = replace(cut, steps=tuple(replace(step, finish_reason=FinishReason.LENGTH) for step in cut.steps))
     group = [trajectory("a", "g", 1.0), trajectory("b", "g", 1.0), cut]
-    priorities = [keep((), [group], {}, holding(4, truncated=rule))[0].priority for rule in ("keep", "drop")]
+    priorities = [add_groups((), [group], {}, holding(4, truncated=rule))[0].priority for rule in ("keep", "drop")]
     assert priorities == [pytest.approx(2 / 9), 0.0]
 
 
 def test_recent_takes_the_last_that_came_in() -> None:
     config = ReplayConfig(sampling="recent")
-    assert [kept.prompt_uid for kept in choose(buffer_of(1, 0, 0), config, 2, seed=0, step=1)] == ["g1", "g2"]
-    assert choose(buffer_of(1, 1), config, 0, seed=0, step=1) == []
-    assert len(choose(buffer_of(1, 1), config, 5, seed=0, step=1)) == 2
+    assert [entry.prompt_uid for entry in choose_entries(buffer_of(1, 0, 0), config, 2, seed=0, step=1)] == ["g1", "g2"]
+    assert choose_entries(buffer_of(1, 1), config, 0, seed=0, step=1) == []
+    assert len(choose_entries(buffer_of(1, 1), config, 5, seed=0, step=1)) == 2
 
 
 def test_uniform_draws_each_as_often() -> None:
@@ -97,9 +102,12 @@ def test_prioritised_draws_in_proportion_to_the_variance_and_never_what_has_none
 
 def test_a_draw_depends_on_seed_step_and_what_is_in_the_buffer() -> None:
     buffer, config = buffer_of(*[1.0] * 50), ReplayConfig()
-    once = choose(buffer, config, 3, seed=1, step=1)
-    assert choose(buffer[::-1], config, 3, seed=1, step=1) == once
-    assert once not in (choose(buffer, config, 3, seed=2, step=1), choose(buffer, config, 3, seed=1, step=2))
+    once = choose_entries(buffer, config, 3, seed=1, step=1)
+    assert choose_entries(buffer[::-1], config, 3, seed=1, step=1) == once
+    assert once not in (
+        choose_entries(buffer, config, 3, seed=2, step=1),
+        choose_entries(buffer, config, 3, seed=1, step=2),
+    )
 
 
 def test_a_group_comes_back_as_it_was_sampled(tmp_path: Path) -> None:
@@ -108,8 +116,8 @@ def test_a_group_comes_back_as_it_was_sampled(tmp_path: Path) -> None:
         for member in group:
             store.trajectories.begin(member.uid, "g", member.task, "train", 1)
             asyncio.run(store.trajectories.finish(member))
-        buffer = keep((), [group], {}, holding(3))
-        assert read(store, buffer) == [group]
+        buffer = add_groups((), [group], {}, holding(3))
+        assert load_groups(store, buffer) == [group]
 
 
 @pytest.mark.parametrize(
@@ -119,4 +127,4 @@ def test_the_share_is_whole_groups_and_leaves_one_to_sample(share: float, tasks:
     assert ReplayConfig(capacity=9, share=share).groups(tasks) == expected
     assert ReplayConfig(share=share).groups(tasks) == 0
     with pytest.raises(ValueError, match=r"rollout\.replay needs"):
-        RolloutConfig(tasks_per_step=1, replay=ReplayConfig(capacity=1))
+        TrainRolloutConfig(tasks_per_step=1, replay=ReplayConfig(capacity=1))

@@ -205,7 +205,7 @@ def test_a_run_that_kept_no_start_policy_cannot_go_on_with_one_as_reference(conf
     data["algorithm"]["kl"]["reference"] = "base"
     plain = TrainConfig.model_validate(data)
     assert finish(plain) == 0
-    with pytest.raises(RunError, match=r"kept no copy of the policy it started from"):
+    with pytest.raises(RunError, match=r"has no copy of its starting policy"):
         train(configure("unreferenced", max_steps=2), resume=True, force=True)
 
 
@@ -225,7 +225,7 @@ def test_a_log_gives_back_every_character_it_was_given(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     row = {"text": "one\u2028two\u0085three\n\ud800"}
     directory.append("samples.jsonl", row)
-    directory.keep("samples.jsonl", lambda _: True)
+    directory.filter_log("samples.jsonl", lambda _: True)
     assert list(directory.rows("samples.jsonl")) == [row]
     directory.release()
 

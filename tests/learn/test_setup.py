@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.rollout import AgentFlowWorker
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, UserError
 from midstream.engines.openai import OpenAIEngine
 from midstream.learn.config import TrainConfig
 from midstream.learn.setup import TrainingContext, build
+from midstream.rollouts import AgentFlowWorker
 
 
-def parts_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingContext:
+def context_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingContext:
     data = {
         "policy": {"model": str(model), "dtype": "float32", "lora": {"rank": 2}, **policy},
         "tasks": {"sources": [{"type": "calculate"}]},
@@ -26,7 +26,7 @@ def parts_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingConte
 
 
 def test_every_role_gets_the_engine_it_names(tiny_path: Path) -> None:
-    parts = parts_of(
+    context = context_of(
         tiny_path,
         {
             "planner": {},
@@ -36,15 +36,15 @@ def test_every_role_gets_the_engine_it_names(tiny_path: Path) -> None:
             "analysis": {"engine": "rules"},
         },
     )
-    role_engines = parts.role_engines
-    assert role_engines["planner"].engine is role_engines["generator"].engine is parts.engine
+    role_engines = context.role_engines
+    assert role_engines["planner"].engine is role_engines["generator"].engine is context.engine
     assert [role_engines[role].trainable for role in ("planner", "generator", "verifier", "executor")] == [True] + [
         False
     ] * 3
     assert role_engines["verifier"].engine.name == "frozen"
     assert isinstance(role_engines["executor"].engine, OpenAIEngine)
     assert "analysis" not in role_engines
-    worker = parts.manager(None)._worker
+    worker = context.manager(None)._worker
     assert isinstance(worker, AgentFlowWorker)
     assert "analysis" not in worker._role_engines
 
@@ -63,20 +63,20 @@ def test_every_role_gets_the_engine_it_names(tiny_path: Path) -> None:
 )
 def test_what_does_not_fit_is_an_error_that_says_where(tiny_path: Path, roles, policy, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        parts_of(tiny_path, roles, **policy).manager(None)
+        context_of(tiny_path, roles, **policy).manager(None)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rollout": {"group_size": 1}}, "at least 2 trajectories"),
-        ({"rollout": {"failed": "score"}}, "does not say what a failed trajectory is worth"),
+        ({"rollout": {"failed": "score"}}, "does not set the reward of a failed trajectory"),
         (
             {"algorithm": {"name": "flow_grpo", "loss": {"name": "ppo_clip", "clip_hi": 0.3}}},
             "did you mean 'clip_high'",
         ),
         ({"algorithm": {"name": "pppo"}}, "algorithm"),
-        ({"algorithm": {"name": "dpo"}, "trainer": {"minibatches": 2}}, "hold for one update"),
+        ({"algorithm": {"name": "dpo"}, "trainer": {"minibatches": 2}}, "valid for one update"),
         ({"algorithm": {"name": "distill"}, "policy": {"tuning": "full"}}, "needs policy.tuning"),
     ],
 )

@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
-from midstream.agents.config import StoreSourceConfig
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.evaluate.agreement import contents
 from midstream.evaluate.runs import read_rows
 from midstream.learn import source, trainer
+from midstream.learn.rollout_config import StoreSourceConfig
 from midstream.record import schema
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
@@ -85,6 +85,7 @@ def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
     """Trains on the store; what the run came to."""
 
     def start(steps: int = 2, *, resume: bool = False, run: str = "run", reward: str = "given", **changes: Any) -> Any:
+        algorithm, lr = changes.pop("algorithm", {}), changes.pop("lr", 0.01)
         settings: dict[str, Any] = {
             "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 4}},
             "reward": {"components": {reward: 1.0}} if reward else {},
@@ -93,8 +94,8 @@ def train(tiny_path: Path, tmp_path: Path) -> Callable[..., Any]:
                 "source": {"store": str(tmp_path / f"{changes.pop('store', 'gateway')}.sqlite"), "wait_s": 0.3},
                 **changes,
             },
-            "algorithm": {"name": "rloo"},
-            "optimizer": {"lr": 0.01},
+            "algorithm": {"name": "rloo", **algorithm},
+            "optimizer": {"lr": lr},
             "trainer": {
                 "max_steps": steps,
                 "save_every": 1,
@@ -129,6 +130,20 @@ def test_every_group_is_learned_from_once(record: Record, train: Any, tmp_path: 
     sampled = [sum(len(t.steps[0].response_ids) for t in group if t.reward != 1.25 / 3) for group in made]
     assert [row["loss_tokens"] for row in rows(tmp_path)] == sampled
     assert counts(tmp_path)["consumed"] == 3 and counts(tmp_path)["ready"] == 0
+
+
+def test_samples_that_lag_behind_the_policy_are_measured_and_corrected(
+    record: Record, train: Any, tmp_path: Path
+) -> None:
+    for n in range(4):
+        record(f"q{n}", (1.0, 0.0))  # all by version 0, as from a sampler that takes no new weights
+    train(4, lr=0.3)
+    measured = rows(tmp_path)
+    assert [row["mismatch/staleness"] for row in measured] == [0, 1, 2, 3]
+    assert all(row["mismatch/tokens"] == row["loss_tokens"] for row in measured)
+    assert measured[0]["mismatch/mean_abs"] < 1e-4 < measured[1]["mismatch/mean_abs"]
+    assert measured[1]["mismatch/clipped"] > 0.01
+    assert [row["corrected"] for row in measured[:3]] == [0, 0, 1]
 
 
 def test_a_source_that_runs_dry_ends_the_run_which_goes_on_when_there_is_more(
@@ -237,7 +252,7 @@ def test_what_is_held_stays_held_however_long_it_waits_and_is_learned_from(
             await soon(lambda made=made: len(renewals) > made and clock.sleeping == asleep)
 
     async def step(other: Store) -> None:
-        wanted = asyncio.create_task(taking.take(2, None))
+        wanted = asyncio.create_task(taking.lease(2, None))
         await soon(lambda: other.groups.counts()["leased"])
         await pass_leases(2)  # one polls for the second group, one renews
         assert other.groups.lease("other", 9, "train", 60) == []
@@ -261,7 +276,7 @@ def test_a_lease_that_cannot_be_renewed_once_is_renewed_the_next_time(
     renewals.append(-1)
 
     async def step(other: Store) -> None:
-        await taking.take(1, None)
+        await taking.lease(1, None)
         for made in ([-1, 0], [-1, 0, 1]):
             clock.advance(10)
             await soon(lambda made=made: renewals == made and clock.sleeping)
@@ -304,7 +319,7 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
 
 def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None:
     (first, *_) = record("q0", change=lambda step: replace(step, response_ids=(*step.response_ids[:-1], 50_000)))
-    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy has \d+"
+    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy's vocabulary has \d+"
     with pytest.raises(TrainingError, match=told) as error:
         train(1)
     assert "train the model that the gateway served" in (error.value.hint or "")

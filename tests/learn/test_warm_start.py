@@ -12,14 +12,14 @@ from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
 from midstream.learn.config import TrainConfig
 from midstream.learn.setup import TrainingContext, build
-from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons
+from midstream.learn.warm_start import check_demonstrations, demonstrate, demonstration_batches
 from midstream.tools import Toolbox, load_tools
 
 RULES = {"analysis": {"engine": "rules"}, "executor": {"engine": "rules"}, "verifier": {"engine": "rules"}}
 
 
 @pytest.fixture
-def parts_of(tiny_path):
+def context_of(tiny_path):
     def make(
         settings: dict[str, Any] | None = None,
         roles: dict[str, Any] | None = None,
@@ -47,91 +47,97 @@ def parts_of(tiny_path):
     return make
 
 
-def shown(parts: TrainingContext) -> list[Trajectory]:
-    check_demonstrations(parts)
-    return asyncio.run(demonstrate(parts))
+def shown(context: TrainingContext) -> list[Trajectory]:
+    check_demonstrations(context)
+    return asyncio.run(demonstrate(context))
 
 
-def actions(trajectory: Trajectory, parts: TrainingContext) -> list[tuple[str, str]]:
-    toolbox = Toolbox(load_tools(parts.config.flow.tools))
-    notation = parts.config.flow.settings["notation"]
+def actions(trajectory: Trajectory, context: TrainingContext) -> list[tuple[str, str]]:
+    toolbox = Toolbox(load_tools(context.config.flow.tools))
+    notation = context.config.flow.settings["notation"]
     read = [read_action(step.text, notation, toolbox) for step in trajectory.steps if step.role == "planner"]
     return [(action.tool, str(next(iter(action.arguments.values()), ""))) for action in read]
 
 
 @pytest.mark.parametrize("notation", ["compact", "json"])
 @pytest.mark.parametrize("fields", [[], ["justification", "context", "sub_goal"]])
-def test_the_plan_is_shown_to_its_end_and_answers_the_question(parts_of, notation, fields) -> None:
-    parts = parts_of({"notation": notation, "fields": fields})
-    for trajectory in shown(parts):
-        tools = [tool for tool, _ in actions(trajectory, parts)]
+def test_the_plan_is_shown_to_its_end_and_answers_the_question(context_of, notation, fields) -> None:
+    context = context_of({"notation": notation, "fields": fields})
+    for trajectory in shown(context):
+        tools = [tool for tool, _ in actions(trajectory, context)]
         assert tools == ["search", "calculator", "none"]
-        assert parts.reward.succeeded(trajectory), trajectory.answer
+        assert context.reward.succeeded(trajectory), trajectory.answer
 
 
-def test_a_verifier_that_speaks_says_when_the_plan_is_done(parts_of) -> None:
-    parts = parts_of(roles={"verifier": {"engine": "policy"}})
-    for trajectory in shown(parts):
-        assert [tool for tool, _ in actions(trajectory, parts)] == ["search", "calculator"]
+def test_a_verifier_that_speaks_says_when_the_plan_is_done(context_of) -> None:
+    context = context_of(roles={"verifier": {"engine": "policy"}})
+    for trajectory in shown(context):
+        assert [tool for tool, _ in actions(trajectory, context)] == ["search", "calculator"]
         assert [step.text for step in trajectory.steps if step.role == "verifier"] == ["no", "yes"]
-        assert parts.reward.succeeded(trajectory)
+        assert context.reward.succeeded(trajectory)
 
 
-def test_a_question_without_a_plan_needs_no_tool(parts_of) -> None:
-    parts = parts_of(sources=("direct",))
-    for trajectory in shown(parts):
-        assert actions(trajectory, parts) == [("none", "")]
-        assert parts.reward.succeeded(trajectory)
+def test_a_question_without_a_plan_needs_no_tool(context_of) -> None:
+    context = context_of(sources=("direct",))
+    for trajectory in shown(context):
+        assert actions(trajectory, context) == [("none", "")]
+        assert context.reward.succeeded(trajectory)
 
 
-def test_a_spoiled_demonstration_begins_with_another_tool_and_goes_on_right(parts_of) -> None:
-    parts = parts_of(wrong=1.0)
-    for trajectory in shown(parts):
-        tools = [tool for tool, _ in actions(trajectory, parts)]
+def test_a_spoiled_demonstration_begins_with_another_tool_and_goes_on_right(context_of) -> None:
+    context = context_of(wrong=1.0)
+    for trajectory in shown(context):
+        tools = [tool for tool, _ in actions(trajectory, context)]
         assert tools[0] != "search" and tools[1:] == ["calculator", "none"]
 
 
-def test_roles_that_are_not_trained_are_spoken_for_and_not_taught(parts_of) -> None:
-    parts = parts_of(roles={"generator": {"engine": "policy", "train": False}, "verifier": {"engine": "frozen"}})
-    made = shown(parts)
+def test_roles_that_are_not_trained_are_spoken_for_and_not_taught(context_of) -> None:
+    context = context_of(roles={"generator": {"engine": "policy", "train": False}, "verifier": {"engine": "frozen"}})
+    made = shown(context)
     assert {step.role: step.trainable for t in made for step in t.steps} == {
         "planner": True,
         "generator": False,
         "verifier": False,
     }
-    taught = [s.prompt_ids + s.response_ids for part in lessons(made, parts.config.warm_start, 0) for s in part]
+    taught = [
+        s.prompt_ids + s.response_ids
+        for part in demonstration_batches(made, context.config.warm_start, 0)
+        for s in part
+    ]
     spoken = [s.prompt_ids + s.response_ids for t in made for s in t.steps if s.role == "planner"]
-    assert sorted(taught) == sorted(spoken * parts.config.warm_start.epochs)
+    assert sorted(taught) == sorted(spoken * context.config.warm_start.epochs)
 
 
 @pytest.mark.parametrize("role", ["analysis", "executor"])
-def test_roles_nobody_can_show_are_refused(parts_of, role: str) -> None:
+def test_roles_nobody_can_show_are_refused(context_of, role: str) -> None:
     with pytest.raises(ConfigError, match=rf"flow\.roles\.{role}\.engine=rules"):
-        shown(parts_of(roles={role: {"engine": "policy"}}))
+        shown(context_of(roles={role: {"engine": "policy"}}))
 
 
-def test_a_plan_that_calls_a_tool_there_is_not_is_refused(parts_of) -> None:
+def test_a_demonstration_that_calls_an_unknown_tool_is_refused(context_of) -> None:
     with pytest.raises(ConfigError, match=r"calls 'calculator', which is not in flow\.tools"):
-        shown(parts_of(tools=("search",)))
+        shown(context_of(tools=("search",)))
 
 
-@pytest.mark.parametrize(("plan", "said"), [("text", "not a list of tool calls"), ([{"tool": 3}], "not a list of")])
-def test_a_plan_that_is_none_is_refused(parts_of, tmp_path, plan: Any, said: str) -> None:
+@pytest.mark.parametrize(("calls", "problem"), [("text", "not a list of tool calls"), ([{"tool": 3}], "not a list of")])
+def test_a_demonstration_that_is_no_list_of_calls_is_refused(context_of, tmp_path, calls: Any, problem: str) -> None:
     import json
 
-    rows = [{"question": f"{n}?", "answer": "1", "plan": plan, "split": "train"} for n in range(4)]
+    rows = [{"question": f"{n}?", "answer": "1", "demonstration": calls, "split": "train"} for n in range(4)]
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(ConfigError, match=said):
-        shown(parts_of(sources=(str(file),)))
+    with pytest.raises(ConfigError, match=problem):
+        shown(context_of(sources=(str(file),)))
 
 
-def test_a_demonstration_that_fails_is_refused(parts_of, tmp_path) -> None:
+@pytest.mark.parametrize("key", ["demonstration", "plan"])
+def test_a_demonstration_that_fails_is_refused(context_of, tmp_path, caplog, key: str) -> None:
     import json
 
-    plan = [{"tool": "calculator", "arguments": {"expression": "1 +"}}]
-    rows = [{"question": f"{n}?", "answer": "1", "plan": plan, "split": "train"} for n in range(4)]
+    calls = [{"tool": "calculator", "arguments": {"expression": "1 +"}}]
+    rows = [{"question": f"{n}?", "answer": "1", key: calls, "split": "train"} for n in range(4)]
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match="the demonstration of the task"):
-        shown(parts_of(sources=(str(file),)))
+        shown(context_of(sources=(str(file),)))
+    assert ("metadata 'plan' is now called 'demonstration'" in caplog.text) == (key == "plan")

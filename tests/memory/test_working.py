@@ -54,11 +54,11 @@ def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
         memory.remember(said[-1])
         assert memory.tokens() <= 250
     assert memory.shortened > 0
-    assert memory.said[0] == said[0], "the question stays whole"
-    for kept, was in zip(memory.said, said, strict=True):
+    assert memory.exchanges[0] == said[0], "the question stays whole"
+    for kept, was in zip(memory.exchanges, said, strict=True):
         assert (kept.role, kept.answered) == (was.role, was.answered)
         assert kept == was or (" [...] " in kept.asked and len(kept.asked) < len(was.asked))
-    assert memory.said[-1].asked.endswith("[planner 4/5]")
+    assert memory.exchanges[-1].asked.endswith("[planner 4/5]")
 
 
 def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
@@ -78,7 +78,7 @@ def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes,
     for asked, answered in sizes:
         memory.remember(Exchange("planner", "x" * asked, "y" * answered))
     if memory.tokens() > budget:
-        assert all(len(said.asked) <= 160 for said in memory.said[1:]), "there was more to cut"
+        assert all(len(said.asked) <= 160 for said in memory.exchanges[1:]), "there was more to cut"
 
 
 def test_findings_are_the_results_of_calls_that_went_through() -> None:
@@ -89,7 +89,7 @@ def test_findings_are_the_results_of_calls_that_went_through() -> None:
     assert memory.found() == ["Lima", "10"]
 
 
-@pytest.mark.parametrize("field", ["said", "turns"])
+@pytest.mark.parametrize("field", ["exchanges", "turns"])
 def test_two_memories_share_nothing(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
     one.remember(Exchange("planner", "secret", "secret"))

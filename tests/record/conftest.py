@@ -23,6 +23,7 @@ names = st.text(_of_names, min_size=1, max_size=8).filter(lambda name: name not 
 floats = st.floats(allow_nan=False)
 # SQLite keeps no sign on a zero in a column of its own.
 columns = st.floats(allow_nan=False, allow_infinity=False).map(lambda number: number + 0.0)
+temperatures = st.floats(min_value=0.0, exclude_min=True, allow_infinity=False)
 log_probs = st.floats(max_value=0.0, allow_nan=False, allow_infinity=False)
 leaves = st.none() | st.booleans() | st.integers() | floats | text
 values = st.recursive(
@@ -62,7 +63,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
                 trainable=draw(st.booleans()),
                 parent=draw(st.none() | st.integers(0, index - 1)) if index else None,
                 branch_reason=draw(st.just("") | names),
-                temperature=draw(columns),
+                temperature=draw(temperatures),
                 messages=draw(messages),
                 tools=draw(st.lists(mappings, max_size=2).map(tuple)),
                 text=draw(text),
@@ -77,7 +78,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
         ok=st.booleans(),
         result=text,
         error_kind=text,
-        latency_s=floats,
+        latency_s=columns,
         step_index=st.none() | st.integers(0, 9),
         unmasked=text,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import threading
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
 from midstream.core.failures import Failure, failure_of
 from midstream.core.types import Status, Task, Trajectory
+from midstream.rewards import calls, math_process
+from midstream.rewards.calls import is_outage
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
 
@@ -66,6 +69,37 @@ def test_async_components_of_one_trajectory_are_awaited_side_by_side() -> None:
     assert asyncio.run(reward.score(an_attempt())).reward == 3.0
 
 
+def test_waiting_for_the_process_of_mathematics_does_not_count() -> None:
+    class Comparer(math_process._Worker):
+        def _ask(self, process: Any, pairs: Any, timeout_s: float) -> bytes:
+            return b'{"equal": [true]}'
+
+    comparer = Comparer()
+    comparer._process = cast(Any, object())  # it runs
+
+    def compares() -> float:
+        return float(comparer.compare([("1", "1")], 5.0)[0])
+
+    async def go() -> calls.CallResult:
+        comparer._lock.acquire()
+        asyncio.get_running_loop().call_later(1.5, comparer._lock.release)
+        return await calls.call_with_timeout(compares, {}, 1.0)
+
+    assert asyncio.run(go()) == calls.CallResult(1.0)
+
+
+def test_what_comes_after_an_uncounted_wait_counts() -> None:
+    ended = threading.Event()
+
+    def waits_and_hangs() -> None:
+        with calls.uncounted():
+            ended.wait(0.2)
+        ended.wait(60)
+
+    assert asyncio.run(calls.call_with_timeout(waits_and_hangs, {}, 0.5)).timed_out
+    ended.set()
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) -> None:
     ended = threading.Event()
@@ -91,8 +125,8 @@ def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) ->
 def test_a_component_that_never_returns_does_not_hold_up_the_end_of_the_program() -> None:
     code = (
         "import asyncio, time\n"
-        "from midstream.rewards.calls import call\n"
-        "print(asyncio.run(call(lambda: time.sleep(600), {}, 0.1)).late)\n"
+        "from midstream.rewards.calls import call_with_timeout\n"
+        "print(asyncio.run(call_with_timeout(lambda: time.sleep(600), {}, 0.1)).timed_out)\n"
     )
 
     async def run() -> bytes:
@@ -166,7 +200,41 @@ def test_a_judge_that_is_down_is_no_outcome_even_where_failures_have_a_reward(er
     (failed,) = scored(asks, failed=-1.0)
     assert failure_of(failed) is Failure.INFRASTRUCTURE and failed.reward is None
     (other,) = scored(lambda: 1 / 0, failed=-1.0)
-    assert failure_of(other) is Failure.REWARD and other.reward == -1.0
+    assert failure_of(other) is Failure.REWARD and other.reward is None, "a broken component says nothing of it"
+
+
+class Answered(Exception):
+    """As `requests.HTTPError` and `httpx.HTTPStatusError` are: with the response."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.response = httpx.Response(status)
+
+
+class RequestException(Answered):
+    """Named as the base class of `requests`."""
+
+
+@pytest.mark.parametrize(
+    ("error", "outage"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), True),
+        (TimeoutError("timed out"), True),
+        (Answered(408), True),
+        (Answered(429), True),
+        (Answered(503), True),
+        (RequestException(500), True),
+        (Answered(400), False),
+        (RequestException(400), False),
+        (RequestException(404), False),
+        (FileNotFoundError("no such file"), False),
+    ],
+)
+def test_an_outage_is_told_from_an_answer(error: Exception, outage: bool) -> None:
+    assert is_outage(error) is outage
+    around = ValueError("no grade")
+    around.__cause__ = error
+    assert is_outage(around) is outage
 
 
 def test_a_component_of_groups_may_not_ask_for_one_trajectory() -> None:

@@ -16,7 +16,7 @@ from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
 from midstream.rewards.compose import RewardConfig, RewardFunction
-from midstream.rewards.judge import Judge, JudgeConfig, asking, judge_agreement, remote_judge
+from midstream.rewards.judge import Judge, JudgeConfig, ask_engine, judge_agreement, remote_judge
 
 
 def an_attempt(answer: str | None, uid: str = "u", **changes: Any) -> Trajectory:
@@ -41,7 +41,7 @@ def score(judge: Judge, *attempts: Trajectory, **config: Any) -> list[Trajectory
 
     async def all_of_them() -> list[Trajectory]:
         made = list(await asyncio.gather(*(reward.score(attempt) for attempt in attempts)))
-        return await reward.score_group(made) if reward.of_groups else made
+        return await reward.score_group(made) if reward.scores_groups else made
 
     return asyncio.run(all_of_them())
 
@@ -158,7 +158,7 @@ def test_any_engine_can_be_the_judge(tiny_tokenizer: ChatTokenizer) -> None:
         heard.append(request)
         return "Good. Score: 8"
 
-    judge = Judge(JudgeConfig(max_tokens=64), asking(ScriptedEngine(tiny_tokenizer, reply), tiny_tokenizer))
+    judge = Judge(JudgeConfig(max_tokens=64), ask_engine(ScriptedEngine(tiny_tokenizer, reply), tiny_tokenizer))
     assert asyncio.run(judge.mark(Task(id="t", prompt="q"), "12")) == 0.8
     assert (heard[0].sampling.temperature, heard[0].sampling.max_tokens) == (0.0, 64)
     assert "<question>" in heard[0].messages[0]["content"] and len(heard[0].prompt_ids) > 100
@@ -169,7 +169,7 @@ def test_a_judge_that_is_not_there_is_refused_before_the_run() -> None:
         RewardFunction(RewardConfig(components={"judge": 1.0}))
     judge, _ = judge_that(longer_wins)
     with pytest.raises(ConfigError, match="'judge_pairwise' compares the trajectories of a group"):
-        RewardFunction(RewardConfig(components={"judge_pairwise": 1.0}), judge).alone()
+        RewardFunction(RewardConfig(components={"judge_pairwise": 1.0}), judge).single_trajectory()
     with pytest.raises(ConfigError, match="no model is loaded here"):
         remote_judge(JudgeConfig())
 

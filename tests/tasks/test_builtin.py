@@ -28,7 +28,7 @@ def load(name, seed=0):
 async def solve(task, session):
     """Execute a task's plan; the values its calls found, in order."""
     values = []
-    for step in task.metadata["plan"]:
+    for step in task.metadata["demonstration"]:
         arguments = dict(step["arguments"])
         for name, argument in arguments.items():
             for number, value in enumerate(values, start=1):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from midstream.core.errors import TaskError
+from midstream.core.errors import ConfigError, TaskError
 from midstream.tasks import TasksConfig, TaskSourceConfig, file_tasks, load_tasks, take
 from midstream.tasks.rows import RowFields
 
@@ -202,3 +202,22 @@ def test_half_of_a_surrogate_pair_is_cleaned(tmp_path):
     path.write_text('{"question": "cut \\ud83d", "answer": "\\ud83d\\ude42", "note": ["\\udc00"]}\n')
     task = only(path)
     assert (task.prompt, task.answer, task.metadata) == ("cut \ufffd", "🙂", {"note": ["\ufffd"]})
+
+
+def test_the_shares_of_val_and_test_are_a_setting_and_a_test_task_stays_one(tmp_path):
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"question": f"question {n}?", "answer": "a"}) + "\n" for n in range(400)))
+
+    def questions(**shares):
+        source = {"type": str(path), **shares}
+        tasks = load_tasks(TasksConfig.model_validate({"sources": [source]}))
+        return {split: {t.question for t in take(tasks, split, 400)} for split in ("train", "val", "test")}
+
+    usual, half = questions(), questions(test_share=0.5, val_share=0.0)
+    assert 25 < len(usual["test"]) < 55 and 25 < len(usual["val"]) < 55
+    assert 160 < len(half["test"]) < 240 and half["val"] == set()
+    assert usual["test"] < half["test"]
+    with pytest.raises(ValueError, match="leaves no task to train on"):
+        questions(test_share=0.5, val_share=0.5)
+    with pytest.raises(ConfigError, match="takes no option `test_share`"):
+        load_tasks(TasksConfig.model_validate({"sources": [{"type": "direct", "test_share": 0.2}]}))

@@ -1,13 +1,14 @@
 """`AgentFlowBase`: code that acts on a task. Subclass it, register it by name, implement `run`.
 
-A flow gets everything it may use in a `FlowSession` of its own: role engines for its module roles, a recorder, tools
-with a budget. It shares nothing with another trajectory. A flow that raises fails its own trajectory.
+Each trajectory has its own flow object and its own `FlowSession`: engines by module role, a recorder, tools with a
+budget, and resources that are closed at its end. A flow that raises fails its own trajectory only.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
+from midstream.core.toolsets import Toolset
 from midstream.core.types import Message, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.tools import ToolSession
@@ -24,7 +26,7 @@ Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
 @dataclass(slots=True)
 class FlowSession:
-    """What one trajectory owns while it runs. `role_engines` are by module role; `policy` is always there."""
+    """State and resources of one running trajectory. `role_engines` are by module role and always include `policy`."""
 
     task: Task
     recorder: Recorder
@@ -33,8 +35,12 @@ class FlowSession:
     sampling: Mapping[str, SamplingParams]
     score: Score | None = None
     endpoint: AgentEndpoint | None = None
-    """Where a black-box agent's calls come in; the gateway's own when None."""
+    """Accepts the calls of a black-box agent; other flows do not need one."""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    resources: AsyncExitStack = field(default_factory=AsyncExitStack)
+    """What the flow holds open (memory, an index, a sandbox, an MCP session): `await
+    session.resources.enter_async_context(sandbox)`. Closed in reverse order when the flow ends, fails, times out or is
+    cancelled."""
 
 
 class AgentFlowBase(ABC):
@@ -42,9 +48,9 @@ class AgentFlowBase(ABC):
 
     settings: ClassVar[type[Config]] = Config
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    """The module roles that speak in this flow."""
+    """Module roles of this flow. Override `roles_for` when they depend on the settings."""
     by_rule: ClassVar[tuple[str, ...]] = ()
-    """Those that can do without an engine."""
+    """Roles that can follow a rule instead of asking an engine."""
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         self.session = session
@@ -55,10 +61,15 @@ class AgentFlowBase(ABC):
         """Turns taken, as the flow counts them."""
         self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Step]] = {}
 
+    @classmethod
+    def roles_for(cls, settings: Config) -> tuple[str, ...]:
+        """Module roles of a flow with these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
+        return cls.roles
+
     @abstractmethod
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         """Act on the task and return the number of steps. `kwargs`: `task` and `raw_prompt` (the question as text),
-        `trajectory_uid`, `prompt_uid`, and what the task's metadata holds beside its answer."""
+        `trajectory_uid`, `prompt_uid`, and the task's metadata, except for its demonstration."""
 
     @property
     def task(self) -> Task:
@@ -76,7 +87,9 @@ class AgentFlowBase(ABC):
         sampling_params: SamplingParams | None = None,
         **overrides: Any,
     ) -> Step:
-        """Let `role` speak. `overrides` change single sampling settings (`max_tokens=64`); unknown ones are errors."""
+        """Sample a reply of `role`. `overrides` change single sampling settings (`max_tokens=64`).
+
+        Raises `ConfigError` for a role without an engine and for unknown settings."""
         role_engine = self.session.role_engines.get(role)
         if role_engine is None:
             raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.role_engines))
@@ -84,11 +97,19 @@ class AgentFlowBase(ABC):
         return await self.session.recorder.chat(role_engine, messages, _changed(sampling, overrides), role=role)
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
-        """Call a tool by name. Never raises for what the tool does: look at `ok`."""
+        """Call a tool by name. A failure of the tool does not raise; check `ok`."""
         recorded = self.steps
         call = await self.session.tools.call(name, arguments, step_index=recorded[-1].step_index if recorded else None)
         self.session.tool_calls.append(call)
         return call
+
+    async def use_toolset(self, toolset: Toolset) -> None:
+        """Open `toolset` and offer its tools next to those of the config; it is closed with the trajectory.
+
+        Raises `ConfigError` when a tool has the name of another one or an invalid schema."""
+        await toolset.open()
+        self.session.resources.push_async_callback(toolset.close)
+        await self.session.tools.add(toolset)
 
     async def gateway_generate(
         self, trajectory_uid: str, prompt_uid: str, messages: Sequence[Message], **kwargs: Any
@@ -100,27 +121,27 @@ class AgentFlowBase(ABC):
         return step.text, step.response_ids, step.prompt_ids
 
     async def gateway_submit_steps(self, steps: Sequence[Step], channel: str = "train") -> int:
-        """Hand in steps made from `gateway_generate`: their reward, order and metadata join what was recorded. Returns
-        how many."""
+        """Submit steps made by `gateway_generate`: adds their reward and metadata to the recorded steps. Returns their
+        number."""
         recorder = self.session.recorder
         for step in steps:
             self._own(step.trajectory_uid)
             alike = self._generated.get((step.prompt_ids, step.response_ids), [])
-            # Of several calls that came to the same tokens, the first that was not handed in yet.
-            known = alike.pop(0) if len(alike) > 1 else alike[0] if alike else None
-            if known is None:
+            # Several calls may have sampled the same tokens: take the first one not submitted yet.
+            recorded = alike.pop(0) if len(alike) > 1 else alike[0] if alike else None
+            if recorded is None:
                 raise ConfigError(
                     f"step {step.step_index} of '{step.trajectory_uid}' was not sampled through gateway_generate",
                     "submit the prompt_ids and response_ids that it returned, unchanged",
                 )
-            index = known.step_index
+            index = recorded.step_index
             recorder.steps[index] = replace(
                 recorder.steps[index],
                 reward=step.reward,
                 metadata={**recorder.steps[index].metadata, **step.metadata, "channel": channel},
             )
             if step.is_last and self.answer is None:
-                self.answer = known.text
+                self.answer = recorded.text
         return len(steps)
 
     async def gateway_compute_reward(
@@ -128,21 +149,22 @@ class AgentFlowBase(ABC):
     ) -> float | None:
         """The reward this trajectory would have if the last assistant message of `messages` were its answer.
 
-        `dataset_fields` take the place of what the task says: `answer` of its answer, others of its metadata."""
+        `dataset_fields` override the task: `answer` its answer, other fields its metadata. Raises `ConfigError` when
+        the run has no reward."""
         self._own(trajectory_uid)
         if self.session.score is None:
             raise ConfigError("this run has no reward function", "declare `reward` in the config")
-        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        replies = [message["content"] for message in messages if message["role"] == "assistant"]
         fields = dict(dataset_fields or {})
         task = replace(
             self.task, answer=fields.pop("answer", self.task.answer), metadata={**self.task.metadata, **fields}
         )
-        answered = replace(self.trajectory(), task=task, answer=said[-1] if said else None)
+        answered = replace(self.trajectory(), task=task, answer=replies[-1] if replies else None)
         scored = await self.session.score(answered)
         return scored.reward
 
     def trajectory(self, status: Status = Status.COMPLETED, error: str = "") -> Trajectory:
-        """The trajectory as it stands."""
+        """The trajectory so far."""
         recorder = self.session.recorder
         return Trajectory(
             uid=recorder.trajectory_uid,
@@ -158,7 +180,7 @@ class AgentFlowBase(ABC):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """What a flow wants kept with its trajectory beside steps and tool calls."""
+        """Metadata to store with the trajectory, next to steps and tool calls."""
         return {}
 
     def _own(self, trajectory_uid: str) -> None:

@@ -1,7 +1,7 @@
-"""Agents that know nothing of us: they get the URL of a model, and all they say to it is recorded.
+"""Black-box agents: they get the URL of a model, and every call they make to it is recorded.
 
-Subclass `BlackBoxAgentFlowBase` and give `_run_agent` whatever framework the agent is built with, or name a program
-with `BlackBoxCommandAgentFlow`.
+Subclass `BlackBoxAgentFlowBase` and run an agent of any framework in `_run_agent`, or name a program with
+`BlackBoxCommandAgentFlow`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httpx
 from pydantic import Field
 
 from midstream.agents.base import AgentFlowBase
-from midstream.agents.endpoint import EndpointAddress, default_endpoint
+from midstream.agents.endpoint import EndpointAddress
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, MidstreamError
@@ -37,39 +37,47 @@ SHORTEST_SECRET = 6
 
 
 class AgentFailed(MidstreamError):
-    """A black-box agent ended badly. Costs its own trajectory."""
+    """A black-box agent failed. Fails its own trajectory only."""
 
 
 class BlackBoxAgentFlowBase(AgentFlowBase):
-    """Opens the endpoint, runs the agent and closes the endpoint. The answer is the one the agent completes its
-    trajectory with, else what `_run_agent` returns, else the model's last reply."""
+    """Opens the endpoint, runs the agent and closes the endpoint.
+
+    The answer is the one the agent completes its trajectory with, else what `_run_agent` returns, else the model's last
+    reply."""
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         session = self.session
-        endpoint = session.endpoint or default_endpoint()
+        endpoint = session.endpoint
+        if endpoint is None:
+            raise ConfigError(
+                f"the flow '{type(self).__name__}' runs a black-box agent, and there is no endpoint for its calls",
+                "give AgentFlowWorker endpoint=midstream.gateway.in_process.InProcessGateway(), or use midstream.train",
+            )
         async with endpoint.admit(session.recorder, self.task, session.role_engines, session.sampling) as address:
             self._address, self._sampling = address, sampling_params
             returned = await self._run_agent(address.base_url, kwargs)
         if address.error:
             raise AgentFailed(f"the agent gave up: {address.error}")
-        said = self.steps[-1].text if self.steps else address.last_reply
-        self.answer = next((a for a in (address.answer, returned, said) if isinstance(a, str)), None)
+        last_reply = self.steps[-1].text if self.steps else address.last_reply
+        self.answer = next((a for a in (address.answer, returned, last_reply) if isinstance(a, str)), None)
         self._given = {**address.rewards, **({} if address.reward is None else {"given": address.reward})}
         return len(self.steps)
 
     @abstractmethod
     async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str | None:
-        """Run the agent on `kwargs["raw_prompt"]`, its model at `base_url` (an OpenAI client's; `self.address` has the
-        token). Returns its answer, if it has one to tell."""
+        """Run the agent on `kwargs["raw_prompt"]` with its model at `base_url` (for OpenAI clients; `self.address` has
+        the token). Returns its answer, or None if it has none."""
 
     @property
     def address(self) -> EndpointAddress:
-        """Where the model is, and under which name."""
+        """URL, token and name of the model."""
         return self._address
 
     @property
     def sampling_params(self) -> SamplingParams:
-        """How the config samples. A gateway inside the rollout holds agents to it; one elsewhere must be asked."""
+        """Sampling settings of the config. The in-process gateway enforces them; an agent of a remote gateway must send
+        them itself."""
         return self._sampling
 
     def metadata(self) -> dict[str, Any]:
@@ -79,7 +87,7 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
 
 @register("blackbox_gsm8k_agent")
 class BlackBoxGSM8KAgentFlow(BlackBoxAgentFlowBase):
-    """A small agent for grade-school mathematics, over plain HTTP: it may use a calculator, and ends with `#### 42`."""
+    """A small agent for grade-school mathematics over plain HTTP. It has a calculator and ends with `#### 42`."""
 
     max_turns = 4
     instructions = (
@@ -130,7 +138,7 @@ class BlackBoxGSM8KAgentFlow(BlackBoxAgentFlowBase):
 
 
 def _computed(arguments: str) -> str:
-    """The result of a call as the model wrote it; what is wrong with it is told to the model."""
+    """The result of a calculator call with JSON `arguments`, or the error as text for the model."""
     try:
         return str(calculator(json.loads(arguments)["expression"]))
     except (ValueError, KeyError, TypeError, ArithmeticError) as error:
@@ -138,29 +146,30 @@ def _computed(arguments: str) -> str:
 
 
 class CommandSettings(Config):
-    """A program that acts as an agent."""
+    """Settings of a program that acts as an agent."""
 
     command: str | tuple[str, ...] = Field(min_length=1)
     """The program and its arguments; `{question}` in one is replaced by the question, `{model}` by the model's name."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables for the program; `{question}` and `{model}` are replaced there too. Their values may be
-    secrets and are not kept with the run: a saved config takes them from the environment again."""
+    secrets and are not saved with the run: a saved config reads them from the environment."""
     pass_env: tuple[str, ...] = ()
-    """Names of environment variables that the program gets as they are here. Beside these it gets `PATH`, `HOME`,
-    `LANG`, and where its model is; nothing else of our environment."""
+    """Environment variables passed on to the program. Besides these it gets `PATH`, `HOME`, `LANG` and the address of
+    its model, and nothing else of this process's environment."""
     stdin: bool = True
     """Whether the question is written to the program's standard input."""
     answer: str = r"(?s)(.*)"
-    """A regular expression whose last match in what the program printed is the answer (its first group, if any)."""
+    """A regular expression; its last match in the program's output is the answer (its first group, if any)."""
     cwd: str | None = None
-    """Where the program runs."""
+    """Working directory of the program."""
 
 
 @register("blackbox_command_agent")
 class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
-    """Runs a program in a clean environment: `PATH`, `HOME`, `LANG` and what the settings name, with `OPENAI_BASE_URL`,
-    `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY` set to this trajectory's. It fails when the program
-    does; with the trajectory's time its process group ends too."""
+    """Runs a program in a clean environment: `PATH`, `HOME`, `LANG`, the variables of the settings, and this
+    trajectory's `OPENAI_BASE_URL`, `OPENAI_API_KEY`, `ANTHROPIC_BASE_URL` and `ANTHROPIC_API_KEY`.
+
+    A program that exits with an error fails the trajectory. A timeout kills its process group."""
 
     settings = CommandSettings
 
@@ -178,7 +187,7 @@ class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
             "ANTHROPIC_API_KEY": address.token,
             "MIDSTREAM_MODEL": address.model,
             "MIDSTREAM_TRAJECTORY": self.session.recorder.trajectory_uid,
-            **{name: _filled(_known(name, value), own) for name, value in config.env.items()},
+            **{name: _filled(_value_of(name, value), own) for name, value in config.env.items()},
         }
         try:
             process = await asyncio.create_subprocess_exec(
@@ -208,8 +217,8 @@ class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
         return (match.group(1) if match.re.groups else match.group(0)).strip()
 
 
-def _known(name: str, value: str) -> str:
-    """The value of an environment variable; one that was not kept with a run is taken from ours."""
+def _value_of(name: str, value: str) -> str:
+    """The value of an environment variable; one that was not saved with the run is read from this process's."""
     if value != NOT_KEPT:
         return value
     if name not in os.environ:
@@ -227,7 +236,7 @@ def _filled(text: str, own: Mapping[str, str]) -> str:
 
 
 def _end(process: Process) -> None:
-    """End the program and whatever it started."""
+    """Kill the program and its process group."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]  # its pipes, which others may hold open
+    process._transport.close()  # pyright: ignore[reportAttributeAccessIssue]  # closes its pipes, which other processes may hold open

@@ -1,11 +1,10 @@
-"""The HTTP endpoint of a black-box agent: an address to give to it, and what it reported at its end.
+"""The HTTP endpoint of a black-box agent: the address it calls, and how it completed its trajectory.
 
-The gateway implements it. Flows need only these types, and so know nothing of HTTP servers.
+The gateway implements `AgentEndpoint`; `api` passes it to whatever runs flows.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -18,9 +17,11 @@ from midstream.record.recorder import Recorder, RoleEngine
 
 @dataclass(slots=True)
 class EndpointAddress:
-    """Where an agent finds its model. `base_url` is for OpenAI's clients, and `token` their API key; Anthropic's take
-    `root_url` and the same token. `owner_token` is the flow's own: it grades the trajectory, and never goes to the
-    agent. What was said on completing the trajectory stands in the other fields."""
+    """URL and keys of a trajectory's model.
+
+    OpenAI clients use `base_url` and `token` as their API key; Anthropic clients use `root_url` and the same token.
+    `owner_token` belongs to the flow: it grades the trajectory, and is never given to the agent. The other fields hold
+    what the trajectory was completed with."""
 
     base_url: str
     token: str
@@ -28,7 +29,7 @@ class EndpointAddress:
     owner_token: str
     completed: bool = False
     last_reply: str | None = None
-    """What the model said last, where the steps are not here."""
+    """The model's last reply, when the steps are recorded by a remote gateway."""
     answer: str | None = None
     reward: float | None = None
     rewards: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -40,7 +41,7 @@ class EndpointAddress:
 
 
 class AgentEndpoint(Protocol):
-    """Lets one trajectory's calls in."""
+    """Accepts the model calls of trajectories over HTTP."""
 
     def admit(
         self,
@@ -49,10 +50,7 @@ class AgentEndpoint(Protocol):
         role_engines: Mapping[str, RoleEngine],
         sampling: Mapping[str, SamplingParams],
     ) -> AbstractAsyncContextManager[EndpointAddress]:
-        """Inside, calls to the address are recorded by `recorder`. An agent may ask for a role as its model."""
+        """While the context is open, calls to the address are answered by `role_engines` and recorded by `recorder`.
+
+        An agent may name a role as its model. On leaving, the address holds what the agent completed with."""
         ...
-
-
-def default_endpoint() -> AgentEndpoint:
-    """The gateway's own, in this process, on loopback."""
-    return importlib.import_module("midstream.gateway.in_process").InProcessGateway()

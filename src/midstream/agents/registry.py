@@ -27,7 +27,9 @@ _BUILT_IN = {
 
 
 def register(name: str) -> Callable[[F], F]:
-    """Make an agent flow known by `name`; a later class of the same qualified name replaces it (a reloaded module)."""
+    """Register an agent flow as `name`. A class with the same qualified name (a reloaded module) replaces it.
+
+    Raises `ConfigError` when another class has the name."""
 
     def decorate(flow: F) -> F:
         known = _FLOWS.get(name)
@@ -43,7 +45,7 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def is_registered(name: str) -> bool:
-    """Whether `name` is a built-in flow, or one that this process has registered: nothing is imported for it."""
+    """Whether `name` is a built-in flow or registered in this process. Imports nothing."""
     return name in _FLOWS or name in _BUILT_IN
 
 

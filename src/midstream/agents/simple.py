@@ -1,4 +1,4 @@
-"""The two smallest flows: one prompt and one response, and a loop of chat and tool calls to subclass."""
+"""The two smallest flows: a single response, and a loop of chat and tool calls to subclass."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class SingleStepSingleTurnAgentFlow(AgentFlowBase):
 
 @register("multi_step_agent")
 class MultiStepAgentFlow(AgentFlowBase):
-    """Chat until `is_terminal`, answering each reply with `execute_tool`. As it is, it reads calls written `tool:
-    argument`."""
+    """Chats until `is_terminal`, answering each reply with `execute_tool`. By default it reads calls written as
+    `tool: argument`."""
 
     max_turns = 6
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
-            {"role": "system", "content": f"{asked}\n{self.session.tools.toolbox.cards()}"},
+            {"role": "system", "content": f"{asked}\n{self.session.tools.cards()}"},
             {"role": "user", "content": self.task.question},
         ]
         while self.turns < self.max_turns:
@@ -49,11 +49,11 @@ class MultiStepAgentFlow(AgentFlowBase):
     def is_terminal(self, text: str) -> bool:
         """True when `text` calls no tool."""
         name, colon, _ = text.partition(":")
-        return not colon or self.session.tools.toolbox.get(name.strip()) is None
+        return not colon or self.session.tools.get(name.strip()) is None
 
     async def execute_tool(self, text: str) -> str:
-        """The result of the call that `text` makes."""
+        """Call the tool that `text` names, and return its result."""
         name, _, argument = text.partition(":")
-        tool = self.session.tools.toolbox.get(name.strip())
-        first = next(iter(tool.parameters["properties"]), "text") if tool else "text"
+        tool = self.session.tools.get(name.strip())
+        first = next(iter(tool.parameters.get("properties", {})), "text") if tool else "text"
         return (await self.call_tool(name.strip(), {first: argument.strip()})).result

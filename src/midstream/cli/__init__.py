@@ -1,7 +1,7 @@
 """The command line: `midstream COMMAND`. One module a command, thin; each imports what it needs when it runs.
 
-Exit codes: 0 done, 2 something the user must change (printed without a traceback), 130 stopped with Ctrl-C. Anything
-else is a bug of ours and keeps its traceback.
+Exit codes: 0 done, 1 a run stopped because its attempts failed, 2 wrong input (both printed as a message), 130 stopped
+with Ctrl-C. Anything else is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def cli() -> None:
     """Train LLM agents in the flow.
 
     \b
-    midstream train configs/quickstart.yaml     an agent that gets better in minutes
-    midstream ask "What is 17 * 23?"            talk to it, and see its four modules at work
+    midstream train quickstart          an agent that gets better in minutes
+    midstream ask "What is 17 * 23?"    talk to it, and see its four modules at work
     """
 
 
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(visible(str(error)), err=True)
-        return 2
+        return error.exit_code
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = next((extra for extra, modules in EXTRAS.items() if missing in modules), None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import click
 
 
@@ -11,6 +14,13 @@ import click
 @click.option("--run", "run_name", help="A run, by name or directory. Default: the last that finished.")
 @click.option("--config", type=click.Path(), help="A config, for an agent that was not trained.")
 @click.option("--model", help="A model by name, directory or hub id; with --config, in place of the config's.")
+@click.option(
+    "--set",
+    "metadata",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Metadata of the task, which the flow gets as keyword arguments; the value is read as YAML. Repeatable.",
+)
 @click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
@@ -19,6 +29,7 @@ def command(
     run_name: str | None,
     config: str | None,
     model: str | None,
+    metadata: tuple[str, ...],
     trust: bool,
     runs_dir: str,
 ) -> None:
@@ -32,6 +43,31 @@ def command(
     from midstream.cli.trajectory import print_trajectory
 
     trajectory = ask(
-        question, run=run_name, checkpoint=checkpoint, config=config, model=model, runs_dir=runs_dir, trust=trust
+        question,
+        run=run_name,
+        checkpoint=checkpoint,
+        config=config,
+        model=model,
+        metadata=_read(metadata),
+        runs_dir=runs_dir,
+        trust=trust,
     )
     print_trajectory(console(), trajectory)
+
+
+def _read(pairs: Sequence[str]) -> dict[str, Any]:
+    """The metadata that `KEY=VALUE` pairs give; raises `ConfigError` for anything else."""
+    import yaml
+
+    from midstream.core.errors import ConfigError
+
+    metadata: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, raw = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair} is not of the form KEY=VALUE", "for example --set item=figs")
+        try:
+            metadata[key.strip()] = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            metadata[key.strip()] = raw
+    return metadata

@@ -55,7 +55,7 @@ def command(config: str | None, overrides: tuple[str, ...], training: bool, runs
     \b
     midstream doctor                                      this machine
     midstream doctor --training                           training as such
-    midstream doctor --training configs/quickstart.yaml   training as this config has it
+    midstream doctor --training quickstart   training as this config has it
 
     Changes nothing. Exits with 2 when something will fail.
     """
@@ -81,12 +81,13 @@ def _mark(level: str) -> None:
 def _training(config: str | None, overrides: tuple[str, ...]) -> int:
     """A line a check: mark (`note` where it cannot decide), name, value, what the value says."""
     from midstream.api import load_config
+    from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.self_check import self_check
 
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
     chosen = None if config is None else load_config(config, overrides)
-    checks = self_check(chosen, overrides, _tell)
+    checks = self_check(chosen, overrides, _tell, InProcessGateway())
     passed, undecided = sum(check.ok and check.decided for check in checks), sum(not check.decided for check in checks)
     click.echo(f"{passed} of {len(checks)} checks passed" + (f", {undecided} undecided" if undecided else ""))
     return 0 if all(check.ok for check in checks) else 2

@@ -110,6 +110,8 @@ def _print_errors(row: Row) -> None:
         click.echo(visible(f"  {error['count']} x {error['reason']}  (first: {error['task']})"))
     if len(errors) > SHOWN_ERRORS:
         click.echo(f"  and {len(errors) - SHOWN_ERRORS} other reasons")
+    if raised := errors[0].get("traceback"):
+        click.echo(visible(f"\n{raised}"))
 
 
 def _check_writable(path: Path) -> None:

@@ -52,6 +52,7 @@ class LiveTable:
         self._evals: list[Row] = []
         self._warm: Row | None = None
         self._failures = ""
+        self._raised = ""
 
     def __enter__(self) -> Self:
         return self
@@ -96,16 +97,14 @@ class LiveTable:
         of = f"/{self._max_steps}" if self._max_steps else ""
         cells = "  ".join(f"{heading} {cell(row)}" for heading, cell in COLUMNS)
         self._show(f"step {row.get('step')}{of}  {cells}  ETA {self._eta()}")
-        if self._failures:
-            self._show(self._failures)
+        self._show_failures(row)
 
     def on_eval(self, row: Row) -> None:
         """One row of `evals.jsonl`."""
         self._evals.append(row)
         self._failures = failures(row)
         self._show(f"evaluation: {_evaluation(row)}")
-        if self._failures:
-            self._show(self._failures)
+        self._show_failures(row)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         """`result`: `status`, and `run_dir`, whose before/after table and samples are printed."""
@@ -124,6 +123,16 @@ class LiveTable:
             self._live.update(self._render())
         elif not self._console.is_terminal:
             click.echo(visible(line))
+
+    def _show_failures(self, row: Row) -> None:
+        """Show how many attempts failed, and the first traceback of the run."""
+        if self._failures:
+            self._show(self._failures)
+        raised = traceback_in(row)
+        if raised and not self._raised:
+            self._raised = raised
+            # Above the live table, where there is one.
+            self._console.print(raised, style="dim", markup=False)
 
     def _eta(self) -> str:
         step = self._rows[-1].get("step") if self._rows else None
@@ -210,6 +219,11 @@ def failures(row: Row) -> str:
         return ""
     more = f" (and {len(errors) - 1} other reasons)" if len(errors) > 1 else ""
     return f"{sum(e['count'] for e in errors)} attempts failed: {errors[0]['reason']}{more}"
+
+
+def traceback_in(row: Row) -> str:
+    """The traceback that a row of metrics or an evaluation came with; empty without one."""
+    return next((str(error["traceback"]) for error in row.get("errors") or [] if error.get("traceback")), "")
 
 
 def _evaluation(row: Row) -> str:

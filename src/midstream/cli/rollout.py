@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from midstream.core.failures import first_traceback
 from midstream.core.text import visible
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str 
 
     \b
     midstream gateway --store agents.sqlite
-    midstream rollout configs/quickstart.yaml --gateway http://127.0.0.1:8100 --tasks 4
-    midstream train configs/from_store.yaml --from-store agents.sqlite
+    midstream rollout quickstart --gateway http://127.0.0.1:8100 --tasks 4
+    midstream train from_store --from-store agents.sqlite
     """
     from midstream.api import load_config, rollout
 
@@ -42,3 +43,5 @@ def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str 
     rewards = [t.reward for t in made if t.reward is not None]
     mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
     click.echo(f"{len(made)} trajectories, mean reward {mean}")
+    if raised := first_traceback(made):
+        click.echo(visible(f"\n{raised}"))

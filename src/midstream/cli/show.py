@@ -35,7 +35,8 @@ def command(
 ) -> None:
     """Show a run, or one trajectory of it.
 
-    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one.
+    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one; each of its steps
+    is shown with what was new in its prompt, as the model read it.
     """
     from midstream.cli.tables import console
     from midstream.cli.trajectory import print_trajectory
@@ -51,11 +52,14 @@ def command(
         if trajectory is not None:
             raise RunError(f"run '{run.name}' has no store.sqlite, so no trajectories")
         return
+    from midstream.learn.prompts import decode_of, new_prompts
     from midstream.record.store import Store
 
     with Store(database, read_only=True) as store:
         if trajectory is not None:
-            print_trajectory(out, _find(store, trajectory), tokens=tokens)
+            found = _find(store, trajectory)
+            prompts = new_prompts(found, decode_of(str(run.info.get("model") or "")))
+            print_trajectory(out, found, tokens=tokens, prompts=prompts)
         else:
             found = list(
                 store.trajectories.iterate(channel=channel, train_step=train_step, limit=limit, newest_first=True)
@@ -94,18 +98,24 @@ def _print_list(out: Console, trajectories: list[Trajectory], count: int) -> Non
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("trajectory", no_wrap=True)
-    table.add_column("kind")
-    table.add_column("status")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     for heading in ("turns", "reward"):
-        table.add_column(heading, justify="right")
-    table.add_column("question", no_wrap=True, overflow="ellipsis", ratio=2)
-    table.add_column("answer", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(heading, justify="right", no_wrap=True)
+    # Only these two give way where the terminal is narrow.
+    table.add_column("question")
+    table.add_column("answer")
     for one in trajectories:
         row = (one.uid, one.task.kind, one.status, str(one.turns), number(one.reward, 2))
-        told = (" ".join(one.task.question.split()), " ".join((one.answer or "").split()))
+        told = (_shortened(one.task.question, 60), _shortened(one.answer or "", 40))
         table.add_row(*(escape(text) for text in (*row, *told)))
     out.print(f"\n{count} trajectories" + (f", the last {len(trajectories)}:" if count > len(trajectories) else ":"))
     out.print(table)
+
+
+def _shortened(text: str, characters: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= characters else f"{line[: characters - 1]}…"
 
 
 def _find(store: Store, name: str) -> Trajectory:

@@ -121,6 +121,26 @@ def upgrade_command(url_or_path: str) -> None:
         click.echo(f"{store.where} is up to date: {store.trajectories.count()} trajectories")
 
 
+@command.command(name="fit-preference")
+@store_argument
+@channel_option
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="The JSON file to write.")
+def fit_preference_command(url_or_path: str, channel: str | None, out: str) -> None:
+    """Fit the reward component `preference` to the feedback in a store.
+
+    Answers to one question are paired by their thumbs and ratings, and with their corrections. Use the file as
+    reward.preference, with the component in reward.components.
+    """
+    from midstream.rewards.preference import fit, pairs_in
+
+    with _open(url_or_path, read_only=True) as store:
+        model = fit(pairs_in(store, channel))
+    model.save(out)
+    share = "" if model.accuracy is None else f"; {model.accuracy:.0%} of held-out pairs are ordered right"
+    click.echo(f"{model.pairs} pairs{share}")
+    click.echo(f"written to {out}")
+
+
 @command.command(name="prune")
 @store_argument
 @click.option("--older-than", type=Age(), required=True, help="Only what ended longer ago: 12h, 30d.")

@@ -14,12 +14,13 @@ import click
 def command(config: str, overrides: tuple[str, ...], from_store: str | None, resume: bool, force: bool) -> int:
     """Train an agent as CONFIG says and show it getting better.
 
-    KEY=VALUE changes a setting:
+    CONFIG is a YAML file, or the name of a config that ships (quickstart, from_store). KEY=VALUE changes a setting:
 
     \b
-    midstream train configs/quickstart.yaml trainer.max_steps=30 policy.lora.rank=32
+    midstream train quickstart trainer.max_steps=30 policy.lora.rank=32
 
-    Ctrl-C saves and stops; --resume goes on to the same numbers.
+    Ctrl-C saves and stops; --resume goes on to the same numbers. Exits with 1 when the attempts failed, 2 for wrong
+    input, 130 when it was stopped.
     """
     from midstream.api import load_config, train
     from midstream.cli import INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,10 +14,14 @@ COLOURS = {"planner": "cyan", "executor": "yellow", "verifier": "magenta", "gene
 SHOWN_CHARACTERS = 1200
 
 
-def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = False) -> None:
-    """Print `trajectory`; `tokens` adds the ids and log-probabilities of every step."""
+def print_trajectory(
+    out: Console, trajectory: Trajectory, *, tokens: bool = False, prompts: Mapping[int, str] | None = None
+) -> None:
+    """Print `trajectory`. `tokens` adds the ids and log-probabilities of every step; `prompts`, by `step_index`, is
+    what to show of each prompt."""
     from rich.markup import escape
 
+    from midstream.core.failures import first_traceback
     from midstream.learn.samples import verdicts_of
 
     task = trajectory.task
@@ -26,7 +31,7 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
     verdicts = {} if "verifier" in spoke else verdicts_of(trajectory)
     by_rule = "executor" if verdicts and "executor" not in spoke else ""
     for step in trajectory.steps:
-        _print_step(out, step, trajectory, tokens)
+        _print_step(out, step, trajectory, tokens, (prompts or {}).get(step.step_index, ""))
         for call in trajectory.tool_calls:
             if call.step_index == step.step_index:
                 _print_call(out, call, by_rule)
@@ -38,6 +43,8 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
             _print_call(out, call, by_rule)
     if trajectory.error:
         out.print(f"\n[red]{trajectory.status}[/red] {escape(trajectory.error)}")
+    if raised := first_traceback([trajectory]):
+        out.print(raised, style="dim", markup=False)
     out.print(f"\n[bold]answer[/bold] {escape(trajectory.answer or '(none)')}")
     if task.answer is not None:
         out.print(f"reference {escape(str(task.answer))}", style="dim")
@@ -46,7 +53,7 @@ def print_trajectory(out: Console, trajectory: Trajectory, *, tokens: bool = Fal
         out.print(f"reward {trajectory.reward:.3f}" + (f"  = {escape(', '.join(parts))}" if parts else ""))
 
 
-def _print_step(out: Console, step: Step, trajectory: Trajectory, tokens: bool) -> None:
+def _print_step(out: Console, step: Step, trajectory: Trajectory, tokens: bool, prompt: str) -> None:
     from rich.markup import escape
 
     from midstream.record.branches import branch_tokens
@@ -62,6 +69,8 @@ def _print_step(out: Console, step: Step, trajectory: Trajectory, tokens: bool) 
     if why := step.metadata.get("interrupted"):
         note += f", cut short: {why}"
     out.print(f"\n[bold {colour}]{escape(step.role)}[/bold {colour}]  [dim]{escape(note)}[/dim]")
+    if prompt:
+        out.print(escape(_shortened(prompt)), style="dim")
     out.print(escape(_shortened(step.text)))
     if tokens:
         out.print(f"prompt_ids {list(step.prompt_ids)}", style="dim", markup=False)

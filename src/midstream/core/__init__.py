@@ -1,1 +1,1 @@
-"""The words of Midstream as types. Imports nothing of ours and never torch."""
+"""Shared types of Midstream. Imports nothing else of Midstream and never torch."""

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from midstream.core.errors import ConfigError, nearest
+from midstream.core.shipped import find_config, shipped_configs
 
 C = TypeVar("C", bound="Config")
 
@@ -23,13 +24,16 @@ class Config(BaseModel):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; raises `ConfigError` with the line when it is not one."""
-    path = Path(path)
+    """Read a YAML mapping from a file, or from the shipped config of that name; raises `ConfigError` with the line when
+    it is not one."""
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
+        closest = nearest(str(path), shipped_configs())
         raise ConfigError(
-            f"no config file at '{path}'", "give the path of a YAML file, such as configs/quickstart.yaml"
+            f"no config file at '{path}'",
+            f"give a YAML file, or the name of a config that ships; {closest}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None
@@ -83,7 +87,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         hint = nearest(str(item["loc"][-1]), section.model_fields if section else ())
         if variant is None or hint.startswith("did you mean"):
             return f"{dotted}: unknown key; {hint}"
-        # Most likely the file sets it for another variant, and an override has changed the tag alone.
+        # The likely cause: the file configures one variant, and an override changed only the tag.
         whole = ".".join(map(str, path))
         return (
             f"{dotted}: unknown key; '{variant}' has no such setting, but {hint.removeprefix('one of: ')}; "
@@ -94,15 +98,15 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     if item["type"] == "union_tag_not_found":
         return f"{dotted}.{item['ctx']['discriminator'].strip(chr(39))}: is required beside other settings of {dotted}"
     message = item["msg"].removeprefix("Value error, ")
-    # Of settings that do not go together the message names those that matter; the input would be a whole section.
+    # For conflicting settings the message names the relevant ones; the input would be the whole section.
     if isinstance(item["input"], dict) and item["type"] == "value_error":
         return f"{dotted}: {message}" if dotted else message
     return f"{dotted}: {message} (got {item['input']!r})"
 
 
 def _section(model: type[BaseModel], path: Sequence[Any]) -> tuple[type[BaseModel] | None, str | None, list[Any]]:
-    """The config class at `path` inside `model`, its tag where it is one of several, and the path as a user writes it:
-    without the tags that pydantic puts in."""
+    """Return the config class at `path` inside `model`, its tag if it is a union variant, and the path as a user writes
+    it (pydantic's variant tags removed)."""
     current: type[BaseModel] | None = model
     variant: str | None = None
     pending: Any = None
@@ -120,7 +124,7 @@ def _section(model: type[BaseModel], path: Sequence[Any]) -> tuple[type[BaseMode
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The config classes a field of type `annotation` may hold, in collections too."""
+    """List the config classes a field of type `annotation` may hold, including inside collections."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) is not None or isinstance(annotation, types.UnionType):
@@ -129,7 +133,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def suffix(annotation: Any) -> str:
-    """What stands between the key of a collection and the keys of its items: `[]`, `.NAME` or nothing."""
+    """Return the separator between a collection's key and its items' keys: `[]`, `.NAME` or nothing."""
     return {list: "[]", dict: ".NAME"}.get(typing.get_origin(annotation), "")
 
 
@@ -139,7 +143,7 @@ def _tag(model: type[BaseModel]) -> str | None:
 
 
 def _tag_field(model: type[BaseModel] | None) -> str | None:
-    """What the key is called that chooses `model` among others."""
+    """Return the name of the key that selects `model` in a union."""
     return next((name for name in ("type", "name") if model is not None and name in model.model_fields), None)
 
 
@@ -160,7 +164,7 @@ def _numbers(data: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-4` as text; everybody who writes it means the number."""
+    """Convert numbers such as `1e-4`, which YAML 1.1 reads as text."""
     if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
         try:
             return float(value)

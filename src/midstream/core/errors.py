@@ -1,7 +1,8 @@
 """Errors that say what was wrong, where, and what to do.
 
-Every error a user can cause derives from `UserError`; the command line prints its message and exits with 2.
-Everything else is a bug of ours and keeps its traceback.
+Every error a user can cause derives from `UserError`; the command line prints its message and exits with its
+`exit_code`: 2 for wrong input, 1 for a run that stopped because its attempts failed. Any other error is a bug in
+Midstream and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterable
 
 
 class MidstreamError(Exception):
-    """Base of every error Midstream raises on purpose."""
+    """Base of every error Midstream raises deliberately."""
 
 
 class UserError(MidstreamError):
-    """Something outside our code must change. `hint` says what to do about it."""
+    """The user must change something. `hint` says what to do."""
+
+    exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message
@@ -36,27 +39,27 @@ class ModelError(UserError):
 
 
 class RunError(UserError):
-    """A run directory cannot be used: taken, changed, or not there."""
+    """A run directory cannot be used: it is taken, was changed, or does not exist."""
 
 
 class AlreadyEnded(RunError):
-    """A trajectory was to be ended a second time. What it ended with first stands."""
+    """The trajectory has already ended. Its first ending stands."""
 
 
 class HeldElsewhere(RunError):
-    """Another server that shares the store holds this trajectory now. Nothing was changed."""
+    """Another server that shares the store holds this trajectory. Nothing was changed."""
 
 
 class NameTaken(RunError):
-    """Another server that shares the store goes by the same name."""
+    """Another server that shares the store has the same name."""
 
 
 class GroupClosed(RunError):
-    """A trajectory was to join a group that takes no more: it would never be trained on. Nothing was changed."""
+    """The group accepts no more trajectories; a new one would never be trained on. Nothing was changed."""
 
 
 class LeaseLost(RunError):
-    """A group is no longer held by who thought to hold it. Nothing was changed."""
+    """The owner no longer holds the group. Nothing was changed."""
 
 
 class PromptTooLong(MidstreamError):
@@ -64,23 +67,29 @@ class PromptTooLong(MidstreamError):
 
 
 class EngineError(MidstreamError):
-    """An engine could not answer a call. Costs the trajectory that made it, never the run."""
+    """An engine could not answer a call. Fails the trajectory that made it, never the run."""
 
 
 class EngineUnreachable(EngineError):
-    """Nobody answers where an engine should be, or it went away before it had answered. Another one may."""
+    """The engine does not answer, or disconnected before it finished. Another replica may succeed."""
 
 
 class Unsupported(MidstreamError):
-    """A call asks for something this engine or model cannot do; the message names it. Nothing was sampled."""
+    """The call asks for something this engine or model cannot do; the message names it. Nothing was sampled."""
 
 
 class TrainingError(UserError):
-    """Training cannot go on: a self-check failed or a gradient is not finite."""
+    """Training cannot continue: a self-check failed or a gradient is not finite."""
+
+
+class AttemptsFailed(TrainingError):
+    """Too many attempts failed to go on: an agent or a reward raised, or a service was gone."""
+
+    exit_code = 1
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt `name`: the closest of `known`, or all of them when none is close."""
+    """Return a hint for a misspelt `name`: the closest of `known`, or all of them when none is close."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     if close:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk: a file that was renamed is in its place after a power cut
-    only once its folder was flushed too."""
+    """Flush a file, or a folder's entries, to disk. A rename survives a power cut only once its folder is flushed."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -17,10 +16,10 @@ def sync(path: Path) -> None:
 
 
 def private(path: str, flags: int) -> int:
-    """An `opener` for `open`: a file it makes can be read by its owner only."""
+    """`opener` for `open` that creates files readable only by their owner."""
     return os.open(path, flags, 0o600)
 
 
 def make_private(path: Path) -> None:
-    """Let only its owner read the file or folder `path`."""
+    """Make the file or folder `path` readable only by its owner."""
     path.chmod(0o700 if path.is_dir() else 0o600)

@@ -1,4 +1,4 @@
-"""Uids are names, never paths: whatever builds a file name or a URL of one stays where it is."""
+"""Uids are names, never paths, so file names and URLs built from one stay inside their folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ LONGEST = 200
 
 
 def check_name(name: str) -> str:
-    """`name`; `ValueError` when it could be read as a path, or is no text of one line."""
+    """Return `name`; raise `ValueError` if it could be read as a path or is not one line of text."""
     if not 0 < len(name) <= LONGEST:
         raise ValueError(f"a name has 1 to {LONGEST} characters, not {len(name)}")
     if name in (".", "..") or "/" in name or "\\" in name:

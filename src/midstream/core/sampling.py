@@ -1,5 +1,4 @@
-"""Sampling parameters, as every engine honours them. A setting an engine cannot honour is an error there, never
-ignored."""
+"""Sampling parameters shared by all engines. An engine raises an error for a setting it does not support."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 _CUTS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 _PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 ALTERATIONS = ("greedy", "constraint", *_CUTS, *_PENALTIES)
-"""What can make a response other than a plain sample of the model's distribution at the temperature."""
+"""Settings that make a response differ from a plain sample of the model's distribution at the temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +17,15 @@ class SamplingParams:
     """How to sample one response.
 
     `temperature` 0 is greedy. Log-probabilities are taken at the sampling temperature over the whole vocabulary
-    (greedy: at temperature 1), before anything else here changes what is picked. `seed` fixes the response given the
-    prompt and the weights.
+    (greedy: at temperature 1), before the settings below apply. `seed` makes the response deterministic for a given
+    prompt and weights.
 
-    In this order, as in vLLM, what is picked departs from that. Logits above 0 of tokens in prompt or response are
-    divided by `repetition_penalty`, others multiplied by it (Keskar et al. 2019). `frequency_penalty` goes off a
-    token's logit for each time it came in the response, `presence_penalty` once if it came at all (as OpenAI defines
-    them). Then, at the temperature, those tokens stay that have `min_p` of the likeliest one's probability (Nguyen et
-    al. 2024), of these the `top_k` likeliest, of these the smallest set with the share `top_p`."""
+    The other settings apply in vLLM's order. `repetition_penalty` divides positive logits and multiplies negative
+    logits of tokens in the prompt or response (Keskar et al. 2019). `frequency_penalty` is subtracted from a token's
+    logit once per occurrence in the response, `presence_penalty` once if the token occurs at all (OpenAI's
+    definitions). Then, at the temperature, `min_p` keeps tokens with at least that fraction of the top token's
+    probability (Nguyen et al. 2024), `top_k` keeps the k most likely of those, and `top_p` the smallest set of those
+    whose share reaches `top_p`."""
 
     max_tokens: int = 256
     temperature: float = 1.0
@@ -56,13 +56,13 @@ class SamplingParams:
             raise ValueError(f"repetition_penalty must be above 0 (1 is off), not {self.repetition_penalty}")
 
     def alterations(self) -> dict[str, Any]:
-        """Which of `ALTERATIONS` these settings are, with their values; empty where what is picked is a plain sample. A
-        greedy pick is the same whatever cuts the others."""
+        """Return the settings of `ALTERATIONS` in effect, with their values; empty for a plain sample. Cuts do not
+        change a greedy pick, so they are left out there."""
         away = _PENALTIES if self.temperature == 0 else {**_CUTS, **_PENALTIES}
         found = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
         return {"greedy": True, **found} if self.temperature == 0 else found
 
     @property
     def penalised(self) -> bool:
-        """Whether what was said before changes what is picked."""
+        """Whether earlier tokens change the distribution."""
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1

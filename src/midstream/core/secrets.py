@@ -1,4 +1,4 @@
-"""Secrets stay out of what is written: runs, checkpoints and reports get settings without them."""
+"""Removes secrets from settings written to runs, checkpoints and reports."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 NOT_KEPT = "<not-kept>"
-"""Stands in what was saved for a value that may be a secret."""
+"""Replaces a value that may be a secret in saved settings."""
 
-_KEY = re.compile(r"(?i)(^|_)(api_?key|key|password|passwd|secret|token|authorization|credentials?)$")
-_IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s@]+@")
-_IN_QUERY = re.compile(r"(?i)([?&](?:api_?key|key|password|secret|token|access_token|sig)=)[^&\s#]+")
+_KEY = re.compile(r"(?i)(^|[_-])(api[_-]?key|key|password|passwd|secret|token|authorization|credentials?)$")
+# A password ends at the last @ before the path: it may hold one itself, and so may the name before it. Where no @ comes
+# before the first slash, the slash belongs to the password unless a port is what it follows.
+_IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:]*):(?:[^/\s]+|(?!\d+[/?#])[^\s'\",]+)@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[\w-]*[_-])?(?:api[_-]?key|key|password|secret|token|sig)=)[^&\s#]+")
 # How keys of well-known services look, and what follows a flag or a header that announces one.
 _SHAPES = re.compile(
     r"\b(sk-|sk_)(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{20,}"
     r"|\b(hf_|ghp_|gho_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza)[A-Za-z0-9_\-]{12,}"
-    r"|\bms-[\w\-]+\.\d+\.[\w\-]+"
-    r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer ))[^\s'\"]+"
+    r"|\bm[so]-[\w\-]+\.\d+\.[\w\-]+"
+    r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer )|(?<=api-key: ))[^\s'\"]+"
 )
 _PLACEHOLDER = re.compile(r"\{(question|model)\}")
 
 
 def without_secrets(settings: Any) -> Any:
-    """`settings` (JSON data) with passwords in URLs, values of `env` and of keys named like secrets, and texts that
-    look like keys replaced by `NOT_KEPT`."""
+    """Return `settings` (JSON data) with these replaced by `NOT_KEPT`: passwords in URLs, values of `env`, values of
+    keys named like secrets, and texts that look like API keys."""
     if isinstance(settings, Mapping):
         kept: dict[str, Any] = {}
         for name, value in cast("Mapping[str, Any]", settings).items():
@@ -42,7 +44,7 @@ def without_secrets(settings: Any) -> Any:
 
 
 def text_without_secrets(text: str) -> str:
-    """`text` without passwords in URLs and without what looks like a key."""
+    """Return `text` with passwords in URLs and anything that looks like a key replaced."""
     text = _IN_URL.sub(rf"\1:{NOT_KEPT}@", text)
     text = _IN_QUERY.sub(rf"\1{NOT_KEPT}", text)
     return _SHAPES.sub(NOT_KEPT, text)

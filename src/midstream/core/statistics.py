@@ -1,4 +1,4 @@
-"""Intervals for what an evaluation measures. numpy only; the same input gives the same numbers on any machine."""
+"""Confidence intervals for evaluations. numpy only; the same input gives the same numbers on any machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     With p = successes / n and z the normal quantile of (1 + confidence) / 2:
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). It never leaves [0, 1], and keeps its coverage at small n
     and near 0 and 1, where the textbook interval does not. E. B. Wilson, JASA 22 (1927); method 3 of R. G. Newcombe,
-    Statistics in Medicine 17 (1998). Nothing observed (n = 0) says nothing: [0, 1].
+    Statistics in Medicine 17 (1998). With no observations (n = 0) the interval is [0, 1].
     """
     _check_confidence(confidence)
     if n < 0 or not 0 <= successes <= n:

@@ -1,5 +1,4 @@
-"""Text from outside: halves of surrogate pairs cleaned where it enters, control sequences made visible where it is
-shown."""
+"""Cleans text from outside: repairs surrogate pairs on input, escapes control sequences for display."""
 
 from __future__ import annotations
 
@@ -8,20 +7,20 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# C0 and C1 controls but for tab and line feed, marks that reorder what is read, and what no terminal can encode.
+# C0 and C1 controls except tab and line feed, bidirectional marks, and characters a terminal cannot encode.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def cleaned(text: str) -> str:
-    """`text` as valid Unicode: two halves of a surrogate pair become their character, one alone U+FFFD. Programs that
-    cut text anywhere leave such halves, and no encoding carries them."""
+    """Return `text` as valid Unicode: a surrogate pair becomes its character, a lone surrogate U+FFFD. Programs that
+    truncate text at arbitrary offsets produce lone surrogates, which no encoding accepts."""
     if text.isascii() or not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def cleaned_json(value: Any) -> Any:
-    """`value`, JSON data, with every text and key `cleaned`."""
+    """Return `value` (JSON data) with every string and key `cleaned`."""
     if isinstance(value, str):
         return cleaned(value)
     if isinstance(value, Mapping):
@@ -32,8 +31,8 @@ def cleaned_json(value: Any) -> Any:
 
 
 def visible(text: str) -> str:
-    """`text` for a terminal: control characters are written as escapes (`\\x1b`), so that what a model or a tool wrote
-    can neither move the cursor nor change what stands there. Tabs and line breaks stay; idempotent."""
+    """Return `text` for a terminal, with control characters as escapes (`\\x1b`), so that output of a model or tool
+    cannot move the cursor or alter displayed text. Keeps tabs and line breaks; idempotent."""
     return _CONTROL.sub(_escape, text.replace("\r\n", "\n"))
 
 

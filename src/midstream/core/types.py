@@ -1,4 +1,4 @@
-"""Task, Step, Trajectory: the data every room passes on. Frozen; behaviour lives elsewhere."""
+"""Task, Step, Trajectory: the data all packages share. Frozen; behaviour lives elsewhere."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from enum import StrEnum
 from typing import Any
 
 Message = dict[str, Any]
-"""A chat message as OpenAI's chat API has it: `{"role": "system" | "user" | "assistant" | "tool", "content": ...}`.
+"""A chat message in OpenAI's format: `{"role": "system" | "user" | "assistant" | "tool", "content": ...}`.
 
 `content` is text, a list of parts (`text`, `image_url`), or None beside `tool_calls`. An assistant's `tool_calls` are
-`{"id", "type": "function", "function": {"name", "arguments"}}` with the arguments as JSON text, a tool's message names
-the call it answers by `tool_call_id`, and what a model thought stands in `reasoning_content`."""
+`{"id", "type": "function", "function": {"name", "arguments"}}` with the arguments as JSON text. A tool's message has
+the `tool_call_id` of the call it answers. `reasoning_content` holds the model's reasoning."""
 
 ToolSchema = Mapping[str, Any]
-"""A tool as OpenAI's chat API declares it: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+"""A tool declaration in OpenAI's format: `{"type": "function", "function": {"name", "description", "parameters"}}`.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One problem. `answer` is the reference a reward grades against: a string, a number, or a list of accepted
-    ones."""
+    """One problem. `answer` is the reference for grading: a string, a number, or a list of accepted answers."""
 
     id: str
     prompt: str | tuple[Message, ...]
@@ -33,7 +32,7 @@ class Task:
 
     @property
     def question(self) -> str:
-        """The text of the task: the prompt, or the last user message of it."""
+        """Text of the task: the prompt, or its last user message."""
         if isinstance(self.prompt, str):
             return self.prompt
         for message in reversed(self.prompt):
@@ -51,13 +50,13 @@ class FinishReason(StrEnum):
     STOP = "stop"
     """The model sampled an end token, or text that contains a stop string."""
     LENGTH = "length"
-    """`max_tokens`, or the context, was reached."""
+    """The response reached `max_tokens` or the context length."""
     INTERRUPTED = "interrupted"
-    """Whoever read the stream hung up, or the time of the call ran out; the step holds what was sampled by then."""
+    """The client disconnected or the call timed out; the step holds the tokens sampled until then."""
 
 
 class Status(StrEnum):
-    """How a trajectory ended. What training does with each is the setting `rollout.failed`."""
+    """How a trajectory ended. `rollout.failed` configures how training treats each."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -85,18 +84,18 @@ class Step:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     role: str = "policy"
-    """The module role that spoke."""
+    """Module role that made the call."""
     trainable: bool = False
-    """True when the policy sampled this step in a role that is being trained."""
+    """Whether the policy sampled this step in a trained role."""
     parent: int | None = None
     """`step_index` of the step whose tokens this prompt extends; None for a root of the token tree."""
     branch_reason: str = ""
-    """Why a step with a predecessor did not extend it: `""` when it did, or when it is the first."""
+    """Why a step does not extend its predecessor; `""` if it does or is the first."""
     temperature: float = 1.0
-    """Temperature the response was sampled, and `rollout_log_probs` were taken, at."""
+    """Sampling temperature of the response and of `rollout_log_probs`."""
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
-    """The declarations that were rendered with `messages`."""
+    """Tool declarations rendered with `messages`."""
     text: str = ""
     finish_reason: str = FinishReason.STOP
     latency_s: float = 0.0
@@ -116,16 +115,17 @@ class Step:
 
     @property
     def loss_mask(self) -> tuple[int, ...]:
-        """1 per token of `prompt_ids + response_ids` that may carry loss: the sampled ones of a trainable step."""
+        """1 for each token of `prompt_ids + response_ids` that may carry loss: the sampled tokens of a trainable
+        step."""
         carries = 1 if self.trainable and self.rollout_log_probs is not None else 0
         return (0,) * len(self.prompt_ids) + (carries,) * len(self.response_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One tool call as it happened. `error_kind` is empty on success, else why it failed (`unknown_tool`,
-    `invalid_arguments`, `timeout`, `raised`, `over_budget`, or `unparsed` when no call could be read from what the
-    planner wrote)."""
+    """One executed tool call. `error_kind` is empty on success; otherwise the failure (`unknown_tool`,
+    `invalid_arguments`, `timeout`, `raised`, `over_budget`, or `unparsed` when the planner's text contains no
+    parsable call)."""
 
     tool: str
     arguments: Mapping[str, Any]
@@ -134,16 +134,16 @@ class ToolCall:
     error_kind: str = ""
     latency_s: float = 0.0
     step_index: int | None = None
-    """The step that asked for it."""
+    """Step that made the call."""
     unmasked: str = ""
-    """The result before part of it was hidden from the agent (`flow.mask_results`); empty when nothing was."""
+    """The result before `flow.mask_results` hid part of it from the agent; empty if unmasked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
-    """All steps of one attempt at one task, what came of it, and how it ended.
+    """All steps of one attempt at one task, with its answer, rewards and status.
 
-    `rewards` holds each component as it was; a component that did not apply is None. `reward` is the declared total, or
+    `rewards` holds each component as scored; a component that did not apply is None. `reward` is the declared total, or
     None when the trajectory could not be scored.
     """
 

@@ -1,1 +1,1 @@
-"""What turns prompt token ids into sampled token ids with log-probabilities."""
+"""Engines: prompt token ids in, sampled token ids with log-probabilities out."""

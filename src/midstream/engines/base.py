@@ -1,23 +1,25 @@
-"""The one protocol every engine speaks, and what goes in and comes out."""
+"""The engine protocols, and their requests and completions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason, Message, ToolSchema
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
-"""Hears of tokens as they are sampled: their ids and log-probabilities, in order, in the event loop."""
+"""Called in the event loop with the ids and log-probabilities of tokens as they are sampled, in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """What a response must be, to its end token: JSON that a schema allows, or text that a regular expression or a Lark
-    grammar (in llguidance's dialect) accepts whole. Log-probabilities stay those of the whole vocabulary."""
+    """Constrains a whole response: JSON that matches a schema, or text that matches a regular expression or a Lark
+    grammar (in llguidance's dialect). Log-probabilities are those of the whole vocabulary."""
 
     kind: Literal["json_schema", "regex", "lark"]
     grammar: str
@@ -27,11 +29,10 @@ class Constraint:
 class Request:
     """One model call.
 
-    `session` names the trajectory: an engine may keep its computation (the KV cache) between calls of one session.
-    `role` is the module role that speaks. `messages` is what `prompt_ids` was rendered from, for engines that take text
-    only, or that must see the images in it; `tools` are the declarations that were rendered with them.
-    `top_log_probs` asks for that many of the likeliest tokens at each place. `on_tokens` is called while the response
-    is made; the last token has been handed to it when `generate` returns."""
+    `session` names the trajectory: an engine may keep its KV cache between calls of one session. `role` is the module
+    role that makes the call. `prompt_ids` was rendered from `messages` and `tools`; engines that take text only, or
+    need the images, use those. `top_log_probs` is the number of most likely tokens to return per position. `on_tokens`
+    is called while the response is sampled; it has received the last token before `generate` returns."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
@@ -46,12 +47,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What was sampled: `ids` and `log_probs` have one entry per token (both empty from an engine that speaks text
+    """A sampled response: `ids` and `log_probs` have one entry per token (both empty from an engine that returns text
     only).
 
-    `ids` include the end token when the model sampled one. `policy_version` is the one version all tokens came from.
-    `prompt_ids` is set where the engine rendered the prompt itself, as it must for images. `top_log_probs` holds, for
-    each token, (id, log-probability) of the likeliest ones when the request asked for them.
+    `ids` include the end token if the model sampled one. All tokens come from one `policy_version`. `prompt_ids` is set
+    if the engine rendered the prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id,
+    log-probability) of the most likely ones if the request asked for them.
     """
 
     ids: tuple[int, ...]
@@ -69,7 +70,7 @@ class Completion:
 
 
 def room_for(request: Request, context_length: int) -> int:
-    """Most tokens that a response may have; raises `PromptTooLong` when there is no room for one."""
+    """Return the most tokens a response may have; raises `PromptTooLong` if there is no room for one."""
     room = context_length - len(request.prompt_ids)
     if room < 1:
         raise PromptTooLong(
@@ -88,18 +89,55 @@ class Engine(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Most tokens a prompt and its response may have together."""
+        """Most tokens of a prompt and its response together."""
         ...
 
     async def generate(self, request: Request) -> Completion:
-        """Answer one call. Raises `EngineError` when it cannot, `PromptTooLong` when the prompt does not fit, and
-        `Unsupported` for a part of the request that this engine cannot honour. Cancelling the call gives it up."""
+        """Answer one call. Raises `EngineError` on failure, `PromptTooLong` if the prompt does not fit, and
+        `Unsupported` for a setting this engine does not support. Cancelling the call abandons it."""
         ...
 
     def join(self, session: str) -> None:
-        """A trajectory begins: it will call, or leave."""
+        """Register a trajectory: it will call `generate`, or `leave`."""
         ...
 
     def leave(self, session: str) -> None:
-        """A trajectory ended: whatever is kept for it may go."""
+        """Unregister a trajectory: its cached state may be freed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Kinds of weights that `load_weights` accepts."""
+
+    adapters: bool = True
+    """LoRA adapters in peft's format."""
+    full: bool = True
+    """Whole models."""
+
+
+@runtime_checkable
+class PolicyEngine(Engine, Protocol):
+    """An engine whose weights can be replaced while it serves calls."""
+
+    @property
+    def tokens_sampled(self) -> int:
+        """Tokens sampled since the engine was created."""
+        ...
+
+    @property
+    def tokens_prefilled(self) -> int:
+        """Prompt tokens processed since the engine was created."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def exclusive(self) -> AbstractAsyncContextManager[None]:
+        """Pause inside the context: running calls finish first and new ones wait. Nests."""
+        ...
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        """Load the weights of a checkpoint folder as policy `version`. No call spans two versions. Raises `Unsupported`
+        for a kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
         ...

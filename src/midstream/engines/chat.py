@@ -1,7 +1,7 @@
-"""Messages to token ids through the model's own chat template, and the tokens that continue a recorded conversation.
+"""Renders messages to token ids with the model's chat template, and the delta that continues a recorded conversation.
 
-A conversation is rendered whole only once. After that, what the engine sampled is kept and only the template's delta,
-from the end of the reply to the next place to speak, is encoded.
+A conversation is rendered in full only once. Afterwards the sampled tokens are kept, and only the template's delta,
+from the end of the reply to the next assistant turn, is encoded.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from midstream.engines.long_text import LONG
 from midstream.engines.token_bytes import TokenBytes
 
 _TURN = f"turn{secrets.token_hex(12)}"
-"""Stands for a reply in a conversation that is rendered only to see what follows the reply."""
+"""Stands for a reply in a conversation that is rendered only to find the text after the reply."""
 _OWN_VARIABLES = {"messages", "tools", "documents", "add_generation_prompt"}
 _ANY_TOOL: ToolSchema = {"type": "function", "function": {"name": "any"}}
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with a chat template, and nothing else of it.
+    """A Hugging Face tokenizer with a chat template.
 
-    `format` is how the model writes calls and thoughts. What users and tools say is encoded as text, whatever control
-    tokens it spells (see `control.py`)."""
+    `format` parses and writes tool calls and thoughts. Text from users and tools is encoded as plain text, even where
+    it spells control tokens (see `control.py`)."""
 
     def __init__(self, tokenizer: Any, end_ids: frozenset[int], name: str, tool_format: str = "") -> None:
         self._tokenizer, self.end_ids, self.name = tokenizer, end_ids, name
-        # For one text, what transformers does around this takes longer than this.
+        # For a single text, the wrapper in transformers takes longer than the encoding itself.
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -47,7 +47,7 @@ class ChatTokenizer:
         self.format: ChatFormat = format_of(template, self.vocabulary(), tool_format)
         self._special = dict(tokenizer.special_tokens_map)
         self.reads = variables_of(template) - _OWN_VARIABLES - self._special.keys()
-        """Variables that the chat template reads beside those it is always given: hints, such as `enable_thinking`."""
+        """Template variables besides the standard ones: hints, such as `enable_thinking`."""
         self._control = ControlTokens(
             [
                 token.content
@@ -62,21 +62,21 @@ class ChatTokenizer:
 
     @property
     def backend(self) -> Any:
-        """The Hugging Face tokenizer itself."""
+        """The underlying Hugging Face tokenizer."""
         return self._tokenizer
 
     def vocabulary(self) -> dict[str, int]:
-        """Every token, by its text."""
+        """All tokens, by their text."""
         return self._tokenizer.get_vocab()
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token, or bytes, if that is more."""
+        """Length of the longest token, in characters or bytes, whichever is more."""
         return max(len(token.encode(errors="replace")) for token in self.vocabulary())
 
     @cached_property
     def takes_images(self) -> bool:
-        """Whether the template has a place for images."""
+        """Whether the template supports images."""
         image: Message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
         try:
             self.template([image], open_reply=True)
@@ -85,9 +85,9 @@ class ChatTokenizer:
         return True
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of `text`; special tokens written out in it are read as such, none are added. Half of a surrogate pair,
-        as programs leave that cut text anywhere, is read as a character that cannot be shown (U+FFFD)."""
-        # Alone among the backend's methods a batch lets other threads run meanwhile; this one also leaves out offsets.
+        """Return the ids of `text`. Special tokens written in it are encoded as such, none are added. A lone surrogate,
+        as left by programs that truncate text, becomes the replacement character (U+FFFD)."""
+        # The batch method is the only one that releases the GIL; this variant also skips offsets.
         encode = self._backend.encode if len(text) <= LONG else _in_batch(self._backend)
         try:
             return tuple(encode(text, add_special_tokens=False).ids)
@@ -95,25 +95,25 @@ class ChatTokenizer:
             return tuple(encode(cleaned(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens written out."""
+        """Return the text of `ids`, with special tokens written out."""
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """What `token` adds to a text, in UTF-8; it may be a part of a character."""
+        """Return the UTF-8 bytes of `token`; they may be part of a character."""
         return self._bytes(token)
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Text of a response, without the end token it may close with."""
+        """Return the text of a response, without a final end token."""
         return self.decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
 
     def template(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, open_reply: bool) -> str:
-        """The conversation as text; with `open_reply` it ends where the assistant begins to speak.
+        """Return the conversation as text; with `open_reply` it ends where the assistant's turn begins.
 
-        Raises `Unsupported` when the template refuses it, or has no place for something in it."""
+        Raises `Unsupported` if the template refuses it, or cannot represent part of it."""
         return self._rendered(messages, tools, open_reply=open_reply).replace(SEAM, "")
 
     def closing_id(self) -> int:
-        """The token that ends a reply, as the template writes it; any end token where it writes none."""
+        """Return the token that ends a reply in the template; any end token if the template writes none."""
         asked: list[Message] = [{"role": "user", "content": "?"}]
         opened = self.template(asked, open_reply=True)
         closed = self.template([*asked, {"role": "assistant", "content": "."}], open_reply=False)
@@ -126,8 +126,8 @@ class ChatTokenizer:
         tools: Sequence[ToolSchema] = (),
         arguments: Mapping[str, Any] | None = None,
     ) -> tuple[int, ...]:
-        """Prompt ids of a conversation in which the assistant speaks next. `arguments` go to the template, which may
-        read those in `reads`. Raises as `template` does."""
+        """Return the prompt ids of a conversation in which the assistant speaks next. `arguments` are passed to the
+        template, which may use those in `reads`. Raises like `template`."""
         return self.encode_written(self.written(messages, tools, arguments))
 
     def written(
@@ -136,11 +136,11 @@ class ChatTokenizer:
         tools: Sequence[ToolSchema] = (),
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """The text that `render` encodes: seams still stand in the control tokens that came from outside."""
+        """Return the text that `render` encodes, with breaks still in control tokens that came from outside."""
         return self._rendered(messages, tools, open_reply=True, arguments=arguments)
 
     def encode_written(self, text: str) -> tuple[int, ...]:
-        """Ids of text that `written` gave, or of a piece of it."""
+        """Return the ids of text from `written`, or of a part of it."""
         if SEAM not in text:
             return self.encode(text)
         ids: list[int] = []
@@ -159,11 +159,11 @@ class ChatTokenizer:
         write: Callable[[Sequence[Message], Sequence[ToolSchema]], str] | None = None,
         sent: Message | None = None,
     ) -> tuple[int, ...] | None:
-        """Ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
+        """Return the ids to append to `messages`' prompt and `reply_ids` so that the assistant can answer `new`.
 
-        None when the template writes the history differently with the new messages in it: then there is no extension.
-        White space that it trims from the ends of a reply makes no difference: the reply stands as it was sampled.
-        `write` replaces `written` where its results are cached. `sent` is the reply as the client sends it back.
+        Returns None if the template rewrites the history when the new messages follow: then no extension exists. White
+        space that it trims from a reply does not matter: the reply is kept as sampled. `write` replaces `written` to
+        cache its results. `sent` is the reply as the client sent it back.
         """
         write = write or self.written
         structured = self.format.structured
@@ -171,7 +171,7 @@ class ChatTokenizer:
         try:
             opened = write(messages, tools)
             whole = write([*messages, turn, *new], tools)
-        except Unsupported:  # a template that refuses the turn as it is
+        except Unsupported:  # the template refuses the turn
             return None
         if not whole.startswith(opened):
             return None
@@ -187,7 +187,7 @@ class ChatTokenizer:
         return self.encode_written(closing)
 
     def _stand_in(self, reply: str, tools: Sequence[ToolSchema], sent: Message | None) -> Message:
-        """A message of the same structure as `reply`, with `_TURN` in the place of its texts."""
+        """Return a message with the structure of `reply` and `_TURN` in place of its texts."""
         parsed = self.format.read(reply, tools)
         turn: Message = {"role": "assistant", "content": _TURN}
         if parsed.reasoning:
@@ -206,8 +206,8 @@ class ChatTokenizer:
         return turn
 
     def _after_stand_in(self, text: str, turn: Message) -> str | None:
-        """What follows the turn that `_stand_in` stands for, from its end token on; None where the template leaves out
-        the turn's thought, or does not end it."""
+        """Return the text after the turn of `_stand_in`, from its end token on; None if the template drops the turn's
+        thought, or does not end the turn."""
         thought = turn.get("reasoning_content", "")
         if thought not in text:
             return None
@@ -232,7 +232,7 @@ class ChatTokenizer:
         open_reply: bool,
         arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        """The conversation as text, with seams in the control tokens that came from outside."""
+        """Return the conversation as text, with breaks in control tokens that came from outside."""
         guard = self._control.guard
         written = self.format.messages(messages, tools, guard)
         declared = [guarded(tool, guard) for tool in tools] if self.format.declares() else None
@@ -241,7 +241,7 @@ class ChatTokenizer:
         )
 
     def _plain(self, text: str) -> list[int]:
-        """Ids of a piece from the midst of a text, in which nothing is a special token."""
+        """Return the ids of a substring in which nothing is a special token."""
 
         def ids(text: str) -> list[int]:
             backend = self._backend
@@ -252,7 +252,7 @@ class ChatTokenizer:
                 words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
             return [token.id for word in words for token in backend.model.tokenize(word)]
 
-        # Some tokenizers put a space before a text; then the piece is encoded behind a line break.
+        # Some tokenizers prepend a space to a text; then the substring is encoded after a line break.
         line = ids("\n")
         if ids("\na") != [*line, *ids("a")] and (behind := ids(f"\n{text}"))[: len(line)] == line:
             return behind[len(line) :]
@@ -264,7 +264,7 @@ def _in_batch(backend: Any) -> Callable[..., Any]:
 
 
 def _after(text: str, reply: str) -> str | None:
-    """What follows `reply`, with or without the white space at its ends, at the beginning of `text`."""
+    """Return what follows `reply` at the start of `text`, ignoring white space at the reply's ends."""
     if text.startswith(reply):
         return text[len(reply) :]
     for said in (reply.lstrip(), reply.rstrip(), reply.strip()):
@@ -275,12 +275,12 @@ def _after(text: str, reply: str) -> str | None:
 
 
 def load_tokenizer(folder: Path, tool_format: str = "") -> ChatTokenizer:
-    """Read a tokenizer from a checkpoint folder; raises `ModelError` when there is none, or no chat template.
+    """Read a tokenizer from a checkpoint folder; raises `ModelError` if it has none, or no chat template.
 
-    `tool_format` names how the model writes tool calls, for when its template does not show it (see `formats`)."""
+    `tool_format` names the format of tool calls if the template does not reveal it (see `formats`)."""
     from transformers import AutoTokenizer
 
-    # One text at a time is encoded here: threads of the tokenizer's own would only make forking unsafe.
+    # Texts are encoded one at a time: the tokenizer's own threads would only make forking unsafe.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

@@ -1,10 +1,10 @@
 """Control tokens in text from outside: `<|im_end|>` in a tool's result is ten characters, not the end of a turn.
 
-Every such text is rendered with a seam put into each control token it spells, so that neither the template nor the
-tokenizer can take it for one. What stands between two control tokens of the template and has a seam in it is encoded as
-plain text, without it; the rest is encoded as always, and so is all of a conversation that spells no control token.
+All text from outside is rendered with a break inserted into each control token it spells, so that neither the template
+nor the tokenizer recognises it. Text between two control tokens of the template that contains a break is encoded as
+plain text, without the break; the rest is encoded normally, as is a conversation that spells no control token.
 
-This cannot help where a template marks turns with ordinary text (`[INST]` of Llama 2) rather than with tokens.
+This does not protect templates that mark turns with ordinary text (`[INST]` of Llama 2) instead of tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import secrets
 from collections.abc import Iterable, Iterator
 
 SEAM = f"seam{secrets.token_hex(12)}"
-"""Nobody outside this process can write it; it survives trimming and JSON."""
+"""Break inserted into control tokens. Unpredictable outside this process; survives trimming and JSON."""
 
 
 class ControlTokens:
-    """The tokens that steer a model, by their texts. `own` are those that a reply may hold: they stay tokens in what
-    the assistant and the system say."""
+    """A model's control tokens, by their texts. `own` are those that a reply may contain: they stay tokens in assistant
+    and system messages."""
 
     def __init__(self, tokens: Iterable[str], own: Iterable[str]) -> None:
         every = {token for token in tokens if token.strip()}
@@ -27,19 +27,19 @@ class ControlTokens:
         self._firsts = {token[0] for token in every}
 
     def guard(self, text: str, *, own: bool = False) -> str:
-        """`text` with a seam in each control token it spells (see `Guard`)."""
+        """Return `text` with a break in each control token it spells (see `Guard`)."""
         for first in self._firsts:
             if first in text:
                 break
         else:
             return text
         pattern, found = self._foreign if own else self._every, 1
-        while found:  # what follows a seam may spell a shorter token
+        while found:  # the text after a break may spell a shorter token
             text, found = pattern.subn(_sewn, text)
         return text
 
     def pieces(self, text: str) -> Iterator[tuple[str, bool]]:
-        """`text` in pieces: those that came from outside and spell control tokens (True), and the rest."""
+        """Split `text` into pieces: those from outside that spell control tokens (True), and the rest."""
         done = start = 0
         for stop, after in (*((match.start(), match.end()) for match in self._every.finditer(text)), (len(text),) * 2):
             if SEAM in text[start:stop]:

@@ -1,4 +1,4 @@
-"""Text of tokens as they come: a piece is given out once later tokens can no longer change it."""
+"""Incremental detokenization: text is emitted once later tokens can no longer change it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from midstream.engines.chat import ChatTokenizer
 
 UNFINISHED = "\ufffd"
-"""How a decoder writes bytes that are no whole character yet."""
+"""The decoder's output for an incomplete character."""
 
 
 class TextStream:
-    """Turns the ids of one response into text, a few at a time. End tokens have no text.
+    """Converts the ids of one response to text incrementally. End tokens have no text.
 
-    Only the last pieces are decoded again, as a token's text may depend on the one before it (the leading space of
-    SentencePiece) but not on those before that."""
+    Only the last piece is decoded again, because a token's text may depend on the token before it (the leading space of
+    SentencePiece) but not on earlier ones."""
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._known = 0
-        """How many of `_ids` have been given out; those before them are context."""
+        """Number of `_ids` already emitted; earlier ones are context."""
 
     def feed(self, ids: Sequence[int]) -> str:
-        """The text that `ids` add. What may be half of a character waits for the rest of it."""
+        """Return the text that `ids` add. An incomplete character is held back."""
         self._ids += [token for token in ids if token not in self._tokenizer.end_ids]
         text = self._new()
         if not text or text.endswith(UNFINISHED):
@@ -32,7 +32,7 @@ class TextStream:
         return text
 
     def close(self) -> str:
-        """What waits, whole or not."""
+        """Return the text held back, complete or not."""
         return self._new()
 
     def _new(self) -> str:

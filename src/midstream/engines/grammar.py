@@ -1,4 +1,4 @@
-"""Constraints as llguidance compiles them. One that it cannot honour in full is refused, never loosened."""
+"""Compiles constraints with llguidance. A constraint it cannot enforce in full is refused, never loosened."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _NAMES = {"json_schema": "JSON schema", "regex": "regular expression", "lark": "
 
 
 def compiled(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
-    """A matcher at the start of `constraint`. Raises `Unsupported` with the reason when there can be none."""
+    """Return a matcher at the start of `constraint`. Raises `Unsupported` with the reason if it cannot be compiled."""
     from llguidance import LLMatcher
 
     matcher = LLMatcher(tokenizer, written(constraint), log_level=0)
     if matcher.is_error():
         raise _refused(constraint, matcher.get_error())
-    # A keyword that its "x-guidance" lets go unheeded is a warning.
+    # A keyword that its "x-guidance" option ignores produces a warning.
     if warnings := matcher.get_grammar_warnings():
         raise _refused(constraint, "; ".join(warnings))
     return matcher
@@ -29,7 +29,7 @@ def compiled(constraint: Constraint, tokenizer: LLTokenizer) -> LLMatcher:
 
 @lru_cache(64)
 def check(constraint: Constraint) -> None:
-    """Raise `Unsupported` for a constraint that llguidance cannot honour, whatever the tokenizer."""
+    """Raise `Unsupported` for a constraint that llguidance cannot enforce with any tokenizer."""
     from llguidance import LLMatcher
 
     _, messages = LLMatcher.validate_grammar_with_warnings(written(constraint))
@@ -38,7 +38,7 @@ def check(constraint: Constraint) -> None:
 
 
 def written(constraint: Constraint) -> str:
-    """The constraint in llguidance's own format."""
+    """Return the constraint in llguidance's own format."""
     from llguidance import LLMatcher
 
     if constraint.kind == "regex":

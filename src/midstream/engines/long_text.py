@@ -1,5 +1,5 @@
-"""Work on long text beside an event loop: few threads, so that whoever sends much waits for others who do, and nobody
-else waits for them."""
+"""Runs work on long text in a small thread pool beside the event loop, so that clients that send long text wait only
+for each other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONG = 20_000
-"""Characters from which text is rendered and encoded in a thread."""
+"""Length in characters from which text is rendered and encoded in a thread."""
 MANY_MESSAGES = 200
-"""Messages from which a conversation is rendered there too."""
+"""Number of messages from which a conversation is rendered in a thread."""
 _THREADS = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), thread_name_prefix="long-text")
 
 
 async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `function` returns, called in one of the threads for long text."""
+    """Call `function` in one of the threads for long text."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: function(*args, **kwargs))

@@ -1,7 +1,7 @@
-"""Model names to directories: built-in models, local directories, hub ids.
+"""Resolves model names to directories: built-in models, local directories, hub ids.
 
-A resolved model is a directory with `config.json`, safetensors weights and a tokenizer. Built-in models are made once
-and kept under `MIDSTREAM_HOME` (default `~/.cache/midstream`). Nothing here loads a model, and pickle is never read.
+A resolved model is a directory with `config.json`, safetensors weights and a tokenizer. Built-in models are built once
+and cached under `MIDSTREAM_HOME` (default `~/.cache/midstream`). Nothing here loads a model, and pickle is never read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ABANDONED_S = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownModel:
-    """A model with a name of its own. `build` fills an empty directory with it and says where the weights came from."""
+    """A named model. `build` fills an empty directory with it and returns the source of the weights."""
 
     name: str
     summary: str
@@ -41,7 +41,7 @@ class KnownModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """A known model and where it is: `path` and `source` are None until it has been pulled."""
+    """A known model and its location: `path` and `source` are None until it is pulled."""
 
     name: str
     summary: str
@@ -51,12 +51,12 @@ class ModelInfo:
 
 
 def home() -> Path:
-    """The cache directory of Midstream: `MIDSTREAM_HOME`, or `~/.cache/midstream`."""
+    """Return the cache directory: `MIDSTREAM_HOME`, or `~/.cache/midstream`."""
     return Path(os.environ.get("MIDSTREAM_HOME") or "~/.cache/midstream").expanduser()
 
 
 def list_models() -> list[ModelInfo]:
-    """The models known by name, cached or not."""
+    """List the known models, cached or not."""
     infos: list[ModelInfo] = []
     for model in _known().values():
         path = cached(model.name)
@@ -69,22 +69,22 @@ def list_models() -> list[ModelInfo]:
 
 
 def cached(name: str) -> Path | None:
-    """Where the known model `name` is cached, or None when it has not been pulled."""
+    """Return the cache directory of the known model `name`; None if it has not been pulled."""
     path = home() / "models" / name
     return path if (path / "midstream.json").is_file() else None
 
 
 def pull(name: str, *, force: bool = False) -> Path:
-    """Make `name` available and return its directory; `force` makes a known model again. Raises `ModelError`."""
+    """Make `name` available and return its directory; `force` rebuilds a known model. Raises `ModelError`."""
     if force and name in _known():
         _build(_known()[name])
     return resolve(name)
 
 
 def resolve(name: str) -> Path:
-    """The directory of model `name`: a known name, a local directory, or a hub id such as `org/model`.
+    """Return the directory of model `name`: a known name, a local directory, or a hub id such as `org/model`.
 
-    A known model that is not cached is made, a hub model that is not cached is downloaded. Raises `ModelError`.
+    Builds a known model, or downloads a hub model, if it is not cached. Raises `ModelError`.
     """
     if name in _known():
         return cached(name) or _build(_known()[name])
@@ -183,7 +183,7 @@ def _build(model: KnownModel) -> Path:
                 f"'{model.name}' needs {model.disk_mb} MB in '{models}' and {free_mb:.0f} MB are free",
                 "free some space, or point MIDSTREAM_HOME at another disk",
             )
-        # Built beside its place and renamed, so that no one ever sees half a model.
+        # Built in a temporary directory and renamed, so that no process sees a partial model.
         building = Path(tempfile.mkdtemp(prefix=f".{model.name}-", dir=models))
         _log.info("making %s in %s (once)", model.name, target)
         try:
@@ -213,12 +213,12 @@ def _put_in_place(building: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        # Another process was quicker with the same model.
+        # Another process has built the same model meanwhile.
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """transformers draws none inside."""
+    """Disable progress bars of transformers."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()
@@ -244,7 +244,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 
 
 def _fetch_hub(hub_id: str, target: Path) -> bool:
-    """Download `hub_id` into the empty `target`; False, with `target` empty, when the hub cannot serve it."""
+    """Download `hub_id` into the empty `target`; return False, with `target` empty, if the hub cannot serve it."""
     if not _hub_reachable(hub_id):
         return False
     from huggingface_hub import snapshot_download
@@ -285,7 +285,7 @@ def _from_hub(hub_id: str) -> Path:
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when the hub does not do as asked, whichever HTTP package it uses."""
+    """Return the exceptions of the hub's client, for whichever HTTP package it uses."""
     from huggingface_hub import errors, hf_api
 
     packages = [getattr(hf_api, name) for name in ("httpx2", "httpx", "requests") if hasattr(hf_api, name)]

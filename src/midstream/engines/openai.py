@@ -1,4 +1,4 @@
-"""A frozen remote model behind an OpenAI-compatible server. It takes messages and returns text: nothing it says is
+"""A frozen remote model behind an OpenAI-compatible server. It takes messages and returns text; its replies are never
 trained on."""
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Request
 
 RETRIES = 3
-"""Times a busy or failing server is asked again, waiting 0.5, 1, 2 s between."""
+"""Retries of a busy or failing server, after 0.5, 1, 2 s."""
 FIRST_WAIT_S = 0.5
 _NEUTRAL = SamplingParams()
 
 
 class OpenAIEngine:
-    """Calls `{url}/chat/completions`. `url` ends where the OpenAI client's `base_url` does, usually in `/v1`."""
+    """Calls `{url}/chat/completions`. `url` is the OpenAI client's `base_url`, which usually ends in `/v1`."""
 
     policy_version = 0
     context_length = 1 << 20
@@ -52,7 +52,7 @@ class OpenAIEngine:
                 raise Unsupported(f"{self.name}: the OpenAI API has no {setting}; take it out of this role's sampling")
         for part in ("tools", "constraint", "top_log_probs", "on_tokens"):
             if getattr(request, part):
-                raise Unsupported(f"{self.name}: a remote model gives whole text and nothing else, so no {part}")
+                raise Unsupported(f"{self.name}: a remote model returns complete text only and does not support {part}")
         body = {
             "messages": list(request.messages),
             "max_tokens": sampling.max_tokens,

@@ -1,4 +1,4 @@
-"""Calls that can be held up, so that weights change while none is under way."""
+"""Pauses calls so that weights can change while none is running."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 
 class Pause:
-    """Calls go through `call`; `pause` has new ones wait."""
+    """Gate for calls: they run inside `call`; `pause` makes new ones wait."""
 
     def __init__(self) -> None:
         self._pauses = 0
@@ -17,7 +17,7 @@ class Pause:
 
     @asynccontextmanager
     async def call(self) -> AsyncIterator[None]:
-        """One call, from when nothing is paused."""
+        """Run one call; waits while paused."""
         while self._pauses:
             await self._resumed.wait()
         self._under_way += 1
@@ -29,7 +29,7 @@ class Pause:
                 self._quiet.set()
 
     async def pause(self) -> None:
-        """Have new calls wait until `resume` was called as often; returns when those under way have finished."""
+        """Make new calls wait until a matching `resume`; returns once running calls have finished. Nests."""
         if not self._pauses:
             self._resumed, self._quiet = asyncio.Event(), asyncio.Event()
         self._pauses += 1
@@ -41,14 +41,14 @@ class Pause:
             raise
 
     def resume(self) -> None:
-        """Let calls through again."""
+        """Undo one `pause`."""
         self._pauses -= 1
         if not self._pauses:
             self._resumed.set()
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Inside, no call is under way."""
+        """Pause inside the context: no call is running."""
         await self.pause()
         try:
             yield

@@ -1,8 +1,7 @@
-"""Record what an engine answers, and answer from such a recording without the engine.
+"""Record an engine's answers, and replay them without the engine.
 
-A recording is a JSONL file: a line that describes the engine, then one for each answered call. A call is answered as
-one with the same prompt, sampling settings and constraint was; when there were several, as the first of them that has
-not been asked for yet."""
+A recording is a JSONL file: a line that describes the engine, then one line per answered call. A call gets the answer
+recorded for the same prompt, sampling settings and constraint; repeated calls get the recorded answers in order."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ FORMAT = "midstream-calls-1"
 
 
 class ReplayRecorder:
-    """`engine`, with each call it answers written to `path` before the answer is handed on. What is there is kept."""
+    """Wraps `engine` and appends each answered call to `path` before returning the answer."""
 
     def __init__(self, engine: Engine, path: Path) -> None:
         self.name, self._engine = engine.name, engine
@@ -59,8 +58,8 @@ class ReplayRecorder:
 
 
 class ReplayEngine:
-    """Answers from the recording at `path`; raises `ModelError` when that is none. A call it has no answer to is an
-    `EngineError` that says what was asked."""
+    """Answers from the recording at `path`; raises `ModelError` if it is not one. A call without a recorded answer
+    raises an `EngineError` that describes the call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,7 +77,7 @@ class ReplayEngine:
                 self._prompts.append(tuple(call["asked"]["prompt_ids"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"'{path}' is no recording of calls: {type(error).__name__}: {error}", "make one with ReplayRecorder"
+                f"'{path}' is not a recording of calls: {type(error).__name__}: {error}", "make one with ReplayRecorder"
             ) from None
 
     def join(self, session: str) -> None: ...
@@ -116,7 +115,7 @@ class ReplayEngine:
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    """What an answer depends on. Messages count only where there are no ids."""
+    """Return the fields an answer depends on. Messages only matter without prompt ids."""
     return {
         "prompt_ids": list(request.prompt_ids),
         "messages": [] if request.prompt_ids else list(request.messages),

@@ -1,19 +1,20 @@
-"""Several engines of the same model as one. A session stays with one of them, where its prefix is cached.
+"""Load balancing over several engines of the same model. A session stays with one replica, which caches its prefix.
 
-Which one, each process finds for itself by rendezvous hashing (Thaler and Ravishankar 1998): every replica has a number
-drawn from its name and the session, and the largest wins. So sessions of a replica that does not answer go to all the
-others, and no session of another moves."""
+Each process chooses the replica by rendezvous hashing (Thaler and Ravishankar 1998): each replica has a number derived
+from its name and the session, and the largest wins. If a replica is unreachable, its sessions spread over all others,
+and no other session moves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from midstream.core import clock
-from midstream.core.errors import ConfigError, EngineUnreachable
+from midstream.core.errors import ConfigError, EngineUnreachable, Unsupported
 from midstream.core.seeds import unit_interval
-from midstream.engines.base import Completion, Engine, Request
+from midstream.engines.base import Capabilities, Completion, Engine, PolicyEngine, Request
 from midstream.engines.pause import Pause
 
 
@@ -26,8 +27,9 @@ class _Replica:
 
 
 class Replicas:
-    """`engines` as one. One that cannot be reached is left out for `rest_s`, unless none is left; the call goes to the
-    next, as long as nobody has heard a token of it. A completion carries the version of the replica that answered."""
+    """Presents `engines` as one. An unreachable engine is skipped for `rest_s` seconds, unless no other is left; the
+    call moves to the next one if no token has been delivered. A completion carries the version of the replica that
+    answered."""
 
     def __init__(self, engines: Sequence[Engine], *, rest_s: float = 30.0, name: str = "replicas") -> None:
         if not engines:
@@ -42,7 +44,7 @@ class Replicas:
 
     @property
     def policy_version(self) -> int:
-        """The oldest that a call may be answered with."""
+        """The oldest version that may answer a call."""
         return min(engine.policy_version for engine in self.engines)
 
     @property
@@ -57,16 +59,42 @@ class Replicas:
             engine.leave(session)
 
     async def pause(self) -> None:
-        """Have new calls wait; returns when no replica has one under way."""
+        """Make new calls wait; returns once no replica has a call running."""
         await self._pause.pause()
 
     def resume(self) -> None:
-        """Let calls through again."""
+        """Undo one `pause`."""
         self._pause.resume()
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
-        """Inside, no replica has a call under way, and new ones wait."""
+        """Pause inside the context: no replica has a call running, and new calls wait."""
         return self._pause.exclusive()
+
+    @property
+    def tokens_sampled(self) -> int:
+        return sum(engine.tokens_sampled for engine in self._policies())
+
+    @property
+    def tokens_prefilled(self) -> int:
+        return sum(engine.tokens_prefilled for engine in self._policies())
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Kinds of weights that every replica accepts."""
+        all_of = [engine.capabilities for engine in self._policies()]
+        return Capabilities(all(one.adapters for one in all_of), all(one.full for one in all_of))
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        policies = self._policies()
+        async with self.exclusive():
+            for engine in policies:
+                await engine.load_weights(folder, version)
+
+    def _policies(self) -> list[PolicyEngine]:
+        policies = [engine for engine in self.engines if isinstance(engine, PolicyEngine)]
+        if len(policies) < len(self.engines):
+            raise Unsupported(f"{self.name}: not every replica takes weights")
+        return policies
 
     async def generate(self, request: Request) -> Completion:
         async with self._pause.call():
@@ -99,8 +127,8 @@ class Replicas:
             replica.under_way -= 1
 
     def _ranked(self, session: str) -> list[_Replica]:
-        """All replicas, the one to ask first at the front; those that rest come last. A call of no session goes where
-        the fewest are."""
+        """Return all replicas in order of preference; unreachable ones come last. A call without a session goes to the
+        least busy replica."""
         now = clock.monotonic()
 
         def rank(replica: _Replica) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
-"""An engine that says what it was told to: for tests, for benchmarks, and for a gateway without a model.
+"""Returns canned replies: for tests, benchmarks, and a gateway without a model.
 
-What it says is written, not sampled, so of the sampling settings only `max_tokens` and `stop` have an effect, and a
-constraint holds as far as the script keeps to it. Log-probabilities are made up, and the same each time."""
+Replies are not sampled: of the sampling settings only `max_tokens` and `stop` apply, and constraints are not enforced.
+Log-probabilities are synthetic and deterministic."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
+from pathlib import Path
 
 from midstream.core import clock
 from midstream.core.errors import EngineError
 from midstream.core.seeds import unit_interval
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.pause import Pause
 
 Reply = str | Exception
-"""What to answer a call with: text, or an error to raise."""
+"""Answer to a call: text, or an error to raise."""
 
 
 class ScriptedEngine:
-    """Answers with `replies`: one for every call, a list to go through in each session, or a function of the request.
+    """Answers with `replies`: one for every call, a list consumed in order by each session, or a function of the
+    request.
 
-    A call takes `latency_s`, and then a second for each `tokens_per_s` tokens (None: no time). `policy_version` may be
-    set; a call reports the one it began with."""
+    A call takes `latency_s` plus the time for its tokens at `tokens_per_s` (None: no time). `policy_version` can be
+    set; a call reports the version at its start."""
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class ScriptedEngine:
         self.name, self.tokenizer = name, tokenizer
         self.context_length, self.policy_version = context_length, policy_version
         self.latency_s, self.tokens_per_s = latency_s, tokens_per_s
+        self.tokens_sampled = self.tokens_prefilled = 0
+        self.capabilities = Capabilities()
         self._replies = replies
         self._answered: dict[str, int] = {}
         self._end = tokenizer.closing_id()
@@ -54,8 +58,13 @@ class ScriptedEngine:
         self._answered.pop(session, None)
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
-        """Inside, no call is under way, and new ones wait."""
+        """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        """Set `policy_version`; replies stay the same."""
+        async with self.exclusive():
+            self.policy_version = version
 
     async def generate(self, request: Request) -> Completion:
         began = time.perf_counter()
@@ -69,6 +78,8 @@ class ScriptedEngine:
                 raise reply
             ids, log_probs, text, reason = self._cut(reply, request.sampling.stop, limit)
             await self._pace(request, ids, log_probs)
+            self.tokens_sampled += len(ids)
+            self.tokens_prefilled += len(request.prompt_ids)
             return Completion(
                 ids=ids,
                 log_probs=log_probs,
@@ -93,7 +104,7 @@ class ScriptedEngine:
         return self._replies[place]
 
     def _tokens_of(self, text: str) -> tuple[tuple[int, ...], tuple[float, ...], str]:
-        """The ids of a reply, its log-probabilities, and what the ids read as."""
+        """Return the ids of a reply, their log-probabilities, and their text."""
         ids = (*self.tokenizer.encode(text), self._end)
         log_probs = tuple(-2 * unit_interval("scripted", place, token) for place, token in enumerate(ids))
         return ids, log_probs, self.tokenizer.text_of(ids)
@@ -119,7 +130,7 @@ class ScriptedEngine:
             return
         began = clock.monotonic()
         for place in range(len(ids)):
-            # Against the clock, so that waking up late does not add up.
+            # Scheduled against the clock, so that late wake-ups do not accumulate.
             due = began + (place + 1) / self.tokens_per_s if self.tokens_per_s else began
             await clock.sleep(max(0.0, due - clock.monotonic()))
             request.on_tokens(ids[place : place + 1], log_probs[place : place + 1])
@@ -127,7 +138,7 @@ class ScriptedEngine:
     def _top(
         self, count: int, ids: Sequence[int], log_probs: Sequence[float]
     ) -> tuple[tuple[tuple[int, float], ...], ...]:
-        """The token itself as the likeliest, and its neighbours in the vocabulary after it."""
+        """Return the token itself as the most likely, followed by its neighbours in the vocabulary."""
         if not count:
             return ()
         size = len(self.tokenizer)

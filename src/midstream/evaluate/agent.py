@@ -15,8 +15,11 @@ from midstream.evaluate.trust import insist_trusted, is_ours
 from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
+    from midstream.agents.endpoint import AgentEndpoint
     from midstream.learn.setup import TrainingContext
 
+PRECISION = ("numerics", "dtype", "device", "model")
+"""Settings of `policy` that decide how its numbers are computed."""
 BARE_FLOW = "single_step_single_turn_agent"
 
 
@@ -73,11 +76,15 @@ def load_agent(
     *,
     sections: Mapping[str, Mapping[str, Any] | None] | None = None,
     trust: bool = False,
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainingContext:
-    """Build the agent and load its weights. `sections` replace whole sections of its config (None: by its defaults);
-    `overrides` come last. Raises `ConfigError` when what is not ours names more than built-in parts, unless it is
-    trusted."""
+    """Build the agent and load its weights, computing as its run did if this machine can and no override changes that;
+    a warning is logged if it cannot. `sections` replace whole sections of its config (None: by its defaults);
+    `overrides` come last. `endpoint` accepts the calls of black-box agents.
+
+    Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
     from midstream.engines.torch.compute import submit
+    from midstream.engines.torch.numerics import read_recorded
     from midstream.learn.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
@@ -87,15 +94,23 @@ def load_agent(
     if source.checkpoint is not None and (data.get("tasks") or {}).get("sources"):
         # The store that a run learned from is not needed again, and may not be there, or not be ours.
         data["rollout"] = {key: value for key, value in (data.get("rollout") or {}).items() if key != "source"}
-    config = parse_config(TrainConfig, apply_overrides(data, overrides), f"the config of '{source.name}'")
+    overridden = apply_overrides(data, overrides)
+    config = parse_config(TrainConfig, overridden, f"the config of '{source.name}'")
+    as_run = source.checkpoint is not None and _precision(overridden) == _precision(source.config)
+    recorded = read_recorded(source.checkpoint.resolve().parent.parent) if source.checkpoint and as_run else None
 
     def load() -> TrainingContext:
-        parts = build(config)
+        parts = build(config, recorded, endpoint, numerics_required=not as_run)
         if source.checkpoint is not None:
             parts.weights.load(source.checkpoint)
         return parts
 
     return submit(load).result()
+
+
+def _precision(config: Mapping[str, Any]) -> list[Any]:
+    policy = config.get("policy") or {}
+    return [policy.get(name) for name in PRECISION]
 
 
 def last_finished(root: str | Path) -> Path:
@@ -105,7 +120,7 @@ def last_finished(root: str | Path) -> Path:
         if run.status == "finished":
             return run.path
     if not runs:
-        raise RunError(f"there is no run in '{root}' yet", "midstream train configs/quickstart.yaml makes one")
+        raise RunError(f"there is no run in '{root}' yet", "midstream train quickstart makes one")
     newest = runs[0]
     raise RunError(
         f"no run in '{root}' has finished; the last one, '{newest.name}', is {newest.status}",

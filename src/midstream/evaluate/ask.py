@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.core.blocking import run_blocking
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import find_agent, last_finished, load_agent
 from midstream.evaluate.runs import find_run
+from midstream.gateway.in_process import InProcessGateway
 
 if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
@@ -28,22 +30,49 @@ def ask(
     checkpoint: str | Path | None = None,
     config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
     model: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
     runs_dir: str | Path = "runs",
     trust: bool = False,
 ) -> Trajectory:
     """Put `question` to an agent, greedily, and get everything it did.
 
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
-    or a bare `model`; with none of them, of the run in `runs_dir` that finished last. The
-    config of a run or checkpoint from outside `runs_dir` may name built-in flows and tools only, unless `trust`.
+    or a bare `model`; with none of them, of the run in `runs_dir` that finished last. The config of a run or checkpoint
+    from outside `runs_dir` may name built-in flows and tools only, unless `trust`. `metadata` is that of the task: a
+    flow gets it as keyword arguments. `ask_async` is the same for async code.
     """
-    from midstream.learn.held_out import attempt
+    return run_blocking(
+        ask_async(
+            question,
+            run=run,
+            checkpoint=checkpoint,
+            config=config,
+            model=model,
+            metadata=metadata,
+            runs_dir=runs_dir,
+            trust=trust,
+        )
+    )
 
+
+async def ask_async(
+    question: str,
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    model: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    runs_dir: str | Path = "runs",
+    trust: bool = False,
+) -> Trajectory:
+    """As `ask`."""
     if run is None and checkpoint is None and config is None and model is None:
         run = last_finished(runs_dir)
     elif run is not None:
         run = find_run(str(run), runs_dir)
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
-    parts = load_agent(source, sections=_NOT_NEEDED, trust=trust)
-    task = Task(id="question", prompt=question, kind="question", split="test")
-    return asyncio.run(attempt(parts, [task], "ask", 0, None, "ask"))[0]
+    task = Task(id="question", prompt=question, kind="question", split="test", metadata=metadata or {})
+    async with InProcessGateway() as endpoint:
+        parts = await asyncio.to_thread(load_agent, source, sections=_NOT_NEEDED, trust=trust, endpoint=endpoint)
+        return (await parts.evaluate([task], "ask", channel="ask"))[0]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.core.blocking import run_blocking
 from midstream.core.errors import ConfigError
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import AgentSource, find_agent, load_agent
 from midstream.evaluate.runs import find_run
+from midstream.gateway.in_process import InProcessGateway
 from midstream.tasks.row_files import is_task_file
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float], None]
 """Called with how many attempts are done, of how many, and the tokens sampled a second."""
 
+_log = logging.getLogger(__name__)
 REPORT_EVERY_S = 0.5
 SHOWN_ERRORS = 5
 DEFAULT_TASKS = 64
@@ -48,12 +52,48 @@ def evaluate(
     The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
     or a bare `model`. `tasks` is a task file or the name of a task set, in place of the config's; a file is taken whole
     unless `split` names a part of it, anything else by its split `test`. `fields` are options of that source
-    (`{"answer": "target"}`, see `SourceConfig`). `n` takes the first tasks only; of a set made
+    (`{"answer": "target"}`, see `TaskSourceConfig`). `n` takes the first tasks only; of a set made
     without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
     holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
     `samples` holds every attempt. The config of a run or checkpoint from outside `runs_dir` may name built-in flows,
-    tools and components only, unless `trust`.
+    tools and components only, unless `trust`. `evaluate_async` is the same for async code.
     """
+    return run_blocking(
+        evaluate_async(
+            config=config,
+            run=run,
+            checkpoint=checkpoint,
+            model=model,
+            overrides=overrides,
+            tasks=tasks,
+            fields=fields,
+            split=split,
+            n=n,
+            flow=flow,
+            runs_dir=runs_dir,
+            trust=trust,
+            progress=progress,
+        )
+    )
+
+
+async def evaluate_async(
+    *,
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    tasks: str | None = None,
+    fields: Mapping[str, str] | None = None,
+    split: str | None = None,
+    n: int | None = None,
+    flow: str | None = None,
+    runs_dir: str | Path = "runs",
+    trust: bool = False,
+    progress: Progress | None = None,
+) -> Row:
+    """As `evaluate`."""
     folder = None if run is None else find_run(str(run), runs_dir)
     source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     sections: dict[str, Mapping[str, Any] | None] = {}
@@ -72,14 +112,16 @@ def evaluate(
         raise ConfigError(
             "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
         )
-    parts = load_agent(source, overrides, sections=sections, trust=trust)
-    return asyncio.run(_evaluate(parts, source, split or "test", n, progress))
+    async with InProcessGateway() as endpoint:
+        parts = await asyncio.to_thread(
+            load_agent, source, overrides, sections=sections, trust=trust, endpoint=endpoint
+        )
+        return await _evaluate(parts, source, split or "test", n, progress)
 
 
 async def _evaluate(
     parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
 ) -> Row:
-    from midstream.learn.held_out import attempt
     from midstream.learn.samples import sample_row
     from midstream.rewards.summary import summarise
 
@@ -103,11 +145,12 @@ async def _evaluate(
 
     watcher = asyncio.create_task(watch())
     try:
-        trajectories = await attempt(parts, tasks, "eval", 0, None, split, count)
+        trajectories = await parts.evaluate(tasks, "eval", channel=split, on_done=count)
     finally:
         watcher.cancel()
     elapsed = time.perf_counter() - began
     succeeded = parts.reward.succeeded
+    decode = parts.tokenizer.decode
     return {
         "label": source.name,
         "split": split,
@@ -116,16 +159,19 @@ async def _evaluate(
         "tokens": parts.engine.tokens_sampled,
         "tokens_per_s": parts.engine.tokens_sampled / elapsed,
         "time_s": elapsed,
-        "samples": [{"task": t.task.id, **sample_row(source.name, 0, t, succeeded(t))} for t in trajectories],
+        "samples": [{"task": t.task.id, **sample_row(source.name, 0, t, succeeded(t), decode)} for t in trajectories],
     }
 
 
 def _chosen(parts: TrainingContext, split: str, n: int | None) -> list[Task]:
     from midstream.tasks import check, take
+    from midstream.tasks.taskset import shortage
 
     size = parts.tasks.size(split)
     check(parts.tasks, [split])
     if n is None:
         # A set that is made without end has no whole: as many then as the run's own evaluations take.
         n = size if size is not None else parts.config.trainer.test_tasks or DEFAULT_TASKS
+    elif short := shortage(parts.tasks, split, n):
+        _log.warning("%s", short)
     return take(parts.tasks, split, n)

@@ -76,13 +76,13 @@ def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dty
     from midstream.engines.torch.checkpoint_files import stored_dtype
     from midstream.engines.torch.decoder import load_decoder
     from midstream.learn.model_folder import copy_beside, merge_adapters, write_model
-    from midstream.learn.setup import tuned
+    from midstream.learn.setup import make_weights
     from midstream.learn.weights import unfused
 
     base = resolve(config.policy.model)
     if whole:
         decoder = load_decoder(base, torch.float32)
-        tuned(config, decoder, "adapters").load(checkpoint)
+        make_weights(config, decoder, "adapters").load(checkpoint)
         merge_adapters(decoder)
         kept = stored_dtype(base) if dtype == "auto" else getattr(torch, dtype)
         values = {name: value.detach() for name, value in decoder.named_parameters() if ".adapter." not in name}

@@ -157,6 +157,10 @@ def _sample(label: str, sample: Row) -> str:
 def _turn(turn: Row) -> str:
     role = escape(str(turn.get("role") or ""))
     parts = [f'<div class="turn"><b class="role {role if role.isalpha() else ""}">{role}</b>']
+    if turn.get("prompt"):
+        tokens = turn.get("prompt_tokens")
+        title = "prompt" + (f", {tokens} tokens with what came before" if isinstance(tokens, int) else "")
+        parts.append(f"<details><summary>{escape(title)}</summary><pre>{_text(turn['prompt'])}</pre></details>")
     if turn.get("text"):
         parts.append(f"<pre>{_text(turn['text'])}</pre>")
     if turn.get("tool"):
@@ -278,6 +282,7 @@ th,td{padding:6px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:12px}
 .card{border:1px solid var(--line);border-radius:8px;padding:12px 14px;min-width:0}
+details{font-size:12px;color:var(--muted)}summary{cursor:pointer}
 .right{color:var(--good)}.wrong{color:var(--bad)}
 pre{margin:2px 0 6px;white-space:pre-wrap;overflow-wrap:anywhere;font:12.5px/1.45 ui-monospace,monospace;
 background:var(--soft);border-radius:6px;padding:6px 9px}

@@ -54,18 +54,28 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
         if ":" in str(tool):
             yield f"flow.tools imports and runs '{tool}'"
     for role, settings in _section(flow, "roles").items():
-        engine = str(settings.get("engine", "")) if isinstance(settings, Mapping) else ""
-        if "://" in engine:
-            key = f", with the key in ${settings['api_key_env']}" if settings.get("api_key_env") else ""
-            yield f"flow.roles.{role} sends what it reads to {engine}{key}"
+        if isinstance(settings, Mapping):
+            yield from _sent_by(f"flow.roles.{role}", settings)
     reward = _section(config, "reward")
-    for component in {**_section(reward, "components"), str(reward.get("success", "")): 0}:
-        if ":" in str(component):
+    judge = _section(reward, "judge")
+    yield from _sent_by("reward.judge", judge)
+    # Whatever the reward's config may resolve: an override can give weight to what has none here.
+    names = (*_section(reward, "components"), reward.get("success"), judge.get("compare_with"))
+    for component in dict.fromkeys(map(str, names)):
+        if ":" in component:
             yield f"reward imports and runs '{component}'"
     for source in _section(config, "tasks").get("sources") or ():
         kind = str(source.get("type", "")) if isinstance(source, Mapping) else ""
         if is_imported(kind):
             yield f"tasks.sources imports and runs '{kind}'"
+
+
+def _sent_by(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """A line when the model that `settings` describe is at a URL."""
+    engine = str(settings.get("engine", ""))
+    if "://" in engine:
+        key = f", with the key in ${settings['api_key_env']}" if settings.get("api_key_env") else ""
+        yield f"{name} sends what it reads to {engine}{key}"
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

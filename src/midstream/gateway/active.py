@@ -10,7 +10,9 @@ from weakref import WeakValueDictionary
 
 from midstream.core import clock
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Message, Status, Step, Task
+from midstream.core.types import FinishReason, Message, Status, Step, Task, Trajectory
+from midstream.engines.chat import ChatTokenizer
+from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
 from midstream.gateway.retries import Retries
 from midstream.record.recorder import Recorder, RoleEngine
@@ -77,6 +79,21 @@ class ActiveTrajectory:
     retries: Retries = field(default_factory=Retries)
     answering: Locks = field(default_factory=Locks)
     """Held, by idempotency key, while its answers are made: who asks again meanwhile waits for them."""
+
+    def trajectory(self, tokenizer: ChatTokenizer, status: Status) -> Trajectory:
+        """What is recorded so far, answered by the last step that was not interrupted, as it would be with `status`."""
+        steps = self.recorder.recorded()
+        whole = [step for step in steps if step.finish_reason != FinishReason.INTERRUPTED]
+        return Trajectory(
+            uid=self.uid,
+            prompt_uid=self.prompt_uid,
+            task=self.task,
+            steps=steps,
+            answer=answer_of(whole[-1], tokenizer).reply.content if whole else None,
+            turns=len(steps),
+            status=status,
+            metadata=self.metadata,
+        )
 
     def touch(self) -> None:
         self.touched = clock.monotonic()

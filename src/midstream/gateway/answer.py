@@ -20,7 +20,7 @@ from midstream.engines.detokenize import TextStream
 from midstream.engines.formats import Delta, Reply
 from midstream.engines.formats.reply import joined
 from midstream.record.recorder import TOP_LOG_PROBS
-from midstream.record.tree import told
+from midstream.record.tree import truncate_at_stop
 
 _IDS = Random()
 """Ids need not be secret, and to ask the system for each would let another thread run first."""
@@ -126,7 +126,7 @@ def call_id(answer_id: str, place: int) -> str:
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
     """The answer that a recorded step is; `completion` is what the engine gave, where it has just done so."""
     parser = tokenizer.format.parser(step.tools)
-    deltas = [*parser.feed(told(step.text, step.metadata.get("stop", ()))), *parser.close()]
+    deltas = [*parser.feed(truncate_at_stop(step.text, step.metadata.get("stop", ()))), *parser.close()]
     reply, outline = joined(deltas), Outline(deltas)
     top = step.metadata.get(TOP_LOG_PROBS, ()) if completion is None else completion.top_log_probs
     thought = _thought_tokens(step, reply.reasoning, tokenizer) if reply.reasoning else 0
@@ -164,7 +164,7 @@ class AnswerStream:
         if self._stopped:
             return []
         self._held += new
-        before = told(self._held, self._stop)
+        before = truncate_at_stop(self._held, self._stop)
         if len(before) < len(self._held):
             self._stopped = True
             return self._said(before)

@@ -110,11 +110,11 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         """The answers to `ask`: as a stream of `events` where those are wanted, else as `whole` puts them."""
         ask = _keyed(calling.request, ask)
-        await gateway.must_fit(calling.live, ask)
+        await gateway.calls.must_fit(calling.live, ask)
         if events is not None:
-            made = events(gateway.stream(calling.live, ask, calling.caller))
+            made = events(gateway.calls.stream(calling.live, ask, calling.caller))
             return EventStream(made, dialect, gateway.config.limits.ping_s)
-        return as_json(whole(await until_gone(calling.request, gateway.ask(calling.live, ask, calling.caller))))
+        return as_json(whole(await until_gone(calling.request, gateway.calls.ask(calling.live, ask, calling.caller))))
 
     async def chat_completions(calling: _Calling, body: chat.ChatRequest) -> Response:
         ask = chat.parse(body, gateway, calling.live)
@@ -133,7 +133,7 @@ def _add_model_calls(app: FastAPI, gateway: Gateway) -> None:
 
     async def make_response(calling: _Calling, body: responses.ResponseRequest) -> Response:
         ask = responses.parse(body, gateway, calling.live)
-        sampling = gateway.sampled_as(calling.live, ask)
+        sampling = gateway.calls.sampled_as(calling.live, ask)
         events = partial(response_object.events, body, sampling=sampling) if body.stream else None
         return await answered(calling, ask, events, lambda answers: response_object.body(body, answers[0], sampling))
 

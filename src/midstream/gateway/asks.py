@@ -42,7 +42,7 @@ class Ask:
     due: float = math.inf
     """When it must be answered, by the event loop's clock."""
     fingerprint: str = ""
-    """With a key: calls whose prompt, sampling or constraint differ differ in it."""
+    """Of a call that may be made again: those whose prompt, sampling or constraint differ differ in it."""
 
 
 def pieces_of(

@@ -6,11 +6,13 @@ import os
 import re
 import secrets
 import socket
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
+from midstream.core.sampling import SamplingParams
 from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardConfig
 
@@ -119,7 +121,9 @@ class GatewayConfig(Config):
     device: str = "auto"
     """`auto` is `cuda` where there is one, else `cpu`."""
     numerics: Literal["auto", "exact", "fast"] = "auto"
-    """As `policy.numerics` of a run: name the same where one learns from what this gateway samples."""
+    """As `policy.numerics` of a run. `auto`, and `dtype: auto` with it, is what the run of `follow` recorded, with a
+    warning where this machine cannot compute so; without a run it is measured. Set it to the run's where a run learns
+    from this gateway's samples without being followed."""
     follow: str | None = None
     """A run directory: each new checkpoint of it is loaded, and stamped on calls as their `policy_version`."""
     tool_format: str | None = None
@@ -159,6 +163,10 @@ class GatewayConfig(Config):
     def called(self) -> str:
         """`name`, or what stands in for it. On a port that the system chooses nobody comes after this one."""
         return self.name or f"{socket.gethostname()}/{self.host}:{self.port or secrets.token_hex(4)}"
+
+    def held(self, sampling: SamplingParams) -> SamplingParams:
+        """`sampling` with the settings that hold whatever is asked for."""
+        return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in self.sampling.items()})
 
     @field_validator("prefix_ignore")
     @classmethod

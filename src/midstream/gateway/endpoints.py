@@ -143,7 +143,7 @@ class Endpoints:
             caller.must_be_admin()
             if key is not None:
                 raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is kept")
-            step, text = await gateway.generate(prompt_ids, sampling, caller), None
+            step, text = await gateway.calls.generate(prompt_ids, sampling, caller), None
         else:
             caller.must_reach(asked.trajectory_uid)
             live = await self._opened(Opening(uid=asked.trajectory_uid, prompt_uid=asked.prompt_uid), caller)
@@ -158,8 +158,8 @@ class Endpoints:
                 role=asked.role,
             )
             ask = Ask(call=call, key=key, role=asked.role)
-            await gateway.must_fit(live, ask)
-            (answer,) = await gateway.ask(live, ask, caller)
+            await gateway.calls.must_fit(live, ask)
+            (answer,) = await gateway.calls.ask(live, ask, caller)
             step, text = answer.step, _message(answer, tools=bool(tools))
         return {
             "response_text": step.text,
@@ -203,7 +203,7 @@ class Endpoints:
         if opening.channel not in (None, live.channel):
             raise ApiError(409, f"trajectory '{live.uid}' is in the channel '{live.channel}'", param="channel")
         fresh = await trajectories.add(live, step)
-        if live.recorder.over:
+        if live.recorder.already_ended:
             self.gateway.metrics.late.inc()
         if step.is_last and live.ended is None:
             await trajectories.close(live)

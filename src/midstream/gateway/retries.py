@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from midstream.core.types import Step
+from midstream.gateway.asks import Ask
 from midstream.record.recorder import Call
 
 OWN_KEY = "sdk:"
@@ -37,9 +38,10 @@ class Retries:
         self.attempts.append(Attempt(call, key))
         return self.attempts[-1]
 
-    def again(self, call: Call, recorded: list[Step]) -> Attempt | None:
+    def again(self, ask: Ask, recorded: list[Step]) -> Attempt | None:
         """The call that this one repeats: the latest whose answer did not get through, else the latest one. Of calls
         that were made before a restart, the `recorded` steps tell."""
+        call = ask.call
         same = [attempt for attempt in reversed(self.attempts) if _alike(attempt.call, call)]
         lost = [attempt for attempt in same if not attempt.delivered]
         if same:
@@ -47,12 +49,15 @@ class Retries:
         known = {attempt.key for attempt in self.attempts}
         for step in reversed(recorded):
             key = str(step.metadata.get("idempotency_key", ""))
-            if key.startswith(OWN_KEY) and key not in known and _made_by(call, step):
+            if key.startswith(OWN_KEY) and key not in known and _made_by(ask, step):
                 return self.first(call, key)
         return None
 
 
-def _made_by(call: Call, step: Step) -> bool:
+def _made_by(ask: Ask, step: Step) -> bool:
+    call, fingerprint = ask.call, step.metadata.get("call_fingerprint")
+    if fingerprint is not None:
+        return fingerprint == ask.fingerprint
     temperature = call.sampling.temperature or 1.0
     return (step.messages, step.tools, step.temperature) == (call.messages, call.tools, temperature)
 

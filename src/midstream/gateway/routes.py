@@ -102,7 +102,7 @@ async def _content(request: Request) -> bytes:
         most, too_large = round(prompt), ApiError(400, told, code="context_length_exceeded")
     if int(length) > most:
         raise too_large
-    decompress = decompressor(request.headers.get("content-encoding", ""))
+    packed = decompressor(request.headers.get("content-encoding", ""))
     try:
         async with asyncio.timeout(limits.body_timeout_s):
             while more:
@@ -110,10 +110,16 @@ async def _content(request: Request) -> bytes:
                 if message["type"] == "http.disconnect":
                     raise ApiError(499, "the client hung up", code="client_closed_request")
                 piece = message.get("body", b"")
-                pieces.append(piece if decompress is None else decompress(piece, most - size))
-                size, more = size + len(pieces[-1]), message.get("more_body", False)
-                if size > most:
-                    raise too_large
+                more = message.get("more_body", False)
+                for part in (piece,) if packed is None else packed.parts(piece):
+                    pieces.append(part)
+                    size += len(part)
+                    if size > most:
+                        raise too_large
+                    if packed is not None:
+                        await asyncio.sleep(0)  # others take their turns while much is decompressed
+            if packed is not None:
+                packed.end()
     except TimeoutError:
         raise ApiError(408, f"the request was not whole within {limits.body_timeout_s:g} s") from None
     if size and "json" not in kind.lower():

@@ -1,46 +1,37 @@
-"""The gateway itself, whatever dialect comes in: who is asking, which trajectory, a place at the engine, one or more
-answers, each on disk before it is acknowledged."""
+"""The gateway and its parts; what it refuses before anything is computed, and what it does on its own while it runs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from midstream.core import clock
 from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
-from midstream.engines.base import Completion
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.active import ActiveTrajectory, ended
+from midstream.gateway.active import ActiveTrajectory
 from midstream.gateway.admission import AdmissionController
-from midstream.gateway.answer import Answer, AnswerStream, answer_of, new_answer_id
-from midstream.gateway.asks import Ask, Piece, fingerprint_of, pieces_again, pieces_of
 from midstream.gateway.callers import Caller, Callers
+from midstream.gateway.calls import Calls
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.errors import ApiError
 from midstream.gateway.length import check_length, rendered
 from midstream.gateway.metrics import Metrics
-from midstream.gateway.retries import OWN_KEY, Attempt
 from midstream.gateway.tokens import TokenSigner
 from midstream.gateway.trajectories import Trajectories
-from midstream.record.recorder import Call, Recorder, RoleEngine
+from midstream.record.recorder import Call, RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
 from midstream.rewards.judge import remote_judge
 from midstream.store.servers import BEAT_S
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 MOST_WARNED = 50
 """Types of tools that the log warns of."""
-HUNG_UP = "the client hung up"
 LARGEST = 2**63 - 1
 """Of the whole numbers that every engine takes."""
 
@@ -59,7 +50,7 @@ class Gateway:
         self.names = (config.model, *config.aliases)
         self.gate = AdmissionController(config.limits, config.keys)
         reward = config.reward
-        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).alone()
+        self.reward = None if reward is None else RewardFunction(reward, remote_judge(reward.judge)).single_trajectory()
         self.trajectories = Trajectories(
             store,
             role_engine,
@@ -72,6 +63,7 @@ class Gateway:
             prefix_ignore=config.prefix_ignore,
         )
         self.metrics = Metrics(self)
+        self.calls = Calls(config, role_engine, self.tokenizer, self.gate, self.trajectories, self.metrics)
         self._warned: set[str] = set()
 
     def caller(self, *secrets: str) -> Caller:
@@ -116,13 +108,6 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    async def must_fit(self, live: ActiveTrajectory, ask: Ask) -> None:
-        """Raises `PromptTooLong` for a call whose prompt cannot fit the context of whoever answers it."""
-        role_engine, call = self._spoken(live, ask)
-        if call.prompt_ids is None:
-            tokenizer = role_engine.tokenizer or self.tokenizer
-            await check_length(tokenizer, role_engine.engine.context_length, call.messages, call.tools)
-
     async def count_tokens(self, call: Call, live: ActiveTrajectory, caller: Caller) -> int:
         """How many tokens the prompt of a call has that begins a conversation, within the limits of the caller's key.
         Raises `PromptTooLong` for one that cannot fit the context, as it is not encoded, and `Unsupported` when the
@@ -156,114 +141,6 @@ class Gateway:
                 told = f"a group that waits for training is {age} policy versions old"
         if told:
             raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
-
-    async def ask(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> list[Answer]:
-        """All answers, in order, once they are on disk."""
-        ask, attempt = self._attempted(live, self._due(ask))
-        async with self._called(live, ask) as known:
-            answers = {choice: self._replayed(step) for choice, step in known.items()}
-            missing = [choice for choice in range(ask.choices) if choice not in known]
-            made = await _together([self._make(live, ask, caller, choice) for choice in missing])
-            answers |= zip(missing, made, strict=True)
-            if attempt is not None:
-                attempt.delivered = True
-            return [answer for _, answer in sorted(answers.items())]
-
-    async def stream(self, live: ActiveTrajectory, ask: Ask, caller: Caller) -> AsyncGenerator[Piece]:
-        """The answers as they come: deltas in any order of choices, then each choice's answer, once it is on disk.
-        Closing the iterator gives up what is not finished."""
-        ask, attempt = self._attempted(live, self._due(ask))
-        pieces = asyncio.Queue[Piece | Exception]()
-
-        async def make(choice: int) -> None:
-            try:
-                answer = await self._make(live, ask, caller, choice, pieces.put_nowait)
-                pieces.put_nowait(Piece(choice, answer.id, answer=answer, prompt_tokens=len(answer.step.prompt_ids)))
-            except Exception as error:
-                pieces.put_nowait(error)
-
-        async with self._called(live, ask) as known:
-            making = [asyncio.create_task(make(choice)) for choice in range(ask.choices) if choice not in known]
-            try:
-                for choice, step in sorted(known.items()):
-                    answer = self._replayed(step)
-                    for piece in pieces_again(choice, answer, self.tokenizer):
-                        yield piece
-                    yield Piece(choice, answer.id, answer=answer, prompt_tokens=len(step.prompt_ids))
-                answered = 0
-                while answered < len(making):
-                    piece = await pieces.get()
-                    if isinstance(piece, Exception):
-                        raise piece
-                    answered += piece.answer is not None
-                    yield piece
-                if attempt is not None:
-                    attempt.delivered = True
-            finally:
-                for task in making:
-                    task.cancel(HUNG_UP)
-                # What an engine has answered is on disk before the call counts as over: a retry must find it.
-                await asyncio.gather(*making, return_exceptions=True)
-
-    def _attempted(self, live: ActiveTrajectory, ask: Ask) -> tuple[Ask, Attempt | None]:
-        """`ask` with a key of ours, where it comes from an SDK that may make it again without one of its own."""
-        if ask.key is not None or ask.retry is None:
-            return ask, None
-        attempt = live.retries.again(ask.call, live.recorder.finished()) if ask.retry else None
-        if attempt is None:
-            attempt = live.retries.first(ask.call, f"{OWN_KEY}{new_answer_id()}")
-        return replace(ask, key=attempt.key), attempt
-
-    @asynccontextmanager
-    async def _called(self, live: ActiveTrajectory, ask: Ask) -> AsyncIterator[dict[int, Step]]:
-        """Inside, `ask` is under way; gives the steps that were made for its key already, by choice."""
-        if live.recorder.over:
-            self.trajectories.was_ended(live)
-        if live.ended is not None:
-            raise ended(live)
-        if ask.choices > self.config.limits.choices:
-            raise ApiError(400, f"n is {ask.choices}; at most {self.config.limits.choices} are given", param="n")
-        live.in_flight += 1
-        try:
-            if ask.key is None:
-                yield {}
-            else:
-                async with AsyncExitStack() as alone:
-                    yield await self._known(live, ask, alone)
-        finally:
-            live.in_flight -= 1
-            live.touch()
-
-    async def _known(self, live: ActiveTrajectory, ask: Ask, alone: AsyncExitStack) -> dict[int, Step]:
-        """The steps made for the key of `ask` already, once nobody else is making them; `alone` keeps others waiting
-        until it is closed. Raises `ApiError` 409 when the key was used for another call."""
-        assert ask.key is not None
-        try:
-            async with asyncio.timeout_at(ask.due):
-                await alone.enter_async_context(live.answering.of(ask.key))
-        except TimeoutError:
-            raise self._too_late() from None
-        known = live.recorded(ask.key)
-        for step in known.values():
-            if step.metadata.get("call_fingerprint") not in (None, ask.fingerprint):
-                raise ApiError(
-                    409,
-                    f"the idempotency key '{ask.key}' was used for another call; make a key for each call, and send it "
-                    "again only when that call is made again",
-                    code="idempotency_key_reused",
-                )
-        return {choice: step for choice, step in known.items() if choice < ask.choices}
-
-    async def generate(self, prompt_ids: tuple[int, ...], sampling: SamplingParams, caller: Caller) -> Step:
-        """A response to token ids that belongs to no trajectory and is not recorded: its caller submits the step."""
-        call = Call(prompt_ids=prompt_ids, sampling=self._held(sampling))
-        uid = uuid.uuid4().hex
-        async with self._place(caller.key, asyncio.get_running_loop().time() + self.config.limits.timeout_s):
-            try:
-                step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self.role_engine, call)
-            finally:
-                self.role_engine.engine.leave(uid)
-        return step
 
     async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
         """Change the engine's weights by `swap`: new calls wait, so that none sees two versions."""
@@ -308,116 +185,6 @@ class Gateway:
             raise ApiError(400, "an empty stop string would stop every reply before it begins", param="stop")
         settings.setdefault("max_tokens", self.config.limits.max_response_tokens)
         try:
-            return self._held(SamplingParams(**settings))
+            return self.config.held(SamplingParams(**settings))
         except ValueError as error:
             raise ApiError(400, str(error)) from None
-
-    def sampled_as(self, live: ActiveTrajectory, ask: Ask) -> SamplingParams:
-        """The sampling settings that hold for `ask`."""
-        return self._spoken(live, ask)[1].sampling
-
-    def _spoken(self, live: ActiveTrajectory, ask: Ask) -> tuple[RoleEngine, Call]:
-        """Who answers, and how: a rollout's sampling settings hold, whatever its agent asks for."""
-        call = ask.call
-        if not live.role_engines:
-            return self.role_engine, replace(call, role=ask.role or "policy")
-        role = next((name for name in (ask.role or "", call.role) if name in live.role_engines), "policy")
-        held = live.sampling[role]
-        asked = call.sampling
-        sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
-        return live.role_engines[role], replace(call, role=role, sampling=sampling)
-
-    def _held(self, sampling: SamplingParams) -> SamplingParams:
-        fixed = self.config.sampling
-        return replace(sampling, **{n: int(v) if n == "top_k" else v for n, v in fixed.items()}) if fixed else sampling
-
-    def _replayed(self, step: Step) -> Answer:
-        self.metrics.replayed.inc()
-        return answer_of(step, self.tokenizer)
-
-    async def _make(
-        self, live: ActiveTrajectory, ask: Ask, caller: Caller, choice: int, say: Callable[[Piece], None] | None = None
-    ) -> Answer:
-        """One choice of `ask`; `say` hears of its deltas."""
-        role_engine, call = self._spoken(live, ask)
-        if call.metadata.get("hints") and role_engine.tokenizer is not None:
-            call = replace(call, template=template_arguments(call.metadata, role_engine.tokenizer.reads))
-        answer_id = new_answer_id()
-        metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
-        if ask.key is not None:
-            metadata["idempotency_key"] = ask.key
-        if ask.fingerprint:
-            metadata["call_fingerprint"] = ask.fingerprint
-            call = replace(call, keep_top_log_probs=True)
-        if ask.choices > 1:
-            metadata["choice"] = choice
-            if call.sampling.seed is not None:
-                call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
-        call = replace(call, metadata=metadata)
-        if say is None:
-            return self._answered(live, *await self._recorded(live, role_engine, call, caller, ask.due))
-        stream = AnswerStream(self.tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
-        prompt_tokens = 0
-
-        def on_prompt(size: int) -> None:
-            nonlocal prompt_tokens
-            prompt_tokens = size
-
-        def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-            for piece in pieces_of(choice, answer_id, stream, ids, log_probs, prompt_tokens):
-                say(piece)
-
-        call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
-        made = await self._recorded(live, role_engine, call, caller, ask.due)
-        for delta in stream.close():
-            say(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
-        return self._answered(live, *made)
-
-    async def _recorded(
-        self, live: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float
-    ) -> tuple[Step, Completion]:
-        async with self._place(caller.key or live.key, due):
-            return await live.recorder.call(role_engine, call)
-
-    def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
-        if live.recorder.over:
-            self.trajectories.was_ended(live)
-        if live.ended is not None:
-            self.metrics.late.inc()
-        self.metrics.recorded(step, None if step.parent is None else live.recorder.steps[step.parent])
-        answer = answer_of(step, self.tokenizer, completion)
-        self.metrics.malformed.inc(answer.reply.malformed_calls)
-        return answer
-
-    @asynccontextmanager
-    async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:
-        """A place at the engine, until the call is `due`, within the limits of `key`."""
-        limit = asyncio.timeout_at(due)
-        try:
-            async with limit, self.gate.entered(key):
-                yield
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise self._too_late() from None
-
-    def _due(self, ask: Ask) -> Ask:
-        """`ask`, due when a call that comes now must be answered, however many times it waits."""
-        due = asyncio.get_running_loop().time() + self.config.limits.timeout_s
-        return replace(ask, due=due, fingerprint="" if ask.key is None else fingerprint_of(ask.call))
-
-    def _too_late(self) -> ApiError:
-        return ApiError(504, f"no answer within {self.config.limits.timeout_s:g} s", retry_after_s=1)
-
-
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """What all of `work` gives; when one fails, the others are given up."""
-    if len(work) == 1:
-        return [await work[0]]
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)  # so that no call runs on behind its caller's back

@@ -1,4 +1,4 @@
-"""Steps that an agent hands in: which recorded ones they are, and what they may change."""
+"""Steps that are handed in: which recorded ones they are, and what they may change."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from midstream.core.types import Step
+from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.active import over
 from midstream.gateway.errors import ApiError
+from midstream.record.recorder import Recorder
+from midstream.record.store import Store
 
 
 def meant(recorded: Sequence[Step], step: Step) -> Step | None:
@@ -33,3 +36,34 @@ def check_rewards(uid: str, recorded: Sequence[Step], step: Step) -> None:
     rewards = [known.reward for known in recorded if known.reward is not None]
     if step.reward is not None and not math.isfinite(sum(rewards, step.reward)):
         raise ApiError(400, f"with this the rewards of '{uid}' add up to no number", param="reward")
+
+
+async def submit(recorder: Recorder, store: Store | None, step: Step) -> bool:
+    """Take `step` into the trajectory of `recorder`; False when it was there already. One that was sampled here takes
+    over reward and metadata. Raises `ApiError` 409 when another step has its place."""
+    steps = recorder.finished()
+    same = meant(steps, step)
+    if same is not None and same.metadata.get("submitted"):
+        return False
+    check_rewards(step.trajectory_uid, steps, step)
+    if same is not None:
+        changed = spoken_for(same, step)
+        if store is not None:  # first: who is told that it failed tries again
+            await store.trajectories.update_step(changed)
+        recorder.steps[same.step_index] = changed
+        return True
+    if not recorder.is_free(step.step_index):
+        taken = f"trajectory '{step.trajectory_uid}' has another step {step.step_index} already"
+        raise ApiError(409, taken)
+    await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
+    return True
+
+
+def holds(known: Trajectory, step: Step) -> bool:
+    """Whether a trajectory that ended holds `step`. Raises `ApiError` 409 when its agent completed it without this
+    step: then somebody is wrong."""
+    if meant(known.steps, step) is not None:
+        return True
+    if known.status is Status.COMPLETED or any(own.step_index == step.step_index for own in known.steps):
+        raise over(known.uid, known.status, known.error)
+    return False

@@ -31,10 +31,9 @@ from midstream.gateway.active import (
     task_of,
     told_of,
 )
-from midstream.gateway.answer import answer_of
 from midstream.gateway.errors import ApiError
 from midstream.gateway.scoring import scored
-from midstream.gateway.submitted import check_rewards, meant, spoken_for
+from midstream.gateway.submitted import holds, submit
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE
@@ -67,6 +66,8 @@ class Trajectories:
         prefix_ignore: Sequence[str] = PREFIX_IGNORE,
     ) -> None:
         self._store, self._role_engine, self._reward, self._prefix_ignore = store, role_engine, reward, prefix_ignore
+        assert role_engine.tokenizer is not None
+        self._tokenizer = role_engine.tokenizer
         self._channel, self._group_size = channel, group_size
         self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
         self._live: dict[str, ActiveTrajectory] = {}
@@ -146,7 +147,7 @@ class Trajectories:
         """The trajectory as it stands, open or ended; `ApiError` 404 when there is none."""
         live = self._live.get(uid)
         if live is not None:
-            return self._trajectory(live, Status.RUNNING)
+            return live.trajectory(self._tokenizer, Status.RUNNING)
         known = await self._stored(uid)
         if known is None:
             raise ApiError(404, f"no trajectory '{uid}'")
@@ -159,28 +160,11 @@ class Trajectories:
             if live.ended is not None:
                 raise ended(live)
             with self._heard_of_end(live):
-                return await self._add(live, step)
-
-    async def _add(self, live: ActiveTrajectory, step: Step) -> bool:
-        recorder = live.recorder
-        steps = recorder.finished()
-        same = meant(steps, step)
-        if same is not None and same.metadata.get("submitted"):
-            return False
-        check_rewards(live.uid, steps, step)
-        if same is not None:
-            changed = spoken_for(same, step)
-            if self._store is not None:  # first: who is told that it failed tries again
-                await self._store.trajectories.update_step(changed)
-            recorder.steps[same.step_index] = changed
-            return True
-        if not recorder.is_free(step.step_index):
-            raise ApiError(409, f"trajectory '{live.uid}' has another step {step.step_index} already")
-        live.touch()
-        await recorder.submit(replace(step, metadata={**step.metadata, "submitted": True}))
-        if recorder.over:
-            self.was_ended(live)
-        return True
+                live.touch()
+                added = await submit(live.recorder, self._store, step)
+            if live.recorder.already_ended:
+                self.was_ended(live)
+            return added
 
     async def ended_step(self, step: Step) -> bool | None:
         """Of a trajectory that ended: whether it holds `step`. None when it has not ended, or is not there. Raises
@@ -190,11 +174,7 @@ class Trajectories:
         known = await self._stored(step.trajectory_uid)
         if known is None or known.status is Status.RUNNING:
             return None
-        if meant(known.steps, step) is not None:
-            return True
-        if known.status is Status.COMPLETED or any(own.step_index == step.step_index for own in known.steps):
-            raise over(known.uid, known.status, known.error)
-        return False
+        return holds(known, step)
 
     async def _stored(self, uid: str) -> Trajectory | None:
         found = None if self._store is None else await asyncio.to_thread(self._store.trajectories.find, uid)
@@ -243,7 +223,7 @@ class Trajectories:
             if live.role_engines:
                 told = error or ("" if status is Status.COMPLETED else str(status))
                 live.said = ReportedEnd(answer, reward, dict(rewards or {}), told)
-                return self._trajectory(live, status)
+                return live.trajectory(self._tokenizer, status)
             if key is not None:
                 live.metadata[COMPLETION_KEY] = key
             try:
@@ -284,7 +264,7 @@ class Trajectories:
     ) -> Trajectory:
         """The trajectory as it ends, scored, and on disk."""
         assert self._store is not None
-        unscored = self._trajectory(live, status)
+        unscored = live.trajectory(self._tokenizer, status)
         trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
         # What is in the store as it is now need not be written again: only the last step is newly marked.
         changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
@@ -409,17 +389,3 @@ class Trajectories:
     def _forget(self, live: ActiveTrajectory) -> None:
         self._live.pop(live.uid, None)
         self._role_engine.engine.leave(live.uid)
-
-    def _trajectory(self, live: ActiveTrajectory, status: Status) -> Trajectory:
-        steps = live.recorder.recorded()
-        assert self._role_engine.tokenizer is not None
-        return Trajectory(
-            uid=live.uid,
-            prompt_uid=live.prompt_uid,
-            task=live.task,
-            steps=steps,
-            answer=answer_of(steps[-1], self._role_engine.tokenizer).reply.content if steps else None,
-            turns=len(steps),
-            status=status,
-            metadata=live.metadata,
-        )

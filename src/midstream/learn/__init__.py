@@ -1,1 +1,1 @@
-"""What turns groups of trajectories into a better policy."""
+"""Training: groups of trajectories in, updated policy weights out."""

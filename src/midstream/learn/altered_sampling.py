@@ -1,8 +1,9 @@
-"""Steps that were not sampled plainly: greedily, under a constraint, or with cuts or penalties.
+"""Statistics on altered sampling: greedy, constrained, cut or penalized steps.
 
-Their recorded log-probabilities are those of the whole vocabulary at the temperature (a greedy step's at 1), as the
-learner's are, so ratios are right; but the tokens were not drawn from that distribution, so a gradient over them is not
-the policy's in expectation. `rollout.altered_sampling` decides what becomes of them; here they are counted.
+Such steps record log-probabilities over the whole vocabulary at the temperature (at 1 for a greedy step), and so does
+the learner. Ratios are therefore correct. But the tokens were not drawn from that distribution, so their expected
+gradient is not the policy gradient. `rollout.altered_sampling` decides how these steps are used; this module only
+counts them.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from typing import Any
 from midstream.core.types import Step
 
 ALTERED = "altered_sampling"
-"""The metric: their share of the tokens that may carry loss; by cause behind a slash."""
+"""Metric: share of trainable tokens with altered sampling. `ALTERED/<cause>` is the share by cause."""
 
 
 def alterations(step: Step) -> Mapping[str, Any]:
-    """How `step` was sampled, where that was not plainly: see `core.sampling.ALTERATIONS`."""
+    """Return the alterations of a step's sampling, empty for a plain sample. See `core.sampling.ALTERATIONS`."""
     return step.metadata.get("sampling") or {}
 
 
 def shares(steps: Iterable[Step]) -> dict[str, float]:
-    """Of the tokens of `steps`, the share that was not sampled plainly, and the share by cause: of one token there may
-    be several."""
+    """Return the share of tokens with altered sampling, in total and by cause. A token can have several causes."""
     tokens: Counter[str] = Counter()
     total = 0
     for step in steps:

@@ -1,6 +1,6 @@
-"""From groups of trajectories to what the learner computes: turns with an advantage and a weight per token.
+"""Converts groups of trajectories into learning batches: turns with an advantage and a weight per token.
 
-Groups without variance and trajectories that are masked keep their place in every denominator but cost no computation.
+Zero-variance groups and masked trajectories count in every denominator but cost no computation.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from midstream.learn.log_probs import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class LearningTurn:
-    """One trainable step: its tokens, the log-probability each was sampled with, the advantage of each, and the weight
-    that all of them have."""
+    """One trainable step: tokens, sampling log-probabilities, per-token advantages, and one loss weight for all
+    tokens."""
 
     sequence: TokenSequence
     old_log_probs: tuple[float, ...]
@@ -30,46 +30,47 @@ class LearningTurn:
     weight: float
     role: str
     group: str
-    place: TurnKey = ("", 0)
+    key: TurnKey = ("", 0)
     version: int = 0
-    """The policy version that sampled it."""
+    """Policy version that sampled the turn."""
     scale: tuple[float, ...] = ()
-    """What the policy loss of each token is multiplied by; 1 when empty."""
+    """Per-token factor of the policy loss; empty means 1."""
     values: tuple[float, ...] = ()
-    """What the critic said of each token as the step began; empty without a critic."""
+    """Critic values of each token at the start of the training step; empty without a critic."""
     targets: tuple[float, ...] = ()
-    """What it should have said."""
+    """Value targets of the critic for each token; empty without a critic."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearningBatch:
-    """`turns` are those that carry gradient; `counts` says what became of everything else."""
+    """Turns that carry gradient. `counts` holds statistics on everything else."""
 
     turns: list[LearningTurn]
     counts: dict[str, float] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
-    """What the algorithm remembers after this batch."""
+    """State of the algorithm after this batch."""
     by_turn: bool = False
-    """Whether each turn has one place in the denominator, however many tokens it has."""
+    """Whether the denominator counts turns instead of tokens."""
 
-    def parts(self, n: int) -> list[LearningBatch]:
-        """`n` batches of neighbouring groups for separate updates, each with weights of its own mean; fewer when there
-        are fewer groups."""
+    def minibatches(self, n: int) -> list[LearningBatch]:
+        """Split into at most `n` minibatches of neighbouring groups, each weighted by its own mean. Returns fewer when
+        there are fewer groups."""
         if n == 1:
             return [self]
         groups = list(dict.fromkeys(turn.group for turn in self.turns))
         n = min(n, len(groups))
-        cuts = [round(len(groups) * part / n) for part in range(n + 1)] if n else [0]
-        parts: list[LearningBatch] = []
+        cuts = [round(len(groups) * cut / n) for cut in range(n + 1)] if n else [0]
+        minibatches: list[LearningBatch] = []
         for start, stop in pairwise(cuts):
             chosen = set(groups[start:stop])
             turns = [t for t in self.turns if t.group in chosen]
             share = self._mass(turns) / self._mass(self.turns)
-            parts.append(replace(self, turns=[replace(turn, weight=turn.weight / share) for turn in turns]))
-        return parts
+            minibatches.append(replace(self, turns=[replace(turn, weight=turn.weight / share) for turn in turns]))
+        return minibatches
 
     def since(self, version: int) -> LearningBatch:
-        """Without the turns that an older policy sampled; weights stay, and so do their places in the denominators."""
+        """Drop turns sampled by policies older than `version`. Weights do not change, so dropped turns still count in
+        the denominators."""
         return replace(self, turns=[turn for turn in self.turns if turn.version >= version])
 
     def _mass(self, turns: Sequence[LearningTurn]) -> float:
@@ -85,91 +86,95 @@ def make_batch(
     altered: str = "keep",
     keep_zero: bool = False,
     greedy: Mapping[str, float] | None = None,
-    readings: Mapping[TurnKey, PolicyOutputs] | None = None,
+    outputs: Mapping[TurnKey, PolicyOutputs] | None = None,
     memory: Mapping[str, float] | None = None,
 ) -> LearningBatch:
-    """Advantages and weights by `algorithm`.
+    """Compute advantages and weights with `algorithm`.
 
-    `failed` and `truncated` are the rules of those names in `rollout`, `altered` is its `altered_sampling`. `keep_zero`
-    keeps turns of zero advantage: a KL term or entropy bonus acts on them too. `greedy`, `readings` and `memory` are
-    what estimators may ask for: see `Outcome`. Raises `TrainingError` for a reward, advantage or log-probability that
-    is not finite."""
+    `failed`, `truncated` and `altered` are the rules `rollout.failed`, `rollout.truncated` and
+    `rollout.altered_sampling`. `keep_zero` keeps turns with zero advantage, because a KL term or an entropy bonus acts
+    on them too. `greedy`, `outputs` and `memory` are inputs of some estimators: see `Outcome`. Raises `TrainingError`
+    for a reward, advantage or log-probability that is not finite.
+    """
     if truncated == "drop":
         groups = [[t for t in group if not _is_truncated(t)] for group in groups]
     scored = [[t for t in group if is_scored(t, failed, truncated)] for group in groups]
     for trajectory in (t for group in scored for t in group):
         finite_reward(trajectory)
     check_log_probs(t for group in groups for t in group)
-    live = [group for group in scored if len(group) > 0]
+    nonempty = [group for group in scored if len(group) > 0]
     outcomes = [
         [
-            outcome_of(t, trainable_steps(t), greedy=(greedy or {}).get(t.prompt_uid), readings=readings, memory=memory)
+            outcome_of(t, trainable_steps(t), greedy=(greedy or {}).get(t.prompt_uid), outputs=outputs, memory=memory)
             for t in group
         ]
-        for group in live
+        for group in nonempty
     ]
-    by_group = algorithm.advantages(outcomes)
-    targets = algorithm.targets(outcomes) or [[[()] * len(o.turns) for o in group] for group in outcomes]
-    counted = [t for group in groups for t in group] if failed == "mask" else [t for group in live for t in group]
-    weigh = _weights(counted, algorithm)
+    advantages_by_group = algorithm.advantages(outcomes)
+    targets_by_group = algorithm.targets(outcomes) or [[[()] * len(o.turns) for o in group] for group in outcomes]
+    counted = [t for group in groups for t in group] if failed == "mask" else [t for group in nonempty for t in group]
+    token_weight = _weights(counted, algorithm)
     turns: list[LearningTurn] = []
-    flat: list[bool] = []
-    for group, values, wanted in zip(live, by_group, targets, strict=True):
-        flat.append(not any(_teaches(credit) for own in values for credit in own))
-        for trajectory, credits, goals in zip(group, values, wanted, strict=True):
+    zero_variance: list[bool] = []
+    for group, group_credits, group_targets in zip(nonempty, advantages_by_group, targets_by_group, strict=True):
+        zero_variance.append(not any(_is_nonzero(credit) for credits in group_credits for credit in credits))
+        for trajectory, credits, targets in zip(group, group_credits, group_targets, strict=True):
             steps = trainable_steps(trajectory)
-            for step, credit, goal in zip(steps, credits, goals, strict=True):
+            for step, credit, target in zip(steps, credits, targets, strict=True):
                 advantages = _finite(_by_token(credit, len(step.response_ids)), trajectory)
                 if truncated == "mask" and _is_truncated(trajectory):
                     continue
                 if altered == "mask" and alterations(step):
                     continue
                 if keep_zero or any(advantages):
-                    place = (trajectory.uid, step.step_index)
-                    said = (readings or {}).get(place, PolicyOutputs()).values
+                    key = (trajectory.uid, step.step_index)
+                    values = (outputs or {}).get(key, PolicyOutputs()).values
                     turns.append(
                         LearningTurn(
                             TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
                             tuple(step.rollout_log_probs or ()),
                             advantages,
-                            weigh(trajectory, step, len(steps)),
+                            token_weight(trajectory, step, len(steps)),
                             step.role,
                             trajectory.prompt_uid,
-                            place,
+                            key,
                             step.policy_version,
-                            values=tuple(said),
-                            targets=tuple(goal) if isinstance(goal, Sequence) else (),
+                            values=tuple(values),
+                            targets=tuple(target) if isinstance(target, Sequence) else (),
                         )
                     )
     counts = {
         "groups": float(len(groups)),
-        "zero_variance_groups": float(sum(flat)),
-        "empty_groups": float(len(groups) - len(live)),
+        "zero_variance_groups": float(sum(zero_variance)),
+        "empty_groups": float(len(groups) - len(nonempty)),
         "failed_trajectories": float(sum(t.status is not Status.COMPLETED for group in groups for t in group)),
         "untrainable_trajectories": float(sum(not trainable_steps(t) for t in counted)),
-        **shares(step for group in live for t in group for step in trainable_steps(t)),
+        **shares(step for group in nonempty for t in group for step in trainable_steps(t)),
         **algorithm.metrics(outcomes),
     }
-    kept = algorithm.remember(outcomes) if outcomes else dict(memory or {})
-    return LearningBatch(turns, counts, kept, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length"))
+    new_memory = algorithm.remember(outcomes) if outcomes else dict(memory or {})
+    return LearningBatch(
+        turns, counts, new_memory, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length")
+    )
 
 
 def trainable_steps(trajectory: Trajectory) -> list[Step]:
-    """The steps whose tokens carry loss."""
+    """Return the steps whose tokens carry loss."""
     return [step for step in trajectory.steps if step.trainable and step.response_ids and step.rollout_log_probs]
 
 
 def is_scored(trajectory: Trajectory, failed: str, truncated: str) -> bool:
-    """Whether a trajectory counts in its group's statistics, by the rules of those names in `rollout`."""
+    """Return whether a trajectory enters its group's statistics, given the rules `rollout.failed` and
+    `rollout.truncated`."""
     if truncated == "drop" and _is_truncated(trajectory):
         return False
-    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
-        return False  # an outage is no outcome of the policy
+    if failure_of(trajectory) not in (None, Failure.AGENT):
+        return False  # an outage or a broken reward component says nothing about the policy
     return trajectory.reward is not None and (trajectory.status is Status.COMPLETED or failed == "score")
 
 
 def finite_reward(trajectory: Trajectory) -> float:
-    """The reward of a scored trajectory; `TrainingError` when it is not finite."""
+    """Return the reward of a scored trajectory. Raises `TrainingError` when it is not finite."""
     if trajectory.reward is None or not math.isfinite(trajectory.reward):
         raise TrainingError(
             f"the reward of trajectory '{trajectory.uid}' is {trajectory.reward}",
@@ -179,8 +184,10 @@ def finite_reward(trajectory: Trajectory) -> float:
 
 
 def check_log_probs(trajectories: Iterable[Trajectory]) -> None:
-    """Raise `TrainingError` for the first log-probability that is not finite, of any role and whatever its group's
-    advantages are: a model that gives one has broken weights or overflows."""
+    """Raise `TrainingError` for the first log-probability that is not finite.
+
+    Covers every role and every group, also those with zero advantage: such a value means broken weights or an overflow.
+    """
     for trajectory in trajectories:
         for step in trajectory.steps:
             if not all(map(math.isfinite, step.rollout_log_probs or ())):
@@ -196,7 +203,7 @@ def _is_truncated(trajectory: Trajectory) -> bool:
     return any(step.finish_reason == FinishReason.LENGTH for step in trainable_steps(trajectory))
 
 
-def _teaches(credit: Credit) -> bool:
+def _is_nonzero(credit: Credit) -> bool:
     return credit != 0 if isinstance(credit, int | float) else any(credit)
 
 
@@ -208,23 +215,26 @@ def _by_token(credit: Credit, tokens: int) -> tuple[float, ...]:
 
 
 def _finite(values: tuple[float, ...], trajectory: Trajectory) -> tuple[float, ...]:
-    """`values`, a trajectory's advantages; `TrainingError` when one is not finite."""
-    broken = next((value for value in values if not math.isfinite(value)), None)
-    if broken is not None:
+    """Return `values`, the advantages of a trajectory. Raises `TrainingError` when one is not finite."""
+    invalid = next((value for value in values if not math.isfinite(value)), None)
+    if invalid is not None:
         raise TrainingError(
-            f"an advantage of trajectory '{trajectory.uid}' in the group '{trajectory.prompt_uid}' is {broken}",
-            f"its reward is {trajectory.reward}; if that is as it should be, this is a fault of the algorithm",
+            f"an advantage of trajectory '{trajectory.uid}' in the group '{trajectory.prompt_uid}' is {invalid}",
+            f"its reward is {trajectory.reward}; if the reward is correct, the algorithm has a bug",
         )
     return values
 
 
 def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callable[[Trajectory, Step, int], float]:
-    """The weight of one token of a step. All weights of the batch sum to 1, but for the aggregations that add tokens
-    up. In a mean over trajectories or prompts, one that failed has its place though it came to say nothing; in a mean
-    over turns or tokens it has that of those it has."""
+    """Return a function that gives the loss weight of each token of a step.
+
+    The weights of the batch sum to 1, except for aggregations that sum over tokens. Means over trajectories or prompts
+    count failed trajectories even when they have no turn; means over turns or tokens count only existing turns or
+    tokens.
+    """
     aggregation = algorithm.aggregation
     trainable = [steps for t in trajectories if (steps := trainable_steps(t))]
-    placed = [t for t in trajectories if t.status is not Status.COMPLETED or trainable_steps(t)]
+    counted = [t for t in trajectories if t.status is not Status.COMPLETED or trainable_steps(t)]
     n_turns = sum(len(steps) for steps in trainable)
     n_tokens = sum(len(step.response_ids) for steps in trainable for step in steps)
     if aggregation == "sum":
@@ -242,6 +252,6 @@ def _weights(trajectories: Sequence[Trajectory], algorithm: Algorithm) -> Callab
         for trajectory in trajectories:
             tokens = sum(len(step.response_ids) for step in trainable_steps(trajectory))
             by_prompt[trajectory.prompt_uid] = by_prompt.get(trajectory.prompt_uid, 0) + tokens
-        n_prompts = len({trajectory.prompt_uid for trajectory in placed})
+        n_prompts = len({trajectory.prompt_uid for trajectory in counted})
         return lambda trajectory, step, turns: 1 / (n_prompts * by_prompt[trajectory.prompt_uid])
-    return lambda trajectory, step, turns: 1 / (len(placed) * turns * len(step.response_ids))
+    return lambda trajectory, step, turns: 1 / (len(counted) * turns * len(step.response_ids))

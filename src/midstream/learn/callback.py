@@ -1,4 +1,4 @@
-"""Who is told of a run as it goes."""
+"""Callbacks of a training run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Callback(Protocol):
-    """Hears of a run as it goes: rows as they are logged."""
+    """Receives the events of a training run. Rows are passed as they are logged."""
 
     def on_start(self, info: dict[str, Any]) -> None: ...
 

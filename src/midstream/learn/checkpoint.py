@@ -1,5 +1,4 @@
-"""Checkpoints: weights, optimizer moments, counters and the config, in safetensors and JSON; written whole or not at
-all."""
+"""Checkpoints: weights, optimizer moments, counters and the config, in safetensors and JSON. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -23,25 +22,27 @@ from midstream.tasks.curriculum import Seen
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Where a run is: `step` steps done, `position` the next place in the order of the training tasks. Everything drawn
-    is derived from these and the seed."""
+    """Progress of a run: `step` training steps done, `position` the next index in the order of training tasks.
+
+    All random draws are derived from these counters and the seed.
+    """
 
     step: int
     position: int
     updates: int
     policy_version: int
     kl_coef: float | None = None
-    """Where an adaptive KL coefficient had come to."""
+    """Current value of an adaptive KL coefficient."""
     memory: Mapping[str, float] = field(default_factory=dict)
-    """What the algorithm remembers from step to step."""
+    """State that the algorithm keeps between training steps."""
     seen: Mapping[str, Seen] = field(default_factory=dict)
-    """What a curriculum knows of the tasks drawn, by id."""
+    """Curriculum statistics of the tasks drawn so far, by task id."""
     rewards: Moments = field(default_factory=Moments)
     """Mean and spread of all rewards so far, for `reward.normalize: running`."""
     replay: tuple[ReplayEntry, ...] = ()
-    """The replay buffer, oldest first."""
+    """Replay buffer, oldest entry first."""
     correcting: bool = False
-    """Whether the next step corrects for sampler / learner mismatch, with `correction.level: auto`."""
+    """Whether the next training step corrects for sampler / learner mismatch, with `correction.level: auto`."""
 
 
 def save_checkpoint(
@@ -52,7 +53,7 @@ def save_checkpoint(
     base: str,
     extra: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint; readers never see a part of one. `extra` are tensors to keep with it (a reference policy)."""
+    """Write a checkpoint atomically. `extra` holds additional tensors, such as a reference policy."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,21 +81,19 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
             f"cannot write the checkpoint '{folder}': {error}",
-            "free some disk space, then go on with --resume; earlier checkpoints are intact",
+            "free some disk space, then continue with --resume; earlier checkpoints are intact",
         ) from None
 
 
 def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
-    """Put weights, moments and counters back as `save_checkpoint` found them."""
+    """Restore weights, moments and counters written by `save_checkpoint`."""
     state = read_state(folder)
     learner.weights.load(folder)
-    _put_back(learner.optimizer, _named(learner), load_file(folder / "optimizer.safetensors"))
+    _restore_moments(learner.optimizer, _named(learner), load_file(folder / "optimizer.safetensors"))
     if (critic := learner.critic) is not None:
         path = folder / "critic.safetensors"
         if not path.is_file():
-            raise ModelError(
-                f"'{folder}' holds no critic", "it is of a run whose algorithm had none; start another run"
-            )
+            raise ModelError(f"'{folder}' has no critic", "its run used an algorithm without one; start a new run")
         saved = load_file(path)
         try:
             critic.restore(saved)
@@ -103,20 +102,20 @@ def load_checkpoint(folder: Path, learner: Learner) -> TrainState:
                 f"the critic in '{folder}' does not fit this one: {error}",
                 "resume with the algorithm.critic and policy it was trained with",
             ) from None
-        _put_back(critic.optimizer, critic.parameters(), saved)
+        _restore_moments(critic.optimizer, critic.parameters(), saved)
     learner.updates = state.updates
     learner.decoder.version = state.policy_version
     return state
 
 
 def load_reference(folder: Path) -> dict[str, torch.Tensor]:
-    """The extra tensors of a checkpoint; empty when it has none."""
+    """Return the extra tensors of a checkpoint, empty when it has none."""
     path = folder / "reference.safetensors"
     return load_file(path) if path.exists() else {}
 
 
 def read_state(folder: Path) -> TrainState:
-    """Counters of a checkpoint; raises `ModelError` when `folder` is not one."""
+    """Return the counters of a checkpoint. Raises `ModelError` when `folder` is not a checkpoint."""
     try:
         return TypeAdapter(TrainState).validate_json((folder / "state.json").read_bytes())
     except (OSError, ValidationError) as error:
@@ -126,12 +125,12 @@ def read_state(folder: Path) -> TrainState:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """List the checkpoints of a run, oldest first."""
     return sorted(path for path in (run / "checkpoints").glob("step-*") if (path / "state.json").exists())
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep`."""
+    """Delete all checkpoints except the newest `keep`."""
     for path in checkpoints(run)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -148,10 +147,10 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Te
     }
 
 
-def _put_back(
+def _restore_moments(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
 ) -> None:
-    """What `_moments` gave."""
+    """Restore the moments returned by `_moments`."""
     for name, parameter in parameters.items():
         if f"{name}.exp_avg" in saved:
             optimizer.state[parameter] = {

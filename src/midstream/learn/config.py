@@ -1,4 +1,4 @@
-"""The config of a training run. `midstream config --schema` prints it; nothing here imports torch."""
+"""Config of a training run. `midstream config --schema` prints it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,60 +8,62 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from midstream.agents.config import FlowConfig, RolloutConfig
+from midstream.agents.config import FlowConfig
 from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
+from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
 
 class LoraConfig(Config):
-    """Low-rank adapters beside the frozen model."""
+    """Low-rank adapters on the frozen model."""
 
     rank: int = Field(default=16, ge=1)
     """Rank r of the adapters."""
     alpha: float = Field(default=32.0, gt=0)
-    """The adapters are scaled by alpha / rank."""
+    """Adapters are scaled by alpha / rank."""
     targets: tuple[str, ...] = ()
-    """Projections that get one (`q_proj`, `down_proj`, ...); none named means all."""
+    """Projections with an adapter (`q_proj`, `down_proj`, ...); empty means all."""
     last_layers: int | None = Field(default=None, ge=1)
-    """Only this many of the last layers get one: those below then cost no backward pass and keep no activations."""
+    """Number of last layers with adapters. Layers below cost no backward pass and keep no activations. None means all
+    layers."""
 
 
 class PolicyConfig(Config):
-    """The model in training."""
+    """The trainable model."""
 
     model: str = "smollm2-135m"
     """A known name (see `midstream models list`), a directory, or a hub id."""
     tuning: Literal["lora", "full"] = "lora"
-    """Train adapters, or every weight."""
+    """Train adapters (`lora`) or all weights (`full`)."""
     lora: LoraConfig = LoraConfig()
     """Adapter settings, for `tuning: lora`."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """`auto` measures a product in both at the start of a run, and is bfloat16 where that is at least 1.25 times as
-    fast."""
+    """`auto` times a matrix product in both types at the start of a run and chooses bfloat16 when it is at least 1.25
+    times as fast."""
     device: str = "auto"
-    """`auto` is `cuda` where there is one, else `cpu`."""
+    """`auto` is `cuda` when available, else `cpu`."""
     numerics: Literal["auto", "exact", "fast"] = "auto"
-    """`exact`: sampler and learner give a token the same log-probability to the bit, and a run stops where this machine
-    cannot. `fast`: as fast as the kernels go, with what difference there is. `auto` measures at the start of a run, and
-    is exact where that takes at most 1.1 times the time."""
+    """`exact`: sampler and learner compute bit-identical log-probabilities; the run stops when this machine cannot.
+    `fast`: the fastest kernels, with small differences. `auto` measures both at the start of a run and chooses `exact`
+    when it takes at most 1.1 times the time."""
 
 
 class OptimizerConfig(Config):
     """AdamW (Loshchilov & Hutter 2019)."""
 
     lr: float = Field(default=1e-4, gt=0)
-    """Learning rate after warm-up, constant."""
+    """Learning rate; constant after warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Updates over which the learning rate rises linearly."""
     betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the two moments."""
+    """Decay rates of the two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient's norm is clipped to this."""
+    """Maximum gradient norm; larger gradients are clipped."""
 
     @field_validator("betas")
     @classmethod
@@ -72,106 +74,107 @@ class OptimizerConfig(Config):
 
 
 class WarmStartConfig(Config):
-    """A short supervised start that shows the notation before reinforcement learning begins."""
+    """Short supervised fine-tuning on demonstrations before reinforcement learning, to teach the notation."""
 
     examples: int = Field(default=0, ge=0)
-    """Demonstrations, made from training tasks that carry a plan; 0 is no warm start."""
+    """Number of demonstrations, made from training tasks with a `demonstration` in their metadata; 0 disables the warm
+    start."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over them."""
+    """Passes over the demonstrations."""
     batch_size: int = Field(default=16, ge=1)
-    """Demonstrations an update."""
+    """Demonstrations per update."""
     lr: float = Field(default=5e-4, gt=0)
-    """Learning rate at the start; it falls to 0 in a line."""
+    """Initial learning rate; it decays linearly to 0."""
     wrong: float = Field(default=0.0, ge=0, le=1)
-    """Share of the demonstrations whose first action is one with a wrong tool: teaches how to write actions and go on,
-    not which tool to begin with."""
+    """Share of demonstrations whose first action uses a wrong tool. These teach how to write an action and continue,
+    not which tool to start with."""
 
 
 class TrainerConfig(Config):
-    """The loop."""
+    """The training loop."""
 
     max_steps: int = Field(default=100, ge=1)
-    """Steps of the loop: a rollout, then `minibatches` updates for each of `epochs_per_batch`."""
+    """Training steps: each is a rollout, then `minibatches` updates for each of `epochs_per_batch`."""
     seed: int = 0
-    """Fixes everything that is drawn."""
+    """Seed of all random draws."""
     deterministic: bool = False
-    """What is computed together depends on the trajectories, never on timing: a run repeats to the bit on one
-    machine."""
+    """Batch computation by trajectory instead of by timing, so that a run repeats bit for bit on one machine."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; torch's default when not given."""
+    """CPU threads; null means torch's default."""
     epochs_per_batch: int = Field(default=1, ge=1)
     """Passes over each batch of trajectories."""
     minibatches: int = Field(default=1, ge=1)
-    """Updates a pass over the batch is cut into."""
+    """Updates per pass over the batch."""
     max_tokens_per_pass: int = Field(default=4096, ge=256)
-    """Distinct tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+    """Maximum distinct tokens per forward and backward pass; bounds memory and never changes the gradient. A longer
+    turn gets its own pass, shared only with turns that have nearly all tokens in common."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each layer for the backward pass and compute the rest again there: less memory for one more
-    forward pass."""
+    """Keep only each layer's input for the backward pass and recompute the rest: less memory for one more forward
+    pass."""
     save_every: int = Field(default=10, ge=1)
-    """Steps between checkpoints."""
+    """Training steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     eval_every: int = Field(default=10, ge=0)
-    """Steps between evaluations on val; 0 never."""
+    """Training steps between evaluations on val; 0 disables them."""
     val_tasks: int = Field(default=32, ge=1)
-    """Tasks of an evaluation on val."""
+    """Tasks per evaluation on val."""
     test_tasks: int = Field(default=64, ge=0)
-    """Tasks of the evaluations on test, before and after; 0 for none."""
+    """Tasks per evaluation on test, before and after training; 0 disables them."""
     run_dir: str | None = None
-    """Where the run is kept; `runs/<name of the config>` when not given."""
+    """Run directory; null means `runs/<name of the config>`."""
 
 
 class TrainConfig(Config):
-    """Everything a run needs."""
+    """Config of a training run."""
 
     name: str = Field(default="run", pattern=r"^[^./\\][^/\\]*$")
-    """Name of the run; the config file's name when loaded from one."""
+    """Name of the run; defaults to the name of the config file."""
     policy: PolicyConfig = PolicyConfig()
-    """The model."""
+    """The trainable model."""
     tasks: TasksConfig = TasksConfig()
-    """What it is trained and evaluated on."""
+    """Training and evaluation tasks."""
     flow: FlowConfig = FlowConfig()
-    """The agent around it."""
+    """The agent flow."""
     reward: RewardConfig = RewardConfig()
-    """What a trajectory is worth."""
-    rollout: RolloutConfig = RolloutConfig()
-    """How trajectories are made."""
+    """The reward of a trajectory."""
+    rollout: TrainRolloutConfig = TrainRolloutConfig()
+    """How trajectories are sampled."""
     algorithm: AlgorithmConfig = FlowGRPO()
     """How trajectories become an update."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimizer of reinforcement learning."""
+    """Optimizer of reinforcement learning."""
     warm_start: WarmStartConfig = WarmStartConfig()
-    """The supervised start."""
+    """Supervised fine-tuning before reinforcement learning."""
     trainer: TrainerConfig = TrainerConfig()
-    """The loop."""
+    """The training loop."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if not self.tasks.sources and self.rollout.source is None:
             raise ValueError("tasks.sources: at least one is required (or rollout.source, to train from a store)")
         if self.rollout.source is not None and self.rollout.backfill:
-            raise ValueError("rollout.backfill makes further attempts, which a rollout.source cannot; set it to 0")
+            raise ValueError("rollout.backfill makes more attempts, which a rollout.source cannot; set it to 0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
-        alone = self.rollout.group_size == 1 and self.rollout.source is None
-        if alone and self.algorithm.needs_group:
+        single = self.rollout.group_size == 1 and self.rollout.source is None
+        if single and self.algorithm.needs_group:
             raise ValueError(
-                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a task with each "
-                "other and needs at least 2; raise rollout.group_size or set algorithm.name=reinforce"
+                f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a group and "
+                "needs at least 2 trajectories; raise rollout.group_size or set algorithm.name=reinforce"
             )
-        if alone and self.reward.normalize == "group":
+        if single and self.reward.normalize == "group":
             raise ValueError(
-                "rollout.group_size is 1, and reward.normalize=group makes the reward of a group of one 0; raise "
+                "rollout.group_size is 1, and reward.normalize=group sets the reward of a group of one to 0; raise "
                 "rollout.group_size or set reward.normalize=running"
             )
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(
-                "rollout.failed is 'score', but reward.failed does not say what a failed trajectory is worth"
+                "rollout.failed is 'score', but reward.failed does not set the reward of a failed trajectory"
             )
         algorithm, kl = self.algorithm, self.algorithm.kl
         if algorithm.rewards_as_given:
-            shifted = [
+            conflicts = [
                 setting
                 for setting, on in (
                     (f"reward.normalize={self.reward.normalize}", self.reward.normalize != "none"),
@@ -180,44 +183,48 @@ class TrainConfig(Config):
                 )
                 if on
             ]
-            if shifted:
+            if conflicts:
                 raise ValueError(
-                    f"'{algorithm.name}' needs rewards as they were given, which {' and '.join(shifted)} would change "
-                    "or not give by component; leave it out, or take another algorithm"
+                    f"'{algorithm.name}' needs unmodified rewards, but {' and '.join(conflicts)} would change them "
+                    "or not provide their components; remove it, or use another algorithm"
                 )
-        if self.policy.tuning == "full" and kl.reference == "base" and (kl.coef > 0 or "reference" in algorithm.reads):
+        if (
+            self.policy.tuning == "full"
+            and kl.reference == "base"
+            and (kl.coef > 0 or "reference" in algorithm.required_outputs)
+        ):
             raise ValueError(
                 "algorithm.kl.reference 'base' is the model without its adapter, which needs policy.tuning 'lora'; "
                 "set algorithm.kl.coef=0 or algorithm.kl.reference=start"
             )
         if algorithm.one_update and self.trainer.epochs_per_batch * self.trainer.minibatches > 1:
             raise ValueError(
-                f"the advantages of '{algorithm.name}' hold for one update; "
+                f"the advantages of '{algorithm.name}' are valid for one update; "
                 "set trainer.epochs_per_batch=1 and trainer.minibatches=1"
             )
         return self
 
 
-ALSO_CALLED = {
+KEY_ALIASES = {
     "actor_rollout_ref.rollout.agent.default_agent_flow": "flow.name",
     "actor_rollout_ref.rollout.agent.agent_flow_config_path": "flow.flows_file",
 }
-"""Keys of verl's command line that overrides may use for ours."""
+"""Keys of verl's command line, mapped to ours."""
 
 
-def our_names(overrides: Sequence[str]) -> list[str]:
-    """`overrides` with verl's keys replaced by ours; a leading `+`, as Hydra has it for new keys, is dropped there."""
+def resolve_aliases(overrides: Sequence[str]) -> list[str]:
+    """Replace verl's keys in `overrides` by ours. A leading `+`, Hydra's syntax for new keys, is dropped from those."""
     translated: list[str] = []
     for override in overrides:
         key, equals, value = override.partition("=")
-        ours = ALSO_CALLED.get(key.strip().removeprefix("+"))
+        ours = KEY_ALIASES.get(key.strip().removeprefix("+"))
         translated.append(override if ours is None else f"{ours}{equals}{value}")
     return translated
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a YAML config with dotted overrides (`trainer.max_steps=30`); raises `ConfigError` that names what is
-    wrong."""
-    data: dict[str, Any] = apply_overrides(load_yaml(path), our_names(overrides))
+    """Read a YAML config and apply dotted overrides (`trainer.max_steps=30`). Raises `ConfigError` that names the
+    problem."""
+    data: dict[str, Any] = apply_overrides(load_yaml(path), resolve_aliases(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")

@@ -1,4 +1,4 @@
-"""Importance weights and entropy masks: what the policy loss of each token is multiplied by."""
+"""Importance weights and entropy masks: per-token factors of the policy loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ LARGEST_LOG_RATIO = 20.0
 
 
 def importance(log_ratios: Sequence[float] | np.ndarray, config: CorrectionConfig) -> np.ndarray:
-    """The weights of a turn's tokens from log pi_old - log pi_sampler of each; 1 with the level `none`."""
+    """Return the importance weights of a turn's tokens from log pi_old - log pi_sampler; all 1 with the level
+    `none`."""
     if config.level == "none":
         return np.ones(len(log_ratios))
     log_rho = np.asarray(log_ratios, dtype=np.float64)
@@ -31,29 +32,31 @@ def importance(log_ratios: Sequence[float] | np.ndarray, config: CorrectionConfi
     return ((rho >= config.low) & (rho <= config.high)).astype(np.float64)
 
 
-def corrected(
-    turns: Sequence[LearningTurn], own: Sequence[Sequence[float]], config: CorrectionConfig
+def apply_correction(
+    turns: Sequence[LearningTurn], learner_log_probs: Sequence[Sequence[float]], config: CorrectionConfig
 ) -> list[LearningTurn]:
-    """`turns` whose ratios are taken to `own`, the learner's log-probabilities by turn, and whose losses are multiplied
-    by importance weights, beside the scale they have already."""
-    made: list[LearningTurn] = []
-    for turn, now in zip(turns, own, strict=True):
-        weights = importance(np.asarray(now) - np.asarray(turn.old_log_probs), config)
+    """Return `turns` with importance weights, and with ratios relative to the learner.
+
+    `learner_log_probs` holds the learner's log-probabilities by turn. The weights are multiplied into existing scales.
+    """
+    result: list[LearningTurn] = []
+    for turn, log_probs in zip(turns, learner_log_probs, strict=True):
+        weights = importance(np.asarray(log_probs) - np.asarray(turn.old_log_probs), config)
         scale = weights * np.asarray(turn.scale) if turn.scale else weights
-        made.append(replace(turn, old_log_probs=tuple(now), scale=tuple(scale.tolist())))
-    return made
+        result.append(replace(turn, old_log_probs=tuple(log_probs), scale=tuple(scale.tolist())))
+    return result
 
 
-def most_uncertain(batch: LearningBatch, readings: Mapping[TurnKey, PolicyOutputs], share: float) -> LearningBatch:
-    """`batch` with scale 0 for tokens whose entropy is below the (1 - share)-quantile of all that was read; the count
-    `entropy_threshold` is that quantile."""
+def keep_high_entropy(batch: LearningBatch, outputs: Mapping[TurnKey, PolicyOutputs], share: float) -> LearningBatch:
+    """Set the scale to 0 for tokens whose entropy is below the (1 - share)-quantile over all tokens of `outputs`. Adds
+    that quantile to the counts as `entropy_threshold`."""
     if share >= 1 or not batch.turns:
         return batch
-    everything = np.concatenate([np.asarray(reading.entropy) for reading in readings.values()])
-    threshold = float(np.quantile(everything, 1 - share))
-    made: list[LearningTurn] = []
+    entropies = np.concatenate([np.asarray(output.entropy) for output in outputs.values()])
+    threshold = float(np.quantile(entropies, 1 - share))
+    result: list[LearningTurn] = []
     for turn in batch.turns:
-        own = np.asarray(readings[turn.place].entropy)
-        before = np.asarray(turn.scale or (1.0,) * len(own))
-        made.append(replace(turn, scale=tuple((before * (own >= threshold)).tolist())))
-    return replace(batch, turns=made, counts={**batch.counts, "entropy_threshold": threshold})
+        entropy = np.asarray(outputs[turn.key].entropy)
+        scale = np.asarray(turn.scale or (1.0,) * len(entropy))
+        result.append(replace(turn, scale=tuple((scale * (entropy >= threshold)).tolist())))
+    return replace(batch, turns=result, counts={**batch.counts, "entropy_threshold": threshold})

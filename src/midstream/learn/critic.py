@@ -1,5 +1,5 @@
-"""The critic: what a state is worth, by a linear head on the hidden states of the policy or of a model of its own.
-Roles may have heads of their own."""
+"""The critic: estimates state values with a linear head on the hidden states of the policy or of a separate model.
+Roles may have separate heads."""
 
 from __future__ import annotations
 
@@ -17,51 +17,59 @@ from midstream.learn.weights import Weights
 
 
 class Critic:
-    """`own` are the weights of a model that is the critic's alone; without one the head sits on the policy's states.
+    """Value head and its optimizer. `own_weights` holds the weights of a separate critic model; without one, the head
+    uses the policy's hidden states.
 
-    The head is fp32 and starts at 0: before it has learned, advantages are returns."""
+    The head is fp32 and starts at 0, so that advantages equal returns before it has learned.
+    """
 
-    def __init__(self, config: CriticConfig, policy: Decoder, own: Weights | None, max_grad_norm: float = 1.0) -> None:
-        self.config, self.own, self._max_grad_norm = config, own, max_grad_norm
-        decoder = own.decoder if own is not None else policy
-        # The last head is that of all other roles.
+    def __init__(
+        self, config: CriticConfig, policy: Decoder, own_weights: Weights | None, max_grad_norm: float = 1.0
+    ) -> None:
+        self.config, self.own_weights, self._max_grad_norm = config, own_weights, max_grad_norm
+        decoder = own_weights.decoder if own_weights is not None else policy
+        # The last head is shared by all other roles.
         heads = (len(config.roles) + 1,) if config.roles else ()
         self.head = {
             "critic.weight": torch.zeros(*heads, decoder.embed.shape[1], device=decoder.device, requires_grad=True),
             "critic.bias": torch.zeros(heads, device=decoder.device, requires_grad=True),
         }
-        groups = [{"params": list(self.head.values()), "lr": config.lr}]
-        if own is not None:
-            groups.append({"params": own.parameters(), "lr": config.model_lr})
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, foreach=False)
+        param_groups = [{"params": list(self.head.values()), "lr": config.lr}]
+        if own_weights is not None:
+            param_groups.append({"params": own_weights.parameters(), "lr": config.model_lr})
+        self.optimizer = torch.optim.AdamW(param_groups, weight_decay=0.0, foreach=False)
 
     def parameters(self) -> dict[str, Tensor]:
-        """What its optimizer moves, by name."""
-        mine = {} if self.own is None else dict(zip(self.own.names(), self.own.parameters(), strict=True))
-        return {**self.head, **{f"critic.{name}": value for name, value in mine.items()}}
+        """Return the optimizer's parameters by name."""
+        model = (
+            {}
+            if self.own_weights is None
+            else dict(zip(self.own_weights.names(), self.own_weights.parameters(), strict=True))
+        )
+        return {**self.head, **{f"critic.{name}": value for name, value in model.items()}}
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what `parameters` gave."""
+        """Restore values returned by `parameters`."""
         for name, parameter in self.head.items():
             parameter.copy_(values[name])
-        if self.own is not None:
-            self.own.restore({name: values[f"critic.{name}"] for name in self.own.names()})
+        if self.own_weights is not None:
+            self.own_weights.restore({name: values[f"critic.{name}"] for name in self.own_weights.names()})
 
     def values(self, states: States, roles: Sequence[str]) -> Tensor:
-        """What every response token's state is worth, before the token is sampled: [tokens] in fp32. `roles` are those
-        of the tokens."""
+        """Estimate the value of the state before each response token: [tokens] in fp32. `roles` holds the role of each
+        token."""
         head, bias = self.head.values()
         if not self.config.roles:
             return states.by_token(states.hidden.float() @ head + bias)
-        places = {role: place for place, role in enumerate(self.config.roles)}
-        own = torch.tensor([places.get(role, len(places)) for role in roles], device=head.device)
+        head_of = {role: index for index, role in enumerate(self.config.roles)}
+        heads = torch.tensor([head_of.get(role, len(head_of)) for role in roles], device=head.device)
         every = states.by_token(states.hidden.float() @ head.t() + bias)
-        return every.gather(-1, own[:, None])[:, 0]
+        return every.gather(-1, heads[:, None])[:, 0]
 
     def loss(self, values: Tensor, before: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """sum w max((V - target)^2, (clip(V, before +- c) - target)^2) / 2 (PPO's clipped value loss, as TRL and verl
-        have it), and sums for the log."""
+        """Return sum w max((V - target)^2, (clip(V, before +- c) - target)^2) / 2 (PPO's clipped value loss, as in TRL
+        and verl), and sums for the log."""
         squares = (values - targets).square()
         bound = squares
         if self.config.clip is not None:
@@ -75,11 +83,12 @@ class Critic:
     def zero_grad(self) -> None:
         for parameter in self.head.values():
             parameter.grad = None
-        if self.own is not None:
-            self.own.zero_grad()
+        if self.own_weights is not None:
+            self.own_weights.zero_grad()
 
     def check(self, update: int) -> None:
-        """Clip its gradients together; raise `TrainingError` when one is not finite. Nothing has moved yet."""
+        """Clip the gradients by their joint norm. Raises `TrainingError` when one is not finite, before any weight
+        moves."""
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters().values()), self._max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
@@ -88,9 +97,9 @@ class Critic:
             )
 
     def step(self) -> None:
-        """Move it by its gradients."""
-        if self.own is None:
+        """Apply one optimizer step."""
+        if self.own_weights is None:
             self.optimizer.step()
         else:
-            self.own.step(self.optimizer)
-            self.own.decoder.version += 1
+            self.own_weights.step(self.optimizer)
+            self.own_weights.decoder.version += 1

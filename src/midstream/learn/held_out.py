@@ -1,12 +1,11 @@
-"""Greedy attempts at held-out tasks, before, while and after a run trains."""
+"""Greedy evaluations on held-out tasks before, during and after training."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-from midstream.agents.rollout import groups_of
-from midstream.core.types import Task, Trajectory
+from midstream.core.types import Trajectory
 from midstream.learn.batch import check_log_probs
 from midstream.learn.callback import Callback
 from midstream.learn.failures import check_failures
@@ -21,27 +20,27 @@ SAMPLES_PER_KIND = 2
 
 
 class HeldOut:
-    """The evaluations of one run, each made and logged once under its label; a resumed run makes what is missing."""
+    """Evaluations of one run, each made and logged once under its label. A resumed run makes the missing ones."""
 
     def __init__(
         self,
-        parts: TrainingContext,
+        context: TrainingContext,
         directory: RunDirectory,
         store: Store,
         callbacks: Sequence[Callback],
         stopping: Callable[[], bool],
     ) -> None:
-        """While `stopping()`, what is due is left for a resumed run."""
-        self._parts, self._directory, self._store = parts, directory, store
-        self._listeners, self._stopping = callbacks, stopping
+        """While `stopping()` is true, due evaluations are left for a resumed run."""
+        self._context, self._directory, self._store = context, directory, store
+        self._callbacks, self._stopping = callbacks, stopping
 
     async def before(self) -> None:
-        """The base model, before anything is trained."""
+        """Evaluate the base model before training."""
         await self._evaluate("base", 0, "test")
 
     async def after(self, step: int) -> None:
-        """Whatever is due after `step` and not in the log yet."""
-        config = self._parts.config
+        """Make all evaluations that are due after `step` and not yet logged."""
+        config = self._context.config
         trainer = config.trainer
         if step == 0 and config.warm_start.examples:
             await self._evaluate("warm start", 0, "test")
@@ -52,48 +51,34 @@ class HeldOut:
 
     @property
     def complete(self) -> bool:
-        """Whether the last evaluation was made, or none was asked for."""
-        return not self._parts.config.trainer.test_tasks or "final" in self._made()
+        """Whether the final evaluation exists or none is configured."""
+        return not self._context.config.trainer.test_tasks or "final" in self._made()
 
     def _made(self) -> set[str]:
         return {row["label"] for row in self._directory.rows("evals.jsonl")}
 
     async def _evaluate(self, label: str, step: int, split: str) -> None:
-        trainer = self._parts.config.trainer
+        trainer = self._context.config.trainer
         count = trainer.val_tasks if split == "val" else trainer.test_tasks
         if not count or self._stopping() or label in self._made():
             return
         began = time.perf_counter()
-        tasks = take(self._parts.tasks, split, count)
-        trajectories = await attempt(self._parts, tasks, label, step, self._store, split)
-        check_failures(trajectories, self._parts.config.rollout.max_failed)
+        tasks = take(self._context.tasks, split, count)
+        trajectories = await self._context.evaluate(tasks, label, channel=split, train_step=step, store=self._store)
+        check_failures(trajectories, self._context.config.rollout.max_failed)
         check_log_probs(trajectories)
-        succeeded = self._parts.reward.succeeded
+        succeeded = self._context.reward.succeeded
         row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
         if split == "test":
-            for trajectory in _first_of_each_kind(trajectories):
-                self._directory.append("samples.jsonl", sample_row(label, step, trajectory, succeeded(trajectory)))
+            for trajectory in _samples_by_kind(trajectories):
+                sample = sample_row(label, step, trajectory, succeeded(trajectory), self._context.tokenizer.decode)
+                self._directory.append("samples.jsonl", sample)
         self._directory.append("evals.jsonl", {**row, "time_s": time.perf_counter() - began})
-        for callback in self._listeners:
+        for callback in self._callbacks:
             callback.on_eval(row)
 
 
-async def attempt(
-    parts: TrainingContext,
-    tasks: Sequence[Task],
-    label: str,
-    step: int,
-    store: Store | None,
-    channel: str,
-    on_done: Callable[[Trajectory], None] | None = None,
-) -> list[Trajectory]:
-    """Greedy attempts at `tasks`, one each, scored; `on_done` hears of each as it ends."""
-    prefix = f"{channel}-{label.replace(' ', '-')}"
-    attempts = groups_of(tasks, 1, prefix=prefix, seed=parts.config.trainer.seed, channel=channel, train_step=step)
-    return await parts.manager(store).run(attempts, temperature=0.0, on_done=on_done)
-
-
-def _first_of_each_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def _samples_by_kind(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     seen: dict[str, int] = {}
     chosen: list[Trajectory] = []
     for trajectory in trajectories:

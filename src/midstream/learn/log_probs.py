@@ -1,8 +1,9 @@
-"""Log-probabilities of chosen tokens, and their gradients, without ever holding the whole vocabulary for all of them.
+"""Log-probabilities of chosen tokens and their gradients, without full-vocabulary logits for all tokens at once.
 
-Forward keeps of each token's distribution its slope alone: backward computes the logits of a chunk again only for a
-head that learns or an entropy that counts. Sequences that share a prefix share its computation (see `merge_prefixes`),
-and the gradient through it is exact."""
+The forward pass keeps only the slope of each token's distribution. The backward pass recomputes logits in chunks only
+for a trainable head or an entropy with a gradient. Sequences that share a prefix share its computation (see
+`merge_prefixes`), and the gradient through it is exact.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.products import Rows
 
 CHUNK = 128
-"""Tokens whose logits exist at one time."""
+"""Tokens whose logits are in memory at one time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """A prompt and what followed it; log-probabilities are wanted of `response_ids` at `temperature`."""
+    """A prompt and its response. Log-probabilities are computed for `response_ids` at `temperature`."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
@@ -33,9 +34,12 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """What the decoder holds before each response token. `hidden` [distinct, d] are the states after which one was
-    sampled, each once, with the token itself (`targets`) and its temperature; `where` [tokens] is each response token's
-    place among them, sequence after sequence. `computed` counts the distinct tokens that were run."""
+    """Decoder states before each response token.
+
+    `hidden` [distinct, d] holds the states that predict a response token, without duplicates; `targets` and
+    `temperatures` hold the token and temperature of each. `where` [tokens] maps each response token, sequence after
+    sequence, to its state. `computed` counts the distinct tokens computed.
+    """
 
     hidden: Tensor
     targets: Tensor
@@ -44,18 +48,18 @@ class States:
     computed: int
 
     def detached(self) -> States:
-        """The same, with no way back to the decoder."""
+        """Return a copy without gradient to the decoder."""
         return replace(self, hidden=self.hidden.detach())
 
     def by_token(self, values: Tensor) -> Tensor:
-        """`values` [distinct] given to each response token."""
-        # index_select: on several threads the backward pass of plain indexing adds up in an order of its own each time.
+        """Expand `values` [distinct] to all response tokens."""
+        # index_select, because the multi-threaded backward pass of plain indexing sums in a different order each time.
         return values.index_select(0, self.where)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32, from `states`."""
+    """Outputs per response token, sequence after sequence: `log_probs` and `entropy` [tokens] in fp32."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -63,21 +67,21 @@ class Scored:
 
     @property
     def computed(self) -> int:
-        """Distinct tokens that were run."""
+        """Distinct tokens computed."""
         return self.states.computed
 
 
 def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> States:
-    """`decoder` over every sequence, each shared prefix computed once."""
+    """Run `decoder` over all sequences, computing each shared prefix once."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences], decoder.device)
     attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
     hidden = decoder(tree.tokens, tree.positions, attend, adapter=adapter)
     predictor: dict[tuple[int, float], tuple[int, int]] = {}
     where: list[int] = []
     for sequence, path in zip(sequences, tree.paths, strict=True):
-        for place in range(len(sequence.prompt_ids), len(path)):
-            key = (path[place], sequence.temperature)
-            index, _ = predictor.setdefault(key, (len(predictor), path[place - 1]))
+        for position in range(len(sequence.prompt_ids), len(path)):
+            key = (path[position], sequence.temperature)
+            index, _ = predictor.setdefault(key, (len(predictor), path[position - 1]))
             where.append(index)
     device = decoder.device
     nodes = torch.tensor([node for node, _ in predictor], device=device)
@@ -93,7 +97,7 @@ def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool =
 
 
 def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
-    """Log-probabilities and entropies of every response token under `decoder`, each shared prefix computed once."""
+    """Compute log-probabilities and entropies of all response tokens, computing each shared prefix once."""
     states = run(decoder, sequences, adapter=adapter)
     log_probs, entropy = token_log_probs(states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures)
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
@@ -102,10 +106,10 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
 def token_log_probs(
     hidden: Tensor, head: Tensor, rows: Rows, targets: Tensor, temperatures: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and the entropy of the whole distribution, both [n] in fp32 and differentiable.
+    """Return log p(target) and the entropy of the full distribution, both [n] in fp32 and differentiable.
 
-    hidden [n, d], head [vocab, d], targets [n], temperatures [n]; p = softmax(hidden headᵀ / temperature). `rows` are
-    the numbers of rows that go into a product.
+    hidden [n, d], head [vocab, d], targets [n], temperatures [n]; p = softmax(hidden headᵀ / temperature). `rows` gives
+    the numbers of rows per matrix product.
     """
     log_probs, entropy = _TokenLogProbs.apply(hidden, head, rows, targets, temperatures)  # type: ignore[misc]
     return log_probs, entropy
@@ -125,7 +129,7 @@ class _TokenLogProbs(torch.autograd.Function):
             probs = every.exp()
             entropies.append(-torch.bmm(probs[:, None], every[:, :, None])[:, 0, 0])
             if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
-                # d log p(t) / d logit = 1[t] - p: as p is here now, backward need not compute the logits again.
+                # d log p(t) / d logit = 1[t] - p: p is available now, so the backward pass needs no logits.
                 probs.scatter_add_(-1, targets[part, None], probs.new_full((len(probs), 1), -1.0))
                 slopes.append(probs.to(hidden.dtype) @ head)
         ctx.scaled, ctx.rows = scaled, rows
@@ -146,7 +150,7 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             every = _log_softmax(hidden[part], head, ctx.rows, temperatures[part] if ctx.scaled else None)
-            # d H / d logit = -p (log p + H); in place, as each pass over the vocabulary costs.
+            # d H / d logit = -p (log p + H); in place, because each pass over the vocabulary is expensive.
             by = grad_log_prob[part, None]
             if with_entropy:
                 by = by + grad_entropy[part, None] * (every + entropy[part, None])
@@ -161,7 +165,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, rows: Rows, temperatures: Tensor | None) -> Tensor:
-    """[n, vocab] in fp32, by the same operations as sampling; `temperatures` None when all are 1."""
+    """Return [n, vocab] in fp32, computed by the same operations as sampling. `temperatures` is None when all are 1."""
     logits = products.by_rows(lambda part: products.linear(part, head), hidden, rows)
     if temperatures is None:
         return torch.log_softmax(logits, -1, dtype=torch.float32)

@@ -1,18 +1,22 @@
-"""Sampler / learner mismatch: what the learner's log-probabilities of the sampled tokens differ by from those that the
-engine reported, and when that difference is corrected for.
+"""Sampler / learner mismatch: measures the difference between the engine's and the learner's log-probabilities of
+sampled tokens, and decides when to correct for it.
 
-It is measured in every step, on tokens sampled by the weights that the step begins with, before the first update moves
-them; the update's own forward pass gives it, so measuring costs nothing. With d = log pi_learner - log pi_sampler of
-each token and rho = exp(d), the step's row has:
+Every training step measures it before the first update. The forward pass of the update provides the values, so
+measuring is free. It covers the tokens sampled by the weights that the step begins with; where there are none, those of
+the policy version closest to them, and d then also holds what the policy has moved since. With
+d = log pi_learner - log pi_sampler per token and rho = exp(d), the metrics are:
 
 - `mismatch/mean_abs`: mean |d|
 - `mismatch/k3`: mean (rho - 1 - d), the k3 estimate of KL(sampler || learner) (Schulman 2020)
 - `mismatch/ess`: (sum rho)^2 / (n sum rho^2), the effective sample size as a share
 - `mismatch/p999`: the 99.9th percentile of |d|
-- `mismatch/clipped`: the share of tokens outside the loss's clip range although the policy has not moved yet
+- `mismatch/clipped`: the share of tokens outside the loss's clip range before any update
 - `mismatch/tokens`: n
+- `mismatch/staleness`: updates between the version that sampled these tokens and the step's weights
 
-With several minibatches and no correction, n counts the first minibatch alone: the others are read by moved weights."""
+With several minibatches and no correction, n counts only the first minibatch: the weights have changed before the
+others.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ import numpy as np
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
 from midstream.learn.algorithms.outcome import TurnKey
 from midstream.learn.batch import LearningBatch, LearningTurn
-from midstream.learn.correction import corrected, importance
+from midstream.learn.correction import apply_correction, importance
 from midstream.learn.log_probs import Scored, TokenSequence
 from midstream.learn.losses.base import PolicyLoss
 
@@ -32,45 +36,51 @@ LARGEST_LOG_RATIO = 20.0
 
 
 class OwnLogProbs:
-    """The learner's log-probabilities of a step's turns, by the weights that the step begins with."""
+    """The learner's log-probabilities of a training step's turns, under the weights at the start of the step."""
 
     def __init__(self) -> None:
-        self._of: dict[TurnKey, tuple[float, ...]] = {}
+        self._log_probs: dict[TurnKey, tuple[float, ...]] = {}
         self._entropies: dict[TurnKey, tuple[float, ...]] = {}
         self._turns: dict[TurnKey, LearningTurn] = {}
 
-    def take(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
-        """What the learner says of `turns`, which are as they were sampled."""
+    def record(self, turns: Sequence[LearningTurn], scored: Scored) -> None:
+        """Record the learner's outputs for `turns`. `turns` must hold the sampler's log-probabilities."""
         sizes = [len(turn.old_log_probs) for turn in turns]
-        parts, entropies = scored.log_probs.detach().split(sizes), scored.entropy.detach().split(sizes)
-        for turn, part, entropy in zip(turns, parts, entropies, strict=True):
-            self._turns[turn.place], self._of[turn.place] = turn, tuple(part.tolist())
-            self._entropies[turn.place] = tuple(entropy.tolist())
+        log_probs, entropies = scored.log_probs.detach().split(sizes), scored.entropy.detach().split(sizes)
+        for turn, own, entropy in zip(turns, log_probs, entropies, strict=True):
+            self._turns[turn.key], self._log_probs[turn.key] = turn, tuple(own.tolist())
+            self._entropies[turn.key] = tuple(entropy.tolist())
 
     def __contains__(self, batch: LearningBatch) -> bool:
-        return all(turn.place in self._of for turn in batch.turns)
+        return all(turn.key in self._log_probs for turn in batch.turns)
 
     def correct(self, batch: LearningBatch, config: CorrectionConfig) -> LearningBatch:
-        """`batch` with its ratios taken to these log-probabilities, and importance weights by `config`."""
-        turns = corrected(batch.turns, [self._of[turn.place] for turn in batch.turns], config)
+        """Return `batch` with ratios relative to these log-probabilities, and importance weights by `config`."""
+        turns = apply_correction(batch.turns, [self._log_probs[turn.key] for turn in batch.turns], config)
         return replace(batch, turns=turns)
 
     def differences(self, version: int | None = None, of: Container[TokenSequence] | None = None) -> list[np.ndarray]:
-        """By turn, d of each token; with `version`, of the turns that it sampled, with `of`, of these sequences."""
+        """Return d of each token, by turn: for turns of policy `version` when given, and for sequences in `of` when
+        given."""
         return [
-            np.array(self._of[place]) - np.array(turn.old_log_probs)
-            for place, turn in self._turns.items()
+            np.array(self._log_probs[key]) - np.array(turn.old_log_probs)
+            for key, turn in self._turns.items()
             if (version is None or turn.version == version) and (of is None or turn.sequence in of)
         ]
 
+    def closest_version(self, version: int) -> int | None:
+        """The policy version that sampled any of the turns and is closest to `version`; None when there is no turn."""
+        sampled_by = {turn.version for turn in self._turns.values()}
+        return min(sampled_by, key=lambda other: (abs(other - version), -other), default=None)
+
     def sharpness(self) -> list[np.ndarray]:
-        """By turn, log p + H of each token: what its log-probability gains where all logits are scaled up, by log
-        scale, as a lower temperature does."""
-        return [np.array(self._of[place]) + np.array(self._entropies[place]) for place in self._turns]
+        """Return log p + H of each token, by turn: the derivative of its log-probability with respect to the log of a
+        common logit scale, such as an inverse temperature."""
+        return [np.array(self._log_probs[key]) + np.array(self._entropies[key]) for key in self._turns]
 
 
 def mismatch(differences: Sequence[np.ndarray], loss: PolicyLoss) -> dict[str, float]:
-    """The metrics of the module's docstring from d by turn; empty when there is no token."""
+    """Return the metrics listed in the module docstring from d by turn; empty when there is no token."""
     if not differences:
         return {}
     d = np.concatenate(differences)
@@ -86,17 +96,18 @@ def mismatch(differences: Sequence[np.ndarray], loss: PolicyLoss) -> dict[str, f
 
 
 def clipped(differences: Sequence[np.ndarray], loss: PolicyLoss) -> float:
-    """Share of tokens whose log-ratio, or their turn's mean where the loss bounds that, is outside its clip range."""
+    """Return the share of tokens whose log-ratio is outside the loss's clip range. Losses bounded by turn use the
+    turn's mean."""
     bounds = loss.clip_range()
     if bounds is None:
         return 0.0
     by_token = [np.full_like(d, d.mean()) if loss.ratio_by_turn else d for d in differences]
-    everyone = np.concatenate(by_token)
-    return float(((everyone < bounds[0]) | (everyone > bounds[1])).mean())
+    log_ratios = np.concatenate(by_token)
+    return float(((log_ratios < bounds[0]) | (log_ratios > bounds[1])).mean())
 
 
 def correction_for(algorithm: Algorithm, correcting: bool) -> CorrectionConfig:
-    """The correction that a step applies: `auto` is `token` while `correcting`, else `none`."""
+    """Return the correction of a training step: `auto` becomes `token` while `correcting`, else `none`."""
     config = algorithm.correction
     if config.level != "auto":
         return config
@@ -104,17 +115,23 @@ def correction_for(algorithm: Algorithm, correcting: bool) -> CorrectionConfig:
 
 
 def corrects_next(correcting: bool, found: float | None, config: CorrectionConfig) -> bool:
-    """Whether the next step of an `auto` correction corrects, after one that `found` this share of tokens outside the
-    clip range (None: it measured nothing). It ends at half of what it begins at, so that it does not flicker."""
+    """Return whether the next training step of an `auto` correction corrects.
+
+    `found` is the share of tokens outside the clip range, None when it was not measured. Correction stops at half the
+    share at which it starts, to avoid flickering.
+    """
     if config.level != "auto" or found is None:
         return correcting and config.level == "auto"
     return found > config.threshold * (0.5 if correcting else 1.0)
 
 
 def importance_metrics(differences: Sequence[np.ndarray], config: CorrectionConfig) -> dict[str, float]:
-    """What a corrected step reports of its weights and of the distance to the sampler, which its losses' own ratio no
-    longer shows: `sampler_kl`, `max:log_ratio`, `importance_masked` (share of tokens with weight 0), `importance_mean`,
-    `importance_ess` and `importance_chi2` = mean rho^2 - 1, over all its tokens, old ones too."""
+    """Return the metrics of a corrected training step, over all its tokens, old ones included.
+
+    They are `sampler_kl`, `max:log_ratio`, `importance_masked` (share of tokens with weight 0), `importance_mean`,
+    `importance_ess` and `importance_chi2` = mean rho^2 - 1. They replace the ratios of the loss, which no longer show
+    the distance to the sampler.
+    """
     if not differences:
         return {}
     d = np.concatenate(differences)

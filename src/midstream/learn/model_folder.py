@@ -1,4 +1,4 @@
-"""A model as a folder that transformers loads: weights, config, generation config and tokenizer."""
+"""Writes a model as a folder that transformers can load: weights, config, generation config and tokenizer."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ BESIDE = (
     "merges.txt",
     "chat_template.jinja",
 )
-"""Files of a model's folder that belong to it beside config and weights, as far as it has them."""
+"""Files copied with a model when present, beside its config and weights."""
 
 
 def write_model(folder: Path, decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
-    """Write `weights`, by Hugging Face's names, into `folder`, with the config of `decoder` and the other files of the
-    folder it was read from."""
+    """Write `weights`, keyed by Hugging Face's names, into `folder`, with the config of `decoder` and the other files
+    of its source folder."""
     source = Path(decoder.source)
     save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(decoder, weights), indent=2) + "\n", encoding="utf-8")
@@ -37,7 +37,7 @@ def write_model(folder: Path, decoder: Decoder, weights: Mapping[str, Tensor]) -
 
 
 def copy_beside(source: Path, folder: Path) -> None:
-    """Copy the tokenizer and the generation config of the model in `source`."""
+    """Copy the tokenizer and generation config of the model in `source`."""
     for name in BESIDE:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
@@ -45,7 +45,7 @@ def copy_beside(source: Path, folder: Path) -> None:
 
 def _config(decoder: Decoder, weights: Mapping[str, Tensor]) -> dict[str, object]:
     written = Path(decoder.source) / "config.json"
-    # As it was written: others may read older spellings only.
+    # Keep the file's spelling: other readers may know only older keys.
     config = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else dict(decoder.config)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
@@ -55,7 +55,7 @@ def _config(decoder: Decoder, weights: Mapping[str, Tensor]) -> dict[str, object
 
 @torch.no_grad()
 def merge_adapters(decoder: Decoder) -> None:
-    """Add every adapter to the weight beside it, `W + (alpha / rank) B A`, computed in fp32, and take it away."""
+    """Merge each adapter into its weight, `W + (alpha / rank) B A` computed in fp32, and remove it."""
     for projection in decoder.projections().values():
         if projection.adapter is None:
             continue

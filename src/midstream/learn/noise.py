@@ -55,6 +55,8 @@ BOOTSTRAPS = 200
 UNDECIDABLE = 0.4
 """A limit above this (nats) hides faults that matter, such as weights of another step: the check then decides
 nothing."""
+LONGEST = 2048
+"""Tokens of a sequence that the floor is measured with, unless its response alone has more."""
 SILENT = 4
 """Sequences after which no difference means none."""
 FURTHER = ((64, 192), (128, 64), (192, 128))
@@ -75,6 +77,8 @@ class Noise:
     sequences: frozenset[TokenSequence]
     repeat: float
     dtype: str
+    longer: float = 1.0
+    """How much more noise whole sequences may have than their ends, which it was measured with."""
 
     @property
     def random(self) -> bool:
@@ -83,8 +87,9 @@ class Noise:
 
     @property
     def trusted(self) -> float:
-        """`rms`, or 0 where it is no noise: a fault of the learner must not raise the limit that would find it."""
-        return 0.0 if self.random or self.rms > UNDECIDABLE else self.rms
+        """The noise of whole sequences, or 0 where `rms` is no noise: a fault of the learner must not raise the limit
+        that would find it."""
+        return 0.0 if self.random or self.rms > UNDECIDABLE else self.rms * self.longer
 
     @property
     def rounding(self) -> float:
@@ -118,7 +123,7 @@ class Noise:
     def with_rounding(self, rms: float) -> Noise:
         """With a further, independent source of noise."""
         typical = math.hypot(self.typical if self.trusted else 0.0, rms)
-        return replace(self, rms=math.hypot(self.trusted, rms), typical=typical)
+        return replace(self, rms=math.hypot(self.trusted, rms), typical=typical, longer=1.0)
 
 
 def factor(spread: float) -> float:
@@ -197,17 +202,19 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
     # Several, as of a response of one token nothing is left.
     repeat = trimmed_rms([_scored(decoder, one) - _scored(decoder, one) for one in chosen[:SILENT]])
     dtype = str(decoder.dtype).removeprefix("torch.")
+    longer = max((math.sqrt(_size(sequence) / _size(_end(sequence))) for sequence in chosen), default=1.0)
     every = [*measured[0], *measured[1]]
     # What shows no difference at all was computed alike, and says nothing of what a difference would be.
     differ = [d[d != 0] for d in (np.concatenate(pair) for pair in zip(*measured, strict=True)) if d.any()]
     return Noise(
         rms=trimmed_rms(every),
         spread=_spread(*measured),
-        typical=typical_size(differ),
+        typical=longer * typical_size(differ),
         typical_spread=log_spread(typical_size, differ),
         sequences=frozenset(chosen),
         repeat=repeat,
         dtype=dtype,
+        longer=longer,
     )
 
 
@@ -221,10 +228,21 @@ def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
     return max(least, float(np.sqrt(((b - b.sum() / a.sum() * a) ** 2).sum()) / (2 * b.sum())))
 
 
-def _scored(decoder: Decoder, sequence: TokenSequence, further: int = 0) -> np.ndarray:
-    """The log-probabilities of its response, with that many tokens appended; with gradients on, as the learner
-    computes."""
+def _size(sequence: TokenSequence) -> int:
+    return len(sequence.prompt_ids) + len(sequence.response_ids)
+
+
+def _end(sequence: TokenSequence) -> TokenSequence:
+    """The sequence with as much of its prompt as makes `LONGEST` tokens, and at least one."""
+    kept = max(1, LONGEST - len(sequence.response_ids))
+    return replace(sequence, prompt_ids=sequence.prompt_ids[-kept:])
+
+
+def _scored(decoder: Decoder, whole: TokenSequence, further: int = 0) -> np.ndarray:
+    """The log-probabilities of the response of `whole` after the end of its prompt, with that many tokens appended;
+    with gradients on, as the learner computes."""
+    sequence = _end(whole)
     ids = sequence.prompt_ids + sequence.response_ids
     more = tuple(ids[n % len(ids)] for n in range(min(further, decoder.context_length - len(ids))))
-    longer = TokenSequence(sequence.prompt_ids, sequence.response_ids + more, sequence.temperature)
+    longer = replace(sequence, response_ids=sequence.response_ids + more)
     return score(decoder, [longer]).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()

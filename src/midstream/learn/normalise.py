@@ -1,7 +1,8 @@
-"""Reward normalisation (`reward.normalize`): R' = (R - mean) / (std + 1e-8), std without a correction for degrees of
-freedom (ddof 0), after `reward.clip` and before a KL penalty and the advantages.
+"""Reward normalization (`reward.normalize`): R' = (R - mean) / (std + 1e-8), std with ddof 0. Runs after `reward.clip`
+and before a KL penalty and the advantages.
 
-Rewards that are all equal are centred and not divided. What is recorded and logged stays the reward as it was."""
+Equal rewards are centred but not divided. Recorded and logged rewards stay unnormalized.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ EPS = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """How many numbers there were, their mean, and the sum of their squared distances to it (Welford 1962)."""
+    """Count, mean and sum of squared deviations of a series (Welford 1962)."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
-    def including(self, values: Iterable[float]) -> Moments:
-        """These and `values`."""
+    def updated(self, values: Iterable[float]) -> Moments:
+        """Return the moments after adding `values`."""
         count, mean, squares = self.count, self.mean, self.squares
         for value in values:
             count += 1
@@ -35,43 +36,43 @@ class Moments:
         return Moments(count, mean, squares)
 
     def apply(self, value: float) -> float:
-        """`value` normalised."""
+        """Normalize `value`."""
         return (value - self.mean) / self.scale
 
     @property
     def scale(self) -> float:
-        """What is divided by: the standard deviation + 1e-8, or 1 where all are equal."""
+        """Divisor: the standard deviation + 1e-8, or 1 when all values are equal."""
         return math.sqrt(self.squares / self.count) + EPS if self.squares > 0 else 1.0
 
 
-def normalised(
+def normalise_rewards(
     groups: Sequence[Sequence[Trajectory]],
     greedy: Mapping[str, float],
     how: Normalize,
-    counts: Callable[[Trajectory], bool],
+    is_counted: Callable[[Trajectory], bool],
     so_far: Moments,
 ) -> tuple[list[list[Trajectory]], dict[str, float]]:
-    """`groups` and what greedy attempts earned (by `prompt_uid`), with normalised rewards. Statistics are over the
-    trajectories that `counts` holds for: `group` those of the same group, `batch` those of all `groups`, `running` all
-    `so_far`.
+    """Normalize the rewards of `groups` and of greedy attempts (by `prompt_uid`).
 
-    Parts of the reward on steps are divided alike; the last step takes what is left of the total. Raises
-    `TrainingError` for a reward that is not finite."""
-    values = [[finite_reward(t) for t in group if counts(t)] for group in groups]
+    Statistics cover the trajectories accepted by `is_counted`: those of the same group (`group`), of all `groups`
+    (`batch`), or all `so_far` (`running`). Step rewards are divided by the same scale; the last step gets the remainder
+    of the total. Raises `TrainingError` for a reward that is not finite.
+    """
+    values = [[finite_reward(t) for t in group if is_counted(t)] for group in groups]
     if how == "none":
         return [list(group) for group in groups], dict(greedy)
-    everyone = so_far if how == "running" else Moments().including(value for own in values for value in own)
-    found: list[list[Trajectory]] = []
+    shared = so_far if how == "running" else Moments().updated(value for own in values for value in own)
+    result: list[list[Trajectory]] = []
     baselines: dict[str, float] = {}
     for group, own in zip(groups, values, strict=True):
-        moments = Moments().including(own) if how == "group" else everyone
-        found.append([_by(moments, trajectory) for trajectory in group])
+        moments = Moments().updated(own) if how == "group" else shared
+        result.append([_normalise(moments, trajectory) for trajectory in group])
         for uid in {trajectory.prompt_uid for trajectory in group} & greedy.keys():
             baselines[uid] = moments.apply(greedy[uid])
-    return found, baselines
+    return result, baselines
 
 
-def _by(moments: Moments, trajectory: Trajectory) -> Trajectory:
+def _normalise(moments: Moments, trajectory: Trajectory) -> Trajectory:
     if trajectory.reward is None:
         return trajectory
     reward = moments.apply(trajectory.reward)

@@ -1,4 +1,4 @@
-"""Sequences into passes of bounded size, and what passes say back into the order of the sequences."""
+"""Packs sequences into passes of bounded size, and restores the original order of per-token results."""
 
 from __future__ import annotations
 
@@ -11,23 +11,30 @@ from torch import Tensor
 from midstream.learn.log_probs import TokenSequence
 
 T = TypeVar("T")
+FURTHER = 1.25
+"""How much longer than its longest item a pass may be where that alone exceeds the bound: the steps of a long
+conversation, and attempts at a long prompt, share nearly all of it."""
 
 
-def packed(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
-    """Passes of at most `max_tokens` distinct tokens, unless one item has more. Items that share a prefix are
-    neighbours in them, whatever their order was, and cuts are where the fewest tokens are computed twice."""
-    spelled = sorted(((s.prompt_ids + s.response_ids, n) for n, s in enumerate(map(sequence, items))))
-    tokens = [ids for ids, _ in spelled]
+def pack_sequences(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
+    """Pack items into passes of at most `max_tokens` distinct tokens, or of `FURTHER` times an item that alone exceeds
+    that.
+
+    Items with a shared prefix become neighbours regardless of their order, and cuts minimize the tokens computed twice.
+    """
+    ordered = sorted(((s.prompt_ids + s.response_ids, n) for n, s in enumerate(map(sequence, items))))
+    tokens = [ids for ids, _ in ordered]
     shared = [0, *(_shared(a, b) for a, b in pairwise(tokens))]
-    # best[n]: the fewest tokens that the first n take, in how few passes, and where the last of these begins.
+    # best[n] for the first n items: fewest tokens, fewest passes, and start of the last pass.
     best = [(0, 0, 0)]
     for end in range(1, len(tokens) + 1):
-        size = len(tokens[end - 1])
+        size = longest = len(tokens[end - 1])
         choices = [(best[end - 1][0] + size, best[end - 1][1] + 1, end - 1)]
         for start in range(end - 2, -1, -1):
-            # As they are sorted, what each shares with the one before is all it shares.
+            # Items are sorted, so the prefix shared with the predecessor is the longest shared prefix.
             size += len(tokens[start]) - shared[start + 1]
-            if size > max_tokens:
+            longest = max(longest, len(tokens[start]))
+            if size > max(max_tokens, longest * FURTHER if longest > max_tokens else 0):
                 break
             choices.append((best[start][0] + size, best[start][1] + 1, start))
         best.append(min(choices))
@@ -35,28 +42,28 @@ def packed(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSeq
     end = len(tokens)
     while end:
         start = best[end][2]
-        packs.append([items[n] for _, n in spelled[start:end]])
+        packs.append([items[n] for _, n in ordered[start:end]])
         end = start
     return packs[::-1]
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens at the beginning of both."""
+    """Return the length of the common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class ScatterIndex:
-    """Numbers of each response token, put into the order of `sequences` as passes give them in another."""
+    """Collects per-token results of passes and restores the order of `sequences`."""
 
     def __init__(self, sequences: Sequence[TokenSequence]) -> None:
         self._sizes = [len(sequence.response_ids) for sequence in sequences]
-        self._of: dict[int, list[float]] = {}
+        self._values: dict[int, list[float]] = {}
 
-    def take(self, pack: Sequence[int], values: Tensor) -> None:
-        """`values` [tokens] of the sequences numbered in `pack`, one after another."""
+    def add(self, pack: Sequence[int], values: Tensor) -> None:
+        """Add `values` [tokens] of the sequences with the indices in `pack`, in that order."""
         parts = values.split([self._sizes[n] for n in pack])
-        self._of.update((n, part.tolist()) for n, part in zip(pack, parts, strict=True))
+        self._values.update((n, part.tolist()) for n, part in zip(pack, parts, strict=True))
 
-    def all(self) -> list[float]:
-        """All of them; empty when none were taken."""
-        return [value for n in sorted(self._of) for value in self._of[n]]
+    def in_order(self) -> list[float]:
+        """Return all values in the order of `sequences`; empty when none were added."""
+        return [value for n in sorted(self._values) for value in self._values[n]]

@@ -1,4 +1,4 @@
-"""The KL term as a part of the reward: what a trajectory drifted from the reference is taken from what it earned."""
+"""KL penalty in the reward: subtracts the distance to the reference policy from each step's reward."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 
 
-def penalised(
-    groups: Sequence[Sequence[Trajectory]], readings: Mapping[TurnKey, PolicyOutputs], coef: float
+def penalise_rewards(
+    groups: Sequence[Sequence[Trajectory]], outputs: Mapping[TurnKey, PolicyOutputs], coef: float
 ) -> tuple[list[list[Trajectory]], float]:
-    """`groups` with coef x (log pi_old - log pi_ref), summed over a step's tokens, taken from each trainable step's
-    reward and from the trajectory's (k1, Schulman 2020, as PPO and RLOO for language models have it); and its mean by
-    token. `readings` hold the reference of every trainable step."""
+    """Subtract coef x (log pi_old - log pi_ref), summed over a step's tokens, from each trainable step's reward and
+    from the trajectory's reward (k1, Schulman 2020, as in PPO and RLOO for language models).
+
+    `outputs` holds reference log-probabilities of all trainable steps. Returns the groups and the mean penalty per
+    token before `coef`.
+    """
     drift: dict[TurnKey, float] = {}
     tokens = 0
     for trajectory in (trajectory for group in groups for trajectory in group):
         for step in trainable_steps(trajectory):
-            place = (trajectory.uid, step.step_index)
-            theirs = readings[place].reference
-            drift[place] = sum(old - ref for old, ref in zip(step.rollout_log_probs or (), theirs, strict=True))
-            tokens += len(theirs)
+            key = (trajectory.uid, step.step_index)
+            reference = outputs[key].reference
+            drift[key] = sum(old - ref for old, ref in zip(step.rollout_log_probs or (), reference, strict=True))
+            tokens += len(reference)
 
-    def charged(step: Step, own: float) -> Step:
-        return replace(step, reward=(step.reward or 0.0) - coef * own) if own else step
+    def penalise_step(step: Step, kl: float) -> Step:
+        return replace(step, reward=(step.reward or 0.0) - coef * kl) if kl else step
 
-    def taxed(trajectory: Trajectory) -> Trajectory:
+    def penalise(trajectory: Trajectory) -> Trajectory:
         if trajectory.reward is None:
             return trajectory
-        own = [drift.get((trajectory.uid, step.step_index), 0.0) for step in trajectory.steps]
+        kls = [drift.get((trajectory.uid, step.step_index), 0.0) for step in trajectory.steps]
         return replace(
             trajectory,
-            reward=trajectory.reward - coef * sum(own),
-            steps=tuple(charged(step, part) for step, part in zip(trajectory.steps, own, strict=True)),
+            reward=trajectory.reward - coef * sum(kls),
+            steps=tuple(penalise_step(step, kl) for step, kl in zip(trajectory.steps, kls, strict=True)),
         )
 
-    taxed_groups = [[taxed(trajectory) for trajectory in group] for group in groups]
-    return taxed_groups, sum(drift.values()) / tokens if tokens else 0.0
+    penalised_groups = [[penalise(trajectory) for trajectory in group] for group in groups]
+    return penalised_groups, sum(drift.values()) / tokens if tokens else 0.0

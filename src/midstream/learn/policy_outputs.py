@@ -1,47 +1,55 @@
-"""What models say of a step's turns before there are advantages: the policy itself, its reference, its critic."""
+"""Computes the model outputs that algorithms need before advantages: log-probabilities and entropy of the policy,
+log-probabilities of the reference, values of the critic."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from midstream.core.types import Trajectory
-from midstream.learn.algorithms.base import Algorithm, Reads
+from midstream.learn.algorithms.base import Algorithm, OutputKind
 from midstream.learn.algorithms.outcome import PolicyOutputs, TurnKey
 from midstream.learn.batch import trainable_steps
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.log_probs import TokenSequence
 
 
-def wanted(algorithm: Algorithm) -> frozenset[Reads]:
-    """What has to be read for `algorithm` as it is configured."""
-    reads = set(algorithm.reads)
+def required_outputs(algorithm: Algorithm) -> frozenset[OutputKind]:
+    """Return the outputs that `algorithm` needs under its config."""
+    required = set(algorithm.required_outputs)
     if algorithm.top_entropy < 1:
-        reads.add("policy")
+        required.add("policy")
     if algorithm.kl.placement == "reward" and algorithm.kl.coef:
-        reads.add("reference")
-    return frozenset(reads)
+        required.add("reference")
+    return frozenset(required)
 
 
-def read(
-    learner: Learner, groups: Sequence[Sequence[Trajectory]], what: frozenset[Reads], reference: Reference | None
+def compute_outputs(
+    learner: Learner,
+    groups: Sequence[Sequence[Trajectory]],
+    required: frozenset[OutputKind],
+    reference: Reference | None,
 ) -> dict[TurnKey, PolicyOutputs]:
-    """Every trainable step of `groups`, read in passes as an update makes them. Empty when nothing is
-    wanted."""
+    """Compute outputs for all trainable steps of `groups`, in the same kind of passes as an update. Empty when nothing
+    is required."""
     steps = {
         (trajectory.uid, step.step_index): step
         for group in groups
         for trajectory in group
         for step in trainable_steps(trajectory)
     }
-    if not what or not steps:
+    if not required or not steps:
         return {}
     sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
-    roles = [step.role for step in steps.values()] if "values" in what else None
-    seen = learner.look(sequences, roles) if what & {"policy", "values"} else PolicyOutputs()
-    other = learner.measure(reference, sequences) if "reference" in what and reference is not None else ()
-    found: dict[TurnKey, PolicyOutputs] = {}
+    roles = [step.role for step in steps.values()] if "values" in required else None
+    policy = learner.policy_outputs(sequences, roles) if required & {"policy", "values"} else PolicyOutputs()
+    reference_log_probs = (
+        learner.reference_log_probs(reference, sequences) if "reference" in required and reference is not None else ()
+    )
+    outputs: dict[TurnKey, PolicyOutputs] = {}
     start = 0
-    for place, step in steps.items():
-        part = slice(start, start := start + len(step.response_ids))
-        found[place] = PolicyOutputs(seen.log_probs[part], seen.entropy[part], other[part], seen.values[part])
-    return found
+    for key, step in steps.items():
+        tokens = slice(start, start := start + len(step.response_ids))
+        outputs[key] = PolicyOutputs(
+            policy.log_probs[tokens], policy.entropy[tokens], reference_log_probs[tokens], policy.values[tokens]
+        )
+    return outputs

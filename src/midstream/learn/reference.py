@@ -1,4 +1,4 @@
-"""Reference policies: a model without its adapter, or the policy with other weights in place."""
+"""Reference policies: a model without its adapter, or the policy with other weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from midstream.learn.weights import Weights
 
 
 def base_reference(decoder: Decoder) -> Reference:
-    """`decoder` with its adapter off."""
+    """Return `decoder` without its adapter as a reference."""
 
     def reference(sequences: Sequence[TokenSequence]) -> Tensor:
         with torch.no_grad():
@@ -24,7 +24,7 @@ def base_reference(decoder: Decoder) -> Reference:
 
 
 def swapped_reference(decoder: Decoder, weights: Weights, values: Mapping[str, Tensor]) -> Reference:
-    """`decoder` with `values` in place of its trainable weights."""
+    """Return `decoder` with `values` as its trainable weights as a reference."""
 
     def reference(sequences: Sequence[TokenSequence]) -> Tensor:
         with torch.no_grad(), weights.swapped(values):

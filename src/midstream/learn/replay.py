@@ -1,8 +1,8 @@
-"""Replay: groups of earlier steps, learned from again.
+"""Replay buffer: groups of earlier training steps to learn from again.
 
-The buffer keeps where the store has a group; what comes back is what was sampled, token for token. Its
-log-probabilities are those of the policy that sampled it, so the ratio of the loss accounts for how far the policy has
-moved since."""
+The buffer holds references to groups in the store, which are read back token for token. Their log-probabilities are
+those of the policy that sampled them, so the ratio of the loss accounts for changes of the policy.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from midstream.agents.config import ReplayConfig, RolloutConfig
 from midstream.core.seeds import unit_interval
 from midstream.core.types import Trajectory
 from midstream.learn.batch import finite_reward, is_scored, trainable_steps
+from midstream.learn.rollout_config import ReplayConfig, TrainRolloutConfig
 from midstream.record.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayEntry:
     """A group in the buffer: the uids of its trajectories, the policy version of its oldest trainable step, its
-    priority (the variance of its rewards: largest where half of the attempts succeed, 0 where a group teaches nothing),
-    and what a greedy attempt at the task earned, if there was one."""
+    priority, and the reward of a greedy attempt at its task, if any.
+
+    The priority is the variance of the group's rewards: largest when half of the attempts succeed, 0 when all rewards
+    are equal.
+    """
 
     prompt_uid: str
     uids: tuple[str, ...]
@@ -31,35 +34,37 @@ class ReplayEntry:
     greedy: float | None = None
 
 
-def choose(
+def choose_entries(
     buffer: Sequence[ReplayEntry], config: ReplayConfig, count: int, *, seed: int, step: int
 ) -> list[ReplayEntry]:
-    """At most `count` groups to learn from again, none twice. `uniform`: each with the same chance. `recent`: the last
-    that came in. `prioritised`: in proportion to their priority, so never one without (weighted draws without
-    replacement by the largest u^(1/w), Efraimidis & Spirakis 2006)."""
+    """Choose at most `count` distinct groups to learn from again.
+
+    `uniform`: equal chances. `recent`: the newest. `prioritised`: in proportion to priority, so never one with priority
+    0 (weighted draws without replacement by the largest u^(1/w), Efraimidis & Spirakis 2006).
+    """
     if config.sampling == "recent":
         return list(buffer[max(len(buffer) - count, 0) :])
 
-    def key(kept: ReplayEntry) -> float:
-        weight = kept.priority if config.sampling == "prioritised" else 1.0
-        return math.log(1 - unit_interval(seed, "replay", step, kept.prompt_uid)) / weight
+    def key(entry: ReplayEntry) -> float:
+        weight = entry.priority if config.sampling == "prioritised" else 1.0
+        return math.log(1 - unit_interval(seed, "replay", step, entry.prompt_uid)) / weight
 
-    drawable = [kept for kept in buffer if config.sampling == "uniform" or kept.priority > 0]
+    drawable = [entry for entry in buffer if config.sampling == "uniform" or entry.priority > 0]
     return sorted(drawable, key=key, reverse=True)[:count]
 
 
-def read(store: Store, chosen: Sequence[ReplayEntry]) -> list[list[Trajectory]]:
-    """The groups themselves."""
-    return [[store.trajectories.get(uid) for uid in kept.uids] for kept in chosen]
+def load_groups(store: Store, chosen: Sequence[ReplayEntry]) -> list[list[Trajectory]]:
+    """Load the chosen groups from the store."""
+    return [[store.trajectories.get(uid) for uid in entry.uids] for entry in chosen]
 
 
-def keep(
+def add_groups(
     buffer: Sequence[ReplayEntry],
     groups: Sequence[Sequence[Trajectory]],
     greedy: Mapping[str, float],
-    rules: RolloutConfig,
+    rules: TrainRolloutConfig,
 ) -> tuple[ReplayEntry, ...]:
-    """The buffer with `groups` at its end, those there is something to learn from by `rules`; the oldest make room."""
+    """Append the groups that can be learned from under `rules`, and drop the oldest entries beyond the capacity."""
     fresh: list[ReplayEntry] = []
     for group in groups:
         versions = [step.policy_version for trajectory in group for step in trainable_steps(trajectory)]

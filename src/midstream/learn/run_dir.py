@@ -1,8 +1,8 @@
-"""The directory of a run: who holds it, what it was configured as, and its append-only logs. Only
-its owner can read it.
+"""The directory of a run: lock, config and append-only logs. Readable by its owner only.
 
 Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`,
-`checkpoints/`, `tensorboard/`."""
+`checkpoints/`, `tensorboard/`.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from midstream.core.errors import RunError
 from midstream.core.files import private, sync
 from midstream.core.secrets import without_secrets
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says when there is no room left."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers for a full disk or quota."""
 
 
 class RunDirectory:
-    """Holds the directory for one process at a time."""
+    """Locks the directory for one process at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._made = _make(path)
-            self._lock = open(path / ".lock", "a+", opener=private)  # noqa: SIM115 (held as long as the run)
+            self._created = _make_folder(path)
+            self._lock = open(path / ".lock", "a+", opener=private)  # noqa: SIM115 (open for as long as the run)
         except OSError as error:
             raise RunError(
                 f"cannot write to the run directory '{path}': {error.strerror}",
@@ -40,13 +40,13 @@ class RunDirectory:
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.fstat(self._lock.fileno()).st_nlink > 0
+            locked = os.fstat(self._lock.fileno()).st_nlink > 0
         except OSError:
-            held = False
-        if not held:
+            locked = False
+        if not locked:
             self._lock.close()
             raise RunError(
-                f"another process is using '{path}'", "wait for it, or set trainer.run_dir to another directory"
+                f"another process is using '{path}'", "wait for it to end, or set trainer.run_dir to another directory"
             )
 
     def __truediv__(self, name: str) -> Path:
@@ -54,20 +54,20 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """True when a run lives here already."""
+        """Whether the directory already contains a run."""
         return (self / "config.yaml").exists()
 
     def release(self) -> None:
-        """Let go of the directory; one in which no run began is left as it was found."""
+        """Release the lock. A directory in which no run began is restored to its initial state."""
         if not self.started:
             (self / ".lock").unlink(missing_ok=True)
-            for folder in self._made:
-                with suppress(OSError):  # somebody put something there
+            for folder in self._created:
+                with suppress(OSError):  # no longer empty
                     folder.rmdir()
         self._lock.close()
 
     def write(self, name: str, text: str) -> None:
-        """Replace a file as a whole: never half-written."""
+        """Replace a file atomically."""
         temporary = self / f".{name}.tmp"
         try:
             with open(temporary, "w", encoding="utf-8", opener=private) as file:
@@ -77,36 +77,36 @@ class RunDirectory:
             temporary.replace(self / name)
             sync(self.path)
         except OSError as error:
-            raise full(self / name, error) from None
+            raise disk_full_error(self / name, error) from None
 
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def append(self, name: str, row: dict[str, Any]) -> None:
-        """Add one line to a log."""
+        """Append one line to a log."""
         try:
             with open(self / name, "a", encoding="utf-8", opener=private) as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise full(self / name, error) from None
+            raise disk_full_error(self / name, error) from None
 
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
-        """Lines of a log; one cut off by a kill is passed over."""
+        """Iterate over the lines of a log, skipping a line cut off by a kill."""
         if (self / name).exists():
-            # Not splitlines, which also splits at characters that a JSON string may hold as they are.
+            # splitlines would also split at line separators inside JSON strings.
             for line in (self / name).read_text(encoding="utf-8").split("\n"):
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError:
                     continue
 
-    def keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the lines of a log that are not `wanted`."""
+    def filter_log(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Remove the lines of a log for which `keep` is false."""
         if (self / name).exists():
-            self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if wanted(row)))
+            self.write(name, "".join(json.dumps(row) + "\n" for row in self.rows(name) if keep(row)))
 
     def config_changes(self, config: dict[str, Any]) -> list[str]:
-        """How `config` differs from the one this run began with, a line each. Secrets, which are not kept, may."""
+        """List the differences between `config` and the config of this run. Ignores secrets, which are not saved."""
         saved = yaml.safe_load((self / "config.yaml").read_text(encoding="utf-8"))
         return list(_differences(saved, without_secrets(json.loads(json.dumps(config))), ""))
 
@@ -119,8 +119,8 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: {old!r} -> {new!r}"
 
 
-def _make(path: Path) -> list[Path]:
-    """Make the folder `path`, for its owner only, and return those that were not there, innermost first."""
+def _make_folder(path: Path) -> list[Path]:
+    """Create the folder `path` for its owner only. Returns the folders created, innermost first."""
     missing: list[Path] = []
     for folder in (path, *path.parents):
         if folder.exists():
@@ -130,9 +130,9 @@ def _make(path: Path) -> list[Path]:
     return missing
 
 
-def full(path: Path, error: OSError) -> RunError:
-    """The error for a file that cannot be written any more."""
+def disk_full_error(path: Path, error: OSError) -> RunError:
+    """Return the error for a file that can no longer be written."""
     return RunError(
         f"cannot write '{path}': {error.strerror or error}",
-        "free some disk space, then go on from the last checkpoint with --resume; what was written before is intact",
+        "free some disk space, then continue from the last checkpoint with --resume; earlier files are intact",
     )

@@ -1,4 +1,4 @@
-"""A trajectory as one readable row, for the report."""
+"""Converts a trajectory to a readable row for the report."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midstream.core.types import Trajectory
+from midstream.learn.prompts import Decode, new_prompts
 
 
 def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
-    """What a flow with a verifier noted after each turn, by the step whose action it judged: enough or not, and why."""
+    """Return the verifier's verdict and reason by the index of the step whose action it judged."""
     noted = trajectory.metadata.get("turns")
     turns = [turn for turn in noted if isinstance(turn, Mapping)] if isinstance(noted, Sequence) else []
     return {
@@ -19,8 +20,11 @@ def verdicts_of(trajectory: Trajectory) -> dict[int, tuple[bool, str]]:
     }
 
 
-def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> dict[str, Any]:
-    """What was asked, each turn with its call and verdict, the answer and its reward by component."""
+def sample_row(
+    label: str, step: int, trajectory: Trajectory, success: bool, decode: Decode | None = None
+) -> dict[str, Any]:
+    """Return question, turns with new prompt text, calls and verdicts, answer and rewards of a trajectory."""
+    prompts = new_prompts(trajectory, decode)
     calls = {call.step_index: call for call in trajectory.tool_calls}
     verdicts = {
         place: f"verifier: {'enough' if enough else 'go on'}, {reason}"
@@ -31,6 +35,8 @@ def sample_row(label: str, step: int, trajectory: Trajectory, success: bool) -> 
         call = calls.get(step_.step_index)
         turn: dict[str, Any] = {
             "role": step_.role,
+            "prompt": prompts[step_.step_index],
+            "prompt_tokens": len(step_.prompt_ids),
             "text": step_.text,
             "tokens": len(step_.response_ids),
             "reward": step_.reward,

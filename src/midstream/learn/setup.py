@@ -1,43 +1,45 @@
-"""From a config to the parts of a run: model, engines, tasks, reward, rollout, learner. Used by training, evaluation
-and asking alike."""
+"""Builds the components of a run from its config: model, engines, tasks, reward, rollout, learner. Shared by training,
+evaluation and `ask`."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from midstream.agents.config import FlowConfig
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker
+from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.errors import ConfigError, ModelError
 from midstream.core.seeds import derive_seed
+from midstream.core.types import Task, Trajectory
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.engines.torch.numerics import Numerics, fastest_dtype, settle
+from midstream.engines.torch.loading import load_policy
+from midstream.engines.torch.numerics import Numerics, settle
 from midstream.learn.algorithms import PPO
-from midstream.learn.config import PolicyConfig, TrainConfig
+from midstream.learn.config import TrainConfig
 from midstream.learn.critic import Critic
 from midstream.learn.learner import Learner, Reference
 from midstream.learn.reference import base_reference, swapped_reference
-from midstream.learn.source import check_there
+from midstream.learn.source import check_store_exists
 from midstream.learn.weights import Weights
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
-from midstream.rewards.judge import Judge, JudgeConfig, asking, remote_judge
+from midstream.rewards.judge import Judge, JudgeConfig, ask_engine, remote_judge
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, evaluate_tasks
 from midstream.tasks import TaskSet, load_tasks
 
 
 @dataclass(slots=True)
 class TrainingContext:
-    """Everything of one run that lives in this process."""
+    """All components of a run in this process."""
 
     config: TrainConfig
     model_path: Path
@@ -51,10 +53,13 @@ class TrainingContext:
     role_engines: dict[str, RoleEngine]
     numerics: Numerics
     reference: Reference | None = None
-    """The reference policy where it does not depend on where the run began: see `kl.reference`."""
+    """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
+    endpoint: AgentEndpoint | None = None
+    """Accepts the calls of black-box agents; None refuses flows that run one."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
-        """A rollout through the config's flow; `role_engines` in place of the config's engines."""
+        """Return a manager that runs the config's flow and records in `store`. `role_engines` replaces the config's
+        engines."""
         worker = AgentFlowWorker(
             self.config.flow,
             role_engines or self.role_engines,
@@ -62,18 +67,56 @@ class TrainingContext:
             store=store,
             score=self.reward.score,
             timeout_s=self.config.rollout.timeout_s,
+            endpoint=self.endpoint,
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
         )
 
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        label: str,
+        *,
+        channel: str,
+        train_step: int = 0,
+        store: Store | None = None,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """One greedy, scored attempt at each of `tasks`; see `evaluate_tasks`."""
+        config = self.config
+        return await evaluate_tasks(
+            config.flow,
+            self.role_engines,
+            tasks,
+            self.reward.score,
+            rollout=config.rollout,
+            endpoint=self.endpoint,
+            store=store,
+            label=label,
+            channel=channel,
+            train_step=train_step,
+            seed=config.trainer.seed,
+            in_order=config.trainer.deterministic,
+            on_done=on_done,
+        )
 
-def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingContext:
-    """Load and connect everything. Each thing that is wrong is a `UserError` that says what to do. `recorded` are the
-    numerics of the run that is resumed; they are kept."""
-    use_threads(config.trainer.threads)
+
+def build(
+    config: TrainConfig,
+    recorded: Numerics | None = None,
+    endpoint: AgentEndpoint | None = None,
+    *,
+    numerics_required: bool = True,
+) -> TrainingContext:
+    """Load and connect all components. Raises a `UserError` for anything wrong with the config.
+
+    `recorded` holds the numerics of the run whose policy this is, which are kept; with `numerics_required` False, only
+    where this machine can. `endpoint` accepts the calls of black-box agents.
+    """
+    set_threads(config.trainer.threads)
     if config.rollout.source is not None:
-        check_there(config.rollout.source)
+        check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
     config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
     model_path = resolve(config.policy.model)
@@ -84,8 +127,8 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
             f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
             "use the tokenizer the model was trained with",
         )
-    weights = tuned(config, decoder, "adapters")
-    numerics = settle(decoder, config.policy.numerics, recorded)
+    weights = make_weights(config, decoder, "adapters")
+    numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
     slots = config.rollout.concurrency
     engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
     critic = make_critic(config, decoder, tokenizer)
@@ -93,7 +136,7 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
     reference = make_reference(config, decoder, weights, tokenizer)
     role_engines = make_role_engines(config.flow, engine)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
-    parts = TrainingContext(
+    context = TrainingContext(
         config,
         model_path,
         decoder,
@@ -106,55 +149,57 @@ def build(config: TrainConfig, recorded: Numerics | None = None) -> TrainingCont
         role_engines,
         numerics,
         reference,
+        endpoint,
     )
-    # Made and thrown away: a wrong flow, role, tool or setting shows here, before there is anything to lose.
-    parts.manager(None)
-    return parts
+    # Validates flow, roles, tools and settings before any training work.
+    context.manager(None)
+    return context
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """Return the number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(count: int | None) -> None:
-    """Compute with `count` threads; raises `ConfigError` when there are not as many processors."""
+def set_threads(count: int | None) -> None:
+    """Set the number of CPU threads. Raises `ConfigError` when there are fewer processors."""
     if count is None:
         return
-    if count > (there := processors()):
+    if count > (available := processors()):
         raise ConfigError(
-            f"trainer.threads is {count}, but there are {there} processors here: more threads only wait for each other",
-            f"set trainer.threads to {there} or fewer, or leave it out",
+            f"trainer.threads is {count}, but this machine has {available} processors: more threads would only wait",
+            f"set trainer.threads to {available} or fewer, or remove it",
         )
     torch.set_num_threads(count)
 
 
-def tuned(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
-    """What is trained of `decoder`, as `policy` says; fresh adapters are drawn by `seed`."""
+def make_weights(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
+    """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`."""
     decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
     if config.policy.tuning == "lora":
         lora = config.policy.lora
-        drawn = derive_seed(config.trainer.seed, seed)
-        decoder.add_adapters(lora.rank, lora.alpha, drawn, lora.targets, lora.last_layers)
+        adapter_seed = derive_seed(config.trainer.seed, seed)
+        decoder.add_adapters(lora.rank, lora.alpha, adapter_seed, lora.targets, lora.last_layers)
     return Weights(decoder, config.policy.tuning)
 
 
 def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
-    """The critic of an algorithm that has one. Raises `ModelError` when its model does not fit the policy's tokens."""
+    """Return the critic of an algorithm that has one. Raises `ModelError` when its model has a different vocabulary
+    than the policy."""
     if not isinstance(config.algorithm, PPO):
         return None
-    chosen = config.algorithm.critic
-    if chosen.model is None:
-        return Critic(chosen, policy, None, config.optimizer.max_grad_norm)
-    decoder = load_alike(chosen.model, policy, tokenizer, "algorithm.critic.model")
-    return Critic(chosen, policy, tuned(config, decoder, "critic"), config.optimizer.max_grad_norm)
+    critic = config.algorithm.critic
+    if critic.model is None:
+        return Critic(critic, policy, None, config.optimizer.max_grad_norm)
+    decoder = load_compatible(critic.model, policy, tokenizer, "algorithm.critic.model")
+    return Critic(critic, policy, make_weights(config, decoder, "critic"), config.optimizer.max_grad_norm)
 
 
 def make_reference(
     config: TrainConfig, decoder: Decoder, weights: Weights, tokenizer: ChatTokenizer
 ) -> Reference | None:
-    """The reference policy; None for `start`, which is not known yet, and where there is no base left to go back to:
-    in full tuning the policy without its adapter is the policy."""
+    """Return the reference policy. None for `start`, which is not known yet, and for `base` in full tuning, where no
+    base model is left."""
     name = config.algorithm.kl.reference
     if name == "base":
         return base_reference(decoder) if config.policy.tuning == "lora" else None
@@ -163,35 +208,35 @@ def make_reference(
     folder = Path(name)
     if (folder / "state.json").is_file():
         return swapped_reference(decoder, weights, weights.read(folder))
-    return base_reference(load_alike(name, decoder, tokenizer, "algorithm.kl.reference"))
+    return base_reference(load_compatible(name, decoder, tokenizer, "algorithm.kl.reference"))
 
 
-def load_alike(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
-    """A model that reads the policy's tokens; raises `ModelError` when its vocabulary is another."""
+def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
+    """Load a model with the policy's vocabulary. Raises `ModelError` when its vocabulary differs."""
     path = resolve(name)
     if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
         raise ModelError(
-            f"{setting} '{name}' has another vocabulary than the policy: it cannot read what the policy says",
+            f"{setting} '{name}' has another vocabulary than the policy: it cannot read the policy's tokens",
             "name a model with the policy's own tokenizer",
         )
     decoder = load_decoder(path, policy.dtype, policy.device)
-    # As the policy: what is the same model must give the same numbers.
+    # Same kernels as the policy, so that the same model gives the same numbers.
     decoder.compute_by(policy.rows, policy.queries)
     return decoder
 
 
-def check_trained(parts: TrainingContext) -> None:
-    """Raise `ConfigError` unless something that speaks is trained."""
-    roles = parts.manager(None).roles
+def check_trained_roles(context: TrainingContext) -> None:
+    """Raise `ConfigError` when no role of the flow is trained."""
+    roles = context.manager(None).roles
     if not any(roles.values()):
         raise ConfigError(
-            f"no role of the flow '{parts.config.flow.name}' is trained ({', '.join(roles)})",
-            "give one of flow.roles the engine policy, and train: true",
+            f"no role of the flow '{context.config.flow.name}' is trained ({', '.join(roles)})",
+            "set engine: policy and train: true for one of flow.roles",
         )
 
 
 def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEngine]:
-    """Who speaks for each role the config names; `rules` roles have no role engine."""
+    """Return the engine of each role in the config. Roles with `rules` have no engine."""
     role_engines = {"policy": RoleEngine(policy, policy.tokenizer, True)}
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
@@ -212,7 +257,7 @@ def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEn
 
 
 def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
-    """The model in training without its adapter; raises `ConfigError` when it has none."""
+    """Return an engine for the trainable model without its adapter. Raises `ConfigError` when it has none."""
     if policy.decoder.adapter_rank == 0:
         raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
     return TorchEngine(
@@ -227,38 +272,7 @@ def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
 
 
 def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
-    """The judge that reward components ask for, by `reward.judge`."""
+    """Return the judge for reward components, configured by `reward.judge`."""
     if config is None or config.engine != "frozen":
         return remote_judge(config)
-    return Judge(config, asking(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
-
-
-def choose_device(config: PolicyConfig) -> torch.device:
-    """The device of `policy.device`; raises `ConfigError` when it is not there."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"policy.device '{config.device}' cannot be used: {error}", "use cpu, cuda or auto") from None
-    return device
-
-
-def choose_dtype(config: PolicyConfig, device: torch.device, folder: Path) -> torch.dtype:
-    """The dtype of `policy.dtype` for the model in `folder`; `auto` is measured on a CPU."""
-    if config.dtype != "auto":
-        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    sizes = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hidden, inner = (int(sizes.get(name) or 0) for name in ("hidden_size", "intermediate_size"))
-    return fastest_dtype(hidden, 2 * inner)
-
-
-def load_policy(config: PolicyConfig, folder: Path, recorded: Numerics | None = None) -> Decoder:
-    """The model in `folder` on the device and in the dtype that `config` asks for; `auto` keeps that of `recorded`."""
-    device = choose_device(config)
-    if config.dtype == "auto" and recorded is not None:
-        return load_decoder(folder, getattr(torch, recorded.dtype), device)
-    return load_decoder(folder, choose_dtype(config, device, folder), device)
+    return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))

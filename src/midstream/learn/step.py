@@ -1,4 +1,4 @@
-"""One step of training: collect attempts, make a batch of them, update the policy, and say how it went."""
+"""One training step: collects attempts, builds a batch, updates the policy and reports metrics."""
 
 from __future__ import annotations
 
@@ -18,52 +18,57 @@ from midstream.learn.algorithms.base import CorrectionConfig, KLConfig
 from midstream.learn.batch import LearningBatch, check_log_probs, finite_reward, is_scored, make_batch
 from midstream.learn.checkpoint import TrainState
 from midstream.learn.collect import Group, collect
-from midstream.learn.correction import most_uncertain
+from midstream.learn.correction import keep_high_entropy
 from midstream.learn.failures import check_failures
-from midstream.learn.learner import Reference, together
+from midstream.learn.learner import Reference, merge_metrics
+from midstream.learn.losses.base import PolicyLoss
 from midstream.learn.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
-from midstream.learn.normalise import normalised
-from midstream.learn.penalty import penalised
-from midstream.learn.policy_outputs import read, wanted
+from midstream.learn.normalise import normalise_rewards
+from midstream.learn.penalty import penalise_rewards
+from midstream.learn.policy_outputs import compute_outputs, required_outputs
 from midstream.learn.reference import swapped_reference
 from midstream.learn.setup import TrainingContext
 from midstream.learn.source import GroupSource
 from midstream.record.store import Store
 from midstream.rewards.judge import judge_agreement
-from midstream.rewards.summary import describe, reasons
+from midstream.rewards.summary import describe, failure_reasons
 
 _log = logging.getLogger(__name__)
 
 TRIM_EVERY = 4
-"""Steps after which unused memory is given back: it costs a little each time, as it is soon asked for again."""
+"""Training steps between releases of unused memory. Releasing costs a little time, because the memory is soon allocated
+again."""
 
 FirstUpdate = Callable[[Sequence[Group], LearningBatch, Mapping[str, float], OwnLogProbs], None]
-"""Called after the first update of a run, with the groups and the batch it learned from, its metrics, and the
-learner's log-probabilities before it."""
+"""Called after the first update of a run with the groups and batch it learned from, its metrics, and the learner's
+log-probabilities before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """Where the run is after a step, and the step's row of metrics."""
+class StepResult:
+    """State of the run after a training step, and the step's row of metrics."""
 
     state: TrainState
     row: dict[str, Any]
 
 
 async def take_step(
-    parts: TrainingContext,
+    context: TrainingContext,
     store: Store,
     state: TrainState,
     start: Mapping[str, Tensor],
     on_first_update: FirstUpdate,
     source: GroupSource | None = None,
-) -> Stepped:
-    """The step after `state`. `start` are the weights that reinforcement learning began with, where the reference is
-    that; `source` is where groups come from that are not rolled out here."""
-    config, engine, learner = parts.config, parts.engine, parts.learner
+) -> StepResult:
+    """Make the training step after `state`.
+
+    `start` holds the weights at the start of reinforcement learning, for `kl.reference: start`. `source` provides
+    groups recorded elsewhere; without one, groups are sampled here.
+    """
+    config, engine, learner = context.config, context.engine, context.learner
     step, began = state.step + 1, time.perf_counter()
     sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
-    collected = await collect(parts, store, state, step, source)
+    collected = await collect(context, store, state, step, source)
     check_failures(collected.trajectories, config.rollout.max_failed, first=state.step == 0)
     rollout_s = time.perf_counter() - began
     check_log_probs(collected.trajectories)
@@ -72,14 +77,14 @@ async def take_step(
     correction = correction_for(config.algorithm, state.correcting)
     algorithm = config.algorithm.model_copy(update={"kl": kl, "correction": correction})
     rollout = config.rollout
-    counts = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
-    rewards = state.rewards.including(finite_reward(t) for t in collected.trajectories if counts(t))
-    groups, greedy = normalised(collected.groups, collected.greedy, config.reward.normalize, counts, rewards)
+    is_counted = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
+    rewards = state.rewards.updated(finite_reward(t) for t in collected.trajectories if is_counted(t))
+    groups, greedy = normalise_rewards(collected.groups, collected.greedy, config.reward.normalize, is_counted, rewards)
     drift, stale = None, 0
-    reference = reference_of(parts, start)
-    readings = await compute(read, learner, groups, wanted(algorithm), reference)
+    reference = reference_of(context, start)
+    outputs = await compute(compute_outputs, learner, groups, required_outputs(algorithm), reference)
     if kl.placement == "reward" and kl.coef:
-        groups, drift = penalised(groups, readings, kl.coef)
+        groups, drift = penalise_rewards(groups, outputs, kl.coef)
     batch = make_batch(
         groups,
         algorithm,
@@ -87,56 +92,58 @@ async def take_step(
         truncated=rollout.truncated,
         altered=rollout.altered_sampling,
         greedy=greedy,
-        readings=readings,
+        outputs=outputs,
         memory=state.memory,
         keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
     )
-    batch = most_uncertain(batch, readings, algorithm.top_entropy)
-    measured = reference if drift is None and _is_measured(parts, kl, step) else None
+    batch = keep_high_entropy(batch, outputs, algorithm.top_entropy)
+    kl_reference = reference if drift is None and _is_measured(context, kl, step) else None
     updates: list[dict[str, float]] = []
-    own, began_with, corrects = OwnLogProbs(), parts.decoder.version, correction.level != "none"
+    own, start_version, corrects = OwnLogProbs(), context.decoder.version, correction.level != "none"
     async with engine.exclusive():
         if corrects and config.trainer.minibatches > 1:
-            # The weights will have moved when the later parts are learned from.
-            for part in batch.parts(config.trainer.minibatches):
-                await compute(learner.own_log_probs, part.turns, own.take)
+            # Computed now, because the first update changes the weights.
+            for minibatch in batch.minibatches(config.trainer.minibatches):
+                await compute(learner.own_log_probs, minibatch.turns, own.record)
         for _ in range(config.trainer.epochs_per_batch):
-            for part in batch.parts(config.trainer.minibatches):
-                turns = len(part.turns)
+            for minibatch in batch.minibatches(config.trainer.minibatches):
+                turns = len(minibatch.turns)
                 if rollout.max_staleness is not None:
-                    part = part.since(parts.decoder.version - rollout.max_staleness)
-                stale += turns - len(part.turns)
-                if part.turns:
+                    minibatch = minibatch.since(context.decoder.version - rollout.max_staleness)
+                stale += turns - len(minibatch.turns)
+                if minibatch.turns:
                     first = not updates
-                    known = corrects and part in own
-                    chosen = own.correct(part, correction) if known else part
-                    observe = own.take if first and not known else None
+                    known = corrects and minibatch in own
+                    corrected = own.correct(minibatch, correction) if known else minibatch
+                    observe = own.record if first and not known else None
                     anchor = corrects and not known
-                    updates.append(await compute(learner.update, chosen, algorithm, measured, observe, anchor=anchor))
+                    updates.append(
+                        await compute(learner.update, corrected, algorithm, kl_reference, observe, anchor=anchor)
+                    )
                     if learner.updates == 1:
-                        await compute(on_first_update, groups, part, updates[0], own)
+                        await compute(on_first_update, groups, minibatch, updates[0], own)
         if step % TRIM_EVERY == 0:
             await compute(trim)
     if source is not None:
-        await source.consume(collected.taken, step)
+        await source.consume(collected.leased_keys, step)
     elapsed = time.perf_counter() - began
     learned = _learned(updates)
     if drift is not None:
         learned["kl"] = drift
     if learned["kl"] is not None and kl.target is not None:
-        coef = kl.followed(coef, learned["kl"], len(collected.trajectories))
+        coef = kl.adapted_coef(coef, learned["kl"], len(collected.trajectories))
     tokens = engine.tokens_sampled - sampled
-    differ = mismatch(own.differences(began_with), algorithm.loss)
-    correcting = corrects_next(state.correcting, differ.get("mismatch/clipped"), config.algorithm.correction)
+    mismatch_metrics = _mismatch(own, start_version, algorithm.loss)
+    correcting = corrects_next(state.correcting, mismatch_metrics.get("mismatch/clipped"), config.algorithm.correction)
     if correcting != state.correcting:
-        _log.warning("step %d: %s", step, _explained(differ, config.algorithm.correction, correcting))
+        _log.warning("step %d: %s", step, _explained(mismatch_metrics, config.algorithm.correction, correcting))
     row = {
         "stage": "rl",
         "step": step,
-        **_attempted(parts, collected.trajectories),
+        **_attempted(context, collected.trajectories),
         **learned,
         **(importance_metrics(own.differences(), correction) if corrects else {}),
-        **differ,
+        **mismatch_metrics,
         "corrected": float(corrects),
         "kl_coef": kl.coef,
         **batch.counts,
@@ -144,17 +151,17 @@ async def take_step(
         **({} if rollout.max_staleness is None else {"stale_turns": float(stale)}),
         "tokens": tokens,
         "prefilled_tokens": engine.tokens_prefilled - prefilled,
-        "policy_version": parts.decoder.version,
+        "policy_version": context.decoder.version,
         "tokens_per_s": tokens / rollout_s,
         "rollout_s": rollout_s,
         "learn_s": elapsed - rollout_s,
         "time_s": elapsed,
     }
-    reached = TrainState(
+    new_state = TrainState(
         step,
         collected.progress.position,
         learner.updates,
-        parts.decoder.version,
+        context.decoder.version,
         kl_coef=coef if kl.target is not None else state.kl_coef,
         seen=collected.progress.seen,
         memory=batch.memory,
@@ -162,67 +169,82 @@ async def take_step(
         replay=collected.replay,
         correcting=correcting,
     )
-    return Stepped(reached, row)
+    return StepResult(new_state, row)
 
 
-def _explained(differ: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
-    """Why an automatic correction begins or ends."""
-    share, bound = differ["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
+def _mismatch(own: OwnLogProbs, version: int, loss: PolicyLoss) -> dict[str, float]:
+    """The mismatch metrics of a step that began with policy `version`, on tokens of the version closest to it: samples
+    that lag behind, as those of a separate sampler do, are measured too."""
+    measured = own.closest_version(version)
+    if measured is None:
+        return {}
+    return {**mismatch(own.differences(measured), loss), "mismatch/staleness": float(abs(version - measured))}
+
+
+def _explained(metrics: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
+    """Return a message on why an automatic correction starts or stops."""
+    share, bound = metrics["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
+    stale = int(metrics["mismatch/staleness"])
+    lag = f", {stale} update{'s' * (stale != 1)} after sampling," if stale else ""
     found = (
-        f"sampler and learner differ by {differ['mismatch/mean_abs']:.2g} in the mean, which alone takes {share:.2%} "
-        f"of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
+        f"sampler and learner differ{lag} by {metrics['mismatch/mean_abs']:.2g} on average, which alone moves "
+        f"{share:.2%} of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
     )
     if begins:
-        return f"{found}: from the next step on ratios are taken to the learner's own pass (algorithm.correction)"
-    return f"{found}: from the next step on ratios are taken to the sampler again (algorithm.correction)"
+        return f"{found}: from the next step on, ratios are relative to the learner's own pass (algorithm.correction)"
+    return f"{found}: from the next step on, ratios are relative to the sampler again (algorithm.correction)"
 
 
-def _attempted(parts: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """How the attempts went: success, by kind too, reward, and why some failed."""
-    won = [parts.reward.succeeded(t) for t in trajectories]
+def _attempted(context: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Return metrics of the attempts: success in total and by kind, rewards, and reasons of failures."""
+    successes = [context.reward.succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
-    by_kind = {k: [w for t, w in zip(trajectories, won, strict=True) if t.task.kind == k] for k in kinds}
+    by_kind = {k: [s for t, s in zip(trajectories, successes, strict=True) if t.task.kind == k] for k in kinds}
     return {
-        "success": sum(won) / len(won),
+        "success": sum(successes) / len(successes),
         **describe(trajectories),
         **(
             {}
-            if parts.config.reward.judge is None
-            else judge_agreement(trajectories, parts.config.reward.judge.compare_with)
+            if context.config.reward.judge is None
+            else judge_agreement(trajectories, context.config.reward.judge.compare_with)
         ),
-        "errors": reasons(trajectories),
+        "errors": failure_reasons(trajectories),
         **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
     }
 
 
 def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """What the step's updates came to; sums over tokens as means, None for what was not measured."""
-    sums = together(updates)
+    """Return metrics of the updates: sums over tokens as means, None for values not measured."""
+    sums = merge_metrics(updates)
     share = sums.get("weight") or 1.0
     averaged = ("entropy", "clipped", "sampler_kl", "kl", "value_loss", "value_clipped")
     means = {name: sums[name] / share for name in averaged if name in sums}
     if squared := sums.get("ratio_squared"):
         means["importance_ess"] = sums["ratio"] ** 2 / (share * squared)
         means["importance_chi2"] = squared / share - 1
-    as_they_are = ("loss", "policy_loss", "grad_norm", "max:log_ratio")
+    unscaled = ("loss", "policy_loss", "grad_norm", "max:log_ratio")
     return {
-        **{name: sums[name] for name in as_they_are if name in sums},
+        **{name: sums[name] for name in unscaled if name in sums},
         **{"entropy": None, "kl": None, **means},
         "loss_tokens": sums.get("loss_tokens", 0.0),
         "computed_tokens": sums.get("computed_tokens", 0.0),
     }
 
 
-def _is_measured(parts: TrainingContext, kl: KLConfig, step: int) -> bool:
-    """Whether this step asks for the distance to the reference: always when it counts, else now and then, and before
-    the first update, as the self-check wants to know."""
+def _is_measured(context: TrainingContext, kl: KLConfig, step: int) -> bool:
+    """Return whether this training step measures the distance to the reference.
+
+    Always with a KL coefficient above 0; otherwise every `measure_every` steps and before the first update, for the
+    self-checks.
+    """
     if kl.coef > 0:
         return True
-    return kl.measure_every > 0 and (step % kl.measure_every == 0 or parts.learner.updates == 0)
+    return kl.measure_every > 0 and (step % kl.measure_every == 0 or context.learner.updates == 0)
 
 
-def reference_of(parts: TrainingContext, start: Mapping[str, Tensor]) -> Reference | None:
-    """The reference policy of `kl.reference`; `start` are the weights that reinforcement learning began with."""
-    if parts.config.algorithm.kl.reference == "start":
-        return swapped_reference(parts.decoder, parts.weights, start)
-    return parts.reference
+def reference_of(context: TrainingContext, start: Mapping[str, Tensor]) -> Reference | None:
+    """Return the reference policy of `kl.reference`. `start` holds the weights at the start of reinforcement
+    learning."""
+    if context.config.algorithm.kl.reference == "start":
+        return swapped_reference(context.decoder, context.weights, start)
+    return context.reference

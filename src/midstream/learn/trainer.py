@@ -1,7 +1,8 @@
-"""The training loop: step, log, evaluate, save; and go on from a checkpoint to the same numbers.
+"""The training loop: steps, logs, evaluates, saves checkpoints, and resumes from one to the same numbers.
 
-Everything drawn is derived from the seed and from counters in the checkpoint, so a resumed run repeats what a killed
-one would have done. What was logged after the last checkpoint is dropped and made again."""
+All random draws are derived from the seed and from counters in the checkpoint, so a resumed run repeats what the killed
+run would have done. Log rows after the last checkpoint are dropped and produced again.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ import torch
 import yaml
 
 from midstream import __version__
-from midstream.core.errors import RunError, TaskError, TrainingError
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
+from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
-from midstream.engines.torch.numerics import Numerics
+from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.batch import LearningBatch
 from midstream.learn.callback import Callback
 from midstream.learn.checkpoint import TrainState, checkpoints, load_checkpoint, load_reference, prune, save_checkpoint
@@ -38,25 +41,27 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.held_out import HeldOut
 from midstream.learn.mismatch import OwnLogProbs
 from midstream.learn.noise import noise_floor
-from midstream.learn.run_dir import FULL, RunDirectory, full
-from midstream.learn.setup import TrainingContext, build, check_trained
-from midstream.learn.source import Drained, GroupSource
+from midstream.learn.run_dir import DISK_FULL, RunDirectory, disk_full_error
+from midstream.learn.setup import build, check_trained_roles
+from midstream.learn.source import GroupSource, SourceExhausted
+from midstream.learn.splits import check_splits
 from midstream.learn.step import take_step
-from midstream.learn.warm_start import check_demonstrations, demonstrate, lessons, make_learner
+from midstream.learn.tensorboard import TensorBoard
+from midstream.learn.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
-PRECISION = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
-"""Settings that a run keeps its numerics under."""
+NUMERICS_SETTINGS = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
+"""Settings that determine the numerics of a run."""
 
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
-"""What asks a run to save and stop: Ctrl-C, and whatever ends processes politely (systemd, Slurm, Kubernetes)."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to save and stop: Ctrl-C, and the polite signal of systemd, Slurm and Kubernetes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """How a run ended: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
+    """Outcome of a run: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
 
     run_dir: Path
     status: str
@@ -65,31 +70,74 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] = ()
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+    endpoint: AgentEndpoint | None = None,
 ) -> TrainResult:
-    """Run `config` to its end, or until Ctrl-C or SIGTERM. Raises `UserError` for anything the user can mend; what was
-    saved stays."""
-    directory = RunDirectory(_run_path(config, resume))
-    try:
-        if directory.started and not resume:
+    """Train with `config` until done, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents.
+    Raises `UserError` for problems the user can fix; saved data stays intact."""
+    training = Training(config, callbacks, resume=resume, force=force, endpoint=endpoint)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+class Training:
+    """A new or resumed run. Call `run` once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: bool = False,
+        force: bool = False,
+        endpoint: AgentEndpoint | None = None,
+    ) -> None:
+        self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
+        self._endpoint = endpoint
+        self._run: _Run | None = None
+
+    async def run(self) -> TrainResult:
+        """As `train`."""
+        directory = RunDirectory(_run_path(self._config, self._resume))
+        try:
+            self._check(directory)
+            self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
+            return await self._run.go()
+        except OSError as error:
+            # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
+            if error.errno not in DISK_FULL:
+                raise
+            raise disk_full_error(directory.path, error) from None
+        finally:
+            directory.release()
+
+    def stop(self) -> None:
+        """Save and stop after the current training step. Raises KeyboardInterrupt when called again, or before the
+        start."""
+        if self._run is None:
+            raise KeyboardInterrupt
+        self._run.stop()
+
+    def _check(self, directory: RunDirectory) -> None:
+        if not directory.started:
+            if self._resume:
+                _log.warning("there is no run in '%s' to resume: this one begins at step 0", directory.path)
+            return
+        if not self._resume:
             raise RunError(
                 f"there is a run in '{directory.path}' already",
-                "go on with it by --resume, or give this one another trainer.run_dir",
+                "continue it with --resume, or give this one another trainer.run_dir",
             )
-        if directory.started and (changes := directory.config_changes(config.model_dump(mode="json"))) and not force:
+        changes = directory.config_changes(self._config.model_dump(mode="json"))
+        if changes and not self._force:
             listing = "\n  ".join(changes)
             raise RunError(
                 f"the config changed since the run in '{directory.path}' began:\n  {listing}",
-                "resume with the old config, or take the new one with --force",
+                "resume with the old config, or use the new one with --force",
             )
-        return asyncio.run(_Run(config, directory, callbacks).go())
-    except OSError as error:
-        # The logs and checkpoints explain their own failures; this one came from somewhere else, such as tensorboard.
-        if error.errno not in FULL:
-            raise
-        raise full(directory.path, error) from None
-    finally:
-        directory.release()
 
 
 def _run_path(config: TrainConfig, resume: bool) -> Path:
@@ -99,8 +147,8 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
     own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
     names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
     if resume:
-        taken = [root / name for name in names if (root / name / "config.yaml").exists()]
-        return max(taken, key=lambda path: path.stat().st_mtime, default=root / config.name)
+        existing = [root / name for name in names if (root / name / "config.yaml").exists()]
+        return max(existing, key=lambda path: path.stat().st_mtime, default=root / config.name)
     number = 1
     while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
         number += 1
@@ -108,53 +156,62 @@ def _run_path(config: TrainConfig, resume: bool) -> Path:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, directory: RunDirectory, callbacks: Sequence[Callback]) -> None:
-        self.config, self.directory, self.callbacks = config, directory, callbacks
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        callbacks: Sequence[Callback],
+        endpoint: AgentEndpoint | None,
+    ) -> None:
+        self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
-        self.tensorboard: Any = None
+        self.tensorboard: TensorBoard | None = None
 
     async def go(self) -> TrainResult:
-        """The whole run. The first Ctrl-C or SIGTERM ends it after the step under way, the second at once."""
+        """Run everything. The first Ctrl-C or SIGTERM stops after the current step, the second at once."""
         if threading.current_thread() is not threading.main_thread():
             return await self._go()
         loop = asyncio.get_running_loop()
-        for number in STOPS:
-            loop.add_signal_handler(number, self._stop)
+        # A notebook's event loop outlives the run and has its own handlers.
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self.stop)
         try:
             return await self._go()
         finally:
-            for number in STOPS:
+            for number, handler in before.items():
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     async def _go(self) -> TrainResult:
         config = self.config
-        self.parts = parts = await compute(build, config, self._recorded_numerics())
+        self.context = context = await compute(build, config, self._recorded_numerics(), self.endpoint)
         if self.stopping:
             raise KeyboardInterrupt
-        _check_splits(parts, config)
-        check_trained(parts)
-        check_demonstrations(parts)
+        check_splits(context.tasks, _needed(config))
+        check_trained_roles(context)
+        check_demonstrations(context)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
         state, saved = await compute(self._resume_state)
         reference = load_reference(saved) if saved else {}
         if saved and not reference and config.algorithm.kl.reference == "start":
             raise RunError(
-                f"the run in '{self.directory.path}' kept no copy of the policy it started from",
+                f"the run in '{self.directory.path}' has no copy of its starting policy",
                 "resume with algorithm.kl.reference=base",
             )
-        self._begin(state)
+        self._begin(state, resumed=saved is not None)
         status = "failed"
         self.source = self._open_source(state)
         try:
             with Store(self.directory / "store.sqlite") as self.store:
-                self.held_out = HeldOut(parts, self.directory, self.store, self.callbacks, lambda: self.stopping)
+                self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
                     self.store.trajectories.discard_from(0)
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
-                        reference = await compute(self._start_of, config.algorithm.kl.reference)
-                        state = TrainState(0, 0, 0, parts.decoder.version)
+                        reference = await compute(self._reference_weights, config.algorithm.kl.reference)
+                        state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
                 else:
                     self.store.trajectories.discard_from(state.step + 1)
@@ -163,8 +220,8 @@ class _Run:
                 while state.step < config.trainer.max_steps and not self.stopping:
                     try:
                         state = await self._step(state)
-                    except Drained as drained:
-                        self._end_early(drained, state)
+                    except SourceExhausted as exhausted:
+                        self._end_early(exhausted, state)
                         break
                     if (
                         state.step % config.trainer.save_every == 0
@@ -174,7 +231,7 @@ class _Run:
                         await self._save(state, reference)
                     await self.held_out.after(state.step)
                 if state.step and not self._folder(state).exists():
-                    # Ctrl-C came while the step's evaluation ran, after the time to save; or a source ran dry.
+                    # Ctrl-C came during the step's evaluation, after the last save; or the source is exhausted.
                     await self._save(state, reference)
                 complete = state.step == config.trainer.max_steps and self.held_out.complete
                 status = "stopped" if self.stopping and not complete else "finished"
@@ -190,66 +247,63 @@ class _Run:
         return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
 
     def _recorded_numerics(self) -> Numerics | None:
-        """How the run in the directory was computed when it began; None where there is none, or it is to be otherwise
-        now."""
-        path = self.directory / "run.json"
-        if not self.directory.started or not path.is_file():
+        """Return the numerics of the run in this directory; None for a new run or after a change of precision
+        settings."""
+        if not self.directory.started:
             return None
         changes = self.directory.config_changes(self.config.model_dump(mode="json"))
-        recorded = json.loads(path.read_text(encoding="utf-8")).get("numerics")
-        if recorded is None or any(change.startswith(PRECISION) for change in changes):
+        if any(change.startswith(NUMERICS_SETTINGS) for change in changes):
             return None
-        return Numerics.from_json(recorded)
+        return read_recorded(self.directory.path)
 
     def _open_source(self, state: TrainState) -> GroupSource | None:
         config = self.config.rollout.source
         if config is None:
             return None
-        # Not the path: another run may once be at the same place, and this one moved.
+        # A random name, because runs may move and another run may later use the same path.
         path = self.directory / "source_owner"
         if not path.is_file():
             self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
         source = GroupSource(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
-        source.back_to(state.step)
+        source.rewind_to(state.step)
         return source
 
-    def _end_early(self, drained: Drained, state: TrainState) -> None:
-        """A source that has run dry ends the run well, unless it never had anything."""
+    def _end_early(self, exhausted: SourceExhausted, state: TrainState) -> None:
+        """End the run normally when the source is exhausted, unless it never had a group."""
         if not self.stopping:
             if state.step == 0:
-                raise drained
-            _log.warning("%s", drained)
+                raise exhausted
+            _log.warning("%s", exhausted)
         self.stopping = True
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """As `Training.stop`."""
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping = True
 
     def _resume_state(self) -> tuple[TrainState, Path | None]:
-        """The state to go on from; logs are cut back to it."""
+        """Return the state to resume from, and truncate the logs to it."""
         found = checkpoints(self.directory.path)
         state = TrainState(0, 0, 0, 0)
         if found:
-            state = load_checkpoint(found[-1], self.parts.learner)
-            self.directory.keep("metrics.jsonl", lambda row: row["step"] <= state.step)
-            # A finished run that is to go on has a final evaluation that is none any more.
+            state = load_checkpoint(found[-1], self.context.learner)
+            self.directory.filter_log("metrics.jsonl", lambda row: row["step"] <= state.step)
+            # When a finished run continues, its final evaluation is no longer final.
             last = self.config.trainer.max_steps
-            self.directory.keep(
+            self.directory.filter_log(
                 "evals.jsonl",
                 lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
             )
-            # Samples of an evaluation are written before its row: without the row they will be written again.
+            # Samples are written before their evaluation's row; without the row they will be written again.
             evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
-            self.directory.keep("samples.jsonl", lambda row: row["label"] in evaluated)
+            self.directory.filter_log("samples.jsonl", lambda row: row["label"] in evaluated)
             return state, found[-1]
         for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
-            self.directory.keep(name, lambda row: False)
+            self.directory.filter_log(name, lambda row: False)
         return state, None
 
-    def _begin(self, state: TrainState) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def _begin(self, state: TrainState, resumed: bool) -> None:
         if not self.directory.started:
             self.created = datetime.now(UTC).isoformat(timespec="seconds")
         else:
@@ -261,8 +315,8 @@ class _Run:
             )
         self.directory.write("config.yaml", self.yaml)
         self._write_info("running")
-        (self.directory / "tensorboard").mkdir(mode=0o700, exist_ok=True)
-        self.tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=state.step + 1)
+        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
+        self.callbacks = (self.tensorboard, *self.callbacks)
         info = {
             "name": self.config.name,
             "model": self.config.policy.model,
@@ -270,7 +324,7 @@ class _Run:
             "max_steps": self.config.trainer.max_steps,
             "step": state.step,
             "run_dir": str(self.directory.path),
-            "numerics": self.parts.numerics.summary(),
+            "numerics": self.context.numerics.summary(),
         }
         for callback in self.callbacks:
             callback.on_start(info)
@@ -285,13 +339,13 @@ class _Run:
                 "model": self.config.policy.model,
                 "seed": self.config.trainer.seed,
                 "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "numerics": self.parts.numerics.as_json(),
+                "numerics": self.context.numerics.as_json(),
                 "versions": {
                     "midstream": __version__,
                     "torch": torch.__version__,
                     "python": platform.python_version(),
-                    "dtype": str(self.parts.decoder.dtype).removeprefix("torch."),
-                    "device": str(self.parts.decoder.device),
+                    "dtype": str(self.context.decoder.dtype).removeprefix("torch."),
+                    "device": str(self.context.decoder.device),
                     "threads": torch.get_num_threads(),
                 },
             },
@@ -304,7 +358,7 @@ class _Run:
         await compute(
             save_checkpoint,
             self._folder(state),
-            self.parts.learner,
+            self.context.learner,
             state,
             self.yaml,
             str(self.config.policy.model),
@@ -313,13 +367,15 @@ class _Run:
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
-        """Imitate demonstrations, when the config asks for them. Left by a Ctrl-C, it begins anew on resume."""
-        config, parts = self.config, self.parts
+        """Imitate demonstrations when configured. An interrupted warm start begins again on resume."""
+        config, context = self.config, self.context
         if not config.warm_start.examples or self.stopping:
             return
-        demonstrations = await demonstrate(parts)
-        learner = make_learner(parts)
-        for update, sequences in enumerate(lessons(demonstrations, config.warm_start, config.trainer.seed), 1):
+        demonstrations = await demonstrate(context)
+        learner = make_learner(context)
+        for update, sequences in enumerate(
+            demonstration_batches(demonstrations, config.warm_start, config.trainer.seed), 1
+        ):
             began = time.perf_counter()
             metrics = await compute(learner.imitate, sequences)
             elapsed = time.perf_counter() - began
@@ -327,16 +383,16 @@ class _Run:
             if self.stopping:
                 return
 
-    def _start_of(self, kind: str) -> dict[str, torch.Tensor]:
-        return self.parts.weights.snapshot() if kind == "start" else {}
+    def _reference_weights(self, kind: str) -> dict[str, torch.Tensor]:
+        return self.context.weights.snapshot() if kind == "start" else {}
 
     async def _step(self, state: TrainState) -> TrainState:
         try:
-            done = await take_step(self.parts, self.store, state, self.reference, self._check, self.source)
+            result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
-            raise TrainingError(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log(done.row)
-        return done.state
+            raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
+        self._log(result.row)
+        return result.state
 
     def _check(
         self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
@@ -349,8 +405,8 @@ class _Run:
             groups,
             batch,
             own=own,
-            noise=noise_floor(self.parts.decoder, [turn.sequence for turn in batch.turns]),
-            version=self.parts.decoder.version - 1,  # the update has been made
+            noise=noise_floor(self.context.decoder, [turn.sequence for turn in batch.turns]),
+            version=self.context.decoder.version - 1,  # the version before the first update
             kl_at_start=kl,
         )
         self.directory.write_json("checks.json", [asdict(check) for check in checks])
@@ -363,22 +419,13 @@ class _Run:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)
-        for name, value in row.items():
-            if row["stage"] == "rl" and isinstance(value, int | float) and name != "step":
-                self.tensorboard.add_scalar(name, value, row["step"])
         for callback in self.callbacks:
             callback.on_metrics(row)
 
 
-def _check_splits(parts: TrainingContext, config: TrainConfig) -> None:
-    """Every split the run will need has tasks."""
+def _needed(config: TrainConfig) -> dict[str, int]:
+    """Return how many tasks the run needs of each split; for `train` any number suffices."""
     trainer = config.trainer
-    needed = {"train": config.rollout.source is None, "val": bool(trainer.eval_every), "test": bool(trainer.test_tasks)}
-    for split, wanted in needed.items():
-        if wanted and parts.tasks.size(split) == 0:
-            setting = {"train": "", "val": " or set trainer.eval_every=0", "test": " or set trainer.test_tasks=0"}[
-                split
-            ]
-            raise TaskError(
-                f"the split '{split}' of the task set '{parts.tasks.name}' is empty", f"add tasks to it{setting}"
-            )
+    val = trainer.val_tasks if trainer.eval_every else 0
+    needed = {"train": int(config.rollout.source is None), "val": val, "test": trainer.test_tasks}
+    return {split: count for split, count in needed.items() if count}

@@ -1,7 +1,8 @@
-"""The trainable weights of a decoder: its adapters, or all of it.
+"""Trainable weights of a decoder: its adapters, or all weights.
 
-Adapters are fp32 and cast where they are used. In full tuning of a bf16 model the optimizer moves fp32 masters, whose
-rounded copies are what the engine samples from: updates smaller than bf16 can hold are not lost."""
+Adapters are fp32 and cast where they are used. In full tuning of a bf16 model, the optimizer updates fp32 master
+weights and the engine samples from rounded copies, so that updates below bf16 precision are not lost.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from midstream.learn.model_folder import write_model
 
 
 class Weights:
-    """What is trained, saved and loaded. `tuning` is `lora` or `full`."""
+    """Trainable weights with saving and loading. `tuning` is `lora` or `full`."""
 
     def __init__(self, decoder: Decoder, tuning: str) -> None:
         self.decoder, self.tuning = decoder, tuning
@@ -34,30 +35,32 @@ class Weights:
             for parameter in decoder.parameters():
                 parameter.requires_grad_(True)
             self._live = dict(decoder.named_parameters())
-            needs = decoder.dtype != torch.float32
+            needs_masters = decoder.dtype != torch.float32
             self._masters = (
-                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()} if needs else None
+                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()}
+                if needs_masters
+                else None
             )
 
     def parameters(self) -> list[Tensor]:
-        """What the optimizer moves."""
+        """Return the optimizer's parameters."""
         return list((self._masters or self._live).values())
 
     def names(self) -> list[str]:
-        """Names in the order of `parameters`."""
+        """Return parameter names in the order of `parameters`."""
         return list(self._live)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients there are, by name, of what the optimizer moves."""
+        """Return existing gradients of the optimizer's parameters by name."""
         return {name: p.grad for name, p in (self._masters or self._live).items() if p.grad is not None}
 
     def zero_grad(self) -> None:
         for parameter in (*self._live.values(), *(self._masters or {}).values()):
             parameter.grad = None
 
-    def collect(self) -> None:
-        """After each backward pass: add its gradients up in fp32, so that they do not depend on how many passes there
-        were."""
+    def accumulate(self) -> None:
+        """Add gradients to the fp32 masters after each backward pass, so that the sum does not depend on the number of
+        passes."""
         for name, master in (self._masters or {}).items():
             live = self._live[name]
             if live.grad is not None:
@@ -66,18 +69,18 @@ class Weights:
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let `optimizer` move the weights by their gradients."""
+        """Apply one step of `optimizer`."""
         optimizer.step()
         for name, master in (self._masters or {}).items():
             self._live[name].copy_(master)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the live weights, by name."""
+        """Return copies of the live weights by name."""
         return {name: p.detach().clone() for name, p in self._live.items()}
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what `snapshot` gave; the version moves."""
+        """Restore weights returned by `snapshot`, and increment the policy version."""
         for name, parameter in self._live.items():
             parameter.copy_(values[name])
             if self._masters is not None:
@@ -85,20 +88,20 @@ class Weights:
         self.decoder.version += 1
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """What `load` would put in place, by name, as `snapshot` gives it; nothing changes."""
-        kept, version = self.snapshot(), self.decoder.version
+        """Return the weights that `load` would set, in the format of `snapshot`, without changing anything."""
+        saved, version = self.snapshot(), self.decoder.version
         try:
             self.load(folder)
             return self.snapshot()
         finally:
-            self.restore(kept)
+            self.restore(saved)
             self.decoder.version = version
 
     @contextmanager
     def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Other weights inside, these again after: for a reference policy of the same shape."""
+        """Temporarily replace the weights, for a reference policy of the same shape."""
         with torch.no_grad():
-            kept = {name: p.detach().clone() for name, p in self._live.items()}
+            saved = {name: p.detach().clone() for name, p in self._live.items()}
             for name, parameter in self._live.items():
                 parameter.copy_(values[name])
         version, self.decoder.version = self.decoder.version, -1 - self.decoder.version
@@ -107,12 +110,12 @@ class Weights:
         finally:
             with torch.no_grad():
                 for name, parameter in self._live.items():
-                    parameter.copy_(kept[name])
+                    parameter.copy_(saved[name])
             self.decoder.version = version
 
     def save(self, folder: Path, base: str) -> None:
-        """Write adapters in peft's format, or after full tuning the model as a folder that transformers loads (fp32
-        masters where there are any)."""
+        """Save adapters in peft's format. After full tuning, save a model folder that transformers can load (fp32
+        masters where they exist)."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.tuning == "lora":
             decoder = self.decoder
@@ -122,7 +125,7 @@ class Weights:
         write_model(folder, self.decoder, unfused(self.decoder, values))
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load weights written by `save`."""
         if self.tuning == "lora":
             load_adapter(self.decoder.adapters(), folder)
         else:
@@ -136,7 +139,7 @@ class Weights:
 
 
 def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
-    """The adapters' parameters by peft's names (parameters, not copies)."""
+    """Return the adapters' parameters (not copies) under peft's names."""
     names: dict[str, Tensor] = {}
     for adapter in decoder.adapters().values():
         for name, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True):
@@ -154,8 +157,8 @@ _NORMS = {
 }
 
 
-def _parts(decoder: Decoder, name: str) -> list[tuple[str, int]]:
-    """Hugging Face's names, with their row counts, of what our parameter `name` holds."""
+def _hf_tensors(decoder: Decoder, name: str) -> list[tuple[str, int]]:
+    """Return Hugging Face's names and row counts for our parameter `name`."""
     if name in _WHOLE:
         return [(_WHOLE[name], -1)]
     path, _, leaf = name.rpartition(".")
@@ -167,10 +170,10 @@ def _parts(decoder: Decoder, name: str) -> list[tuple[str, int]]:
 
 
 def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters as Hugging Face names them."""
+    """Return our parameters under Hugging Face's names."""
     result: dict[str, Tensor] = {}
     for name, value in values.items():
-        parts = _parts(decoder, name)
+        parts = _hf_tensors(decoder, name)
         pieces = value.split([size for _, size in parts]) if len(parts) > 1 else [value]
         for (part, _), piece in zip(parts, pieces, strict=True):
             result[part] = piece.cpu().contiguous().clone()
@@ -178,13 +181,13 @@ def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `unfused`."""
+    """Invert `unfused`."""
     whole: dict[str, Tensor] = {}
     for name, parameter in decoder.named_parameters():
         try:
-            parts = [values[part] for part, _ in _parts(decoder, name)]
+            parts = [values[part] for part, _ in _hf_tensors(decoder, name)]
         except KeyError as error:
-            raise ModelError(f"the checkpoint lacks {error}", "it was saved from another architecture") from None
+            raise ModelError(f"the checkpoint has no {error}", "it was saved from another architecture") from None
         rows = sum(len(part) for part in parts)
         if any(part.shape[1:] != parameter.shape[1:] for part in parts) or rows != len(parameter):
             raise ModelError(

@@ -1,1 +1,1 @@
-"""What an agent remembers within a trajectory and across them."""
+"""Agent memory within and across trajectories."""

@@ -1,8 +1,7 @@
-"""The evolving memory of one trajectory: typed records of what was asked, done, found and judged, within a token
-budget.
+"""Working memory of one trajectory: typed records of requests, actions, results and verdicts, within a token budget.
 
-It is append-only and shown as the conversation the modules share, so each prompt goes on from the one before. When it
-outgrows its budget the results of the oldest turns are shortened: that edits history, and the next call starts a
+It is append-only and shown as the conversation the modules share, so each prompt extends the one before. When it
+exceeds its budget, the results of the oldest turns are shortened: that edits history, so the next call starts a
 branch."""
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from midstream.core.types import Message, ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a module was asked and what it answered."""
+    """A request to a module and its answer."""
 
     role: str
     asked: str
@@ -24,7 +23,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn: the planner's action as made, what the tool gave, and the verifier's verdict on it."""
+    """One turn: the planner's action, the tool's result, and the verifier's verdict."""
 
     number: int
     sub_goal: str
@@ -35,51 +34,58 @@ class Turn:
 
 @dataclass(slots=True)
 class WorkingMemory:
-    """Belongs to one trajectory. `count_tokens` measures text; `budget` bounds what `messages` may cost."""
+    """Memory of one trajectory. `count_tokens` measures text; `budget` limits the tokens of `messages`."""
 
     system: str
     query: str
     count_tokens: Callable[[str], int]
     budget: int = 1024
-    said: list[Exchange] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     analysis: str = ""
     shortened: int = 0
-    """How many results were cut to stay within the budget."""
+    """Number of results shortened to fit the budget."""
 
-    def remember(self, said: Exchange) -> None:
-        """A module spoke."""
-        self.said.append(said)
+    def remember(self, exchange: Exchange) -> None:
+        """Add an exchange, and shorten old ones that exceed the budget."""
+        self.exchanges.append(exchange)
         while self.tokens() > self.budget and self._shorten():
             pass
 
     def messages(self, ask: str) -> tuple[Message, ...]:
-        """The conversation so far, ending with `ask` to the module that speaks next."""
+        """Return the conversation so far, ending with `ask` to the next module."""
         result: list[Message] = [{"role": "system", "content": self.system}]
-        for said in self.said:
-            result += [{"role": "user", "content": said.asked}, {"role": "assistant", "content": said.answered}]
+        for exchange in self.exchanges:
+            result += [
+                {"role": "user", "content": exchange.asked},
+                {"role": "assistant", "content": exchange.answered},
+            ]
         return (*result, {"role": "user", "content": ask})
 
     def tokens(self) -> int:
-        """About how many tokens `messages` cost, without the next ask."""
+        """Estimate the tokens of `messages` without the next request."""
         return self.count_tokens(self.system) + sum(
-            self.count_tokens(s.asked) + self.count_tokens(s.answered) for s in self.said
+            self.count_tokens(s.asked) + self.count_tokens(s.answered) for s in self.exchanges
         )
 
     def found(self) -> list[str]:
-        """Results of the successful calls that gave one, oldest first, as the tools gave them."""
+        """Return results of successful calls, oldest first, as the tools returned them."""
         return [turn.call.unmasked or turn.call.result for turn in self.turns if turn.call.ok and turn.call.result]
 
     def _shorten(self) -> bool:
-        """Halve the longest thing asked after the first; False when nothing is left to shorten."""
+        """Halve the longest request after the first; return False if nothing is left to shorten."""
         candidates = [
-            (len(said.asked), -index) for index, said in enumerate(self.said) if index and len(said.asked) > 160
+            (len(exchange.asked), -index)
+            for index, exchange in enumerate(self.exchanges)
+            if index and len(exchange.asked) > 160
         ]
         if not candidates:
             return False
         index = -max(candidates)[1]
-        said = self.said[index]
-        keep = len(said.asked) // 4
-        self.said[index] = Exchange(said.role, f"{said.asked[:keep]} [...] {said.asked[-keep:]}", said.answered)
+        exchange = self.exchanges[index]
+        keep = len(exchange.asked) // 4
+        self.exchanges[index] = Exchange(
+            exchange.role, f"{exchange.asked[:keep]} [...] {exchange.asked[-keep:]}", exchange.answered
+        )
         self.shortened += 1
         return True

@@ -1,1 +1,1 @@
-"""What was sampled, kept: token tree, recorder, durable store, export."""
+"""Records sampled tokens: token tree, recorder, durable store, export."""

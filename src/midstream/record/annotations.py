@@ -1,4 +1,4 @@
-"""Annotations: curation and feedback that people give to recorded trajectories."""
+"""Annotations: curation and feedback on recorded trajectories."""
 
 from __future__ import annotations
 
@@ -30,34 +30,33 @@ class Annotations:
         tags: Sequence[str] | None = None,
         note: str | None = None,
     ) -> None:
-        """Curate a trajectory or one of its steps; None leaves the earlier decision.
+        """Curate a trajectory or one of its steps; None keeps the earlier decision.
 
-        `trainable=False` takes the step, or every step of the trajectory, out of the loss; the trajectory's reward
-        still counts in the statistics of its group. `quality="reject"` of a trajectory leaves it out of its group
-        altogether. Groups that were handed out do not change. `trainable=True`, `quality=""`, `tags=()` and `note=""`
-        undo a decision.
+        `trainable=False` removes the step, or every step of the trajectory, from the loss; the trajectory's reward
+        still counts in its group's statistics. `quality="reject"` of a trajectory removes it from its group. Leased
+        groups do not change. `trainable=True`, `quality=""`, `tags=()` and `note=""` undo a decision.
         """
-        curation.checked(quality)
+        curation.check_quality(quality)
         given = {"trainable": trainable, "quality": quality, "tags": tags, "note": note}
-        said: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if tags is not None:
-            said["tags"] = tuple(tags)
+            changes["tags"] = tuple(tags)
 
         def decide(transaction: Transaction) -> None:
             batch = transaction.batch(TrajectoryBatch)
-            known = batch.of(trajectory_uid)
+            state = batch.state_of(trajectory_uid)
             if step_index is not None:
-                batch.has_step(trajectory_uid, step_index)
+                batch.require_step(trajectory_uid, step_index)
             connection = transaction.connection
             before = {one.step_index: one for one in curation.read(connection, [trajectory_uid])}
             nothing = Curation(trajectory_uid=trajectory_uid, step_index=step_index)
-            curation.write(connection, replace(before.get(step_index, nothing), **said))
-            batch.touch(known.group)
+            curation.write(connection, replace(before.get(step_index, nothing), **changes))
+            batch.touch(state.group)
 
         self.database.write(decide, trajectory_uid)
 
     def curation(self, trajectory_uid: str) -> list[Curation]:
-        """The curation of a trajectory (first, with no `step_index`) and its steps."""
+        """Return the curation of a trajectory (first, with no `step_index`) and its steps."""
         return self.database.read(lambda connection: curation.read(connection, [trajectory_uid]))
 
     def add_feedback(
@@ -69,19 +68,23 @@ class Annotations:
         step_index: int | None = None,
         key: str | None = None,
     ) -> bool:
-        """Record feedback on a trajectory or a step of it, see `Feedback`. Returns False, and records nothing, when it
-        has feedback with this `key`."""
+        """Record feedback on a trajectory or one of its steps, see `Feedback`. Returns False, and records nothing, if
+        feedback with this `key` exists."""
         one = Feedback(trajectory_uid=trajectory_uid, kind=kind, value=value, text=text, step_index=step_index, key=key)
 
         def add(transaction: Transaction) -> bool:
             batch = transaction.batch(TrajectoryBatch)
-            batch.of(trajectory_uid)
+            batch.state_of(trajectory_uid)
             if step_index is not None:
-                batch.has_step(trajectory_uid, step_index)
+                batch.require_step(trajectory_uid, step_index)
             return feedback.write(transaction.connection, one)
 
         return self.database.write(add, trajectory_uid)
 
     def feedback(self, trajectory_uid: str) -> list[Feedback]:
-        """The feedback on a trajectory and its steps, in the order it came."""
+        """Return the feedback on a trajectory and its steps, oldest first."""
         return self.database.read(lambda connection: feedback.read(connection, [trajectory_uid]))
+
+    def uids_with_feedback(self) -> list[str]:
+        """The trajectories that have feedback, in the order it first came."""
+        return self.database.read(feedback.trajectory_uids)

@@ -1,4 +1,4 @@
-"""What branches of the token tree cost: tokens of prompts that are computed and trained again, by cause."""
+"""Cost of branches in the token tree: prompt tokens recomputed and trained again, by cause."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from midstream.core.types import Step
 from midstream.record import schema
 
 TOKEN_BYTES = 4
-"""Of a token id in the store."""
+"""Bytes of a token id in the store."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Calls that could not go on from recorded tokens for one `cause`, and the tokens of their prompts that were not
-    taken over from an earlier call."""
+    """Calls that could not continue recorded tokens for one `cause`, and the prompt tokens they did not reuse from an
+    earlier call."""
 
     cause: str
     calls: int
@@ -24,12 +24,12 @@ class Branches:
 
 
 def branch_tokens(step: Step, parent: Step | None) -> int:
-    """Tokens of a step's prompt that it did not take over from its parent."""
+    """Count the tokens of a step's prompt that it did not reuse from its parent."""
     return len(step.prompt_ids) - (0 if parent is None else len(parent.prompt_ids) + len(parent.response_ids))
 
 
-def counting_branches(channel: str | None) -> sa.Executable:
-    """A query for cause, calls and tokens, the dearest cause first."""
+def branches_query(channel: str | None) -> sa.Executable:
+    """Build a query for cause, calls and tokens, the most expensive cause first."""
     steps, parents = schema.steps, schema.steps.alias("parents")
     taken = sa.func.coalesce(sa.func.length(parents.c.prompt_ids) + sa.func.length(parents.c.response_ids), 0)
     tokens = (sa.func.sum(sa.func.length(steps.c.prompt_ids) - taken) / TOKEN_BYTES).label("tokens")

@@ -1,7 +1,7 @@
-"""Curation: what people decide about recorded data, kept beside it. What was recorded never changes.
+"""Curation: decisions that people make about recorded data, stored beside it. Recorded data never changes.
 
-It acts where trajectories are read for training (`Store.lease`): a step whose `trainable` is False carries no loss, and
-a trajectory whose quality is `reject` is left out of its group.
+It applies when trajectories are read for training (`Groups.lease`): a step with `trainable` False carries no loss, and
+a trajectory of quality `reject` is removed from its group.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from midstream.store.exact_json import from_json, to_json
 
 Quality = Literal["", "good", "unsure", "bad", "reject"]
 QUALITIES: tuple[Quality, ...] = ("", "good", "unsure", "bad", "reject")
-"""The empty one says nothing."""
+"""The empty quality means no decision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curation:
-    """What was decided about a step, or about a whole trajectory where `step_index` is None."""
+    """Decisions about a step, or about the whole trajectory when `step_index` is None."""
 
     trajectory_uid: str
     step_index: int | None = None
     trainable: bool | None = None
-    """False takes it out of the loss. True and None leave that to what was recorded."""
+    """False removes it from the loss. True and None keep the recorded value."""
     quality: Quality = ""
     tags: tuple[str, ...] = ()
     note: str = ""
 
 
-def checked(quality: str | None) -> str | None:
-    """`quality`, when it is one; `RunError` with the nearest one when not."""
+def check_quality(quality: str | None) -> str | None:
+    """Return `quality` if it is valid; otherwise raise `RunError` with the nearest valid one."""
     if quality is not None and quality not in QUALITIES:
         raise RunError(f"no quality '{quality}'", nearest(quality, [one for one in QUALITIES if one]))
     return quality
 
 
 def write(connection: sa.Connection, one: Curation) -> None:
-    """Put `one` in place of what was decided about the same before."""
-    place = _place(one.trajectory_uid, one.step_index)
+    """Insert `one`, replacing earlier decisions about the same trajectory or step."""
+    key = _key(one.trajectory_uid, one.step_index)
     row = {
-        **place,
+        **key,
         "trainable": one.trainable,
         "quality": one.quality,
         "note": to_json(one.note, "note of a curation"),
     }
     insert = INSERT[connection.dialect.name](schema.curation)
     changed = {name: insert.excluded[name] for name in ("trainable", "quality", "note")}
-    connection.execute(insert.on_conflict_do_update(index_elements=list(place), set_=changed), [row])
-    connection.execute(schema.tags.delete().filter_by(**place))
+    connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=changed), [row])
+    connection.execute(schema.tags.delete().filter_by(**key))
     if one.tags:
-        connection.execute(schema.tags.insert(), [{**place, "tag": tag} for tag in dict.fromkeys(one.tags)])
+        connection.execute(schema.tags.insert(), [{**key, "tag": tag} for tag in dict.fromkeys(one.tags)])
 
 
 def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Curation]:
-    """All that was decided about the trajectories and their steps, the whole of a trajectory before its steps."""
+    """Return all decisions about the trajectories and their steps; the whole trajectory comes before its steps."""
     found: dict[tuple[str, int], list[str]] = {}
     table = schema.tags.c
     for uid, index, tag in connection.execute(
@@ -86,7 +86,7 @@ def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Cu
 
 
 def apply(trajectory: Trajectory, decided: Sequence[Curation]) -> Trajectory:
-    """`trajectory` as it may be trained on: steps taken out of the loss are not `trainable`."""
+    """Return `trajectory` for training: steps removed from the loss are not `trainable`."""
     out = {one.step_index for one in decided if one.trainable is False}
     if not out:
         return trajectory
@@ -96,5 +96,5 @@ def apply(trajectory: Trajectory, decided: Sequence[Curation]) -> Trajectory:
     return replace(trajectory, steps=tuple(steps))
 
 
-def _place(trajectory_uid: str, step_index: int | None) -> dict[str, Any]:
+def _key(trajectory_uid: str, step_index: int | None) -> dict[str, Any]:
     return {"trajectory_uid": trajectory_uid, "step_index": schema.WHOLE if step_index is None else step_index}

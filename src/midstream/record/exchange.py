@@ -1,9 +1,9 @@
 """Export and import: trajectories as JSONL or Parquet, with their steps, groups, curation and feedback.
 
 A JSONL file begins with a line `{"format": "midstream", "schema_version": 2}`; each line after it is a trajectory, as
-`exact_json` writes it. A Parquet file says the same in its metadata, and has a row for each trajectory; columns that
-are neither numbers, names nor token ids hold that JSON. Both are read and written a few trajectories at a time. What
-is read back is what was written, to the bit.
+`exact_json` writes it. A Parquet file has the same header in its metadata, and one row per trajectory; columns other
+than numbers, names and token ids hold that JSON. Both are streamed a few trajectories at a time. The round trip is
+exact to the bit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 from midstream.core.errors import RunError, nearest
 from midstream.record import curation, feedback, schema
-from midstream.record.export_files import Record, form_of
-from midstream.record.export_format import Portable, portable, record_of
+from midstream.record.export_files import Record, file_format
+from midstream.record.export_format import RecordRows, record_of, rows_of
 from midstream.record.filters import Filters
 from midstream.record.loading import Recorded
 from midstream.record.store import Store
@@ -28,30 +28,30 @@ from midstream.store.engine import INSERT
 from midstream.store.transaction import Transaction
 
 T = TypeVar("T")
-Placed = tuple[str, Portable]
-"""Where in a file something stands, and what it is."""
+LocatedRows = tuple[str, RecordRows]
+"""Location in a file, and the rows of the record there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """How many trajectories came in, and how many were there already."""
+    """Numbers of imported trajectories and of those skipped because they exist."""
 
     count: int
     skipped: int
 
 
 def export_to(store: Store, path: str | Path, **filters: Unpack[Filters]) -> int:
-    """Write the trajectories that `filters` leave to a `.jsonl` or `.parquet` file; returns how many.
+    """Write the trajectories that match `filters` to a `.jsonl` or `.parquet` file; returns their number.
 
-    A file that is there is replaced once the new one is whole. What is written to the store meanwhile may be in it or
-    not.
+    An existing file is replaced once the new one is complete. Concurrent writes to the store may or may not be
+    included.
     """
     path = Path(path)
     written = 0
     unfinished = path.with_name(f".{path.name}.unfinished")
-    form = form_of(path)
+    export_format = file_format(path)
     try:
-        with form.write(unfinished) as write:
+        with export_format.write(unfinished) as write:
             for page in _pages(store.trajectories.recorded(**filters)):
                 write(_records(store, page))
                 written += len(page)
@@ -64,23 +64,23 @@ def export_to(store: Store, path: str | Path, **filters: Unpack[Filters]) -> int
 
 
 def import_from(store: Store, path: str | Path, existing: Literal["refuse", "skip"] = "refuse") -> Imported:
-    """Read a file that `export_to` wrote into the store.
+    """Import a file that `export_to` wrote into the store.
 
-    The whole file is read once before anything is written: a damaged line, a version that is not known, or with
-    `existing="refuse"` a trajectory that is in the store already, is a `RunError` with its line, and changes nothing.
-    With `skip` such a trajectory is passed over, and stays as it is.
+    The whole file is validated before anything is written: a damaged line, an unknown version, or with
+    `existing="refuse"` a trajectory that exists in the store, raises `RunError` with its line, and changes nothing.
+    With `skip` existing trajectories are left unchanged.
     """
     if existing not in ("refuse", "skip"):
-        raise RunError(f"no such way to treat what exists: '{existing}'", nearest(existing, ("refuse", "skip")))
+        raise RunError(f"existing must be 'refuse' or 'skip', not '{existing}'", nearest(existing, ("refuse", "skip")))
     path = Path(path)
     for page in _pages(_read(path)):
         if existing == "refuse":
-            there = store.database.read(lambda connection, page=page: _there(connection, page))
-            for place, one in page:
-                if one.uid in there:
+            existing_uids = store.database.read(lambda connection, page=page: _existing(connection, page))
+            for location, one in page:
+                if one.uid in existing_uids:
                     raise RunError(
-                        f"{place}: trajectory '{one.uid}' is in '{store.where}' already",
-                        "existing='skip' (--existing skip) passes over those",
+                        f"{location}: trajectory '{one.uid}' already exists in '{store.where}'",
+                        "existing='skip' (--existing skip) skips existing trajectories",
                     )
     count = skipped = 0
     for page in _pages(_read(path)):
@@ -93,7 +93,7 @@ def _records(store: Store, page: list[Recorded]) -> list[Record]:
     uids = [one.trajectory.uid for one in page]
 
     def read(connection: sa.Connection) -> list[Record]:
-        decided, said = curation.read(connection, uids), feedback.read(connection, uids)
+        curations, feedbacks = curation.read(connection, uids), feedback.read(connection, uids)
         keys = {(one.trajectory.prompt_uid, one.channel) for one in page}
         of_them = sa.tuple_(schema.groups.c.prompt_uid, schema.groups.c.channel).in_(sorted(keys))
         found = connection.execute(schema.groups.select().where(of_them)).mappings()
@@ -101,8 +101,8 @@ def _records(store: Store, page: list[Recorded]) -> list[Record]:
         return [
             record_of(
                 one,
-                [c for c in decided if c.trajectory_uid == one.trajectory.uid],
-                [f for f in said if f.trajectory_uid == one.trajectory.uid],
+                [c for c in curations if c.trajectory_uid == one.trajectory.uid],
+                [f for f in feedbacks if f.trajectory_uid == one.trajectory.uid],
                 groups.get((one.trajectory.prompt_uid, one.channel)),
             )
             for one in page
@@ -111,15 +111,15 @@ def _records(store: Store, page: list[Recorded]) -> list[Record]:
     return store.database.read(read)
 
 
-def _there(connection: sa.Connection, page: list[Placed]) -> set[str]:
+def _existing(connection: sa.Connection, page: list[LocatedRows]) -> set[str]:
     uid = schema.trajectories.c.uid
     return set(connection.execute(sa.select(uid).where(uid.in_([one.uid for _, one in page]))).scalars())
 
 
-def _insert(transaction: Transaction, page: list[Placed]) -> int:
+def _insert(transaction: Transaction, page: list[LocatedRows]) -> int:
     connection = transaction.connection
-    there = _there(connection, page)
-    new = list({one.uid: one for _, one in page if one.uid not in there}.values())
+    existing_uids = _existing(connection, page)
+    new = list({one.uid: one for _, one in page if one.uid not in existing_uids}.values())
     for table, rows in (
         (schema.trajectories, [one.trajectory for one in new]),
         (schema.steps, [step for one in new for step in one.steps]),
@@ -132,8 +132,8 @@ def _insert(transaction: Transaction, page: list[Placed]) -> int:
     for one in new:
         for decided in one.curation:
             curation.write(connection, decided)
-        for said in one.feedback:
-            feedback.write(connection, said)
+        for comment in one.feedback:
+            feedback.write(connection, comment)
     return len(new)
 
 
@@ -143,15 +143,15 @@ def _pages(items: Iterable[T]) -> Iterator[list[T]]:
         yield page
 
 
-def _read(path: Path) -> Iterator[Placed]:
+def _read(path: Path) -> Iterator[LocatedRows]:
     try:
-        for place, record in form_of(path).read(path):
+        for location, record in file_format(path).read(path):
             try:
-                read = portable(record())
+                read = rows_of(record())
             except RecursionError:
-                raise RunError(f"'{path}', {place} is damaged: it is nested too deeply", "export it again") from None
-            except (ValueError, TypeError) as error:  # json's own are among them, and those of tags that hold no such
-                raise RunError(f"'{path}', {place} is damaged: {error}", "export it again") from None
-            yield f"'{path}', {place}", read
+                raise RunError(f"'{path}', {location} is damaged: it is nested too deeply", "export it again") from None
+            except (ValueError, TypeError) as error:  # from json, and from malformed tags of `exact_json`
+                raise RunError(f"'{path}', {location} is damaged: {error}", "export it again") from None
+            yield f"'{path}', {location}", read
     except OSError as error:
         raise RunError(f"cannot read '{path}': {error.strerror or error}", "name a file that was exported") from None

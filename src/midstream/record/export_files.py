@@ -1,4 +1,4 @@
-"""The two kinds of file that records travel in. Both begin with the version of what is in them."""
+"""File formats of exported records. Both start with the version of the record format."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 Write = Callable[[list[Record]], None]
-Placed = tuple[str, Callable[[], Record]]
-"""Where in a file a record stands, and a function that reads it; that raises `ValueError` when it is damaged."""
+LazyRecord = tuple[str, Callable[[], Record]]
+"""Location of a record in a file, and a function that reads it; raises `ValueError` if the record is damaged."""
 
 READS = (2,)
-"""Versions of the record that can be read. A record does not change with columns that do not travel."""
+"""Readable versions of the record format. It does not change with columns that are not exported."""
 HEADER = {"format": "midstream", "schema_version": READS[-1]}
 ROWS = 64
-"""Rows of a Parquet file held at once."""
+"""Rows of a Parquet file in memory at once."""
 
 
-class Form(Protocol):
-    """A kind of file."""
+class FileFormat(Protocol):
+    """An export file format."""
 
     def write(self, path: Path) -> AbstractContextManager[Write]:
-        """Write a file, some records at a time."""
+        """Write a file, a few records at a time."""
         ...
 
-    def read(self, path: Path) -> Iterator[Placed]:
-        """The records of a file, in order. Raises `RunError` when it is no such file or of another version."""
+    def read(self, path: Path) -> Iterator[LazyRecord]:
+        """Yield the records of a file, in order. Raises `RunError` for another format or version."""
         ...
 
 
-def form_of(path: Path) -> Form:
-    """The kind of file that the ending of `path` names."""
-    forms: dict[str, Form] = {".jsonl": JsonLines(), ".parquet": Parquet()}
-    if path.suffix not in forms:
-        raise RunError(f"'{path}' ends in neither .jsonl nor .parquet", "the ending says what kind of file it is")
-    return forms[path.suffix]
+def file_format(path: Path) -> FileFormat:
+    """Return the file format for the suffix of `path`."""
+    formats: dict[str, FileFormat] = {".jsonl": JsonLines(), ".parquet": Parquet()}
+    if path.suffix not in formats:
+        raise RunError(f"'{path}' ends in neither .jsonl nor .parquet", "the suffix selects the file format")
+    return formats[path.suffix]
 
 
 class JsonLines:
@@ -53,14 +53,14 @@ class JsonLines:
             file.write(json.dumps(HEADER) + "\n")
             yield lambda records: file.writelines(to_json(record, "record") + "\n" for record in records)
 
-    def read(self, path: Path) -> Iterator[Placed]:
-        # Only "\n" ends a line: text may hold other characters that Python takes for its end.
+    def read(self, path: Path) -> Iterator[LazyRecord]:
+        # Only "\n" ends a line: text may contain other characters that Python treats as line breaks.
         with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             _check_header(path, file.readline())
             for number, line in enumerate(file, 2):
 
                 def record(line: str = line) -> Record:
-                    line.encode()  # what was no UTF-8 is not now either
+                    line.encode()  # raises for bytes that were not UTF-8
                     return from_json(line)
 
                 yield f"line {number}", record
@@ -70,11 +70,11 @@ class Parquet:
     @contextmanager
     def write(self, path: Path) -> Iterator[Write]:
         pa, parquet = _pyarrow()
-        plan = _schema(pa).with_metadata({"midstream": json.dumps(HEADER)})
-        with parquet.ParquetWriter(path, plan) as writer:
-            yield lambda records: writer.write_batch(pa.RecordBatch.from_pylist(list(map(_packed, records)), plan))
+        columns = _schema(pa).with_metadata({"midstream": json.dumps(HEADER)})
+        with parquet.ParquetWriter(path, columns) as writer:
+            yield lambda records: writer.write_batch(pa.RecordBatch.from_pylist(list(map(_packed, records)), columns))
 
-    def read(self, path: Path) -> Iterator[Placed]:
+    def read(self, path: Path) -> Iterator[LazyRecord]:
         pa, parquet = _pyarrow()
         try:
             file = parquet.ParquetFile(path)
@@ -98,7 +98,7 @@ class Parquet:
 
 _TEXT = {"task", "tool_calls", "answer", "error", "rewards", "metadata", "curation", "feedback", "group"}
 _STEP_TEXT = {"metadata", "messages", "tools", "text"}
-"""Columns of Parquet that hold JSON."""
+"""Parquet columns that hold JSON."""
 
 
 def _schema(pa: Any) -> pa.Schema:
@@ -153,10 +153,10 @@ def _check_header(path: Path, line: str) -> None:
     except ValueError:
         header = None
     if not isinstance(header, Mapping) or header.get("format") != HEADER["format"]:
-        raise RunError(f"'{path}' is no export of a store", "'midstream store export' writes one")
+        raise RunError(f"'{path}' is not a Midstream export", "'midstream store export' writes one")
     if header.get("schema_version") not in READS:
         raise RunError(
-            f"'{path}' has schema_version {header.get('schema_version')!r}, which is not known here",
+            f"'{path}' has unsupported schema_version {header.get('schema_version')!r}",
             f"this version of Midstream reads {', '.join(map(str, READS))}",
         )
 

@@ -1,4 +1,4 @@
-"""A trajectory with all that is kept of it, as one record that can travel; and the rows it becomes again."""
+"""Converts a trajectory, with its annotations and group, to a self-contained record and back to rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from midstream.core.errors import UserError
 from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
-from midstream.record.curation import Curation, checked
+from midstream.record.curation import Curation, check_quality
 from midstream.record.feedback import Feedback
 from midstream.record.group_states import GroupState
 from midstream.record.import_check import check_record
@@ -16,12 +16,12 @@ from midstream.record.loading import Recorded
 from midstream.record.rows import Row, step_row, trajectory_row
 
 LISTS = ("prompt_ids", "response_ids", "rollout_log_probs", "messages", "tools")
-"""Fields of a step that hold tuples, which travel as lists."""
+"""Step fields that hold tuples, exported as lists."""
 
 
 @dataclass(frozen=True, slots=True)
-class Portable:
-    """What one record becomes in a store."""
+class RecordRows:
+    """Store rows of one record."""
 
     trajectory: Row
     steps: list[Row]
@@ -37,7 +37,7 @@ class Portable:
 def record_of(
     recorded: Recorded, curation: Sequence[Curation], feedback: Sequence[Feedback], group: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What is known of a trajectory as one mapping, for `exact_json`. Sessions and leases stay behind."""
+    """Return a trajectory and its annotations as one mapping for `exact_json`. Sessions and leases are not exported."""
     trajectory = recorded.trajectory
     task = _fields(trajectory.task)
     if not isinstance(task["prompt"], str):
@@ -68,11 +68,11 @@ def record_of(
 
 
 GROUP = ("size", "deadline", "state", "ended", "ready_at", "owner", "train_step")
-"""Columns of `groups` that travel; the others are the trajectory's own, or are about a lease."""
+"""Exported columns of `groups`; the others belong to the trajectory or to a lease."""
 
 
-def portable(record: Mapping[str, Any]) -> Portable:
-    """The rows of `record`. Raises `ValueError` with one line that says what is wrong with it."""
+def rows_of(record: Mapping[str, Any]) -> RecordRows:
+    """Return the rows of `record`. Raises `ValueError` with a one-line description of the problem."""
     check_record(record)
     try:
         task = dict(record["task"])
@@ -85,11 +85,13 @@ def portable(record: Mapping[str, Any]) -> Portable:
             **{**own, "task": Task(**task), "tool_calls": calls, "status": Status(record["status"])}
         )
         beside = {name: record[name] for name in ("channel", "train_step", "created_at", "ended_at")}
-        return Portable(
+        return RecordRows(
             {**trajectory_row(trajectory), **beside, "session": None, "server": None},
             [step_row(step) for step in steps],
             [
-                Curation(**{**one, "quality": checked(one.get("quality", "")), "tags": tuple(one.get("tags", ()))})
+                Curation(
+                    **{**one, "quality": check_quality(one.get("quality", "")), "tags": tuple(one.get("tags", ()))}
+                )
                 for one in record["curation"]
             ],
             [Feedback(**one) for one in record["feedback"]],

@@ -1,4 +1,4 @@
-"""Feedback: what people who used an agent say of what it did. `rewards/feedback.py` makes rewards of it."""
+"""Feedback: ratings, comments and corrections from an agent's users. `rewards/feedback.py` turns it into rewards."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ KINDS: tuple[Kind, ...] = ("thumbs", "rating", "correction", "comment")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """One thing said of a step, or of a whole trajectory where `step_index` is None.
+    """One piece of feedback on a step, or on the whole trajectory when `step_index` is None.
 
-    `value` is 1 or -1 for `thumbs`, 0 to 1 for a `rating`, and None otherwise; `text` is a `comment`, or what should
-    have been said instead (`correction`). Of several with the same `key` the first counts. Raises `RunError` for what
-    does not fit.
+    `value` is 1 or -1 for `thumbs`, 0 to 1 for a `rating`, and None otherwise; `text` is a `comment`, or the reply that
+    should have been given (`correction`). The first feedback with a given `key` counts. Raises `RunError` for an
+    invalid combination.
     """
 
     trajectory_uid: str
@@ -51,19 +51,19 @@ class Feedback:
             )
 
     def mapping(self) -> dict[str, Any]:
-        """As it stands in `metadata["feedback"]` of a trajectory that is read for training."""
+        """Return the entry for `metadata["feedback"]` of a trajectory read for training."""
         return {name: value for name, value in asdict(self).items() if name != "trajectory_uid"}
 
 
 def write(connection: sa.Connection, one: Feedback) -> bool:
-    """Keep `one`; False when there is one with its key already."""
+    """Insert `one`; returns False if feedback with its key exists."""
     row = {**asdict(one), "text": to_json(one.text, "text of feedback")}
     insert = INSERT[connection.dialect.name](schema.feedback).on_conflict_do_nothing()
     return connection.execute(insert.values(row).returning(schema.feedback.c.id)).first() is not None
 
 
 def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Feedback]:
-    """All that was said of the trajectories, in the order it came."""
+    """Return all feedback on the trajectories, oldest first."""
     table = schema.feedback.c
     query = schema.feedback.select().where(table.trajectory_uid.in_(trajectory_uids)).order_by(table.id)
     return [
@@ -78,3 +78,10 @@ def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Fe
         )
         for row in connection.execute(query)
     ]
+
+
+def trajectory_uids(connection: sa.Connection) -> list[str]:
+    """The trajectories that have feedback, in the order it first came."""
+    table = schema.feedback.c
+    query = sa.select(table.trajectory_uid).group_by(table.trajectory_uid).order_by(sa.func.min(table.id))
+    return list(connection.execute(query).scalars())

@@ -1,4 +1,4 @@
-"""Which trajectories are meant: the filters that listing, counting and exporting share."""
+"""Trajectory filters shared by listing, counting and exporting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.record import schema
 
 
 class Filters(TypedDict, total=False):
-    """What must hold for a trajectory; a filter that is absent or None holds for all."""
+    """Conditions on a trajectory; an absent filter, or None, matches all."""
 
     channel: str | None
     train_step: int | None
@@ -21,15 +21,15 @@ class Filters(TypedDict, total=False):
     min_reward: float | None
     max_reward: float | None
     policy_version: int | None
-    """That one of its steps was sampled by."""
+    """Policy version of at least one of its steps."""
     quality: str | None
-    """As curated."""
+    """Quality assigned by curation."""
     tag: str | None
-    """Of the trajectory or one of its steps."""
+    """Tag of the trajectory or one of its steps."""
 
 
 def conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
-    """`filters` as conditions on a row of `trajectories`. Raises `TypeError` for one that there is not."""
+    """Return `filters` as conditions on a row of `trajectories`. Raises `TypeError` for an unknown filter."""
     for name in filters:
         if name not in Filters.__annotations__:
             raise TypeError(f"no filter '{name}'; {nearest(name, Filters.__annotations__)}")

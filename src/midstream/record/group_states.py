@@ -1,16 +1,16 @@
-"""Groups: the trajectories of a prompt in a channel, handed out for training once, when they are ready.
+"""Group states: the trajectories of a prompt in a channel, leased for training once they are ready.
 
 A group has an expected size and a deadline. It is
 
-    waiting    until `size` of its trajectories have ended, or its deadline has passed and one of them has ended;
-    ready      then; those still running at the deadline are timed out, and belong to what is handed out;
-    leased     while somebody holds it, until they consume or release it or their time runs out;
-    consumed   once it was trained on;
-    stale      when it was to be handed out and all its steps were sampled by too old a policy;
-    rejected   when it would be ready, but every one of its trajectories was curated away.
+        waiting    until `size` of its trajectories have ended, or its deadline has passed and at least one has ended;
+        ready      afterwards; trajectories still running at the deadline are timed out and included;
+        leased     while a trainer holds it, until it is consumed or released or the lease expires;
+        consumed   after it was trained on;
+        stale      if it was due for leasing but all its steps were sampled by too old a policy;
+        rejected   if it would be ready, but curation rejected every one of its trajectories.
 
-These are functions of a connection inside one transaction: two processes at the same database never get the same group.
-Clocks are those of the processes, which should agree to the second.
+All functions take a connection inside one transaction: two processes that share the database never lease the same
+group. Process clocks should agree to the second.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class GroupState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A group that was handed out: its trajectories that have ended, in the order they were begun.
+    """A leased group: its ended trajectories, in the order they were begun.
 
-    A step that curation takes out of the loss has `trainable` False; a trajectory of quality `reject` is left out.
-    `metadata["feedback"]` of each trajectory is the list of what people said of it.
+    A step that curation removed from the loss has `trainable` False; a trajectory of quality `reject` is left out.
+    `metadata["feedback"]` of each trajectory is the list of its users' feedback.
     """
 
     prompt_uid: str
@@ -58,7 +58,7 @@ class Leased:
 
     @property
     def key(self) -> Key:
-        """What names the group in the store."""
+        """The group's key in the store."""
         return self.prompt_uid, self.channel
 
 
@@ -80,9 +80,9 @@ class GroupRow(NamedTuple):
 _groups = schema.groups.c
 _members = schema.trajectories.c
 _Counts = tuple[int, int, int]
-"""Trajectories that have ended, that run, and that have ended without being curated away."""
+"""Numbers of trajectories that have ended, that are running, and that have ended without being rejected."""
 _OPEN = (GroupState.WAITING, GroupState.READY, GroupState.REJECTED)
-"""States that follow from a group's trajectories."""
+"""States determined by a group's trajectories."""
 _SETTLE = (
     schema.groups.update()
     .where(_groups.prompt_uid == sa.bindparam("of"), _groups.channel == sa.bindparam("within"))
@@ -91,7 +91,7 @@ _SETTLE = (
 
 
 def rejected() -> sa.ColumnElement[bool]:
-    """Whether a row of `trajectories` was curated away."""
+    """Whether curation rejected a row of `trajectories`."""
     table = schema.curation.c
     return sa.exists().where(
         table.trajectory_uid == _members.uid, table.step_index == schema.WHOLE, table.quality == "reject"
@@ -99,7 +99,7 @@ def rejected() -> sa.ColumnElement[bool]:
 
 
 _has_ended = _members.status != Status.RUNNING
-# Made once: to make a statement takes longer than to run it.
+# Built once: building a statement takes longer than running it.
 _COUNT = (
     sa.select(
         _members.prompt_uid,
@@ -111,7 +111,7 @@ _COUNT = (
     .where(sa.tuple_(_members.prompt_uid, _members.channel).in_(sa.bindparam("keys", expanding=True)))
     .group_by(_members.prompt_uid, _members.channel)
 )
-# In the same order always, so that no two wait for each other in a ring.
+# Always in the same order, so that concurrent transactions cannot deadlock.
 _HOLD = (
     schema.groups.select()
     .where(sa.tuple_(_groups.prompt_uid, _groups.channel).in_(sa.bindparam("keys", expanding=True)))
@@ -126,20 +126,25 @@ def members(keys: Collection[Key]) -> sa.ColumnElement[bool]:
 
 
 def new_group(key: Key, size: int | None, deadline: float | None) -> dict[str, Any]:
-    """The row of a group that begins."""
+    """Return the row of a new group."""
     names = ("prompt_uid", "channel", "size", "deadline", "state", "ended")
     return dict(zip(names, (*key, size, deadline, GroupState.WAITING, 0), strict=True))
 
 
 @functools.cache
 def insert_missing(dialect: str) -> sa.Executable:
-    """Insert groups; those that are there stay as they are."""
+    """Insert groups; existing rows stay unchanged."""
     return INSERT[dialect](schema.groups).on_conflict_do_nothing()
 
 
-def must_take(connection: sa.Connection, key: Key, now: float) -> None:
-    """Raises `GroupClosed` when a trajectory that joins the group now would never be handed out with it. Until the
-    transaction ends nobody else joins."""
+def remove(connection: sa.Connection, key: Key) -> None:
+    """Delete the row of a group that has no trajectories of its own."""
+    connection.execute(schema.groups.delete().where(_groups.prompt_uid == key[0], _groups.channel == key[1]))
+
+
+def require_open(connection: sa.Connection, key: Key, now: float) -> None:
+    """Raise `GroupClosed` if a trajectory that joins the group now would never be trained on with it. Locks the group
+    until the transaction ends."""
     held = fetch(connection, _HOLD, "keys", [key])
     if not held:
         return
@@ -147,15 +152,15 @@ def must_take(connection: sa.Connection, key: Key, now: float) -> None:
     ended, running, _ = _counted(connection, [key]).get(key, (0, 0, 0))
     why = _CLOSED.get(GroupState(group.state), "")
     if group.size is not None and ended + running >= group.size:
-        why = why or f"has all its {group.size} trajectories, those that failed among them"
+        why = why or f"has all its {group.size} trajectories, including failed ones"
     if _due(group, ended, now):
         why = why or "is past its deadline"
     if why:
         raise GroupClosed(
-            f"the group '{group.prompt_uid}' of the channel '{group.channel}' {why}: what joins it now would never be "
-            "trained on",
-            "open it under another prompt_uid; its first opening says by group_size how many a group takes, or the "
-            "server's config does",
+            f"the group '{group.prompt_uid}' of the channel '{group.channel}' {why}; a trajectory that joins it now "
+            "would never be trained on",
+            "open it under another prompt_uid; the group size comes from the first opening's group_size, or from the "
+            "server's config",
         )
 
 
@@ -167,19 +172,19 @@ _CLOSED = {
 }
 
 
-def settle(connection: sa.Connection, keys: Collection[Key], now: float) -> None:
-    """Bring the groups `keys` to the state that follows from their trajectories; those without any go.
+def update_states(connection: sa.Connection, keys: Collection[Key], now: float) -> None:
+    """Update the groups `keys` to the states determined by their trajectories; delete groups without any.
 
-    The row of a group is held first: of two processes that end its last trajectories, the second sees both.
+    Locks the group row first: of two processes that end its last trajectories, the second sees both.
     """
     for part in batches(sorted(keys)):
-        _settle(connection, part, now)
+        _update_states(connection, part, now)
 
 
-def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
+def _update_states(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
     held = [GroupRow(*row) for row in fetch(connection, _HOLD, "keys", keys)]
     before = _counted(connection, keys)
-    late = [group for group in held if group.state in _OPEN and _must_end(group, before, now)]
+    late = [group for group in held if group.state in _OPEN and _times_out(group, before, now)]
     for group in late:
         _time_out(connection, group, now)
     counts = before | (_counted(connection, [(group.prompt_uid, group.channel) for group in late]) if late else {})
@@ -188,29 +193,29 @@ def _settle(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
     for group in held:
         key = (group.prompt_uid, group.channel)
         if key not in counts:
-            connection.execute(schema.groups.delete().where(_is(group)))
+            remove(connection, key)
         elif group.state in _OPEN:
-            found = _settled(group, before[key], counts[key], now)
+            found = _next_state(group, before[key], counts[key], now)
             if found != (group.state, group.ended, group.ready_at):
                 changed.append(dict(zip(("of", "within", "state", "ended", "ready_at"), (*key, *found), strict=True)))
     if changed:
         run_many(connection, _SETTLE, changed)
 
 
-def _must_end(group: GroupRow, counts: Mapping[Key, _Counts], now: float) -> bool:
-    """Whether the group is due with trajectories that run."""
+def _times_out(group: GroupRow, counts: Mapping[Key, _Counts], now: float) -> bool:
+    """Whether the group is due while trajectories are running."""
     ended, running, _ = counts.get((group.prompt_uid, group.channel), (0, 0, 0))
     return _due(group, ended, now) and not _full(group, ended) and running > 0
 
 
-def _settled(group: GroupRow, before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
-    """State, trajectories ended, and since when it is ready. `before` is without those that were timed out just now."""
+def _next_state(group: GroupRow, before: _Counts, counts: _Counts, now: float) -> tuple[GroupState, int, float | None]:
+    """Return state, trajectories ended, and when it became ready. `before` excludes those timed out just now."""
     ended, _, usable = counts
     full, due = _full(group, before[0]), _due(group, ended, now)
     if not full and not due:
         return GroupState.WAITING, ended, None
     state = GroupState.READY if usable else GroupState.REJECTED
-    # With a trajectory that had ended before, the deadline alone made it ready.
+    # If a trajectory had ended before, the deadline alone made it ready.
     became = group.deadline if due and not full and group.ended else now
     return state, ended, became if group.ready_at is None else group.ready_at
 
@@ -232,17 +237,17 @@ def lease(
     now: float,
     min_version: int | None,
 ) -> list[Key]:
-    """Mark up to `count` ready groups as held by `owner`; the first to become ready come first."""
-    of_it = _groups.channel == channel
-    gone = (of_it, _groups.state == GroupState.LEASED, _groups.lease_until <= now)
-    _to_pool(connection, sa.and_(*gone), now)
-    due = (of_it, _groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
-    settle(connection, _keys(connection, sa.and_(*due)), now)
+    """Lease up to `count` ready groups to `owner`, those ready longest first."""
+    belongs = _groups.channel == channel
+    gone = (belongs, _groups.state == GroupState.LEASED, _groups.lease_until <= now)
+    _make_ready(connection, sa.and_(*gone), now)
+    due = (belongs, _groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
+    update_states(connection, _keys(connection, sa.and_(*due)), now)
 
     taken: list[Key] = []
     while len(taken) < count:
-        # What another process holds at this moment is passed over, not waited for.
-        query = sa.select(_groups.prompt_uid, _groups.channel).where(of_it, _groups.state == GroupState.READY)
+        # Skip rows that another process has locked instead of waiting for them.
+        query = sa.select(_groups.prompt_uid, _groups.channel).where(belongs, _groups.state == GroupState.READY)
         query = query.order_by(_groups.ready_at, _groups.prompt_uid).limit(count - len(taken))
         found = [(uid, name) for uid, name in connection.execute(query.with_for_update(skip_locked=True))]
         if not found:
@@ -256,7 +261,7 @@ def lease(
 
 
 def consume(connection: sa.Connection, owner: str, keys: Collection[Key], train_step: int) -> None:
-    """Mark groups that `owner` holds as trained on. Raises `LeaseLost`, and changes nothing, when it has lost one."""
+    """Mark groups that `owner` holds as trained on. Raises `LeaseLost`, and changes nothing, if it lost one."""
     found = [GroupRow(*row) for part in batches(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
     mine = [group for group in found if group.owner == owner]
     held = [(group.prompt_uid, group.channel) for group in mine if group.state == GroupState.LEASED]
@@ -276,19 +281,21 @@ def consume(connection: sa.Connection, owner: str, keys: Collection[Key], train_
 
 
 def release(connection: sa.Connection, owner: str, keys: Collection[Key], now: float) -> int:
-    """Give back groups that `owner` holds; returns how many. Those it does not hold are left alone."""
+    """Release groups that `owner` holds; returns their number. Others are ignored."""
     mine = (_groups.owner == owner, _groups.state == GroupState.LEASED)
-    return sum(_to_pool(connection, sa.and_(_among(part), *mine), now) for part in batches(sorted(keys)))
+    return sum(_make_ready(connection, sa.and_(_among(part), *mine), now) for part in batches(sorted(keys)))
 
 
 def reopen(connection: sa.Connection, owner: str, after_train_step: int, now: float) -> int:
-    """Give back what `owner` consumed after that step, and what it holds; returns how many groups."""
+    """Make groups that `owner` consumed after that step, or holds, ready again; returns their number."""
     later = sa.and_(_groups.state == GroupState.CONSUMED, _groups.train_step > after_train_step)
-    return _to_pool(connection, sa.and_(_groups.owner == owner, sa.or_(later, _groups.state == GroupState.LEASED)), now)
+    return _make_ready(
+        connection, sa.and_(_groups.owner == owner, sa.or_(later, _groups.state == GroupState.LEASED)), now
+    )
 
 
 def renew(connection: sa.Connection, owner: str, until: float) -> int:
-    """Hold what `owner` holds until then; returns how many groups."""
+    """Extend all leases of `owner` until then; returns the number of groups."""
     mine = (_groups.owner == owner, _groups.state == GroupState.LEASED)
     return connection.execute(schema.groups.update().where(*mine).values(lease_until=until)).rowcount
 
@@ -298,13 +305,9 @@ def _among(keys: Sequence[Key]) -> sa.ColumnElement[bool]:
     return sa.tuple_(_groups.prompt_uid, _groups.channel).in_(keys)
 
 
-def _is(group: GroupRow) -> sa.ColumnElement[bool]:
-    return sa.and_(_groups.prompt_uid == group.prompt_uid, _groups.channel == group.channel)
-
-
 def _counted(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, _Counts]:
-    """How many trajectories of each group have ended, run, and have ended without being curated away. Groups without
-    any are left out."""
+    """Count, per group, trajectories that have ended, are running, and have ended without being rejected. Groups
+    without trajectories are omitted."""
     rows = fetch(connection, _COUNT, "keys", keys)
     return {(uid, channel): (done, running, usable) for uid, channel, done, running, usable in rows}
 
@@ -326,19 +329,19 @@ def _keys(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> list[
     return [(uid, channel) for uid, channel in connection.execute(query)]
 
 
-def _to_pool(connection: sa.Connection, condition: sa.ColumnElement[bool], now: float) -> int:
-    """Make the groups ready again, at the place they had; fewer when their trajectories say otherwise."""
+def _make_ready(connection: sa.Connection, condition: sa.ColumnElement[bool], now: float) -> int:
+    """Make the groups ready again, keeping their position; returns fewer if their trajectories imply another state."""
     keys = _keys(connection, condition)
     if not keys:
         return 0
     values = {"state": GroupState.READY, "owner": None, "lease_until": None, "train_step": None}
     count = connection.execute(schema.groups.update().where(condition).values(values)).rowcount
-    settle(connection, keys, now)
+    update_states(connection, keys, now)
     return count
 
 
 def _older(connection: sa.Connection, keys: Sequence[Key], version: int) -> set[Key]:
-    """Those of `keys` that have steps, all of them sampled by a policy before `version`."""
+    """Return the `keys` whose steps were all sampled by a policy before `version`."""
     table = schema.steps.c
     query = (
         sa.select(_members.prompt_uid, _members.channel)

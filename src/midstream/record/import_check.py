@@ -1,5 +1,5 @@
-"""What a record of an imported file may hold: every field with its type, names that are no paths, log-probabilities
-that are some, and nothing nested so deep that whoever reads it later fails."""
+"""Validates a record of an imported file: fields and types, names without path separators, valid log-probabilities, and
+bounded nesting."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from midstream.core.types import Status
 from midstream.record.group_states import GroupState
 
 DEEPEST = 100
-"""Lists and objects within each other."""
+"""Largest nesting depth of lists and objects."""
 TOLERANCE = 1e-6
-"""How far above 0 rounding may put a log-probability."""
+"""How far above 0 rounding may push a log-probability."""
 
 Name = Annotated[str, AfterValidator(check_name)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 LogProb = Annotated[float, Field(le=TOLERANCE, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Mapped = dict[Any, Any]
 
 
@@ -44,7 +45,7 @@ class _ToolCall(_Part):
     ok: bool
     result: str
     error_kind: str = ""
-    latency_s: float = 0.0
+    latency_s: Finite = 0.0
     step_index: int | None = None
     unmasked: str = ""
 
@@ -64,12 +65,12 @@ class _Step(_Part):
     trainable: bool = False
     parent: Count | None = None
     branch_reason: str = ""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     messages: list[Mapped]
     tools: list[Mapped]
     text: str = ""
     finish_reason: str = ""
-    latency_s: float = 0.0
+    latency_s: Finite = 0.0
 
 
 class _Curation(_Part):
@@ -84,19 +85,19 @@ class _Curation(_Part):
 class _Feedback(_Part):
     trajectory_uid: Name
     kind: str
-    value: float | None = None
+    value: Finite | None = None
     text: str = ""
     step_index: Count | None = None
     key: str | None = None
-    created_at: float = 0.0
+    created_at: Finite = 0.0
 
 
 class _Group(_Part):
     size: int | None
-    deadline: float | None
+    deadline: Finite | None
     state: Literal[tuple(state.value for state in GroupState if state is not GroupState.LEASED)]  # type: ignore[valid-type]
     ended: int
-    ready_at: float | None
+    ready_at: Finite | None
     owner: str | None
     train_step: int | None
 
@@ -107,8 +108,8 @@ class _Record(_Part):
     channel: Name
     train_step: int | None
     status: Literal[tuple(status.value for status in Status)]  # type: ignore[valid-type]
-    created_at: float
-    ended_at: float | None
+    created_at: Finite
+    ended_at: Finite | None
     task: _Task
     tool_calls: list[_ToolCall]
     answer: str | None
@@ -124,12 +125,12 @@ class _Record(_Part):
 
 
 def check_record(record: object) -> None:
-    """Raises `ValueError` with one line that says what is wrong with `record`, and where."""
+    """Raise `ValueError` with one line that describes the problem in `record` and its location."""
     _check_depth(record)
     try:
         checked = _Record.model_validate(record)
     except ValidationError as error:
-        raise ValueError(_told(error)) from None
+        raise ValueError(_explain(error)) from None
     seen: set[int] = set()
     for place, step in enumerate(checked.steps):
         where = f"steps.{place}"
@@ -144,18 +145,18 @@ def check_record(record: object) -> None:
                 raise ValueError(f"{name}.{place} is of the trajectory {one.trajectory_uid!r}, not of {checked.uid!r}")
 
 
-def _told(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     unions = ("function-", "literal[", "list[", "tuple[", "str", "nullable")
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(unions))
     if first["type"] == "missing":
         return f"it has no '{where}'"
     if first["type"] == "extra_forbidden":
-        return f"it has '{where}', which is not known here"
+        return f"it has the unknown field '{where}'"
     found = repr(first["input"])
     shown = found if len(found) <= 40 else f"{found[:40]}..."
-    said = first["msg"].removeprefix("Value error, ")
-    return f"its {where} is {shown}: {said}" if where else f"it is {shown}: {said}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"its {where} is {shown}: {message}" if where else f"it is {shown}: {message}"
 
 
 def _check_depth(record: object) -> None:
@@ -166,7 +167,7 @@ def _check_depth(record: object) -> None:
             if isinstance(item, Mapping):
                 inner += [*cast("Mapping[Any, Any]", item).keys(), *cast("Mapping[Any, Any]", item).values()]
             elif isinstance(item, list | tuple):
-                # Most of a record are token ids, which hold nothing.
+                # Most of a record is token ids, which contain nothing.
                 inner += [one for one in cast("list[Any]", item) if type(one) not in (int, float, str)]
         if not inner:
             return

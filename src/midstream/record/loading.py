@@ -1,4 +1,4 @@
-"""Reading trajectories back from the database: whole, summarized, and as they may be trained on."""
+"""Reads trajectories from the database: whole, summarized, or prepared for training."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from midstream.store.schema import batches
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A trajectory with what the store keeps beside it. Times are seconds since 1970."""
+    """A trajectory with its other columns in the store. Times are seconds since 1970."""
 
     id: int
-    """Grows in the order trajectories were begun in."""
+    """Increases in the order trajectories were begun."""
     trajectory: Trajectory
     channel: str
     train_step: int | None
     created_at: float
     ended_at: float | None
     session: Mapping[str, Any] | None
-    """What whoever began it keeps with it."""
+    """Data stored by the process that began it."""
     server: str | None
-    """Who holds it while it runs, see `servers`."""
+    """Server that holds it while it runs, see `servers`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Summary:
     ended_at: float | None
     steps: int
     tokens: int
-    """Tokens sampled."""
+    """Number of sampled tokens."""
 
 
 def summaries(
@@ -61,14 +61,14 @@ def summaries(
     order: sa.ColumnElement[Any],
     limit: int,
 ) -> list[Summary]:
-    """At most `limit` trajectories for which `wanted` holds; no token is read."""
+    """Return at most `limit` trajectories that match `wanted`; reads no tokens."""
     of, step = schema.trajectories.c, schema.steps.c
     page = sa.select(of.id).where(*wanted).order_by(order).limit(limit).subquery()
     columns = (
         *(of.id, of.uid, of.prompt_uid, of.channel, of.train_step, of.status, of.task, of.answer, of.turns),
         *(of.reward, of.error, of.created_at, of.ended_at),
     )
-    # An id takes four bytes, see `schema`.
+    # A token id takes four bytes, see `schema`.
     sampled = sa.func.coalesce(sa.func.sum(sa.func.length(step.response_ids)), 0)
     query = (
         sa.select(*columns, sa.func.count(step.step_index).label("steps"), sampled.label("bytes"))
@@ -100,7 +100,7 @@ def summaries(
 
 
 def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
-    """The trajectories that `query`, a select of rows of `trajectories`, finds."""
+    """Return the trajectories found by `query`, a select of rows of `trajectories`."""
     rows = connection.execute(query).mappings().all()
     owners: dict[str, list[Step]] = {row["uid"]: [] for row in rows}
     for uids in batches(list(owners)):
@@ -123,7 +123,7 @@ def read(connection: sa.Connection, query: sa.Select[Any]) -> list[Recorded]:
 
 
 def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[groups.Leased]:
-    """The groups `keys`, in that order, as they may be trained on."""
+    """Return the groups `keys`, in that order, prepared for training."""
     table = schema.trajectories.c
     usable = (table.status != Status.RUNNING, sa.not_(groups.rejected()))
     found: list[Recorded] = []
@@ -131,15 +131,15 @@ def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[g
         of_them = schema.trajectories.select().where(groups.members(part), *usable)
         found += read(connection, of_them.order_by(table.id))
     decided: dict[str, list[curation.Curation]] = {one.trajectory.uid: [] for one in found}
-    said: dict[str, list[dict[str, Any]]] = {uid: [] for uid in decided}
+    comments: dict[str, list[dict[str, Any]]] = {uid: [] for uid in decided}
     for uids in batches(list(decided)):
         for one in curation.read(connection, uids):
             decided[one.trajectory_uid].append(one)
         for one in feedback.read(connection, uids):
-            said[one.trajectory_uid].append(one.mapping())
+            comments[one.trajectory_uid].append(one.mapping())
     in_group: dict[groups.Key, list[Trajectory]] = {key: [] for key in keys}
     for one in found:
         trajectory = curation.apply(one.trajectory, decided[one.trajectory.uid])
-        trajectory = replace(trajectory, metadata={**trajectory.metadata, "feedback": said[trajectory.uid]})
+        trajectory = replace(trajectory, metadata={**trajectory.metadata, "feedback": comments[trajectory.uid]})
         in_group[trajectory.prompt_uid, one.channel].append(trajectory)
     return [groups.Leased(key[0], key[1], tuple(in_group[key])) for key in keys]

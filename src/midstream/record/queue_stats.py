@@ -1,4 +1,4 @@
-"""How many groups there are, in which state, how old, and what came too late for them."""
+"""Statistics of the group queue: groups by state, their age, and trajectories that arrived too late."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _groups = schema.groups.c
 _members = schema.trajectories.c
 
 
-def counting(channel: str | None, now: float) -> sa.Executable:
-    """A query for state, number of groups, and since when the oldest is ready; the index has all it looks at.
+def count_query(channel: str | None, now: float) -> sa.Executable:
+    """Build a query for state, number of groups, and when the oldest became ready; the index covers all columns.
 
-    A deadline that has passed and a lease that ran out count as ready before anybody acts on them.
+    Groups past their deadline and expired leases count as ready before any process updates them.
     """
     state = sa.case(
         (_due(now), GroupState.READY.value), (_gone(now), GroupState.READY.value), else_=_groups.state
@@ -27,8 +27,8 @@ def counting(channel: str | None, now: float) -> sa.Executable:
     return query if channel is None else query.where(_groups.channel == channel)
 
 
-def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
-    """What `counting` found: groups by state, and `oldest_ready_s`, how long the first of the ready ones is so."""
+def parse_counts(rows: Iterable[Any], now: float) -> dict[str, float]:
+    """Convert rows of `count_query`: groups by state, and `oldest_ready_s`, the age of the oldest ready group."""
     counts: dict[str, float] = dict.fromkeys([state.value for state in GroupState], 0)
     oldest = 0.0
     for state, count, since in rows:
@@ -39,12 +39,12 @@ def counted(rows: Iterable[Any], now: float) -> dict[str, float]:
 
 
 def ready(channel: str, now: float) -> sa.Executable:
-    """A query for how many groups are ready. Unlike `counting` it does not look at those that were trained on."""
+    """Build a query for the number of ready groups. Unlike `count_query` it ignores groups that were trained on."""
     return sa.select(sa.func.count()).select_from(schema.groups).where(_groups.channel == channel, _is_ready(now))
 
 
 def oldest_ready_version(connection: sa.Connection, channel: str | None, now: float) -> int | None:
-    """The lowest, over the groups that are ready, of the newest policy version in each."""
+    """Return the lowest, over the ready groups, of the newest policy version in each."""
     newest = sa.func.max(schema.steps.c.policy_version)
     of_it = sa.true() if channel is None else _groups.channel == channel
     query = (
@@ -59,7 +59,7 @@ def oldest_ready_version(connection: sa.Connection, channel: str | None, now: fl
 
 
 def left_out(channel: str | None) -> sa.Executable:
-    """A query for how many trajectories joined their group, or ended, after it was handed out."""
+    """Build a query for the number of trajectories that joined their group, or ended, after it was leased."""
     more = sa.func.count() - _groups.ended
     query = sa.select(sa.case((more > 0, more), else_=0).label("more")).join_from(
         schema.groups, schema.trajectories, _in_group()
@@ -71,20 +71,20 @@ def left_out(channel: str | None) -> sa.Executable:
 
 
 def _in_group() -> sa.ColumnElement[bool]:
-    """Whether a row of `trajectories` belongs to the row of `groups` beside it."""
+    """Whether a row of `trajectories` belongs to the joined row of `groups`."""
     return sa.and_(_members.prompt_uid == _groups.prompt_uid, _members.channel == _groups.channel)
 
 
 def _is_ready(now: float) -> sa.ColumnElement[bool]:
-    """Whether a group can be leased now: ready, past its deadline, or held on a lease that has run out."""
+    """Whether a group can be leased now: ready, past its deadline, or held on an expired lease."""
     return sa.or_(_groups.state == GroupState.READY, _due(now), _gone(now))
 
 
 def _due(now: float) -> sa.ColumnElement[bool]:
-    """Whether a group is ready by its deadline, although nobody has acted on that."""
+    """Whether a group is ready by its deadline but not yet updated."""
     return sa.and_(_groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
 
 
 def _gone(now: float) -> sa.ColumnElement[bool]:
-    """Whether the lease of a group has run out, although nobody has acted on that."""
+    """Whether a group's lease has expired but is not yet updated."""
     return sa.and_(_groups.state == GroupState.LEASED, _groups.lease_until <= now)

@@ -1,8 +1,8 @@
-"""One trajectory's model calls, as exact tokens.
+"""Records one trajectory's model calls as exact tokens.
 
-History is never decoded and encoded again. A call whose messages go on from a recorded one reuses its ids and adds the
-template's delta; any other call starts a branch of the token tree, and the reason is kept on the step. Every step is in
-the store before its text is handed on.
+History is never decoded and re-encoded. A call whose messages continue a recorded step reuses its ids and appends the
+template's delta; any other call starts a branch of the token tree, and the step stores the reason. Every step is on
+disk before its text is returned.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, PromptPlacement, TokenTree
 
 TOP_LOG_PROBS = "top_log_probs"
-"""In a step's metadata: the likeliest tokens at each place, as pairs of id and log-probability."""
+"""Metadata key of a step: the most likely tokens at each position, as pairs of id and log-probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoleEngine:
-    """Who answers a call: an engine, the tokenizer its ids belong to, and whether what it says may be trained on."""
+    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on."""
 
     engine: Engine
     tokenizer: ChatTokenizer | None
@@ -37,10 +37,10 @@ class RoleEngine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One model call as an agent makes it: a conversation in which the assistant speaks next, and how.
+    """One model call by an agent: a conversation in which the assistant speaks next, and its settings.
 
-    With `prompt_ids` the prompt is these tokens, and nothing is rendered. `metadata` is kept with the step, and so are,
-    with `keep_top_log_probs`, the likeliest tokens that `top_log_probs` asks for."""
+    With `prompt_ids` the prompt is exactly these tokens, and nothing is rendered. The step stores `metadata` and, with
+    `keep_top_log_probs`, the most likely tokens that `top_log_probs` requests."""
 
     messages: tuple[Message, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -52,14 +52,14 @@ class Call:
     keep_top_log_probs: bool = False
     on_tokens: OnTokens | None = None
     on_prompt: Callable[[int], None] | None = None
-    """Called with the number of tokens of the prompt, before the engine has it."""
+    """Called with the number of prompt tokens, before the engine is called."""
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Arguments for the chat template, which must read them."""
+    """Extra variables for the chat template, which must use them."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-class Heard:
-    """Hands tokens on as an engine samples them, and keeps them for a call that is cancelled before its end."""
+class TokenBuffer:
+    """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled."""
 
     def __init__(self, on_tokens: OnTokens | None, policy_version: int) -> None:
         self._on_tokens, self._policy_version = on_tokens, policy_version
@@ -74,7 +74,7 @@ class Heard:
             self._on_tokens(ids, log_probs)
 
     def completion(self, tokenizer: ChatTokenizer | None) -> Completion | None:
-        """What was sampled so far; None when that is nothing."""
+        """Return the tokens sampled so far; None if there are none."""
         if not self._ids or tokenizer is None:
             return None
         return Completion(
@@ -88,7 +88,7 @@ class Heard:
 
 
 class Recorder:
-    """Makes and keeps the steps of one trajectory."""
+    """Creates and stores the steps of one trajectory."""
 
     def __init__(
         self,
@@ -104,18 +104,18 @@ class Recorder:
         self._prefix_ignore = prefix_ignore
         self._seed, self._store, self._channel = seed, store, channel
         self.steps: list[Step] = []
-        self.over = False
-        """Whether a step came to the store after somebody had ended the trajectory there."""
+        self.already_ended = False
+        """Whether a step reached the store after the trajectory had ended there."""
         self._pending: set[int] = set()
-        """Places without a step: of calls under way, of calls that failed, and left out by `submit`."""
-        self._under_way: set[int] = set()
+        """Indices without a step: of running calls, of failed calls, and skipped by `submit`."""
+        self._in_flight: set[int] = set()
         self._trees: dict[int, TokenTree] = {}
 
     def restore(self, steps: Iterable[Step], role_engine: RoleEngine) -> None:
-        """Go on where a process that ended left off: `steps` are those in the store, all spoken by `role_engine`."""
+        """Continue after a restart: `steps` are those in the store, all answered by `role_engine`."""
         for step in steps:
-            while len(self.steps) < step.step_index:  # a call that was never answered keeps its place
-                self._take_place()
+            while len(self.steps) < step.step_index:  # a call without an answer keeps its index
+                self._reserve_index()
             self.steps.append(step)
             self._remember(step, role_engine)
 
@@ -134,26 +134,26 @@ class Recorder:
         return step
 
     async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
-        """One model call; the step is on disk when this returns. Raises `PromptTooLong`, `Unsupported` and
-        `EngineError` as the engine does; then nothing is recorded. What the engine has answered is recorded, whether or
-        not somebody still waits for it. A call that is cancelled while the engine works leaves a step when `on_tokens`
-        had tokens of it: those, not trained on, with the finish reason `interrupted` and in `metadata["interrupted"]`
-        what it was cancelled with."""
+        """Make one model call; the step is on disk when this returns. Propagates `PromptTooLong`, `Unsupported` and
+        `EngineError` from the engine; then nothing is recorded. A completed answer is recorded even if the caller was
+        cancelled meanwhile. If the call is cancelled while the engine works and `on_tokens` received tokens, they are
+        recorded as a step that is not trained on, with the finish reason `interrupted` and the cancellation reason in
+        `metadata["interrupted"]`."""
         index = len(self.steps)
-        placeholder = self._take_place()
-        self._under_way.add(index)
+        reserved = self._reserve_index()
+        self._in_flight.add(index)
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        heard = Heard(call.on_tokens, role_engine.engine.policy_version)
-        place: PromptPlacement | None = None
+        buffer = TokenBuffer(call.on_tokens, role_engine.engine.policy_version)
+        placement: PromptPlacement | None = None
         try:
-            place = await self._place(role_engine, call)
+            placement = await self._place(role_engine, call)
             if call.on_prompt is not None:
-                call.on_prompt(len(place.prompt_ids))
+                call.on_prompt(len(placement.prompt_ids))
             completion = await role_engine.engine.generate(
                 Request(
-                    prompt_ids=place.prompt_ids,
+                    prompt_ids=placement.prompt_ids,
                     sampling=sampling,
                     session=self.trajectory_uid,
                     role=call.role,
@@ -161,45 +161,45 @@ class Recorder:
                     tools=call.tools,
                     constraint=call.constraint,
                     top_log_probs=call.top_log_probs,
-                    on_tokens=None if call.on_tokens is None else heard,
+                    on_tokens=None if call.on_tokens is None else buffer,
                 )
             )
-            step = self._step(index, role_engine, replace(call, sampling=sampling), place, completion)
+            step = self._step(index, role_engine, replace(call, sampling=sampling), placement, completion)
         except BaseException as error:
-            cut = heard.completion(role_engine.tokenizer) if isinstance(error, asyncio.CancelledError) else None
-            if cut is None or place is None:
-                self._give_up(placeholder)
+            partial = buffer.completion(role_engine.tokenizer) if isinstance(error, asyncio.CancelledError) else None
+            if partial is None or placement is None:
+                self._abandon(reserved)
                 raise
-            step = self._step(index, role_engine, replace(call, sampling=sampling), place, cut)
+            step = self._step(index, role_engine, replace(call, sampling=sampling), placement, partial)
             why = {"interrupted": str(error.args[0] if error.args else "cancelled")}
             step = replace(step, trainable=False, metadata={**step.metadata, **why})
-            await self._recorded(placeholder, step, role_engine)
+            await self._recorded(reserved, step, role_engine)
             raise
-        await self._recorded(placeholder, step, role_engine)
+        await self._recorded(reserved, step, role_engine)
         return step, completion
 
     def _step(
-        self, index: int, role_engine: RoleEngine, call: Call, place: PromptPlacement, completion: Completion
+        self, index: int, role_engine: RoleEngine, call: Call, placement: PromptPlacement, completion: Completion
     ) -> Step:
-        """The step that an answered call is."""
+        """Build the step of an answered call."""
         sampling = call.sampling
-        kept: dict[str, Any] = {"stop": list(sampling.stop)} if sampling.stop else {}
+        extras: dict[str, Any] = {"stop": list(sampling.stop)} if sampling.stop else {}
         if call.keep_top_log_probs and completion.top_log_probs:
-            kept[TOP_LOG_PROBS] = [[list(one) for one in top] for top in completion.top_log_probs]
+            extras[TOP_LOG_PROBS] = [[list(one) for one in top] for top in completion.top_log_probs]
         template = {TEMPLATE: dict(call.template)} if call.template else {}
         return Step(
-            prompt_ids=place.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
+            prompt_ids=placement.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
             response_ids=completion.ids,
             rollout_log_probs=completion.log_probs,
             trajectory_uid=self.trajectory_uid,
             prompt_uid=self.prompt_uid,
             step_index=index,
             policy_version=completion.policy_version,
-            metadata={**call.metadata, **template, **kept, **_how_sampled(sampling, call.constraint)},
+            metadata={**call.metadata, **template, **extras, **_sampling_metadata(sampling, call.constraint)},
             role=call.role,
             trainable=role_engine.trainable and bool(completion.ids),
-            parent=place.parent,
-            branch_reason=place.branch_reason,
+            parent=placement.parent,
+            branch_reason=placement.branch_reason,
             temperature=sampling.temperature or 1.0,
             messages=call.messages,
             tools=call.tools,
@@ -208,43 +208,45 @@ class Recorder:
             latency_s=completion.latency_s,
         )
 
-    async def _recorded(self, placeholder: Step, step: Step, role_engine: RoleEngine) -> None:
-        """Keep an answered step, in the store where there is one."""
+    async def _recorded(self, reserved: Step, step: Step, role_engine: RoleEngine) -> None:
+        """Store an answered step."""
         if self._store is None:
-            self._keep(step, role_engine)
+            self._add(step, role_engine)
         else:
-            await self._append(placeholder, step, role_engine, self._store)
+            await self._append(reserved, step, role_engine, self._store)
 
     async def submit(self, step: Step) -> None:
         """Record a step that was sampled elsewhere, at its own `step_index`, which must be free (`is_free`); on disk
         when this returns."""
         while len(self.steps) <= step.step_index:
-            self._take_place()
-        own = replace(step, parent=self._given(step.prompt_ids).parent)
-        self._under_way.add(step.step_index)
+            self._reserve_index()
+        placed = replace(step, parent=self._place_tokens(step.prompt_ids).parent)
+        self._in_flight.add(step.step_index)
         try:
             if self._store is not None:
-                self.over = not await self._store.trajectories.append_future(own, self._channel) or self.over
+                self.already_ended = (
+                    not await self._store.trajectories.append_future(placed, self._channel) or self.already_ended
+                )
         finally:
-            self._under_way.discard(step.step_index)
-        self._answered(own)
+            self._in_flight.discard(step.step_index)
+        self._answered(placed)
 
     def is_free(self, step_index: int) -> bool:
-        """Whether there is neither a step at this place nor a call that will put one there."""
+        """Whether the index has neither a step nor a running call."""
         taken = step_index < len(self.steps) and step_index not in self._pending
-        return not taken and step_index not in self._under_way
+        return not taken and step_index not in self._in_flight
 
     def annotate(self, step_index: int, **metadata: Any) -> None:
-        """Add to the metadata of a recorded step (what its text was parsed into, say)."""
+        """Add metadata to a recorded step (such as its parsed reply)."""
         step = self.steps[step_index]
         self.steps[step_index] = replace(step, metadata={**step.metadata, **metadata})
 
     def finished(self) -> list[Step]:
-        """The steps that were answered, in order."""
+        """Return the answered steps, in order."""
         return [step for step in self.steps if step.step_index not in self._pending]
 
     def recorded(self) -> tuple[Step, ...]:
-        """The finished steps, in order; the last one marked."""
+        """Return the answered steps, in order, with `is_last` set on the last one."""
         steps = self.finished()
         last = len(steps) - 1
         return tuple(
@@ -252,8 +254,8 @@ class Recorder:
             for place, step in enumerate(steps)
         )
 
-    def _take_place(self) -> Step:
-        """A step not answered yet, so that calls made side by side keep the order they were made in."""
+    def _reserve_index(self) -> Step:
+        """Reserve the next index with an unanswered step, so that concurrent calls keep their order."""
         step = Step(
             prompt_ids=(),
             response_ids=(),
@@ -265,20 +267,20 @@ class Recorder:
         self._pending.add(step.step_index)
         return step
 
-    async def _append(self, place: Step, step: Step, role_engine: RoleEngine, store: Store) -> None:
-        """Keep a step once it is on disk, also when whoever waits for that is cancelled."""
+    async def _append(self, reserved: Step, step: Step, role_engine: RoleEngine, store: Store) -> None:
+        """Add a step once it is on disk, even if the waiting caller is cancelled."""
 
         def settle(writing: asyncio.Future[bool]) -> None:
             if writing.cancelled() or writing.exception() is not None:
-                self._give_up(place)
+                self._abandon(reserved)
             else:
-                self.over = self.over or not writing.result()
-                self._keep(step, role_engine)
+                self.already_ended = self.already_ended or not writing.result()
+                self._add(step, role_engine)
 
         try:
             writing = store.trajectories.append_future(step, self._channel)
         except BaseException:
-            self._give_up(place)
+            self._abandon(reserved)
             raise
         try:
             await asyncio.shield(writing)
@@ -289,35 +291,36 @@ class Recorder:
                 writing.add_done_callback(settle)
                 await asyncio.wait([writing])
 
-    def _keep(self, step: Step, role_engine: RoleEngine) -> None:
+    def _add(self, step: Step, role_engine: RoleEngine) -> None:
         self._answered(step)
         self._remember(step, role_engine)
 
     def _answered(self, step: Step) -> None:
         self.steps[step.step_index] = step
         self._pending.discard(step.step_index)
-        self._under_way.discard(step.step_index)
+        self._in_flight.discard(step.step_index)
 
-    def _give_up(self, place: Step) -> None:
-        """A call made later keeps its place; then this one's stays behind, unfinished."""
-        self._under_way.discard(place.step_index)
-        if self.steps[-1] is place:
+    def _abandon(self, reserved: Step) -> None:
+        """Remove the reserved step if it is the last; otherwise it stays, unanswered, and later calls keep their
+        index."""
+        self._in_flight.discard(reserved.step_index)
+        if self.steps[-1] is reserved:
             self.steps.pop()
-            self._pending.discard(place.step_index)
+            self._pending.discard(reserved.step_index)
 
     async def _place(self, role_engine: RoleEngine, call: Call) -> PromptPlacement:
         if role_engine.tokenizer is None:
             return PromptPlacement((), None, "")
         if call.prompt_ids is not None:
-            return self._given(call.prompt_ids)
+            return self._place_tokens(call.prompt_ids)
         tree = self._tree(role_engine.tokenizer)
         many = len(call.messages) > MANY_MESSAGES
         if many or sum(len(str(message.get("content"))) for message in call.messages) > LONG:
             return await off_loop(tree.place, call.messages, call.tools, role_engine.tokenizer, call.template)
         return tree.place(call.messages, call.tools, role_engine.tokenizer, call.template)
 
-    def _given(self, prompt_ids: tuple[int, ...]) -> PromptPlacement:
-        """The place of a prompt that came as tokens: after the longest step that it goes on from."""
+    def _place_tokens(self, prompt_ids: tuple[int, ...]) -> PromptPlacement:
+        """Place a prompt given as tokens: after the longest step it continues."""
         ends = ((len(step.prompt_ids) + len(step.response_ids), step) for step in self.finished() if step.response_ids)
         for size, step in sorted(ends, key=lambda end: -end[0]):
             if size <= len(prompt_ids) and prompt_ids[:size] == step.prompt_ids + step.response_ids:
@@ -332,8 +335,8 @@ class Recorder:
             self._tree(role_engine.tokenizer).add(step, role_engine.tokenizer)
 
 
-def _how_sampled(sampling: SamplingParams, constraint: Constraint | None) -> dict[str, Any]:
-    """What a step's metadata say of how it was sampled: nothing, where that was plainly."""
+def _sampling_metadata(sampling: SamplingParams, constraint: Constraint | None) -> dict[str, Any]:
+    """Return the metadata that describes altered sampling; empty for a plain sample."""
     found = sampling.alterations()
     if constraint is not None:
         found["constraint"] = constraint.kind

@@ -1,4 +1,4 @@
-"""How the types of `core` become rows of the store and come back, exactly as they were."""
+"""Converts the types of `core` to rows of the store and back, exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def step_row(step: Step) -> Row:
-    """`step` as a row of `steps`."""
+    """Return `step` as a row of `steps`."""
     where = f"step {step.step_index} of trajectory {step.trajectory_uid!r}"
     log_probs = step.rollout_log_probs
     return {
@@ -69,7 +69,7 @@ def step_from_row(row: RowMapping) -> Step:
 
 
 def late(row: Row) -> Row:
-    """The row of a step that came after its trajectory had ended: kept, marked, and not to be trained on."""
+    """Return the row of a step that arrived after its trajectory ended: marked late, and not trainable."""
     metadata = {**from_json(row["metadata"]), "late": True}
     return {**row, "metadata": to_json(metadata, "metadata"), "trainable": False}
 
@@ -79,7 +79,7 @@ def _finish_reason(text: str) -> str:
 
 
 def trajectory_row(trajectory: Trajectory) -> Row:
-    """`trajectory` without its steps as a row of `trajectories`, but for channel, training step, session and times."""
+    """Return `trajectory` without its steps, channel, training step, session and times as a row of `trajectories`."""
     where = f"trajectory {trajectory.uid!r}"
     task = trajectory.task
     calls = [

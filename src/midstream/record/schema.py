@@ -1,4 +1,4 @@
-"""The tables that trajectories are recorded in.
+"""Tables of recorded trajectories.
 
 Token ids are little-endian int32 blobs and log-probabilities little-endian float64 blobs; columns of type `Text` hold
 JSON text (`exact_json`). Times are seconds since 1970.
@@ -14,14 +14,14 @@ from sqlalchemy import Boolean, Column, Float, Index, Integer, LargeBinary, Meta
 from midstream.store.schema import Schema, add_column, make
 
 WHOLE = -1
-"""The `step_index` of annotations of a whole trajectory."""
+"""`step_index` of annotations of a whole trajectory."""
 
 metadata = MetaData()
 
 trajectories = Table(
     "trajectories",
     metadata,
-    Column("id", Integer, primary_key=True),  # the order they were begun in
+    Column("id", Integer, primary_key=True),  # in the order they were begun
     Column("uid", String, nullable=False, unique=True),
     Column("prompt_uid", String, nullable=False),
     Column("channel", String, nullable=False),
@@ -38,7 +38,7 @@ trajectories = Table(
     Column("reward", Float),
     Column("metadata", Text, nullable=False),
     Column("session", Text),
-    Column("server", String),  # that holds it while it runs
+    Column("server", String),  # holds it while it runs
     Index("trajectories_by_channel", "channel", "train_step"),
     Index("trajectories_by_step", "train_step"),
     Index("trajectories_by_group", "prompt_uid", "channel", "status"),
@@ -79,12 +79,12 @@ groups = Table(
     Column("size", Integer),
     Column("deadline", Float),
     Column("state", String, nullable=False),
-    Column("ended", Integer, nullable=False),  # how many of its trajectories have
+    Column("ended", Integer, nullable=False),  # number of its trajectories that have ended
     Column("ready_at", Float),
     Column("owner", String),
     Column("lease_until", Float),
-    Column("train_step", Integer),  # that consumed it
-    # Holds all that counting and leasing look at.
+    Column("train_step", Integer),  # consumed it
+    # Covers all columns used for counting and leasing.
     Index("groups_by_state", "channel", "state", "ready_at", "deadline", "ended", "lease_until"),
     Index("groups_by_owner", "owner", "state"),
 )
@@ -127,7 +127,7 @@ feedback = Table(
 def _upgrade_to_2(connection: sa.Connection) -> None:
     for table, column in ((steps, "tools"), (trajectories, "ended_at"), (trajectories, "session")):
         add_column(connection, table, column)
-    # When they ended was not kept; they were begun no later.
+    # End times were not stored; start times are a lower bound.
     ended = trajectories.c.status != "running"
     connection.execute(trajectories.update().where(ended).values(ended_at=trajectories.c.created_at))
     connection.exec_driver_sql("DROP INDEX trajectories_by_prompt")

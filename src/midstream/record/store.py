@@ -1,4 +1,4 @@
-"""The durable store: every step is on disk before it is used, and what was acknowledged survives `kill -9`.
+"""The durable store: every step is on disk before it is used, and acknowledged data survives `kill -9`.
 
 `Store` composes the `trajectories`, `groups` and `annotations` of a database, and the `servers` that share it. One
 writer thread does all writes; readers use connections of their own and see committed data only. SQLite in WAL mode is
@@ -30,7 +30,7 @@ from midstream.store.servers import SCHEMA as SERVERS
 from midstream.store.servers import Servers
 
 PRUNED_AT_ONCE = 500
-"""Most trajectories that one transaction deletes, so that others need not wait long."""
+"""Most trajectories deleted in one transaction, to limit how long others wait."""
 
 
 class Store:
@@ -48,7 +48,7 @@ class Store:
     ) -> None:
         self.database = Database(url_or_path, durability, read_only=read_only)
         try:
-            self.database.require(SERVERS, SCHEMA)  # before `record` drops the version that both had
+            self.database.require(SERVERS, SCHEMA)  # before `record` drops their former shared version
             self.servers = Servers(self.database, adopt)
         except MidstreamError:
             self.database.close()
@@ -59,11 +59,11 @@ class Store:
 
     @property
     def where(self) -> str:
-        """Path or URL, without a password."""
+        """Path, or URL without password."""
         return self.database.where
 
     async def acknowledge(self) -> None:
-        """Return when everything recorded so far is on disk; raises what could not be written."""
+        """Return when everything recorded so far is on disk; raises if it could not be written."""
         await self.database.acknowledge()
 
     def flush(self) -> None:
@@ -78,11 +78,11 @@ class Store:
         keep: Collection[str] = (GroupState.WAITING, GroupState.READY),
         vacuum: bool = False,
     ) -> int:
-        """Delete the trajectories that ended longer ago than `older_than_s` seconds, with all that is kept of them;
-        returns how many.
+        """Delete the trajectories that ended more than `older_than_s` seconds ago, with their annotations; returns
+        their number.
 
-        Running trajectories, and those in a group that is leased or in one of the states `keep`, stay. `vacuum` gives
-        their space back to the file system, while others wait; without it the next recordings reuse the space.
+        Running trajectories, and those in a group that is leased or in one of the states `keep`, are kept. `vacuum`
+        returns their space to the file system and blocks other writers; otherwise later recordings reuse the space.
         """
         states = [GroupState(state) for state in keep]
         condition = prunable(clock.time() - older_than_s, channel, states, PRUNED_AT_ONCE)
@@ -94,7 +94,7 @@ class Store:
         return pruned
 
     def close(self) -> None:
-        """Write what waits and disconnect. Idempotent."""
+        """Finish pending writes and disconnect. Idempotent."""
         self.database.close()
 
     def __enter__(self) -> Self:

@@ -1,10 +1,9 @@
-"""The token tree of one trajectory: message prefixes, and the raw tokens that stand for them.
+"""The token tree of one trajectory: message prefixes, and the raw tokens that represent them.
 
-A path from the root is a conversation. Where a reply of the policy ends a path, its step is kept, so a call that goes
-on from there is found by walking its messages once. An assistant's message counts as the reply it came from when it
-says the same and makes the same calls; what the model thought, and how a client spells arguments (white space, order,
-numbers), does not count. In other messages text that matches one of `prefix_ignore` does not count: the prompt keeps
-what was there first.
+A path from the root is a conversation. The node where a reply of the policy ends stores its step, so walking the
+messages once finds the step a call continues. An assistant message matches a recorded reply if its text and calls are
+equal; reasoning, and the spelling of arguments (white space, order, numbers), are ignored. In other messages, text that
+matches one of `prefix_ignore` is ignored: the prompt keeps the first version.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from midstream.engines.chat import ChatTokenizer
 
 View = tuple[Hashable, ...]
 RootKey = tuple[str, str]
-"""Of the conversations that declare the same tools and give the template the same arguments."""
+"""Key of conversations with the same tool declarations and template arguments."""
 SYSTEM = ("system", "developer")
 PREFIX_IGNORE = (r"x-anthropic-billing-header:[^\n]*\n?",)
-"""Text that clients are known to change with each request: the first line of Claude Code's system prompt."""
+"""Text that clients change with each request: the first line of Claude Code's system prompt."""
 TEMPLATE = "template"
-"""In a step's metadata: the arguments its prompt's template was rendered with."""
+"""Metadata key of a step: the template arguments its prompt was rendered with."""
 MOST_TRIED = 8
-"""Recorded replies a call may be tried to go on from, the nearest first. A template that rewrites history refuses each,
-and every try is a rendering of the whole conversation."""
+"""Most recorded replies that a call is tried to continue from, the nearest first. A template that rewrites history
+rejects each, and every attempt renders the whole conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptPlacement:
-    """Where a call stands: its prompt, the step whose tokens that extends, and why not, if it should have."""
+    """Placement of a call in the tree: its prompt, the step whose tokens it extends, and why it extends none."""
 
     prompt_ids: tuple[int, ...]
     parent: int | None
@@ -50,14 +49,14 @@ class _Node:
 
 
 class TokenTree:
-    """Grows by the answered steps of one trajectory. Finding a place may run in a thread while it does."""
+    """Grows with the answered steps of one trajectory. `place` may run in another thread meanwhile."""
 
     def __init__(self, prefix_ignore: Sequence[str] = PREFIX_IGNORE) -> None:
         self._ignore = re.compile("|".join(f"(?:{pattern})" for pattern in prefix_ignore)) if prefix_ignore else None
         self._roots: dict[RootKey, _Node] = {}
         self._replies: dict[View, Step] = {}
-        self._written: tuple[str, str] | None = None
-        """The conversation that was rendered last, as JSON, and its text: the next call mostly goes on from it."""
+        self._rendered: tuple[str, str] | None = None
+        """The conversation rendered last, as JSON, and its text: the next call usually continues it."""
 
     def place(
         self,
@@ -66,45 +65,46 @@ class TokenTree:
         tokenizer: ChatTokenizer,
         arguments: Mapping[str, Any] | None = None,
     ) -> PromptPlacement:
-        """The prompt of a call: raw tokens of the longest recorded prefix and the template's delta, or all rendered.
-        `arguments` are those of the template."""
-        write = partial(self._write, tokenizer, arguments=arguments or {})
+        """Return the prompt of a call: raw tokens of the longest recorded prefix plus the template's delta, or a full
+        rendering. `arguments` are those of the template."""
+        write = partial(self._render, tokenizer, arguments=arguments or {})
         views = self._views(messages)
         key = _root_key(tools, arguments or {})
         root = self._roots.get(key)
         reason = "" if root is not None or not self._roots else self._other_root(key, views)
         path = list(_walk(root, views)) if root is not None else []
         nearest_first = [(depth, step) for depth, node in reversed(path) for step in reversed(node.steps)]
-        # A conversation that ends in the reply itself has nothing to answer.
+        # A conversation that ends with the reply itself leaves nothing to answer.
         for depth, step in [(depth, step) for depth, step in nearest_first if depth < len(messages)][:MOST_TRIED]:
             new = messages[depth:]
             sent = messages[depth - 1] if depth else None
             delta = tokenizer.extension(step.messages, step.text, step.response_ids, new, tools, write=write, sent=sent)
             if delta is not None:
-                reason = reason or self._lost(dict(path)[depth], views[depth:])
+                reason = reason or self._left_replies(dict(path)[depth], views[depth:])
                 return PromptPlacement(step.prompt_ids + step.response_ids + delta, step.step_index, reason)
             reason = reason or ("stripped_thinking" if _thinks(step, tokenizer) else "template")
         if not reason and self._replies:
             last = path[-1] if path else (0, root or _Node())
             reason = (
                 self._changed_system(root, views)
-                or self._lost(last[1], views[last[0] :])
+                or self._left_replies(last[1], views[last[0] :])
                 or ("" if last[0] == len(messages) else "new_conversation")
             )
         return PromptPlacement(tokenizer.encode_written(write(messages, tools)), None, reason)
 
     def add(self, step: Step, tokenizer: ChatTokenizer) -> None:
-        """Keep an answered step, under what it said: as text, and as an agent is told it."""
+        """Add an answered step under the messages a client may send for its reply: the raw text, and the parsed
+        reply."""
         key = _root_key(step.tools, step.metadata.get(TEMPLATE, {}))
         node = self._roots.setdefault(key, _Node())
         for seen in self._views(step.messages):
             node = node.children.setdefault(seen, _Node())
-        for said in _said(step, tokenizer):
-            node.children.setdefault(said, _Node()).steps.append(step)
-            self._replies[said] = step
+        for reply in _reply_views(step, tokenizer):
+            node.children.setdefault(reply, _Node()).steps.append(step)
+            self._replies[reply] = step
 
     def _views(self, messages: Sequence[Message]) -> list[View]:
-        """What of each message counts, text to ignore left out."""
+        """Return the comparable form of each message, without text to ignore."""
         views = [view(message) for message in messages]
         ignore = self._ignore
         if ignore is None:
@@ -114,7 +114,7 @@ class TokenTree:
             for seen in views
         ]
 
-    def _write(
+    def _render(
         self,
         tokenizer: ChatTokenizer,
         messages: Sequence[Message],
@@ -122,25 +122,26 @@ class TokenTree:
         *,
         arguments: Mapping[str, Any],
     ) -> str:
-        """The conversation as the template writes it."""
+        """Return the conversation rendered by the template."""
         try:
-            asked = json.dumps([list(messages), list(tools), arguments])
-        except (TypeError, ValueError):  # what is no JSON a template may take all the same
+            key = json.dumps([list(messages), list(tools), arguments])
+        except (TypeError, ValueError):  # a template may accept values that are not JSON
             return tokenizer.written(messages, tools, arguments)
-        latest = self._written
-        if latest is None or latest[0] != asked:
-            self._written = latest = (asked, tokenizer.written(messages, tools, arguments))
+        latest = self._rendered
+        if latest is None or latest[0] != key:
+            self._rendered = latest = (key, tokenizer.written(messages, tools, arguments))
         return latest[1]
 
-    def _lost(self, node: _Node, rest: Sequence[View]) -> str:
-        """Why a conversation that leaves the tree at `node`, to go on with `rest`, leaves replies behind."""
-        replies = [(said, child.steps[-1]) for said, child in list(node.children.items()) if child.steps]
+    def _left_replies(self, node: _Node, rest: Sequence[View]) -> str:
+        """Explain why a conversation that leaves the tree at `node`, and continues with `rest`, leaves replies
+        behind."""
+        replies = [(reply, child.steps[-1]) for reply, child in list(node.children.items()) if child.steps]
         if replies and rest and rest[0][0] == "assistant":
             return _difference(rest[0], replies)
-        return "edited_history" if any(said in self._replies for said in rest) else ""
+        return "edited_history" if any(reply in self._replies for reply in rest) else ""
 
     def _changed_system(self, root: _Node | None, views: Sequence[View]) -> str:
-        """Whether only the first message, a system prompt, keeps a conversation from going on."""
+        """Whether only a changed first message, a system prompt, prevents continuing a conversation."""
         if root is None or len(views) < 2 or views[0][0] not in SYSTEM or views[0] in root.children:
             return ""
         others = [node for seen, node in list(root.children.items()) if seen[0] in SYSTEM]
@@ -148,21 +149,21 @@ class TokenTree:
         return "changed_system_prompt" if reached else ""
 
     def _other_root(self, key: RootKey, views: Sequence[View]) -> str:
-        """Why a conversation that is known under other tools, or other arguments of the template, begins anew."""
+        """Explain why a conversation known under other tools or template arguments starts a new root."""
         known = [own for own, root in list(self._roots.items()) if any(True for _ in _walk(root, views))]
-        if not known or not any(said in self._replies for said in views):
+        if not known or not any(reply in self._replies for reply in views):
             return ""
         return "changed_hints" if any(own[0] == key[0] for own in known) else "changed_tools"
 
 
-def told(text: str, stop: Sequence[str]) -> str:
-    """`text` as an agent is told it: up to the first of the stop strings it asked for."""
+def truncate_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return `text` as the client receives it: up to the first of the requested stop strings."""
     ends = [place for string in stop if (place := text.find(string)) >= 0]
     return text[: min(ends)] if ends else text
 
 
 def view(message: Message) -> View:
-    """What of a message tells it from others."""
+    """Return the comparable form of a message."""
     content = message.get("content")
     text = content if isinstance(content, str) else _text(content)
     if message["role"] != "assistant":
@@ -171,15 +172,15 @@ def view(message: Message) -> View:
     return ("assistant", text.strip(), calls)
 
 
-def _said(step: Step, tokenizer: ChatTokenizer) -> set[View]:
-    text = told(step.text, step.metadata.get("stop", ()))
+def _reply_views(step: Step, tokenizer: ChatTokenizer) -> set[View]:
+    text = truncate_at_stop(step.text, step.metadata.get("stop", ()))
     reply = tokenizer.format.read(text, step.tools)
     calls = tuple((call.name, _canonical(call.arguments)) for call in reply.tool_calls)
     return {("assistant", step.text.strip(), ()), ("assistant", reply.content.strip(), calls)}
 
 
 def _walk(root: _Node, views: Sequence[View]) -> Iterator[tuple[int, _Node]]:
-    """The nodes along `views`, each with how many of them lead there, as far as they are known."""
+    """Yield the known nodes along `views`, each with its depth."""
     node: _Node | None = root
     depth = 0
     while node is not None:
@@ -191,9 +192,9 @@ def _walk(root: _Node, views: Sequence[View]) -> Iterator[tuple[int, _Node]]:
         depth += 1
 
 
-def _difference(said: View, replies: Sequence[tuple[View, Step]]) -> str:
-    """How an agent's account of a reply differs from the recorded one that is nearest to it."""
-    _, text, calls = said
+def _difference(reply: View, replies: Sequence[tuple[View, Step]]) -> str:
+    """Classify how a client's version of a reply differs from the nearest recorded one."""
+    _, text, calls = reply
     for (_, own_text, own_calls), _ in replies:
         if calls and own_calls and text == own_text:
             return "tool_rerendering"
@@ -227,8 +228,8 @@ def _arguments(call: Any) -> str:
 
 
 def _canonical(arguments: str) -> str:
-    """JSON text in one spelling. Numbers count as the doubles that most clients read them as (RFC 8259, section 6), so
-    `1`, `1.0` and `1e0` are one; no text is no arguments."""
+    """Return JSON text in canonical form. Numbers are compared as doubles, as most clients read them (RFC 8259,
+    section 6), so `1`, `1.0` and `1e0` are equal; empty text means no arguments."""
     try:
         value = json.loads(arguments.strip() or "{}", parse_int=_number, parse_float=_number)
     except ValueError:
@@ -237,6 +238,6 @@ def _canonical(arguments: str) -> str:
 
 
 def _number(written: str) -> float | str:
-    """The double nearest to a number; the number as it is written where it is larger than any."""
+    """Return the nearest double to a number; the original text if it overflows."""
     value = float(written) + 0.0  # -0.0 is written as 0 by JavaScript
     return value if math.isfinite(value) else written

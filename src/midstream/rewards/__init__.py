@@ -1,4 +1,4 @@
-"""Graders, reward components, presets, and how a config composes them. Knows trajectories, not agents."""
+"""Graders, reward components, presets, and their composition by a config. Depends on trajectories, not on agents."""
 
 from midstream.rewards.components import StepRewards, component
 from midstream.rewards.compose import RewardConfig, RewardFunction

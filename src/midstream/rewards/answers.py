@@ -1,4 +1,4 @@
-"""What a text means as its answer: what follows the thinking, and the part that is marked as the answer."""
+"""Extracts the answer from a text: removes the thinking and finds the part marked as the answer."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ _LEAD_IN = re.compile(
 )
 
 DEEPEST_BOX = 4
-"""Boxes within boxes that are opened."""
+"""Maximum depth of nested boxes."""
 
 
 def after_thinking(text: str) -> str:
-    """`text` without `<think>...</think>` and `[THINK]...[/THINK]`.
+    """Remove `<think>...</think>` and `[THINK]...[/THINK]` from `text`.
 
-    A thought that was never closed runs to the end; one that was never opened (a template did) began with the text.
+    An unclosed thought extends to the end of the text; an unopened one (opened by the template) starts at its
+    beginning.
     """
-    kept: list[str] = []
+    pieces: list[str] = []
     thinking, start = False, 0
     for mark in _THINKING.finditer(text):
         if not (mark[1] or mark[2]):
             if not thinking:
-                kept.append(text[start : mark.start()])
+                pieces.append(text[start : mark.start()])
             thinking = True
             continue
         if not thinking:
-            kept.clear()
+            pieces.clear()
         thinking, start = False, mark.end()
-    return "".join(kept) if thinking else "".join(kept) + text[start:]
+    return "".join(pieces) if thinking else "".join(pieces) + text[start:]
 
 
 def marked_answer(text: str) -> str | None:
-    """The part that `text` marks as its answer: `<answer>..</answer>`, `\\boxed{..}` or `#### ..`.
+    """Return the part of `text` marked as its answer: `<answer>..</answer>`, `\\boxed{..}` or `#### ..`.
 
-    The last one that holds something; "" when all are empty; None when nothing is marked.
+    The last non-empty one wins. Returns "" when all are empty and None when nothing is marked.
     """
     tagged = _last_tagged(text)
     inner = text if tagged is None else tagged
@@ -54,14 +55,14 @@ def marked_answer(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> str:
-    """What follows the thinking of `text`: the part it marks as its answer, or all of it when nothing is marked."""
+    """Return the answer after the thinking: its marked part, or the whole text when nothing is marked."""
     text = after_thinking(text)
     marked = marked_answer(text)
     return text.strip() if marked is None else marked
 
 
 def after_lead_in(text: str) -> str | None:
-    """What follows the last "the answer is" or "Answer:" of `text`, to its end; None without one."""
+    """Return what follows the last "the answer is" or "Answer:" of `text`; None without one."""
     found = list(_LEAD_IN.finditer(text))
     return text[found[-1].end() :].strip().removeprefix("** ").strip() if found else None
 
@@ -71,8 +72,8 @@ def _last_tagged(text: str) -> str | None:
     if not openings:
         return None
     last: str | None = None
-    for place, opening in enumerate(openings):
-        following = openings[place + 1].start() if place + 1 < len(openings) else len(text)
+    for index, opening in enumerate(openings):
+        following = openings[index + 1].start() if index + 1 < len(openings) else len(text)
         closing = _CLOSING.search(text, opening.end(), following)
         if closing is not None:
             slot = text[opening.end() : closing.start()]

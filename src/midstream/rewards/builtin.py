@@ -1,6 +1,7 @@
-"""The built-in reward components. Each counts or measures; whether that is good or bad is the weight's sign.
+"""Built-in reward components. Each counts or measures; the sign of its weight says whether that is good.
 
-`needs` below is `task.metadata["needs"]`: the names of the tools a task takes, in order, where a task set knows them.
+`needs` below is `task.metadata["needs"]`: the names of the tools a task requires, in order, when a task set provides
+them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from midstream.rewards.mathematics import math_verify
 
 @component("correctness")
 def correctness(answer: str | None, reference: Any) -> float | None:
-    """1 when the answer is right (`graders.answer_correct`), else 0. None when the task has no answer."""
+    """1 when the answer is correct (`graders.answer_correct`), else 0. None when the task has no answer."""
     return None if reference is None else _graded(graders.answer_correct, answer, reference)
 
 
 @component("exact_match")
 def exact_match(answer: str | None, reference: Any) -> float | None:
-    """1 when the answer is the same text as the reference (SQuAD normalisation), else 0. None without a reference."""
+    """1 when the answer equals the reference (SQuAD normalization), else 0. None without a reference."""
     return None if reference is None else _graded(graders.exact_match, answer, reference)
 
 
@@ -39,7 +40,7 @@ def f1(answer: str | None, reference: Any) -> float | None:
 
 @component("numeric")
 def numeric(answer: str | None, reference: Any) -> float | None:
-    """1 when the answer's number is the reference's, else 0. None when the reference is not a number."""
+    """1 when the answer's number equals the reference's, else 0. None when the reference is not a number."""
     accepted = reference if isinstance(reference, list | tuple) else (reference,)
     numbers = [one for one in accepted if graders.is_numeric(one)]
     return _graded(graders.numeric, answer, numbers) if numbers else None
@@ -55,7 +56,7 @@ def math(answer: str | None, reference: Any) -> float | None:
 
 @component("choice")
 def choice(answer: str | None, reference: Any) -> float | None:
-    """1 when the answer chooses the reference's letter and no other, else 0. None when the reference is no letter."""
+    """1 when the answer chooses only the reference's letter, else 0. None when the reference is not a letter."""
     accepted = reference if isinstance(reference, list | tuple) else (reference,)
     letters = [one for one in accepted if isinstance(one, str) and choice_of_reference(extract_answer(one))]
     return _graded(graders.multiple_choice, answer, letters) if letters else None
@@ -66,7 +67,8 @@ def bleu(answer: str | None, reference: Any) -> float | None:
     """Sentence BLEU of the answer and the reference, 0 to 1, by sacrebleu: up to 4-grams, effective order, exponential
     smoothing (Papineni et al. 2002; Chen and Cherry 2014, method 3). None without a reference.
 
-    Several references count as BLEU counts them, together. Chinese is cut into characters, everything else as `13a`.
+    Several references are scored together, as BLEU defines it. Chinese is tokenized by character, everything else by
+    `13a`.
     """
     if reference is None:
         return None
@@ -75,17 +77,18 @@ def bleu(answer: str | None, reference: Any) -> float | None:
     except ImportError:
         raise UserError("the component 'bleu' needs the package sacrebleu", "pip install sacrebleu") from None
     accepted = reference if isinstance(reference, list | tuple) else (reference,)
-    wanted = [extract_answer(str(one)) for one in accepted]
-    tokenizer = "zh" if any("\u4e00" <= character <= "\u9fff" for text in wanted for character in text) else "13a"
+    references = [extract_answer(str(one)) for one in accepted]
+    tokenizer = "zh" if any("\u4e00" <= character <= "\u9fff" for text in references for character in text) else "13a"
     metric = BLEU(effective_order=True, tokenize=tokenizer)
-    return min(metric.sentence_score(extract_answer(answer or ""), wanted).score / 100, 1.0)
+    return min(metric.sentence_score(extract_answer(answer or ""), references).score / 100, 1.0)
 
 
 @component("given")
 def given(trajectory: Trajectory) -> StepRewards | float | None:
-    """The reward that the trajectory came with: from the owner who completed it or, to a trainer that reads a store,
-    the one recorded there. What its steps had of it stays on them, the rest is the last one's. None without one. A
-    component that came with it by name is `given.NAME`."""
+    """The reward recorded with the trajectory: by its owner on completion, or in the store. None without one.
+
+    Step rewards stay on their steps and the last step gets the remainder. `given.NAME` is a recorded component.
+    """
     total = given_by_name(trajectory).get("given")
     own = [step.reward for step in trajectory.steps]
     if total is None or all(part is None for part in own):
@@ -96,10 +99,10 @@ def given(trajectory: Trajectory) -> StepRewards | float | None:
 
 @component("format")
 def format_(steps: Sequence[Step]) -> float | None:
-    """Share of the steps held to a format whose output parsed, 0 to 1. None when no step was sampled.
+    """Share of steps with a required format whose output parsed, 0 to 1. None without steps.
 
-    A step is held to a format when its metadata says how it went: `parsed` true, or `parse_error` with the reason. A
-    trajectory in which no step says so counts as well formed.
+    A step has a required format when its metadata has `parsed`, or `parse_error` with the reason. A trajectory without
+    such steps counts as well formed.
     """
     marked = [ok for ok in map(step_parsed, steps) if ok is not None]
     if marked:
@@ -109,42 +112,42 @@ def format_(steps: Sequence[Step]) -> float | None:
 
 @component("tool_success")
 def tool_success(tool_calls: Sequence[ToolCall]) -> float | None:
-    """Share of tool calls that worked, 0 to 1. None when there was none."""
+    """Share of successful tool calls, 0 to 1. None without calls."""
     return sum(call.ok for call in tool_calls) / len(tool_calls) if tool_calls else None
 
 
 @component("tool_cost")
 def tool_cost(steps: Sequence[Step], tool_calls: Sequence[ToolCall]) -> StepRewards | float:
-    """Number of tool calls, on the steps that asked for them. What could not be read as a call is not one."""
+    """Number of tool calls, on the steps that made them. Output that could not be parsed as a call is not counted."""
     return at_calls(steps, tool_calls, [1.0 if was_made(call) else None for call in tool_calls]) or 0.0
 
 
 @component("wasted_calls")
 def wasted_calls(task: Task, steps: Sequence[Step], tool_calls: Sequence[ToolCall]) -> StepRewards | float | None:
-    """Number of tool calls that repeat an earlier one exactly, or exceed the number the task needs, on their steps.
+    """Number of tool calls that exactly repeat an earlier one or exceed the number the task needs, on their steps.
 
-    A call counts once. None when the task does not say what it needs.
+    Each call counts at most once. None when the task does not list its tools.
     """
     needs = needs_of(task)
     if needs is None:
         return None
-    different, values = 0, list[float | None]()
+    distinct, values = 0, list[float | None]()
     for call, repeat in zip(tool_calls, repeats(tool_calls), strict=True):
-        different += was_made(call) and not repeat
-        values.append(float(repeat or different > len(needs)) if was_made(call) else None)
+        distinct += was_made(call) and not repeat
+        values.append(float(repeat or distinct > len(needs)) if was_made(call) else None)
     return at_calls(steps, tool_calls, values) or 0.0
 
 
 @component("right_tool")
 def right_tool(task: Task, tool_calls: Sequence[ToolCall]) -> float | None:
-    """Share of the needed tools called with success in the needed order (longest common subsequence), 0 to 1.
+    """Share of the needed tools called successfully in the needed order (longest common subsequence), 0 to 1.
 
-    None when the task needs none or does not say.
+    None when the task needs no tools or does not list them.
     """
     needs = needs_of(task)
     if not needs:
         return None
-    longest = [0] * (len(needs) + 1)  # of the calls so far and the first n needs
+    longest = [0] * (len(needs) + 1)  # longest common subsequence with the first n needs
     for call in tool_calls:
         if call.ok:
             before = longest.copy()
@@ -155,13 +158,14 @@ def right_tool(task: Task, tool_calls: Sequence[ToolCall]) -> float | None:
 
 @component("turns")
 def turns(trajectory: Trajectory) -> float:
-    """Number of turns the flow took."""
+    """Number of turns of the flow."""
     return float(trajectory.turns)
 
 
 @component("length")
 def length(steps: Sequence[Step]) -> StepRewards | None:
-    """Number of sampled tokens, on their steps: of trainable steps, or of all when none is. None without steps."""
+    """Number of sampled tokens, on their steps: of trainable steps, or of all steps when none is trainable. None
+    without steps."""
     counted = [step.trainable for step in steps]
     if not any(counted):
         counted = [True] * len(steps)
@@ -170,25 +174,25 @@ def length(steps: Sequence[Step]) -> StepRewards | None:
 
 
 def step_parsed(step: Step) -> bool | None:
-    """Whether the output of `step` parsed; None when it was not held to a format."""
+    """Return whether the output of `step` parsed; None when it had no required format."""
     if "parse_error" not in step.metadata and "parsed" not in step.metadata:
         return None
     return not step.metadata.get("parse_error") and bool(step.metadata.get("parsed", True))
 
 
 def was_made(call: ToolCall) -> bool:
-    """False for what a planner wrote that could not be read as a call."""
+    """Return False for planner output that could not be parsed as a call."""
     return call.error_kind != "unparsed"
 
 
 def is_search(call: ToolCall) -> bool:
-    """A call, readable as such, of a tool whose name says that it searches or retrieves."""
+    """Return whether `call` was parsed and its tool's name contains "search" or "retriev"."""
     name = call.tool.lower()
     return was_made(call) and ("search" in name or "retriev" in name)
 
 
 def repeats(tool_calls: Sequence[ToolCall]) -> list[bool]:
-    """For each call, whether an earlier one had the same tool and arguments."""
+    """Return for each call whether an earlier one had the same tool and arguments."""
     seen, result = set[str](), list[bool]()
     for call in tool_calls:
         key = json.dumps([call.tool, call.arguments], sort_keys=True, default=repr)

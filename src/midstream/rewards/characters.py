@@ -1,5 +1,4 @@
-"""One spelling for each character, so that answers compare by what they say: Unicode forms, superscripts, dashes, LaTeX
-spacing."""
+"""Unifies characters so that equal answers compare as equal: Unicode forms, superscripts, dashes, LaTeX spacing."""
 
 from __future__ import annotations
 
@@ -28,15 +27,15 @@ _SAME = str.maketrans(
 
 
 def unify(text: str) -> str:
-    """`text` in NFKC, with one kind of dash and quote, and `^` before what was raised."""
+    """Normalize `text` to NFKC with one kind of dash and quote, and `^` before superscripts."""
     text = _VULGAR.sub(_fraction, text)
     text = _RAISED.sub(lambda raised: "^{" + raised[0].translate(_SUPERSCRIPTS) + "}", text)
     return unicodedata.normalize("NFKC", text.translate(_SAME)).translate(_SAME)
 
 
 def spaced(text: str) -> str:
-    """`text` with a space where a script without upper case (Chinese, Japanese, Korean, Thai, Arabic, ...) meets Latin
-    letters or digits: these scripts do not part words as a number would have it."""
+    """Insert spaces where a script without upper case (Chinese, Japanese, Korean, Thai, Arabic, ...) meets Latin
+    letters or digits, because these scripts do not separate numbers from words."""
     if text.isascii():
         return text
     pieces: list[str] = []
@@ -50,7 +49,7 @@ def spaced(text: str) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """A vulgar fraction in ASCII, apart from a digit before it: NFKC would make 11/2 of 1½."""
+    """Return a vulgar fraction in ASCII, separated from a preceding digit: NFKC would turn 1½ into 11/2."""
     fraction = unicodedata.normalize("NFKC", match[2]).replace("⁄", "/")
     return f"{match[1]} {fraction}" if match[1] else fraction
 

@@ -1,10 +1,10 @@
-"""Reward components: functions that ask for what they need by parameter name and say one thing about a trajectory.
+"""Reward components: functions that receive arguments by parameter name and measure one aspect of a trajectory.
 
 A component takes any of `task`, `trajectory`, `answer` (the prediction, or None), `reference` (the task's answer),
-`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`); is sync or async; and returns a
-number, None (it did not apply), or `StepRewards`. One that takes `group`, the trajectories of one prompt, scores them
-all at once and returns a number or None for each; beside it, it can only take `judge`.
-What a component means is its own; what it is worth is its weight in the config.
+`question`, `steps`, `tool_calls`, `judge` (a model that scores, see `judge.Judge`), `preference` (a
+`preference.PreferenceModel`). It is sync or async and returns a number, None (does not apply), or `StepRewards`. A
+component with the parameter `group` receives all trajectories of one prompt and returns a number or None for each; it
+may otherwise take only `judge`. A component only measures; its weight in the config sets its value.
 """
 
 from __future__ import annotations
@@ -21,14 +21,25 @@ from midstream.core.types import Step, Task, ToolCall, Trajectory
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PARAMETERS = ("task", "trajectory", "answer", "reference", "question", "steps", "tool_calls", "judge", "group")
+PARAMETERS = (
+    "task",
+    "trajectory",
+    "answer",
+    "reference",
+    "question",
+    "steps",
+    "tool_calls",
+    "judge",
+    "preference",
+    "group",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """A component's value step by step, one for each step of the trajectory; None where it did not apply.
+    """Values of a component by step, one for each step of the trajectory; None where it does not apply.
 
-    Its value for the trajectory is their sum, or None when it applied nowhere.
+    The value for the trajectory is their sum, or None when no step has one.
     """
 
     values: tuple[float | None, ...]
@@ -44,19 +55,19 @@ class StepRewards:
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A named function with the parameters it asked for."""
+    """A named component function and its parameters."""
 
     name: str
     function: Callable[..., Any]
     parameters: tuple[str, ...]
 
     @property
-    def of_group(self) -> bool:
-        """Whether it scores the trajectories of a group together."""
+    def scores_group(self) -> bool:
+        """Whether it scores all trajectories of a group together."""
         return "group" in self.parameters
 
-    def arguments(self, trajectory: Trajectory, judge: Any = None) -> dict[str, Any]:
-        """What the function asked for, of one trajectory."""
+    def arguments(self, trajectory: Trajectory, judge: Any = None, preference: Any = None) -> dict[str, Any]:
+        """Return the function's arguments for one trajectory."""
         task = trajectory.task
         everything = {
             "task": task,
@@ -67,6 +78,7 @@ class Component:
             "steps": trajectory.steps,
             "tool_calls": trajectory.tool_calls,
             "judge": judge,
+            "preference": preference,
         }
         return {name: everything[name] for name in self.parameters}
 
@@ -75,7 +87,7 @@ _registered: dict[str, Component] = {}
 
 
 def component(name: str) -> Callable[[F], F]:
-    """Register a function as the reward component `name`. Raises `ConfigError` when it asks for what there is not."""
+    """Register a function as the reward component `name`. Raises `ConfigError` for an unknown parameter."""
 
     def register(function: F) -> F:
         _registered[name] = _component(name, function)
@@ -85,13 +97,13 @@ def component(name: str) -> Callable[[F], F]:
 
 
 def components() -> dict[str, Component]:
-    """Every registered component by name."""
+    """Return all registered components by name."""
     return dict(_registered)
 
 
 def resolve(name: str) -> Component:
-    """The component registered as `name`, the function that `package.module:function` names, or for `given.NAME` the
-    component NAME that trajectories come with."""
+    """Return the component `name`: a registered one, a function `package.module:function`, or a recorded component
+    `given.NAME`."""
     if name in _registered:
         return _registered[name]
     if name.startswith("given."):
@@ -111,9 +123,9 @@ def resolve(name: str) -> Component:
 
 
 def given_by_name(trajectory: Trajectory) -> Mapping[str, Any]:
-    """What a trajectory came with: its total as `given`, and components by name."""
-    known = trajectory.metadata.get("given", trajectory.rewards)
-    return known if isinstance(known, Mapping) else {}
+    """Return the recorded rewards of a trajectory: the total as `given`, and components by name."""
+    given = trajectory.metadata.get("given", trajectory.rewards)
+    return given if isinstance(given, Mapping) else {}
 
 
 def _component(name: str, function: Callable[..., Any]) -> Component:
@@ -121,12 +133,13 @@ def _component(name: str, function: Callable[..., Any]) -> Component:
     for parameter in asked:
         if parameter not in PARAMETERS:
             raise ConfigError(
-                f"reward component '{name}' asks for '{parameter}', which there is not", nearest(parameter, PARAMETERS)
+                f"reward component '{name}' asks for '{parameter}', which does not exist",
+                nearest(parameter, PARAMETERS),
             )
     if "group" in asked and not {"group", "judge"} >= set(asked):
         raise ConfigError(
             f"reward component '{name}' asks for 'group' and for {', '.join(sorted({*asked} - {'group', 'judge'}))}",
-            "take what it needs from the trajectories of the group",
+            "read it from the trajectories of the group",
         )
     return Component(name, function, asked)
 
@@ -134,14 +147,14 @@ def _component(name: str, function: Callable[..., Any]) -> Component:
 def at_calls(
     steps: Sequence[Step], tool_calls: Sequence[ToolCall], values: Sequence[float | None]
 ) -> StepRewards | float | None:
-    """`values`, one for each tool call, on the steps that asked for them; their sum where a call names no step."""
+    """Put `values`, one per tool call, on the steps that made the calls. Returns their sum when a call has no step."""
     applied = [(call, value) for call, value in zip(tool_calls, values, strict=True) if value is not None]
     if not applied:
         return None
-    place = {step.step_index: position for position, step in enumerate(steps)}
+    position_of = {step.step_index: position for position, step in enumerate(steps)}
     on_steps: list[float | None] = [None] * len(steps)
     for call, value in applied:
-        position = None if call.step_index is None else place.get(call.step_index)
+        position = None if call.step_index is None else position_of.get(call.step_index)
         if position is None:
             return math.fsum(value for _, value in applied)
         on_steps[position] = (on_steps[position] or 0.0) + value
@@ -149,6 +162,6 @@ def at_calls(
 
 
 def needs_of(task: Task) -> list[str] | None:
-    """The tools the task says it takes, in order; None when it does not say."""
+    """Return the tools the task needs, in order; None when it does not list them."""
     needs = task.metadata.get("needs")
     return None if needs is None else list(needs)

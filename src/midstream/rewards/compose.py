@@ -1,7 +1,7 @@
-"""The reward of a trajectory: components as they were, and a total that is declared arithmetic over them.
+"""Composes the reward of a trajectory from its components.
 
-total = sum of weight x value over the components that applied, clipped when asked. A component that did not apply adds
-nothing; when none applied there is no total.
+total = sum of weight x value over the components that apply, clipped if configured. A component that does not apply
+adds nothing; when none applies, there is no total.
 """
 
 from __future__ import annotations
@@ -16,52 +16,56 @@ from pydantic import Field, field_validator, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, UserError, nearest
-from midstream.core.failures import Failure, because, failure_of
+from midstream.core.failures import Failure, failure_of, with_failure
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
 from midstream.rewards import grounding as _grounding  # noqa: F401
-from midstream.rewards.calls import Called, call, is_outage
+from midstream.rewards.calls import CallResult, call_with_timeout, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig
+from midstream.rewards.preference import PreferenceModel
 from midstream.rewards.presets import PRESETS
 
 Normalize = Literal["none", "group", "batch", "running"]
 
 
 class RewardConfig(Config):
-    """What a trajectory is worth."""
+    """The reward of a trajectory."""
 
     preset: str | None = None
     """A named set of components and weights: `seed002-3-2` or `seed002-3-3`."""
 
     components: dict[str, float] = Field(default_factory=dict)
-    """Weight by component: a registered name, or `package.module:function`. Added to the preset's, or in place of them.
-    With neither a preset nor components, the reward is `correctness`."""
+    """Weight by component: a registered name, or `package.module:function`. Extends or overrides the preset. Without a
+    preset and components, the reward is `correctness`."""
 
     success: str = "correctness"
-    """The component that says whether a trajectory succeeded. It is recorded even where it has no weight."""
+    """The component that defines the success of a trajectory. It is recorded even without a weight."""
 
     success_at: float = 1.0
-    """The least value of that component that is a success."""
+    """Minimum value of that component for a success."""
 
     failed: float | None = None
-    """The reward of a trajectory that failed or timed out; null leaves it without one, as does a failure of
-    infrastructure whatever is set here."""
+    """Reward of a trajectory whose agent failed or timed out; null means no reward. Failures of infrastructure or of a
+    reward component never get a reward."""
 
     timeout_s: float = Field(default=60.0, gt=0)
-    """Wall time one component may take over one trajectory. One that takes longer fails the trajectory."""
+    """Time limit of a component for one trajectory, in seconds. Exceeding it fails the trajectory."""
 
     judge: JudgeConfig | None = None
-    """The model behind the components `judge` and `judge_pairwise`, and others that ask for one."""
+    """The model used by `judge`, `judge_pairwise` and other components with a judge."""
+
+    preference: str | None = None
+    """File of the model behind the component `preference`, as `midstream store fit-preference` writes it."""
 
     clip: tuple[float, float] | None = None
-    """The range the total is cut to: [lowest, highest]."""
+    """Range of the total: [lowest, highest]."""
 
     normalize: Normalize = "none"
-    """What training makes of the total, once it is cut: (reward - mean) / (std + 1e-8), with mean and standard
-    deviation over its `group`, over the `batch` of a step, or over all rewards of the run so far (`running`). Rewards
-    are recorded and logged as they were."""
+    """Normalization of the clipped total for training: (reward - mean) / (std + 1e-8), with statistics over the
+    `group`, the `batch` of a training step, or all rewards of the run so far (`running`). Recorded and logged rewards
+    are not normalized."""
 
     @field_validator("preset")
     @classmethod
@@ -86,7 +90,7 @@ class RewardConfig(Config):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight by component, preset included; `success` at 0 where nothing else names it."""
+        """Weight by component, including the preset; `success` has weight 0 unless set."""
         weights = {**PRESETS.get(self.preset or "", {}), **self.components} or {"correctness": 1.0}
         observed = [self.success]
         if "judge" in weights and self.judge is not None:
@@ -95,9 +99,9 @@ class RewardConfig(Config):
 
 
 class RewardFunction:
-    """Scores trajectories as `config` says, with `judge` for the components that ask for one.
+    """Scores trajectories with `config`, and with `judge` for components that need one.
 
-    Raises `ConfigError` for a component that is not there, or that asks for a judge where there is none.
+    Raises `ConfigError` for an unknown component, or one that needs a missing judge.
     """
 
     def __init__(self, config: RewardConfig | None = None, judge: Judge | None = None) -> None:
@@ -105,101 +109,114 @@ class RewardFunction:
         self.weights = self.config.weights
         self.judge = judge
         self._components: dict[str, Component] = {name: resolve(name) for name in self.weights}
-        for name, its in self._components.items():
-            if "judge" in its.parameters and judge is None:
+        self._preference = None if self.config.preference is None else PreferenceModel.load(self.config.preference)
+        for name, component in self._components.items():
+            if "preference" in component.parameters and self._preference is None:
                 raise ConfigError(
-                    f"reward component '{name}' needs a judge, and there is none",
+                    f"reward component '{name}' needs a preference model, but none is configured",
+                    "set reward.preference to a file written by midstream store fit-preference",
+                )
+            if "judge" in component.parameters and judge is None:
+                raise ConfigError(
+                    f"reward component '{name}' needs a judge, but none is configured",
                     "set reward.judge.engine to frozen, or to the URL of an OpenAI-compatible server",
                 )
 
     @property
-    def of_groups(self) -> bool:
-        """Whether some component scores groups: `score_group` is to follow `score`."""
-        return any(component.of_group for component in self._components.values())
+    def scores_groups(self) -> bool:
+        """Whether a component scores groups, so that `score_group` must follow `score`."""
+        return any(component.scores_group for component in self._components.values())
 
-    def alone(self) -> RewardFunction:
-        """This function, for where trajectories are scored one at a time; raises `ConfigError` when some component
-        needs the whole group."""
-        for name, its in self._components.items():
-            if its.of_group:
+    def single_trajectory(self) -> RewardFunction:
+        """Return this function for scoring single trajectories. Raises `ConfigError` when a component needs the whole
+        group."""
+        for name, component in self._components.items():
+            if component.scores_group:
                 raise ConfigError(
-                    f"reward component '{name}' compares the trajectories of a group, and here each is scored alone",
-                    "leave it out here, and let the trainer score what was recorded",
+                    f"reward component '{name}' compares the trajectories of a group, but each is scored alone here",
+                    "remove it here, and let the trainer score the recorded trajectories",
                 )
         return self
 
     async def score(self, trajectory: Trajectory) -> Trajectory:
-        """`trajectory` with its components in `rewards`, their total in `reward`, and each step's part on the step.
+        """Return `trajectory` with components in `rewards`, total in `reward`, and each step's part on the step.
 
-        Components run side by side, sync ones in threads, each for at most `config.timeout_s`. What one says of a step
-        lands there, everything else on the last step; the parts add up to the total. A failed or timed-out trajectory
-        is not looked at: it gets `config.failed`. A component that raises or is late fails the trajectory; one that
-        returns no finite number is a `UserError`, as it would fail them all. Where a service could not be reached, the
-        failure is one of infrastructure: it has no reward, whatever `config.failed` says.
+        Components run concurrently, sync ones in threads, each for at most `config.timeout_s`. Step values stay on
+        their steps and all others go to the last step; the parts add up to the total. A failed or timed-out trajectory
+        is not scored and gets `config.failed`. A component that raises or times out fails the trajectory, which then
+        has no reward, as it says nothing about the attempt. A component that returns no finite number raises a
+        `UserError`, because it would fail every trajectory. An unreachable service is an infrastructure failure.
         """
         if trajectory.status in (Status.FAILED, Status.TIMED_OUT):
             return self._without_score(trajectory, dict.fromkeys(self.weights))
-        alone = {name: its for name, its in self._components.items() if not its.of_group}
-        called = await asyncio.gather(
-            *(self._call(its, its.arguments(trajectory, self.judge)) for its in alone.values())
+        single = {name: component for name, component in self._components.items() if not component.scores_group}
+        results = await asyncio.gather(
+            *(
+                self._call(component, component.arguments(trajectory, self.judge, self._preference))
+                for component in single.values()
+            )
         )
         values: dict[str, tuple[float | None, Sequence[float | None]]] = {}
-        failures: list[tuple[str, Failure]] = []
-        for name, made in zip(alone, called, strict=True):
-            if made.error is None:
-                values[name] = _checked(name, trajectory, made.value)
+        failures: list[tuple[str, Failure, BaseException | None]] = []
+        for name, result in zip(single, results, strict=True):
+            if result.error is None:
+                values[name] = _checked(name, trajectory, result.value)
             else:
-                failures.append(self._failure(name, made))
+                failures.append(self._failure(name, result))
         rewards: dict[str, float | None] = {name: values.get(name, (None,))[0] for name in self.weights}
         if failures:
-            # An outage says nothing about the attempt, so it counts before what else went wrong.
-            error, cause = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
-            failed = replace(trajectory, status=Status.FAILED, error=error)
-            return self._without_score(because(failed, cause), rewards)
+            # An outage takes precedence over other failures, because it says nothing about the attempt.
+            problem, cause, raised = min(failures, key=lambda failure: failure[1] is not Failure.INFRASTRUCTURE)
+            failed = replace(trajectory, status=Status.FAILED, error=problem)
+            return self._without_score(with_failure(failed, cause, raised), rewards)
         return self._total(trajectory, rewards, {name: parts for name, (_, parts) in values.items()})
 
     async def score_group(self, group: Sequence[Trajectory]) -> list[Trajectory]:
-        """The trajectories of one prompt, scored by `score` before, with what the components of groups say of them too.
+        """Add group components to trajectories of one prompt that `score` has already scored.
 
-        Trajectories that failed take no part. A component of groups that fails, fails those that took part.
+        Failed trajectories are left out. A failing group component fails all other trajectories.
         """
-        whole = list(group)
-        for name, its in self._components.items():
-            places = [place for place, one in enumerate(whole) if one.status is Status.COMPLETED]
-            if not its.of_group or not places:
+        trajectories = list(group)
+        for name, component in self._components.items():
+            indices = [index for index, one in enumerate(trajectories) if one.status is Status.COMPLETED]
+            if not component.scores_group or not indices:
                 continue
-            part = [whole[place] for place in places]
-            arguments = {"group": part, "judge": self.judge}
-            made = await self._call(its, {asked: arguments[asked] for asked in its.parameters})
-            if made.error is not None:
-                error, cause = self._failure(name, made)
-                for place, one in zip(places, part, strict=True):
-                    failed = because(replace(one, status=Status.FAILED, error=error), cause)
-                    whole[place] = self._without_score(failed, dict(one.rewards))
+            completed = [trajectories[index] for index in indices]
+            arguments = {"group": completed, "judge": self.judge}
+            result = await self._call(
+                component, {parameter: arguments[parameter] for parameter in component.parameters}
+            )
+            if result.error is not None:
+                problem, cause, raised = self._failure(name, result)
+                for index, one in zip(indices, completed, strict=True):
+                    failed = with_failure(replace(one, status=Status.FAILED, error=problem), cause, raised)
+                    trajectories[index] = self._without_score(failed, dict(one.rewards))
                 continue
-            if not isinstance(made.value, Sequence) or len(made.value) != len(part):
-                raise _bad(name, part[0].task, f"{made.value!r:.100} for a group of {len(part)}")
-            for place, one, value in zip(places, part, made.value, strict=True):
+            if not isinstance(result.value, Sequence) or len(result.value) != len(completed):
+                raise _invalid(name, completed[0].task, f"{result.value!r:.100} for a group of {len(completed)}")
+            for index, one, value in zip(indices, completed, result.value, strict=True):
                 rewards = {**one.rewards, name: _number(name, one.task, value)}
-                own = {name: [None] * len(one.steps) for name in rewards}
-                scored = self._total(one, rewards, own)
+                by_step = {name: [None] * len(one.steps) for name in rewards}
+                scored = self._total(one, rewards, by_step)
                 if scored.reward is not None:
                     scored = _scored(one, rewards, scored.reward, [step.reward or 0.0 for step in one.steps])
-                whole[place] = scored
-        return whole
+                trajectories[index] = scored
+        return trajectories
 
-    async def _call(self, component: Component, arguments: Mapping[str, Any]) -> Called:
-        return await call(component.function, arguments, self.config.timeout_s)
+    async def _call(self, component: Component, arguments: Mapping[str, Any]) -> CallResult:
+        return await call_with_timeout(component.function, arguments, self.config.timeout_s)
 
-    def _failure(self, name: str, made: Called) -> tuple[str, Failure]:
-        """What failed a trajectory, and who is to blame; raises a `UserError`, which would fail them all."""
-        if isinstance(made.error, UserError):
-            raise made.error
-        outage = is_outage(made.error) or (made.late and "judge" in self._components[name].parameters)
-        what = f"raised {type(made.error).__name__}: {made.error}"
-        if made.late:
-            what = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
-        return f"reward component '{name}' {what}", Failure.INFRASTRUCTURE if outage else Failure.REWARD
+    def _failure(self, name: str, result: CallResult) -> tuple[str, Failure, BaseException | None]:
+        """Return the error message, the cause, and the exception when its traceback helps. Raises a `UserError`, which
+        would fail every trajectory."""
+        if isinstance(result.error, UserError):
+            raise result.error
+        outage = "judge" in self._components[name].parameters if result.timed_out else is_outage(result.error)
+        problem = f"raised {type(result.error).__name__}: {result.error}"
+        if result.timed_out:
+            problem = f"took longer than reward.timeout_s = {self.config.timeout_s:g} s"
+        cause = Failure.INFRASTRUCTURE if outage else Failure.REWARD
+        return f"reward component '{name}' {problem}", cause, None if outage or result.timed_out else result.error
 
     def _total(
         self,
@@ -223,19 +240,18 @@ class RewardFunction:
         return _scored(trajectory, rewards, total, on_steps)
 
     def succeeded(self, trajectory: Trajectory) -> bool:
-        """True when a scored trajectory ended well and its `success` component reached `success_at`."""
+        """Return whether a scored trajectory completed and its `success` component reached `success_at`."""
         value = trajectory.rewards.get(self.config.success)
         ended_well = trajectory.status not in (Status.FAILED, Status.TIMED_OUT)
         return ended_well and value is not None and value >= self.config.success_at
 
     def _without_score(self, trajectory: Trajectory, rewards: dict[str, float | None]) -> Trajectory:
-        outage = failure_of(trajectory) is Failure.INFRASTRUCTURE
-        return _scored(trajectory, rewards, None if outage else self.config.failed, [0.0] * len(trajectory.steps))
+        reward = self.config.failed if failure_of(trajectory) in (None, Failure.AGENT) else None
+        return _scored(trajectory, rewards, reward, [0.0] * len(trajectory.steps))
 
 
-def as_given(trajectory: Trajectory) -> Trajectory:
-    """`trajectory` with the reward it was recorded with, which its steps' own make up: what they leave of it belongs to
-    the last one."""
+def with_recorded_reward(trajectory: Trajectory) -> Trajectory:
+    """Return `trajectory` with its recorded reward, split over steps as recorded; the last step gets the remainder."""
     own = [step.reward or 0.0 for step in trajectory.steps]
     return _scored(trajectory, dict(trajectory.rewards), trajectory.reward, own)
 
@@ -253,11 +269,11 @@ def _scored(
 
 
 def _checked(name: str, trajectory: Trajectory, value: object) -> tuple[float | None, Sequence[float | None]]:
-    """What a component returned as a number and its parts by step."""
+    """Return a component's value as a number and its parts by step."""
     count = len(trajectory.steps)
     if isinstance(value, StepRewards):
         if len(value.values) != count:
-            raise _bad(name, trajectory.task, f"{len(value.values)} step rewards for {count} steps")
+            raise _invalid(name, trajectory.task, f"{len(value.values)} step rewards for {count} steps")
         parts = [_number(name, trajectory.task, part) for part in value.values]
         return StepRewards(parts).total, parts
     return _number(name, trajectory.task, value), [None] * count
@@ -267,16 +283,16 @@ def _number(name: str, task: Task, value: object) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value)  # pyright: ignore[reportArgumentType]  what is not a number is refused below
+        number = float(value)  # pyright: ignore[reportArgumentType]  non-numbers are rejected below
     except (TypeError, ValueError):
-        raise _bad(name, task, f"a {type(value).__name__}") from None
+        raise _invalid(name, task, f"a {type(value).__name__}") from None
     if not math.isfinite(number):
-        raise _bad(name, task, str(number))
+        raise _invalid(name, task, str(number))
     return number
 
 
-def _bad(name: str, task: Task, what: str) -> UserError:
+def _invalid(name: str, task: Task, what: str) -> UserError:
     return UserError(
         f"reward component '{name}' returned {what} for task '{task.id}'",
-        "return a finite number, None when it does not apply, or StepRewards with one value a step",
+        "return a finite number, None when it does not apply, or StepRewards with one value per step",
     )

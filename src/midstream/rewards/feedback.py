@@ -1,7 +1,7 @@
-"""Reward components made of what people said of a trajectory, and of how a conversation went on.
+"""Reward components from user feedback and from the further course of a conversation.
 
 They read the list `metadata["feedback"]` of a trajectory, whose items have `kind`, `value`, `text` and `step_index`
-(None for the whole), and are None where it has nothing of theirs.
+(None for the whole trajectory), and return None when it has no matching item.
 """
 
 from __future__ import annotations
@@ -14,45 +14,44 @@ from midstream.core.types import Message, Step, Trajectory
 from midstream.rewards import graders
 from midstream.rewards.components import StepRewards, component
 
-Said = Mapping[str, Any]
+FeedbackItem = Mapping[str, Any]
 
 REPEATED_F1 = 0.8
-"""Token F1 from which on a user's message counts as the one before it, asked again."""
+"""Token F1 above which a user message counts as a repetition of the previous one."""
 
 
 @component("thumbs")
 def thumbs(trajectory: Trajectory) -> float | None:
     """Mean of the thumbs, 1 for up and -1 for down. None without any."""
-    return _mean(trajectory, "thumbs", lambda said: float(said["value"]))
+    return _mean(trajectory, "thumbs", lambda item: float(item["value"]))
 
 
 @component("rating")
 def rating(trajectory: Trajectory) -> float | None:
     """Mean of the ratings, 0 to 1. None without any."""
-    return _mean(trajectory, "rating", lambda said: float(said["value"]))
+    return _mean(trajectory, "rating", lambda item: float(item["value"]))
 
 
 @component("correction")
 def correction(trajectory: Trajectory) -> float | None:
-    """How little had to be corrected, 0 to 1: token F1 (`graders.f1`) of what was said and what should have been, the
-    mean over corrections. None without any.
+    """Mean token F1 (`graders.f1`) between the original text and its correction, 0 to 1. None without corrections.
 
-    What was said is the text of the step that was corrected, or the answer, or else the text of the last step.
+    The original text is that of the corrected step, or the answer, or the text of the last step.
     """
     texts = {step.step_index: step.text for step in trajectory.steps}
     last = trajectory.steps[-1].text if trajectory.steps else ""
     whole = trajectory.answer or last
-    return _mean(trajectory, "correction", lambda said: graders.f1(texts.get(said["step_index"], whole), said["text"]))
+    return _mean(trajectory, "correction", lambda item: graders.f1(texts.get(item["step_index"], whole), item["text"]))
 
 
 @component("next_user_turn")
 def next_user_turn(steps: Sequence[Step]) -> StepRewards | None:
-    """What the user's next message says of a reply: 1 for thanks or praise, -1 for a complaint, a correction or the
-    same question again, 0 for anything else. None for a step that no user message follows, and when none does.
+    """Rates each reply by the user's next message: 1 for thanks or praise, -1 for a complaint, a correction or a
+    repeated question, 0 otherwise. None for a step without a following user message, and when there is none at all.
 
-    The rule (`verdict`) knows a few English phrases, and no irony.
+    The rule (`verdict`) knows a few English phrases and does not detect irony.
     """
-    values = [_follow_up(step, steps[place + 1 :]) for place, step in enumerate(steps)]
+    values = [_follow_up(step, steps[index + 1 :]) for index, step in enumerate(steps)]
     return StepRewards(values) if any(value is not None for value in values) else None
 
 
@@ -62,9 +61,9 @@ COMPLAINTS = (
     "still (not|wrong|fails|broken)|not what i",
     "you (forgot|missed|misunderstood|ignored)|i (meant|asked for)|try again|useless",
 )
-"""Regular expressions, in lower case, between word boundaries."""
+"""Regular expressions in lower case, matched between word boundaries."""
 COMPLAINTS_FIRST = ("no[,.!;:]", "no that", "nope", "wrong", "incorrect", "not quite", "actually")
-"""At the start of a message only."""
+"""Matched only at the start of a message."""
 PRAISE = (
     "thanks|thank you|thx|well done|good job|nice work|very helpful",
     "(that|this|it)('s| is| was) (right|correct|perfect|great|exactly)|(that|it) (works|worked|helps|helped)",
@@ -73,15 +72,15 @@ PRAISE_FIRST = ("great", "perfect", "excellent", "awesome", "correct", "exactly"
 
 
 def verdict(message: str, before: str) -> int:
-    """What a user's `message` says of the reply to their message `before`: -1, 0 or 1.
+    """Rate the reply to the user's message `before` by the user's next `message`: -1, 0 or 1.
 
-    -1 when it holds one of `COMPLAINTS`, whatever thanks stand beside it; else 1 when it holds one of `PRAISE`; else -1
-    when it is `before` again (token F1 of at least 0.8); else 0.
+    -1 when it contains one of `COMPLAINTS`, even beside thanks; else 1 when it contains one of `PRAISE`; else -1 when
+    it repeats `before` (token F1 of at least 0.8); else 0.
     """
-    said = message.lower().replace("’", "'")
-    if _complaint.search(said):
+    text = message.lower().replace("’", "'")
+    if _complaint.search(text):
         return -1
-    if _praise.search(said):
+    if _praise.search(text):
         return 1
     return -1 if before.strip() and graders.f1(message, before) >= REPEATED_F1 else 0
 
@@ -93,23 +92,23 @@ def _phrases(first: Sequence[str], anywhere: Sequence[str]) -> re.Pattern[str]:
 _complaint, _praise = _phrases(COMPLAINTS_FIRST, COMPLAINTS), _phrases(PRAISE_FIRST, PRAISE)
 
 
-def _mean(trajectory: Trajectory, kind: str, value: Callable[[Said], float]) -> float | None:
-    values = [value(said) for said in trajectory.metadata.get("feedback", ()) if said["kind"] == kind]
+def _mean(trajectory: Trajectory, kind: str, value: Callable[[FeedbackItem], float]) -> float | None:
+    values = [value(item) for item in trajectory.metadata.get("feedback", ()) if item["kind"] == kind]
     return sum(values) / len(values) if values else None
 
 
 def _follow_up(step: Step, later: Sequence[Step]) -> float | None:
-    """What the user said next, judged; None when the conversation did not go on, or not from this reply."""
+    """Rate the user's next message; None when the conversation did not continue from this reply."""
     count = len(step.messages)
-    for one in later:
-        if len(one.messages) < count + 2 or one.messages[:count] != step.messages:
+    for next_step in later:
+        if len(next_step.messages) < count + 2 or next_step.messages[:count] != step.messages:
             continue
-        reply, following = one.messages[count], one.messages[count + 1]
+        reply, following = next_step.messages[count], next_step.messages[count + 1]
         replied = _text(reply).strip()
-        # The reply an agent hands back may be a part of what was sampled: without the thoughts, say.
+        # An agent may send back only a part of the sampled reply, for example without the thinking.
         if reply["role"] == "assistant" and following["role"] == "user" and replied and replied in step.text:
-            asked = [_text(message) for message in step.messages if message["role"] == "user"]
-            return float(verdict(_text(following), asked[-1] if asked else ""))
+            questions = [_text(message) for message in step.messages if message["role"] == "user"]
+            return float(verdict(_text(following), questions[-1] if questions else ""))
     return None
 
 

@@ -1,7 +1,7 @@
-"""Graders: `(prediction, answer) -> float` in [0, 1]. Text in, a score out; nothing a model wrote is executed here.
+"""Graders: `(prediction, answer) -> float` in [0, 1]. They compare text and never execute model output.
 
-`answer` may be a list of accepted ones: the best score counts. Graded is what follows a prediction's thinking, and of
-that the part it marks as its answer (`<answer>..</answer>`, `\\boxed{..}`, `#### ..`) where it marks one.
+`answer` may be a list of accepted answers; the best score counts. Graders use the prediction after its thinking, and of
+that the part marked as the answer (`<answer>..</answer>`, `\\boxed{..}`, `#### ..`) if there is one.
 """
 
 from __future__ import annotations
@@ -30,71 +30,71 @@ REL_TOL = 1e-6
 
 
 def exact_match(prediction: str, answer: Any) -> float:
-    """1 when the two are the same text after SQuAD's normalisation: case, punctuation, articles, spaces.
+    """1 when the two are equal after SQuAD's normalization of case, punctuation, articles and spaces.
 
-    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), the official evaluation script. To these rules `C++` is `C`, and
-    `1.5` is `15`: `answer_correct` is stricter.
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), the official evaluation script. Under these rules `C++` equals
+    `C`, and `1.5` equals `15`: `answer_correct` is stricter.
     """
     return _best(prediction, answer, _squad_match)
 
 
 def f1(prediction: str, answer: Any) -> float:
-    """Harmonic mean of token precision and recall after SQuAD's normalisation (same source as `exact_match`)."""
+    """Harmonic mean of token precision and recall after SQuAD's normalization (same source as `exact_match`)."""
     return _best(prediction, answer, _token_f1)
 
 
 def numeric(prediction: str, answer: Any, rel_tol: float = REL_TOL) -> float:
-    """1 when the number that the prediction states is the answer's: exactly for whole answers, else to `rel_tol`.
+    """1 when the number stated by the prediction equals the answer's: exactly for whole answers, else to `rel_tol`.
 
-    See `numbers.last_quantity` for what a text states. Units are passed over.
+    See `numbers.last_quantity` for the number that a text states. Units are ignored.
     """
 
     def grade(text: str, reference: Any) -> float:
-        wanted = _reference_number(reference) or last_number(extract_answer(str(reference)))
-        found = last_number(text)
-        return float(wanted is not None and found is not None and found.matches(wanted, rel_tol))
+        expected = _reference_number(reference) or last_number(extract_answer(str(reference)))
+        stated = last_number(text)
+        return float(expected is not None and stated is not None and stated.matches(expected, rel_tol))
 
     return _best(prediction, answer, grade)
 
 
 def multiple_choice(prediction: str, answer: Any) -> float:
-    """1 when the prediction chooses the letter `answer` and no other. "A or B" chooses none."""
+    """1 when the prediction chooses only the letter `answer`. "A or B" chooses none."""
 
     def grade(text: str, reference: Any) -> float:
-        wanted = choice_of_reference(extract_answer(str(reference))) or chosen(str(reference))
-        return float(chosen(text) == wanted != "")
+        expected = choice_of_reference(extract_answer(str(reference))) or chosen(str(reference))
+        return float(chosen(text) == expected != "")
 
     return _best(prediction, answer, grade)
 
 
 def answer_correct(prediction: str, answer: Any) -> float:
-    """1 when right, by the kind of each accepted answer (`kinds.kind_of`); else 0.
+    """1 when the prediction is correct by the kind of an accepted answer (`kinds.kind_of`); else 0.
 
-    A number, and a quantity: the number that the prediction states. A choice: the letter it chooses. An expression:
-    mathematically equal (`mathematics.same_mathematics`). Text: the same text (`text_match.same_text`), or that text
-    after "the answer is".
+    Numbers and quantities: the number stated by the prediction. Choices: the letter it chooses. Expressions:
+    mathematical equality (`mathematics.same_mathematics`). Text: the same text (`text_match.same_text`), also after
+    "the answer is".
     """
 
     def grade(text: str, reference: Any) -> float:
         kind = kind_of(reference)
         if kind is Kind.NUMBER or kind is Kind.QUANTITY:
-            wanted, found = _reference_quantity(reference), last_quantity(text)
-            return float(wanted is not None and found is not None and found.matches(wanted, REL_TOL))
-        wanted = extract_answer(str(reference))
+            quantity, stated = _reference_quantity(reference), last_quantity(text)
+            return float(quantity is not None and stated is not None and stated.matches(quantity, REL_TOL))
+        expected = extract_answer(str(reference))
         if kind is Kind.CHOICE:
-            return float(chosen(text) == choice_of_reference(wanted))
-        if same_text(text, wanted):
+            return float(chosen(text) == choice_of_reference(expected))
+        if same_text(text, expected):
             return 1.0
         if kind is Kind.EXPRESSION:
-            return float(same_mathematics(prediction, wanted))
-        led = after_lead_in(text)
-        return float(led is not None and same_text(led, wanted))
+            return float(same_mathematics(prediction, expected))
+        answer_part = after_lead_in(text)
+        return float(answer_part is not None and same_text(answer_part, expected))
 
     return _best(prediction, answer, grade)
 
 
 def is_numeric(answer: Any) -> bool:
-    """True when `answer` is a number, or text that is one and nothing else."""
+    """Return whether `answer` is a number, or text that is nothing but a number."""
     return _reference_number(answer) is not None
 
 
@@ -105,20 +105,20 @@ def _best(prediction: str, answer: Any, grade: Callable[[str, Any], float]) -> f
 
 
 def _squad_match(text: str, reference: Any) -> float:
-    wanted = extract_answer(str(reference))
-    if normalise(wanted):
-        return float(normalise(text) == normalise(wanted))
-    return float(text.strip() == wanted.strip() != "")  # "+" or "The": normalised away, so compared as it is
+    expected = extract_answer(str(reference))
+    if normalise(expected):
+        return float(normalise(text) == normalise(expected))
+    return float(text.strip() == expected.strip() != "")  # normalization removes "+" or "The", so compare verbatim
 
 
 def _token_f1(text: str, reference: Any) -> float:
-    found, wanted = normalise(text).split(), normalise(extract_answer(str(reference))).split()
-    if not found or not wanted:
+    tokens, expected = normalise(text).split(), normalise(extract_answer(str(reference))).split()
+    if not tokens or not expected:
         return _squad_match(text, reference)
-    shared = sum((Counter(found) & Counter(wanted)).values())
+    shared = sum((Counter(tokens) & Counter(expected)).values())
     if shared == 0:
         return 0.0
-    return 2 * shared / (len(found) + len(wanted))
+    return 2 * shared / (len(tokens) + len(expected))
 
 
 def _reference_number(answer: Any) -> Number | None:
@@ -130,7 +130,8 @@ def _reference_number(answer: Any) -> Number | None:
 
 
 def _reference_quantity(answer: Any) -> Quantity | None:
+    quantity = whole_quantity(extract_answer(answer)) if isinstance(answer, str) else None
+    if quantity is not None:
+        return quantity
     number = _reference_number(answer)
-    if number is not None:
-        return Quantity(number, None)
-    return whole_quantity(extract_answer(answer)) if isinstance(answer, str) else None
+    return None if number is None else Quantity(number, None)

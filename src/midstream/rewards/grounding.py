@@ -1,7 +1,7 @@
-"""Whether an answer rests on what the agent did: searches put to use, the plan carried out, tool results not denied.
+"""Checks an answer against the agent's actions: unused searches, skipped plan steps, contradictions to tool results.
 
-All three count what is wrong, so their weights are negative. They compare words and numbers, nothing more: a search
-that only ruled something out counts as unused, and an answer that was reasoned from a result may be inconsistent.
+All three components count errors, so their weights are negative. They compare only words and numbers: a search that
+only ruled something out counts as unused, and an answer reasoned from a result may count as inconsistent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from midstream.rewards.text_match import normalise
 _COMMON = frozenset(
     "about also been from have into more most than that their there they this were what when which with".split()  # noqa: SIM905
 )
-"""Words of four letters and more that say nothing; shorter ones are not looked at."""
+"""Common words of four or more letters, which are ignored like all shorter words."""
 _VERDICTS = frozenset(("yes", "no", "true", "false"))
 
 
@@ -33,21 +33,20 @@ _VERDICTS = frozenset(("yes", "no", "true", "false"))
 def unused_search(
     question: str, answer: str | None, steps: Sequence[Step], tool_calls: Sequence[ToolCall]
 ) -> StepRewards | float | None:
-    """Number of searches that brought something that was not put to use, on their steps. None without a search that
-    brought text.
+    """Number of searches whose result was not used, on their steps. None without a search that returned text.
 
-    Used is a result of which a word or number that neither the question nor the query had stands in the answer or in
-    the arguments of a later call.
+    A result is used when one of its words or numbers, absent from the question and the query, occurs in the answer or
+    in the arguments of a later call.
     """
     known = _words(question)
     values: list[float | None] = []
-    for place, call in enumerate(tool_calls):
+    for index, call in enumerate(tool_calls):
         if not (is_search(call) and call.ok and call.result.strip()):
             values.append(None)
             continue
-        brought = _words(call.result) - known - _words(_written(call.arguments))
-        later = " ".join(_written(after.arguments) for after in tool_calls[place + 1 :])
-        values.append(float(not brought & _words(f"{extract_answer(answer or '')} {later}")))
+        new = _words(call.result) - known - _words(_as_json(call.arguments))
+        later = " ".join(_as_json(after.arguments) for after in tool_calls[index + 1 :])
+        values.append(float(not new & _words(f"{extract_answer(answer or '')} {later}")))
     return at_calls(steps, tool_calls, values)
 
 
@@ -55,10 +54,10 @@ def unused_search(
 def skipped_plan(
     task: Task, trajectory: Trajectory, answer: str | None, tool_calls: Sequence[ToolCall]
 ) -> float | None:
-    """Share of the plan's actions that were not carried out with success before the answer was given, 0 to 1.
+    """Share of planned actions not carried out successfully before the answer, 0 to 1.
 
-    The plan is the trajectory's own (`metadata["plan"]`: tool names, or mappings with `tool`), else the tools that the
-    task `needs`. None without a plan or an answer.
+    The plan is the trajectory's `metadata["plan"]` (tool names, or mappings with `tool`), else the tools that the task
+    `needs`. None without a plan or an answer.
     """
     own = trajectory.metadata.get("plan")
     planned = needs_of(task) if own is None else [one["tool"] if isinstance(one, Mapping) else str(one) for one in own]
@@ -70,11 +69,11 @@ def skipped_plan(
 
 @component("inconsistent")
 def inconsistent(question: str, answer: str | None, tool_calls: Sequence[ToolCall]) -> float | None:
-    """1 when the answer and the tools' results disagree, else 0. None without an answer or a result, and for an answer
-    that is a choice, or yes or no.
+    """1 when the answer contradicts the tool results, else 0. None without an answer or a result, and for a choice or a
+    yes/no answer.
 
-    A number agrees when a result or the question has it, rounded as the answer is; text when each of its words stands
-    in a result or in the question.
+    A number agrees when a result or the question contains it, rounded like the answer; text agrees when each of its
+    words occurs in a result or in the question.
     """
     text = extract_answer(answer or "")
     results = [call.result for call in tool_calls if call.ok and call.result.strip()]
@@ -98,10 +97,10 @@ def _rounds_to(value: Fraction, stated: Fraction) -> bool:
 
 
 def _words(text: str) -> set[str]:
-    """The words and numbers of `text` that say something: not the short and common ones."""
+    """Return the informative words and numbers of `text`, without short and common words."""
     words = re.findall(r"\d+(?:\.\d+)?|[^\W\d_]+", re.sub(r"(?<=\d),(?=\d{3})", "", spaced(unify(text))).lower())
     return {word for word in words if not (word.isascii() and word.isalpha() and len(word) < 4) and word not in _COMMON}
 
 
-def _written(arguments: Mapping[str, Any]) -> str:
+def _as_json(arguments: Mapping[str, Any]) -> str:
     return json.dumps(arguments, ensure_ascii=False, default=str)

@@ -1,8 +1,9 @@
-"""Outcomes scored by a model: `judge` marks one answer by a rubric, `judge_pairwise` compares the answers of a group.
+"""Reward components scored by a model: `judge` scores one answer by a rubric, `judge_pairwise` compares the answers of
+a group.
 
-The model is any engine that answers messages; it is passed in as a `Judge`, which the components ask for by parameter
-name. What a judge is asked is kept, so the same answer to the same question is judged once. A judge that cannot be
-reached, or whose reply holds no verdict, is a failure of infrastructure, never a 0.
+Any engine that answers messages can be the model. It is passed in as a `Judge`, which components request by parameter
+name. Verdicts are cached, so each prompt is judged once. An unreachable judge or a reply without a verdict is an
+infrastructure failure, never a 0.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from midstream.rewards.answers import after_thinking
 from midstream.rewards.components import component
 
 Ask = Callable[[Sequence[Message], int], Awaitable[str]]
-"""Asks a model: messages and the most tokens of its reply; returns the text of the reply."""
+"""Asks a model: takes messages and the maximum tokens of the reply; returns the text of the reply."""
 
 RUBRIC = """10: right and complete. 5: partly right. 0: wrong, empty, or not an answer to the question."""
 
@@ -77,42 +78,42 @@ _BETTER = re.compile(r"better\W{0,6}(A|B|equal|tie|neither|both)\b", re.IGNORECA
 
 
 class JudgeConfig(Config):
-    """The model behind the components `judge` and `judge_pairwise`."""
+    """The model used by the components `judge` and `judge_pairwise`."""
 
     engine: str = "frozen"
-    """`frozen` (the model in training without its adapter) or the URL of an OpenAI-compatible server. The policy itself
-    is no judge: its verdicts would move with what they train."""
+    """`frozen` (the trainable model without its adapter) or the URL of an OpenAI-compatible server. The policy itself
+    cannot be the judge, because its verdicts would change with training."""
     model: str | None = None
-    """The model to ask for at a URL."""
+    """Model name for a URL."""
     api_key_env: str | None = None
-    """Environment variable that holds the key for a URL."""
+    """Environment variable with the API key for a URL."""
     rubric: str = RUBRIC
-    """What earns how much, from 0 to 10, in words."""
+    """Scoring rules from 0 to 10, in words."""
     reference: bool = True
-    """Whether the judge is shown the task's answer, where there is one."""
+    """Whether the judge sees the task's answer, if there is one."""
     max_tokens: int = Field(default=256, ge=8)
-    """Most tokens of one verdict."""
+    """Maximum tokens of a verdict."""
     max_chars: int = Field(default=4000, ge=100)
-    """Characters of an answer that the judge is shown."""
+    """Maximum characters of an answer shown to the judge."""
     concurrency: int = Field(default=16, ge=1)
-    """Verdicts asked for at once."""
+    """Maximum concurrent requests."""
     compare_with: str = "correctness"
-    """The rule grader that the judge's agreement with is reported, as the metric `judge_agreement`."""
+    """Rule-based component for the metric `judge_agreement`."""
 
 
 class Judge:
-    """Asks a model for verdicts; the same question is asked once."""
+    """Asks a model for verdicts and caches them."""
 
     def __init__(self, config: JudgeConfig, ask: Ask) -> None:
         self.config = config
         self._ask = ask
         self._verdicts: dict[str, asyncio.Task[str]] = {}
-        self._places = asyncio.Semaphore(config.concurrency)
+        self._slots = asyncio.Semaphore(config.concurrency)
         self.asked = 0
-        """Calls of the model, those that were answered from memory not counted."""
+        """Calls of the model, without cached verdicts."""
 
     async def mark(self, task: Task, answer: str) -> float:
-        """The judge's mark for `answer`, 0 to 1. Raises `EngineError` when there is none."""
+        """Return the judge's score for `answer`, 0 to 1. Raises `EngineError` when the reply has none."""
         text = _MARK.format(**self._shared(task), answer=self._shown(answer))
         reply = await self._verdict(text)
         found = _SCORE.findall(reply)
@@ -121,12 +122,12 @@ class Judge:
         return float(found[-1]) / 10
 
     async def prefer(self, task: Task, one: str, other: str) -> float:
-        """1 when `one` is better than `other`, 0 when worse, 0.5 when equal: the mean over both orders, as judges
-        favour a place. Raises `EngineError` when there is no verdict."""
+        """Return 1 when `one` is better than `other`, 0 when worse, 0.5 when equal: the mean over both orders, to
+        cancel position bias. Raises `EngineError` when there is no verdict."""
         if one.strip() == other.strip():
             return 0.5
-        there, back = await asyncio.gather(self._first_wins(task, one, other), self._first_wins(task, other, one))
-        return (there + 1 - back) / 2
+        forward, reverse = await asyncio.gather(self._first_wins(task, one, other), self._first_wins(task, other, one))
+        return (forward + 1 - reverse) / 2
 
     async def _first_wins(self, task: Task, one: str, other: str) -> float:
         shown = {"one": self._shown(one), "other": self._shown(other)}
@@ -139,35 +140,36 @@ class Judge:
     async def _verdict(self, text: str) -> str:
         key = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         if key not in self._verdicts:
-            self._verdicts[key] = asyncio.create_task(self._asked(text))
+            self._verdicts[key] = asyncio.create_task(self._ask_model(text))
         verdict = self._verdicts[key]
         try:
             return await asyncio.shield(verdict)
         except BaseException:
             if verdict.done() and (verdict.cancelled() or verdict.exception() is not None):
-                self._verdicts.pop(key, None)  # an outage is not remembered
+                self._verdicts.pop(key, None)  # failures are not cached
             raise
 
-    async def _asked(self, text: str) -> str:
-        async with self._places:
+    async def _ask_model(self, text: str) -> str:
+        async with self._slots:
             self.asked += 1
             return await self._ask([{"role": "user", "content": text}], self.config.max_tokens)
 
     def _shared(self, task: Task) -> dict[str, str]:
         reference = ""
         if self.config.reference and task.answer is not None:
-            told = task.answer if isinstance(task.answer, str) else json.dumps(task.answer, default=str)
-            reference = f"\nThe right answer:\n<reference>\n{told}\n</reference>\n"
+            answer = task.answer if isinstance(task.answer, str) else json.dumps(task.answer, default=str)
+            reference = f"\nThe right answer:\n<reference>\n{answer}\n</reference>\n"
         return {"rubric": self.config.rubric, "question": task.question, "reference": reference}
 
     def _shown(self, answer: str) -> str:
-        """The answer after its thinking, cut to a length, unable to close the marks around it."""
+        """Return the answer after its thinking, truncated, without tags that could close the surrounding ones."""
         text = after_thinking(answer).strip()[: self.config.max_chars]
         return re.sub(r"</?\s*(?:answer|question|reference)\s*>", "", text, flags=re.IGNORECASE)
 
 
-def asking(engine: Engine, tokenizer: ChatTokenizer | None) -> Ask:
-    """How to ask `engine`, greedily: by messages when it takes text, else by tokens of `tokenizer`."""
+def ask_engine(engine: Engine, tokenizer: ChatTokenizer | None) -> Ask:
+    """Return a function that asks `engine` greedily: with messages when it takes text, else with token ids of
+    `tokenizer`."""
     count = 0
 
     async def ask(messages: Sequence[Message], max_tokens: int) -> str:
@@ -184,7 +186,7 @@ def asking(engine: Engine, tokenizer: ChatTokenizer | None) -> Ask:
             return (await engine.generate(request)).text
         except EngineError:
             raise
-        except MidstreamError as error:  # a prompt that is too long, say: no verdict either
+        except MidstreamError as error:  # for example a prompt that is too long
             raise EngineError(f"the judge could not answer: {error}") from error
         finally:
             engine.leave(session)
@@ -193,7 +195,7 @@ def asking(engine: Engine, tokenizer: ChatTokenizer | None) -> Ask:
 
 
 def remote_judge(config: JudgeConfig | None) -> Judge | None:
-    """The judge of a config where no model is at hand. Raises `ConfigError` when it is not at a URL."""
+    """Return the judge of a config where no model is loaded. Raises `ConfigError` when it is not at a URL."""
     if config is None:
         return None
     if not config.engine.startswith(("http://", "https://")):
@@ -201,19 +203,19 @@ def remote_judge(config: JudgeConfig | None) -> Judge | None:
             f"reward.judge.engine is '{config.engine}', but no model is loaded here",
             "use the URL of an OpenAI-compatible server",
         )
-    return Judge(config, asking(OpenAIEngine(config.engine, config.model, config.api_key_env), None))
+    return Judge(config, ask_engine(OpenAIEngine(config.engine, config.model, config.api_key_env), None))
 
 
 @component("judge")
 async def judged(task: Task, answer: str | None, judge: Judge) -> float:
-    """The judge's mark for the answer by the rubric, 0 to 1. 0 without an answer."""
+    """The judge's score for the answer by the rubric, 0 to 1. 0 without an answer."""
     return 0.0 if answer is None or not after_thinking(answer).strip() else await judge.mark(task, answer)
 
 
 @component("judge_pairwise")
 async def judged_pairwise(group: Sequence[Trajectory], judge: Judge) -> list[float | None]:
-    """Share of the group's other answers that the judge holds to be worse, 0 to 1; a tie counts half. None in a group
-    of one. One that has no answer loses to every one that has."""
+    """Share of the group's other answers that the judge considers worse, 0 to 1; a tie counts half. None in a group of
+    one. A missing answer loses to every other answer."""
     answers = [None if t.answer is None else after_thinking(t.answer).strip() or None for t in group]
     if len(group) < 2:
         return [None] * len(group)
@@ -233,8 +235,8 @@ async def judged_pairwise(group: Sequence[Trajectory], judge: Judge) -> list[flo
 
 
 def judge_agreement(trajectories: Sequence[Trajectory], rule: str) -> dict[str, Any]:
-    """The share of trajectories of which the judge (`judge` at least 0.5) and the rule grader `rule` (1) say the same,
-    as the metric `judge_agreement`; empty where no trajectory has both."""
+    """Return the metric `judge_agreement`: the share of trajectories where the judge (`judge` at least 0.5) and the
+    rule-based component `rule` (1) agree. Empty when no trajectory has both."""
     both = [
         (verdict >= 0.5, graded == 1)
         for t in trajectories

@@ -1,4 +1,4 @@
-"""What kind of thing a reference answer is: that decides how it is compared."""
+"""Kinds of reference answers, which determine how answers are compared."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from midstream.rewards.units import unit_of
 
 
 class Kind(StrEnum):
-    """How a reference is read."""
+    """Kind of a reference answer."""
 
     NUMBER = "number"
-    """A Python number, or text that is one: `1,234`, `$5`, `50%`, `3/4`, `2 million`."""
+    """A Python number, or text that is a number: `1,234`, `$5`, `50%`, `3/4`, `2 million`."""
     QUANTITY = "quantity"
-    """A number with a unit that is known: `1.5 cm`, `-5 degrees`."""
+    """A number with a known unit: `1.5 cm`, `-5 degrees`."""
     CHOICE = "choice"
-    """One of the letters A to J, alone or in brackets."""
+    """A letter from A to J, alone or in brackets."""
     EXPRESSION = "expression"
     """Mathematics: `x-1`, `7\\sqrt{2}`, `[1,2)`, `1, 2, 3`."""
     TEXT = "text"
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 
 def kind_of(reference: Any) -> Kind:
-    """The kind of one accepted answer."""
+    """Return the kind of one accepted answer."""
     if isinstance(reference, int | float | Fraction) and not isinstance(reference, bool):
         return Kind.NUMBER if number_of(reference) is not None else Kind.TEXT
     if not isinstance(reference, str):
@@ -65,7 +65,7 @@ _MATHEMATICAL = re.compile(
 
 
 def is_expression(text: str) -> bool:
-    """Whether `text` is mathematics and nothing else: numbers, single letters, functions and operators between them.
+    """Return whether `text` is pure mathematics: numbers, single letters, functions and operators between them.
 
     Words make it text, and so does an operator without its operand: `C++`, `A*`, `--`.
     """
@@ -88,7 +88,7 @@ def is_expression(text: str) -> bool:
 
 
 def unwrapped_mathematics(text: str) -> str:
-    """`text` without maths marks, markdown and a final full stop."""
+    """Remove math delimiters, markdown and a final full stop from `text`."""
     text = unify(text).strip().rstrip(".").strip()
     for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         inner = text[len(opening) : len(text) - len(closing)]

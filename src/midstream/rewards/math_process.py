@@ -1,4 +1,4 @@
-"""The process that compares mathematics, from the side that asks: started when needed, ended when it takes too long."""
+"""Client of the process that compares mathematics: starts it on demand and kills it on timeout."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import threading
 from collections.abc import Sequence
 
 from midstream.core.errors import UserError
+from midstream.rewards.calls import uncounted
 
 START_TIMEOUT_S = 60.0
-"""A process that starts has sympy to load."""
+"""Time limit to start the process, which imports sympy."""
 
 
 def compare(pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
-    """Whether the two of each pair are equal, by math-verify: LaTeX without marks, the gold answer first.
+    """Return whether the expressions of each pair are equal, by math-verify: LaTeX without delimiters, the gold answer
+    first.
 
-    All False when that takes longer than `timeout_s` or breaks. Safe to call from any thread; calls wait for each
-    other. Raises `UserError` when the package is not there.
+    Returns all False on timeout (`timeout_s`) or failure. Thread-safe; calls wait for each other, which does not count
+    towards `reward.timeout_s`. Raises `UserError` when the package is missing.
     """
     if not pairs:
         return []
@@ -30,14 +32,16 @@ def compare(pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
 
 
 class _Worker:
-    """One process, started when it is first needed and after it had to be ended."""
+    """One process, started on demand and again after it was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def compare(self, pairs: Sequence[tuple[str, str]], timeout_s: float) -> list[bool]:
-        with self._lock:
+        with uncounted():  # the others' turns
+            self._lock.acquire()
+        try:
             if self._process is None:
                 if importlib.util.find_spec("math_verify") is None:
                     raise UserError("grading mathematics needs the package math-verify", "pip install math-verify")
@@ -47,9 +51,11 @@ class _Worker:
                 self._end()
                 return [False] * len(pairs)
             return [bool(equal) for equal in json.loads(reply)["equal"]]
+        finally:
+            self._lock.release()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        """Start the process and wait until it can compare; raises `UserError` with its last words when it cannot."""
+        """Start the process and wait until it is ready. Raises `UserError` with its last output line when it fails."""
         command = [sys.executable, "-m", "midstream.rewards.math_worker"]
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
@@ -68,7 +74,7 @@ class _Worker:
     def _ask(
         self, process: subprocess.Popen[bytes], pairs: Sequence[tuple[str, str]], timeout_s: float
     ) -> bytes | None:
-        """One line of reply; None when the process took too long or died over the request."""
+        """Return one line of reply; None when the process timed out or died."""
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(json.dumps({"pairs": list(pairs)}).encode() + b"\n")

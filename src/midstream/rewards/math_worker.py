@@ -1,7 +1,8 @@
-"""The process that compares mathematics: one JSON request a line on stdin, one JSON answer a line on stdout.
+"""Process that compares mathematics: one JSON request per line on stdin, one JSON answer per line on stdout.
 
-math-verify hands what it reads to sympy, which evaluates it and may take for ever or all the memory there is. Hence a
-process of its own that its parent can end, with a memory limit. It keeps accidents out, not attacks: no sandbox.
+math-verify passes its input to sympy, which evaluates it and may take unlimited time or memory. Hence a separate
+process with a memory limit, which its parent can kill. This protects against accidents, not attacks: it is not a
+sandbox.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ MEMORY_BYTES = 2 * 2**30
 
 
 def main() -> None:
-    with suppress(OSError, ValueError):  # not every system lets a process limit itself so; the time limit is left
+    with suppress(OSError, ValueError):  # not supported on every system; the time limit still applies
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     import math_verify
 
-    logging.disable()  # it warns that its own time limit is off; the parent's is on
+    logging.disable()  # math-verify warns that its own time limit is off; the parent enforces one
     print(json.dumps({"ready": True}), flush=True)
-    unlimited: Any = None  # allowed, though the package's types say int
-    # LaTeX only: its other config finds the first number of what it cannot read.
+    unlimited: Any = None  # allowed, although the package declares int
+    # LaTeX only: the other config returns the first number of text that it cannot parse.
     configs = [math_verify.LatexExtractionConfig()]
 
     def read(latex: str) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Equality of mathematics, not of text, by the package math-verify: fractions, roots, sets, intervals, equations.
+"""Mathematical equality by the package math-verify: fractions, roots, sets, intervals, equations.
 
-The package reads what it is given as LaTeX in maths marks and nothing else: its reading of plain prose takes `4` out of
-`4\\sqrt{2}`. What is compared is the whole answer, after its thinking; a denial, a choice or a false equation is wrong.
+math-verify gets only LaTeX in math delimiters, because its parser for plain text finds `4` in `4\\sqrt{2}`. The whole
+answer after its thinking is compared; a denial, a choice or a false equation is wrong.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from midstream.rewards.units import unit_of
 
 REL_TOL = 1e-6
 LONGEST = 400
-"""Characters of a statement that is still read."""
+"""Maximum characters of a statement."""
 
 
 def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
-    """Whether `text` states something mathematically equal to `reference`, and nothing that contradicts it.
+    """Return whether `text` states something mathematically equal to `reference`, and nothing that contradicts it.
 
-    False too when the comparison takes longer than `timeout_s` or breaks. Safe to call from any thread. Raises
-    `UserError` when math-verify is needed and not there.
+    Also returns False when the comparison takes longer than `timeout_s` or fails. Thread-safe. Raises `UserError` when
+    math-verify is needed but missing.
     """
     gold = latex(extract_answer(str(reference)))
     stated = stated_mathematics(text)
@@ -38,14 +38,14 @@ def same_mathematics(text: str, reference: Any, timeout_s: float = 5.0) -> bool:
     parts = [part for part in re.split(r"(?<![<>!\\=])=(?!=)", stated) if part.strip()]
     if "=" in gold or len(parts) < 2:
         return compare([(gold, stated)], timeout_s)[0]
-    # Each side of an equation that does not name an unknown must be the answer itself: 13 = 12 is not 12.
+    # Each side of an equation that does not name an unknown must equal the answer: 13 = 12 is not 12.
     sides = [part for part in parts if not (_is_name(part) if _has_unknown(gold) else _has_unknown(part))]
     return bool(sides) and all(compare([(gold, side) for side in sides], timeout_s))
 
 
 def stated_mathematics(text: str) -> str | None:
-    """What `text` states as its answer, as LaTeX without marks: its marked part, what follows "the answer is", its last
-    formula in maths marks, or the number it states. None when that is nothing, several things, or denied."""
+    """Return the stated answer of `text` as LaTeX without delimiters: its marked part, the part after "the answer is",
+    its last formula in math delimiters, or the number it states. None when there is none, several, or a denial."""
     text = after_thinking(text)
     marked = marked_answer(text)
     if marked is not None:
@@ -62,7 +62,8 @@ def stated_mathematics(text: str) -> str | None:
 
 
 def latex(text: str) -> str:
-    """`text` as LaTeX that math-verify reads: plain functions and symbols as commands, units and currency left out."""
+    """Convert `text` to LaTeX for math-verify: plain functions and symbols become commands; units and currencies are
+    removed."""
     text = unify(unwrapped_mathematics(text.replace("\\!", "")))
     text = re.sub(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))", ",", text)
     text = _TEXT.sub(lambda words: " " if _is_unit(words[1]) else words[0], text)
@@ -81,7 +82,7 @@ def latex(text: str) -> str:
 
 _FORMULA = re.compile(r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL)
 _ENDLESS = re.compile(r"\^\s*\{?\s*-?\d{4,}|\^[^-+=,]*\^[^-+=,]*\^|\d{4,}\s*\}?\)?!|!\s*!")
-"""Powers and factorials that nobody means, and that a computer algebra system works out all the same."""
+"""Powers and factorials that no answer needs but a computer algebra system would evaluate."""
 _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{\s*([^{}]*?)\s*\}")
 _SYMBOLS = {
     "π": "\\pi ",
@@ -104,7 +105,7 @@ _SEVERAL = re.compile(r"\\(?:lor|vee)\b|\b(?:or|either)\b")
 
 
 def _one_statement(text: str) -> str | None:
-    """`text` as LaTeX when it states one thing; None when it says more, or denies it."""
+    """Return `text` as LaTeX when it states exactly one thing and does not deny it; else None."""
     if not text.strip() or len(text) > LONGEST or _DENIED.search(text) or _SEVERAL.search(text):
         return None
     led = after_lead_in(text)
@@ -138,13 +139,13 @@ def _tight(text: str) -> str:
 
 
 def _numbers_differ(stated: str, gold: str) -> bool:
-    """Whether both are plain numbers, and different: nothing that needs a computer algebra system."""
+    """Return whether both are plain numbers and different, which needs no computer algebra system."""
     one, other = whole_number(stated), whole_number(gold)
     return one is not None and other is not None and not one.matches(other, REL_TOL)
 
 
 def _shape(text: str) -> tuple[bool, bool]:
-    """What math-verify reads over: the base of a number (`12_3`) and a ratio (`2:1`)."""
+    """Return features that math-verify ignores: the base of a number (`12_3`) and a ratio (`2:1`)."""
     return re.search(r"\d\s*_", text) is not None, re.search(r"\d\s*:\s*\d", text) is not None
 
 
@@ -154,14 +155,14 @@ def _has_unknown(part: str) -> bool:
 
 
 def _is_name(part: str) -> bool:
-    """Whether a side of an equation merely names what the other side says: `x`, `f(x)`, `A_1`."""
+    """Return whether a side of an equation only names the other side: `x`, `f(x)`, `A_1`."""
     return re.fullmatch(r"\s*[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z, ]*\))?\s*", part) is not None
 
 
 def math_verify(prediction: str, answer: Any, timeout_s: float = 5.0) -> float:
     """1 when `prediction` states something mathematically equal to `answer` (or to one of a list), else 0.
 
-    An accepted answer that is not mathematics, a choice or a name, is compared as `graders.answer_correct` does.
+    A choice or a text answer is compared as in `graders.answer_correct`.
     """
     from midstream.rewards.graders import answer_correct
 
@@ -173,7 +174,7 @@ def math_verify(prediction: str, answer: Any, timeout_s: float = 5.0) -> float:
             return 1.0
         if kind_of(reference) in (Kind.NUMBER, Kind.EXPRESSION, Kind.QUANTITY):
             if kind_of(reference) is Kind.QUANTITY and re.search(r"(?<!\\)[A-Za-z°]", extract_answer(prediction)):
-                continue  # the same number, of something else
+                continue  # the same number with a different unit
             if same_mathematics(prediction, _as_text(reference), timeout_s):
                 return 1.0
     return 0.0

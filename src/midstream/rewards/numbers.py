@@ -1,7 +1,7 @@
-"""Reading numbers out of text: signs, thousands, decimals, exponents, fractions, currencies, percent, "million".
+"""Parses numbers in text: signs, thousands separators, decimals, exponents, fractions, currencies, percent, "million".
 
 Number words ("twelve"), roman numerals and decimal commas are not read, and what is part of a larger expression
-(`10^3`, `3x`, `\\sqrt{2}`) is not a number.
+(`10^3`, `3x`, `\\sqrt{2}`, "12 squared", "less than 12") is not a number.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from midstream.rewards.characters import spaced, unify
 from midstream.rewards.units import Unit, unit_after, unit_of
 
 LONGEST = 300
-"""Digits and powers of ten beyond this are not read: nobody means them, and arithmetic on them never ends."""
+"""Maximum digits and powers of ten. Larger numbers are ignored, because no answer needs them and arithmetic on them
+never ends."""
 MOST_KEPT = 50
-"""Numbers kept in mind for a later "12 is wrong"."""
+"""Maximum numbers remembered for a later "12 is wrong"."""
 
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
@@ -26,7 +27,7 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,30}(?![\d,])|\d+)"
 _NUMBER = re.compile(
     rf"""
     (?<![\w^.\\])(?<![A-Za-z_]-)                    # not inside a word, a version or an exponent: CO2, covid-19, m^2
-    (?P<sign>(?<![\d)}}\]])[-+])?(?:\\?[$€£¥₹]\s?)?(?P<sign2>-)?
+    (?P<sign>(?<![\d)}}\]])[-+])?(?:(?P<currency>\\?[$€£¥₹])\s?)?(?P<sign2>-)?
     (?: (?:(?P<units>\d+)\s*)?\\[dt]?frac\s*(?:\{{(?P<top>-?\d+)\}}\s*\{{(?P<bottom>\d+)\}}|(?P<top1>\d)(?P<bottom1>\d))
       | (?:(?P<whole>\d+)\s+)?(?P<over>\d+)\s?/\s?(?P<under>\d+)(?![\d.]*[\d/])
       | (?P<digits>{_DIGITS}(?:\.\d+)?|\.\d+)(?!\d|\.\d)
@@ -50,7 +51,7 @@ _BEFORE = re.compile(
     r"|(?:\\?\b(?:log|ln|sin|cos|tan|exp)|\\[A-Za-z]*(?:bar|hat|vec|line))\s?[({]?|(?:[<>≤≥≠]|!=|\\(?:geq?|leq?|neq?|gt|lt|pm|mp)\b)\s?"
     r"|(?:(?<![A-Za-z\\])[A-Za-z]|[)\]}])\s?(?:[-+*/×·÷]|\\(?:cdot|times|div)\b)\s?)$"
 )
-"""What makes a fragment of the number after it: a power, a root, a function, an inequality, the rest of a sum."""
+"""Matches before a number that is only part of an expression: a power, a root, a function, an inequality, a sum."""
 _AFTER = re.compile(
     r"\s?(?:\^(?!\s?\{?\\circ)|√|π|_|·|÷|×|\\(?!text|mathrm|mbox|circ|degree|quad|right|end|[,;!:%$()\[\]\\ ])[A-Za-z]"
     r"|[*+/-]\s?(?:(?!a\s|I\s)[A-Za-z](?![A-Za-z])|[(\\])|[xyz](?![A-Za-z'])|!(?=\s?[)}=+*/$-]))"
@@ -58,6 +59,28 @@ _AFTER = re.compile(
 )
 _ATTACHED = re.compile(r"[A-Za-z]+")
 _ATTACHED_WORDS = frozenset(("st", "nd", "rd", "th", "am", "pm", "bc", "ad", "usd", "eur", "gbp", "jpy"))
+_WORDS_BEFORE = re.compile(
+    r"(?:\b(?:less|fewer|greater|more|larger|smaller|bigger|higher|lower)\s+than(?:\s+or\s+equal\s+to)?"
+    r"|\bat\s+(?:least|most)|\bup\s+to|(?:^|\b(?:is|are|was|were)\s+)(?:over|under|above|below)"
+    r"|\b(?:root|squares?|cubes?|power|logarithm|log|sine|cosine|tangent|reciprocal|inverse|factorial|half|halves|thirds?"
+    r"|quarters?|fourths?|fifths?|tenths?|percent)\s+of|%\s+of|\b(?:half|twice|thrice|double|triple)"
+    r"|\b(?:plus|times|(?:divided|multiplied)\s+by))\s+\W{0,3}$",
+    re.IGNORECASE,
+)
+"""The same in words: a relation, a function, a multiple or a part of the number after it."""
+_WORDS_AFTER = re.compile(
+    r"[\s-]+(?:squared|cubed|factorial|dozens?|gross\b|to\s+the\s+(?:\w+\s+)?power"
+    r"|or\s+(?:more|less|fewer|greater|larger|smaller|higher|lower|above|below)\b"
+    r"|and\s+(?:a|one)\s+(?:half|third|quarter)\b)",
+    re.IGNORECASE,
+)
+_MINUS = re.compile(
+    r"(?P<both>\bplus\s+or\s+)?\b(?:negative|(?P<minus>minus))\s+(?=\\?[$€£¥₹]?\s?\.?\d)", re.IGNORECASE
+)
+_OPERAND = re.compile(r"(?:[\d)\]}]|\b[A-Za-z])\s+$")
+_CLOSES_MATHEMATICS = re.compile(r"(?<!\\)\$(?!\s?\d)")
+_CURRENCY_AFTER = re.compile(r"\s?([€£¥₹])(?!\s?\d)")
+_SMALLER_UNIT = re.compile(r"\s*([A-Za-z]+)")
 _CLAUSE_ENDS = re.compile(r"[.!?;]+(?=\s|$|[^\w\s.]|[^\x00-\x7f])|[,](?=\s)|\n|(?=\bbut\b)")
 _DENIAL = r"(?:not|isn't|aren't|wasn't|never|neither|nor|cannot|can't)"
 _DENIED_BEFORE = re.compile(
@@ -78,13 +101,14 @@ _RETRACTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as written: `value` before the percent sign took effect, which `percent` says was there."""
+    """A number as written: `value` before applying the percent sign, `percent` whether there is one."""
 
     value: Fraction
     percent: bool = False
 
     def matches(self, reference: Number, rel_tol: float) -> bool:
-        """Equal, exactly when `reference` is whole. 50% is 0.5 and is also 50 when only one of the two has the sign."""
+        """Return whether the numbers are equal, exactly when `reference` is whole. When only one has a percent sign,
+        50% equals both 0.5 and 50."""
         if self.percent == reference.percent:
             return close(self.value, reference.value, rel_tol)
         mine, theirs = self.value, reference.value
@@ -95,13 +119,14 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number with its unit; without one where none that is known was written."""
+    """A number with its unit; None without a known unit."""
 
     number: Number
     unit: Unit | None
 
     def matches(self, reference: Quantity, rel_tol: float) -> bool:
-        """Equal in the unit of the other; a number without a unit is taken to be in the reference's."""
+        """Return whether the quantities are equal after unit conversion. A number without a unit is taken in the
+        other's unit."""
         if self.unit is None or reference.unit is None or self.unit == reference.unit:
             return self.number.matches(reference.number, rel_tol)
         mine, theirs = self.number.value * self.unit.size, reference.number.value * reference.unit.size
@@ -110,17 +135,18 @@ class Quantity:
 
 
 def last_number(text: str) -> Number | None:
-    """The number of `last_quantity`."""
+    """Return the number of `last_quantity`."""
     quantity = last_quantity(text)
     return None if quantity is None else quantity.number
 
 
 def last_quantity(text: str) -> Quantity | None:
-    """The last number that `text` states, with its unit.
+    """Return the last number stated by `text`, with its unit.
 
     None when there is none, or when it is one of several that are merely listed ("5, 6 or 7", "5-7"), a part of an
-    expression that was not worked out ("3 + 4", "10^3", "3x"), one side of a false equation ("13 = 12"), or is denied
-    ("not 12", "12 is wrong") or asked about ("is it 12?"). "3 + 4 = 7" states 7.
+    expression that was not worked out ("3 + 4", "10^3", "3x", "twice 3"), a bound ("less than 12"), one side of a false
+    equation ("13 = 12"), or is denied ("not 12", "12 is wrong") or asked about ("is it 12?"). "3 + 4 = 7" states 7, and
+    "5 ft 3 in" 63 inches.
     """
     text = tidy(text)
     before, last = None, None
@@ -133,6 +159,9 @@ def last_quantity(text: str) -> Quantity | None:
         return None
     stated = Quantity(number, _unit(text, last))
     if before is not None:
+        together = _together(text, before, last)
+        if together is not None:
+            return together
         unit = unit_after(text, before.end())
         start = before.end() if unit is None else unit[1]
         listed = _LIST.fullmatch(text, start, last.start()) or _ALTERNATIVE.search(text, before.end(), last.start())
@@ -144,40 +173,43 @@ def last_quantity(text: str) -> Quantity | None:
 
 
 def whole_number(text: str) -> Number | None:
-    """The number that `text` is, and nothing else besides; None when it is something else."""
+    """Return the number when `text` is nothing else; otherwise None."""
     match = _NUMBER.fullmatch(_bare(text))
     return None if match is None else _read(match)
 
 
 def whole_quantity(text: str) -> Quantity | None:
-    """The number with a known unit that `text` is, and nothing else besides; None when it is something else."""
+    """Return the number with a known unit when `text` is nothing else; otherwise None."""
     text = _bare(text)
     match = _NUMBER.match(text)
-    if match is None or match.end() == len(text):
+    if match is None:
         return None
-    number, unit = _read(match), unit_of(text[match.end() :])
+    number = _read(match)
+    unit = _currency(text, match) if match.end() == len(text) else unit_of(text[match.end() :])
     return None if number is None or unit is None else Quantity(number, unit)
 
 
 def numbers_in(text: str) -> list[Fraction]:
-    """Every number in `text`, a part of an expression or a list too."""
+    """Return every number in `text`, including parts of expressions and lists."""
     found = (_read(match) for match in _NUMBER.finditer(tidy(text)))
     return [number.value for number in found if number is not None]
 
 
 def number_of(value: float | Fraction) -> Number | None:
-    """A Python number; None when it is not finite."""
+    """Convert a Python number; None when it is not finite."""
     return Number(Fraction(value)) if math.isfinite(value) else None
 
 
 def tidy(text: str) -> str:
-    """`text` with one spelling for what numbers are written with: groups of digits, minus signs, LaTeX's text."""
+    """`text` with one spelling for what numbers are written with: groups of digits, minus signs (also in words),
+    LaTeX's text."""
     text = spaced(unify(_THIN_GROUPS.sub(",", text)))
-    return _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
+    text = _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
+    return _MINUS.sub(_minus_sign, text)
 
 
 def close(value: Fraction, reference: Fraction, rel_tol: float) -> bool:
-    """Equal, exactly when `reference` is whole, else to a relative tolerance."""
+    """Return whether the values are equal: exactly when `reference` is whole, else to a relative tolerance."""
     if reference.denominator == 1:
         return value == reference
     return abs(value - reference) <= Fraction(rel_tol) * abs(reference)
@@ -191,18 +223,18 @@ def _bare(text: str) -> str:
 
 
 def _stated(text: str) -> Iterator[re.Match[str]]:
-    """Numbers of `text` that are neither denied nor asked about, up to the last retraction."""
+    """Iterate over numbers that are neither denied nor questioned, after the last retraction."""
     found: list[re.Match[str]] = []
     matches = list(_NUMBER.finditer(text))
-    start, place = 0, 0
+    start, index = 0, 0
     for end in [*_CLAUSE_ENDS.finditer(text), None]:
         stop = len(text) if end is None else end.start()
-        if end is not None and place < len(matches) and matches[place].start() < stop < matches[place].end():
+        if end is not None and index < len(matches) and matches[index].start() < stop < matches[index].end():
             continue  # the comma or point of a number
         own: list[re.Match[str]] = []
-        while place < len(matches) and matches[place].start() < stop:
-            own.append(matches[place])
-            place += 1
+        while index < len(matches) and matches[index].start() < stop:
+            own.append(matches[index])
+            index += 1
         clause = text[start:stop]
         if not own:
             if found and _RETRACTED.search(clause):
@@ -226,22 +258,58 @@ def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bo
 
 def _is_fragment(text: str, match: re.Match[str]) -> bool:
     """Whether a number is a part of a larger expression."""
-    if _BEFORE.search(text, max(0, match.start() - 40), match.start()):
+    start, end = max(0, match.start() - 40), match.end()
+    if _BEFORE.search(text, start, match.start()) or _WORDS_BEFORE.search(text, start, match.start()):
         return True
-    end = match.end()
     following = text[end:]
+    if _WORDS_AFTER.match(following):
+        return True
     if match["percent"] is None and _AFTER.match(following):
         emphasis = following.startswith("**") or (following[0] == "_" and not following[1:2].isalnum())
         return not emphasis
     if following.startswith("!") and not text[: match.start()].strip(" ($*") and not following[1:].strip(" )$*."):
-        return True  # nothing but a factorial; at the end of a sentence it is joy
+        return True  # only a factorial; at the end of a sentence it is an exclamation mark
     attached = _ATTACHED.match(text, end)
     return attached is not None and attached[0].lower() not in _ATTACHED_WORDS and unit_after(text, end) is None
 
 
 def _unit(text: str, match: re.Match[str]) -> Unit | None:
     found = unit_after(text, match.end())
-    return None if found is None else found[0]
+    if found is not None:
+        return found[0]
+    symbol = _CURRENCY_AFTER.match(text, match.end())
+    return unit_of(symbol[1]) if symbol else _currency(text, match)
+
+
+def _currency(text: str, match: re.Match[str]) -> Unit | None:
+    """The currency of the sign before a number; `$` is one unless a later `$` closes it."""
+    sign = match["currency"]
+    if sign is None or (sign == "$" and _CLOSES_MATHEMATICS.search(text, match.end())):
+        return None
+    return unit_of("dollar" if sign.endswith("$") else sign.removeprefix("\\"))
+
+
+def _together(text: str, large: re.Match[str], small: re.Match[str]) -> Quantity | None:
+    """One measure in two units ("5 ft 3 in", "5 dollars and 50 cents") as a quantity in the smaller; None when the two
+    numbers are no such thing."""
+    between = text[large.end() : small.start()]
+    word = _SMALLER_UNIT.match(text, small.end())
+    whole, part = _read(large), _read(small)
+    if word is None or whole is None or part is None or len(between) > 40:
+        return None
+    one, other = unit_of(re.sub(r"\s+and\s+$", "", between)), unit_of(word[1])
+    if one is None or other is None or one.dimension != other.dimension or part.value < 0:
+        return None
+    if part.value * other.size >= one.size:
+        return None
+    sign = -1 if whole.value < 0 else 1
+    return Quantity(Number(whole.value * one.size / other.size + sign * part.value), other)
+
+
+def _minus_sign(match: re.Match[str]) -> str:
+    if match["both"]:
+        return "±"
+    return "- " if match["minus"] and _OPERAND.search(match.string, 0, match.start()) else "-"
 
 
 def _stands_alone(text: str, match: re.Match[str]) -> bool:

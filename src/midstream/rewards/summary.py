@@ -1,4 +1,4 @@
-"""What a set of trajectories says in numbers: success with its interval, reward by component, turns, tool errors."""
+"""Summarizes trajectories: success with its confidence interval, reward by component, turns, tool errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from midstream.core.failures import first_traceback
 from midstream.core.statistics import bootstrap_mean, wilson
 from midstream.core.types import FinishReason, Status, Trajectory
 
@@ -13,23 +14,24 @@ Succeeded = Callable[[Trajectory], bool]
 
 
 def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[str, Any]:
-    """Success (Wilson 95 %), by kind too, and reward (bootstrap 95 %); failed attempts count as tried and not
-    succeeded. `errors` says why attempts failed."""
-    won = [succeeded(t) for t in trajectories]
+    """Return success (Wilson 95 %), also by kind, and reward (bootstrap 95 %). Failed attempts count as unsuccessful.
+    `errors` lists the reasons of failures."""
+    successes = [succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
     return {
-        **_success(won),
+        **_success(successes),
         "by_kind": {
-            kind: _success([w for t, w in zip(trajectories, won, strict=True) if t.task.kind == kind]) for kind in kinds
+            kind: _success([s for t, s in zip(trajectories, successes, strict=True) if t.task.kind == kind])
+            for kind in kinds
         },
         **describe(trajectories),
         **_reward_interval([t.reward for t in trajectories if t.reward is not None]),
-        "errors": reasons(trajectories),
+        "errors": failure_reasons(trajectories),
     }
 
 
 def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Means over trajectories: `reward`, `rewards/<component>`, `turns`, `steps`, and shares of what went wrong."""
+    """Return means over trajectories: `reward`, `rewards/<component>`, `turns`, `steps`, and shares of failures."""
     steps = [step for t in trajectories for step in t.steps]
     calls = [call for t in trajectories for call in t.tool_calls]
     components = list(dict.fromkeys(name for t in trajectories for name in t.rewards))
@@ -44,17 +46,23 @@ def describe(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
-def reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-    """Why attempts failed: `reason`, `count`, and the id of the first such `task`; the most frequent first."""
+def failure_reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    """Return reasons of failures, most frequent first: `reason`, `count`, and `task`, the id of the first such task.
+    The first reason has a `traceback` when user code raised."""
     found: dict[str, dict[str, Any]] = {}
     for trajectory in trajectories:
         if trajectory.status is Status.COMPLETED:
             continue
-        # The same reason with another number in it, a prompt's length say, is the same reason.
+        # Reasons that differ only in numbers, such as a prompt's length, are merged.
         key = re.sub(r"\d+", "#", trajectory.error)
         entry = found.setdefault(key, {"reason": trajectory.error, "count": 0, "task": trajectory.task.id})
         entry["count"] += 1
-    return sorted(found.values(), key=lambda entry: -entry["count"])
+    ordered = sorted(found.items(), key=lambda item: -item[1]["count"])
+    for key, entry in ordered[:1]:
+        alike = [one for one in trajectories if re.sub(r"\d+", "#", one.error) == key]
+        if raised := first_traceback(alike):
+            entry["traceback"] = raised
+    return [entry for _, entry in ordered]
 
 
 def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:
@@ -64,11 +72,12 @@ def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:
     return {"reward_low": low, "reward_high": high}
 
 
-def _success(won: Sequence[bool]) -> dict[str, Any]:
-    if not won:
+def _success(successes: Sequence[bool]) -> dict[str, Any]:
+    if not successes:
         return {"n": 0, "success": None, "low": None, "high": None}
-    interval = wilson(sum(won), len(won))
-    return {"n": len(won), "success": sum(won) / len(won), "low": interval.low, "high": interval.high}
+    interval = wilson(sum(successes), len(successes))
+    mean = sum(successes) / len(successes)
+    return {"n": len(successes), "success": mean, "low": interval.low, "high": interval.high}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""When two short texts are the same answer: by SQuAD's rules, or by stricter ones that keep what carries meaning."""
+"""Compares short texts: by SQuAD's rules, or by stricter rules that keep meaningful symbols."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import unicodedata
 from midstream.rewards.characters import unify
 
 MOST_WRAPPING = 400
-"""Characters that may stand around a short answer and not count."""
+"""Maximum ignored characters around a short answer."""
 _SYMBOLS = frozenset("+-*/=<>#%^&@_~|\\$")
-"""ASCII punctuation that carries meaning: C++ is not C. So do all of Unicode's symbols (category S)."""
+"""Meaningful ASCII punctuation: C++ is not C. All Unicode symbols (category S) are meaningful too."""
 _BRACKETS = frozenset("()[]{}")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _WRAPPING_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt)?|math(?:rm|bf|it|sf|tt)|emph|mbox)\s*\{([^{}]*)\}")
@@ -38,10 +38,10 @@ _PAIRS = (
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces.
+    """Apply SQuAD's normalization: lower case, no punctuation, no articles, single spaces.
 
-    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), the official evaluation script; with Unicode's punctuation beside
-    ASCII's as in MLQA (Lewis et al. 2020, arXiv 1910.07475), after NFKC.
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), the official evaluation script; with Unicode punctuation in
+    addition to ASCII as in MLQA (Lewis et al. 2020, arXiv 1910.07475), after NFKC.
     """
     text = "".join(c for c in unify(text).lower() if not _is_punctuation(c))
     text = unicodedata.normalize("NFKC", text)
@@ -49,28 +49,28 @@ def normalise(text: str) -> str:
 
 
 def same_text(text: str, reference: str) -> bool:
-    """Whether `text` says `reference` and nothing else.
+    """Return whether `text` is equal to `reference`.
 
-    Case, spaces, articles before a word, quotes, markdown and punctuation between words do not count; what carries
-    meaning does: `C++`, `x-1`, `1.5`, `10:30`, `Vitamin A`.
+    Ignores case, spaces, articles before a word, quotes, markdown and punctuation between words, but no meaningful
+    symbol: `C++`, `x-1`, `1.5`, `10:30`, `Vitamin A`.
     """
     if len(text) > MOST_WRAPPING + 4 * len(reference):
         return False
-    wanted = canonical(reference)
-    return canonical(text) == wanted if wanted else text.strip() == reference.strip() != ""
+    expected = canonical(reference)
+    return canonical(text) == expected if expected else text.strip() == reference.strip() != ""
 
 
 def canonical(text: str) -> str:
-    """The one spelling that every text has that `same_text` takes for the same."""
+    """Return the canonical spelling, which is equal for texts that `same_text` considers the same."""
     text = _THOUSANDS.sub("", unwrapped(unify(text)))
-    # Brackets that are apart from what stands before them hold words: "Paris (France)".
+    # Brackets after a space hold words: "Paris (France)".
     tight = _TIGHT.search(text) is not None
     words = "".join(_kept(text, place, tight) for place in range(len(text))).split()
     return " ".join(word for place, word in enumerate(words) if not _is_article(word, place, len(words))).casefold()
 
 
 def unwrapped(text: str) -> str:
-    """`text` without what merely wraps an answer: quotes, markdown, LaTeX text and maths marks, a final full stop."""
+    """Remove quotes, markdown, LaTeX text and math delimiters, and a final full stop around an answer."""
     before = None
     text = _WRAPPING_COMMAND.sub(r" \1 ", text)
     while before != text:
@@ -99,7 +99,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def _kept(text: str, place: int, tight: bool) -> str:
-    """What is left of the character at `place` when texts are compared."""
+    """Return the character at `place` as it enters a comparison."""
     character = text[place]
     before, after = text[place - 1 : place], text[place + 1 : place + 2]
     if character in "-.'" and before.isalpha() and after.isalpha():
@@ -117,7 +117,8 @@ def _kept(text: str, place: int, tight: bool) -> str:
 
 
 def _is_article(word: str, place: int, count: int) -> bool:
-    """An article stands before another word; `A` within a text is a name: vitamin A deficiency."""
+    """Return whether a word is an article: it stands before another word, and `A` within a text is a name (vitamin A
+    deficiency)."""
     if place == count - 1:
         return False
     return word.lower() in ("an", "the") or word == "a" or (word == "A" and place == 0)

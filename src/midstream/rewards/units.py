@@ -1,4 +1,4 @@
-"""Units of measure: which words are one, and a quantity ("1.5 cm") as a number of base units."""
+"""Units of measure: recognizes unit names and converts quantities ("1.5 cm") to base units."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ data 1000000000000 tb terabyte
 bit 1 bit
 dollar 1 usd dollar
 dollar 1/100 cent
-euro 1 eur euro
-pound 1 gbp pound
-yen 1 jpy cny yen yuan
-rupee 1 inr rupee
+euro 1 eur euro €
+pound 1 gbp pound £
+yen 1 jpy cny yen yuan ¥
+rupee 1 inr rupee ₹
 person 1 person people
 """
 
@@ -112,7 +112,7 @@ def _table() -> dict[str, Unit]:
 
 
 _UNITS = _table()
-_LETTERS = frozenset("msghdtlLKNJWVΩ°")
+_LETTERS = frozenset("msghdtlLKNJWVΩ°€£¥₹")
 """Single letters that are a unit, in this case: 5M is millions, and 3D has three dimensions."""
 _SPELLED = re.compile(
     r"\\(?:text|mathrm|mathit|rm|mbox|operatorname)\s*\{\s*([^{}]*?)\s*\}|\^?\\circ|\^?\{\\circ\}|\\degree|\\[,;!: ]|~"
@@ -124,7 +124,7 @@ _AFTER = re.compile(
 
 
 def unit_of(text: str) -> Unit | None:
-    """The unit that `text` names and nothing else; None when it names none that is known."""
+    """Return the unit when `text` is nothing else; None for an unknown unit."""
     words = plain_unit(text)
     if words in _UNITS:
         return _UNITS[words]
@@ -133,7 +133,7 @@ def unit_of(text: str) -> Unit | None:
 
 
 def unit_after(text: str, place: int) -> tuple[Unit, int] | None:
-    """The unit that stands at `place` of `text`, right after a number, and where it ends; None when none does."""
+    """Return the unit at `place` of `text`, directly after a number, and its end; None when there is none."""
     words = _AFTER.match(text, place)
     if words is None:
         return None
@@ -149,7 +149,7 @@ def unit_after(text: str, place: int) -> tuple[Unit, int] | None:
 
 
 def plain_unit(text: str) -> str:
-    """A unit in plain lower-case words: LaTeX's text and degree signs read, full stops left out."""
+    """Convert a unit to plain lower-case words: LaTeX text and degree signs are resolved, full stops removed."""
     text = unify(text)
     text = _SPELLED.sub(lambda match: match[1] or ("°" if "circ" in match[0] or "degree" in match[0] else " "), text)
     text = text.replace("{", "").replace("}", "").strip(" .$*_`\"'()").strip()

@@ -1,6 +1,6 @@
-"""The database that everything durable is kept in: connections, one writer, transactions, leases, migrations.
+"""The database for all durable data: connections, one writer, transactions, leases, migrations.
 
-Knows nothing of what is kept. A package describes its tables as a `Schema` and works on a `Database`."""
+Independent of what is stored: each package describes its tables as a `Schema` and works on a `Database`."""
 
 from midstream.store.database import Database
 from midstream.store.leases import Lease, Leases

@@ -1,4 +1,4 @@
-"""A database that several packages keep their tables in: many readers and one writer."""
+"""A database shared by several packages: many readers and one writer."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Database:
             self._writer.raise_unreported()
 
     def close(self) -> None:
-        """Write what waits and disconnect. Idempotent."""
+        """Finish pending writes and disconnect. Idempotent."""
         if self._closed:
             return
         self._closed = True

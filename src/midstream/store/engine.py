@@ -1,4 +1,4 @@
-"""Connecting to SQLite by path or PostgreSQL by URL, and database errors in words a user can act on."""
+"""Connects to SQLite by path or PostgreSQL by URL, and explains database errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from midstream.store.prepared import run
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10
 DURABILITY = {"full": "FULL", "normal": "NORMAL"}
-"""SQLite's names for them."""
+"""SQLite's names of the levels."""
 
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-"""`insert` with what a dialect does on conflict."""
+"""`insert` with the dialect's ON CONFLICT clause."""
 
 
 def open_engine(url_or_path: str | Path, durability: str, read_only: bool = False) -> tuple[sa.Engine, str]:
     """An engine, and the name of its database for messages. Raises `RunError` when it cannot be used.
 
-    A transaction on a connection with the execution option `writes` takes SQLite's lock at once, so that what it reads
-    stays true until it writes. With `read_only` the database must exist, and nothing can be written.
+    A transaction on a connection with the execution option `writes` takes SQLite's lock immediately, so rows it reads
+    cannot change before it writes. With `read_only` the database must exist, and nothing can be written.
     """
     if durability not in DURABILITY:
         raise RunError(f"unknown durability '{durability}'", nearest(durability, DURABILITY))
@@ -40,26 +40,26 @@ def open_engine(url_or_path: str | Path, durability: str, read_only: bool = Fals
 
 
 def explained(error: DBAPIError, where: str) -> Exception:
-    """The `RunError` that tells a user what to do about `error`; `error` itself when it is not theirs to mend."""
-    told = " ".join(str(error.orig).split())
+    """Return a `RunError` with advice for `error`; `error` itself when the user cannot fix it."""
+    message = " ".join(str(error.orig).split())
     name = str(getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or "")
     by_name = [meaning for start, meaning in _BY_NAME.items() if name.startswith(start)]
-    by_words = [meaning for words, meaning in _BY_WORDS.items() if not name and words in told]
+    by_words = [meaning for words, meaning in _BY_WORDS.items() if not name and words in message]
     for what, hint in (by_name or by_words)[:1]:
-        return RunError(f"{what}: '{where}' ({told})", hint)
+        return RunError(f"{what}: '{where}' ({message})", hint)
     if isinstance(error, OperationalError):
-        return RunError(f"the database '{where}' does not answer as it should: {told}", "check that it runs")
+        return RunError(f"the database '{where}' does not answer as it should: {message}", "check that it runs")
     return error
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the same transaction, tried again, should go through: two processes stood in each other's way (one of a
-    deadlock, or both inserted the same)."""
+def is_retryable(error: BaseException) -> bool:
+    """Whether retrying the transaction should succeed: it conflicted with another process (deadlock, or both inserted
+    the same row)."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "23505")
 
 
-def is_everybodys(error: BaseException) -> bool:
-    """Whether the database failed, and not one of the rows it was given (as one too large for an index is)."""
+def is_database_failure(error: BaseException) -> bool:
+    """Whether the database failed, as opposed to one of the rows (such as one too large for an index)."""
     return isinstance(error, OperationalError) and not str(getattr(error.orig, "sqlstate", None)).startswith("54")
 
 
@@ -85,7 +85,7 @@ _BY_NAME = {
     "42501": ("the user may not do this", "GRANT it the right to create and write tables"),
     "25006": ("the server takes no writes", "name the primary, not a replica"),
 }
-"""By the start of an error's name."""
+"""Explanations by prefix of the error's name."""
 _BY_WORDS = {
     "password": _PASSWORD,
     "no pg_hba.conf entry": _PASSWORD,
@@ -94,7 +94,7 @@ _BY_WORDS = {
     "server closed the connection": _STOPPED,
     "connection": ("cannot reach the server", "check host and port in the URL, and that the server runs"),
 }
-"""By what the message holds, for a connection that PostgreSQL's client did not get: such an error has no name."""
+"""Explanations by substring of the message, for failed connections to PostgreSQL: those errors have no name."""
 
 
 def _url(url_or_path: str | Path) -> sa.URL:
@@ -121,12 +121,12 @@ def _sqlite(url: sa.URL, synchronous: str, read_only: bool) -> sa.Engine:
             raise RunError(f"no database at '{path}'", "check the path")
         url = url.set(database=f"file:{quote(str(path.absolute()))}", query={"mode": "ro", "uri": "true"})
     else:
-        with suppress(OSError):  # SQLite says better why a file cannot be made
+        with suppress(OSError):  # SQLite reports better why a file cannot be created
             open(path, "xb", opener=private).close()
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
 
     def set_up(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # transactions are begun below, not where the driver guesses
+        connection.isolation_level = None  # disables the driver's implicit transactions; `begin` starts them
         if read_only:
             connection.execute("PRAGMA query_only=ON")
         else:
@@ -136,7 +136,7 @@ def _sqlite(url: sa.URL, synchronous: str, read_only: bool) -> sa.Engine:
 
     def begin(connection: sa.Connection) -> None:
         writes = connection.get_execution_options().get("writes")
-        if writes and connection.info["file"] != _file(path):  # SQLite would go on writing to what nobody can open
+        if writes and connection.info["file"] != _file(path):  # SQLite would keep writing to the unlinked file
             raise RunError(
                 f"the file '{path}' was deleted or replaced while it was recorded into",
                 "put it back, or start again; what was acknowledged before is in the file that was there",

@@ -1,8 +1,8 @@
-"""JSON text that gives back exactly what it was made from.
+"""JSON text that round-trips exactly.
 
-Plain JSON is written as it is. What JSON alone would change is tagged: a tuple as `{"!tuple": [...]}`, a mapping with
-other keys than text as `{"!dict": [[key, value], ...]}`, a number that is not finite as `{"!float": "inf"}`. Text that
-is not valid Unicode is kept by \\u escapes. What cannot be held at all is an error where it is written, not a guess.
+Plain JSON is written unchanged. Values that JSON would change are tagged: a tuple as `{"!tuple": [...]}`, a mapping
+with keys other than text as `{"!dict": [[key, value], ...]}`, a non-finite number as `{"!float": "inf"}`. Invalid
+Unicode is kept as \\u escapes. A value that cannot be represented raises an error when it is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LEAVES = frozenset({str, int, bool, float, type(None)})
 
 
 def to_json(value: Any, where: str) -> str:
-    """`value` as JSON text; `RunError` naming `where` when it holds something that could not be read back the same."""
+    """Return `value` as JSON text; raise `RunError` naming `where` if it would not round-trip."""
     if _is_plain(value):
         tagged = value
     elif type(value) is tuple and all(map(_is_plain, cast("tuple[Any, ...]", value))):
@@ -29,14 +29,14 @@ def to_json(value: Any, where: str) -> str:
         tagged = _tagged(value, where)
     try:
         text = _encode(tagged)
-    except ValueError:  # a float that is not finite
+    except ValueError:  # a non-finite float
         tagged = _tagged(value, where)
         text = _encode(tagged)
     if text.isascii():
         return text
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which a database does not take but a \u escape carries
+    except UnicodeEncodeError:  # a lone surrogate, which a database rejects but a \u escape can represent
         return _encode_ascii(tagged)
     return text
 
@@ -46,7 +46,7 @@ def from_json(text: str) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON's own round trip is exact, but for floats that are not finite."""
+    """Whether a JSON round trip is exact, non-finite floats aside."""
     kind = type(value)
     if kind in _LEAVES:
         return True

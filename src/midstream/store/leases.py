@@ -1,8 +1,8 @@
 """Leases: named resources that one owner holds for a time, with fencing tokens.
 
-A holder that was paused past the end of its lease cannot do harm: every new lease of a resource has a higher `fence`,
-and a write that names an older one is refused (Kleppmann 2016, "How to do distributed locking"). Clocks are those of
-the processes, which should agree to the second.
+A holder that resumes after its lease expired cannot do harm: every new lease of a resource has a higher `fence`, and a
+write with an older one is refused (Kleppmann 2016, "How to do distributed locking"). Process clocks should agree to the
+second.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Leases:
         return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s))
 
     def renew(self, lease: Lease, lease_s: float) -> Lease:
-        """Hold it for `lease_s` seconds from now. Raises `LeaseLost` when it is another's."""
+        """Extend the lease to `lease_s` seconds from now. Raises `LeaseLost` when another owner holds the resource."""
 
         def renew(connection: sa.Connection) -> Lease:
             check(connection, lease)
@@ -62,14 +62,14 @@ class Leases:
         return self._database.change(renew)
 
     def release(self, lease: Lease) -> None:
-        """Give it back; does nothing when it is another's by now."""
+        """Release the lease; does nothing when another owner holds the resource."""
         mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
         freed = _table.update().where(*mine).values(owner=None, until=0.0)
         self._database.change(lambda connection: connection.execute(freed))
 
 
 def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float) -> Lease | None:
-    """`Leases.acquire` inside a transaction of the caller's."""
+    """`Leases.acquire` inside the caller's transaction."""
     now = clock.time()
     empty = {"resource": resource, "owner": None, "fence": 0, "until": 0.0}
     connection.execute(INSERT[connection.dialect.name](_table).on_conflict_do_nothing(), [empty])
@@ -84,9 +84,10 @@ def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float
 
 
 def check(connection: sa.Connection, lease: Lease) -> None:
-    """Raise `LeaseLost` unless `lease` is the resource's newest, in a transaction that then writes under it.
+    """Raise `LeaseLost` unless `lease` is the resource's newest; call it in the transaction that writes under the
+    lease.
 
-    A lease that has run out is still good while nobody else has taken the resource."""
+    An expired lease stays valid until another owner acquires the resource."""
     query = sa.select(_table.c.fence, _table.c.owner).where(_table.c.resource == lease.resource).with_for_update()
     found = connection.execute(query).first()
     if found is None or found.fence != lease.fence or found.owner != lease.owner:

@@ -20,19 +20,22 @@ _POSITIONAL: dict[str, sa.Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="qmark"),
     "postgresql": postgresql.psycopg.dialect(paramstyle="format"),
 }
-"""The dialects, with positional parameters."""
+"""Supported dialects, with positional parameters."""
 
 
-def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Run `statement` once for each row: parameters by name, the same names in each."""
+def run_many(connection: sa.Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Run `statement` once per row. Parameters are named; all rows have the same names. Returns the number of rows
+    written."""
     sql, order = _compiled(statement, connection.dialect.name, tuple(rows[0]))
     values = [tuple(row[name] for name in order) for row in rows]
     with _errors(connection, sql, values):
-        connection.connection.cursor().executemany(sql, values)
+        cursor = connection.connection.cursor()
+        cursor.executemany(sql, values)
+        return cursor.rowcount
 
 
 def fetch(connection: sa.Connection, statement: sa.Executable, name: str, items: Sequence[Any]) -> Sequence[Any]:
-    """The rows of a query whose expanding parameter `name` is `items`: texts, or tuples of as many texts."""
+    """Return the rows of a query whose expanding parameter `name` is `items`: strings, or tuples of equal length."""
     in_tuples = isinstance(items[0], tuple)
     sql, order = _expanded(statement, connection.dialect.name, name, len(items), len(items[0]) if in_tuples else 0)
     texts = [text for item in items for text in item] if in_tuples else items
@@ -44,14 +47,14 @@ def fetch(connection: sa.Connection, statement: sa.Executable, name: str, items:
 
 
 def run(connection: sa.Connection, sql: str) -> None:
-    """Run SQL that is the same in every dialect, and takes no parameters."""
+    """Run dialect-independent SQL without parameters."""
     with _errors(connection, sql, ()):
         connection.connection.cursor().execute(sql)
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """A parameter to be filled in, among those that are the same in every run."""
+    """Placeholder for a parameter that varies between runs."""
 
     number: int
 

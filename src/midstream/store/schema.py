@@ -1,4 +1,4 @@
-"""Schemas: the tables of each package in a database, made new or brought up from an older version.
+"""Schemas: the tables of each package in a database, created or migrated from an older version.
 
 A package owns its tables, their version and their upgrades; the table `schemas` holds the version of each package."""
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 Upgrade = Callable[[sa.Connection], None]
 
 MOST_VALUES = 1000
-"""Most values in one statement: databases limit how many there may be."""
+"""Most values in one statement: databases limit their number."""
 
 schemas = Table(
     "schemas",
@@ -29,16 +29,15 @@ schemas = Table(
 
 @dataclass(frozen=True)
 class Schema:
-    """The tables of one package. Tables must not have the name of another package's."""
+    """The tables of one package. Table names must be unique across packages."""
 
     name: str
     metadata: MetaData
     version: int = 1
     upgrades: Mapping[int, Upgrade] = field(default_factory=dict)
-    """For each version above 1, what changes a database of the version before it."""
+    """For each version above 1, the migration from the version before it."""
     unregistered: Callable[[sa.Connection, Sequence[str]], int | None] = lambda connection, tables: None
-    """Returns the version of tables that were made before `schemas` existed, given the names of all tables; None when
-    there are none."""
+    """Returns the version of tables created before `schemas` existed, given the names of all tables; None if absent."""
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -50,7 +49,7 @@ def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def create_or_upgrade(connection: sa.Connection, schema: Schema, where: str) -> None:
     """Create the tables of `schema`, or upgrade older ones, in the transaction of `connection`.
 
-    Raises `RunError` for a newer version, and for tables of the same names that are not of this package."""
+    Raises `RunError` for a newer version, and for tables of the same names from another program."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('midstream'))")  # one process at a time
     tables = sa.inspect(connection).get_table_names()
@@ -68,7 +67,7 @@ def create_or_upgrade(connection: sa.Connection, schema: Schema, where: str) -> 
 
 
 def check_version(connection: sa.Connection, schema: Schema, where: str) -> None:
-    """Raise `RunError` unless the database has the tables of `schema` in this version; changes nothing."""
+    """Raise `RunError` unless the database has this version of the tables of `schema`; changes nothing."""
     tables = sa.inspect(connection).get_table_names()
     found = version_of(connection, schema, where, tables)
     if found is None:
@@ -83,7 +82,7 @@ def check_version(connection: sa.Connection, schema: Schema, where: str) -> None
 
 
 def version_of(connection: sa.Connection, schema: Schema, where: str, tables: Sequence[str]) -> int | None:
-    """The version of `schema` in the database; None when it is not there. Raises `RunError` for one from the future."""
+    """Return the version of `schema` in the database; None if absent. Raises `RunError` for a newer version."""
     found = None
     if schemas.name in tables:
         found = connection.execute(sa.select(schemas.c.version).where(schemas.c.name == schema.name)).scalar()
@@ -108,6 +107,6 @@ def make(connection: sa.Connection, tables: Sequence[Table], where: str) -> None
 
 
 def add_column(connection: sa.Connection, table: Table, column: str) -> None:
-    """Add a column that `table` has now to the table in the database."""
+    """Add a column of `table` to the table in the database."""
     definition = sa.schema.CreateColumn(table.c[column]).compile(dialect=connection.dialect)
     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")

@@ -1,11 +1,12 @@
-"""Heartbeats: servers that share a database, and what becomes of what a dead one held.
+"""Server heartbeats: liveness of servers that share a database, and adoption of what a dead one held.
 
 A server joins under a name and beats every few seconds, in one write for everything it holds. One without a beat for
 `DEAD_AFTER_S` counts as dead: the next server to beat adopts what it held. A server that joins with an existing name
 replaces that one at once: this is how a server continues after a restart. A server that was wrongly taken for dead
-cannot write to what it lost, and learns of it at its next beat.
+replaces that one immediately: this is how a server continues after a restart. A server wrongly considered dead cannot
+write to what it lost, and detects this at its next beat.
 
-Clocks are those of the processes, which should agree to the second.
+Process clocks should agree to the second.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _servers = table.c
 
 
 def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | None:
-    """Tables made before each package had a version of its own."""
+    """Return the version of tables created before each package had its own version."""
     if table.name not in tables or "schema_version" not in tables:
         return None
     columns = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
@@ -47,13 +48,13 @@ def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | Non
 SCHEMA = Schema("servers", table.metadata, unregistered=_unregistered)
 
 Adopt = Callable[[sa.Connection, str], list[str]]
-"""Gives everything that no living server holds to the server with this id; returns what that was. Living servers are
-those in `table`."""
+"""Assigns everything that no living server holds to the server with this id; returns what it assigned. Living servers
+are those in `table`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Result of a beat: what this server adopted, and whether it had been taken for dead, so that others may hold what
+    """Result of a beat: what this server adopted, and whether it had been considered dead, so that others may hold what
     it held."""
 
     adopted: list[str]
@@ -71,7 +72,7 @@ class Servers:
         self._name = ""
 
     def join(self, name: str) -> Beat:
-        """Become a server: hold what this process begins, what a server of this `name` held, and what nobody holds."""
+        """Become a server: hold what this process begins, what a server of this `name` held, and what is unassigned."""
         own, self._name = uuid.uuid4().hex, name
 
         def join(connection: sa.Connection) -> Beat:
@@ -104,12 +105,12 @@ class Servers:
         return self._database.change(beat)
 
     def leave(self) -> None:
-        """End: the next server to beat adopts what this one held."""
+        """Leave: the next server to beat adopts what this one held."""
         own = self.own
         self._database.change(lambda connection: connection.execute(table.delete().where(_servers.id == own)))
 
     def name_of(self, server: str) -> str | None:
-        """The name of another server; None when it has gone."""
+        """Return the name of another server; None if it has left."""
         query = sa.select(_servers.name).where(_servers.id == server)
         return self._database.read(lambda connection: connection.scalar(query))
 

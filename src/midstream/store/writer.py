@@ -1,7 +1,7 @@
-"""The thread that writes. It commits everything that waits in one transaction, so that callers share a disk flush.
+"""The writer thread. It commits all waiting operations in one transaction, so that callers share a disk flush.
 
-An operation is a function of the `Transaction`. If it raises a `UserError` it must have changed nothing, and only its
-caller gets the error. Any other error rolls the transaction back, and each of its operations is tried alone.
+An operation is a function of the `Transaction`. If it raises a `UserError` it must not have changed anything, and only
+its caller gets the error. Any other error rolls the transaction back, and each of its operations is retried alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from midstream.core.errors import UserError
-from midstream.store.engine import explained, is_everybodys, is_passing
+from midstream.store.engine import explained, is_database_failure, is_retryable
 from midstream.store.transaction import Transaction
 
 T = TypeVar("T")
@@ -31,15 +31,16 @@ Waiting = Future[Any] | asyncio.Future[Any]
 LARGEST_COMMIT = 1024
 """Most operations in one transaction."""
 MANY, GATHER_S = 3, 0.001
-"""After a transaction of at least `MANY` operations the next one waits `GATHER_S` seconds for more: beginning and
-ending transactions is much of the work, and under load everyone is answered sooner."""
+"""After a transaction of at least `MANY` operations the next one waits `GATHER_S` seconds for more: starting and
+committing transactions dominates the cost, so batching lowers latency under load."""
 MOST_TRIES = 10
 """Attempts at a transaction that conflicts with others (serialization failure, deadlock)."""
 
 
 @dataclass(slots=True)
 class _Submitted:
-    """An operation, the key whose state it needs, and its caller's future. Without an operation it waits in line."""
+    """An operation, the key whose state it needs, and its caller's future. Without an operation it is only a
+    barrier."""
 
     operation: Operation[Any] | None
     key: str | None = None
@@ -49,7 +50,7 @@ class _Submitted:
 
 
 class Writer:
-    """Takes operations from any thread and writes them, in order."""
+    """Accepts operations from any thread and writes them in order."""
 
     def __init__(self, engine: sa.Engine, where: str) -> None:
         self._engine = engine.execution_options(writes=True)
@@ -64,7 +65,7 @@ class Writer:
         self._thread.start()
 
     def post(self, operation: Operation[Any], key: str | None = None) -> None:
-        """Submit an operation without waiting; if it fails, a later call raises."""
+        """Submit an operation without waiting; a failure is raised by a later call."""
         self._enqueue(_Submitted(operation, key))
 
     async def submit(self, operation: Operation[T] | None, key: str | None = None) -> T:
@@ -84,7 +85,7 @@ class Writer:
         return waiting.result()
 
     def close(self) -> None:
-        """Write what waits and end. Idempotent."""
+        """Finish pending operations and stop. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -114,7 +115,7 @@ class Writer:
                 together.append(submitted)
                 if len(together) == LARGEST_COMMIT or self._queue.empty():
                     break
-                submitted = self._queue.get()  # does not wait: only this thread takes things out
+                submitted = self._queue.get()  # never blocks: only this thread removes items
             closing = submitted is None
             self._commit([one for one in together if one.operation is not None])
             self._report(together)
@@ -138,11 +139,11 @@ class Writer:
                         one.error = error
                 transaction.flush()
             self.commits += transaction.wrote
-        except BaseException as error:  # whatever it was belongs to those who wait, and this thread must live on
-            if is_passing(error) and tries < MOST_TRIES:
+        except BaseException as error:  # delivered to the callers; this thread must survive
+            if is_retryable(error) and tries < MOST_TRIES:
                 self._commit(together, tries + 1)
-            elif len(together) > 1 and not is_everybodys(error):
-                for one in together:  # one bad row must not cost the others theirs
+            elif len(together) > 1 and not is_database_failure(error):
+                for one in together:  # one bad row must not fail the others
                     self._commit([one])
             else:
                 for one in together:
@@ -150,8 +151,8 @@ class Writer:
 
     @contextlib.contextmanager
     def _begun(self) -> Iterator[sa.Connection]:
-        """A transaction. SQLite's connection is kept for the next one; PostgreSQL's goes back to the pool, which checks
-        that its server still answers."""
+        """Begin a transaction. SQLite's connection is kept for the next one; PostgreSQL's returns to the pool, which
+        checks that its server still answers."""
         connection = self._connection or self._engine.connect()
         self._connection = None
         try:
@@ -174,16 +175,16 @@ class Writer:
                 _resolve([one])
             elif one.error is not None:
                 self._unreported = one.error
-        for loop, of_it in by_loop.items():
-            with contextlib.suppress(RuntimeError):  # it was closed: nobody waits there any more
+        for loop, operations in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: no one waits there
                 # One wake-up for all: waking a loop costs more than delivering the results.
-                loop.call_soon_threadsafe(_resolve, of_it)
+                loop.call_soon_threadsafe(_resolve, operations)
 
 
 def _resolve(together: Sequence[_Submitted]) -> None:
     for one in together:
         if one.waiting is None or one.waiting.done():
-            continue  # given up
+            continue  # cancelled
         if one.error is not None:
             one.waiting.set_exception(one.error)
         else:

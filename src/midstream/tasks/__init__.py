@@ -1,4 +1,4 @@
-"""Task sets: where tasks come from, how they are split, and how sources are mixed."""
+"""Task sets: sources, splits, mixing."""
 
 from midstream.tasks.files import file_tasks
 from midstream.tasks.load import TasksConfig, TaskSourceConfig, load_tasks, register_tasks

@@ -57,7 +57,7 @@ def _draw(rng: random.Random, split: str) -> Draft:
         answer=str(answer),
         key=key,
         entity=expression,
-        plan=[{"tool": "calculator", "arguments": {"expression": expression}}],
+        demonstration=[{"tool": "calculator", "arguments": {"expression": expression}}],
     )
 
 

@@ -1,7 +1,7 @@
-"""Which training task is attempted next: in the order of the set, by how often each was solved, or from easy to hard.
+"""Chooses the next training task: in the set's order, by observed pass rates, or from easy to hard.
 
-Everything drawn follows from the seed, the step and `Progress`, which is kept in checkpoints: a run that is resumed
-draws what it would have drawn. What is drawn from the splits `val` and `test` has nothing to do with this.
+Draws depend only on the seed, the step and `Progress`, which is saved in checkpoints: a resumed run draws the same
+tasks. Draws from the splits `val` and `test` are unaffected.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from midstream.tasks.taskset import TaskSet
 
 POOLS = ("hard", "normal", "easy", "solved")
 LOOK_AHEAD = 1000
-"""Tasks that are looked at for one that fits; more where the set has more."""
+"""Tasks examined to find a suitable one; more if the set has more."""
 REMEMBERED = 10_000
-"""Tasks whose pass rates are kept, those drawn last; a set without end would fill any memory."""
+"""Tasks whose pass rates are stored, the most recently drawn; an unbounded set would exhaust memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A task that was drawn before: its place in the order of the set, and the pass rates of its last groups."""
+    """A task drawn before: its position in the set's order, and the pass rates of its last groups."""
 
     place: int
     rates: tuple[float, ...] = ()
@@ -36,29 +36,29 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far drawing has come: the next place in the order of the set, and by id the tasks seen, the one drawn last at
-    the end."""
+    """Progress of drawing: the next position in the set's order, and the tasks seen, by id, the most recently drawn
+    last."""
 
     position: int = 0
     seen: Mapping[str, Seen] = field(default_factory=dict)
 
 
 class Curriculum(Config, ABC):
-    """A way to choose training tasks."""
+    """A method of choosing training tasks."""
 
     @abstractmethod
     def draw(
         self, tasks: TaskSet, progress: Progress, count: int, *, seed: int, step: int, drawn: Sequence[str] = ()
     ) -> tuple[list[Task], Progress]:
-        """The next `count` tasks, and how far drawing has come with them. `drawn` are the ids of those that were drawn
-        for the same step already."""
+        """Draw the next `count` tasks; return them with the new progress. `drawn` are the ids of tasks already drawn
+        for the same step."""
 
     def observed(self, progress: Progress, pass_rates: Mapping[str, float]) -> Progress:
-        """`progress` once the share of successful attempts at some tasks, by id, is known."""
+        """Return `progress` updated with the pass rates of some tasks, by id."""
         return progress
 
     def metrics(self, progress: Progress, step: int) -> dict[str, float]:
-        """What the log of `step` tells of it."""
+        """Return the metrics to log at `step`."""
         return {}
 
 
@@ -77,9 +77,8 @@ class InOrder(Curriculum):
 
 
 class DifficultyPools(Curriculum):
-    """Tasks that were attempted before are in one of four pools by their pass rate (prime-rl's difficulty pools). A
-    share of the draws goes to each pool; the rest, and the share of a pool that is empty, follows the order of the set,
-    in which solved tasks are passed over."""
+    """Pools of tasks by pass rate, as in prime-rl's difficulty pools. Each of the four pools gets a share of the draws;
+    the rest, and the shares of empty pools, follow the set's order, skipping solved tasks."""
 
     name: Literal["pools"] = "pools"
     """Draws by observed success."""
@@ -96,20 +95,20 @@ class DifficultyPools(Curriculum):
     easy_above: float = Field(default=0.75, ge=0, le=1)
     """A task is easy above this pass rate."""
     solved_at: float = Field(default=1.0, gt=0, le=1)
-    """A task is solved, and not easy any more, from this pass rate on."""
+    """A task is solved, and no longer easy, from this pass rate on."""
     groups: int = Field(default=2, ge=1)
-    """The pass rate of a task is the mean over its last so many groups."""
+    """A task's pass rate is the mean over this many of its last groups."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DifficultyPools:
         if self.hard + self.normal + self.easy + self.solved > 1 + 1e-9:
-            raise ValueError("the shares hard, normal, easy and solved are more than 1 together")
+            raise ValueError("the shares hard, normal, easy and solved add up to more than 1")
         if not self.hard_below <= self.easy_above <= self.solved_at:
             raise ValueError("the pass rates must be in the order hard_below, easy_above, solved_at")
         return self
 
     def pool_of(self, seen: Seen) -> str:
-        """`hard`, `normal`, `easy` or `solved`; empty for a task of which nothing is known yet."""
+        """Return `hard`, `normal`, `easy` or `solved`; empty for a task without a known pass rate."""
         if not seen.rates:
             return ""
         rate = sum(seen.rates) / len(seen.rates)
@@ -120,7 +119,7 @@ class DifficultyPools(Curriculum):
     def draw(
         self, tasks: TaskSet, progress: Progress, count: int, *, seed: int, step: int, drawn: Sequence[str] = ()
     ) -> tuple[list[Task], Progress]:
-        """As `Curriculum.draw`. No task is drawn twice for a step while there is another."""
+        """As `Curriculum.draw`. Draws no task twice for a step while others are left."""
         pools, taken, chosen = self._pools(progress), set(drawn), list[Task]()
         seen, position, solved = dict(progress.seen), progress.position, set(pools["solved"])
         for number in range(len(drawn), len(drawn) + count):
@@ -130,14 +129,14 @@ class DifficultyPools(Curriculum):
                 place = members[derive_seed(seed, "member", step, number) % len(members)]
             else:
                 place = _next(tasks, position, lambda task: task.id not in taken and task.id not in solved)
-                if place is None:  # all the others are solved, or were drawn
+                if place is None:  # all others are solved or already drawn
                     place = _next(tasks, position, lambda task: task.id not in taken)
                 place = position if place is None else place
                 position = place + 1
             task = tasks.get("train", place)
             chosen.append(task)
             taken.add(task.id)
-            seen[task.id] = seen.pop(task.id, Seen(place))  # at the end now
+            seen[task.id] = seen.pop(task.id, Seen(place))  # moves it to the end
         return chosen, Progress(position, dict(list(seen.items())[-REMEMBERED:]))
 
     def observed(self, progress: Progress, pass_rates: Mapping[str, float]) -> Progress:
@@ -160,7 +159,7 @@ class DifficultyPools(Curriculum):
         return pools
 
     def _pool_at(self, number: float) -> str:
-        """The pool that a number from 0 to 1 falls into; empty for the order of the set."""
+        """Return the pool selected by a number from 0 to 1; empty for the set's order."""
         for pool in POOLS:
             share: float = getattr(self, pool)
             if number < share:
@@ -170,18 +169,17 @@ class DifficultyPools(Curriculum):
 
 
 class Ramp(Curriculum):
-    """From easy to hard: the order of the set, in which tasks more difficult than a ceiling are passed over. The
-    ceiling rises in a line. A task's difficulty is the number `difficulty` of its metadata, else how many tools it
-    `needs`."""
+    """From easy to hard: the set's order, skipping tasks more difficult than a ceiling that rises linearly. A task's
+    difficulty is the number `difficulty` in its metadata, else the number of tools it `needs`."""
 
     name: Literal["ramp"] = "ramp"
     """Draws by difficulty."""
     start: float = Field(allow_inf_nan=False)
-    """The ceiling at the first step."""
+    """Ceiling at the first step."""
     end: float = Field(allow_inf_nan=False)
-    """The ceiling at step `steps` and after it."""
+    """Ceiling from step `steps` on."""
     steps: int = Field(default=100, ge=1)
-    """Steps over which it rises."""
+    """Steps over which the ceiling rises."""
 
     @model_validator(mode="after")
     def _rising(self) -> Ramp:
@@ -190,20 +188,19 @@ class Ramp(Curriculum):
         return self
 
     def ceiling(self, step: int) -> float:
-        """The most difficult that a task of this step (from 1) may be."""
+        """Return the highest difficulty of tasks at this step (from 1)."""
         return self.end if step >= self.steps else self.start + (self.end - self.start) * (step - 1) / (self.steps - 1)
 
     def draw(
         self, tasks: TaskSet, progress: Progress, count: int, *, seed: int, step: int, drawn: Sequence[str] = ()
     ) -> tuple[list[Task], Progress]:
-        """As `Curriculum.draw`. Raises `TaskError` when no task is easy enough, or one does not say how difficult it
-        is."""
+        """As `Curriculum.draw`. Raises `TaskError` if no task is easy enough, or a task has no difficulty."""
         chosen, position, ceiling = list[Task](), progress.position, self.ceiling(step)
         for _ in range(count):
             place = _next(tasks, position, lambda task: difficulty_of(task) <= ceiling)
             if place is None:
                 raise TaskError(
-                    f"no task of '{tasks.name}' is as easy as tasks.curriculum allows at step {step}: {ceiling:g}",
+                    f"'{tasks.name}' has no task as easy as tasks.curriculum allows at step {step}: {ceiling:g}",
                     "raise tasks.curriculum.start",
                 )
             chosen.append(tasks.get("train", place))
@@ -215,19 +212,20 @@ CurriculumConfig = Annotated[InOrder | DifficultyPools | Ramp, Field(discriminat
 
 
 def difficulty_of(task: Task) -> float:
-    """`difficulty` in the task's metadata, else the number of tools it `needs`; `TaskError` when it has neither."""
+    """Return `difficulty` from the task's metadata, else the number of tools it `needs`; `TaskError` if both are
+    absent."""
     given, needs = task.metadata.get("difficulty"), task.metadata.get("needs")
     if isinstance(given, int | float) and not isinstance(given, bool):
         return float(given)
     if given is None and isinstance(needs, list | tuple):
         return float(len(needs))
     raise TaskError(
-        f"the task '{task.id}' does not say how difficult it is",
+        f"the task '{task.id}' has no difficulty",
         "give tasks a number as metadata 'difficulty', or set tasks.curriculum.name=none",
     )
 
 
 def _next(tasks: TaskSet, position: int, fits: Callable[[Task], bool]) -> int | None:
-    """The first place from `position` on of a training task that `fits`; None when none does as far as one looks."""
+    """Return the first position from `position` on of a training task that `fits`; None if none is found in range."""
     places = range(position, position + max(tasks.size("train") or 0, LOOK_AHEAD))
     return next((place for place in places if fits(tasks.get("train", place))), None)

@@ -1,4 +1,4 @@
-"""`direct`: questions that need no tool, so that an agent which calls one for everything can be told so. Finite, small.
+"""`direct`: questions that need no tool, to train an agent not to call tools for everything. Finite, small.
 
 The split key is the word (or the pair of words) a question is about.
 """
@@ -47,7 +47,7 @@ def _drafts() -> Iterator[Draft]:
 
 
 def _longer_partner(word: str) -> str | None:
-    """A word of the same split that is at least two letters longer."""
+    """Return a word of the same split that is at least two letters longer."""
     split = split_of(f"direct/{word}")
     fitting = [
         other for other in _WORDS.split() if len(other) >= len(word) + 2 and split_of(f"direct/{other}") == split

@@ -1,7 +1,7 @@
 """Questions about countries and cities: `facts`, `facts_calculate`, `two_hop` and `compare`.
 
-What they ask is what `search` knows (see `geography`), so every answer can be found. The split key is always the
-country: nothing about a country of the test split occurs in train, in any of the four sets.
+All answers can be found with `search` (see `geography`). The split key is always the country: nothing about a country
+of the test split occurs in train, in any of the four sets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _COMPARISONS = {
     ),
 }
 _CITIES_A_COUNTRY = 8
-"""More would make `two_hop` a test of China and India."""
+"""A higher number would make `two_hop` a test of China and India."""
 
 
 def facts(seed: int = 0) -> TaskSet:
@@ -68,14 +68,14 @@ def facts_calculate(seed: int = 0) -> TaskSet:
 
 
 def two_hop(seed: int = 0) -> TaskSet:
-    """A fact about what another fact names: needs `search` twice. Finite."""
+    """A fact about the answer to another fact: needs `search` twice. Finite."""
     return FiniteTaskSet.from_drafts("two_hop", _two_hops(), seed)
 
 
 def compare(seed: int = 0) -> TaskSet:
     """Which of two countries has more: needs `search` twice. Unbounded.
 
-    `metadata` adds `entities` (both names) and `pick` (`larger` or `smaller`, of the two values the plan finds).
+    `metadata` adds `entities` (both names) and `pick` (`larger` or `smaller`, of the two values found).
     """
     return GeneratedTaskSet("compare", _draw_comparison, seed)
 
@@ -91,7 +91,7 @@ def _facts() -> Iterator[Draft]:
                     answer=_answer(country, attribute),
                     key=_key(country),
                     entity=country.name,
-                    plan=[_search(f"{attribute} of {country.in_text}")],
+                    demonstration=[_search(f"{attribute} of {country.in_text}")],
                 )
 
 
@@ -118,7 +118,7 @@ def _draw_calculation(rng: random.Random, split: str) -> Draft:
         answer=str(answer),
         key=_key(country),
         entity=country.name,
-        plan=[
+        demonstration=[
             _search(f"{attribute} of {country.in_text}"),
             {"tool": "calculator", "arguments": {"expression": f"{{1}} {operator} {number}"}},
         ],
@@ -126,7 +126,7 @@ def _draw_calculation(rng: random.Random, split: str) -> Draft:
 
 
 def _amount(rng: random.Random, attribute: str, value: int) -> int:
-    """A round number that a person would use, and less than `value`."""
+    """Return a round, natural-looking number less than `value`."""
     step = 100 if attribute == "population" else 10
     return step * rng.randint(1, min(99, value // step - 1)) if value >= 2 * step else max(1, value - 1)
 
@@ -141,7 +141,7 @@ def _two_hops() -> Iterator[Draft]:
                 answer=str(city.population),
                 key=_key(city.country),
                 entity=city.country.name,
-                plan=[_search(f"capital of {city.country.in_text}"), _search("population of {1}")],
+                demonstration=[_search(f"capital of {city.country.in_text}"), _search("population of {1}")],
             )
     asked: dict[str, int] = {}
     for city in cities():
@@ -156,7 +156,7 @@ def _two_hops() -> Iterator[Draft]:
             answer=_answer(country, attribute),
             key=_key(country),
             entity=city.name,
-            plan=[_search(f"country of {city.name}"), _search(f"{attribute} of {{1}}")],
+            demonstration=[_search(f"country of {city.name}"), _search(f"{attribute} of {{1}}")],
         )
 
 
@@ -165,7 +165,7 @@ def _draw_comparison(rng: random.Random, split: str) -> Draft:
     while True:
         pair = rng.sample(_of_split(split), 2)
         first, second = (country.population if attribute == "population" else country.area_km2 for country in pair)
-        # Closer values would ask for a precision that the data does not have.
+        # Closer values would require more precision than the data has.
         if max(first, second) >= 1.1 * min(first, second):
             break
     chosen = pair[0] if (first > second) == (pick == "larger") else pair[1]
@@ -175,7 +175,7 @@ def _draw_comparison(rng: random.Random, split: str) -> Draft:
         answer=chosen.name if chosen.name == chosen.in_text else [chosen.name, chosen.in_text],
         key=_key(pair[0]),
         entity=f"{pair[0].name} and {pair[1].name}",
-        plan=[_search(f"{attribute} of {country.in_text}") for country in pair],
+        demonstration=[_search(f"{attribute} of {country.in_text}") for country in pair],
         metadata={"entities": [country.name for country in pair], "pick": pick},
     )
 

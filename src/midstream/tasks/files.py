@@ -1,4 +1,4 @@
-"""Task sets from files and, where `datasets` is installed, from the hub."""
+"""Task sets from files and, with `datasets` installed, from the hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HUB_SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val"
 
 
 def file_tasks(path: str | Path, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0) -> TaskSet:
-    """The tasks of a file: JSON lines, CSV or Parquet, one task a row.
+    """Load the tasks of a file: JSON lines, CSV or Parquet, one task per row.
 
     A row's split is `fields.split`, else its own field `split`, else by hash of its question. Raises `TaskError` with
-    file, line and field at the first line that cannot be used.
+    file, line and field at the first invalid line.
     """
     path = Path(path)
     name = stem(path)
@@ -32,7 +32,7 @@ def file_tasks(path: str | Path, fields: RowFields = NO_FIELDS, kind: str | None
 def hub_tasks(
     name: str, subset: str | None = None, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0
 ) -> TaskSet:
-    """The tasks of a data set on the hub, by its name (`openai/gsm8k`) and, where it has several, its subset."""
+    """Load a data set from the hub, by its name (`openai/gsm8k`) and, if it has several, its subset."""
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -44,12 +44,12 @@ def hub_tasks(
         parts: Any = load_dataset(name, subset)
     except (OSError, ValueError) as error:
         raise TaskError(
-            f"data set '{name}' cannot be loaded: {error}", "is its name right, and the hub in reach?"
+            f"data set '{name}' cannot be loaded: {error}", "is its name right, and the hub reachable?"
         ) from error
     kind = kind or name.rpartition("/")[2]
     tasks: list[Task] = []
     for part, held in parts.items():
-        # A data set with one part only is split by hash, as a single file is.
+        # A data set with a single part is split by hash, like a file.
         split = fields.split or (_HUB_SPLITS.get(part) if len(parts) > 1 else None)
         if split is None and len(parts) > 1:
             continue

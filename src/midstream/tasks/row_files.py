@@ -1,4 +1,4 @@
-"""Rows of task files: JSON lines (gzipped too), CSV with a header, Parquet. The ending says which, in either case."""
+"""Rows of task files: JSON lines (also gzipped), CSV with a header, Parquet. The suffix selects, in any case."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 _ENDING = re.compile(r"\.(jsonl?(\.gz)?|csv|parquet)$", re.IGNORECASE)
 
 Row = tuple[int, str, Any]
-"""Number of the line or row from 1, where it stands (for messages), and what it holds."""
+"""Number of the line or row from 1, its location for messages, and its content."""
 
 
 def is_task_file(name: str) -> bool:
-    """Whether `name` ends as a task file does."""
+    """Whether `name` has a task file's suffix."""
     return _ENDING.search(name) is not None
 
 
 def stem(path: Path) -> str:
-    """The name of a task file without its ending."""
+    """Return the name of a task file without its suffix."""
     return _ENDING.sub("", path.name) or path.name
 
 
 def rows(path: Path) -> Iterator[Row]:
-    """The rows of a task file. Raises `TaskError` that names the file, and the line where one cannot be read."""
+    """Yield the rows of a task file. Raises `TaskError` that names the file, and the line if one cannot be read."""
     found = _ENDING.search(path.name)
     if found is None and path.is_file():
-        raise TaskError(f"the task file '{path}' ends in none of {', '.join(ENDINGS)}", "rename it to what it holds")
+        raise TaskError(f"the task file '{path}' ends in none of {', '.join(ENDINGS)}", "rename it to match its format")
     try:
         if path.is_dir():
             raise TaskError(f"cannot read task file '{path}': it is a folder", "name a file in it")
@@ -70,7 +70,7 @@ def _json_lines(path: Path, content: bytes) -> Iterator[Row]:
             ) from None
         except RecursionError:
             raise TaskError(f"{where}: is nested too deeply") from None
-        except ValueError as error:  # a number of thousands of digits
+        except ValueError as error:  # an integer of thousands of digits
             raise TaskError(f"{where}: cannot be read: {error}") from None
         yield number, where, row
 
@@ -104,7 +104,7 @@ def _csv(path: Path, content: bytes) -> Iterator[Row]:
                 f"{where}: has {len(values)} fields, but the header has {len(header)}", "quote fields that hold commas"
             )
         number += 1
-        # An empty field is one that is not there.
+        # An empty field counts as absent.
         yield number, where, {name: value for name, value in zip(header, values, strict=True) if value}
 
 

@@ -1,6 +1,6 @@
-"""Rows of a task file or data set into tasks: which field is what, and what an answer looks like in the wild.
+"""Converts rows of a task file or data set to tasks: detects fields, and parses common answer formats.
 
-Understood: GSM8K (`... #### 18`), HotpotQA, Bamboogle and AIME style (`answers` lists, also lists written as text such
+Supported: GSM8K (`... #### 18`), HotpotQA, Bamboogle and AIME style (`answers` lists, also lists written as text such
 as `"['james madison']"`), and plain `{"prompt", "answer"}`; a prompt may be a list of chat messages.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from midstream.core.errors import TaskError, nearest
 from midstream.core.types import Message, Task
-from midstream.tasks.taskset import split_of
+from midstream.tasks.taskset import HELD_OUT, split_of
 
 QUESTION_FIELDS = ("question", "prompt", "problem", "query")
 ANSWER_FIELDS = ("answers", "answer", "solution", "target")
@@ -24,16 +24,19 @@ _GROUPED = re.compile(r"[$-]*\d{1,3}(,\d{3})+(\.\d+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFields:
-    """Names of the fields to read; None finds the usual ones. `split` puts every row into that split."""
+    """Names of the fields to read; None finds the usual ones. `split` puts every row into that split;
+    without it, and without a field `split`, the two shares decide by hash of the question."""
 
     question: str | None = None
     answer: str | None = None
     id: str | None = None
     split: str | None = None
+    val_share: float = HELD_OUT
+    test_share: float = HELD_OUT
 
 
 def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: str) -> Task:
-    """The task in one row. `where` (file and line) opens the message of any `TaskError`."""
+    """Convert one row to a task. `where` (file and line) starts the message of any `TaskError`."""
     if not isinstance(row, Mapping):
         raise TaskError(
             f"{where}: must be an object with fields, not {_kind(row)}", '{"question": "...", "answer": "..."}'
@@ -116,7 +119,7 @@ def _from_text(text: str) -> list[str]:
 
 
 def _written_list(text: str) -> list[str] | None:
-    """The items of a list of strings written as Python or JSON, else None: `[1, 2]` may be an answer in itself."""
+    """Return the items of a list of strings in Python or JSON syntax, else None: `[1, 2]` may itself be an answer."""
     if not (text.startswith("[") and text.endswith("]") and len(text) <= 10_000):
         return None
     try:
@@ -130,7 +133,8 @@ def _split(row: Mapping[str, Any], fields: RowFields, prompt: str | tuple[Messag
     if fields.split:
         return fields.split
     if "split" not in row:
-        return split_of(prompt if isinstance(prompt, str) else repr(prompt))
+        key = prompt if isinstance(prompt, str) else repr(prompt)
+        return split_of(key, fields.val_share, fields.test_share)
     split = _SPLIT_NAMES.get(str(row["split"]))
     if split is None:
         raise TaskError(f"{where}: field 'split' is {row['split']!r}", nearest(str(row["split"]), _SPLIT_NAMES))

@@ -4,5 +4,15 @@ from midstream.tools.declare import Tool, ToolError, tool
 from midstream.tools.load import load_tools
 from midstream.tools.mask import mask_retrieved_tokens
 from midstream.tools.session import Toolbox, ToolSession
+from midstream.tools.toolset import FunctionToolset
 
-__all__ = ["Tool", "ToolError", "ToolSession", "Toolbox", "load_tools", "mask_retrieved_tokens", "tool"]
+__all__ = [
+    "FunctionToolset",
+    "Tool",
+    "ToolError",
+    "ToolSession",
+    "Toolbox",
+    "load_tools",
+    "mask_retrieved_tokens",
+    "tool",
+]

@@ -1,7 +1,9 @@
-"""Validation of a tool call's arguments: what is wrong, in words a model can act on.
+"""Validation of a tool call's arguments; problems are worded so that a model can act on them.
 
-Strict, with one kindness: a text that can only be read as a number (`"12"`, `"-3.5"`) is taken as one where the
-parameter takes nothing but a number. `"1,234"` and `"12 km"` are not such texts.
+Strict, with one exception: a string that can only be read as a number (`"12"`, `"-3.5"`) is converted where the
+parameter takes nothing but a number. `"1,234"` and `"12 km"` are not.
+
+Function tools are validated by their pydantic model, other tools by their JSON schema.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from midstream.core.errors import nearest
+from midstream.core.toolsets import ToolSpec
 from midstream.tools.declare import Tool
 
 MAX_PROBLEMS = 5
@@ -36,18 +39,23 @@ _WANTED = {
 
 @dataclass(frozen=True)
 class CheckedArguments:
-    """`values` are what the function gets, `raw` what was asked for after coercion. Both are empty with `problems`."""
+    """`values` are the arguments of the Python function, `raw` the JSON arguments after coercion. Both are empty when
+    there are `problems`."""
 
     problems: list[str]
     values: Mapping[str, Any] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict)
 
 
-def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments:
-    """Check `arguments`, whatever a model may have written, against the parameters of `tool`."""
+def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
+    """Check `arguments`, which may be anything a model wrote, against the parameters of `tool`."""
     if not isinstance(arguments, Mapping):
-        return CheckedArguments([f"arguments must be an object with named values, not {_kind(arguments)}"])
+        return CheckedArguments([f"arguments must be an object with named values, not {kind_of(arguments)}"])
     raw = dict(arguments)
+    if not isinstance(tool, Tool):
+        from midstream.tools.json_schema import validate_by_schema
+
+        return validate_by_schema(tool, raw)
     try:
         return CheckedArguments([], _values(tool, raw), raw)
     except ValidationError as error:
@@ -64,7 +72,7 @@ def validate_arguments(tool: Tool[..., Any], arguments: Any) -> CheckedArguments
 
 
 def _values(tool: Tool[..., Any], raw: Mapping[str, Any]) -> dict[str, Any]:
-    # Through JSON: strict mode then takes a list for a tuple and a text for a date, as JSON has nothing else.
+    # Through JSON: strict mode then accepts a list for a tuple and text for a date, as JSON has no other types.
     model = tool.arguments_model.model_validate_json(json.dumps(raw))
     names = {alias: name for name, alias in _aliases(tool.arguments_model).items()}
     return {alias: getattr(model, name) for alias, name in names.items()}
@@ -75,21 +83,26 @@ def _aliases(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    """`raw` with texts and floats that can only mean a number replaced; None when there is none."""
+    """`raw` with strings and floats that can only mean a number converted; None if nothing was converted."""
     result = dict(raw)
     for item in error.errors(include_url=False):
         if len(item["loc"]) != 1 or item["type"] not in ("int_type", "int_from_float", "float_type"):
             continue
         name, value = str(item["loc"][0]), item["input"]
-        whole = item["type"] != "float_type"
-        if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
-            result[name] = int(value) if whole else float(value)
-        elif whole and isinstance(value, float) and value.is_integer():
-            result[name] = int(value)
-    return result if result != raw or _types(result) != _types(raw) else None
+        result[name] = as_number(value, whole=item["type"] != "float_type")
+    return result if result != raw or types_of(result) != types_of(raw) else None
 
 
-def _types(values: Mapping[str, Any]) -> list[type]:
+def as_number(value: Any, *, whole: bool) -> Any:
+    """The number that `value` can only mean, else `value` itself."""
+    if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
+        return int(value) if whole else float(value)
+    if whole and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def types_of(values: Mapping[str, Any]) -> list[type]:
     return [type(value) for value in values.values()]
 
 
@@ -108,11 +121,11 @@ def _explain(tool: Tool[..., Any], item: Any) -> str:
         hint = nearest(path, names) if names else f"{tool.name} takes no arguments"
         return f"there is no argument '{path}'; {hint}"
     if wanted := _WANTED.get(item["type"]):
-        return f"argument '{path}' must be {wanted}, not {_kind(item['input'])}"
+        return f"argument '{path}' must be {wanted}, not {kind_of(item['input'])}"
     return f"argument '{path}': {item['msg']}"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     match value:
         case None:
             return "null"

@@ -1,7 +1,7 @@
 """`calculator`: exact arithmetic on text, safe on hostile input.
 
-Python's own parser reads the expression, a walk over its syntax tree evaluates it with fractions; nothing is ever
-executed. Not here: functions, roots, fractional powers, units, variables.
+Python's parser reads the expression, and a walk over its syntax tree evaluates it with fractions; no code is executed.
+Not supported: functions, roots, fractional powers, units, variables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from midstream.tools.declare import ToolError, tool
 
 MAX_CHARS = 400
 MAX_BITS = 4000
-"""Largest numerator or denominator on the way; about 1200 digits. Python refuses to print integers beyond 4300."""
+"""Largest intermediate numerator or denominator; about 1200 digits. Python refuses to print integers beyond 4300."""
 
 _SIGNS = str.maketrans({"\N{MULTIPLICATION SIGN}": "*", "\N{MIDDLE DOT}": "*", "\N{DOT OPERATOR}": "*", "^": "**"})
 _SIGNS |= str.maketrans({"\N{DIVISION SIGN}": "/", "\N{DIVISION SLASH}": "/", "\N{FRACTION SLASH}": "/"})
@@ -34,7 +34,7 @@ def calculator(expression: str) -> str:
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of an arithmetic expression; `ToolError` says what is wrong with it."""
+    """Return the exact value of an arithmetic expression; raises `ToolError` if it is invalid."""
     if len(expression) > MAX_CHARS:
         raise ToolError(f"the expression is too long ({len(expression)} characters, at most {MAX_CHARS})")
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), expression.translate(_SIGNS))
@@ -57,7 +57,7 @@ def evaluate(expression: str) -> Fraction:
 
 
 def format_number(value: Fraction) -> str:
-    """Integers plainly, terminating decimals exactly, anything else to 6 decimals (below 1: to 6 significant ones)."""
+    """Format integers plainly, terminating decimals exactly, others to 6 decimals (below 1: to 6 significant ones)."""
     denominator = value.denominator
     twos = (denominator & -denominator).bit_length() - 1
     rest, fives = denominator >> twos, 0

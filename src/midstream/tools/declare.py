@@ -1,7 +1,7 @@
-"""`@tool`: a typed function becomes a `Tool` with a name, a description and a JSON schema of its parameters.
+"""`@tool`: turns a typed function into a `Tool` with a name, a description and a JSON schema of its parameters.
 
-The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so there is one place to
-change. Arguments are validated strictly: a number is not taken for a text, nor the other way round.
+The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so each is defined once.
+Arguments are validated strictly: numbers are not accepted as text, nor text as numbers.
 """
 
 from __future__ import annotations
@@ -16,28 +16,25 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
 
 from midstream.core.errors import ConfigError, MidstreamError
+from midstream.core.toolsets import DEFAULT_TIMEOUT_S, ToolSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-DEFAULT_TIMEOUT_S = 10.0
+TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 class ToolError(MidstreamError):
-    """Raised by a tool to tell the model what went wrong; the message alone is what the model sees."""
+    """Raised by a tool to report an error to the model, which sees only the message."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Tool(Generic[P, R]):
-    """A function an agent may call. Calling the `Tool` itself is calling the plain function."""
+class Tool(ToolSpec, Generic[P, R]):
+    """A function an agent may call. Calling the `Tool` calls the plain function.
 
-    name: str
-    description: str
-    """The docstring without its section on arguments."""
-    parameters: Mapping[str, Any]
-    """JSON schema of the arguments object."""
+    `description` is the docstring without its section on arguments."""
+
     function: Callable[P, R]
-    timeout_s: float = DEFAULT_TIMEOUT_S
     arguments_model: type[BaseModel] = field(repr=False)
     """The pydantic model that validates arguments; its aliases are the parameter names."""
 
@@ -46,19 +43,13 @@ class Tool(Generic[P, R]):
 
     @property
     def signature(self) -> str:
-        """The call as a prompt shows it: `search(query: str)`."""
+        """The call as a prompt shows it, with Python types: `search(query: str)`."""
         hints = typing.get_type_hints(self.function)
         parts: list[str] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
             text = f"{name}: {_type_name(hints[name])}"
             parts.append(text if parameter.default is parameter.empty else f"{text} = {parameter.default!r}")
         return f"{self.name}({', '.join(parts)})"
-
-    @property
-    def card(self) -> str:
-        """Signature and first docstring line, for a list of tools in a prompt."""
-        first_line = self.description.partition("\n")[0]
-        return f"{self.signature} - {first_line}" if first_line else self.signature
 
 
 @overload
@@ -70,9 +61,9 @@ def tool(
 def tool(
     function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
 ) -> Any:
-    """Make a tool of a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
+    """Create a tool from a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
 
-    Every parameter needs a type hint that JSON can carry; `*args` and `**kwargs` have no schema and are refused.
+    Every parameter needs a type hint that JSON can represent; `*args` and `**kwargs` have no schema and are refused.
     Raises `ConfigError` for a function that cannot be a tool.
     """
     if function is None:
@@ -82,7 +73,7 @@ def tool(
 
 def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: float) -> Tool[..., Any]:
     name: str = given_name or getattr(function, "__name__", type(function).__name__)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", name):
+    if not TOOL_NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot be the name of a tool", "use letters, digits, _ and -; give one with @tool(name=...)"
         )
@@ -91,7 +82,7 @@ def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: fl
     description, explained = _read_docstring(inspect.getdoc(function) or "")
     model = _arguments_model(function, name, explained)
     schema = model.model_json_schema(by_alias=True)
-    # The field names are ours, so the titles pydantic derives from them tell a model nothing.
+    # Field names are internal, so the titles pydantic derives from them mean nothing to a model.
     schema.pop("title", None)
     schema.setdefault("properties", {})
     for parameter in schema["properties"].values():
@@ -125,7 +116,7 @@ def _arguments_model(function: Callable[..., Any], name: str, explained: Mapping
                 f"tool '{name}': parameter '{parameter}' has no type hint", f"write {parameter}: str, for example"
             )
         default = ... if details.default is details.empty else details.default
-        # Own field names, with the parameter's as alias: pydantic reserves some (`json`, `_x`, `model_...`).
+        # Internal field names, with the parameter's name as alias: pydantic reserves some (`json`, `_x`, `model_...`).
         fields[f"p{position}"] = (
             hints[parameter],
             Field(default, alias=parameter, description=explained.get(parameter)),
@@ -141,7 +132,7 @@ def _arguments_model(function: Callable[..., Any], name: str, explained: Mapping
 
 
 def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """The docstring without its `Args:` section, and what that section says of each parameter."""
+    """Split a docstring into its text without the `Args:` section, and that section's descriptions by parameter."""
     lines, explained, kept = text.splitlines(), dict[str, str](), list[str]()
     inside, current = False, ""
     for line in lines:

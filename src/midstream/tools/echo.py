@@ -1,4 +1,4 @@
-"""`echo`: gives back what it gets. For trying out a flow, and for tests."""
+"""`echo`: returns its input. For trying out a flow, and for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`load_tools`: tools by name, the built-in ones or a user's own as `package.module:attribute`."""
+"""`load_tools`: tools by name, built-in or a user's own as `package.module:attribute`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BUILT_IN = {
 
 
 def load_tools(names: Sequence[str]) -> list[Tool[..., Any]]:
-    """The tools of those names. `package.module:attribute` is a `Tool`, or a typed function to make one of."""
+    """Load the named tools. `package.module:attribute` is a `Tool`, or a typed function to convert to one."""
     return [_load(name) for name in names]
 
 

@@ -1,8 +1,8 @@
-"""Input masking: part of what a tool retrieved is hidden from the agent, which then has to work with the rest instead
-of copying. It changes what the agent reads, and so what it samples.
+"""Input masking: hides part of a tool's result from the agent, which must work with the rest instead of copying. It
+changes what the agent reads, and so what it samples.
 
-Not to be mixed up with loss masking (`Step.loss_mask`), which keeps tokens that the policy did not sample out of the
-loss and hides nothing from anybody.
+Not to be confused with loss masking (`Step.loss_mask`), which excludes tokens that the policy did not sample from the
+loss and hides nothing from the agent.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
 def mask_retrieved_tokens(retrieved_text: str, mask_ratio: float = 0.3, *, seed: int = 0) -> str:
-    """`retrieved_text` with `int(n * mask_ratio)` of its n words replaced by `[MASK]`; the space between them stays.
+    """Replace `int(n * mask_ratio)` of the n words of `retrieved_text` by `[MASK]`, keeping white space.
 
-    A word is what stands between spaces, or a single character of Chinese or Japanese. Which ones are hidden is drawn
-    from `seed` and the text, so the same text is always masked the same way. Raises `ValueError` unless `mask_ratio` is
-    from 0 to 1.
+    A word is text between spaces, or a single character of Chinese or Japanese. The choice is drawn from `seed` and the
+    text, so the same text is always masked the same way. Raises `ValueError` unless `mask_ratio` is from 0 to 1.
     """
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio is a share from 0 to 1, not {mask_ratio}")
     words = list(_WORD.finditer(retrieved_text))
-    drawn = random.Random(derive_seed(seed, ascii(retrieved_text)))  # ascii: a text may hold half a surrogate pair
+    drawn = random.Random(derive_seed(seed, ascii(retrieved_text)))  # ascii: a text may contain lone surrogates
     chosen = drawn.sample(range(len(words)), int(len(words) * mask_ratio))
     parts: list[str] = []
     end = 0

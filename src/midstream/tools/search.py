@@ -1,7 +1,7 @@
-"""`search`: BM25 over a small bundled knowledge base, one sentence a fact, about countries and large cities.
+"""`search`: BM25 over a small bundled knowledge base of one-sentence facts about countries and large cities.
 
-The facts are generated from `midstream.tasks.geography` (GeoNames data, CC BY 4.0). The index is built once a process,
-on the first search. Accents, case and word order do not matter; equal scores keep the order of the facts.
+The facts are generated from `midstream.tasks.geography` (GeoNames data, CC BY 4.0). The index is built once per
+process, on the first search. Accents, case and word order do not matter; ties keep the order of the facts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _MEANT_BY = {
 }
 _SYNONYMS = {word: meant for meant, words in _MEANT_BY.items() for word in words.split()}
 _ATTRIBUTES = frozenset({"area", "capital", "city", "code", "continent", "country", "currency", "population"})
-"""Words that say what is asked, not about whom. A query of these alone matches hundreds of facts equally: no result."""
+"""Words for an attribute, not a subject. A query of these alone matches hundreds of facts equally: no result."""
 
 
 def search_tool(k: int = 1) -> Tool[[str], str]:
-    """A `search` that returns the best `k` facts, one a line, the best first."""
+    """Return a `search` tool that returns the best `k` facts, one per line, best first."""
 
     @tool(name="search")
     def search(query: str) -> str:
@@ -54,7 +54,7 @@ search = search_tool()
 
 
 def best_facts(query: str, k: int = 1) -> list[str]:
-    """The `k` facts that match best; empty when the knowledge base knows nobody and nothing in the query."""
+    """Return the `k` best-matching facts; empty if the query contains no known subject."""
     with _BUILDING:
         index, passages, vocabulary = _index()
     words = [word for word in dict.fromkeys(_words(query[:2000])) if word in vocabulary][:MAX_QUERY_WORDS]
@@ -66,7 +66,7 @@ def best_facts(query: str, k: int = 1) -> list[str]:
 
 
 def facts() -> list[tuple[str, str]]:
-    """The knowledge base: each fact as its subject (`The area of Peru`) and its value (`1285220 km2`)."""
+    """Return the knowledge base: each fact as its subject (`The area of Peru`) and its value (`1285220 km2`)."""
     result: list[tuple[str, str]] = []
     for country in countries():
         values = {
@@ -100,8 +100,8 @@ def _index() -> tuple[Any, list[str], frozenset[str]]:
 
 
 def _document(subject: str, value: str) -> list[str]:
-    """The subject's words twice, as what a fact is about matters more than whom its value names; of the value's
-    words only new ones: "The capital of Monaco is Monaco." must not win over Monaco's population."""
+    """Return the subject's words twice, because a fact's subject matters more than its value, and only new words of the
+    value: "The capital of Monaco is Monaco." must not outrank Monaco's population."""
     words = _words(subject)
     return words * 2 + [word for word in _words(value) if word not in words]
 

@@ -1,39 +1,39 @@
-"""`Toolbox` and `ToolSession`: the tools an agent has, and one trajectory's use of them.
+"""`Toolbox` and `ToolSession`: the tools of an agent, and one trajectory's use of them.
 
-A session validates a call, runs it with a time limit and a budget, and turns whatever happens into a `ToolCall` the
-model can read. Nothing a tool does raises here. What it cannot stop: a synchronous tool that never returns keeps its
-(daemon) thread, and an async tool that blocks the event loop blocks it.
+A session validates each call, runs it within a time limit and a budget, and turns the outcome into a `ToolCall` that
+the model can read. A failing tool never raises here. Two things it cannot stop: a synchronous tool that never returns
+keeps its (daemon) thread, and an async tool that blocks the event loop blocks it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import inspect
-import json
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.seeds import derive_seed
 from midstream.core.text import cleaned
+from midstream.core.toolsets import Toolset, ToolSpec
 from midstream.core.types import ToolCall
 from midstream.tools.arguments import validate_arguments
-from midstream.tools.declare import Tool, ToolError
+from midstream.tools.declare import Tool
 from midstream.tools.mask import mask_retrieved_tokens
+from midstream.tools.toolset import FunctionToolset, reason
 
 MIN_RESULT_CHARS = 80
 MAX_NAME_CHARS = 64
-"""The length of a tool's name; a longer one that a model wrote is cut where it is recorded."""
+"""Longest name of a tool; a longer name written by a model is cut when it is recorded."""
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """A fixed set of tools. `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask`
-    is the share of a tool's results, by its name, that a session with a `mask_seed` hides."""
+    """The function tools of every trajectory, and its limits.
+
+    `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask` is the share of a tool's
+    results, by its name, that a session with a `mask_seed` hides."""
 
     tools: Sequence[Tool[..., Any]]
     max_calls: int | None = None
@@ -57,36 +57,66 @@ class Toolbox:
                 raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
 
     def get(self, name: str) -> Tool[..., Any] | None:
-        """The tool of that name, or None."""
+        """Return the tool of that name, or None."""
         return next((tool for tool in self.tools if tool.name == name), None)
+
+    def cards(self) -> str:
+        """Return one line per tool, for a prompt."""
+        return "\n".join(tool.card for tool in self.tools)
+
+    def session(self, mask_seed: int | None = None) -> ToolSession:
+        """The tools of one trajectory, with a full budget. `mask_seed` decides which words of results `mask` hides;
+        None hides none."""
+        return ToolSession(self, mask_seed)
+
+
+class ToolSession:
+    """The tools of one trajectory: those of the toolbox and of every added toolset. Only calls that run count against
+    the budget; refused ones are free."""
+
+    def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
+        self.toolbox = toolbox
+        self._mask_seed = mask_seed
+        functions = FunctionToolset(toolbox.tools)
+        self._tools: dict[str, tuple[ToolSpec, Toolset]] = {tool.name: (tool, functions) for tool in toolbox.tools}
+        self.calls_made = 0
+
+    @property
+    def tools(self) -> list[ToolSpec]:
+        """All tools, in the order they were added."""
+        return [tool for tool, _ in self._tools.values()]
+
+    def get(self, name: str) -> ToolSpec | None:
+        """The tool of that name, or None."""
+        return self._find(name)[0]
 
     def cards(self) -> str:
         """One line a tool, for a prompt."""
         return "\n".join(tool.card for tool in self.tools)
 
-    def session(self, mask_seed: int | None = None) -> ToolSession:
-        """A fresh budget, for one trajectory. `mask_seed` decides which words of results `mask` hides; None hides
-        none."""
-        return ToolSession(self, mask_seed)
+    async def add(self, toolset: Toolset) -> None:
+        """Offer the tools of an open `toolset`, within the budget and limits of this session.
 
+        Raises `ConfigError` for a name that is taken or cannot be a tool's, and for an invalid schema."""
+        from midstream.tools.json_schema import check_schema
 
-class ToolSession:
-    """One trajectory's calls. Only calls that ran count against the budget: a refused one cost nothing."""
-
-    def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
-        self.toolbox = toolbox
-        self._mask_seed = mask_seed
-        self.calls_made = 0
+        added: dict[str, tuple[ToolSpec, Toolset]] = {}
+        for tool in await toolset.list():
+            check_schema(tool)
+            if tool.name in self._tools or tool.name in added:
+                raise ConfigError(f"two tools are named '{tool.name}'", "give one of them another name")
+            added[tool.name] = (tool, toolset)
+        self._tools |= added
 
     @property
     def remaining(self) -> int | None:
-        """Calls left, or None without a limit."""
+        """Number of calls left; None without a limit."""
         limit = self.toolbox.max_calls
         return None if limit is None else max(0, limit - self.calls_made)
 
     def validate(self, name: str, arguments: Any) -> list[str]:
-        """What is wrong with a call, in words a model can act on; empty when nothing is."""
-        tool = self.toolbox.get(name)
+        """Problems of a call, in words a model can act on; empty for a valid call."""
+        tool = self.get(name)
         if tool is None:
             return [self._unknown(name)]
         return validate_arguments(tool, arguments).problems
@@ -110,8 +140,8 @@ class ToolSession:
             )
 
         given = arguments if isinstance(arguments, Mapping) else {}
-        tool = self.toolbox.get(name)
-        if tool is None:
+        tool, toolset = self._find(name)
+        if tool is None or toolset is None:
             return finished("unknown_tool", self._unknown(name), given)
         checked = validate_arguments(tool, arguments)
         if checked.problems:
@@ -119,8 +149,12 @@ class ToolSession:
         if self.remaining == 0:
             return finished("over_budget", f"no tool calls are left (at most {self.toolbox.max_calls})", checked.raw)
         self.calls_made += 1
-        error_kind, result = await _run(tool, checked.values)
+        error_kind, result = await _run(tool, toolset, checked.raw)
         return finished(error_kind, result, checked.raw)
+
+    def _find(self, name: Any) -> tuple[ToolSpec, Toolset] | tuple[None, None]:
+        """The tool and its toolset. `name` may be anything a model wrote."""
+        return self._tools.get(name, (None, None)) if isinstance(name, str) else (None, None)
 
     def _masked(self, name: str, result: str) -> str:
         ratio = self.toolbox.mask.get(name, 0.0)
@@ -130,18 +164,16 @@ class ToolSession:
 
     def _unknown(self, name: str) -> str:
         name = str(name)[:MAX_NAME_CHARS]
-        if not self.toolbox.tools:
+        if not self._tools:
             return f"unknown tool '{name}'; there are no tools"
-        return f"unknown tool '{name}'; {nearest(name, [tool.name for tool in self.toolbox.tools])}"
+        return f"unknown tool '{name}'; {nearest(name, self._tools)}"
 
 
-async def _run(tool: Tool[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
-    """`(error_kind, text)` of one run, within the tool's time limit."""
-    is_async = inspect.iscoroutinefunction(tool.function)
-    work = _guarded(tool.function, values) if is_async else _in_thread(tool.function, values)
-    task = asyncio.create_task(work)
+async def _run(tool: ToolSpec, toolset: Toolset, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """`(error_kind, text)` of one call, within the tool's time limit."""
+    task = asyncio.create_task(_guarded(tool, toolset, arguments))
     try:
-        # `wait`, not `wait_for`: a tool that swallows its cancellation must not hold the trajectory.
+        # `wait`, not `wait_for`: a tool that ignores its cancellation must not block the trajectory.
         await asyncio.wait({task}, timeout=tool.timeout_s)
     except asyncio.CancelledError:
         task.cancel()
@@ -154,63 +186,16 @@ async def _run(tool: Tool[..., Any], values: Mapping[str, Any]) -> tuple[str, st
     return task.result()
 
 
-async def _guarded(function: Callable[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
+async def _guarded(tool: ToolSpec, toolset: Toolset, arguments: Mapping[str, Any]) -> tuple[str, str]:
     try:
-        return "", _text(await function(**values))
+        result = await toolset.call(tool.name, arguments)
+        return ("raised" if result.is_error else ""), result.text
     except (Exception, SystemExit) as error:
-        return "raised", _reason(error)
-
-
-async def _in_thread(function: Callable[..., Any], values: Mapping[str, Any]) -> tuple[str, str]:
-    """Run in a daemon thread of its own. A shared pool would let a few hung tools hold every other trajectory,
-    and would keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[tuple[str, Any]] = loop.create_future()
-    context = contextvars.copy_context()
-
-    def deliver(outcome: tuple[str, Any]) -> None:
-        if not future.done():
-            future.set_result(outcome)
-
-    def work() -> None:
-        try:
-            result = context.run(function, **values)
-            outcome = ("", result if inspect.isawaitable(result) else _text(result))
-        except BaseException as error:
-            # Also SystemExit and KeyboardInterrupt: in this thread only the tool itself can have raised them.
-            outcome = ("raised", _reason(error))
-        try:
-            loop.call_soon_threadsafe(deliver, outcome)
-        except RuntimeError:
-            return  # The loop closed after the time limit; nobody waits for this any more.
-
-    threading.Thread(target=work, name=f"tool-{getattr(function, '__name__', 'call')}", daemon=True).start()
-    error_kind, result = await future
-    # A plain function may wrap an async one; what it returned is then awaited where the loop is.
-    return await _guarded(lambda: result, {}) if inspect.isawaitable(result) else (error_kind, result)
-
-
-def _text(result: Any) -> str:
-    if isinstance(result, str):
-        return result
-    if isinstance(result, (dict, list, tuple)):
-        return json.dumps(result, ensure_ascii=False, default=str)
-    return str(result)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, ToolError):
-        return str(error)
-    try:
-        message = str(error)
-    except Exception as broken:
-        # An exception whose own text raises still has to reach the model as something.
-        message = f"(its message raised {type(broken).__name__})"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+        return "raised", reason(error)
 
 
 def _storable(text: str) -> str:
-    """`text` without what UTF-8 or a database column cannot hold: lone surrogates and NUL."""
+    """`text` without characters that UTF-8 or a database column cannot hold: lone surrogates and NUL."""
     return cleaned(text).replace("\x00", "\ufffd")
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from midstream.core.errors import PromptTooLong
+from midstream.core.errors import PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request
+from midstream.engines.base import Completion, PolicyEngine, Request
+from midstream.engines.torch.lora import save_adapter
 
 PROMPT = "Once upon a time there was a"
 QUESTION = "How many are there in total?"
@@ -205,5 +207,51 @@ def test_calls_under_way_finish_before_weights_may_change_and_new_ones_wait(run)
             await asyncio.sleep(0.05)
             assert not heard.calls and not second.done()
         assert (await second).ids == (await first).ids
+
+    run(check)
+
+
+def test_a_policy_engine_counts_tokens_and_nests_exclusive_use(run) -> None:
+    async def check(subject) -> None:
+        if not subject.waits:
+            return
+        engine = subject.engine
+        assert isinstance(engine, PolicyEngine)
+        sampled = engine.tokens_sampled
+        answer = await ask(subject)
+        assert engine.tokens_sampled == sampled + len(answer.ids) and engine.tokens_prefilled > 0
+        async with engine.exclusive():
+            async with engine.exclusive():
+                pass
+            waiting = ask(subject, session="two")
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        await waiting
+
+    run(check)
+
+
+def test_a_policy_engine_loads_weights_between_calls(run, request, make_policy, tmp_path: Path) -> None:
+    if "real" in request.node.name:
+        pytest.skip("needs an adapter of the served model, see test_vllm_real.py")
+    decoder = make_policy().decoder
+    rank, alpha = decoder.adapter_rank, decoder.adapter_alpha
+    save_adapter(decoder.adapters(), tmp_path / "a", rank=rank, alpha=alpha, base="tiny")
+
+    async def check(subject) -> None:
+        if not subject.waits:
+            return
+        engine = subject.engine
+        before = ask(subject)
+        await asyncio.sleep(0.005)
+        assert engine.capabilities.adapters
+        async with engine.exclusive():
+            await engine.load_weights(tmp_path / "a", 3)
+        assert before.done() and (await before).policy_version == 0
+        assert (await ask(subject)).policy_version == engine.policy_version == 3
+        if not engine.capabilities.full:
+            with pytest.raises(Unsupported, match="LoRA"):
+                await engine.load_weights(tmp_path, 4)
+            assert engine.policy_version == 3
 
     run(check)

@@ -158,7 +158,7 @@ def test_an_image_goes_only_where_the_template_has_a_place_for_one() -> None:
         ("mistral", [USER, USER], "roles must alternate"),
         ("llama3_1", [USER, calls("celsius", "fahrenheit")], "only supports single tool-calls"),
         ("{{ messages[0].content + 1 }}{{ nothing.there }}", [USER], "can only concatenate str"),
-        ("qwen2_5", [], "no messages"),
+        ("qwen2_5", [], "without messages"),
     ],
 )
 def test_what_a_template_refuses_is_refused_in_its_words(template: str, messages: list[Message], reason: str) -> None:

@@ -107,7 +107,7 @@ def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tm
     some(store, 1, first=4, channel="mine")
     before = everything(store)
     place = "line 6" if ending == "jsonl" else "row 5"
-    with pytest.raises(RunError, match=rf"out\.{ending}', {place}: trajectory 'u4' is in .* already\n.*skip"):
+    with pytest.raises(RunError, match=rf"out\.{ending}', {place}: trajectory 'u4' already exists in .*\n.*skip"):
         import_from(store, tmp_path / f"out.{ending}")
     assert everything(store) == before
     done = import_from(store, tmp_path / f"out.{ending}", existing="skip")
@@ -180,6 +180,24 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
             json.dumps(a_record(steps=[{**STEP, "tools": [], "rollout_log_probs": [float("nan")]}])),
             "log_probs.0 is nan",
         ),
+        *(
+            (json.dumps(a_record(steps=[{**STEP, "tools": [], "temperature": value}])), "steps.0.temperature is")
+            for value in (0.0, -1.0, float("nan"), float("inf"))
+        ),
+        (json.dumps(a_record(steps=[{**STEP, "tools": [], "latency_s": float("nan")}])), "steps.0.latency_s is nan"),
+        (json.dumps(a_record(created_at=float("nan"))), "its created_at is nan: .*finite"),
+        (json.dumps(a_record(ended_at=float("inf"))), "its ended_at is inf: .*finite"),
+        *(
+            (
+                json.dumps(a_record(feedback=[{"trajectory_uid": "u", "kind": "reward", name: float("nan")}])),
+                f"{name} is",
+            )
+            for name in ("value", "created_at")
+        ),
+        *(
+            (json.dumps(a_record(group={**GROUP, "state": "ready", name: float("inf")})), f"group.{name} is inf")
+            for name in ("deadline", "ready_at")
+        ),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "messages": ["hi"]}])), "messages.0 is 'hi'"),
         (json.dumps(a_record(steps=[{**STEP, "tools": [], "parent": 0}])), "parent is 0, which is not before"),
         (json.dumps(a_record(steps=[{**STEP, "tools": []}] * 2)), "steps.1.step_index is 0, which an earlier step has"),
@@ -215,11 +233,9 @@ def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Pat
             import_from(store, tmp_path / name)
         return str(raised.value)
 
-    assert "is no export of a store" in refused("a.jsonl", '{"question": "?"}\n')
-    assert "is no export of a store" in refused("b.jsonl", "")
-    assert "schema_version 99, which is not known" in refused(
-        "c.jsonl", '{"format": "midstream", "schema_version": 99}\n'
-    )
+    assert "is not a Midstream export" in refused("a.jsonl", '{"question": "?"}\n')
+    assert "is not a Midstream export" in refused("b.jsonl", "")
+    assert "unsupported schema_version 99" in refused("c.jsonl", '{"format": "midstream", "schema_version": 99}\n')
     assert "is not a Parquet file" in refused("d.parquet", "no")
     assert "neither .jsonl nor .parquet" in refused("e.csv", "")
     with Store(tmp_path / "store.db") as store:

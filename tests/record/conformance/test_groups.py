@@ -98,7 +98,7 @@ def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(s
     assert [t.status for t in leased.trajectories] == ["completed", "timed_out", "timed_out"]
     assert leased.trajectories[1].error == "still running at the deadline of its group, 2.0 s ago"
     end_too_late = Trajectory(uid="p-1", prompt_uid="p", task=TASK)
-    with pytest.raises(Exception, match="has ended already: timed_out"):
+    with pytest.raises(Exception, match="has already ended: timed_out"):
         asyncio.run(store.trajectories.finish(end_too_late))
 
 
@@ -181,6 +181,18 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     with pytest.raises(GroupClosed, match="is ready for training"):
         join(store, "full-3")
     assert store.groups.left_out() == 0
+
+
+def test_a_refused_opening_changes_nothing(store: Store) -> None:
+    join(store, "p-0")  # says nothing of a group
+    with pytest.raises(GroupClosed, match="has all its 1 trajectories"):
+        join(store, "p-1", group_size=1)
+    assert store.groups.counts()["waiting"] == 0, "the refused opening has limited a group that nobody limited"
+    join(store, "p-2")
+    with pytest.raises(GroupClosed):
+        join(store, "p-3", group_size=2)
+    join(store, "p-4", group_size=4)
+    assert store.groups.counts()["waiting"] == 1 and store.trajectories.count(prompt_uid="p") == 3
 
 
 def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> None:
@@ -335,7 +347,7 @@ def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
         lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
     )
     keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
-    store.database.write(lambda transaction: group_states.settle(transaction.connection, keys, time.time()))
+    store.database.write(lambda transaction: group_states.update_states(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 
 

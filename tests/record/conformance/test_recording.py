@@ -302,7 +302,7 @@ def test_a_trajectory_ends_once(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "train")
     first = Trajectory(uid="u", prompt_uid="p", task=TASK, reward=1.0, answer="3")
     asyncio.run(store.trajectories.finish(first))
-    with pytest.raises(AlreadyEnded, match="'u' has ended already: completed"):
+    with pytest.raises(AlreadyEnded, match="'u' has already ended: completed"):
         asyncio.run(store.trajectories.finish(replace(first, status=Status.FAILED, reward=0.0, steps=(a_step("u"),))))
     assert store.trajectories.get("u") == first
 

@@ -98,7 +98,7 @@ def loss_of(algorithm: Algorithm) -> Callable[..., Tensor]:
         weighted = make_batch([trajectories], GRPO(aggregation=algorithm.aggregation), failed="mask", keep_zero=True)
         if algorithm.aggregation == "constant_length":
             weighted = make_batch([trajectories], algorithm, failed="mask", keep_zero=True)
-        by_row = {turn.place[0]: turn.weight for turn in weighted.turns}
+        by_row = {turn.key[0]: turn.weight for turn in weighted.turns}
         rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         scale = None
         if "rollout_logprobs" in more:
@@ -193,7 +193,7 @@ def test_generalized_advantages_conform(discount: float, lam: float) -> None:
                 TurnOutcome(
                     length,
                     reward=float(rewards[row, length - 1]),
-                    reading=PolicyOutputs(values=tuple(values[row, :length].tolist())),
+                    outputs=PolicyOutputs(values=tuple(values[row, :length].tolist())),
                 ),
             ),
         )

@@ -180,6 +180,25 @@ def test_a_closed_session_opens_anew(backend: str) -> None:
     assert first.value == "1" and second.outcome == "error"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_closing_the_sandbox_ends_sessions_and_calls(backend: str) -> None:
+    """Nothing waits for ever, and no call comes back as a success."""
+
+    async def work(sandbox: Sandbox) -> Result | BaseException:
+        idle, busy = sandbox.session(), sandbox.session()
+        await idle.run("x = 1")
+        call = asyncio.ensure_future(busy.run("while True:\n    pass"))
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(sandbox.close(), 30)
+        (ended,) = await asyncio.wait_for(asyncio.gather(call, return_exceptions=True), 30)
+        await idle.close()
+        await busy.close()
+        return ended
+
+    ended = use(backend, work)
+    assert isinstance(ended, BaseException) or ended.outcome in ("error", "timeout")
+
+
 @given(st.text(max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_a_safe_name_stays_in_its_folder(name: str) -> None:

@@ -1,23 +1,23 @@
-"""What a planner decides each turn, as data, and the two notations it may be written in.
+"""Actions of the planner as data, and the two notations they are written in.
 
 `json` is one object with every field. `compact` is a few lines for small models: optional `justification:`, `context:`
-and `sub_goal:` lines, then `TOOL: INPUT`. INPUT is the one argument of the tool as plain text, or a JSON object of
-arguments. `none` is the tool of a planner that needs no tool, or no other one.
+and `sub_goal:` lines, then `TOOL: INPUT`. INPUT is the tool's only argument as plain text, or a JSON object of
+arguments. The tool `none` means that no (other) tool is needed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from midstream.core.errors import MidstreamError, nearest
-from midstream.tools import Toolbox
+from midstream.core.toolsets import ToolSpec
 
 Notation = Literal["compact", "json"]
-PlanField = Literal["justification", "context", "sub_goal"]
+ActionField = Literal["justification", "context", "sub_goal"]
 NO_TOOL = "none"
 _ACTION = re.compile(r"([A-Za-z_][\w.-]*)\s*(?::\s*(.*))?", re.DOTALL)
 _FIELD = re.compile(r"(justification|context|sub_goal)\s*:\s*(.*)")
@@ -25,6 +25,12 @@ _FIELD = re.compile(r"(justification|context|sub_goal)\s*:\s*(.*)")
 
 class UnreadableAction(MidstreamError):
     """The planner's text is not an action. The message tells the planner what to write instead."""
+
+
+class KnownTools(Protocol):
+    """The tools an action may name: a `Toolbox` or a `ToolSession`."""
+
+    def get(self, name: str) -> ToolSpec | None: ...
 
 
 class NextStep(BaseModel):
@@ -39,10 +45,10 @@ class NextStep(BaseModel):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
-def read_action(text: str, notation: Notation, toolbox: Toolbox, required: tuple[PlanField, ...] = ()) -> NextStep:
+def read_action(text: str, notation: Notation, tools: KnownTools, required: tuple[ActionField, ...] = ()) -> NextStep:
     """Parse the planner's `text`. Raises `UnreadableAction` for text that is not an action; arguments are checked
     later."""
-    action = _read_json(text) if notation == "json" else _read_compact(text, toolbox)
+    action = _read_json(text) if notation == "json" else _read_compact(text, tools)
     missing = [name for name in required if not getattr(action, name)]
     if missing:
         raise UnreadableAction(f"also give {', '.join(missing)}")
@@ -50,7 +56,7 @@ def read_action(text: str, notation: Notation, toolbox: Toolbox, required: tuple
 
 
 def write_action(action: NextStep, notation: Notation) -> str:
-    """`action` in a notation; `read_action` gives it back, a lone text argument as the one parameter of its tool."""
+    """`action` as text. `read_action` restores it; a single text argument becomes the only parameter of its tool."""
     if notation == "json":
         return action.model_dump_json()
     lines = [
@@ -63,11 +69,11 @@ def write_action(action: NextStep, notation: Notation) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """True for text that reads back as it is: reading strips it and takes every line break for the same."""
+    """True for text that reading restores unchanged: reading strips it and normalises line breaks."""
     return isinstance(value, str) and value != "" and value == "\n".join(value.strip().splitlines()) and value[0] != "{"
 
 
-def _read_compact(text: str, toolbox: Toolbox) -> NextStep:
+def _read_compact(text: str, tools: KnownTools) -> NextStep:
     fields: dict[str, str] = {}
     lines = text.strip().splitlines()
     while lines and (match := _FIELD.fullmatch(lines[0].strip())):
@@ -77,20 +83,20 @@ def _read_compact(text: str, toolbox: Toolbox) -> NextStep:
     if match is None:
         raise UnreadableAction("write `TOOL: INPUT`")
     name, given = match.group(1), (match.group(2) or "").strip()
-    return NextStep(tool=name, arguments=_arguments(name, given, toolbox), **fields)
+    return NextStep(tool=name, arguments=_arguments(name, given, tools), **fields)
 
 
-def _arguments(name: str, given: str, toolbox: Toolbox) -> dict[str, Any]:
+def _arguments(name: str, given: str, tools: KnownTools) -> dict[str, Any]:
     if given.startswith("{"):
         try:
             parsed = json.loads(given)
         except (ValueError, RecursionError):  # not JSON, a number of thousands of digits, or nested too deep
             raise UnreadableAction(f"the arguments of {_short(name)} are not a JSON object") from None
         return parsed if isinstance(parsed, dict) else {}
-    tool = toolbox.get(name)
+    tool = tools.get(name)
     if not given or tool is None:
         return {"input": given} if given else {}
-    parameters = list(tool.parameters["properties"])
+    parameters = list(tool.parameters.get("properties", {}))
     if len(parameters) != 1:
         raise UnreadableAction(f"give the arguments of {name} as a JSON object with {', '.join(parameters)}")
     return {parameters[0]: given}
@@ -110,5 +116,5 @@ def _read_json(text: str) -> NextStep:
 
 
 def _short(text: str) -> str:
-    """What a model wrote, short enough to tell it."""
+    """A model's text, shortened for an error message."""
     return text if len(text) <= 64 else f"{text[:60]}..."

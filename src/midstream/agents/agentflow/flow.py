@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from midstream.agents.agentflow.actions import Notation, PlanField
+from midstream.agents.agentflow.actions import ActionField, Notation
 from midstream.agents.agentflow.modules import (
     Conversation,
     Executor,
@@ -49,21 +49,21 @@ class AgentFlowSettings(Config):
     """Most turns of plan, execute, verify (T_max)."""
     notation: Notation = "json"
     """How the planner writes its actions: `json`, or `compact` for small models."""
-    fields: tuple[PlanField, ...] = ("justification", "context", "sub_goal")
-    """What the planner must give beside tool and arguments. Fewer fields cost fewer tokens."""
+    fields: tuple[ActionField, ...] = ("justification", "context", "sub_goal")
+    """Fields the planner must write besides tool and arguments. Fewer fields cost fewer tokens."""
     stop_rule: StopRule = "planner"
     """When a verifier without an engine stops: `planner`, when the planner asks for no other tool; `evidence`, when a
-    call went through and, if the question states an operation, a calculation did. The second spares a turn, and fits
-    questions that one look-up and one calculation answer."""
+    call succeeded and, if the question asks for a calculation, the calculator was called. `evidence` saves a turn, and
+    suits questions that one look-up and one calculation answer."""
     memory_tokens: int = Field(default=2048, ge=64)
     """Token budget of the memory; beyond it the longest old results are shortened."""
     instructions: str | None = None
-    """System prompt in place of ours; `{tools}` in it becomes the tools' cards."""
+    """System prompt instead of the built-in one; `{tools}` in it is replaced by a list of the tools."""
 
 
 @register("agentflow")
 class AgentFlow(AgentFlowBase):
-    """Planner, executor, verifier, generator around one evolving memory. A role without an engine works by rule."""
+    """Planner, executor, verifier and generator around one evolving memory. A role without an engine follows a rule."""
 
     settings = AgentFlowSettings
     roles = ("analysis", "planner", "executor", "verifier", "generator")
@@ -78,20 +78,20 @@ class AgentFlow(AgentFlowBase):
         self.memory = WorkingMemory(self._instructions(), self.task.question, count, self.chosen.memory_tokens)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
-        table = Conversation(self, self.memory, self.task.question)
+        conversation = Conversation(self, self.memory, self.task.question)
         planner, executor = Planner(self.chosen.notation, self.chosen.fields), Executor()
         verifier, generator = Verifier(self.chosen.stop_rule), Generator()
-        await planner.analyse(table)
+        await planner.analyse(conversation)
         for turn in range(1, self.chosen.max_turns + 1):
             self.turns = turn
-            plan = await planner.next_step(table, turn, self.chosen.max_turns)
-            call = await executor.execute(table, plan)
-            table.news = call.result
-            stop, reason = await verifier.verify(table, plan.action, call)
-            self.memory.turns.append(turn_record(turn, plan.action, call, stop, reason))
+            decision = await planner.next_step(conversation, turn, self.chosen.max_turns)
+            call = await executor.execute(conversation, decision)
+            conversation.observation = call.result
+            stop, reason = await verifier.verify(conversation, decision.action, call)
+            self.memory.turns.append(turn_record(turn, decision.action, call, stop, reason))
             if stop:
                 break
-        self.answer = await generator.answer(table)
+        self.answer = await generator.answer(conversation)
         return len(self.steps)
 
     def metadata(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class AgentFlow(AgentFlowBase):
         }
 
     def _instructions(self) -> str:
-        cards = self.session.tools.toolbox.cards()
+        cards = self.session.tools.cards()
         if self.chosen.instructions is not None:
             return self.chosen.instructions.replace("{tools}", cards)
         if self.chosen.notation == "json":

@@ -1,5 +1,5 @@
-"""The four modules. Each reads and writes the trajectory's memory, and is a model call or, without a role engine, a
-rule."""
+"""Planner, executor, verifier and generator. Each reads and writes the trajectory's memory, and calls a model or, for a
+role without an engine, follows a rule."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from midstream.agents.agentflow.actions import NO_TOOL, NextStep, Notation, PlanField, UnreadableAction, read_action
+from midstream.agents.agentflow.actions import NO_TOOL, ActionField, NextStep, Notation, UnreadableAction, read_action
 from midstream.agents.base import AgentFlowBase
 from midstream.core.types import Step, ToolCall
 from midstream.memory.working import Exchange, Turn, WorkingMemory
 
 StopRule = Literal["planner", "evidence"]
 _OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter|sum|difference|product)\b")
-"""What a question that must be worked out states: a number of its own, or one of these words."""
+"""Signs that a question asks for a calculation: a number in it, or one of these words."""
 
 
 @dataclass(slots=True)
 class Conversation:
-    """Where the modules of one trajectory sit: the flow they speak through, their memory, and what the next to speak
-    must hear first."""
+    """State shared by a trajectory's modules: flow, memory, pending observation."""
 
     flow: AgentFlowBase
     memory: WorkingMemory
-    news: str
-    """What happened since somebody last spoke."""
+    observation: str
+    """Shown with the next request: the question at first, then the last tool result."""
 
     def has(self, role: str) -> bool:
         return role in self.flow.session.role_engines
 
     async def ask(self, role: str, request: str) -> Step:
-        """Let `role` speak on the news and `request`, and remember it."""
-        asked = f"{self.news}\n{request}" if self.news else request
+        """Send the pending observation and `request` to `role`, and remember the exchange."""
+        asked = f"{self.observation}\n{request}" if self.observation else request
         step = await self.flow.chat(self.memory.messages(asked), role=role)
         self.memory.remember(Exchange(role, asked, step.text))
-        self.news = ""
+        self.observation = ""
         return step
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What the planner said: an action, or why none could be read from it; and the step it said it in."""
+class Decision:
+    """The planner's action, or why its reply could not be read as one, and the step of the reply."""
 
     action: NextStep | None
     problem: str
@@ -50,77 +49,76 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Analyses the query once, then each turn chooses one action."""
+    """Analyses the query once, then chooses one action a turn."""
 
     notation: Notation
-    required: tuple[PlanField, ...]
+    required: tuple[ActionField, ...]
 
-    async def analyse(self, table: Conversation) -> None:
-        """Turn 0, when the role `analysis` has a role engine: what the query needs, kept in memory."""
-        if table.has("analysis"):
-            table.memory.analysis = (await table.ask("analysis", "[analysis]")).text
+    async def analyse(self, conversation: Conversation) -> None:
+        """Turn 0, if the role `analysis` has an engine: keep an analysis of the query in memory."""
+        if conversation.has("analysis"):
+            conversation.memory.analysis = (await conversation.ask("analysis", "[analysis]")).text
 
-    async def next_step(self, table: Conversation, turn: int, turns: int) -> Plan:
-        left = table.flow.session.tools.remaining
+    async def next_step(self, conversation: Conversation, turn: int, turns: int) -> Decision:
+        left = conversation.flow.session.tools.remaining
         budget = "" if left is None else f", calls left: {left}"
-        step = await table.ask("planner", f"[planner {turn}/{turns}{budget}]")
-        recorder = table.flow.session.recorder
+        step = await conversation.ask("planner", f"[planner {turn}/{turns}{budget}]")
+        recorder = conversation.flow.session.recorder
         try:
-            action = read_action(step.text, self.notation, table.flow.session.tools.toolbox, self.required)
+            action = read_action(step.text, self.notation, conversation.flow.session.tools, self.required)
         except UnreadableAction as error:
             recorder.annotate(step.step_index, parse_error=str(error), turn=turn)
-            return Plan(None, str(error), step)
+            return Decision(None, str(error), step)
         recorder.annotate(step.step_index, parsed=True, turn=turn, action=action.model_dump())
-        return Plan(action, "", step)
+        return Decision(action, "", step)
 
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """Carries out an action: checks it and calls the tool within its time and budget. With a role engine it writes the
-    arguments itself."""
+    """Calls the action's tool, within its time limit and budget. With an engine it writes the arguments itself."""
 
-    async def execute(self, table: Conversation, plan: Plan) -> ToolCall:
-        session = table.flow.session
-        if plan.action is None:
+    async def execute(self, conversation: Conversation, decision: Decision) -> ToolCall:
+        session = conversation.flow.session
+        if decision.action is None:
             call = ToolCall(
                 tool="",
                 arguments={},
                 ok=False,
-                result=f"Error: {plan.problem}",
+                result=f"Error: {decision.problem}",
                 error_kind="unparsed",
-                step_index=plan.step.step_index,
+                step_index=decision.step.step_index,
             )
             session.tool_calls.append(call)
             return call
-        if plan.action.tool == NO_TOOL:
-            return ToolCall(tool=NO_TOOL, arguments={}, ok=True, result="", step_index=plan.step.step_index)
-        arguments, step = plan.action.arguments, plan.step
-        if table.has("executor"):
-            step = await table.ask("executor", f"[executor {plan.action.tool}]")
-            arguments = self._written(table, plan.action.tool, step.text)
-        call = await session.tools.call(plan.action.tool, arguments, step_index=step.step_index)
+        if decision.action.tool == NO_TOOL:
+            return ToolCall(tool=NO_TOOL, arguments={}, ok=True, result="", step_index=decision.step.step_index)
+        arguments, step = decision.action.arguments, decision.step
+        if conversation.has("executor"):
+            step = await conversation.ask("executor", f"[executor {decision.action.tool}]")
+            arguments = self._written(conversation, decision.action.tool, step.text)
+        call = await session.tools.call(decision.action.tool, arguments, step_index=step.step_index)
         session.tool_calls.append(call)
         return call
 
-    def _written(self, table: Conversation, tool: str, text: str) -> dict[str, object]:
+    def _written(self, conversation: Conversation, tool: str, text: str) -> dict[str, object]:
         try:
-            return read_action(f"{tool}: {text}", "compact", table.flow.session.tools.toolbox).arguments
+            return read_action(f"{tool}: {text}", "compact", conversation.flow.session.tools).arguments
         except UnreadableAction:
             return {"input": text}
 
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Judges whether memory holds what the answer needs: 1 stops, 0 goes on. By rule: `stop_rule` of the flow."""
+    """Judges whether memory holds what the answer needs, and why; True stops. Its rule is `stop_rule`."""
 
     rule: StopRule
 
-    async def verify(self, table: Conversation, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
-        if table.has("verifier"):
-            step = await table.ask("verifier", "[verifier] yes or no")
+    async def verify(self, conversation: Conversation, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
+        if conversation.has("verifier"):
+            step = await conversation.ask("verifier", "[verifier] yes or no")
             word = step.text.strip().lower()
             verdict = word.startswith("yes")
-            table.flow.session.recorder.annotate(
+            conversation.flow.session.recorder.annotate(
                 step.step_index, verdict=verdict, parsed=word.startswith(("yes", "no"))
             )
             return verdict, step.text.strip()
@@ -132,22 +130,22 @@ class Verifier:
             return False, f"the call failed: {call.error_kind}"
         if self.rule == "planner":
             return False, "the planner has not said that it is done"
-        if call.tool != "calculator" and _OPERATION.search(table.memory.query.lower()):
+        if call.tool != "calculator" and _OPERATION.search(conversation.memory.query.lower()):
             return False, "the question asks for a calculation"
         return True, "what was asked for is there"
 
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """Writes the final answer from memory. By rule: the last thing found."""
+    """Writes the final answer from memory. Its rule is the last result found."""
 
-    async def answer(self, table: Conversation) -> str:
-        if table.has("generator"):
-            return (await table.ask("generator", "[generator]")).text.strip()
-        found = table.memory.found()
+    async def answer(self, conversation: Conversation) -> str:
+        if conversation.has("generator"):
+            return (await conversation.ask("generator", "[generator]")).text.strip()
+        found = conversation.memory.found()
         return found[-1] if found else ""
 
 
 def turn_record(number: int, action: NextStep | None, call: ToolCall, verdict: bool, reason: str) -> Turn:
-    """The memory's record of a turn."""
+    """The memory's record of one turn."""
     return Turn(number, action.sub_goal if action else "", call, verdict, reason)

@@ -1,4 +1,4 @@
-"""How models write tool calls and thoughts: one module a family, one interface, recognized by the chat template."""
+"""Chat formats of tool calls and thoughts: one module per model family, recognized by the chat template."""
 
 from midstream.engines.formats.chat_format import ChatFormat, Guard
 from midstream.engines.formats.grammar import response_constraint

@@ -1,8 +1,8 @@
-"""Chat templates of other people's models, in transformers' sandbox and within bounds of time and size.
+"""Renders third-party chat templates in transformers' sandbox, with limits on time and size.
 
-The sandbox keeps a template from reaching anything but its arguments; it does not keep it from running for ever. Here
-every loop, macro and call looks at the clock, and whatever multiplies or joins text is judged by what it would make.
-Not bounded: a single comparison of deeply shared lists.
+The sandbox restricts a template to its arguments, but not its run time. Here every loop, macro and call checks the
+clock, and the size of every operation that multiplies or joins text is checked first. Not limited: a single comparison
+of deeply shared lists.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ from jinja2.visitor import NodeTransformer
 from midstream.engines.formats.template import TooMuch
 
 TIME_S = 5.0
-"""Longest that a template may take for one conversation."""
+"""Time limit of a template for one conversation."""
 MOST = 1 << 26
-"""Most characters that a template may put together."""
+"""Most characters that a template may produce."""
 ITEM = 16
-"""Characters that an item of a list counts for beside its text."""
+"""Characters that a list item counts for besides its text."""
 
 _WIDE = re.compile(r"\d{7,}|\*|:[^{}]*\{")
-"""Widths in a format string that are large, or not written there."""
+"""Format string widths that are large or not literal."""
 _GROWS = frozenset(
     ("batch", "center", "expandtabs", "indent", "join", "ljust", "replace", "rjust", "slice", "tojson", "translate")
 ) | {"zfill"}
-"""Filters and methods that make more than they are given."""
+"""Filters and methods whose output exceeds their input."""
 _LOOKS = frozenset(
     (
         *("attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "last", "length", "list", "map"),
         *("max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "sum", "unique"),
     )
 )
-"""Filters that do not write the value they are given as text."""
+"""Filters that do not convert their value to text."""
 _bound = threading.local()
 
 
 def compiled(source: str) -> Template:
-    """The template `source`, to be rendered by `render_bounded`."""
+    """Compile the template `source` for `render_bounded`."""
     with _Clock():
         return _compiled(source)
 
 
 def render_bounded(source: str, arguments: Mapping[str, Any]) -> str:
-    """`source` rendered with `arguments`. Raises `TooMuch` when it exceeds `TIME_S` or `MOST`, and as jinja does."""
+    """Render `source` with `arguments`. Raises `TooMuch` when it exceeds `TIME_S` or `MOST`, and jinja's errors."""
     template = compiled(source)
     with _Clock():
         return template.render(arguments)
 
 
 class _Clock:
-    """Inside, this thread has `TIME_S`."""
+    """Limits this thread to `TIME_S` inside the context."""
 
     def __enter__(self) -> None:
         _bound.until = time.monotonic() + TIME_S
@@ -73,7 +73,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
     @property
     def tick(self) -> None:
-        """Looks at the clock; compiled loops and macros read this property."""
+        """Check the clock; compiled loops and macros read this property."""
         until = getattr(_bound, "until", None)
         if until is not None and time.monotonic() > until:
             raise TooMuch(f"the model's chat template took longer than {TIME_S:g} s and was stopped")
@@ -113,7 +113,7 @@ class _Bounded(ImmutableSandboxedEnvironment):
 
 
 class _Watch(NodeTransformer):
-    """Puts a look at the clock at the beginning of every loop and macro, and judges what `~` joins."""
+    """Inserts a clock check at the start of every loop and macro, and a size check for `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         return self._watched(node)
@@ -154,7 +154,7 @@ def _compiled(source: str) -> Template:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The filter `function`, judged by what it would make."""
+    """Wrap the filter `function` with a size check."""
 
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -193,14 +193,14 @@ def _check_widths(text: str) -> None:
 
 
 def _sized(value: Any) -> Any:
-    """`value`, when it is not too long."""
+    """Return `value` if it is not too long."""
     if isinstance(value, (str, list, tuple, dict)) and len(value) > MOST:
         _allow(len(value))
     return value
 
 
 def _written(value: Any) -> Any:
-    """`value`, when it is not too large to be written as text, with all that is in it."""
+    """Return `value` if its text, including nested values, is not too large."""
     size = len(value) if isinstance(value, str) else _size(value)
     if size > MOST:
         _allow(size)
@@ -208,7 +208,7 @@ def _written(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Characters in `value` with `ITEM` for each item, counted up to a little more than `MOST`."""
+    """Count the characters in `value`, plus `ITEM` for each item, up to a little more than `MOST`."""
     size, waiting = 0, [value]
     while waiting and size <= MOST:
         one = waiting.pop()

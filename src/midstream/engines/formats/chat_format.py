@@ -1,7 +1,7 @@
-"""The interface of a chat format, with what the formats share.
+"""The interface of a chat format, and code shared by the formats.
 
 A format defines where its calls begin and how they are parsed; the rest of the reply, prompts and constraints are
-handled here. The model's own chat template writes prompts; only what it cannot write is written as text.
+handled here. The model's own chat template writes prompts; only content it cannot write is written as text.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ def unguarded(text: str, *, own: bool = False) -> str:
 
 
 class ChatFormat:
-    """How one family of models writes tool calls and thoughts.
+    """How one model family writes tool calls and thoughts.
 
-    A subclass names its markers and defines `parse_call` and `write`; one that can be used in any chat template also
-    defines `instructions`, one whose calls can be forced `rules`. `tools` are the tools that the prompt declared;
-    without any, nothing is parsed as a call. `why` says what the format was chosen for."""
+    A subclass names its markers and defines `parse_call` and `write`; a format usable in any chat template also
+    defines `instructions`, and one whose calls can be enforced defines `rules`. `tools` are the tools declared in the
+    prompt; without any, nothing is parsed as a call. `why` explains the choice of the format."""
 
     name: str
     tags: ClassVar[tuple[str, ...]] = ()
     """The markers of calls. Those that are tokens of the vocabulary stay tokens in an assistant's message."""
     opener: ClassVar[re.Pattern[str] | None] = None
-    """Where a call may begin."""
+    """Where a call may start."""
     starts: ClassVar[tuple[str, ...]] = ()
     """The markers that `opener` matches."""
     closers: ClassVar[tuple[str, ...]] = ()
     """End markers; removed where they follow a call."""
     call_like: ClassVar[re.Pattern[str] | None] = None
-    """What counts as a malformed call when no call can be read there; by default any of `starts`."""
+    """Text that counts as a malformed call if it cannot be parsed; by default any of `starts`."""
     signature: ClassVar[tuple[str, ...]] = ()
-    """What every call written by a chat template of this format holds."""
+    """Text contained in every call that a chat template of this format writes."""
     structured: ClassVar[bool] = False
-    """Whether templates write results from the call before them, so that a reply cannot stand there as raw text."""
+    """Whether templates render results from the preceding call, so a reply cannot appear there as raw text."""
 
     def __init__(self, facts: Facts, vocabulary: Mapping[str, int], why: str) -> None:
         self.facts, self.why, self.think = facts, why, facts.think
@@ -63,7 +63,7 @@ class ChatFormat:
 
     @classmethod
     def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
-        """The tags that a model with this template puts around a thought."""
+        """Return the tags that a model with this template puts around a thought."""
         return THINK, THINK_END
 
     def parse_call(
@@ -73,11 +73,11 @@ class ChatFormat:
         raise NotImplementedError
 
     def write(self, name: str, arguments: str) -> str:
-        """A call as the model writes it; `arguments` is JSON text."""
+        """Return a call as the model writes it; `arguments` is JSON text."""
         raise NotImplementedError
 
     def instructions(self, tools: Sequence[str]) -> str:
-        """What a system message says about `tools` (declarations as JSON text) where the template declares none."""
+        """Return the system message text for `tools` (declarations as JSON text) if the template declares none."""
         raise Unsupported(
             f"tools: the format {self.name} needs a chat template that declares them, and this one does not"
         )
@@ -86,11 +86,9 @@ class ChatFormat:
         """Lark rules, the first being `answer`: one call of `tools`, or several when `parallel`."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------------------------------------------ reading
-
     def parser(self, tools: Sequence[ToolSchema] = (), opening: str | None = None) -> ReplyParser:
-        """A parser for one streamed reply. `opening` is the end of the prompt that the reply continues; by default the
-        template's own, with its default settings."""
+        """Return a parser for one streamed reply. `opening` is the end of the prompt that the reply continues; by
+        default the template's own, with its default settings."""
         thinks = self.facts.thinks
         opened = thinks == "opened" if opening is None else begins_thought(opening, self.think)
         return StreamParser(
@@ -104,22 +102,20 @@ class ChatFormat:
         )
 
     def read(self, text: str, tools: Sequence[ToolSchema] = (), opening: str | None = None) -> Reply:
-        """Parse a whole reply. Never raises."""
+        """Parse a complete reply. Never raises."""
         parser = self.parser(tools, opening)
         return joined([*parser.feed(text), *parser.close()])
 
-    # ------------------------------------------------------------------------------------------------------ writing
-
     def declares(self) -> bool:
-        """Whether the template itself writes tool declarations, and so is given `tools`."""
+        """Whether the template itself writes tool declarations, and so receives `tools`."""
         return self.facts.declares
 
     def messages(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], guard: Guard = unguarded
     ) -> list[Message]:
-        """`messages` as the chat template takes them: parts joined, arguments as it wants them, and what it cannot
-        write itself (declarations, calls, results) written as text. Text from outside goes through `guard` first.
-        Raises `Unsupported` for what the model cannot be given."""
+        """Convert `messages` for the chat template: join parts, convert arguments, and write as text what the template
+        cannot write (declarations, calls, results). Text from outside passes through `guard` first. Raises
+        `Unsupported` for content the model cannot receive."""
         written: list[Message] = []
         before = ""
         for message in messages:
@@ -149,11 +145,11 @@ class ChatFormat:
         return written
 
     def call_id(self, given: str) -> str:
-        """A call's id as the template takes it."""
+        """Return a call's id in the form the template accepts."""
         return given
 
     def _assistant(self, message: Message, content: Any, guard: Guard) -> Message:
-        """The fields of an assistant's message beside plain content: its thought and its calls."""
+        """Return the fields of an assistant message besides plain content: its thought and its calls."""
         more: Message = {}
         thought = message.get("reasoning_content")
         if isinstance(thought, str) and thought and self.facts.thought_field:
@@ -183,7 +179,7 @@ class ChatFormat:
         return more
 
     def _content(self, content: Any, guard: Guard, *, own: bool) -> Any:
-        """Content as text, or as a list of parts when there are images and the template takes them."""
+        """Return content as text, or as a list of parts if it contains images and the template supports them."""
         if content is None or isinstance(content, str):
             return guard(content or "", own=own)
         kinds = {part.get("type", "text") for part in content}
@@ -195,10 +191,8 @@ class ChatFormat:
             return [guarded(part, guard) if "image" not in part.get("type", "text") else part for part in content]
         return guard("\n".join(part.get("text", part.get("refusal", "")) for part in content), own=own)
 
-    # --------------------------------------------------------------------------------------------------- constraints
-
     def constraint(self, tools: Sequence[ToolSchema], choice: ToolChoice, parallel: bool) -> Constraint | None:
-        """The constraint that enforces `choice`; None where nothing has to be. Raises `Unsupported` if it cannot be."""
+        """Return the constraint that enforces `choice`; None if none is needed. Raises `Unsupported` if impossible."""
         if choice in ("auto", "none"):
             return None
         chosen = [tool for tool in tools if choice in ("required", tool["function"]["name"])]
@@ -212,7 +206,7 @@ class ChatFormat:
         return Constraint(kind="lark", grammar=self._after_thought(rules))
 
     def answer(self, schema: Mapping[str, Any], tools: Sequence[ToolSchema] = (), parallel: bool = True) -> Constraint:
-        """The constraint for an answer, after any thought: JSON that `schema` allows, or calls of `tools`."""
+        """Return the constraint for an answer, after any thought: JSON that matches `schema`, or calls of `tools`."""
         if self.facts.thinks == "no" and not tools:
             return Constraint(kind="json_schema", grammar=grammar.json_schema(schema))
         value = f"{self._before_json()} {grammar.json_rule(schema)}"
@@ -223,7 +217,7 @@ class ChatFormat:
         return Constraint(kind="lark", grammar=self._after_thought(rules))
 
     def _before_json(self) -> str:
-        """Grammar of what the model writes before an answer in JSON."""
+        """Return the grammar of what the model writes before an answer in JSON."""
         return ""
 
     def _after_thought(self, rules: str) -> str:
@@ -231,7 +225,7 @@ class ChatFormat:
 
 
 def guarded(value: Any, guard: Guard) -> Any:
-    """`value` with every string in it passed through `guard`, keys included."""
+    """Return `value` with every string in it, keys included, passed through `guard`."""
     if isinstance(value, str):
         return guard(value)
     if isinstance(value, Mapping):
@@ -240,12 +234,12 @@ def guarded(value: Any, guard: Guard) -> Any:
 
 
 def _text(arguments: Any) -> str:
-    """Arguments as JSON text; text is returned unchanged."""
+    """Return arguments as JSON text; text is unchanged."""
     return arguments if isinstance(arguments, str) else as_json(arguments or {}) or "{}"
 
 
 def _value(arguments: Any) -> Any:
-    """Arguments as an object; text that holds none is returned unchanged."""
+    """Return arguments as an object; text that is no JSON object is unchanged."""
     if not isinstance(arguments, str):
         return arguments or {}
     value = loads(arguments) if arguments.strip() else {}

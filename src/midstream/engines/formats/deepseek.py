@@ -1,7 +1,7 @@
 """DeepSeek: each call between `<｜tool▁call▁begin｜>` and `<｜tool▁call▁end｜>`.
 
 V3 and R1 write `function<｜tool▁sep｜>name` and the arguments in a fenced block, V3.1 `name<｜tool▁sep｜>arguments`:
-https://huggingface.co/deepseek-ai/DeepSeek-V3.1. The form of V3.2 and later is not read.
+https://huggingface.co/deepseek-ai/DeepSeek-V3.1. The form of V3.2 and later is not supported.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class DeepSeek(ChatFormat):
 
 
 def _named(tape: Tape, begin: int | None, tag: str) -> Wait[tuple[str, int]]:
-    """The name that stands before `tag`, and the place of what follows; "" when there is none."""
+    """Return the name before `tag`, and the position after it; "" if there is none."""
     if begin is None:
         return "", 0
     begin = yield from skip(tape, begin)

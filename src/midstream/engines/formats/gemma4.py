@@ -1,7 +1,7 @@
 """Gemma 4: `<|tool_call>call:name{key:value}<tool_call|>`, an object notation with strings between `<|"|>`.
 
-https://ai.google.dev/gemma/docs/core/function-calling; a thought stands in `<|channel>thought ... <channel|>`. Gemma 3
-and earlier have no notation of their own: their templates know of no tools.
+https://ai.google.dev/gemma/docs/core/function-calling; a thought is `<|channel>thought ... <channel|>`. Gemma 3
+and earlier have no notation of their own: their templates do not support tools.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Gemma4(ChatFormat):
     tags = (CALL, CALL_END, QUOTE)
     opener = re.compile(re.escape(CALL))
     starts = (CALL,)
-    # The model stops at the marker of a result, which is no part of its reply.
+    # The model stops at the marker of a result, which is not part of its reply.
     closers = (CALL_END, RESULT)
     structured = True
     signature = (CALL, "call:", QUOTE, CALL_END)
@@ -71,7 +71,7 @@ class Gemma4(ChatFormat):
         for number, tool in enumerate(tools):
             schema, parts = grammar.parameters(tool), []
             required = set(schema.get("required", ()))
-            # The commas are plain only where the arguments that must be there come first.
+            # Commas need no special handling only if the required arguments come first.
             properties = sorted(schema.get("properties", {}).items(), key=lambda item: item[0] not in required)
             for place, (key, one) in enumerate(properties):
                 name = f"value_{number}_{place}"
@@ -91,7 +91,7 @@ class Gemma4(ChatFormat):
 
 
 def _object_end(tape: Tape, at: int) -> Wait[int | None]:
-    """The position after the object that begins at `at`; None when there is none."""
+    """Return the position after the object that begins at `at`; None if there is none."""
     if not tape.text.startswith("{", at):
         return None
     depth = 0
@@ -119,7 +119,7 @@ def _object_end(tape: Tape, at: int) -> Wait[int | None]:
 
 
 def _value(text: str, at: int) -> tuple[Any, int]:
-    """The value at `at` and the position after it; -1 when there is none."""
+    """Return the value at `at` and the position after it; -1 if there is none."""
     if text.startswith(QUOTE, at):
         end = text.find(QUOTE, at + len(QUOTE))
         return (text[at + len(QUOTE) : end], end + len(QUOTE)) if end >= 0 else (None, -1)
@@ -133,7 +133,7 @@ def _value(text: str, at: int) -> tuple[Any, int]:
 
 
 def _members(text: str, at: int) -> tuple[Any, int]:
-    """The object or array that begins at `at` and the position after it; -1 when there is none."""
+    """Return the object or array that begins at `at` and the position after it; -1 if there is none."""
     is_object = text[at] == "{"
     close, found, items = ("}", {}, []) if is_object else ("]", {}, [])
     at = _space_end(text, at + 1)
@@ -161,7 +161,7 @@ def _space_end(text: str, at: int) -> int:
 
 
 def _notation(value: Any) -> str:
-    """`value` in the model's notation, keys in the order templates sort them."""
+    """Return `value` in the model's notation, keys in the order templates sort them."""
     if isinstance(value, str):
         return f"{QUOTE}{value}{QUOTE}"
     if isinstance(value, dict):
@@ -173,7 +173,7 @@ def _notation(value: Any) -> str:
 
 
 def _separated(parts: Sequence[tuple[str, bool]]) -> str:
-    """Grammar of `parts`, (rule, required), with commas between those that are there."""
+    """Return the grammar of `parts`, (rule, required), separated by commas."""
     comma = grammar.text(",")
     required = [rule for rule, must in parts if must]
     optional = [rule for rule, must in parts if not must]
@@ -187,7 +187,7 @@ def _separated(parts: Sequence[tuple[str, bool]]) -> str:
 
 
 def _value_rule(name: str, schema: Any, root: Any, where: str, quote: str, quote_is_token: bool) -> str:
-    """A grammar rule for one argument; only strings, numbers, booleans and null can be enforced."""
+    """Return a grammar rule for one argument; only strings, numbers, booleans and null can be enforced."""
     kinds = json_types(schema, root)
     unheld = {"pattern", "format", "$ref", "properties", "items"} & set(schema)
     if unheld or not kinds or kinds & {"object", "array"}:

@@ -1,7 +1,7 @@
 """GLM 4.5 to 5: a call's name and arguments as text in `<tool_call>` tags, with `<arg_key>` and `<arg_value>`.
 
-GLM 4.5 and 4.6 write each tag on a line of its own, later ones no line breaks. A string argument is bare text, anything
-else JSON: https://huggingface.co/zai-org/GLM-4.6 (chat template). The argument's declared type says which it is.
+GLM 4.5 and 4.6 write each tag on its own line, later versions use no line breaks. A string argument is bare text,
+others are JSON: https://huggingface.co/zai-org/GLM-4.6 (chat template). The argument's declared type decides.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class GLM4(ChatFormat):
 
 
 def _value_end(tape: Tape, at: int) -> Wait[int | None]:
-    """Where a value ends: at an end tag that the next argument or the end of the call follows, and before which every
-    tag is closed. So a value may hold such tags, and one that is not closed never runs into the next."""
+    """Return the end of a value: an end tag followed by the next argument or the end of the call, before which every
+    tag is closed. So a value may contain such tags, and an unclosed value never runs into the next."""
     begun = at
     while True:
         end = yield from find(tape, at, VALUE_END)

@@ -1,4 +1,4 @@
-"""Lark grammars that hold a reply to calls, in the dialect of llguidance.
+"""Lark grammars that constrain a reply to calls, in llguidance's dialect.
 
 https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
     from midstream.engines.formats.chat_format import ChatFormat
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as chat templates write it. Free white space is where small models lose their way."""
+"""JSON spacing of chat templates. Small models derail when white space is free."""
 
 
 def text(literal: str) -> str:
-    """`literal` as a grammar writes it."""
+    """Return `literal` as a grammar literal."""
     return json.dumps(literal, ensure_ascii=False)
 
 
 def marker(literal: str, vocabulary: Mapping[str, int]) -> str:
-    """`literal` as the one token it is, where it is one: no added token, special or not, is spelled by text."""
+    """Return `literal` as a single token if it is one: text never matches an added token, special or not."""
     return f"<[{vocabulary[literal]}]>" if literal in vocabulary else text(literal)
 
 
 def any_of(bodies: Iterable[str]) -> str:
-    """One of `bodies`."""
+    """Return the alternation of `bodies`."""
     return " | ".join(f"({body})" for body in bodies)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """JSON that `schema` allows, in the style of templates."""
+    """Return a rule for JSON that matches `schema`, with the spacing of templates."""
     return f"%json {json_schema(schema)}"
 
 
 def json_schema(schema: Mapping[str, Any]) -> str:
-    """`schema` as llguidance takes it: in the style of templates, without keywords that allow everything."""
+    """Return `schema` for llguidance: with the spacing of templates, without keywords that allow everything."""
     return json.dumps({**lean(schema), "x-guidance": STYLE})
 
 
 def parameters(tool: ToolSchema) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are an object."""
+    """Return the schema of a tool's arguments, which are an object."""
     return {**(tool["function"].get("parameters") or {}), "type": "object"}
 
 
 def call_rule(tool: ToolSchema, arguments: str = "arguments") -> str:
-    """The JSON object that calls `tool`, its name first."""
+    """Return a rule for the JSON object that calls `tool`, its name first."""
     return json_rule(
         {
             "type": "object",
@@ -68,13 +68,13 @@ def call_rule(tool: ToolSchema, arguments: str = "arguments") -> str:
 
 
 def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int], think: tuple[str, str]) -> str:
-    """A grammar of `rules` (the first is `answer`), after the thought between the tags `think` that begins a reply."""
+    """Return a grammar of `rules` (the first is `answer`), preceded by a thought between the tags `think`."""
     begin, end = think
     if thinks == "no":
         return f"start: answer\n{rules}"
     if end in vocabulary:
         thought = f"thought: /(?s:.*)/ {marker(end, vocabulary)}"
-    else:  # lazy: the thought is over at its first end tag
+    else:  # lazy: the thought ends at its first end tag
         thought = f"thought[lazy]: /(?s:.*){re.escape(end).replace('/', chr(92) + '/')}/"
     begun = {"tag": f"({marker(begin, vocabulary)} thought)?", "opened": "thought"}[thinks]
     return f"start: {begun} /\\n{{0,2}}/ answer\n{thought}\n{rules}"
@@ -86,7 +86,7 @@ def response_constraint(
     tools: Sequence[ToolSchema] = (),
     parallel: bool = True,
 ) -> Constraint | None:
-    """What `response_format` of OpenAI's chat API asks for: None for text, else JSON, or calls of `tools`. Raises
+    """Return the constraint for OpenAI's `response_format`: None for text, else JSON, or calls of `tools`. Raises
     `Unsupported`."""
     kind = (wanted or {}).get("type", "text")
     if wanted is None or kind == "text":

@@ -1,8 +1,8 @@
-"""Harmony, of gpt-oss: a reply is messages with a channel each, and a call is one whose recipient is a function.
+"""Harmony, of gpt-oss: a reply consists of messages, each with a channel; a call is a message to a function.
 
 https://github.com/openai/harmony/blob/main/docs/format.md. `analysis` is the thought; `final`, and `commentary` without
-a recipient, are content. The recipient stands before the channel (as templates write it) or behind it (as models do).
-Calls of the built-in tools (`browser`, `python`) are content that counts as malformed: nobody declared those tools.
+a recipient, are content. The recipient comes before the channel (in templates) or after it (from models). Calls of the
+built-in tools (`browser`, `python`) are content and count as malformed, because these tools are not declared.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Harmony(ChatFormat):
         return f"{CHANNEL}commentary to=functions.{name} {CONSTRAIN}json{MESSAGE}{arguments}{CALL}"
 
     def rules(self, tools: Sequence[ToolSchema], parallel: bool) -> str:
-        # One call a turn: the model's turn ends with it, whatever `parallel` allows.
+        # One call per turn: the model's turn ends with it, whatever `parallel` allows.
         channel, message, constrain = (grammar.marker(tag, self._vocabulary) for tag in (CHANNEL, MESSAGE, CONSTRAIN))
         bodies = [
             f"{grammar.text('commentary to=functions.' + tool['function']['name'] + ' ')} {constrain} "
@@ -125,7 +125,7 @@ class HarmonyParser:
             at = yield from self._end(at)
 
     def _header(self, at: int) -> Wait[tuple[re.Match[str] | None, int]]:
-        """The header at `at`, and where its body begins; None, and where the text that is no header ends."""
+        """Return the header at `at` and the start of its body; or None and the end of the text that is no header."""
         tape = self._tape
         while True:
             place = tape.text.find(MESSAGE, at, at + _LONGEST_HEADER + len(MESSAGE))
@@ -139,7 +139,7 @@ class HarmonyParser:
         return None, at + len(first)
 
     def _call(self, recipient: str, at: int) -> Wait[int | None]:
-        """Emit the call whose arguments begin at `at`; returns where its message ends, or None for no call."""
+        """Emit the call whose arguments begin at `at`; return the end of its message, or None if it is no call."""
         tape = self._tape
         begun = yield from skip(tape, at)
         ended = yield from json_end(tape, begun)
@@ -156,7 +156,7 @@ class HarmonyParser:
         return end
 
     def _text(self, at: int, field: str, ends: tuple[str, ...], *, new: bool) -> Wait[int]:
-        """Emit text up to one of `ends`; returns where that begins."""
+        """Emit text up to one of `ends`; return the position of that marker."""
         tape = self._tape
         pattern = re.compile("|".join(map(re.escape, ends)))
         while True:
@@ -171,7 +171,7 @@ class HarmonyParser:
             yield
 
     def _end(self, at: int) -> Wait[int]:
-        """The position after the marker that ends a message, where one stands at `at`."""
+        """Return the position after the end marker at `at`, if there is one."""
         for mark in (END, CALL, RETURN):
             after = yield from expect(self._tape, at, mark)
             if after is not None:
@@ -179,7 +179,7 @@ class HarmonyParser:
         return at
 
     def _emit(self, field: str, text: str, *, new: bool, malformed: bool = False) -> None:
-        """Emit a piece of content or reasoning; a new message starts on a line of its own."""
+        """Emit a piece of content or reasoning; a new message starts on its own line."""
         text = "\n" * (new and self._spoken[field]) + text
         self._spoken[field] = True
         if field == "content":

@@ -1,7 +1,7 @@
-"""Kimi K2: JSON arguments behind an id of the form `functions.name:index`, in a section of calls.
+"""Kimi K2: JSON arguments after an id of the form `functions.name:index`, in a section of calls.
 
 https://huggingface.co/moonshotai/Kimi-K2-Instruct/blob/main/docs/tool_call_guidance.md. The index counts the calls of
-the whole conversation. Kimi K3 writes another form, which is not supported.
+the whole conversation. Kimi K3 uses another form, which is not supported.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class KimiK2(ChatFormat):
     def messages(
         self, messages: Sequence[Message], tools: Sequence[ToolSchema], guard: Guard = unguarded
     ) -> list[Message]:
-        # The model knows calls by ids that hold their names, so those of clients are replaced.
+        # The model identifies calls by ids that contain their names, so client ids are replaced.
         ids, numbered = {}, []
         for message in messages:
             if message.get("tool_calls"):

@@ -1,7 +1,7 @@
-"""Llama 3: a bare JSON object with `name` and `parameters`, or one after `<|python_tag|>`; several with `;` between.
+"""Llama 3: a bare JSON object with `name` and `parameters`, or one after `<|python_tag|>`; several separated by `;`.
 
-https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1. An object counts where a line begins with it. Code
-for the built-in interpreter stays content.
+https://www.llama.com/docs/model-cards-and-prompt-formats/llama3_1. An object counts only at the start of a line. Code
+for the built-in interpreter is content.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Llama 4: calls as a Python list, `[name(key="value"), other()]`, with or without `<|python_start|>` around it.
 
 https://www.llama.com/docs/model-cards-and-prompt-formats/llama4. Argument values are Python literals; JSON's `true`,
-`false` and `null` are read too. A list counts where a line begins with it. Llama 4 templates that ask for JSON objects
-have the format `llama3`.
+`false` and `null` are also accepted. A list counts only at the start of a line. Llama 4 templates that ask for JSON
+objects have the format `llama3`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Llama4(ChatFormat):
         value = loads(arguments)
         given = value if isinstance(value, dict) else {}
         if any(not key.isidentifier() for key in given):
-            raise Unsupported(f"a call of '{name}': this model's calls take arguments with Python names only")
+            raise Unsupported(f"a call of '{name}': this model only supports arguments with Python names")
         return f"[{name}({', '.join(f'{key}={_literal(one)}' for key, one in given.items())})]"
 
     def instructions(self, tools: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ class Llama4(ChatFormat):
 
 
 def _list_end(tape: Tape, at: int) -> Wait[int | None]:
-    """The position after the bracketed list that begins at `at`; None when there is none."""
+    """Return the position after the bracketed list that begins at `at`; None if there is none."""
     if at >= len(tape.text) or tape.text[at] != "[":
         return None
     while not tape.ended and _MAY_BE_CALL.fullmatch(tape.text, at):
@@ -85,7 +85,7 @@ def _list_end(tape: Tape, at: int) -> Wait[int | None]:
     opened: list[str] = []
     while True:
         match = _TOKEN.search(tape.text, at)
-        if match is None or match.group() in ('"', "'"):  # a string that has no end yet
+        if match is None or match.group() in ('"', "'"):  # an unterminated string
             if tape.ended:
                 return None
             at = len(tape.text) if match is None else match.start()
@@ -104,7 +104,7 @@ def _list_end(tape: Tape, at: int) -> Wait[int | None]:
 
 
 def _calls(text: str) -> list[CalledTool]:
-    """The calls in `text`, `name(key=value), name(...)`; empty unless all of it is calls."""
+    """Return the calls in `text`, `name(key=value), name(...)`; empty unless all of it is calls."""
     calls: list[CalledTool] = []
     at = 0
     while True:
@@ -133,7 +133,7 @@ def _calls(text: str) -> list[CalledTool]:
 
 
 def _value_end(text: str, at: int) -> int:
-    """Where a value that begins at `at` ends: at the comma or bracket after it."""
+    """Return the end of the value that begins at `at`: the comma or bracket after it."""
     depth = 0
     for match in re.compile(_TOKEN.pattern + "|,", re.DOTALL).finditer(text, at):
         sign = match.group()
@@ -144,7 +144,7 @@ def _value_end(text: str, at: int) -> int:
 
 
 def _value(text: str) -> tuple[Any, bool]:
-    """The literal that `text` is, and whether it is one."""
+    """Return the literal in `text`, and whether it is one."""
     if text in _JSON_WORDS:
         return _JSON_WORDS[text], True
     try:
@@ -156,7 +156,7 @@ def _value(text: str) -> tuple[Any, bool]:
 
 
 def _literal(value: Any) -> str:
-    """`value` as a Python literal with double quotes, as templates write it."""
+    """Return `value` as a Python literal with double quotes, as templates write it."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):

@@ -30,7 +30,7 @@ class Mistral(ChatFormat):
 
     @classmethod
     def think_tags(cls, template: str, vocabulary: Mapping[str, int]) -> tuple[str, str]:
-        # Magistral 2506 thinks in plain text; later models have tokens for it.
+        # Magistral 2506 uses plain-text tags; later models have tokens for them.
         plain = "<think>" in template and "[THINK]" not in template
         return ("<think>", "</think>") if plain else ("[THINK]", "[/THINK]")
 
@@ -83,7 +83,7 @@ class Mistral(ChatFormat):
         return more
 
     def call_id(self, given: str) -> str:
-        # The templates refuse ids of any other form.
+        # The templates reject ids of any other form.
         return given if len(given) == 9 and given.isalnum() else hashlib.sha256(given.encode()).hexdigest()[:9]
 
     def _by_name(self) -> bool:
@@ -91,7 +91,7 @@ class Mistral(ChatFormat):
 
 
 def _name(tape: Tape, at: int) -> Wait[tuple[str, int]]:
-    """A name and the place of the arguments that follow it; "" when no name does."""
+    """Return a name and the position of its arguments; "" if there is none."""
     end = yield from skip(tape, at, NAME)
     name = tape.text[at:end]
     after = yield from expect(tape, end, CALL_ID)

@@ -1,7 +1,7 @@
 """Parses a reply while it streams: thoughts, content and calls, independent of how the stream is cut.
 
 Parsers are generators over a `Tape`: they yield None to wait for more text, so nothing is parsed twice. A call is
-emitted once it is complete, because until then its text may still turn out to be content.
+emitted once it is complete, because its text may turn out to be content until then.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ THINK, THINK_END = "<think>", "</think>"
 
 _SPACE = re.compile(r"\s*")
 NAME = re.compile(r"[\w.:/-]*")
-"""A tool's name where it is written without quotes."""
+"""A tool name written without quotes."""
 _NEWLINES = re.compile(r"\n*")
 _STRUCTURE = re.compile(r'["{}\[\]]')
 _DEEPEST = 100
-"""The most nesting in a call's JSON. Without a limit, a reply of brackets would be scanned once for each of them."""
+"""Maximum nesting in a call's JSON. Without a limit, a reply of brackets would take quadratic time."""
 _MOST_MALFORMED = 100
-"""After so many malformed calls the rest of a reply is content: each may have been scanned to the reply's end."""
+"""After this many malformed calls the rest of a reply is content, because each may be scanned to the reply's end."""
 _IN_STRING = re.compile(r'["\\\x00-\x1f]')
 
 
@@ -40,11 +40,11 @@ T = TypeVar("T")
 Wait = Generator[None, None, T]
 """A parser that yields to wait for more text, and returns its result."""
 CallParser = Callable[[Tape, int], Generator[CalledTool | None, None, int | None]]
-"""Parses calls from a position: yields each call, or None to wait; returns where they end, or None for no call."""
+"""Parses calls from a position: yields each call, or None to wait; returns their end, or None for no call."""
 
 
 def skip(tape: Tape, at: int, what: re.Pattern[str] = _SPACE) -> Wait[int]:
-    """The first position from `at` on that does not match `what`; the end when there is none."""
+    """Return the first position from `at` on that does not match `what`; the end if there is none."""
     while True:
         match = what.match(tape.text, at)
         at = match.end() if match else at
@@ -54,7 +54,7 @@ def skip(tape: Tape, at: int, what: re.Pattern[str] = _SPACE) -> Wait[int]:
 
 
 def expect(tape: Tape, at: int, word: str, *, may_be_cut: bool = False) -> Wait[int | None]:
-    """The position after `word` at `at`, or None. `may_be_cut` also accepts a reply that ends within `word`."""
+    """Return the position after `word` at `at`, or None. `may_be_cut` also accepts a reply that ends within `word`."""
     while not tape.ended and len(tape.text) < at + len(word) and word.startswith(tape.text[at:]):
         yield
     if tape.text.startswith(word, at):
@@ -63,7 +63,7 @@ def expect(tape: Tape, at: int, word: str, *, may_be_cut: bool = False) -> Wait[
 
 
 def find(tape: Tape, at: int, word: str) -> Wait[int | None]:
-    """The next position of `word`; None when the reply ends without it."""
+    """Return the next position of `word`; None if the reply ends without it."""
     while True:
         place = tape.text.find(word, at)
         if place >= 0 or tape.ended:
@@ -73,7 +73,7 @@ def find(tape: Tape, at: int, word: str) -> Wait[int | None]:
 
 
 def json_end(tape: Tape, at: int) -> Wait[int | None]:
-    """The position after the JSON object or array that begins at `at`; None when there is none."""
+    """Return the position after the JSON object or array that begins at `at`; None if there is none."""
     if at >= len(tape.text) or tape.text[at] not in "{[":
         return None
     depth, quoted = 0, False
@@ -105,7 +105,7 @@ def json_end(tape: Tape, at: int) -> Wait[int | None]:
 
 
 def loads(text: str) -> Any:
-    """`text` parsed as JSON; None when it is invalid. NaN and Infinity are invalid."""
+    """Return `text` parsed as JSON; None if invalid. NaN and Infinity are invalid."""
     try:
         return _DECODER.decode(text)
     except (ValueError, RecursionError):
@@ -113,7 +113,7 @@ def loads(text: str) -> Any:
 
 
 def as_json(value: Any) -> str | None:
-    """`value` as JSON text without lone surrogates; None when it cannot be written as JSON."""
+    """Return `value` as JSON text without lone surrogates; None if it cannot be written as JSON."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         return text if text.isascii() or _encodes(text) else json.dumps(value)
@@ -122,11 +122,11 @@ def as_json(value: Any) -> str | None:
 
 
 def called(value: Any) -> CalledTool | None:
-    """The call in `{"name": ..., "arguments" or "parameters": {...}}`; None for anything else."""
+    """Return the call in `{"name": ..., "arguments" or "parameters": {...}}`; None for anything else."""
     if not isinstance(value, dict):
         return None
     name, arguments = value.get("name"), value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):  # written as JSON in JSON
+    if isinstance(arguments, str):  # JSON encoded as a JSON string
         arguments = loads(arguments)
         if arguments is None:
             return None
@@ -137,20 +137,20 @@ def called(value: Any) -> CalledTool | None:
 
 
 def all_called(value: Any) -> list[CalledTool]:
-    """The calls in an object or a list of objects; empty unless every item is a call."""
+    """Return the calls in an object or a list of objects; empty unless every item is a call."""
     calls = [called(one) for one in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call is not None] if None not in calls else []
 
 
 class StreamParser:
-    """A `ReplyParser` for formats that write a thought, then content with calls in it.
+    """A `ReplyParser` for formats that write a thought, then content that contains calls.
 
-    `parse_call` runs where `opener` matches. `starts` are the markers a call begins with: a piece of one at the end of
-    the text is held back. Where no call can be read, the text stays content, and counts as a malformed call if
-    `call_like` matches it. `closers` are end markers, removed where they follow a call. `think` are the tags around a
-    thought, None for a model without thoughts; `opened` is set where the prompt already wrote the first.
+    `parse_call` runs where `opener` matches. `starts` are the markers that begin a call: a partial marker at the end of
+    the text is held back. Text that cannot be parsed as a call is content, and counts as a malformed call if
+    `call_like` matches it. `closers` are end markers, removed after a call. `think` are the tags around a thought, None
+    for a model without thoughts; `opened` means the prompt already contains the first.
 
-    White space next to a call belongs to the format; it is kept only between content before the calls and after."""
+    White space around calls belongs to the format; it is kept only between content before and after the calls."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class StreamParser:
                 yield
 
     def _thought(self, begin: str, close: str) -> Wait[int]:
-        """Emit the thought that the reply begins with; returns where the answer begins."""
+        """Emit the thought at the start of the reply; return the start of the answer."""
         tape = self._tape
         begun = yield from expect(tape, (yield from skip(tape, 0)), begin)
         if begun is None and not self._opened:
@@ -247,7 +247,7 @@ class StreamParser:
             self._count += 1
 
     def _after_calls(self, at: int) -> Wait[int]:
-        """The place after white space and end markers that follow a call."""
+        """Return the position after white space and end markers that follow a call."""
         while True:
             at = yield from skip(self._tape, at)
             for closer in self._closers:
@@ -265,14 +265,15 @@ class StreamParser:
             self._content, self._gap = True, ""
 
     def _free(self, at: int) -> int:
-        """The end of what is content whatever follows: before a possible marker and the white space in front of it."""
+        """Return the end of the text that is content in any case: before a possible marker and white space before
+        it."""
         if self._opener is None:
             return len(self._tape.text)
         return at + len(self._tape.text[at : before(self._tape.text, at, self._starts)].rstrip())
 
 
 def before(text: str, at: int, words: tuple[str, ...]) -> int:
-    """Where one of `words` may begin at the end of `text`, from `at` on; the end of `text` when none does."""
+    """Return where a prefix of one of `words` ends `text`, from `at` on; the end of `text` if none does."""
     longest = max(map(len, words), default=1) - 1
     for place in range(max(at, len(text) - longest), len(text)):
         if any(word.startswith(text[place:]) for word in words):
@@ -285,7 +286,7 @@ def _refuse(constant: str) -> None:
 
 
 def _encodes(text: str) -> bool:
-    """Whether `text` has no lone surrogates, which no encoding can carry."""
+    """Whether `text` has no lone surrogates, which cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:

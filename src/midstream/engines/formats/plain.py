@@ -1,4 +1,4 @@
-"""No tools: a reply is what it says."""
+"""No tool calls: a reply is plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.engines.formats.reply import ToolChoice
 
 
 class Plain(ChatFormat):
-    """Thoughts are read, calls are not; a conversation that declares tools is refused."""
+    """Parses thoughts but no calls; rejects a conversation that declares tools."""
 
     name = "plain"
 

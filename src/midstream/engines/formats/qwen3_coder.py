@@ -1,6 +1,6 @@
-"""Qwen3-Coder: `<function=...>` with a `<parameter=...>` for each argument, as text rather than as JSON.
+"""Qwen3-Coder: `<function=...>` with a `<parameter=...>` for each argument, as text instead of JSON.
 
-What type an argument has, its declaration says: a text stays as it stands, anything else is read as JSON where it fits.
+An argument's declared type decides: a string is unchanged, anything else is parsed as JSON if it fits.
 https://huggingface.co/Qwen/Qwen3-Coder-30B-A3B-Instruct (chat template and qwen3coder_tool_parser.py).
 """
 
@@ -105,7 +105,7 @@ class Qwen3Coder(ChatFormat):
 
 
 def _named(tape: Tape, at: int, tag: str) -> Wait[tuple[str, int] | None]:
-    """The name that `tag` gives at `at`, and the place after it."""
+    """Return the name that `tag` gives at `at`, and the position after it."""
     begin = yield from expect(tape, at, tag)
     if begin is None:
         return None
@@ -118,8 +118,8 @@ def _named(tape: Tape, at: int, tag: str) -> Wait[tuple[str, int] | None]:
 
 
 def _value_end(tape: Tape, at: int) -> Wait[int | None]:
-    """Where a value ends: at an end tag that the next parameter or the end of the call follows, and before which every
-    tag is closed. So a value may hold such tags, and one that is not closed never runs into the next."""
+    """Return the end of a value: an end tag followed by the next parameter or the end of the call, before which every
+    tag is closed. So a value may contain such tags, and an unclosed value never runs into the next."""
     begun = at
     while True:
         end = yield from find(tape, at, PARAMETER_END)

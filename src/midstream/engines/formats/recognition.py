@@ -1,8 +1,8 @@
-"""Recognizes the chat format that a model's template writes.
+"""Recognizes the chat format of a model's template.
 
 A template that writes tool calls is recognized by a probe: a call is rendered through the format and the template, and
-the format's parser must read back exactly that call. A template for which no format passes is `plain`, which refuses
-tools by name; it is never read as a format that looks like it.
+the format's parser must read back exactly that call. A template that no format can read is `plain`, which refuses tools
+by name; it is never parsed as a similar format.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _IN_VOCABULARY: tuple[tuple[type[ChatFormat], tuple[str, ...]], ...] = (
     (Hermes, Hermes.tags),
     (Llama3, Llama3.tags),
 )
-"""The tokens that show a model's format where its template knows of no tools; the first that are all there count."""
+"""Tokens that identify a model's format if its template does not support tools; the first complete set counts."""
 _UNSUPPORTED = {
     "｜DSML｜": "DeepSeek V3.2 and later (DSML)",
     "<|open|>": "Kimi K3 (XTML)",
@@ -54,10 +54,10 @@ _UNSUPPORTED = {
     "<|tools_prefix|>": "Apertus",
     "<|tool_call|>": "Granite or Phi",
 }
-"""Forms of calls that are known and not read, by what their templates write."""
+"""Known but unsupported forms of calls, by text in their templates."""
 
 _LEFT_OVER = re.compile(r"zq|tool_?call|invoke|[\]})]")
-"""What is part of a call, not the end of a turn."""
+"""Text that is part of a call, not the end of a turn."""
 _CALL = {"zqcity": "it's Paris, 5"}
 _TOOL: ToolSchema = {
     "type": "function",
@@ -74,7 +74,7 @@ _TOOL: ToolSchema = {
 
 
 def format_of(template: str, vocabulary: Mapping[str, int], name: str = "") -> ChatFormat:
-    """The format that `template` writes; `name` overrides it. `why` of the result says what decided.
+    """Return the format that `template` writes; `name` overrides it. `why` of the result explains the choice.
 
     Raises `ConfigError` for an unknown name."""
 
@@ -110,10 +110,10 @@ def format_of(template: str, vocabulary: Mapping[str, int], name: str = "") -> C
 
 
 def _reads_back(chat_format: ChatFormat) -> bool:
-    """Whether the format's parser reads exactly the call that the template writes: no content before it, and no part of
-    it left over."""
+    """Whether the format's parser reads exactly the call that the template writes, with no content before it and
+    nothing left over."""
     written = _written(chat_format)
-    # A template may leave out, in a turn that is over, the thought that its prompt has begun.
+    # A template may omit, in a finished turn, the thought that its prompt started.
     return all(mark in written for mark in chat_format.signature) and any(
         _is_the_call(chat_format, written, opening) for opening in (None, "")
     )
@@ -127,14 +127,14 @@ def _is_the_call(chat_format: ChatFormat, written: str, opening: str | None) -> 
         if delta.call is not None:
             calls.append((delta.name, json.loads(delta.arguments)))
         elif calls:
-            after += delta.content  # what ends the turn
+            after += delta.content  # the end of the turn
         else:
             before += delta.content
     return calls == [("zqtool", _CALL)] and not before.strip() and not _LEFT_OVER.search(after)
 
 
 def _written(chat_format: ChatFormat) -> str:
-    """The turn of a call as the template writes it, from where the assistant begins to speak; "" if it refuses."""
+    """Return the turn of a call as the template writes it, from the start of the assistant's turn; "" if rejected."""
     asked: Message = {"role": "user", "content": "zqasked"}
     function = {"name": "zqtool", "arguments": json.dumps(_CALL)}
     calls: list[Message] = [{"id": "abcdefgh1", "type": "function", "function": function}]
@@ -154,4 +154,4 @@ def _written(chat_format: ChatFormat) -> str:
     pairs = enumerate(zip(opened, whole, strict=False))
     shared = next((at for at, (one, other) in pairs if one != other), min(len(opened), len(whole)))
     marker = whole.rfind("<", 0, shared)
-    return whole[marker if whole.rfind(">", 0, shared) < marker else shared :]  # no marker is cut
+    return whole[marker if whole.rfind(">", 0, shared) < marker else shared :]  # keeps markers whole

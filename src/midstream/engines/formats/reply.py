@@ -1,6 +1,6 @@
 """A parsed reply: content, reasoning and tool calls, whole or as a stream of deltas.
 
-Parsing works on a copy of the text. The sampled tokens stay the record; this is what an agent receives.
+Parsing works on a copy of the text. The sampled tokens remain the record; agents receive the parsed reply.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 ToolChoice = Literal["auto", "none", "required"] | str
-"""Whether a reply may, must not or must call a tool; any other text is the name of the tool it must call."""
+"""Whether a reply may, must not or must call a tool; any other text is the name of the required tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class CalledTool:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A parsed response. Text that begins like a call but cannot be read as one stays in `content`, word for word, and
-    is counted in `malformed_calls`."""
+    """A parsed response. Text that starts like a call but cannot be parsed stays in `content`, verbatim, and is counted
+    in `malformed_calls`."""
 
     content: str
     reasoning: str = ""
@@ -34,7 +34,7 @@ class Reply:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a streamed reply. The first piece of a tool call has its `name`; pieces of `arguments` follow. `call`
-    is the index of the call in the reply. `malformed` marks the content piece that begins a malformed call."""
+    is the index of the call in the reply. `malformed` marks the content piece that starts a malformed call."""
 
     content: str = ""
     reasoning: str = ""
@@ -45,19 +45,19 @@ class Delta:
 
 
 class ReplyParser(Protocol):
-    """Parses one reply as it streams. However the text is cut, all deltas together equal `ChatFormat.read` of it."""
+    """Parses one reply as it streams. For any split of the text, all deltas together equal `ChatFormat.read` of it."""
 
     def feed(self, text: str) -> list[Delta]:
-        """Deltas that no later text can change."""
+        """Return the deltas that later text cannot change."""
         ...
 
     def close(self) -> list[Delta]:
-        """The remaining deltas, once the reply has ended."""
+        """Return the remaining deltas at the end of the reply."""
         ...
 
 
 def joined(deltas: list[Delta]) -> Reply:
-    """The reply that `deltas` add up to."""
+    """Combine `deltas` into a reply."""
     calls: list[tuple[str, list[str]]] = []
     for delta in deltas:
         if delta.call is not None and delta.call == len(calls):

@@ -1,7 +1,7 @@
-"""Rewrites JSON schemas: moves their references, and drops keywords that allow everything.
+"""Rewrites JSON schemas: relocates their references, and drops keywords that allow everything.
 
-Only subschemas are rewritten. What a constant, an enum, a default or an example holds is data, even where it looks like
-a schema. https://json-schema.org/draft/2020-12/json-schema-core#section-10
+Only subschemas are rewritten. The contents of a constant, an enum, a default or an example are data, even if they look
+like a schema. https://json-schema.org/draft/2020-12/json-schema-core#section-10
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ FORMATS = frozenset(
         "uuid",
     }
 )
-"""Formats that JSON Schema defines (validation vocabulary, section 7.3). Any other one says nothing of a value."""
+"""Formats that JSON Schema defines (validation vocabulary, section 7.3). Others constrain nothing."""
 
 
 def moved(schema: Any, place: str) -> Any:
-    """`schema` with its references pointing to where it stands now, a JSON pointer in the schema around it."""
+    """Return `schema` with its references adjusted to its new place, a JSON pointer in the enclosing schema."""
     if not isinstance(schema, Mapping):
         return schema
     inner = _within(schema, lambda one: moved(one, place))
@@ -69,14 +69,15 @@ def moved(schema: Any, place: str) -> Any:
 
 
 def lean(schema: Any) -> Any:
-    """`schema` without keywords that every value satisfies: grammars refuse what they do not know, needed or not."""
+    """Return `schema` without keywords that every value satisfies: grammars reject unknown keywords, even ineffective
+    ones."""
     if not isinstance(schema, Mapping):
         return schema
     return {key: value for key, value in _within(schema, lean).items() if not _says_nothing(key, value, schema)}
 
 
 def _within(schema: Mapping[str, Any], rewrite: Callable[[Any], Any]) -> dict[str, Any]:
-    """A copy of `schema` with its direct subschemas rewritten."""
+    """Return a copy of `schema` with its direct subschemas rewritten."""
 
     def inner(key: str, value: Any) -> Any:
         if key in _SOME and isinstance(value, list):
@@ -116,5 +117,5 @@ def _allows_all(schema: Any) -> bool:
 
 
 def _bare(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`schema` without annotations."""
+    """Return `schema` without annotations."""
     return {key: value for key, value in schema.items() if key not in _ANNOTATIONS}

@@ -1,4 +1,4 @@
-"""Finds out what a chat template does with tools, calls and thoughts by rendering it."""
+"""Determines how a chat template handles tools, calls and thoughts by rendering it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TOOL: ToolSchema = {
     },
 }
 _THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Where chat templates look for the thought of an assistant's message."""
+"""Message fields in which chat templates look for an assistant's thought."""
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
 class TooMuch(Unsupported):
-    """A template runs too long or makes too much."""
+    """A template runs too long or produces too much text."""
 
 
 def render(
@@ -42,16 +42,16 @@ def render(
     open_reply: bool,
     arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """Render a conversation with the template `source` in transformers' sandbox, within bounds (`bounded.py`).
+    """Render a conversation with the template `source` in transformers' sandbox, with limits (`bounded.py`).
     `arguments` are further variables of the template (see `variables_of`). Raises `Unsupported`, with the template's
-    own message, when it refuses, and `TooMuch` when it does not come to an end."""
+    own message, if it rejects them, and `TooMuch` if it exceeds a limit."""
     if not messages:
-        raise Unsupported("a conversation of no messages")
+        raise Unsupported("a conversation without messages")
     from jinja2 import TemplateError
 
     from midstream.engines.formats.bounded import render_bounded
 
-    # What `apply_chat_template` gives a template, once it has copied every message.
+    # The same variables as from `apply_chat_template`, which also copies every message.
     given = {"messages": messages, "tools": tools or None, "documents": None, "add_generation_prompt": open_reply}
     try:
         return render_bounded(source, {**given, **special, **(arguments or {})})
@@ -68,12 +68,12 @@ def render(
 
 
 def variables_of(source: str) -> frozenset[str]:
-    """The variables that the template `source` reads and does not set itself."""
+    """Return the variables that the template `source` reads but does not set."""
     from jinja2 import TemplateSyntaxError, meta
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    # `{% generation %}` is an extension of transformers, which it marks what the assistant says with.
+    # `{% generation %}` is an extension of transformers that marks the assistant's text.
     plain = re.sub(r"{%-?\s*(?:end)?generation\s*-?%}", "", source)
     try:
         parsed = ImmutableSandboxedEnvironment(extensions=[loopcontrols]).parse(plain)
@@ -84,9 +84,9 @@ def variables_of(source: str) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a template does. `thinks` is how a reply with a thought begins: with the tag, inside it because the prompt
-    has opened it, or never, as the model has no such tag. `thought_field` is the field of an assistant's message that
-    the template writes as its thought ("" for none)."""
+    """How a template behaves. `thinks` is how a reply with a thought begins: with the tag, inside the thought because
+    the prompt opened it, or never, because the model has no such tag. `thought_field` is the assistant message field
+    that the template writes as its thought ("" for none)."""
 
     source: str
     declares: bool
@@ -95,23 +95,23 @@ class Facts:
     knows_tool_role: bool
     takes_images: bool
     no_content: str | None
-    """The content of a message that only calls tools: "", or None for a template that writes calls only without any."""
+    """Content of a message that only calls tools: "", or None for a template that writes calls only without content."""
     thinks: Literal["no", "tag", "opened"]
     think: tuple[str, str]
     """The tags around a thought."""
     thought_field: str
     refusal: str
-    """Why the template refuses a tool call; "" when it does not."""
+    """Why the template rejects a tool call; "" if it does not."""
 
 
 def begins_thought(prompt: str, think: tuple[str, str]) -> bool:
-    """Whether `prompt` ends inside a thought: with its first tag and nothing but white space after it."""
+    """Whether `prompt` ends inside a thought: with its opening tag, followed only by white space."""
     return prompt.rstrip().endswith(think[0].rstrip())
 
 
 def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] = ("<think>", "</think>")) -> Facts:
-    """Find out what the template `source` does. `think` are the tags around a thought. Raises `TooMuch` for a template
-    that does not come to an end."""
+    """Determine the behaviour of the template `source`. `think` are the tags around a thought. Raises `TooMuch` if the
+    template exceeds a limit."""
 
     def writes(
         what: str, messages: Sequence[Message], tools: Sequence[ToolSchema] = (), *, closed: bool = False
@@ -139,7 +139,7 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
     def writes_call(one: Message, content: str | None, what: str = "zqkey") -> bool:
         return writes(what, [_USER, {"role": "assistant", "content": content, "tool_calls": [one]}], [declared])
 
-    # A template that expects text fails on an object, or writes it as Python does.
+    # A template that expects text fails on an object, or writes it in Python syntax.
     takes_object = any(writes_call(as_object, c) and not writes_call(as_object, c, "'zqkey'") for c in ("", None))
     calls = [as_object if takes_object else as_text]
     content = None if writes_call(calls[0], None) and not writes_call(calls[0], "") else ""
@@ -175,7 +175,7 @@ def facts_of(source: str, vocabulary: Mapping[str, int], think: tuple[str, str] 
         writes_calls=writes_call(calls[0], content),
         no_content=content,
         arguments="object" if takes_object else "text",
-        # A template that writes any role would write this one too, though its model has never seen it.
+        # A template that writes any role would also write this one, which its model has never seen.
         knows_tool_role=_SIGN in result and result != with_result("zqrole").replace("zqrole", "tool"),
         takes_images="image" in source and writes(_SIGN, [{"role": "user", "content": image}]),
         thinks="opened" if begins_thought(opening, think) else "tag" if mark in source or mark in vocabulary else "no",

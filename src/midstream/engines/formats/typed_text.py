@@ -1,6 +1,6 @@
-"""Arguments that a model writes as bare text: their declared type says what the text means.
+"""Converts arguments written as bare text according to their declared type.
 
-A string stays as it is; anything else is parsed as JSON where that fits the declaration.
+A string is unchanged; anything else is parsed as JSON if that fits the declaration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", dict:
 
 
 def typed(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
-    """`text` as a value of a type that `schema` allows; `text` itself when it declares none or none fits."""
+    """Return `text` as a value of a type that `schema` allows; `text` itself if it declares none or none fits."""
     kinds = json_types(schema, root)
     if kinds <= {"string"}:
         return text
@@ -32,7 +32,7 @@ def typed(text: str, schema: Any, root: Mapping[str, Any]) -> Any:
 
 
 def json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
-    """The JSON types that `schema` allows; empty when it does not say. `root` resolves its references."""
+    """Return the JSON types that `schema` allows; empty if unspecified. `root` resolves its references."""
     if not isinstance(schema, Mapping) or depth > 10:
         return set()
     kinds = schema.get("type", [])
@@ -55,8 +55,8 @@ def json_types(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]
 def value_rule(
     name: str, schema: Any, root: Mapping[str, Any], where: str, close: str, vocabulary: Mapping[str, int]
 ) -> str:
-    """A grammar rule for a value and the text `close` that ends it; the value reads back as one that `schema` allows.
-    Raises `Unsupported` for what bare text cannot enforce."""
+    """Return a grammar rule for a value and the text `close` that ends it; the value parses to one that `schema`
+    allows. Raises `Unsupported` for constraints that bare text cannot enforce."""
     end = grammar.marker(close, vocabulary)
     kinds = json_types(schema, root)
     if kinds and "string" not in kinds:

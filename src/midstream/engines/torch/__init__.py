@@ -1,1 +1,1 @@
-"""The in-process engine on torch: one decoder whose weights the sampler and the learner share."""
+"""The in-process torch engine: sampler and learner share one decoder's weights."""

@@ -1,9 +1,9 @@
-"""Attention over flat token lists, two ways: `TreeAttention` for whole sequences that share prefixes, and
-`SlotAttention` for sequences that continue from a key/value cache.
+"""Attention over flat token lists: `TreeAttention` for whole sequences that share prefixes, and `SlotAttention` for
+sequences that continue from a key/value cache.
 
-Both lay a query's keys out in the order of its sequence from position 0, padded at the end to a multiple of `BLOCK`,
-and use the same kernel. So a token's output is the same to the bit however many others it is computed with, on CPU
-where the kernel's rows do not depend on their number (see `numerics.py`)."""
+Both arrange a query's keys in sequence order from position 0, padded at the end to a multiple of `BLOCK`, and use the
+same kernel. So a token's output does not depend on the size of its batch, to the bit, on CPUs where a kernel's rows do
+not depend on their number (see `numerics.py`)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from midstream.engines.torch import products
+from midstream.engines.torch.long_attention import long_attention
 from midstream.engines.torch.products import Rows
 
 BLOCK = 32
 LONG = 4 << 20
-"""Weights (queries times keys) from which a chain is cut into pieces: each is computed on its own, and once more in the
-backward pass, so that memory grows with the length of a sequence and not with its square."""
+"""Attention weights (queries times keys) from which a chain is cut into pieces. Each piece is computed separately, and
+recomputed in the backward pass, so that memory grows linearly with the sequence length instead of quadratically. On CPU
+`long_attention.py` does this; elsewhere each piece is a separate bucket."""
 PIECE = 512
-"""Queries of a piece."""
+"""Queries per piece, except on CPU."""
 WHOLE = 64
-"""Token trees are filled up to a multiple of this: oneDNN makes and keeps kernels for each number of rows it meets."""
+"""Token trees are padded to a multiple of this: oneDNN builds and caches kernels for each distinct number of rows."""
 ANY = Rows()
 
 
@@ -38,15 +40,15 @@ def _ceil(n: int) -> int:
 def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
     """q [rows, heads, n_q, d]; k, v [rows, kv_heads, n_k, d]; mask [rows, 1, group * n_q, n_k] additive -> as q.
 
-    `queries` are the numbers of queries that go into a product. Query heads that share a key head are stacked along the
-    query axis, so keys are never repeated in memory.
+    `queries` sets the row counts of the products. Query heads that share a key head are stacked along the query axis,
+    so keys are never repeated in memory.
     """
     rows, heads, n_q, d = q.shape
     kv_heads = k.shape[1]
     stacked = q.reshape(rows, kv_heads, heads // kv_heads * n_q, d)
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask).view(rows, heads, n_q, d)
-    # torch's CPU kernel rounds differently at different query counts; plain products do not.
+    # torch's CPU kernel rounds differently for different query counts; plain matrix products do not.
     flat = (stacked * (1 / math.sqrt(d))).reshape(rows * kv_heads, -1, d)
     keys, values = k.reshape(rows * kv_heads, -1, d), v.reshape(rows * kv_heads, -1, d)
     run = _Products.apply if torch.is_grad_enabled() else _attended
@@ -58,16 +60,17 @@ def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> T
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> tuple[Tensor, Tensor]:
-    """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the keys' weights."""
+    """q [rows * kv_heads, n_q, d], k and v [rows * kv_heads, n_k, d], mask as above -> as q, and the attention
+    weights."""
     scores = products.batched_by_rows(q, k.transpose(1, 2), queries)
     scores.view(len(mask), -1, *scores.shape[1:]).add_(mask)
-    # In bf16 too the sums inside are fp32.
+    # In bf16, too, sums are accumulated in fp32.
     weights = torch.softmax(scores, -1)
     return products.batched_by_rows(weights, v, queries), weights
 
 
 class _Products(torch.autograd.Function):
-    """`_products` that keeps the weights alone of all that has a row of keys for each query."""
+    """`_products`, saving only the attention weights of all tensors of size queries x keys."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, queries: Rows) -> Tensor:
@@ -96,21 +99,22 @@ def _causal_mask(query_positions: Tensor, n_keys: int, group: int, dtype: torch.
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """Sequences with their shared prefixes merged: each distinct prefix is one token, computed once.
+    """Sequences with merged prefixes: each distinct prefix is one token, computed once.
 
-    `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branchings,
-    each as (path up to its end, where in the path it begins): every token of a sequence is in exactly one chain."""
+    `paths[s]` are the flat indices of sequence s from position 0. `chains` are the runs of tokens between branch
+    points, each as (path up to its end, start index in the path): every token of a sequence is in exactly one chain."""
 
     tokens: Tensor
     positions: Tensor
     paths: list[list[int]]
     chains: list[tuple[list[int], int]]
     size: int
-    """Distinct tokens. What follows them in `tokens`, up to a multiple of `WHOLE`, belongs to no sequence."""
+    """Number of distinct tokens. Further entries of `tokens`, up to a multiple of `WHOLE`, are padding."""
 
 
 def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> TokenTree:
-    """The prefix tree of token id `sequences`, in order of first appearance; equal sequences share every token."""
+    """Return the prefix tree of token id `sequences`, in order of first appearance; equal sequences share every
+    token."""
     children: dict[tuple[int, int], int] = {}
     tokens: list[int] = []
     positions: list[int] = []
@@ -132,7 +136,7 @@ def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | st
         paths.append(path)
     chains: list[tuple[list[int], int]] = []
     placed: set[int] = set()
-    # Longest first: a sequence that another goes on from adds no chain of its own.
+    # Longest first: a sequence that is a prefix of another adds no chain.
     for path in sorted(paths, key=len, reverse=True):
         start = next((i for i, node in enumerate(path) if node not in placed), len(path))
         for place in range(start, len(path)):
@@ -149,8 +153,8 @@ def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | st
 
 @dataclass(frozen=True, slots=True)
 class _Bucket:
-    """Chains of similar length, padded to one shape: indices of queries and keys in the flat list, the queries'
-    positions, and their mask, which a piece of a long chain makes when it is needed."""
+    """Chains of similar length, padded to one shape: flat indices of queries and keys, the queries' positions, and
+    their mask; for pieces of long chains the mask is built on demand."""
 
     rows: int
     query: Tensor
@@ -160,7 +164,7 @@ class _Bucket:
 
 
 class TreeAttention:
-    """Attention inside a `TokenTree`: each chain is a row that queries for its tokens over its whole path."""
+    """Attention inside a `TokenTree`: each chain is a row whose queries attend over its whole path."""
 
     def __init__(
         self, tree: TokenTree, group: int, dtype: torch.dtype, keep: bool = False, queries: Rows = ANY
@@ -171,7 +175,9 @@ class TreeAttention:
         place = torch.zeros(len(tree.tokens), dtype=torch.long)
         offset = 0
         short = _similar([chain for chain in tree.chains if not _is_long(chain)])
-        pieces = [[piece] for chain in tree.chains if _is_long(chain) for piece in _pieces(chain)]
+        long = [chain for chain in tree.chains if _is_long(chain)]
+        whole = _computes_long(device)
+        pieces = [] if whole else [[piece] for chain in long for piece in _pieces(chain)]
         for number, chains in enumerate([*short, *pieces]):
             n_q = max(len(path) - start for path, start in chains)
             n_k = _ceil(max(len(path) for path, _ in chains))
@@ -189,9 +195,17 @@ class TreeAttention:
             mask = None if number >= len(short) else _causal_mask(positions, n_k, group, dtype)
             indices = query.flatten().to(device), key.flatten().to(device)
             self._buckets.append(_Bucket(len(chains), *indices, positions, mask))
+        self._long: list[tuple[Tensor, Tensor]] = []
+        """Of each chain that `long_attention` computes, the indices of its queries and of all its keys in the flat
+        list."""
+        for path, start in long if whole else ():
+            key = torch.tensor(path)
+            place[key[start:]] = offset + torch.arange(len(path) - start)
+            offset += len(path) - start
+            self._long.append((key[start:], key))
         self._place = place.to(device)
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
-        """Keys and values [n, kv_heads, d] of every layer, when asked to keep them."""
+        """Keys and values [n, kv_heads, d] of every layer; None unless requested."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.kept is not None:
@@ -202,12 +216,15 @@ class TreeAttention:
                 outs.append(checkpoint(self._attend, bucket, q, k, v, use_reentrant=False, preserve_rng_state=False))
             else:
                 outs.append(self._attend(bucket, q, k, v))
+        for query, key in self._long:
+            own_q, all_k, all_v = q.index_select(0, query), k.index_select(0, key), v.index_select(0, key)
+            outs.append(long_attention(own_q, all_k, all_v, self._queries, BLOCK).flatten(1))
         return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, self._place)
 
     def _attend(self, bucket: _Bucket, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the queries of one bucket attend to [rows * n_q, heads * d]."""
+        """Return the attention output of one bucket's queries [rows * n_q, heads * d]."""
         rows_q, rows_k, rows_v = (
-            # index_select: its backward adds rows up, where that of plain indexing sorts them first.
+            # index_select: its backward adds rows directly, while that of plain indexing sorts them first.
             flat.index_select(0, index).view(bucket.rows, -1, flat.shape[1], flat.shape[2]).transpose(1, 2)
             for flat, index in ((q, bucket.query), (k, bucket.key), (v, bucket.key))
         )
@@ -218,19 +235,24 @@ class TreeAttention:
         return out.transpose(1, 2).reshape(-1, q.shape[1] * q.shape[2])
 
 
+def _computes_long(device: torch.device) -> bool:
+    """Whether `long_attention` is for this device."""
+    return device.type == "cpu"
+
+
 def _is_long(chain: tuple[list[int], int]) -> bool:
     path, start = chain
     return (len(path) - start) * len(path) > LONG
 
 
 def _pieces(chain: tuple[list[int], int]) -> list[tuple[list[int], int]]:
-    """A chain, cut after each `PIECE` of its queries: each piece attends to the path up to its end."""
+    """Cut a chain after every `PIECE` queries: each piece attends to the path up to its end."""
     path, start = chain
     return [(path[: begin + PIECE], begin) for begin in range(start, len(path), PIECE)]
 
 
 def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], int]]]:
-    """Chains sorted into buckets in which none is shorter than half the longest."""
+    """Sort chains into buckets in which the shortest has at least half the length of the longest."""
     buckets: list[list[tuple[list[int], int]]] = []
     longest = 0
     for chain in sorted(chains, key=lambda chain: (chain[1] - len(chain[0]), len(chain[0]))):
@@ -243,7 +265,7 @@ def _similar(chains: list[tuple[list[int], int]]) -> list[list[tuple[list[int], 
 
 
 class SlotCache:
-    """Keys and values of sequences, each in its own slot; grown as there are more of them and as they get longer."""
+    """Keys and values of sequences, one slot each; grows in number and length of slots."""
 
     def __init__(self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         # [layers, slots, kv_heads, capacity, head_dim], one tensor for all layers.
@@ -256,15 +278,14 @@ class SlotCache:
         return self.keys.shape[3]
 
     def reserve(self, slots: int, length: int) -> None:
-        """Make room for `length` tokens in each of `slots` slots: no more than they need, as products over a cache that
-        is used to its end read it in place."""
+        """Grow to `slots` slots of `length` tokens, and no more: products over a fully used cache read it in place."""
         slots, capacity = max(slots, self.keys.shape[1]), max(_ceil(length), self.capacity)
         if (slots, capacity) != (self.keys.shape[1], self.capacity):
             self.keys, self.values = _grown(self.keys, slots, capacity), _grown(self.values, slots, capacity)
 
     def fill(self, slots: Sequence[int], kept: list[tuple[Tensor, Tensor]], path: Sequence[int]) -> None:
-        """Copy a sequence computed by a keeping `TreeAttention`, its tokens at `path`, into each of `slots`."""
-        run = path[-1] - path[0] + 1 == len(path)  # then nothing has to be gathered
+        """Copy a sequence computed by a keeping `TreeAttention`, with its tokens at `path`, into each of `slots`."""
+        run = path[-1] - path[0] + 1 == len(path)  # contiguous: a slice suffices
         index = slice(path[0], path[-1] + 1) if run else torch.tensor(path, device=self.keys.device)
         for layer, (k, v) in enumerate(kept):
             keys, values = k[index].transpose(0, 1), v[index].transpose(0, 1)
@@ -273,12 +294,12 @@ class SlotCache:
                 self.values[layer, slot, :, : len(path)] = values
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
-        """Give slot `target` what slot `source` holds at positions `start` to `stop`."""
+        """Copy positions `start` to `stop` of slot `source` to slot `target`."""
         for part in (self.keys, self.values):
             part[:, target, :, start:stop] = part[:, source, :, start:stop]
 
     def clear(self) -> None:
-        """Free the memory; slots start over."""
+        """Free the memory and reset all slots."""
         layers, _, kv_heads, _, head_dim = self.keys.shape
         self.keys = self.values = self.keys.new_zeros(layers, 0, kv_heads, 0, head_dim)
 
@@ -291,10 +312,10 @@ def _grown(old: Tensor, slots: int, capacity: int) -> Tensor:
 
 
 class SlotAttention:
-    """Attention of new tokens over their slots: row r continues slot `slots[r]`, which holds `lengths[r]` tokens, with
-    `counts[r]` more.
+    """Attention of new tokens over their slots: row r appends `counts[r]` tokens to slot `slots[r]`, which holds
+    `lengths[r]`.
 
-    Flat tokens come row after row. Writes their keys and values into the cache.
+    Flat tokens are ordered by row. Writes their keys and values to the cache.
     """
 
     def __init__(
@@ -310,7 +331,7 @@ class SlotAttention:
         self._queries = queries
         self._cache = cache
         n_q = max(counts)
-        # All of every slot, masked: a part of one would have to be copied out in every layer.
+        # Full slots, masked: a slice would have to be copied in every layer.
         n_k = cache.capacity
         count = torch.tensor(counts)
         self._slot = torch.tensor(slots, device=device).repeat_interleave(count.to(device))
@@ -318,7 +339,7 @@ class SlotAttention:
         start = torch.tensor(lengths).repeat_interleave(count)
         self.positions = (start + column).to(device)
         low, high = min(slots), max(slots) + 1
-        # Slots are views of one tensor: a run of them costs nothing, a scattered few are cheaper to copy.
+        # Slots are views of one tensor: a contiguous range costs nothing, a few scattered ones are cheaper to copy.
         self._run = slice(low, high) if len(slots) * 2 > high - low else None
         rows = high - low if self._run else len(slots)
         row = torch.tensor([slot - low for slot in slots] if self._run else list(range(len(slots))))

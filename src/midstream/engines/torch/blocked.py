@@ -1,8 +1,8 @@
-"""A projection computed in blocks of rows, with its gradient.
+"""A projection computed in blocks of rows, with gradient.
 
-Forward goes block by block, adapter included, so that what a block reads is still in the cache; it uses packed weights
-where sampling does. Backward is the products of a plain projection over all rows at once: only what sampler and learner
-compare must not depend on the number of rows."""
+The forward pass goes block by block, adapter included, so that a block's input stays in the cache; it uses packed
+weights where sampling does. The backward pass uses plain products over all rows: only results that sampler and learner
+compare must be independent of the number of rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def blocked_projection(
     rows: Rows,
 ) -> Tensor:
     """x [n, in] -> x weightᵀ + bias + (x aᵀ) b [n, out], differentiable; weight [out, in], a [r, in], b [r, out] or
-    both None. `version` counts changes of `weight`, whose copy is `packed`."""
+    both None. `version` identifies the state of `weight`, whose copy is `packed`."""
     return _Blocked.apply(x, weight, bias, a, b, packed, version, rows)  # type: ignore[return-value]
 
 

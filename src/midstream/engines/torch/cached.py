@@ -1,4 +1,4 @@
-"""The decoder over slots: what a sequence has been through stays in its slot, so that going on computes what is new."""
+"""The decoder with a slot cache: a sequence's keys and values stay in its slot, so only new tokens are computed."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.slots import Slot, SlotAssignment
 
 PREFILL_BUDGET = 1 << 25
-"""Most query-key pairs (rows x queries x keys) one pass over prompts lays out at a time."""
+"""Most query-key pairs (rows x queries x keys) materialised in one prefill pass."""
 
 Prompt = tuple[int, ...]
 
 
 class CachedDecoder:
-    """`decoder` with keys and values of sequences in slots; `adapter=False` leaves its adapter out."""
+    """`decoder` with the keys and values of sequences in slots; `adapter=False` disables its adapter."""
 
     def __init__(self, decoder: Decoder, adapter: bool) -> None:
         self._decoder, self._adapter = decoder, adapter
         self._cache = SlotCache(len(decoder.layers), decoder.kv_heads, decoder.head_dim, decoder.dtype, decoder.device)
         self.tokens_prefilled = 0
-        """Prompt tokens computed; what was shared or in a slot is not counted again."""
+        """Prompt tokens computed, excluding shared and cached ones."""
 
     def clear(self) -> None:
         """Free the memory; no slot may be in use."""
         self._cache.clear()
 
     def begin(self, prompts: Sequence[Prompt], places: Sequence[SlotAssignment]) -> Tensor:
-        """Hidden state [n, hidden] of each prompt's last token; slots are filled with what was not there yet."""
+        """Return the hidden state [n, hidden] of each prompt's last token; fills the slots with the missing tokens."""
         self._reserve([place.slot for place in places], [len(prompt) for prompt in prompts])
         for place in places:
             source = place.source
@@ -49,7 +49,7 @@ class CachedDecoder:
         return torch.stack([ends[at] for at in range(len(places))])
 
     def extend(self, slots: Sequence[Slot], deltas: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden state [n, hidden] of the last token of each delta, which goes on from what its slot holds."""
+        """Return the hidden state [n, hidden] of the last token of each delta, appended to its slot's tokens."""
         decoder = self._decoder
         lengths = [len(slot.tokens) for slot in slots]
         counts = [len(delta) for delta in deltas]
@@ -82,8 +82,8 @@ class CachedDecoder:
         return hidden[torch.tensor([path[-1] for path in tree.paths], device=decoder.device)]
 
     def _go_on(self, prompts: Sequence[Prompt], slots: Sequence[Slot]) -> list[Tensor]:
-        """Hidden state of the last token of each prompt that goes on from what its slot holds. Of prompts that are the
-        same, as those of a group's members who made the same call are, one is computed and the others copy it."""
+        """Return the hidden state of the last token of each prompt that continues its slot's tokens. Of equal prompts
+        (group members that made the same call) one is computed and the others copy it."""
         alike = [(prompt, len(slot.tokens)) for prompt, slot in zip(prompts, slots, strict=True)]
         first: dict[tuple[Prompt, int], Slot] = {}
         for key, slot in zip(alike, slots, strict=True):
@@ -105,8 +105,7 @@ class CachedDecoder:
 
 
 def _chunks(calls: Sequence[int], prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Split a prefill so that no part lays out more than `PREFILL_BUDGET` pairs; group mates are neighbours and stay
-    together."""
+    """Split a prefill into parts of at most `PREFILL_BUDGET` pairs; group members are neighbours and stay together."""
     chunks: list[list[int]] = []
     longest = 0
     for at in calls:

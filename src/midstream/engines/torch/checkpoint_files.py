@@ -1,7 +1,7 @@
-"""Checkpoint folders: which files hold the weights, and whether the torch engine can read them as they were saved.
+"""Checkpoint folders: finds the weight files, and checks that the torch engine can read them exactly.
 
-What a model is made of (tensor names, shapes, tied embeddings, defaults of its config) is asked of transformers, which
-builds it without memory; the checkpoint must match it exactly. Quantised weights are refused by name.
+transformers provides the model's structure (tensor names, shapes, tied embeddings, config defaults) by building it
+without memory; the checkpoint must match it exactly. Quantised weights are refused by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from midstream.core.errors import ModelError
 
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
-"""Kinds of rotary positions whose tables, computed once, equal those of transformers at every position."""
+"""Rotary position types whose precomputed tables equal those of transformers at every position."""
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -42,14 +42,14 @@ _PACKED = (
     "weight_blocks",
     "weight_scales",
 )
-"""Ends of the names that quantisers give their tensors."""
+"""Suffixes of tensor names in quantised checkpoints."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of the model in `folder`, with every default filled in as transformers does.
+    """Return the config of the model in `folder`, with all defaults of transformers.
 
-    Raises `ModelError` when the decoder does not run this model exactly: another architecture, its own Python code,
-    quantised weights, sliding windows, another activation, or positions it does not know."""
+    Raises `ModelError` if the decoder cannot run this model exactly: unsupported architecture, custom Python code,
+    quantised weights, sliding windows, other activations, or unsupported position types."""
     written = _read_json(folder / "config.json")
     architecture = (written.get("architectures") or ["?"])[0]
     auto_map = written.get("auto_map") or {}
@@ -57,7 +57,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         architecture not in SUPPORTED and next(iter(auto_map.values()), "")
     ):
         raise ModelError(
-            f"'{folder}' brings its own Python code ({own}), which is never run",
+            f"'{folder}' contains its own Python code ({own}), which is never run",
             f"supported: {', '.join(SUPPORTED)} without an auto_map; or serve it with vLLM",
         )
     if architecture not in SUPPORTED:
@@ -94,8 +94,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor: those of `model.safetensors`, or what `model.safetensors.index.json` lists. Other files
-    in the folder are ignored. Raises `ModelError` when a listed file is missing or damaged."""
+    """Return the file of each tensor: `model.safetensors`, or the files listed in `model.safetensors.index.json`. Other
+    files are ignored. Raises `ModelError` if a listed file is missing or damaged."""
     if (folder / WHOLE).is_file():
         return dict.fromkeys(_names(folder / WHOLE), folder / WHOLE)
     if not (folder / INDEX).is_file():
@@ -118,7 +118,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that most of the weights in `folder` are stored as."""
+    """Return the dtype of most of the weights in `folder`."""
     files = weight_files(folder)
     with _open(next(iter(files.values()))) as handle:
         name = max(handle.keys(), key=lambda name: math.prod(handle.get_slice(name).get_shape()))
@@ -128,14 +128,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
 def read_weights(
     folder: Path, config: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Every tensor of the model by Hugging Face's name, as `dtype` on `device`. Tied embeddings come without
+    """Return every tensor of the model by its Hugging Face name, as `dtype` on `device`. Tied embeddings have no
     `lm_head.weight`.
 
-    Raises `ModelError` for tensors that are missing, unexpected, not floats, or of another shape than the config's."""
+    Raises `ModelError` for tensors that are missing, unexpected, not floats, or differ in shape from the config's."""
     files = weight_files(folder)
     expected = _expected_shapes(config)
     tied = bool(config.get("tie_word_embeddings"))
-    # Tables that old versions of transformers saved with the weights.
+    # Position tables that old versions of transformers saved with the weights.
     names = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
     missing = expected.keys() - names
     if tied and len(missing & {EMBED, HEAD}) == 1:
@@ -174,7 +174,7 @@ def read_weights(
 
 
 def _tie(weights: dict[str, Tensor]) -> None:
-    """Tie as transformers does: to whichever of the two is there, and not at all when they differ."""
+    """Tie embeddings as transformers does: to the one that exists, and not at all if they differ."""
     if EMBED not in weights:
         weights[EMBED] = weights.pop(HEAD)
     elif HEAD in weights and torch.equal(weights[EMBED], weights[HEAD]):
@@ -191,13 +191,13 @@ def _resolve(folder: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise ModelError(f"the config of '{folder}' is not valid: {reason}", "fetch its config.json again") from None
     resolved = config.to_dict()
-    # Only some of the classes keep it.
+    # Only some classes keep it.
     resolved.setdefault("tie_word_embeddings", bool(getattr(config, "tie_word_embeddings", False)))
     return resolved
 
 
 def _expected_shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The shape of each tensor of the model that `config` (of `read_config`) describes."""
+    """Return the shape of each tensor of the model that `config` (from `read_config`) describes."""
     import transformers
 
     architecture: Any = getattr(transformers, config["architectures"][0])

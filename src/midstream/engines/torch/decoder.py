@@ -1,11 +1,11 @@
-"""A decoder-only transformer over flat token lists: the one forward pass that sampling, learning and checking share.
+"""A decoder-only transformer over flat token lists: one forward pass for sampling, learning and checking.
 
-Tokens of any number of sequences come as one flat list without padding; only attention knows which belong together, and
-it is given as a function (`attention.py`). Because sampler and learner run the same operations on the same weights row
-by row, the log-probabilities they give the same tokens agree.
+Tokens of any number of sequences form one flat list without padding; only attention distinguishes sequences, and it is
+passed in as a function (`attention.py`). Sampler and learner run the same operations on the same weights row by row, so
+their log-probabilities of the same tokens agree.
 
-Covers the Llama family as Hugging Face names it: RMSNorm, rotary positions, grouped-query attention, gated MLP; with or
-without biases on q/k/v, norms on q/k, tied embeddings. Does not cover: sliding windows, mixtures of experts, multimodal
+Covers the Llama family in Hugging Face's naming: RMSNorm, rotary positions, grouped-query attention, gated MLP; with or
+without biases on q/k/v, norms on q/k, tied embeddings. Does not cover sliding windows, mixtures of experts, multimodal
 towers."""
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
 
 COMPANY = Rows(at_least=2)
-"""A lone row of a oneDNN product takes another kernel, whose sums round differently."""
+"""A single-row oneDNN product uses a different kernel, whose sums round differently."""
 ROOM = 3
-"""Times a checkpoint's size that goes into huge pages: the weights, fused and packed, and keys and values."""
+"""Multiple of a checkpoint's size reserved in huge pages: fused and packed weights, keys and values."""
 
 
 class Attend(Protocol):
@@ -41,7 +41,7 @@ class Attend(Protocol):
 
 
 class Projection(nn.Module):
-    """One matrix for projections that share an input, with their adapters beside it."""
+    """One matrix for projections that share an input, with their adapters."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, names: list[str], sizes: list[int]) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class Projection(nn.Module):
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
-        """x [n, in] -> [n, out]. `version` counts changes of the weights: outside autograd it keys cast and packed
-        copies."""
+        """x [n, in] -> [n, out]. `version` identifies the state of the weights; outside autograd it keys cast and
+        packed copies."""
         a = b = None
         if self.adapter is not None and use_adapter:
             if torch.is_grad_enabled():
@@ -88,10 +88,9 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The model: `forward` gives hidden states, `head` is the matrix that turns them into logits.
+    """The model: `forward` returns hidden states, `head` is the matrix that maps them to logits.
 
-    `version` counts changes of the weights. It is what `policy_version` reports, and what tells stale casts from fresh
-    ones."""
+    `version` counts weight updates. `policy_version` reports it, and caches of casts use it to detect changes."""
 
     def __init__(self, config: Mapping, weights: Mapping[str, Tensor], source: str) -> None:
         super().__init__()
@@ -105,10 +104,10 @@ class Decoder(nn.Module):
         self.adapter_rank, self.adapter_alpha = 0, 0.0
         self.version = 0
         self.gradient_checkpointing = False
-        """Keep no activations inside a layer for the backward pass, and compute them again there."""
+        """Recompute a layer's activations in the backward pass instead of storing them."""
         self.packed_head = PackedWeight()
         self.rows, self.queries = COMPANY, Rows()
-        """The numbers of rows that products with weights, and those of attention, are computed with."""
+        """Row counts for products with weights, and for those of attention."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
         head = weights.get("lm_head.weight")
         self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)
@@ -153,7 +152,7 @@ class Decoder(nn.Module):
         return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
 
     def compute_by(self, rows: Rows, queries: Rows) -> None:
-        """Compute products with weights by `rows` from here on, and those of attention by `queries`."""
+        """Use `rows` for products with weights, and `queries` for those of attention, from now on."""
         self.rows, self.queries = rows, queries
         self.packed_head.allowed = rows.packed
         for projection in self.projections().values():
@@ -161,7 +160,7 @@ class Decoder(nn.Module):
 
     @property
     def group(self) -> int:
-        """Query heads that share a key head."""
+        """Query heads per key head."""
         return self.heads // self.kv_heads
 
     @property
@@ -173,7 +172,7 @@ class Decoder(nn.Module):
         return self.embed.device
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, adapter: bool = True) -> Tensor:
-        """Hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]."""
+        """Return hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]."""
         x = F.embedding(tokens, self.embed)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         again = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -187,7 +186,7 @@ class Decoder(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
 
     def _block(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, adapter: bool) -> Tensor:
-        """x [n, hidden] through layer `index`."""
+        """Apply layer `index` to x [n, hidden]."""
         layer, version = self.layers[index], self.version
         assert isinstance(layer, Layer)
         n_rotary = self.heads + self.kv_heads
@@ -208,15 +207,15 @@ class Decoder(nn.Module):
     def add_adapters(
         self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
     ) -> None:
-        """Put a fresh adapter beside every projection (or those whose name ends in one of `targets`) of every layer (or
-        the `last_layers`); the base stays frozen."""
+        """Add a new adapter to every projection (or those whose name ends in one of `targets`) of every layer (or the
+        `last_layers`); the base stays frozen."""
         generator = torch.Generator().manual_seed(seed)
         self.adapter_rank, self.adapter_alpha = rank, alpha
         found = False
         first = 0 if last_layers is None else len(self.layers) - last_layers
         if first < 0:
             raise ModelError(
-                f"adapters are asked for in the last {last_layers} layers, but '{self.source}' has {len(self.layers)}",
+                f"adapters are requested for the last {last_layers} layers, but '{self.source}' has {len(self.layers)}",
                 "set policy.lora.last_layers to fewer, or leave it out for all",
             )
         adapted = [p for layer in self.layers[first:] for p in layer.modules() if isinstance(p, Projection)]
@@ -240,17 +239,17 @@ class Decoder(nn.Module):
             raise ModelError(f"no projection is named {list(targets)}", f"one of: {', '.join(known)}")
 
     def pack(self) -> None:
-        """Lay the weights out for sampling now, and not when a first token is sampled."""
+        """Pack the weights for sampling now instead of at the first token."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
         self.packed_head.pack(self.head, 0)
 
     def projections(self) -> dict[str, Projection]:
-        """Every fused projection by its module path."""
+        """Return every fused projection by its module path."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Projection)}
 
     def adapters(self) -> dict[str, Adapter]:
-        """Every adapter by the path of its projection; empty without `add_adapters`."""
+        """Return every adapter by the path of its projection; empty without `add_adapters`."""
         return {name: p.adapter for name, p in self.projections().items() if p.adapter is not None}
 
 
@@ -261,7 +260,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, head_dim] in fp32, with whatever scaling the model's config asks for."""
+    """Return cos and sin [length, head_dim] in fp32, with the scaling of the model's config."""
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -272,8 +271,8 @@ def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor,
 
 
 def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu") -> Decoder:
-    """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for what we cannot
-    run."""
+    """Read a Hugging Face checkpoint folder (`config.json` and safetensors). Raises `ModelError` for an unsupported
+    model."""
     config = read_config(folder)
     if torch.device(device).type == "cpu":
         reserve(ROOM * sum(file.stat().st_size for file in set(weight_files(folder).values())))

@@ -1,9 +1,8 @@
-"""The torch engine: samples from the decoder the learner trains, batched over every trajectory that waits.
+"""The torch engine: samples from the decoder being trained, batched over all waiting trajectories.
 
-A prompt shared by several calls is computed once. What a trajectory has already been through stays in a slot of the
-key/value cache, so its next call computes only what is new; calls it makes at the same time run side by side. With
-`deterministic`, a batch starts when every live trajectory waits for the engine, so what is computed together depends on
-the trajectories and never on timing."""
+A prompt shared by several calls is computed once. A trajectory's history stays in a slot of the key/value cache, so its
+next call computes only new tokens; its concurrent calls run side by side. With `deterministic`, a batch starts when
+every active trajectory waits for the engine, so batches depend on the trajectories and never on timing."""
 
 from __future__ import annotations
 
@@ -13,17 +12,20 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from midstream.core.errors import EngineError
+from midstream.core.errors import EngineError, Unsupported
 from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.loading import load_checkpoint
+from midstream.engines.torch.numerics import Asked, read_recorded, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Grammars, Steering
@@ -31,7 +33,7 @@ from midstream.engines.torch.steering import Grammars, Steering
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    """A call on its way."""
+    """A running call."""
 
     request: Request
     future: asyncio.Future[Completion]
@@ -44,8 +46,8 @@ class _Row:
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    told: int = 0
-    """How many tokens `on_tokens` has heard of."""
+    delivered: int = 0
+    """Number of tokens passed to `on_tokens`."""
     finish: FinishReason | None = None
     failure: Exception | None = None
 
@@ -55,8 +57,9 @@ class _Row:
 
 
 class TorchEngine:
-    """Samples from `decoder`. `adapter=False` makes the frozen base model of the same weights an engine of its own; it
-    goes `beside` the engine whose trajectories it serves too."""
+    """Samples from `decoder`. `adapter=False` makes an engine for the frozen base model of the same weights; create it
+    `beside` the engine that serves the same trajectories. With `numerics`, they are settled again for the first
+    checkpoint, which may add adapters; `auto` then keeps those of the run that it belongs to."""
 
     def __init__(
         self,
@@ -68,16 +71,19 @@ class TorchEngine:
         deterministic: bool = False,
         adapter: bool = True,
         beside: TorchEngine | None = None,
+        numerics: Asked | None = None,
     ) -> None:
         self.name, self.decoder, self.tokenizer = name, decoder, tokenizer
         self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
         self.tokens_sampled = 0
+        self.capabilities = Capabilities() if adapter else Capabilities(adapters=False, full=False)
+        self._numerics: Asked | None = numerics
         self._cached = CachedDecoder(decoder, adapter)
         self._slots = Slots(slots)
         self._cached_version = decoder.version
         self._vocabulary = decoder.head.shape[0]
         self._grammars = Grammars(tokenizer, self._vocabulary)
-        # Deterministic engines that serve the same trajectories wait for them together, the first one first.
+        # Deterministic engines that serve the same trajectories wait for them jointly, in order of creation.
         self._together: list[TorchEngine] = beside._together if beside else []
         self._together.append(self)
         self._live: set[str] = beside._live if beside else set()
@@ -98,7 +104,7 @@ class TorchEngine:
 
     @property
     def tokens_prefilled(self) -> int:
-        """Prompt tokens computed; those that were shared or in the cache are not counted again."""
+        """Prompt tokens computed, excluding shared and cached ones."""
         return self._cached.tokens_prefilled
 
     def join(self, session: str) -> None:
@@ -115,7 +121,7 @@ class TorchEngine:
         if not request.prompt_ids:
             raise EngineError("an empty prompt: there is nothing to continue")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
-            raise EngineError(f"the prompt holds tokens that are none of the model's {self._vocabulary}")
+            raise EngineError(f"the prompt holds token ids outside the model's vocabulary of {self._vocabulary}")
         since = time.perf_counter()
         self._arrivals += 1
         order = self._arrivals
@@ -128,7 +134,7 @@ class TorchEngine:
         try:
             return await future
         finally:
-            # Only one that was given up before its turn is still there. One given up later ends with its step.
+            # A call cancelled before it was admitted is still queued. One cancelled later ends with its step.
             if row.place is None and row in self._waiting:
                 self._waiting.remove(row)
 
@@ -140,8 +146,8 @@ class TorchEngine:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """Weights may change inside: calls under way finish first, new ones wait, so none sees two versions. Nests:
-        calls go on when the outermost one has ended."""
+        """Pause inside the context: running calls finish first and new ones wait, so weights may change. Nests: calls
+        resume when the outermost context ends."""
         self._pauses += 1
         try:
             while self._active:
@@ -151,6 +157,17 @@ class TorchEngine:
         finally:
             self._pauses -= 1
             self._kick()
+
+    async def load_weights(self, folder: Path, version: int) -> None:
+        if not self._adapter:
+            raise Unsupported(f"{self.name}: the frozen base model takes no weights")
+        async with self.exclusive():
+            await compute(load_checkpoint, self.decoder, folder)
+            if self._numerics is not None:
+                recorded = read_recorded(folder.resolve().parent.parent) if self._numerics == "auto" else None
+                await compute(settle, self.decoder, self._numerics, recorded, required=self._numerics != "auto")
+                self._numerics = None
+            self.decoder.version = version
 
     def _kick(self) -> None:
         for engine in self._together if self.deterministic else (self,):
@@ -184,7 +201,7 @@ class TorchEngine:
             self._active = [row for row in self._active if row.place is not None]
             if not self._active:
                 self._idle.set()
-                # Deliveries wake their trajectories, which may call again: let them before looking who waits.
+                # Delivered results resume their trajectories, which may call again: let them before the next batch.
                 await asyncio.sleep(0)
         self._idle.set()
         self._kick()
@@ -196,7 +213,7 @@ class TorchEngine:
             self._end(row)
 
     def _end(self, row: _Row) -> None:
-        """Give the slot back, and tell the caller how it went."""
+        """Release the slot and deliver the result."""
         assert row.place is not None
         self._slots.done(row.place.slot, keep=row.failure is None and not row.future.cancelled())
         self._tidy()
@@ -223,7 +240,7 @@ class TorchEngine:
             self._cached.clear()
 
     def _admit(self) -> list[_Row]:
-        """Take waiting calls for which a slot is free or can be freed, in a fixed order."""
+        """Admit waiting calls for which a slot is free or can be freed, in a fixed order."""
         if self._cached_version != self.decoder.version:
             self._slots.drop_idle()
             self._cached_version = self.decoder.version
@@ -237,7 +254,8 @@ class TorchEngine:
 
     @torch.no_grad()
     def _advance(self, admitted: list[_Row]) -> None:
-        """In the compute thread: the first token of `admitted` calls, or else the next token of every active one."""
+        """Sample, in the compute thread: the first token of `admitted` calls, else the next token of every active
+        one."""
         rows = admitted or self._active
         places = [row.place for row in rows if row.place is not None]
         if admitted:
@@ -284,11 +302,11 @@ class TorchEngine:
 
 
 def _tell(row: _Row) -> None:
-    """Hand over what was sampled since the last time. What the callback raises is the failure of its own call."""
-    ids, log_probs = row.ids[row.told :], row.log_probs[row.told :]
+    """Deliver the tokens sampled since the last delivery. An error in the callback fails its own call."""
+    ids, log_probs = row.ids[row.delivered :], row.log_probs[row.delivered :]
     if not ids or row.future.cancelled() or row.request.on_tokens is None:
         return
-    row.told = len(row.ids)
+    row.delivered = len(row.ids)
     try:
         row.request.on_tokens(ids, log_probs)
     except Exception as error:

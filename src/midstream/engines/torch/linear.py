@@ -1,7 +1,7 @@
-"""Matrix products for sampling: weights laid out once in the processor's own format where that helps.
+"""Matrix products for sampling, with weights packed into the processor's format where that is faster.
 
-On CPU in bf16 oneDNN's packed kernels take half the time of the plain ones at the few rows of a decoding step, and give
-the same bits. Anywhere else, and wherever a gradient is needed, this is `torch.nn.functional.linear`."""
+On CPU in bf16 oneDNN's packed kernels take half the time of the plain ones at the few rows of a decoding step, with
+bit-identical results. Elsewhere, and wherever a gradient is needed, this is `torch.nn.functional.linear`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.engines.torch import products
 
 
 class PackedWeight:
-    """A packed copy of a weight [out, in], made at first use and again whenever `version` moves."""
+    """A packed copy of a weight [out, in], created on first use and again whenever `version` changes."""
 
     def __init__(self) -> None:
         self._version: int | None = None
@@ -20,7 +20,7 @@ class PackedWeight:
         self.allowed = True
 
     def used_for(self, weight: Tensor) -> bool:
-        """Whether sampling computes with a packed copy of `weight`."""
+        """Whether sampling uses a packed copy of `weight`."""
         return self.allowed and _packs(weight)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, version: int) -> Tensor:
@@ -32,7 +32,7 @@ class PackedWeight:
         return products.packed_linear(x, self._packed, bias)
 
     def pack(self, weight: Tensor, version: int) -> None:
-        """Make the copy of `weight` now, where it will be used."""
+        """Create the packed copy of `weight` now, if it will be used."""
         if self._version != version and _packs(weight):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
             self._version = version

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, A Kaiming-uniform and B zero at the
-start.
+"""Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, with A initialised Kaiming-uniform
+and B zero.
 
-Adapters of projections that share an input sit side by side, so that one product serves them all. On disk they are in
-peft's format: `adapter_config.json` and `adapter_model.safetensors`, which peft and vLLM load as they are.
+Adapters of projections that share an input are concatenated, so that one product serves them all. On disk they use
+peft's format: `adapter_config.json` and `adapter_model.safetensors`, which peft and vLLM load directly.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ class Adapter(nn.Module):
                 b.zero_()
 
     def matrices(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """`(A, B)` as applied: A [parts * rank, in]; B [parts * rank, out], block-diagonal, scale folded in."""
+        """Return `(A, B)` as applied: A [parts * rank, in]; B [parts * rank, out], block-diagonal, scaled."""
         a = torch.cat(list(self.down)) if len(self.down) > 1 else self.down[0]
         blocks = [b.t() * self.scale for b in self.up]
         b = torch.block_diag(*blocks) if len(blocks) > 1 else blocks[0]
@@ -48,7 +49,7 @@ class Adapter(nn.Module):
 
 
 def adapter_state(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
-    """Every A and B under the name peft gives it."""
+    """Return every A and B under its name in peft."""
     state: dict[str, Tensor] = {}
     for adapter in adapters.values():
         for name, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True):
@@ -65,7 +66,7 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
     targets = sorted({name.rsplit(".", 1)[1] for name in names})
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by any number, and says int
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft accepts any number, but declares int
         target_modules=targets,
         layers_to_transform=sorted({int(name.split(".")[2]) for name in names}),
         base_model_name_or_path=base,
@@ -82,8 +83,36 @@ def save_adapter(adapters: Mapping[str, Adapter], folder: Path, *, rank: int, al
     (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """Arguments of `Decoder.add_adapters` for a saved adapter; `layers` is the number of last layers it covers."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    layers: int | None
+
+
+def read_adapter_shape(folder: Path) -> AdapterShape:
+    """Read `adapter_config.json`; raises `ModelError` if it is missing or unsupported."""
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        layers = config.get("layers_to_transform")
+        return AdapterShape(
+            int(config["r"]),
+            float(config["lora_alpha"]),
+            tuple(config["target_modules"]),
+            None if layers is None else len(layers),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"'{path}' cannot be read: {type(error).__name__}: {error}", "use an adapter that Midstream saved"
+        ) from None
+
+
 def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:
-    """Read peft's format into `adapters`; raises `ModelError` when rank, scale, targets or shapes differ."""
+    """Read peft's format into `adapters`; raises `ModelError` if rank, scale, targets or shapes differ."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise ModelError(f"no adapter at '{folder}'", "give a checkpoint folder that holds adapter_model.safetensors")
@@ -109,7 +138,7 @@ def load_adapter(adapters: Mapping[str, Adapter], folder: Path) -> None:
 
 
 def _saved_scale(folder: Path) -> float | None:
-    """What B A is multiplied by, as `adapter_config.json` says; None when there is no such file."""
+    """Return the factor of B A from `adapter_config.json`; None if that file is missing."""
     path = folder / "adapter_config.json"
     if not path.is_file():
         return None

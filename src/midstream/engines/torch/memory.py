@@ -1,7 +1,7 @@
-"""How this process holds memory for tensors, where the C library is glibc; elsewhere all of this does nothing.
+"""Tunes glibc's memory allocator for tensors; does nothing with other C libraries.
 
-By default glibc hands every large tensor back to the system when it is freed, and each page of the next one costs a
-fault at its first touch. In a learning pass that was a third of the time."""
+By default glibc returns every large tensor to the system when it is freed, and each page of the next one costs a fault
+at its first access. In a learning pass that took a third of the time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ctypes
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 """Parameters of `mallopt`."""
 _HUGEPAGE = 14
-"""Advice to `madvise`."""
+"""Advice value for `madvise`."""
 _HUGE = 1 << 21
 """Bytes of a huge page."""
 
@@ -33,16 +33,16 @@ _LIBC = _library()
 
 
 def _keep() -> None:
-    """One heap for all threads, of which nothing goes back to the system until `trim`. Before there are threads, as
-    each takes its heap when it begins: so at import."""
+    """Use one heap for all threads and keep its memory until `trim`. Must run before threads exist, because each takes
+    its heap when it starts: so at import."""
     if _LIBC is not None:
         for parameter, value in ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1)):
             _LIBC.mallopt(parameter, value)
 
 
 def reserve(size: int) -> None:
-    """Have the next `size` bytes of tensors lie in huge pages. Sampling reads all weights for each token, and then
-    finds them with fewer steps."""
+    """Place the next `size` bytes of tensors in huge pages. Sampling reads all weights for each token, and address
+    translation is then faster."""
     if _LIBC is None:
         return
     start = _LIBC.malloc(size)
@@ -55,8 +55,8 @@ def reserve(size: int) -> None:
 
 
 def trim() -> None:
-    """Give memory that is free back to the system. Tensors of ever other sizes leave holes in the heap, which would
-    grow by a gigabyte over a run."""
+    """Return free memory to the system. Tensors of varying sizes fragment the heap, which would grow by a gigabyte
+    over a run."""
     if _LIBC is not None:
         _LIBC.malloc_trim(0)
 

@@ -1,17 +1,20 @@
-"""How a decoder's numbers are computed on this machine: precision, and whether sampler and learner agree to the bit.
+"""Numerics of a decoder on this machine: precision, and whether sampler and learner agree to the bit.
 
-`exact` means that what is computed for a token does not depend on how many others are computed with it, so sampler and
-learner give it the same log-probability to the bit. Some processors' kernels are like that as they are, some are once
-products never have fewer than a few rows, some only when products are computed in blocks of one number of rows, which
-takes time. `fast` lives with the difference, which the algorithm then has to bear."""
+`exact` means that a token's results do not depend on the batch it is computed in, so sampler and learner compute the
+same log-probability to the bit. Some processors' kernels have this property, some once products have at least a few
+rows, some only when products are computed in blocks of a fixed number of rows, which is slower. `fast` accepts the
+difference, and the algorithm must tolerate it."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,15 +24,17 @@ from midstream.engines.torch.decoder import COMPANY, Decoder
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product, slowdown
 
+_log = logging.getLogger(__name__)
+
 Mode = Literal["exact", "fast"]
 Asked = Literal["auto", "exact", "fast"]
 
 PLAIN = (COMPANY, Rows())
-"""Products with weights, and those of attention, as `fast` computes them."""
+"""Row counts of products with weights, and of those of attention, in mode `fast`."""
 FEW = Rows(at_least=8, depth=128)
 BLOCK = Rows(block=64)
-"""One number of rows for all machines, not the fastest on each: another number rounds otherwise, and the same seed must
-give the same numbers twice. Token trees are whole multiples of it."""
+"""One number of rows for all machines instead of the fastest on each: other numbers round differently, and the same
+seed must give the same numbers on each. Token trees are padded to multiples of it."""
 FORMS = (
     PLAIN,
     (Rows(at_least=8), FEW),
@@ -38,19 +43,22 @@ FORMS = (
     (BLOCK, Rows(block=16, depth=128)),
     (Rows(block=64, packed=False), Rows(block=16, depth=128)),
 )
-"""Ways to compute products, cheapest first; the first one that is found exact is taken. The first two cost next to
-nothing, the others are timed."""
+"""Ways to compute products, cheapest first; the first exact one is used. The first two cost almost nothing, the others
+are timed."""
+LARGEST_FORM = 1024
+DTYPES = ("bfloat16", "float32")
+"""What a recorded form of products and a recorded precision may be."""
 WORTH = 1.1
-"""`auto` is exact as long as neither a learning pass nor a decoding step takes more than this many times as long."""
+"""`auto` is exact if neither a learning pass nor a decoding step takes more than this many times as long."""
 FASTER = 1.25
-"""`dtype: auto` is bfloat16 where products are at least this many times as fast as in float32. Processors that compute
-in bfloat16 were measured at 1.9 and more, others at 0.5 and less: noise does not decide."""
+"""`dtype: auto` is bfloat16 if products are at least this many times as fast as in float32. Processors with bfloat16
+units measured 1.9 and more, others 0.5 and less, so noise does not decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """How a decoder computes, and why. `rows` and `queries` are the numbers of rows of its products with weights and of
-    attention's; `instructions` is what oneDNN may use; `slowdown` is what exactness costs, where it was timed."""
+    """How a decoder computes, and why. `rows` and `queries` are the row counts of products with weights and of those of
+    attention; `instructions` is the instruction set oneDNN may use; `slowdown` is the cost of exactness, if timed."""
 
     asked: Asked
     mode: Mode
@@ -64,27 +72,58 @@ class Numerics:
     slowdown: float | None = None
 
     def summary(self) -> str:
-        """One line for people."""
+        """Return a one-line description."""
         where = f"{self.instructions}, {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
         place = f"{self.dtype} on {self.device}" + (f" ({where})" if where else "")
         return f"{self.mode}, {place}: {self.why}"
 
     def as_json(self) -> dict[str, Any]:
-        """For `run.json`; `recorded` reads it."""
+        """Return the entry for `run.json`; `from_json` reads it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Numerics:
-        """What `as_json` gave."""
+        """Parse the output of `as_json`."""
         return cls(**{**data, "rows": Rows(**data["rows"]), "queries": Rows(**data["queries"])})
 
 
-def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = None) -> Numerics:
+def read_recorded(run: Path) -> Numerics | None:
+    """Return the numerics in `run.json` of the run directory `run`; None if there are none that can be read."""
+    try:
+        data = json.loads((run / "run.json").read_text(encoding="utf-8"))["numerics"]
+        recorded = Numerics.from_json(data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The run may be somebody else's, or of a later version.
+    sizes = [*asdict(recorded.rows).values(), *asdict(recorded.queries).values()]
+    readable = all(size is None or isinstance(size, bool) or _is_size(size) for size in sizes)
+    return recorded if readable and recorded.dtype in DTYPES and recorded.mode in ("exact", "fast") else None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and 1 <= value <= LARGEST_FORM
+
+
+def settle(
+    decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = None, *, required: bool = True
+) -> Numerics:
     """Measure, have `decoder` compute as `asked` from here on, and say how that is. Takes a second or two for 135M
     parameters. To be called once adapters are in place, with the threads that will be used.
 
-    `recorded` is what the run that goes on was begun with: its mode and rows are kept. Raises `RunError` when it was
-    exact and this machine cannot compute so, `ConfigError` when `asked` is exact and no form is."""
+    `recorded` are the numerics of the run whose policy this is: their mode and rows are kept, and other differences
+    that matter are logged. Raises `RunError` when they were exact and this machine cannot compute so, `ConfigError`
+    when `asked` is exact and no form is. Unless `required`: then that is a warning, and the best mode here is taken."""
+    try:
+        return _settled(decoder, asked, recorded, required)
+    except (ConfigError, RunError) as error:
+        if required:
+            raise
+        numerics = _settled(decoder, "auto", None, required)
+        _log.warning("%s; computing here as: %s", error.message, numerics.summary())
+        return numerics
+
+
+def _settled(decoder: Decoder, asked: Asked, recorded: Numerics | None, resuming: bool) -> Numerics:
     settled = partial(
         Numerics,
         asked=asked,
@@ -95,7 +134,9 @@ def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = 
     )
     decoder.compute_by(*PLAIN)
     if recorded is not None:
-        return _kept(decoder, recorded, settled)
+        kept = _kept(decoder, recorded, settled)
+        _report(recorded, kept, resuming)
+        return kept
     if asked == "fast":
         return settled(mode="fast", why="as policy.numerics asks", rows=PLAIN[0], queries=PLAIN[1])
     if decoder.device.type != "cpu":
@@ -106,6 +147,26 @@ def settle(decoder: Decoder, asked: Asked = "auto", recorded: Numerics | None = 
             )
         return settled(mode="fast", why="exactness is for CPUs", rows=PLAIN[0], queries=PLAIN[1])
     return _measured(decoder, asked, settled)
+
+
+def _report(recorded: Numerics, kept: Numerics, resuming: bool) -> None:
+    """Log what differs from `recorded` although mode and rows are kept. A resumed run repeats its numbers only where
+    all of it is the same; for other uses only the precision matters."""
+    names = ("dtype", "device", "instructions", "threads") if resuming else ("dtype",)
+    changed = [
+        f"{name}: {getattr(recorded, name)} -> {getattr(kept, name)}"
+        for name in names
+        if getattr(recorded, name) != getattr(kept, name)
+    ]
+    if changed and resuming:
+        _log.warning(
+            "the run goes on with other numerics than before (%s): its numbers will differ by rounding from those of "
+            "a run without a break%s",
+            "; ".join(changed),
+            "; set trainer.threads to keep the number of threads" if recorded.threads != kept.threads else "",
+        )
+    elif changed:
+        _log.warning("the run computed otherwise than this process (%s): log-probabilities differ", "; ".join(changed))
 
 
 def _kept(decoder: Decoder, recorded: Numerics, settled: Any) -> Numerics:
@@ -137,7 +198,7 @@ def _measured(decoder: Decoder, asked: Asked, settled: Any) -> Numerics:
         if found:
             continue
         if form == PLAIN:
-            why = "a token's numbers do not depend on how many others are computed with it"
+            why = "a token's numbers do not depend on its batch"
             return settled(mode="exact", why=why, rows=rows, queries=queries)
         if rows.block is None:
             why = f"products have at least {rows.at_least} rows, and then none depends on how many there are"
@@ -170,7 +231,7 @@ def _dependent(decoder: Decoder) -> str | None:
 
 
 def instructions() -> str:
-    """The widest instruction set of this processor for neural networks, and what oneDNN is held to, if anything."""
+    """Return this processor's widest instruction set for neural networks, and oneDNN's limit, if set."""
     has = torch.cpu.get_capabilities()
     order = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512_f", "avx2", "sve_bf16", "bf16", "neon")
     widest = next((name for name in order if has.get(name)), str(has.get("architecture", "unknown processor")))
@@ -179,9 +240,9 @@ def instructions() -> str:
 
 
 def bfloat16_speed(width: int, out: int) -> float:
-    """How many times as fast a product of 128 rows with a weight [out, width] is in bfloat16 as in float32, on one
-    thread. Best of several, taken in turns; widths are held between 512 and 4096, as small products say more of the
-    calls than of the processor."""
+    """Return the speedup of bfloat16 over float32 for a product of 128 rows with a weight [out, width], on one thread.
+    Best of several alternated runs; widths are clamped to 512..4096, because small products measure call overhead
+    instead of the processor."""
     width, out = (min(max(size, 512), 4096) for size in (width, out))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -202,13 +263,13 @@ def bfloat16_speed(width: int, out: int) -> float:
 
 
 def fastest_dtype(width: int, out: int) -> torch.dtype:
-    """The precision of `dtype: auto` on CPU for a model with such weights: see `FASTER`."""
+    """Return the precision of `dtype: auto` on CPU for a model with such weights: see `FASTER`."""
     return torch.bfloat16 if bfloat16_speed(width, out) >= FASTER else torch.float32
 
 
 def layer_like(dtype: torch.dtype, hidden: int = 576, inner: int = 1536, heads: int = 9, kv_heads: int = 3) -> Decoder:
-    """A decoder of one layer of random weights, as large as those of the quickstart's model unless told otherwise: to
-    measure a machine by without loading a model."""
+    """Return a one-layer decoder with random weights, by default the size of the quickstart model's layers: benchmarks
+    a machine without loading a model."""
     config = {
         "hidden_size": hidden,
         "num_attention_heads": heads,

@@ -1,8 +1,8 @@
-"""Every matrix product of the model, in one place.
+"""All matrix products of the model.
 
-Whether a row of a product depends on how many rows are computed beside it is a property of the processor's kernels.
-All code that multiplies activations calls these functions, so that one place decides how that is handled: `Rows` names
-the numbers of rows a product may be computed with, `by_rows` and `batched_by_rows` keep to them."""
+Whether a row of a product depends on the number of rows is a property of the processor's kernels. All code that
+multiplies activations calls these functions: `Rows` specifies the allowed row counts, and `by_rows` and
+`batched_by_rows` enforce them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The numbers of rows a product is computed with. Rows that are not there are filled up with zeros."""
+    """Row counts for a product. Missing rows are padded with zeros."""
 
     at_least: int = 1
-    """Never fewer than these."""
+    """Minimum number of rows."""
     block: int | None = None
-    """Always exactly these, block after block; None is all rows at once."""
+    """Exact number of rows per block; None computes all rows at once."""
     depth: int | None = None
-    """Sums of a batched product are over at most this many terms, part after part; None is all at once."""
+    """Most terms per partial sum of a batched product; None sums all at once."""
     packed: bool = True
-    """Whether sampling may use weights in oneDNN's own layout."""
+    """Whether sampling may use weights in oneDNN's packed layout."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ def add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` with a weight in oneDNN's own layout (`torch.ops.mkldnn._reorder_linear_weight`); no gradient."""
+    """`linear` with a weight in oneDNN's packed layout (`torch.ops.mkldnn._reorder_linear_weight`); no gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
@@ -49,8 +49,7 @@ def batched(a: Tensor, b: Tensor) -> Tensor:
 
 
 def by_rows(product: Callable[[Tensor], Tensor], x: Tensor, rows: Rows) -> Tensor:
-    """`product` of x [n, in] -> [n, out], called with the numbers of rows that `rows` allows. Blocks have no
-    gradient."""
+    """Compute `product` of x [n, in] -> [n, out] with the row counts that `rows` allows. Blocks have no gradient."""
     n = len(x)
     if rows.block is None:
         return product(x) if n >= rows.at_least else product(_filled(x, rows.at_least))[:n]
@@ -70,8 +69,8 @@ def by_rows(product: Callable[[Tensor], Tensor], x: Tensor, rows: Rows) -> Tenso
 
 
 def batched_by_rows(a: Tensor, b: Tensor, rows: Rows) -> Tensor:
-    """`batched` with the numbers of rows n of a [batch, n, k], and of terms k, that `rows` allows. Blocks and parts
-    have no gradient."""
+    """`batched` with the row counts n of a [batch, n, k], and partial sums over k, that `rows` allows. Blocks and
+    partial sums have no gradient."""
     n = a.shape[1]
     if rows.block is None:
         return _in_parts(a, b, rows) if n >= rows.at_least else _few(a, b, rows)
@@ -100,5 +99,5 @@ def _in_parts(a: Tensor, b: Tensor, rows: Rows) -> Tensor:
 
 
 def _filled(x: Tensor, rows: int) -> Tensor:
-    """x [..., n, k] with zeros after its n rows -> [..., rows, k]."""
+    """Pad x [..., n, k] with zeros -> [..., rows, k]."""
     return F.pad(x, (0, 0, 0, rows - x.shape[-2]))

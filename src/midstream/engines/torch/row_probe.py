@@ -1,8 +1,7 @@
-"""Measures whether what a decoder computes for a token depends on how many others it is computed with, and what making
-it independent costs.
+"""Measures whether a decoder's results for a token depend on the batch size, and the cost of making them independent.
 
-A sample, not a proof: numbers of rows between those tried may behave otherwise. What slips through shows in the
-mismatch metrics of a run."""
+A sample, not a proof: untested row counts may behave differently. The mismatch metrics of a run reveal what it
+misses."""
 
 from __future__ import annotations
 
@@ -22,24 +21,24 @@ from midstream.engines.torch.products import Rows
 from midstream.engines.torch.slots import Slot, SlotAssignment
 
 COUNTS = (1, 3, 7, 16, 32, 33, 64, 100, 128, 200, 256, 320, 640, 1024)
-"""Numbers of rows tried, around those at which kernels were seen to change."""
+"""Row counts tested, around those at which kernels were observed to change."""
 HEAD_COUNTS = tuple(count for count in COUNTS if count <= 256)
-"""Those of the vocabulary's product, which sampling and learning do with few rows at a time."""
+"""Row counts for the vocabulary product, which sampling and learning compute with few rows at a time."""
 REFERENCE = 512
-"""Rows that others are compared with."""
+"""Row count of the reference result."""
 LENGTHS = (51, 70, 97, 97, 130, 290)
-"""Tokens of the sequences a pass is tried with."""
+"""Token counts of the sequences in a test pass."""
 SHARED = 40
-"""Tokens they begin with together."""
+"""Length of their common prefix."""
 STEPS = ((1, 1, 1), (2, 1, 3), (1,))
-"""How the sequences go on from the cache: tokens given to the first, second, ... in each pass."""
+"""Continuations from the cache: numbers of tokens appended to the first, second, ... sequence in each pass."""
 
 
 def dependent_product(decoder: Decoder) -> str | None:
-    """The first product with weights found whose rows depend on their number, such as `576x3072 at 33 rows`, or None.
+    """Return the first product with weights whose rows depend on their number, such as `576x3072 at 33 rows`, or None.
 
-    Tries each shape once, with the model's own weights and an adapter that is not zero, as sampling and as learning
-    compute it."""
+    Tests each shape once, with the model's own weights and a nonzero adapter, as computed in sampling and in
+    learning."""
     generator = torch.Generator().manual_seed(0)
     for projection in _distinct(decoder):
         stand_in = _stand_in(projection, generator)
@@ -68,8 +67,8 @@ def _differs(
     width: int,
     counts: tuple[int, ...],
 ) -> int | None:
-    """The first of `counts` at which rows differ from those of the largest product. `sampled` is None where sampling
-    computes as learning does."""
+    """Return the first of `counts` at which rows differ from those of the largest product. `sampled` is None if
+    sampling computes the same way as learning."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(counts[-1], width, generator=generator).to(decoder.device, decoder.dtype)
     with torch.enable_grad():
@@ -86,7 +85,7 @@ def _differs(
 
 
 def _distinct(decoder: Decoder) -> list[Projection]:
-    """One projection of each shape, with and without adapters."""
+    """Return one projection of each shape, with and without adapters."""
     found: dict[tuple[object, ...], Projection] = {}
     for projection in decoder.projections().values():
         adapter = projection.adapter
@@ -96,7 +95,7 @@ def _distinct(decoder: Decoder) -> list[Projection]:
 
 
 def _stand_in(projection: Projection, generator: torch.Generator) -> Projection:
-    """The same weight beside an adapter of random numbers: a fresh one adds zeros, in which no rounding shows."""
+    """Return the same weight with a random adapter: a new adapter adds zeros, which show no rounding."""
     bias = None if projection.bias is None else projection.bias.detach()
     stand_in = Projection(projection.weight.detach(), bias, projection.names, projection.sizes)
     stand_in.rows, stand_in.packed.allowed = projection.rows, projection.packed.allowed
@@ -112,8 +111,8 @@ def _stand_in(projection: Projection, generator: torch.Generator) -> Projection:
 
 
 def dependent_pass(decoder: Decoder) -> str | None:
-    """Where the hidden states of a token depend on what it is computed with: whole sequences alone and together, and
-    continued from the cache. None when all are the same to the bit. Only the last layer is run, as all are alike."""
+    """Return where hidden states depend on the batch: whole sequences alone versus together, or continued from the
+    cache. None if all are identical to the bit. Runs only the last layer, as all are alike."""
     generator = torch.Generator().manual_seed(2)
     vocabulary = decoder.embed.shape[0]
     shared = torch.randint(vocabulary, (SHARED,), generator=generator).tolist()
@@ -132,7 +131,7 @@ def dependent_pass(decoder: Decoder) -> str | None:
 
 @contextmanager
 def _last_layer(decoder: Decoder) -> Iterator[None]:
-    """`decoder` with its last layer alone inside."""
+    """Reduce `decoder` to its last layer inside the context."""
     layers = decoder.layers
     decoder.layers = layers[-1:]
     assert isinstance(decoder.layers[0], Layer)
@@ -143,7 +142,7 @@ def _last_layer(decoder: Decoder) -> Iterator[None]:
 
 
 def _whole(decoder: Decoder, sequences: list[tuple[int, ...]]) -> list[Tensor]:
-    """Hidden states of each sequence's tokens, computed in one pass."""
+    """Return hidden states of each sequence's tokens, computed in one pass."""
     tree = merge_prefixes(sequences, decoder.device)
     attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
     hidden = decoder(tree.tokens, tree.positions, attend).detach()
@@ -160,7 +159,7 @@ def _continued(decoder: Decoder, sequences: list[tuple[int, ...]], expected: lis
     if not all(torch.equal(begun[at], expected[at][starts[at] - 1]) for at in range(len(sequences))):
         return "prompts alone and together"
     for step in STEPS:
-        # Fewer and fewer go on: first all of them, at last one alone.
+        # Fewer sequences continue in each pass: first all, finally one.
         going = slots[: len(slots) if len(step) > 2 else 1]
         deltas = [
             sequences[slot.index][len(slot.tokens) : len(slot.tokens) + step[slot.index % len(step)]] for slot in going
@@ -173,9 +172,8 @@ def _continued(decoder: Decoder, sequences: list[tuple[int, ...]], expected: lis
 
 
 def slowdown(decoder: Decoder, exact: tuple[Rows, Rows], fast: tuple[Rows, Rows], enough: float) -> float:
-    """How many times as long a learning pass or a decoding step takes by `exact` as by `fast`, whichever is the larger;
-    best of several, taken in turns. Ends early where it is far above `enough`. Leaves the decoder computing by
-    `fast`."""
+    """Return the larger ratio of `exact` to `fast` times, over a learning pass and a decoding step; best of several
+    alternated runs. Stops early if far above `enough`. Leaves the decoder computing by `fast`."""
     times: dict[tuple[str, bool], float] = {}
     ratio = 1.0
     for turn in range(5):
@@ -183,7 +181,7 @@ def slowdown(decoder: Decoder, exact: tuple[Rows, Rows], fast: tuple[Rows, Rows]
             decoder.compute_by(*(exact if is_exact else fast))
             for name, work in (("learn", _learn), ("decode", _decode)):
                 elapsed = work(decoder)
-                if turn:  # the first one makes kernels
+                if turn:  # the first run builds kernels
                     key = (name, is_exact)
                     times[key] = min(elapsed, times.get(key, elapsed))
         if turn:
@@ -201,7 +199,7 @@ def _random_sequences(decoder: Decoder, count: int, length: int) -> list[tuple[i
 
 
 def _learn(decoder: Decoder) -> float:
-    """Seconds of a pass over 256 tokens, with its gradient where anything learns."""
+    """Time a pass over 256 tokens, with gradient if anything is trainable; in seconds."""
     sequences = _random_sequences(decoder, 4, 64)
     began = time.perf_counter()
     tree = merge_prefixes(sequences, decoder.device)
@@ -218,7 +216,7 @@ def _learn(decoder: Decoder) -> float:
 
 @torch.no_grad()
 def _decode(decoder: Decoder) -> float:
-    """Seconds of four tokens for each of sixteen sequences."""
+    """Time four tokens for each of sixteen sequences, in seconds."""
     cached = CachedDecoder(decoder, adapter=True)
     slots = [Slot(index) for index in range(16)]
     prompts = _random_sequences(decoder, len(slots), 16)

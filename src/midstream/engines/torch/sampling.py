@@ -1,7 +1,7 @@
-"""From logits to tokens: temperature, penalties, cuts, and one uniform number a token, so that a seed fixes a response.
+"""Sampling from logits: temperature, penalties, cuts, and one uniform number per token, so a seed fixes a response.
 
-A token is drawn by inverting the cumulative distribution at a number derived from (seed, position): it depends on the
-request alone, never on what else is in the batch.
+A token is drawn by inverting the cumulative distribution at a number derived from (seed, position): it depends only on
+the request, never on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def sample(
     position: Sequence[int],
     steered: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw one token for each row of `logits` [n, vocab]; returns (tokens [n], log-probabilities [n] of them and [n,
-    vocab] of all), in fp32.
+    """Draw one token for each row of `logits` [n, vocab]; return (tokens [n], their log-probabilities [n], all
+    log-probabilities [n, vocab]), in fp32.
 
-    Log-probabilities are the model's own at the row's temperature (temperature 1 for greedy rows). `steered` has, by
-    row, the logits [vocab] in fp32 to pick the token by instead.
+    Log-probabilities are the model's own at the row's temperature (temperature 1 for greedy rows). `steered` maps rows
+    to processed logits [vocab] in fp32 from which the token is picked instead.
     """
     logits = logits.float()
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
@@ -37,7 +37,7 @@ def sample(
         logits = logits / temperatures[:, None]
     log_probs = torch.log_softmax(logits, -1)
     drawn = [row for row, p in enumerate(params) if p.temperature > 0]
-    # Each pass over the vocabulary costs: greedy rows alone are searched for their largest, drawn ones alone summed up.
+    # Each pass over the vocabulary costs time: only greedy rows need the maximum, only sampled rows the cumulative sum.
     everything = len(drawn) == len(params)
     picked = torch.zeros(0, dtype=torch.long, device=logits.device)
     if drawn:
@@ -61,7 +61,8 @@ def sample(
 
 
 def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], said: Sequence[int]) -> Tensor:
-    """`logits` [vocab] with the penalties of `params` for tokens of `prompt` and of the response so far, `said`."""
+    """Apply the penalties of `params` to `logits` [vocab], for tokens of `prompt` and of the response so far,
+    `said`."""
     logits = logits.clone()
     if params.repetition_penalty != 1:
         seen = torch.tensor(sorted({*prompt, *said}), device=logits.device)
@@ -75,8 +76,8 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], said
 
 
 def _truncate(probs: Tensor, p: SamplingParams) -> Tensor:
-    """Keep tokens with at least `min_p` of the largest probability, of these the `top_k` likeliest (0: all), of these
-    the smallest set of likeliest whose mass reaches `top_p`."""
+    """Keep tokens with at least `min_p` of the largest probability, of these the `top_k` most likely (0: all), of these
+    the smallest set whose probability mass reaches `top_p`."""
     ordered, index = probs.sort(descending=True)
     keep = ordered >= p.min_p * ordered[0]
     if p.top_k:
@@ -89,7 +90,7 @@ def _truncate(probs: Tensor, p: SamplingParams) -> Tensor:
 
 
 def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
-    """The token at which the running sum of `probs` [n, vocab] passes `uniform` [n] of the whole, in two levels."""
+    """Return the token at which the cumulative sum of `probs` [n, vocab] passes `uniform` [n], in two levels."""
     n, vocab = probs.shape
     blocks = -(-vocab // _CHUNK)
     if vocab % _CHUNK:
@@ -102,6 +103,6 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
     inside = padded.gather(1, block[:, :, None].expand(n, 1, _CHUNK))[:, 0].double()
     within = inside.cumsum(-1) + before
     offset = torch.searchsorted(within, goal[:, None], right=True)
-    # Rounding may carry the goal past the block's end: take the last token in it that has any mass.
+    # Rounding may push the target past the block's end: take the last token in it with nonzero mass.
     last = (inside > 0).double().mul_(torch.arange(1, _CHUNK + 1, device=probs.device)).argmax(-1, keepdim=True)
     return (block * _CHUNK + torch.minimum(offset, last))[:, 0]

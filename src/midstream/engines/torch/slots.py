@@ -1,8 +1,8 @@
-"""Who holds which slot of the key/value cache, and what is in it.
+"""Assigns slots of the key/value cache to calls, and tracks their contents.
 
-A session holds as many slots as it has had calls at the same time, so that each of its conversations finds its own
-again; they go when the session leaves, or when they are idle and another session needs one. What is given out depends
-on the calls and their order alone."""
+A session holds as many slots as it has had concurrent calls, so that each of its conversations finds its cache again;
+slots are freed when the session leaves, or when they are idle and another session needs one. Assignment depends only on
+the calls and their order."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """One place in the cache. `tokens` are those whose keys and values are there."""
+    """A slot of the cache. `tokens` are those with keys and values in it."""
 
     index: int
     session: str = ""
     tokens: list[int] = field(default_factory=list)
     busy: bool = False
-    """Whether a call under way writes to it."""
+    """Whether a running call writes to it."""
     left: bool = False
-    """Whether its session has gone: then it is free as soon as it is not busy."""
+    """Whether its session has left: it is freed once it is not busy."""
     taken: int = 0
-    """When a call took it last."""
+    """Sequence number of the call that used it last."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotAssignment:
-    """Where a call is computed: in `slot`, going on from what `source` holds (the same one, or one to be copied), or
-    afresh where there is none."""
+    """Where a call is computed: in `slot`, continuing the contents of `source` (the same slot, or one to copy), or from
+    scratch if `source` is None."""
 
     slot: Slot
     source: Slot | None
 
 
 class Slots:
-    """All slots, and who holds them."""
+    """All slots and their assignment."""
 
     def __init__(self, count: int) -> None:
-        # From the end, so that the lowest goes first: neighbours are read fastest.
+        # Popped from the end, so that the lowest index is used first: adjacent slots are read fastest.
         self._free = [Slot(index) for index in range(count - 1, -1, -1)]
         self._held: dict[str, list[Slot]] = {}
         self._taken = 0
 
     def __len__(self) -> int:
-        """How many are held."""
+        """Number of assigned slots."""
         return sum(map(len, self._held.values()))
 
     def assign(self, calls: Sequence[tuple[str, Sequence[int]]]) -> list[SlotAssignment | None]:
-        """A place for each call, given as (session, prompt); None for those that must wait until a slot is idle."""
+        """Assign a slot to each call, given as (session, prompt); None for calls that must wait for an idle slot."""
         begun = [self._begun(session, prompt) for session, prompt in calls]
         places: list[SlotAssignment | None] = [None] * len(calls)
-        # A conversation that goes on has the first right to its own slot. Others that go on from the same one copy it.
+        # A call that continues a conversation has the first claim to its slot. Others that continue it copy the slot.
         for at, (session, _) in enumerate(calls):
             slot = begun[at]
             if slot is not None and not slot.busy:
@@ -63,7 +63,7 @@ class Slots:
                     places[at] = SlotAssignment(self._take(slot, session), begun[at])
         waiting = [at for at, place in enumerate(places) if place is None]
         if waiting:
-            # Whoever waits has taken its own by now: what is still idle is nobody's next call.
+            # Waiters are already assigned; remaining idle slots can be evicted.
             idle = sorted((slot for held in self._held.values() for slot in held if not slot.busy), key=_when)
             for at, slot in zip(waiting, idle, strict=False):
                 self._drop(slot)
@@ -71,13 +71,13 @@ class Slots:
         return places
 
     def done(self, slot: Slot, *, keep: bool) -> None:
-        """The call in `slot` ended; `keep` what is there for the session's next call."""
+        """Mark the call in `slot` as ended; `keep` its contents for the session's next call."""
         slot.busy = False
         if slot.left or not keep:
             self._drop(slot)
 
     def leave(self, session: str) -> None:
-        """`session` will not call again. Slots that are being written to follow when that ends."""
+        """Free the slots of `session`; busy ones are freed when their call ends."""
         for slot in list(self._held.get(session, ())):
             if slot.busy:
                 slot.left = True
@@ -85,12 +85,12 @@ class Slots:
                 self._drop(slot)
 
     def drop_idle(self) -> None:
-        """Forget whatever no call under way needs."""
+        """Evict all slots without a running call."""
         for slot in [slot for held in self._held.values() for slot in held if not slot.busy]:
             self._drop(slot)
 
     def _begun(self, session: str, prompt: Sequence[int]) -> Slot | None:
-        """The slot of `session` that holds the longest beginning of `prompt`, short of all of it."""
+        """Return the session's slot with the longest proper prefix of `prompt`."""
         begun: Slot | None = None
         for slot in self._held.get(session, ()):
             length = len(slot.tokens)

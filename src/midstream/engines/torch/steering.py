@@ -1,6 +1,6 @@
-"""What turns a token's choice away from the model's own: penalties, and a grammar that a response must keep to.
+"""Logits processing before a token is picked: penalties, and grammar constraints.
 
-The log-probabilities that are reported know nothing of it."""
+Reported log-probabilities are those before processing."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 KEPT = 64
-"""Most grammars that are kept compiled."""
+"""Most compiled grammars in the cache."""
 
 
 class Grammars:
-    """Grammars compiled for one tokenizer, the latest of them kept. Compiling may take a second: call from a thread."""
+    """Compiles and caches grammars for one tokenizer. Compiling may take a second: call from a thread."""
 
     def __init__(self, tokenizer: ChatTokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
@@ -36,7 +36,8 @@ class Grammars:
         self._first = lru_cache(KEPT)(self._compile)
 
     def matcher(self, constraint: Constraint) -> LLMatcher:
-        """A matcher at the start of `constraint`; raises `Unsupported`, saying why, when there can be none."""
+        """Return a matcher at the start of `constraint`; raises `Unsupported` with the reason if it cannot be
+        compiled."""
         with self._lock:
             return self._first(constraint).deep_copy()
 
@@ -53,14 +54,14 @@ class Grammars:
 
 
 class Steering:
-    """How the tokens of one response are picked."""
+    """Processes the logits of one response."""
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], matcher: LLMatcher | None) -> None:
         self._sampling, self._prompt_ids, self._matcher = sampling, prompt_ids, matcher
 
     def logits(self, logits: Tensor, said: Sequence[int]) -> Tensor:
-        """`logits` [vocab] to pick the next token by, in fp32; `said` has one token more at each call. Raises
-        `EngineError` when the grammar cannot be followed further."""
+        """Return processed `logits` [vocab] for picking the next token, in fp32; `said` has one more token at each
+        call. Raises `EngineError` if the grammar cannot be continued."""
         logits = logits.float()
         if self._sampling.penalised:
             logits = penalise(logits, self._sampling, self._prompt_ids, said)
@@ -73,14 +74,14 @@ class Steering:
 
 
 def _mask(matcher: LLMatcher, vocabulary: int) -> Tensor:
-    """Whether each token [vocabulary] may come next."""
+    """Return whether each token [vocabulary] may come next."""
     import numpy
     from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-    # Not by llguidance.torch, which has torch compile a kernel for it.
+    # Not llguidance.torch, which compiles a kernel with torch.compile.
     bits = allocate_token_bitmask(1, vocabulary)
     if not matcher.is_error():
         fill_next_token_bitmask(matcher, bits)
     if matcher.is_error():
-        raise EngineError(f"the response can no longer keep to its grammar: {matcher.get_error()}")
+        raise EngineError(f"the response can no longer satisfy its grammar: {matcher.get_error()}")
     return torch.from_numpy(numpy.unpackbits(bits.view(numpy.uint8), bitorder="little")[:vocabulary].astype(bool))

@@ -1,4 +1,4 @@
-"""Sampling by a running vLLM server."""
+"""Samples from a running vLLM server."""
 
 from midstream.engines.vllm.engine import VLLMEngine
 

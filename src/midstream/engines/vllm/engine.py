@@ -1,8 +1,8 @@
-"""The vLLM engine: a running vLLM server samples, and hands over the ids and log-probabilities of every token.
+"""The vLLM engine: a running vLLM server samples and returns the ids and log-probabilities of every token.
 
-Prompts go as token ids and responses come as such; nothing is encoded again. What Midstream calls log-probabilities,
-those of the whole vocabulary at the sampling temperature, the server gives in part only: see `LogProbs`. Adapters are
-loaded from a folder that the server can read, one after another under the same name."""
+Prompts and responses are token ids; nothing is re-encoded. Midstream's log-probabilities are those of the whole
+vocabulary at the sampling temperature; the server reports them in some modes only, see `LogProbs`. Adapters are loaded
+from a folder that the server can read, each under the same name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from midstream.core.errors import ConfigError, EngineError, Unsupported
 from midstream.core.seeds import derive_seed
-from midstream.engines.base import Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.grammar import check
 from midstream.engines.pause import Pause
@@ -25,23 +25,23 @@ from midstream.engines.vllm.server import Refused, Server
 from midstream.engines.vllm.wire import Response, body_of, prompt_log_probs, with_images
 
 LOWEST_TEMPERATURE = 0.01
-"""vLLM samples at this one when asked for less that is not 0."""
+"""vLLM's minimum for temperatures other than 0."""
 
 
 class LogProbs(Enum):
     """What the server reports, its `--logprobs-mode`.
 
     Raw ones are those of the whole vocabulary at temperature 1; processed ones are taken after temperature, penalties
-    and cuts. Both are taken after a constraint. So raw ones are right at temperature 1, processed ones where nothing is
-    penalised or cut. At temperature 1 the tokens can also be scored afterwards, as a prompt, which makes up for all of
-    this; at another temperature there is no way, and the call is `Unsupported`."""
+    and cuts. Both are taken after a constraint. So raw ones are right at temperature 1, and processed ones without
+    penalties and cuts. At temperature 1 the tokens can also be scored afterwards, as a prompt, which covers every case;
+    at other temperatures that is impossible, and the call raises `Unsupported`."""
 
     RAW = "raw_logprobs"
     PROCESSED = "processed_logprobs"
 
 
 class VLLMEngine:
-    """Samples from a vLLM server; made by `connect`. `policy_version` counts what `load_adapter` loaded."""
+    """Samples from a vLLM server; created by `connect`. `policy_version` is that of the loaded adapter."""
 
     def __init__(
         self,
@@ -57,12 +57,15 @@ class VLLMEngine:
     ) -> None:
         self.name, self.tokenizer, self.context_length = name, tokenizer, context_length
         self.policy_version = policy_version
+        self.capabilities = Capabilities(full=False)
+        self.tokens_sampled = self.tokens_prefilled = 0
+        """`tokens_prefilled` includes prompt tokens that the server had cached."""
         self._server, self._model, self._adapter, self._log_probs = server, model, adapter, log_probs
         self._end_ids = sorted(tokenizer.end_ids)
         self._salt = _salt(model, policy_version)
         self._pause = Pause()
         self._known = True
-        """Whether it is sure which weights the server has: not after a load that broke off half way."""
+        """Whether the server's weights are known; False after an interrupted load."""
 
     @classmethod
     async def connect(
@@ -78,9 +81,9 @@ class VLLMEngine:
         retries: int = 3,
         name: str | None = None,
     ) -> VLLMEngine:
-        """The engine of the server at `url`, whose model has `tokenizer`. `model` is the one to sample from (None: the
-        first it serves), `adapter` the name that adapters are loaded under, `timeout_s` the longest silence. Raises
-        `ConfigError` for a server that cannot be used, `EngineError` for one that does not answer."""
+        """Connect to the server at `url`, whose model has `tokenizer`. `model` is the one to sample from (None: the
+        first it serves), `adapter` the name under which adapters are loaded, `timeout_s` the longest time without data.
+        Raises `ConfigError` for an unsuitable server, `EngineError` if it does not answer."""
         key = os.environ.get(api_key_env) if api_key_env else None
         if api_key_env and not key:
             raise ConfigError(
@@ -117,12 +120,17 @@ class VLLMEngine:
     def leave(self, session: str) -> None: ...
 
     def exclusive(self) -> AbstractAsyncContextManager[None]:
-        """Inside, no call is under way, and new ones wait."""
+        """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
 
+    async def load_weights(self, folder: Path, version: int) -> None:
+        if not (folder / "adapter_config.json").is_file():
+            raise Unsupported(f"{self.name} takes LoRA adapters only, and '{folder}' has none; set policy.tuning=lora")
+        await self.load_adapter(folder, version)
+
     async def load_adapter(self, folder: Path, policy_version: int) -> None:
-        """Sample with the adapter in `folder` (peft's format, where the server can read it) from now on, and call that
-        `policy_version`. Calls under way finish first, new ones wait: no call spans two versions."""
+        """Load the adapter in `folder` (peft's format, readable by the server) as `policy_version`. Running calls
+        finish first and new ones wait: no call spans two versions."""
         body = {"lora_name": self._adapter, "lora_path": str(folder.resolve()), "load_inplace": True}
         async with self.exclusive():
             known, self._known = self._known, self._model != self._adapter
@@ -137,17 +145,17 @@ class VLLMEngine:
             await self._free_prefixes()
 
     async def _free_prefixes(self) -> None:
-        # No version uses what another left behind, as each has a salt of its own: this only frees the room it takes.
+        # Versions never share cached prefixes, because each has its own salt; this only frees memory.
         try:
             await self._server.ask("/reset_prefix_cache", {})
         except Refused as error:
-            if error.status != 404:  # a path that servers have in development mode
+            if error.status != 404:  # the path exists in development mode only
                 raise
 
     async def generate(self, request: Request) -> Completion:
         images = with_images(request)
         again = self._scored_again(request, images)
-        # Scoring samples one token more.
+        # Scoring samples one extra token.
         limit = room_for(request, self.context_length - again)
         if not request.prompt_ids and not images:
             raise EngineError("an empty prompt: there is nothing to continue")
@@ -156,7 +164,9 @@ class VLLMEngine:
         began = time.perf_counter()
         async with self._pause.call():
             if not self._known:
-                raise EngineError(f"{self.name}: loading an adapter broke off, so its weights are unknown; load again")
+                raise EngineError(
+                    f"{self.name}: loading an adapter was interrupted, so its weights are unknown; load again"
+                )
             version = self.policy_version
             body = body_of(request, limit, self._end_ids) | self._weights()
             response = Response(request.top_log_probs)
@@ -168,11 +178,13 @@ class VLLMEngine:
                         request.on_tokens(ids, log_probs)
             reason = response.reason()
             if response.prompt_ids is None or (not images and response.prompt_ids != request.prompt_ids):
-                raise EngineError(f"{self.name} does not say that it answers to the prompt it was given")
+                raise EngineError(f"{self.name} did not confirm the prompt it was given")
             if again:
                 await self._score(request, response)
                 if request.on_tokens is not None:
                     request.on_tokens(response.ids, response.log_probs)
+            self.tokens_sampled += len(response.ids)
+            self.tokens_prefilled += len(response.prompt_ids)
             return Completion(
                 ids=tuple(response.ids),
                 log_probs=tuple(response.log_probs),
@@ -185,15 +197,15 @@ class VLLMEngine:
             )
 
     def _weights(self) -> dict[str, str]:
-        """The model, and a salt that keeps what other versions left in the prefix cache away from this one."""
+        """Return the model, and a salt that separates its prefix cache from other versions'."""
         return {"model": self._model, "cache_salt": self._salt}
 
     def _scored_again(self, request: Request, images: bool) -> bool:
-        """Whether the tokens must be scored afterwards, see `LogProbs`; raises `Unsupported` where that cannot be."""
+        """Whether the tokens must be scored afterwards, see `LogProbs`; raises `Unsupported` if that is impossible."""
         sampling = request.sampling
         temperature = sampling.temperature or 1.0
         if temperature < LOWEST_TEMPERATURE:
-            raise Unsupported(f"{self.name}: vLLM samples at no temperature below {LOWEST_TEMPERATURE} but 0")
+            raise Unsupported(f"{self.name}: vLLM supports no temperature below {LOWEST_TEMPERATURE} except 0")
         changed = [name for name in ("top_k", "min_p") if getattr(sampling, name) and sampling.temperature]
         changed += ["top_p"] if sampling.top_p < 1 and sampling.temperature else []
         changed += ["penalties"] if sampling.penalised else []
@@ -214,7 +226,7 @@ class VLLMEngine:
         return bool(wrong)
 
     async def _score(self, request: Request, response: Response) -> None:
-        """Replace what was reported by what the model gives the same tokens as a prompt, at temperature 1."""
+        """Replace the reported log-probabilities by those of the same tokens as a prompt, at temperature 1."""
         body: dict[str, Any] = {
             "prompt": [*request.prompt_ids, *response.ids],
             "prompt_logprobs": request.top_log_probs,
@@ -226,13 +238,13 @@ class VLLMEngine:
 
 
 def _salt(*weights: object) -> str:
-    """vLLM takes no path, nor anything with an @."""
+    """Return a salt: vLLM accepts neither paths nor "@" in one."""
     return str(derive_seed("weights", *weights))
 
 
 async def _probe(server: Server, model: str, tokenizer: ChatTokenizer) -> LogProbs:
-    """What the server reports, found by a call that leaves one token to choose from at temperature 2: once processed,
-    that one is certain. Raises `ConfigError` where it reports logits, which do not add up to 1."""
+    """Detect what the server reports with a call that allows a single token at temperature 2: processed, it has
+    probability 1. Raises `ConfigError` if it reports logits, whose exponentials do not sum to 1."""
     body = {
         "model": model,
         "prompt": list(tokenizer.encode("One, two, three, four: these are")),

@@ -1,4 +1,4 @@
-"""HTTP to a vLLM server: JSON in, JSON or a stream of it out, and errors that say what happened."""
+"""HTTP client for a vLLM server: JSON requests, JSON or streamed answers, descriptive errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import httpx
 from midstream.core.errors import EngineError, EngineUnreachable, PromptTooLong, Unsupported
 
 FIRST_WAIT_S = 0.5
-"""Before the second try; each wait is twice the last."""
+"""Delay before the first retry; doubles with each retry."""
 _CONNECT_S = 10.0
 
 
 class Refused(EngineError):
-    """The server understood the call and said no: nothing has changed there."""
+    """The server rejected the call; its state is unchanged."""
 
     def __init__(self, message: str, status: int) -> None:
         self.status = status
@@ -26,8 +26,8 @@ class Refused(EngineError):
 
 
 class Server:
-    """The server at `url`, which may end in `/v1`. A call is tried again, `retries` times, after a connection error or
-    an HTTP 429 or 5xx, as long as nothing of its answer has come."""
+    """The server at `url`, which may end in `/v1`. Retries a call up to `retries` times after a connection error, HTTP
+    429 or 5xx, unless part of the answer has arrived."""
 
     def __init__(self, url: str, api_key: str | None, timeout_s: float, retries: int) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -43,16 +43,16 @@ class Server:
         await self._client.aclose()
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The whole answer to one call (a GET without `body`)."""
+        """Return the whole answer to one call (a GET without `body`)."""
         async with aclosing(self.answers(path, body)) as answers:
             async for answer in answers:
                 return answer
         raise EngineError(f"{self.url}{path} answered with nothing")
 
     async def answers(self, path: str, body: Mapping[str, Any] | None = None) -> AsyncGenerator[Any, None]:
-        """What comes, piece by piece where `body` asks for a stream. Raises `EngineUnreachable` when nobody answers or
-        the server goes away before it is done, `PromptTooLong` and `Unsupported` where its refusal says so, `Refused`
-        for other refusals, and `EngineError` for anything else."""
+        """Yield the answer, piece by piece if `body` requests a stream. Raises `EngineUnreachable` if the server does
+        not answer or disconnects, `PromptTooLong` and `Unsupported` according to its rejection, `Refused` for other
+        rejections, and `EngineError` otherwise."""
         problem = ""
         for attempt in range(self._retries + 1):
             if attempt:
@@ -80,13 +80,13 @@ class Server:
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}".rstrip(": ")
                 if begun:
-                    raise EngineUnreachable(f"{self.url} went away in mid-stream: {problem}") from None
+                    raise EngineUnreachable(f"{self.url} disconnected in mid-stream: {problem}") from None
                 if isinstance(error, httpx.ReadTimeout):
                     raise EngineError(f"{self.url}{path} did not answer in time") from None
         raise EngineUnreachable(f"{self.url} did not answer after {self._retries + 1} tries; last: {problem}")
 
     def _parsed(self, path: str, raw: bytes | str) -> Any:
-        # Some of the server's own paths answer with plain text.
+        # Some of vLLM's own endpoints answer in plain text.
         text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
         if not text.lstrip().startswith(("{", "[")):
             return {"text": text}

@@ -1,4 +1,4 @@
-"""Requests and answers as vLLM's OpenAI server writes them (0.32): token ids both ways, nothing encoded again."""
+"""Request and response format of vLLM's OpenAI server (0.32): token ids both ways, nothing re-encoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Top = tuple[tuple[int, float], ...]
 
 
 def with_images(request: Request) -> bool:
-    """Whether a message has parts that are no text: token ids cannot carry them."""
+    """Whether a message has parts other than text, which token ids cannot represent."""
     return any(
         isinstance(message.get("content"), list) and any(part.get("type") != "text" for part in message["content"])
         for message in request.messages
@@ -23,8 +23,8 @@ def with_images(request: Request) -> bool:
 
 
 def body_of(request: Request, max_tokens: int, end_ids: Sequence[int]) -> dict[str, Any]:
-    """What to ask for, but for the model. Every setting is named: the server fills others in from the checkpoint's
-    `generation_config.json`."""
+    """Build the request body, except for the model. Every setting is explicit: the server fills in missing ones from
+    the checkpoint's `generation_config.json`."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -37,7 +37,7 @@ def body_of(request: Request, max_tokens: int, end_ids: Sequence[int]) -> dict[s
         "repetition_penalty": sampling.repetition_penalty,
         "stop": list(sampling.stop),
         "stop_token_ids": list(end_ids),
-        # Stop strings are looked for in this text; ours has special tokens written out.
+        # Stop strings are matched against this text; ours has special tokens written out.
         "skip_special_tokens": False,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
@@ -49,10 +49,10 @@ def body_of(request: Request, max_tokens: int, end_ids: Sequence[int]) -> dict[s
         body["structured_outputs"] = {_KINDS[request.constraint.kind]: request.constraint.grammar}
     if with_images(request):
         body |= {"messages": list(request.messages), "logprobs": True}
-        # Of a chat the token itself counts as one of the likeliest.
+        # For chats the sampled token itself counts as one of the top tokens.
         body["top_logprobs"] = request.top_log_probs + 1 if request.top_log_probs else 0
         if request.tools:
-            # Declared to the model, and what it writes is not read as calls.
+            # Tools are declared to the model; its output is not parsed as calls.
             body |= {"tools": list(request.tools), "tool_choice": "none"}
     else:
         body |= {"prompt": list(request.prompt_ids), "logprobs": request.top_log_probs}
@@ -60,7 +60,7 @@ def body_of(request: Request, max_tokens: int, end_ids: Sequence[int]) -> dict[s
 
 
 class Response:
-    """One response as it comes: `take` each answer, whole or a piece of it."""
+    """Accumulates one response: `take` each answer, whole or a piece of it."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -71,8 +71,8 @@ class Response:
         self.prompt_ids: tuple[int, ...] | None = None
 
     def take(self, answer: Any) -> tuple[list[int], list[float]]:
-        """Add what `answer` brings; returns its tokens and their log-probabilities. Raises `EngineError` for what is no
-        answer, or leaves tokens without log-probabilities."""
+        """Add the tokens of `answer`; returns them with their log-probabilities. Raises `EngineError` for a malformed
+        answer, or tokens without log-probabilities."""
         try:
             choice = answer["choices"][0] if answer["choices"] else {}
             prompt_ids = choice.get("prompt_token_ids") or answer.get("prompt_token_ids")
@@ -95,16 +95,16 @@ class Response:
         return ids, log_probs
 
     def reason(self) -> FinishReason:
-        """Why it ended; raises `EngineError` when it was broken off."""
+        """Return the finish reason; raises `EngineError` if the response was aborted."""
         if self.finish in ("stop", "tool_calls"):
             return FinishReason.STOP
         if self.finish == "length":
             return FinishReason.LENGTH
-        raise EngineError(f"vLLM broke the response off after {len(self.ids)} tokens: finish_reason {self.finish}")
+        raise EngineError(f"vLLM aborted the response after {len(self.ids)} tokens: finish_reason {self.finish}")
 
 
 def prompt_log_probs(answer: Any, ids: Sequence[int], top: int) -> tuple[list[float], list[Top]]:
-    """Log-probabilities of the last tokens of a prompt, `ids`, from an answer to a call with `prompt_logprobs`."""
+    """Return log-probabilities of a prompt's last tokens, `ids`, from an answer with `prompt_logprobs`."""
     try:
         said = answer["choices"][0]["prompt_logprobs"][-len(ids) :]
         places = [{int(token): float(one["logprob"]) for token, one in place.items()} for place in said]
@@ -116,7 +116,7 @@ def prompt_log_probs(answer: Any, ids: Sequence[int], top: int) -> tuple[list[fl
 
 
 def _log_probs(said: Mapping[str, Any]) -> tuple[list[float], list[dict[int, float]]]:
-    """Of each token its own, and those of the likeliest, as a completion or a chat writes them."""
+    """Return each token's log-probability and its most likely alternatives, from a completion or a chat."""
     if "content" in said:
         content = said["content"] or ()
         return [float(one["logprob"]) for one in content], [

@@ -18,7 +18,7 @@ from midstream.gateway.dialects.shared import SamplingArguments, event
 from midstream.gateway.errors import ApiError
 from midstream.gateway.service import Gateway
 from midstream.record.recorder import Call
-from midstream.record.tree import told
+from midstream.record.tree import truncate_at_stop
 
 TokenIds = list[int]
 
@@ -66,7 +66,7 @@ def body(request: CompletionRequest, answers: Sequence[Answer], tokenizer: ChatT
     """A text completion."""
     choices: list[dict[str, Any]] = []
     for place, answer in enumerate(answers):
-        text = told(answer.step.text, answer.step.metadata.get("stop", ()))
+        text = truncate_at_stop(answer.step.text, answer.step.metadata.get("stop", ()))
         choices.append(
             {
                 "index": place,

@@ -1,7 +1,7 @@
-"""Algorithms: each a config whose `advantages` turns what trajectories earned into the advantage of every turn, and
-which names the loss those go into.
+"""Algorithms: each is a config with a method `advantages`, which computes the advantage of every turn, and a policy
+loss.
 
-The trainer does not know which one it runs.
+The trainer treats all algorithms alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every algorithm's config holds: the policy loss, the KL term, and how token losses are averaged."""
+"""Settings shared by all algorithms: policy loss, KL term, and aggregation of token losses."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from midstream.learn.losses.ratio import PPOClip
 Aggregation = Literal[
     "trajectory_turn_token", "token_mean", "sequence_mean", "sequence_sum", "constant_length", "prompt_mean", "sum"
 ]
-Reads = Literal["policy", "reference", "values"]
+OutputKind = Literal["policy", "reference", "values"]
 
 
 class KLConfig(Config):
-    """Distance to the reference policy, estimated by token."""
+    """KL divergence from the reference policy, estimated per token."""
 
     coef: float = Field(default=0.001, ge=0)
-    """Weight of the KL term in the loss; at 0 the reference is only run to measure."""
+    """Weight of the KL term in the loss. At 0 the KL is only measured."""
     estimator: Estimator = "k3"
     """With d = log pi_ref - log pi: `k1` = -d, `k2` = d^2 / 2, `k3` = exp(d) - d - 1 (Schulman 2020); `k1_st` and
     `k3_st` have the value of k1 or k3 and the gradient of k2."""
     placement: Literal["loss", "reward"] = "loss"
-    """`loss`: a term by token. `reward`: `coef` times k1, summed over its tokens, is taken from each step's reward, and
-    goes through the advantages."""
+    """`loss`: a term per token. `reward`: subtract `coef` times k1, summed over a step's tokens, from the step's reward
+    before advantages are computed."""
     target: float | None = Field(default=None, gt=0)
-    """Let `coef` follow the KL so that it stays near this, by token (Ziegler et al. 2019); None keeps it."""
+    """Target KL per token for an adaptive `coef` (Ziegler et al. 2019); null keeps `coef` constant."""
     horizon: int = Field(default=10_000, ge=1)
-    """Trajectories over which `coef` follows, with `target`: it changes by at most 20 % over that many."""
+    """With `target`: trajectories over which `coef` changes by at most 20 %."""
     reference: str = "base"
-    """`base`: the model with its adapter off. `start`: the policy as it was when reinforcement learning began. Else a
+    """`base`: the model without its adapter. `start`: the policy at the start of reinforcement learning. Otherwise a
     checkpoint of a run, or a model with the same vocabulary, by name or directory."""
     measure_every: int = Field(default=10, ge=0)
-    """With `coef` 0, measure the KL every so many steps; 0 never."""
+    """With `coef` 0: training steps between measurements of the KL; 0 disables them."""
 
-    def followed(self, coef: float, kl: float, trajectories: int) -> float:
-        """`coef` after a step of that many trajectories with that KL."""
+    def adapted_coef(self, coef: float, kl: float, trajectories: int) -> float:
+        """Return the adapted `coef` after a training step with this KL and number of trajectories."""
         if self.target is None:
             return coef
         error = min(max(kl / self.target - 1, -0.2), 0.2)
@@ -51,23 +51,27 @@ class KLConfig(Config):
     @model_validator(mode="after")
     def _followable(self) -> KLConfig:
         if self.target is not None and not self.coef:
-            raise ValueError("kl.target needs a kl.coef above 0 to begin with: 0 times anything stays 0")
+            raise ValueError("kl.target needs an initial kl.coef above 0: a coefficient of 0 cannot adapt")
         return self
 
 
 class CorrectionConfig(Config):
-    """Importance weights rho = pi_old / pi_sampler, where pi_old is the learner's policy as the step begins and
-    pi_sampler the engine's. They differ when the engine computes otherwise or the samples are old. With a correction,
-    the policy loss of a token is multiplied by its weight, and its ratio is taken to pi_old; without, the ratio is
-    taken to pi_sampler. Where `trainer.minibatches` is above 1, a correction costs one more forward pass."""
+    """Importance weights rho = pi_old / pi_sampler, where pi_old is the learner's policy at the start of the training
+    step and pi_sampler the engine's.
+
+    The two differ when the engine computes differently or the samples are old. With a correction, the policy loss of a
+    token is multiplied by its weight, and its ratio is relative to pi_old; without one, the ratio is relative to
+    pi_sampler. With `trainer.minibatches` above 1, a correction costs one more forward pass.
+    """
 
     level: Literal["auto", "none", "token", "sequence", "sequence_mean"] = "auto"
     """`token`: rho of each token. `sequence`: the product over a turn, for all its tokens. `sequence_mean`: its
-    geometric mean. `none`: no correction. `auto`: `none` while sampler and learner agree, `token` from the step after
-    the one in which they differ by more than `threshold`."""
+    geometric mean. `none`: no correction. `auto`: `none` while sampler and learner agree, `token` starting with the
+    training step after they differ by more than `threshold`."""
     threshold: float = Field(default=0.01, gt=0, lt=1)
-    """For `auto`: share of a step's fresh tokens whose ratio is outside the loss's clip range before any update (the
-    metric `mismatch/clipped`), above which the next steps are corrected, until it is below half of this."""
+    """For `auto`: share of a step's tokens whose ratio is outside the loss's clip range before any update (the metric
+    `mismatch/clipped`, of fresh tokens where there are any), above which the next steps are corrected, until it is
+    below half of this."""
     rule: Literal["truncate", "mask", "band"] = "truncate"
     """`truncate`: min(rho, high) (Yao et al. 2025, TIS). `mask`: 0 where rho > high, else rho. `band`: 0 where rho is
     outside [low, high], else 1."""
@@ -78,7 +82,7 @@ class CorrectionConfig(Config):
 
 
 class Algorithm(Config, ABC):
-    """An advantage estimator with its settings, and the loss its advantages go into."""
+    """An advantage estimator with its settings and policy loss."""
 
     loss: LossConfig = PPOClip()
     """The policy loss."""
@@ -86,49 +90,51 @@ class Algorithm(Config, ABC):
     """`trajectory_turn_token`: mean over trajectories of the mean over turns of the mean over tokens (Flow-GRPO).
     `token_mean`: mean over all tokens of the batch (DAPO). `sequence_mean`: mean over turns of the mean over tokens.
     `sequence_sum`: mean over turns of the sum over tokens. `constant_length`: the same divided by `longest` (Dr. GRPO).
-    `prompt_mean`: mean over prompts of the mean over their tokens. `sum`: tokens added up, for advantages that are
-    shares already."""
+    `prompt_mean`: mean over prompts of the mean over their tokens. `sum`: sum over tokens, for advantages that already
+    include the mean."""
     longest: int = Field(default=256, ge=1)
-    """Tokens that `constant_length` divides by: the most a response may have."""
+    """Divisor of `constant_length`: the maximum number of tokens per response."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of an entropy bonus."""
     top_entropy: float = Field(default=1.0, gt=0, le=1)
-    """Share of the step's sampled tokens, those of highest entropy, that carry the policy loss (Wang et al. 2025,
-    "Beyond the 80/20 rule", with 0.2); the denominators still count every token."""
+    """Share of the training step's sampled tokens, those with the highest entropy, that carry the policy loss (Wang et
+    al. 2025, "Beyond the 80/20 rule", with 0.2). The denominators still count every token."""
     correction: CorrectionConfig = CorrectionConfig()
-    """Correction for samples of another policy than the learner's."""
+    """Correction for samples of a policy other than the learner's."""
     kl: KLConfig = KLConfig()
     """The KL term."""
 
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
-    reads: ClassVar[frozenset[Reads]] = frozenset()
-    """What it needs to be read of every turn before there are advantages."""
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset()
+    """Model outputs it needs for every turn before computing advantages."""
     by_reward: ClassVar[bool] = True
-    """Whether a trajectory with a higher reward has a higher advantage."""
+    """Whether a higher reward gives a trajectory a higher advantage."""
     rewards_as_given: ClassVar[bool] = False
-    """Whether rewards mean something to it as they were given only: not normalised, and no KL taken from them."""
+    """Whether it needs unmodified rewards: no normalization, no KL penalty."""
     needs_group: ClassVar[bool] = False
-    """Whether every advantage is 0 in a group of one trajectory: each is compared with the rest of its group."""
+    """Whether every advantage is 0 in a group of one trajectory, because trajectories are compared within their
+    group."""
     one_update: ClassVar[bool] = False
-    """Whether its advantages hold for the weights they were computed at alone: one update for each batch."""
+    """Whether advantages are valid only for the weights they were computed with: one update per batch."""
 
     def for_reward(self, weights: Mapping[str, float]) -> Algorithm:
-        """This algorithm, told the weight of each component of the reward."""
+        """Return this algorithm configured with the weight of each reward component."""
         return self
 
     @abstractmethod
     def advantages(self, groups: Groups) -> Advantages:
-        """The advantage of every trainable turn, by group and trajectory."""
+        """Return the advantage of every trainable turn, by group and trajectory."""
 
     def targets(self, groups: Groups) -> Advantages | None:
-        """What a critic should say of every token; None without a critic."""
+        """Return the critic's target of every token; None without a critic."""
         return None
 
     def remember(self, groups: Groups) -> Mapping[str, float]:
-        """What to keep for the next steps, kept in checkpoints: every outcome's `memory` there."""
+        """Return state for later training steps. It is saved in checkpoints and passed on in the `memory` of every
+        outcome."""
         return {}
 
     def metrics(self, groups: Groups) -> Mapping[str, float]:
-        """What the step's row should say of it."""
+        """Return metrics for the training step's row."""
         return {}

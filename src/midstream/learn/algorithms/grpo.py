@@ -1,13 +1,13 @@
 """Group-relative advantages: GRPO (Shao et al. 2024, arXiv 2402.03300), Flow-GRPO (Li et al. 2025, arXiv 2510.05592)
-and what others made of them.
+and their variants.
 
-A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. What s is differs across the field, so it
-is spelled out: `std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std:
-none` is prime-rl's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch, `std:
-batch_rewards` by the standard deviation of the whole batch's rewards (Lite PPO, Liu et al. 2025, arXiv 2508.08221; with
-`ddof` 1 TRL's `scale_rewards: batch`).
+A_i = (R_i - mean(R)) / (s + eps) over the rewards of one task's trajectories. Implementations differ in s, so it is
+explicit: `std: group` with `ddof` 1 and `eps` 1e-6 is verl's, with `eps` 1e-4 TRL's, with `ddof` 0 rLLM's; `std: none`
+is prime-rl's; `std: batch` divides by the root mean square of R_i - mean(R) over the whole batch, `std: batch_rewards`
+by the standard deviation of the whole batch's rewards (Lite PPO, Liu et al. 2025, arXiv 2508.08221; with `ddof` 1 TRL's
+`scale_rewards: batch`).
 
-Statistics are always over trajectories, never over turns: a long trajectory does not weigh more in its own baseline.
+Statistics are over trajectories, never over turns: a long trajectory has no more weight in its own baseline.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Std = Literal["group", "batch", "batch_rewards", "none"]
 
 
 def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float) -> list[list[float]]:
-    """(value - mean of its group) / (s + eps), s by `std`. A group whose values are all equal gets zeros."""
+    """Return (value - mean of its group) / (s + eps), with s by `std`. A group with equal values gets zeros."""
     arrays = [np.asarray(group, dtype=np.float64) for group in groups]
     centred = [a - a.mean() if len(a) and np.ptp(a) > 0 else np.zeros(len(a)) for a in arrays]
     if std == "batch":
-        everyone = np.concatenate(centred) if centred else np.zeros(1)
-        divisors = [math.sqrt(float(np.mean(everyone**2))) + eps if len(everyone) else 1.0] * len(groups)
+        pooled = np.concatenate(centred) if centred else np.zeros(1)
+        divisors = [math.sqrt(float(np.mean(pooled**2))) + eps if len(pooled) else 1.0] * len(groups)
     elif std == "batch_rewards":
         rewards = np.concatenate(arrays) if arrays else np.zeros(0)
         divisors = [float(np.std(rewards, ddof=ddof)) + eps if len(rewards) > ddof else 1.0] * len(groups)
@@ -46,14 +46,14 @@ class _GroupRelative(Algorithm):
     needs_group: ClassVar[bool] = True
 
     std: Std = "group"
-    """What the centred reward is divided by."""
+    """Divisor of the centred reward."""
     ddof: Literal[0, 1] = 1
-    """Degrees of freedom taken from the standard deviation of a group, or of the batch's rewards."""
+    """Degrees of freedom subtracted in the standard deviation of a group, or of the batch's rewards."""
     eps: float = Field(default=1e-6, ge=0)
     """Added to the divisor."""
 
     def relative(self, groups: Sequence[Sequence[float]]) -> list[list[float]]:
-        """`relative` by this config."""
+        """Apply `relative` with this config."""
         return relative(groups, self.std, self.ddof, self.eps)
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -62,8 +62,8 @@ class _GroupRelative(Algorithm):
 
 
 class GRPO(_GroupRelative):
-    """A = (R - mean) / (s + eps) over the group (Shao et al. 2024), with the mean over all tokens of the batch that
-    DAPO (Yu et al. 2025) made usual."""
+    """A = (R - mean) / (s + eps) over the group (Shao et al. 2024), averaged over all tokens of the batch as in DAPO
+    (Yu et al. 2025)."""
 
     name: Literal["grpo"] = "grpo"
     """Group Relative Policy Optimization."""
@@ -72,16 +72,16 @@ class GRPO(_GroupRelative):
 
 
 class FlowGRPO(_GroupRelative):
-    """A = (R - mean) / (s + eps) over the group's trajectories, for every trainable turn of one (Li et al. 2025, arXiv
-    2510.05592); the mean is over trajectories, turns, tokens."""
+    """A = (R - mean) / (s + eps) over the group's trajectories, for every trainable turn of a trajectory (Li et al.
+    2025, arXiv 2510.05592), averaged over trajectories, turns and tokens."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Flow-based Group Refined Policy Optimization."""
 
 
 class DrGRPO(Algorithm):
-    """A = R - mean (Dr. GRPO, "GRPO done right", Liu et al. 2025), and token losses divided by a constant, so that
-    neither easy tasks nor short answers weigh more."""
+    """A = R - mean (Dr. GRPO, "GRPO done right", Liu et al. 2025). Token losses are divided by a constant, so that
+    neither easy tasks nor short answers get more weight."""
 
     name: Literal["dr_grpo"] = "dr_grpo"
     """GRPO done right."""
@@ -97,13 +97,13 @@ class DrGRPO(Algorithm):
 
 
 class _StepRelative(_GroupRelative):
-    """A turn's return, relative to those of its group's other turns with the same `key`."""
+    """A turn's return relative to the group's turns with the same `key`."""
 
     discount: float = Field(default=1.0, gt=0, le=1)
-    """Per turn."""
+    """Discount per turn."""
 
     def key(self, turn: TurnOutcome) -> object:
-        """Turns of a group are compared when this is equal: here, those of the same role."""
+        """Return the key by which turns of a group are compared: the role."""
         return turn.role
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -112,17 +112,17 @@ class _StepRelative(_GroupRelative):
 
 
 class RoleGRPO(_StepRelative):
-    """Each role is a group of its own: a turn's return is compared with those of the same role in its group."""
+    """A turn's return relative to the group's turns of the same role."""
 
     name: Literal["role_grpo"] = "role_grpo"
     """GRPO by role."""
 
 
 class _OutcomeAndSteps(_StepRelative):
-    """The trajectory's relative outcome, plus `step_weight` times the relative return of the turn."""
+    """The trajectory's relative outcome, plus `step_weight` times the turn's relative return."""
 
     step_weight: float = Field(default=0.5, ge=0)
-    """Weight (omega) of the step's part beside the outcome's."""
+    """Weight (omega) of the step's relative return."""
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -131,8 +131,8 @@ class _OutcomeAndSteps(_StepRelative):
 
 
 class StepwiseGRPO(_OutcomeAndSteps):
-    """Step-wise and terminal credit: the trajectory's relative outcome, plus what a turn earned from itself on relative
-    to the group's other turns of the same role."""
+    """Step-wise and terminal credit: the trajectory's relative outcome, plus the turn's return relative to the group's
+    turns of the same role."""
 
     name: Literal["stepwise_grpo"] = "stepwise_grpo"
     """GRPO on outcomes and steps."""
@@ -140,29 +140,29 @@ class StepwiseGRPO(_OutcomeAndSteps):
 
 class GiGPO(_OutcomeAndSteps):
     """Group in group (Feng et al. 2025): the trajectory's relative outcome, plus `step_weight` times a turn's return
-    relative to the turns of its group that began in the same state. A state only one turn began in adds nothing."""
+    relative to the group's turns that began in the same state. A state with a single turn adds nothing."""
 
     name: Literal["gigpo"] = "gigpo"
     """Group-in-group policy optimization."""
     step_weight: float = Field(default=1.0, ge=0)
-    """Weight (omega) of the step's part beside the outcome's."""
+    """Weight (omega) of the step's relative return."""
     discount: float = Field(default=0.95, gt=0, le=1)
-    """Per turn."""
+    """Discount per turn."""
 
     def key(self, turn: TurnOutcome) -> object:
-        """The state it began in."""
+        """Return the state in which the turn began."""
         return turn.state
 
 
 class GDPO(Algorithm):
-    """Group reward-decoupled normalisation (Liu et al. 2026, arXiv 2601.05242): each component of the reward is
-    normalised in its group, their weighted sum is whitened over the batch. So a component with a small spread is not
-    drowned by one with a large one. A component that did not apply to a trajectory counts as its group's mean."""
+    """Group reward-decoupled normalization (Liu et al. 2026, arXiv 2601.05242): each reward component is normalized in
+    its group, and their weighted sum is whitened over the batch. A component with a large spread therefore cannot
+    dominate one with a small spread. A component that does not apply to a trajectory counts as its group's mean."""
 
     name: Literal["gdpo"] = "gdpo"
     """GRPO with decoupled components."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Weight by component; one that is not named has its weight in the reward."""
+    """Weight by component; defaults to the weight in the reward."""
     eps: float = Field(default=1e-6, ge=0)
     """Added to standard deviations."""
 
@@ -178,14 +178,14 @@ class GDPO(Algorithm):
         names = list(dict.fromkeys(name for group in groups for outcome in group for name in outcome.components))
         totals = [np.zeros(len(group)) for group in groups]
         for name in names:
-            for place, group in enumerate(groups):
-                (own,) = relative([_filled([o.components.get(name) for o in group])], "group", 1, self.eps)
-                totals[place] += self.weights.get(name, 1.0) * np.array(own)
-        everyone = np.concatenate(totals) if totals else np.zeros(0)
-        # Components that cancel out leave rounding, which must not be blown up to a difference.
-        if len(everyone) < 2 or np.ptp(everyone) < 1e-9:
+            for number, group in enumerate(groups):
+                (normalised,) = relative([_fill_missing([o.components.get(name) for o in group])], "group", 1, self.eps)
+                totals[number] += self.weights.get(name, 1.0) * np.array(normalised)
+        pooled = np.concatenate(totals) if totals else np.zeros(0)
+        # Components that cancel leave rounding errors, which must not be amplified.
+        if len(pooled) < 2 or np.ptp(pooled) < 1e-9:
             return to_every_turn(groups, [[0.0] * len(group) for group in groups])
-        mean, scale = float(everyone.mean()), float(everyone.std(ddof=1)) + self.eps
+        mean, scale = float(pooled.mean()), float(pooled.std(ddof=1)) + self.eps
         return to_every_turn(groups, [((total - mean) / scale).tolist() for total in totals])
 
 
@@ -195,21 +195,21 @@ def by_key(
     key: Callable[[TurnOutcome], object],
     relate: Callable[[Sequence[Sequence[float]]], list[list[float]]],
 ) -> Advantages:
-    """Each turn's return relative to those of the turns of its group with the same `key(turn)`."""
-    alike: dict[tuple[int, object], list[tuple[int, int, int]]] = {}
+    """Return each turn's return relative to the group's turns with the same `key(turn)`."""
+    turns_by_key: dict[tuple[int, object], list[tuple[int, int, int]]] = {}
     for number, group in enumerate(groups):
         for member, outcome in enumerate(group):
-            for place, turn in enumerate(outcome.turns):
-                alike.setdefault((number, key(turn)), []).append((number, member, place))
+            for index, turn in enumerate(outcome.turns):
+                turns_by_key.setdefault((number, key(turn)), []).append((number, member, index))
     earned = [[returns(outcome, discount) for outcome in group] for group in groups]
-    # All of the batch at once: `relate` may look at all of it.
-    sets = list(alike.values())
-    values = relate([[earned[number][member][place] for number, member, place in own] for own in sets])
-    found: Advantages = [[[0.0] * len(outcome.turns) for outcome in group] for group in groups]
-    for own, related in zip(sets, values, strict=True):
-        for (number, member, place), value in zip(own, related, strict=True):
-            found[number][member][place] = value
-    return found
+    # One call for the whole batch, because `relate` may use batch statistics.
+    sets = list(turns_by_key.values())
+    values = relate([[earned[number][member][index] for number, member, index in turns] for turns in sets])
+    result: Advantages = [[[0.0] * len(outcome.turns) for outcome in group] for group in groups]
+    for turns, related in zip(sets, values, strict=True):
+        for (number, member, index), value in zip(turns, related, strict=True):
+            result[number][member][index] = value
+    return result
 
 
 def _sum(one: Advantages, other: Advantages, weight: float) -> Advantages:
@@ -222,7 +222,7 @@ def _sum(one: Advantages, other: Advantages, weight: float) -> Advantages:
     ]
 
 
-def _filled(values: Sequence[float | None]) -> list[float]:
+def _fill_missing(values: Sequence[float | None]) -> list[float]:
     present = [value for value in values if value is not None]
     mean = float(np.mean(present)) if present else 0.0
     return [mean if value is None else value for value in values]

@@ -1,4 +1,4 @@
-"""What an advantage estimator sees of a trajectory, and what it gives back."""
+"""Input and output types of advantage estimators."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from midstream.core.types import Step, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutputs:
-    """What models say of one trainable step as the weights are now, by response token. Empty is what was not asked for:
-    an algorithm `reads` what it needs."""
+    """Per-token outputs for one trainable step under the current weights. Fields not requested are empty: an algorithm
+    lists what it needs in `required_outputs`."""
 
     log_probs: Sequence[float] = ()
-    """The policy's own."""
+    """Log-probabilities under the policy."""
     entropy: Sequence[float] = ()
     reference: Sequence[float] = ()
-    """Log-probabilities by the reference policy."""
+    """Log-probabilities under the reference policy."""
     values: Sequence[float] = ()
-    """What the critic expects to be earned from each token on."""
+    """The critic's values of the state before each token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """One trainable turn. `reward` is what was earned from it until the next one; all of them, and what was earned
-    before the first, add up to the trajectory's reward. `state` is equal for turns that began in the same state."""
+    """One trainable turn.
+
+    `reward` sums the rewards from this turn until the next trainable one; together with rewards before the first turn,
+    they add up to the trajectory's reward. `state` is equal for turns that began in the same state.
+    """
 
     tokens: int
     role: str = ""
     reward: float = 0.0
     state: object = None
-    reading: PolicyOutputs = PolicyOutputs()
+    outputs: PolicyOutputs = PolicyOutputs()
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One trajectory: its reward, that reward by component, its trainable turns in order, what a greedy attempt at the
-    same task earned, for an algorithm that asks for one, and what the algorithm remembers of earlier steps."""
+    """One trajectory: total reward, reward by component, trainable turns in order, the reward of a greedy attempt at
+    the same task when the algorithm needs one, and the algorithm's state from earlier training steps."""
 
     reward: float
     turns: tuple[TurnOutcome, ...] = ()
@@ -48,19 +51,19 @@ class Outcome:
 
     @property
     def tokens(self) -> int:
-        """Trainable tokens."""
+        """Number of trainable tokens."""
         return sum(turn.tokens for turn in self.turns)
 
 
 Credit = float | Sequence[float]
-"""The advantage of a turn: one number for all its tokens, or one a token."""
+"""The advantage of a turn: one number for all its tokens, or one per token."""
 Groups = Sequence[Sequence[Outcome]]
 Advantages = list[list[list[Credit]]]
-"""By group, trajectory, turn."""
+"""Advantages by group, trajectory, turn."""
 
 
 TurnKey = tuple[str, int]
-"""A step: the uid of its trajectory, and its index there."""
+"""Key of a step: the uid of its trajectory, and its index there."""
 
 
 def outcome_of(
@@ -68,17 +71,20 @@ def outcome_of(
     trainable: Sequence[Step],
     *,
     greedy: float | None = None,
-    readings: Mapping[TurnKey, PolicyOutputs] | None = None,
+    outputs: Mapping[TurnKey, PolicyOutputs] | None = None,
     memory: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """`trajectory` as an estimator sees it; `trainable` are its steps that carry loss, in order. Two turns began in the
-    same state when the flow says so (`metadata["state"]` of the step), else when their prompts are the same tokens."""
+    """Convert `trajectory` for an estimator; `trainable` holds its steps with loss, in order.
+
+    Two turns began in the same state when the flow set equal `metadata["state"]` on the steps; without it, when their
+    prompts are the same tokens.
+    """
     begins = [step.step_index for step in trainable]
     earned = [0.0] * len(trainable)
     for step in trajectory.steps:
-        place = sum(begin <= step.step_index for begin in begins) - 1
-        if place >= 0 and step.reward is not None:
-            earned[place] += step.reward
+        turn = sum(begin <= step.step_index for begin in begins) - 1
+        if turn >= 0 and step.reward is not None:
+            earned[turn] += step.reward
     return Outcome(
         float(trajectory.reward or 0.0),
         tuple(
@@ -87,7 +93,7 @@ def outcome_of(
                 step.role,
                 reward,
                 _state(step),
-                (readings or {}).get((trajectory.uid, step.step_index), PolicyOutputs()),
+                (outputs or {}).get((trajectory.uid, step.step_index), PolicyOutputs()),
             )
             for step, reward in zip(trainable, earned, strict=True)
         ),
@@ -98,14 +104,14 @@ def outcome_of(
 
 
 def _state(step: Step) -> object:
-    """Equal, and hashable, where two steps began in the same state."""
+    """Return a hashable key of the state in which a step began."""
     if "state" not in step.metadata:
         return step.prompt_ids
     return json.dumps(step.metadata["state"], sort_keys=True, default=str)
 
 
 def to_every_turn(groups: Groups, values: Sequence[Sequence[float]]) -> Advantages:
-    """Each trajectory's value as the advantage of each of its turns."""
+    """Assign each trajectory's value to all of its turns."""
     return [
         [[value] * len(outcome.turns) for outcome, value in zip(group, own, strict=True)]
         for group, own in zip(groups, values, strict=True)
@@ -113,10 +119,10 @@ def to_every_turn(groups: Groups, values: Sequence[Sequence[float]]) -> Advantag
 
 
 def returns(outcome: Outcome, discount: float) -> list[float]:
-    """What is still to be earned from each turn on: G_t = r_t + discount G_{t+1}."""
-    found: list[float] = []
-    ahead = 0.0
+    """Return the discounted return of each turn: G_t = r_t + discount G_{t+1}."""
+    result: list[float] = []
+    return_ = 0.0
     for turn in reversed(outcome.turns):
-        ahead = turn.reward + discount * ahead
-        found.append(ahead)
-    return found[::-1]
+        return_ = turn.reward + discount * return_
+        result.append(return_)
+    return result[::-1]

@@ -1,4 +1,4 @@
-"""REINFORCE and what is nearest to it: returns, baselines, whitening."""
+"""REINFORCE and its variants: returns, baselines, whitening."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ WHITEN_EPS = 1e-8
 
 class Reinforce(Algorithm):
     """REINFORCE (Williams 1992): A = R - b. On fresh samples the clipped ratio is 1 and the gradient is A grad log pi.
-    With `credit: return` a turn is credited with what was earned from it on, G_t = r_t + discount G_{t+1}, over at most
-    `horizon` turns."""
+    With `credit: return`, a turn gets its return G_t = r_t + discount G_{t+1}, over at most `horizon` turns."""
 
     name: Literal["reinforce"] = "reinforce"
     """REINFORCE."""
     baseline: Literal["batch", "none"] = "batch"
-    """What is taken from each: the batch's mean, or nothing."""
+    """Baseline b: the batch mean, or 0."""
     credit: Literal["trajectory", "return"] = "trajectory"
-    """The trajectory's reward to every turn, or to each turn what came after it."""
+    """Credit of a turn: the trajectory's reward, or the return from this turn on."""
     discount: float = Field(default=1.0, gt=0, le=1)
-    """Per turn, with `credit: return`."""
+    """Discount per turn, with `credit: return`."""
     horizon: int | None = Field(default=None, ge=1)
-    """Turns whose rewards count, with `credit: return`; all when not given."""
+    """Maximum number of turns in a return, with `credit: return`; null means all."""
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -37,22 +36,24 @@ class Reinforce(Algorithm):
             values = [[[outcome.reward] * len(outcome.turns) for outcome in group] for group in groups]
             mean = _mean([outcome.reward for group in groups for outcome in group])
         else:
-            values = [[_within(outcome, self.discount, self.horizon) for outcome in group] for group in groups]
+            values = [
+                [_truncated_returns(outcome, self.discount, self.horizon) for outcome in group] for group in groups
+            ]
             mean = _mean([value for group in values for own in group for value in own])
-        taken = mean if self.baseline == "batch" else 0.0
-        return [[[value - taken for value in own] for own in group] for group in values]
+        baseline = mean if self.baseline == "batch" else 0.0
+        return [[[value - baseline for value in own] for own in group] for group in values]
 
 
 class ReinforcePlusPlus(Algorithm):
-    """REINFORCE++ (Hu 2025): each token's discounted reward to go, whitened over all trainable tokens of the batch. A
-    turn's reward is earned at its last token, and tokens the policy did not sample take no time."""
+    """REINFORCE++ (Hu 2025): each token's discounted return, whitened over all trainable tokens of the batch. A turn's
+    reward is earned at its last token; tokens not sampled by the policy are skipped."""
 
     name: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
     """REINFORCE++."""
     discount: float = Field(default=1.0, gt=0, le=1)
-    """Per token."""
+    """Discount per token."""
     aggregation: Aggregation = "token_mean"
-    """How token losses are averaged; the statistics are over tokens too."""
+    """How token losses are averaged; statistics are over tokens too."""
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
@@ -60,12 +61,12 @@ class ReinforcePlusPlus(Algorithm):
 
 
 class ReinforcePlusPlusBaseline(Algorithm):
-    """REINFORCE++ with the group's mean as baseline, then whitened over all trainable tokens of the batch (Hu 2025)."""
+    """REINFORCE++ with the group mean as baseline, whitened over all trainable tokens of the batch (Hu 2025)."""
 
     name: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
     """REINFORCE++ with a baseline."""
     aggregation: Aggregation = "token_mean"
-    """How token losses are averaged; the statistics are over tokens too."""
+    """How token losses are averaged; statistics are over tokens too."""
 
     needs_group: ClassVar[bool] = True
 
@@ -81,16 +82,16 @@ class ReinforcePlusPlusBaseline(Algorithm):
 
 
 class RoleBaseline(Algorithm):
-    """REINFORCE with a running baseline for each role, b <- decay b + (1 - decay) mean R, kept from step to step: for
-    self-play, where one role's gain is another's loss (SPIRAL, Liu et al. 2025). R is what the role earned in the
-    trajectory, and a step's advantages are taken from the baseline before it; in the first, from its own mean."""
+    """REINFORCE with a running baseline for each role, b <- decay b + (1 - decay) mean R, kept across training steps:
+    for self-play, where one role's gain is another's loss (SPIRAL, Liu et al. 2025). R is the role's reward in the
+    trajectory. A training step uses the baseline before it; the first one uses its own mean."""
 
     name: Literal["role_baseline"] = "role_baseline"
     """REINFORCE with running baselines by role."""
     decay: float = Field(default=0.95, ge=0, lt=1)
-    """How much of the baseline stays, by step."""
+    """Decay of the baseline per training step."""
     credit: Literal["role", "trajectory"] = "role"
-    """What a role earned: the rewards of its own turns, or the trajectory's."""
+    """Reward of a role: the sum over its own turns, or the trajectory's reward."""
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -107,7 +108,7 @@ class RoleBaseline(Algorithm):
         ]
 
     def remember(self, groups: Groups) -> dict[str, float]:
-        """The baselines after this step."""
+        """Return the baselines after this training step."""
         before = next((dict(outcome.memory) for group in groups for outcome in group), {})
         after = {
             role: self.decay * before.get(role, mean) + (1 - self.decay) * mean
@@ -130,7 +131,7 @@ class RoleBaseline(Algorithm):
 
 class RLOO(Algorithm):
     """REINFORCE leave-one-out (Ahmadian et al. 2024): the baseline of a trajectory is the mean of the others in its
-    group, A = n / (n - 1) (R - mean). Alone in its group it has none, and teaches nothing."""
+    group, A = n / (n - 1) (R - mean). A single trajectory has advantage 0."""
 
     name: Literal["rloo"] = "rloo"
     """REINFORCE leave-one-out."""
@@ -143,8 +144,7 @@ class RLOO(Algorithm):
 
 
 class MaxRL(Algorithm):
-    """A = (R - mean) / (mean + eps): weighs rare successes by how rare they are, as MaxRL and SkyRL compute
-    it."""
+    """A = (R - mean) / (mean + eps): gives rare successes more weight, as MaxRL and SkyRL compute it."""
 
     name: Literal["maxrl"] = "maxrl"
     """Maximum-likelihood reinforcement learning."""
@@ -159,8 +159,8 @@ class MaxRL(Algorithm):
         lowest = min((outcome.reward for group in groups for outcome in group), default=0.0)
         if lowest < 0:
             raise TrainingError(
-                f"maxrl divides by the mean reward of a group, and there is a reward of {lowest:g}",
-                "let rewards be 0 or more (reward.clip), or take another algorithm",
+                f"maxrl divides by the mean reward of a group, which allows no negative reward of {lowest:g}",
+                "set reward.clip to exclude negative rewards, or use another algorithm",
             )
         return to_every_turn(
             groups, [_scaled(group, 1 / (_mean([o.reward for o in group]) + self.eps)) for group in groups]
@@ -168,7 +168,7 @@ class MaxRL(Algorithm):
 
 
 class GPG(Algorithm):
-    """A = alpha (R - mean), alpha = trajectories / trajectories with a reward other than 0, over the batch (Chu et al.
+    """A = alpha (R - mean), alpha = trajectories / trajectories with a nonzero reward, over the batch (Chu et al.
     2025). The paper's loss is `reinforce`."""
 
     name: Literal["gpg"] = "gpg"
@@ -184,8 +184,8 @@ class GPG(Algorithm):
 
 
 class ReMax(Algorithm):
-    """A = R - R_greedy, where R_greedy is what a greedy attempt at the same task earned (Li et al. 2024, arXiv
-    2310.10505). Costs one attempt more a task; where that one failed, the group's mean takes its place."""
+    """A = R - R_greedy, where R_greedy is the reward of a greedy attempt at the same task (Li et al. 2024, arXiv
+    2310.10505). Costs one extra attempt per task; when that attempt fails, the group mean replaces it."""
 
     name: Literal["remax"] = "remax"
     """REINFORCE with the greedy attempt as baseline."""
@@ -201,8 +201,8 @@ class ReMax(Algorithm):
 
 
 class OPO(Algorithm):
-    """A = R - b, b the group's mean reward weighed by length: the baseline of least variance when the gradient's size
-    grows with the number of tokens (OPO, Hao et al. 2025)."""
+    """A = R - b, where b is the group's mean reward weighted by length: the minimum-variance baseline when the
+    gradient's size grows with the number of tokens (OPO, Hao et al. 2025)."""
 
     name: Literal["opo"] = "opo"
     """On-policy RL with optimal baseline."""
@@ -220,7 +220,8 @@ class OPO(Algorithm):
 
 
 def whitened(values: list[list[list[list[float]]]]) -> Advantages:
-    """(x - mean) / sqrt(var + 1e-8) over every token of the batch, var unbiased: verl's and TRL's `masked_whiten`."""
+    """Return (x - mean) / sqrt(var + 1e-8) over every token of the batch, with unbiased var: `masked_whiten` in verl
+    and TRL."""
     flat = np.array([token for group in values for own in group for turn in own for token in turn], dtype=np.float64)
     if len(flat) < 2 or np.ptp(flat) == 0:
         return [[[[0.0] * len(turn) for turn in own] for own in group] for group in values]
@@ -235,11 +236,11 @@ def _mean(values: Sequence[float]) -> float:
 def _scaled(group: Sequence[Outcome], scale: float) -> list[float]:
     rewards = [outcome.reward for outcome in group]
     mean = _mean(rewards)
-    # Of equal rewards the mean may be off by a rounding; they teach nothing all the same.
+    # The mean of equal rewards may have a rounding error; their advantages must be exactly 0.
     return [0.0 if max(rewards) == min(rewards) else (reward - mean) * scale for reward in rewards]
 
 
-def _within(outcome: Outcome, discount: float, horizon: int | None) -> list[float]:
+def _truncated_returns(outcome: Outcome, discount: float, horizon: int | None) -> list[float]:
     if horizon is None:
         return returns(outcome, discount)
     rewards = [turn.reward for turn in outcome.turns]
@@ -250,13 +251,13 @@ def _within(outcome: Outcome, discount: float, horizon: int | None) -> list[floa
 
 
 def _by_token(outcome: Outcome, discount: float) -> list[list[float]]:
-    """The discounted reward to go of each token; the last token of a turn earns its reward."""
-    found: list[list[float]] = []
-    ahead = 0.0
+    """Return the discounted return of each token; a turn's reward is earned at its last token."""
+    result: list[list[float]] = []
+    return_ = 0.0
     for turn in reversed(outcome.turns):
         own: list[float] = []
-        for place in range(turn.tokens):
-            ahead = (turn.reward if place == 0 else 0.0) + discount * ahead
-            own.append(ahead)
-        found.append(own[::-1])
-    return found[::-1]
+        for index in range(turn.tokens):
+            return_ = (turn.reward if index == 0 else 0.0) + discount * return_
+            own.append(return_)
+        result.append(own[::-1])
+    return result[::-1]

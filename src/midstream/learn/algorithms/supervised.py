@@ -1,4 +1,4 @@
-"""Learning from what is known to be good: chosen trajectories, pairs of them, or a teacher."""
+"""Supervised objectives: imitation of selected trajectories, preference pairs, distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from midstream.learn.algorithms.base import Aggregation, Algorithm, KLConfig, Reads
+from midstream.learn.algorithms.base import Aggregation, Algorithm, KLConfig, OutputKind
 from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome, TurnOutcome
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.ratio import ReinforceLoss
 
 
 class Imitate(Algorithm):
-    """Cross-entropy on the tokens of chosen trajectories, -log pi, averaged over them: rejection-sampling fine-tuning
-    (RAFT, Dong et al. 2023). Chosen are those whose reward is at least `at_least`; with `best`, only the best of their
-    group, the first of equals."""
+    """Cross-entropy on the tokens of selected trajectories, -log pi, averaged over them: rejection-sampling fine-tuning
+    (RAFT, Dong et al. 2023). Selects trajectories with a reward of at least `at_least`; with `best`, only the best of
+    each group, the first of equals."""
 
     name: Literal["imitate"] = "imitate"
-    """Supervised fine-tuning on the policy's own best."""
+    """Supervised fine-tuning on the policy's own best trajectories."""
     at_least: float = 1.0
-    """Reward from which a trajectory is chosen."""
+    """Minimum reward of a selected trajectory."""
     best: bool = False
-    """Choose at most one of each group."""
+    """Select at most one trajectory per group."""
     loss: LossConfig = ReinforceLoss()
     """The policy loss."""
     aggregation: Aggregation = "sum"
-    """How token losses are averaged: advantages are shares of the mean over the chosen tokens already."""
+    """How token losses are averaged: advantages already include the mean over the selected tokens."""
 
     by_reward: ClassVar[bool] = False
     rewards_as_given: ClassVar[bool] = True
@@ -43,7 +43,7 @@ class Imitate(Algorithm):
         ]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """`chosen`: how many."""
+        """Return `chosen`, the number of selected trajectories."""
         return {"chosen": float(sum(len(self._chosen(group)) for group in groups))}
 
     def _chosen(self, group: Sequence[Outcome]) -> list[Outcome]:
@@ -57,40 +57,41 @@ class _Pair(NamedTuple):
 
 
 class DPO(Algorithm):
-    """Direct preference optimization (Rafailov et al. 2023) on pairs of a group's trajectories, the one with the higher
-    reward preferred: -log sigmoid(beta (d(better) - d(worse))), d = log pi - log pi_ref of all trainable tokens of a
-    trajectory, averaged over pairs. It is learned as the advantage that gives its gradient at the current weights:
-    beta sigmoid(-margin) to each token of the better, minus that to each of the worse. So a batch allows one update."""
+    """Direct preference optimization (Rafailov et al. 2023) on pairs of a group's trajectories, preferring the higher
+    reward: -log sigmoid(beta (d(better) - d(worse))), d = log pi - log pi_ref of all trainable tokens of a trajectory,
+    averaged over pairs. It is computed as the advantage with the same gradient at the current weights: beta
+    sigmoid(-margin) for each token of the better trajectory, minus that for each token of the worse. A batch therefore
+    allows only one update."""
 
     name: Literal["dpo"] = "dpo"
     """Direct preference optimization."""
     beta: float = Field(default=0.1, gt=0)
-    """How much of the drift from the reference counts."""
+    """Scale of the log-ratio to the reference."""
     pairs: Literal["best_worst", "all"] = "best_worst"
-    """One pair of each group, or every two whose rewards differ."""
+    """One pair per group, or every pair with different rewards."""
     loss: LossConfig = ReinforceLoss()
     """The policy loss."""
     aggregation: Aggregation = "sum"
-    """How token losses are averaged: advantages are shares of the mean over pairs already."""
+    """How token losses are averaged: advantages already include the mean over pairs."""
     kl: KLConfig = KLConfig(coef=0.0)
-    """The KL term; its `reference` is the pairs'."""
+    """The KL term; its `reference` is also the reference of the pairs."""
 
-    reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"policy", "reference"})
     one_update: ClassVar[bool] = True
     needs_group: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
         pairs = list(self._pairs(groups))
-        pulled: dict[int, float] = {}
+        advantage: dict[int, float] = {}
         for pair in pairs:
-            pull = self.beta / (1 + math.exp(self._margin(pair))) / len(pairs)
-            pulled[id(pair.better)] = pulled.get(id(pair.better), 0.0) + pull
-            pulled[id(pair.worse)] = pulled.get(id(pair.worse), 0.0) - pull
-        return [[[pulled.get(id(o), 0.0)] * len(o.turns) for o in group] for group in groups]
+            share = self.beta / (1 + math.exp(self._margin(pair))) / len(pairs)
+            advantage[id(pair.better)] = advantage.get(id(pair.better), 0.0) + share
+            advantage[id(pair.worse)] = advantage.get(id(pair.worse), 0.0) - share
+        return [[[advantage.get(id(o), 0.0)] * len(o.turns) for o in group] for group in groups]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """The loss itself, its margin, the share of pairs ranked right, and how many there are."""
+        """Return the loss, its margin, the share of correctly ranked pairs, and the number of pairs."""
         margins = [self._margin(pair) for pair in self._pairs(groups)]
         if not margins:
             return {"pairs": 0.0}
@@ -106,19 +107,19 @@ class DPO(Algorithm):
             ranked = sorted(group, key=lambda outcome: -outcome.reward)
             if self.pairs == "best_worst":
                 ranked = [ranked[0], ranked[-1]] if len(ranked) > 1 else []
-            for place, better in enumerate(ranked):
-                for worse in ranked[place + 1 :]:
+            for rank, better in enumerate(ranked):
+                for worse in ranked[rank + 1 :]:
                     if better.reward > worse.reward:
                         yield _Pair(better, worse)
 
     def _margin(self, pair: _Pair) -> float:
         margin = self.beta * (_drift(pair.better) - _drift(pair.worse))
-        return min(max(margin, -500.0), 500.0)  # far inside what exp can hold; the sigmoid is flat long before
+        return min(max(margin, -500.0), 500.0)  # within the range of exp; the sigmoid is flat long before
 
 
 class Distill(Algorithm):
-    """On-policy distillation (Agarwal et al. 2024): the teacher, which is `kl.reference`, judges every token that the
-    policy sampled, A_t = log pi_teacher - log pi, so the expected loss is the reverse KL. Rewards play no part."""
+    """On-policy distillation (Agarwal et al. 2024): the teacher, set by `kl.reference`, scores every token sampled by
+    the policy, A_t = log pi_teacher - log pi, so the expected loss is the reverse KL. Rewards are not used."""
 
     name: Literal["distill"] = "distill"
     """On-policy distillation from a teacher."""
@@ -128,20 +129,20 @@ class Distill(Algorithm):
     """The KL term; its `reference` is the teacher."""
 
     by_reward: ClassVar[bool] = False
-    reads: ClassVar[frozenset[Reads]] = frozenset({"policy", "reference"})
+    required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"policy", "reference"})
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
         return [[[[-d for d in _drifts(turn)] for turn in o.turns] for o in group] for group in groups]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """`teacher_kl`: the mean of log pi - log pi_teacher by token."""
+        """Return `teacher_kl`, the mean of log pi - log pi_teacher per token."""
         drifts = [d for group in groups for outcome in group for turn in outcome.turns for d in _drifts(turn)]
         return {"teacher_kl": sum(drifts) / len(drifts)} if drifts else {}
 
 
 def _drifts(turn: TurnOutcome) -> list[float]:
-    return [own - other for own, other in zip(turn.reading.log_probs, turn.reading.reference, strict=True)]
+    return [own - other for own, other in zip(turn.outputs.log_probs, turn.outputs.reference, strict=True)]
 
 
 def _drift(outcome: Outcome) -> float:

@@ -1,4 +1,4 @@
-"""Policy losses by name: each a config with `loss`, which turns a `TokenBatch` into a loss by token."""
+"""Policy losses by name: each is a config with a method `loss`, which computes a loss per token from a `TokenBatch`."""
 
 from __future__ import annotations
 

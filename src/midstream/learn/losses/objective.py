@@ -1,4 +1,4 @@
-"""What an update of the policy minimises: its loss, the KL term and the entropy bonus, each by token and weighted."""
+"""The training objective: policy loss, KL term and entropy bonus, weighted per token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from midstream.learn.losses.tokens import Loss, TokenBatch
 
 
 def objective(batch: TokenBatch, algorithm: Algorithm) -> Loss:
-    """sum w s L + beta sum w KL - c sum w H over the tokens of `batch`, s being what the loss is scaled by."""
+    """Return sum w s L + beta sum w KL - c sum w H over the tokens of `batch`, where s is the scale of the policy
+    loss."""
     token = algorithm.loss.loss(batch)
     weights = batch.weights if batch.scale is None else batch.weights * batch.scale
     total = (weights * token.values).sum()

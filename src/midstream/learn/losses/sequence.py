@@ -1,4 +1,4 @@
-"""Losses on one ratio a turn: the geometric mean of its tokens' ratios."""
+"""Losses on one ratio per turn: the geometric mean of its tokens' ratios."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LARGEST_LOG_RATIO = 10.0
 
 class GSPO(PolicyLoss):
     """-min(s A, clip(s) A) with s = exp(mean over the turn of log r): GSPO (Zheng et al. 2025). With `level: token` the
-    value is the same and each token's gradient flows through its own probability alone: s_t = sg[s] pi / sg[pi]. Its
-    bounds are much closer than PPO's. Average with `sequence_mean`."""
+    value is the same, and each token's gradient flows only through its own probability: s_t = sg[s] pi / sg[pi]. Its
+    bounds are much closer than PPO's. Use it with `sequence_mean`."""
 
     name: Literal["gspo"] = "gspo"
     """Group sequence policy optimization."""
     level: Literal["sequence", "token"] = "sequence"
-    """Whose gradient a token carries."""
+    """Level of the gradient."""
     clip_low: float = Field(default=3e-4, gt=0, lt=1)
     """Lower bound of the ratio is 1 - this."""
     clip_high: float = Field(default=4e-4, gt=0)
@@ -35,7 +35,7 @@ class GSPO(PolicyLoss):
         return math.log1p(-self.clip_low), math.log1p(self.clip_high)
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
-        """By token: each token of a turn has the turn's value."""
+        """Compute the loss per token: all tokens of a turn have the turn's value."""
         mean = batch.turn_mean(batch.log_ratio)
         if self.level == "token":
             mean = mean.detach() + batch.log_probs - batch.log_probs.detach()
@@ -46,8 +46,8 @@ class GSPO(PolicyLoss):
 
 
 class GMPO(PolicyLoss):
-    """-A exp(mean over the turn of the clipped log r): GMPO (Zhao et al. 2025). Each token's log r is clipped to
-    [-low, high], on the side the advantage pushes to, before the mean. Average with `sequence_mean`."""
+    """-A exp(mean over the turn of the clipped log r): GMPO (Zhao et al. 2025). Before the mean, each token's log r is
+    clipped to [-low, high] on the side toward which the advantage pushes. Use it with `sequence_mean`."""
 
     name: Literal["gmpo"] = "gmpo"
     """Geometric-mean policy optimization."""
@@ -61,7 +61,7 @@ class GMPO(PolicyLoss):
         return -self.clip_low, self.clip_high
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
-        """By token: each token of a turn has the turn's value."""
+        """Compute the loss per token: all tokens of a turn have the turn's value."""
         log_ratio, sign = batch.log_ratio, batch.advantages.sign()
         clipped = log_ratio.clamp(-self.clip_low, self.clip_high)
         bounded = sign * torch.minimum(sign * log_ratio, sign * clipped)

@@ -1,7 +1,8 @@
-"""What a policy loss is computed from: flat token tensors, all [tokens], and sums that do not care how a batch is cut.
+"""Input and output types of policy losses: flat token tensors, all [tokens].
 
-Weights are folded in before a batch is split: each token's weight is its share of the mean over the whole optimizer
-batch, so adding up parts gives the same loss and gradient however the batch is cut. A part never cuts a turn in two."""
+Each token's weight is its share of the mean over the whole optimizer batch, computed before the batch is split. Sums
+over parts therefore give the same loss and gradient for any split. A part never splits a turn.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """`log_probs` and `entropy` carry gradient; the rest is data."""
+    """Token tensors of a pass. `log_probs` and `entropy` carry gradient; the others are data."""
 
     log_probs: Tensor
     entropy: Tensor
     old_log_probs: Tensor
-    """log pi_old of the sampled tokens: what the engine reported."""
+    """log pi_old of the sampled tokens, as reported by the engine."""
     advantages: Tensor
     weights: Tensor
     turns: Tensor
-    """Number of the turn each token belongs to, from 0."""
+    """Index of the turn of each token, from 0."""
     scale: Tensor | None = None
-    """What the policy loss is multiplied by; None is 1."""
+    """Factor of the policy loss; None means 1."""
     reference_log_probs: Tensor | None = None
 
     @property
@@ -33,7 +34,7 @@ class TokenBatch:
         return self.log_probs - self.old_log_probs
 
     def turn_mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` over each turn's tokens, given back to each of its tokens."""
+        """Return the mean of `values` over each turn, expanded to its tokens."""
         count = int(self.turns.max()) + 1 if len(self.turns) else 0
         sums = values.new_zeros(count).index_add(0, self.turns, values)
         sizes = torch.bincount(self.turns, minlength=count).to(values.dtype)
@@ -42,7 +43,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class TokenLoss:
-    """A loss by token, and which tokens its bound kept from having an effect (1 or 0)."""
+    """Loss per token, and whether its bound removed the token's effect (1 or 0)."""
 
     values: Tensor
     clipped: Tensor
@@ -50,7 +51,7 @@ class TokenLoss:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """`total` to differentiate, and weighted sums for the log: they add up over parts of a batch."""
+    """`total` to differentiate, and weighted sums for the log, which add up over parts of a batch."""
 
     total: Tensor
     sums: dict[str, float]

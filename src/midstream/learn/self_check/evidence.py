@@ -17,7 +17,7 @@ from midstream.learn.collect import Collected, Group
 from midstream.learn.learner import Reference
 from midstream.learn.log_probs import TokenSequence, score
 from midstream.learn.noise import UNDECIDABLE, Noise, noise_floor, trimmed_rms
-from midstream.learn.policy_outputs import read, wanted
+from midstream.learn.policy_outputs import compute_outputs, required_outputs
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.recording_engine import RecordedCall
 from midstream.learn.setup import TrainingContext
@@ -67,7 +67,7 @@ class Evidence:
 
     def measured(self, by: Reference) -> list[Tensor]:
         """By turn, what `by` gives its tokens."""
-        values = torch.tensor(self.parts.learner.measure(by, [turn.sequence for turn in self.batch.turns]))
+        values = torch.tensor(self.parts.learner.reference_log_probs(by, [turn.sequence for turn in self.batch.turns]))
         return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
 
     def differences(
@@ -95,8 +95,8 @@ def gather(
     order = {t.uid: place for place, t in enumerate(t for group in groups for t in group)}
     heard = sorted((c for c in calls if c.request.session in order), key=lambda call: order[call.request.session])
     algorithm, reference = plain_policy_gradient(parts.config.algorithm), reference_of(parts, start)
-    readings = read(parts.learner, groups, wanted(algorithm), reference)
-    batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, readings=readings)
+    outputs = compute_outputs(parts.learner, groups, required_outputs(algorithm), reference)
+    batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, outputs=outputs)
     trained = [call for call in heard if is_trained(parts.config.flow, call.role)]
     # The first attempts are enough here: the plain model takes its time.
     first = {group[0].uid for group in groups}

@@ -14,7 +14,7 @@ from typing import TypeVar
 from midstream.engines.torch.attention import merge_prefixes
 from midstream.engines.torch.decoder import Decoder
 from midstream.learn.log_probs import TokenSequence
-from midstream.learn.packing import packed
+from midstream.learn.packing import pack_sequences
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def halves(
 ) -> Iterator[tuple[list[T], list[TokenSequence]]]:
     """Each pass of at most `max_tokens` as two: every other item of it, with company for the rest. Items that share
     a prefix are neighbours, so most are parted."""
-    for pack in packed(items, max_tokens, sequence):
+    for pack in pack_sequences(items, max_tokens, sequence):
         size = size_of([sequence(item) for item in pack])
         for half in (pack[0::2], pack[1::2]):
             if half:

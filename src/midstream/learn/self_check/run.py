@@ -6,7 +6,6 @@ Before the second all weights are moved a little: adapters that still do nothing
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
@@ -27,15 +28,15 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.log_probs import TokenSequence
 from midstream.learn.mismatch import OwnLogProbs, correction_for
 from midstream.learn.noise import noise_floor
-from midstream.learn.policy_outputs import read, wanted
+from midstream.learn.policy_outputs import compute_outputs, required_outputs
 from midstream.learn.self_check.evidence import SEQUENCES, gather, judged_by_role, rounding
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.proofs import prove, same_scale
 from midstream.learn.self_check.recording_engine import RecordedCall, recorded_calls
 from midstream.learn.self_check.rehearsal import rehearsal
-from midstream.learn.setup import TrainingContext, build, check_trained
+from midstream.learn.setup import TrainingContext, build, check_trained_roles
 from midstream.learn.step import reference_of
-from midstream.rewards.summary import reasons
+from midstream.rewards.summary import failure_reasons
 from midstream.tasks.curriculum import Progress
 
 TASKS, ATTEMPTS = 2, 4
@@ -49,19 +50,23 @@ NUDGE_ZEROS = 0.02
 
 
 def self_check(
-    config: TrainConfig | None = None, overrides: Sequence[str] = (), tell: Callable[[Check], None] = lambda check: None
+    config: TrainConfig | None = None,
+    overrides: Sequence[str] = (),
+    tell: Callable[[Check], None] = lambda check: None,
+    endpoint: AgentEndpoint | None = None,
 ) -> list[Check]:
-    """Check the training path of `config`, or of a small run of our own with `overrides`; `tell` hears of each finding
-    as it is made. Raises `UserError` where the run could not begin."""
+    """Check the training path of `config`, or of a small built-in run with `overrides`. `tell` is called with each
+    finding as it is made; `endpoint` accepts the calls of black-box agents. Raises `UserError` where the run could not
+    begin."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = rehearsal(Path(folder), overrides) if config is None else config
         sampled = chosen.rollout.model_copy(
             update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
         )
-        return asyncio.run(_examine(chosen.model_copy(update={"rollout": sampled}), tell))
+        return run_blocking(_examine(chosen.model_copy(update={"rollout": sampled}), tell, endpoint))
 
 
-async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[Check]:
+async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint: AgentEndpoint | None) -> list[Check]:
     checks: list[Check] = []
 
     def note(found: Iterable[Check]) -> None:
@@ -69,8 +74,8 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
             checks.append(check)
             tell(check)
 
-    parts = await compute(build, config)
-    check_trained(parts)
+    parts = await compute(build, config, None, endpoint)
+    check_trained_roles(parts)
     note([Check("numerics", None, True, parts.numerics.summary())])
     begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
     note([attempts_end_well(begun.trajectories)])
@@ -95,7 +100,7 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None]) -> list[C
 
 def attempts_end_well(trajectories: Sequence[Trajectory]) -> Check:
     share = sum(t.status is Status.COMPLETED for t in trajectories) / len(trajectories)
-    why = "".join(f"; {one['count']} did not: {one['reason']}" for one in reasons(trajectories)[:1])
+    why = "".join(f"; {one['count']} did not: {one['reason']}" for one in failure_reasons(trajectories)[:1])
     return Check("attempts end well", share, share > 0, f"share of attempts that did; others carry no loss{why}")
 
 
@@ -107,10 +112,10 @@ def _as_training_begins(
     correction = correction_for(config.algorithm, correcting=False)
     algorithm = config.algorithm.model_copy(update={"correction": correction})
     reference = reference_of(parts, start)
-    readings = read(parts.learner, begun.groups, wanted(algorithm), reference)
-    batch = make_batch(begun.groups, algorithm, failed="mask", keep_zero=True, greedy=begun.greedy, readings=readings)
+    outputs = compute_outputs(parts.learner, begun.groups, required_outputs(algorithm), reference)
+    batch = make_batch(begun.groups, algorithm, failed="mask", keep_zero=True, greedy=begun.greedy, outputs=outputs)
     own = OwnLogProbs()
-    sums = parts.learner.accumulate(batch, algorithm, reference, own.take)
+    sums = parts.learner.accumulate(batch, algorithm, reference, own.record)
     parts.weights.zero_grad()
     noise = noise_floor(parts.decoder, [turn.sequence for turn in batch.turns], SEQUENCES)
     kl = sums["kl"] / (sums["weight"] or 1.0) if "kl" in sums else None

@@ -19,7 +19,7 @@ from midstream.tools.sandbox.launch import bwrap
 from midstream.tools.sandbox.process import BACKEND, Worker
 
 _checked: list[str] = []
-"""Why bubblewrap cannot run here, once it was tried; empty text when it can."""
+"""What `check` returns without another try."""
 
 
 class Bubblewrap:
@@ -49,8 +49,13 @@ class Bubblewrap:
         if self._starting is not None:
             await self._starting
         for worker in (*self._ready, *self._taken):
-            self.release(worker)
+            if worker.busy:
+                worker.kill()  # its call ends with that and releases it
+            else:
+                self.release(worker)
         self._ready.clear()
+        while self._taken:
+            await asyncio.sleep(0.005)
         await asyncio.gather(*self._ending)
 
     async def take(self, file_mb: int) -> Worker:
@@ -134,10 +139,13 @@ class BubblewrapSession:
 
 
 async def check() -> str:
-    """Try bubblewrap once a process: an empty text when it runs code here, else why it does not."""
-    if not _checked:
-        _checked.append(await _try())
-    return _checked[0]
+    """Try bubblewrap, until it ran once in this process: an empty text when it runs code here, else why it does not."""
+    if _checked:
+        return _checked[0]
+    reason = await _try()
+    if not reason:
+        _checked.append(reason)
+    return reason
 
 
 async def _try() -> str:

@@ -23,7 +23,7 @@ class Backend:
 
 
 async def backends() -> list[Backend]:
-    """Every backend, the safest first. Tries bubblewrap once a process."""
+    """Every backend, the safest first. Tries bubblewrap, unless it already ran in this process."""
     missing = interpreter.missing()
     return [
         Backend("bubblewrap", "full CPython with the installed packages", await bubblewrap.check()),

@@ -50,6 +50,7 @@ class Interpreter:
         self._opening = asyncio.Lock()
         self.turn = asyncio.Semaphore(self._config.concurrency)
         """Held while a call runs."""
+        self.opened: set[InterpreterSession] = set()
         self.threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="interpreter")
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
@@ -61,6 +62,7 @@ class Interpreter:
         return InterpreterSession(self, limits or self._config.limits)
 
     async def close(self) -> None:
+        await asyncio.gather(*(session.end() for session in tuple(self.opened)))
         pool, self._pool = self._pool, None
         if pool is not None:
             await asyncio.get_running_loop().run_in_executor(self.threads, pool.__exit__, None, None, None)
@@ -103,6 +105,7 @@ class InterpreterSession:
         if self._session is None:
             pool = await self._sandbox.pool()
             self._session, self._pid = await self._in_thread(_open, pool, self._limits)
+            self._sandbox.opened.add(self)
         started, printed = time.monotonic(), _Printed(self._limits.output_kb << 10, self._kill)
         feed = asyncio.ensure_future(self._in_thread(_feed, self._session, code, printed))
         try:
@@ -145,7 +148,15 @@ class InterpreterSession:
     async def close(self) -> None:
         session, self._session = self._session, None
         if session is not None:
+            self._sandbox.opened.discard(self)
             await self._in_thread(_close, session)
+
+    async def end(self) -> None:
+        """Close, and end a call that runs."""
+        if self._one_at_a_time.locked():
+            self._kill()
+        async with self._one_at_a_time:
+            await self.close()
 
     async def __aenter__(self) -> Self:
         return self

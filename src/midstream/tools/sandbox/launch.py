@@ -82,7 +82,8 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
             words += ["--symlink", os.readlink(path), str(path)]
         elif path.is_dir():
             words += ["--ro-bind", str(path), str(path)]
-    binds = [(str(python), str(python)), *((path, path) for path in libraries), (site, SITE)]
+    binds = [(str(python), str(python)), *((path, path) for path in libraries)]
+    binds += [(site, SITE)] if Path(site).is_dir() else []
     binds += [(str(Path(__file__).with_name(Path(name).name)), name) for name in (WORKER, FONTS)]
     made: set[Path] = set()
     for source, target in binds:
@@ -107,5 +108,5 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
 def _python() -> tuple[Path, tuple[str, ...], str]:
     """This Python's own executable, the folders of its standard library, and where its packages are."""
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    folders = {str(Path(sys.base_prefix, name)) for name in ("lib", sys.platlibdir)}
+    folders = {str(Path(sys.base_prefix, name).resolve()) for name in ("lib", sys.platlibdir)}
     return python, tuple(sorted(folder for folder in folders if Path(folder).is_dir())), sysconfig.get_path("platlib")

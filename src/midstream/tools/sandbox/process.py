@@ -45,6 +45,9 @@ class Worker:
         self._own: set[int] = set()
         self._init = self._interpreter = self._folder = -1
         self._killed = False
+        self._gone: asyncio.Future[None] | None = None
+        self.busy = False
+        """A call is running."""
 
     @classmethod
     async def start(cls, file_mb: int) -> Worker:
@@ -119,6 +122,7 @@ class Worker:
         exchange = asyncio.ensure_future(self._exchange(code, files, limits))
         watch = asyncio.ensure_future(self._watch(limits, before.cpu_s))
         reply: _Reply | None = None
+        self.busy = True
         try:
             signal.pidfd_send_signal(self._interpreter, signal.SIGCONT)
             await asyncio.wait(
@@ -145,6 +149,7 @@ class Worker:
             exchange.cancel()
             watch.cancel()
             captured.stop()
+            self.busy = False
         if reply is None:
             self.kill()
         header, contents = reply or ({}, {})
@@ -265,11 +270,11 @@ class Worker:
             self._process.kill()
 
     async def close(self) -> None:
-        """Kill, wait until nothing is left, and release what was held for it."""
+        """Kill, wait until nothing is left, and release what was held for it. Not while a call runs."""
         self.kill()
+        await self._end()
         if self._ended < 0:
             return
-        await self._end()
         self._peer.close()
         for descriptor in (self._ended, self._init, self._interpreter, self._folder, *self._outputs):
             if descriptor >= 0:
@@ -286,14 +291,17 @@ class Worker:
         return self._process.returncode
 
     async def _end(self) -> None:
-        loop = asyncio.get_running_loop()
-        gone = loop.create_future()
-        loop.add_reader(self._ended, lambda: gone.done() or gone.set_result(None))
-        try:
-            await gone
-        finally:
-            loop.remove_reader(self._ended)
+        """Wait until bubblewrap has ended, and with it everything inside."""
+        if self._gone is None:
+            loop = asyncio.get_running_loop()
+            self._gone = loop.create_future()
+            loop.add_reader(self._ended, self._reap, loop, self._gone)
+        await asyncio.shield(self._gone)
+
+    def _reap(self, loop: asyncio.AbstractEventLoop, gone: asyncio.Future[None]) -> None:
+        loop.remove_reader(self._ended)
         self._process.wait()
+        gone.set_result(None)
 
 
 _Reply = tuple[dict[str, Any], dict[str, bytes]]

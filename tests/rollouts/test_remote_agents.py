@@ -12,21 +12,23 @@ import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Served
 
-from midstream.agents import remote
-from midstream.agents.config import FlowConfig, SamplingConfig
-from midstream.agents.remote import GatewayClient, RemoteEngine, RemoteRecorder, RemoteSink
-from midstream.agents.rollout import AgentFlowManager, AgentFlowWorker, groups_of
-from midstream.core.errors import EngineError
+from midstream.agents.config import FlowConfig
+from midstream.core.errors import EngineError, UserError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.gateway import active
 from midstream.gateway.errors import ApiError
 from midstream.record.recorder import Call, RoleEngine
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
+from midstream.rollouts import client as gateway_client
+from midstream.rollouts.client import GatewayClient
+from midstream.rollouts.config import SamplingConfig
+from midstream.rollouts.remote import RemoteEngine, RemoteRecorder, RemoteSink
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(gateway_client, "FIRST_WAIT_S", 0.01)
 
 
 class Losing(httpx.AsyncBaseTransport):
@@ -72,7 +74,7 @@ def roll_out(client: GatewayClient) -> list[Trajectory]:
                 FlowConfig(name="single_step_single_turn_agent"),
                 {"policy": RoleEngine(RemoteEngine(), None, True)},
                 sampling=SamplingConfig(max_tokens=20),
-                records=RemoteSink(client, group_size=2, model="tiny"),
+                sink=RemoteSink(client, group_size=2, model="tiny"),
             )
             attempts = groups_of([Task(id="t", prompt="What is 1 + 1?")], 2, prefix="r", seed=1)
             return await AgentFlowManager(worker).run(attempts)
@@ -95,6 +97,28 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
         assert served.trajectory(trajectory.uid).status is Status.COMPLETED
     assert {t.steps[0].text for t in made} == {"It is 0.", "It is 1."}
     assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
+
+
+def test_an_attempt_that_raises_is_not_kept_alive(start: Start) -> None:
+    async def raises(trajectory: Trajectory) -> Trajectory:
+        raise UserError("the reward is wrong", "mend it")
+
+    async def go() -> int:
+        async with GatewayClient(start().url) as client:
+            sink = RemoteSink(client, group_size=1, model="tiny")
+            worker = AgentFlowWorker(
+                FlowConfig(name="single_step_single_turn_agent"),
+                {"policy": RoleEngine(RemoteEngine(), None, True)},
+                sampling=SamplingConfig(max_tokens=5),
+                sink=sink,
+                score=raises,
+            )
+            (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)
+            with pytest.raises(UserError, match="the reward is wrong"):
+                await worker.run(attempt)
+            return len(sink._open)
+
+    assert asyncio.run(go()) == 0
 
 
 def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
@@ -183,12 +207,12 @@ def test_a_gateway_that_starts_again_meanwhile_goes_on_with_the_call(start: Star
             await asyncio.to_thread(start, "Hello again.", port=port)
             return await asked
 
-    remote.FIRST_WAIT_S = 0.2
+    gateway_client.FIRST_WAIT_S = 0.2
     assert asyncio.run(go())["response_text"] == "Hello again."
 
 
 def test_a_busy_gateway_is_waited_for_longer_than_one_that_fails(start: Start) -> None:
-    transport = Refusing(times=4 * remote.RETRIES)
+    transport = Refusing(times=4 * gateway_client.RETRIES)
     client = over(transport, start())
     opened = asyncio.run(client.init_trajectory(trajectory_uid="t"))
     assert opened["trajectory_uid"] == "t" and transport.left == 0
@@ -197,7 +221,7 @@ def test_a_busy_gateway_is_waited_for_longer_than_one_that_fails(start: Start) -
 def test_where_nobody_answers_the_attempt_fails_and_says_so(start: Start) -> None:
     transport = Losing(lost=100)
     made = roll_out(over(transport, served := start()))
-    told = f"the gateway {served.url} did not answer after {remote.RETRIES + 1} tries; last: ReadError"
+    told = f"the gateway {served.url} did not answer after {gateway_client.RETRIES + 1} tries; last: ReadError"
     assert [trajectory.status for trajectory in made] == [Status.FAILED] * 2
     assert all(told in trajectory.error for trajectory in made)
 
@@ -211,7 +235,7 @@ def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
 
 
 def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 20.0)
+    monkeypatch.setattr(gateway_client, "FIRST_WAIT_S", 20.0)
     served = start(["first", "second"])
 
     def call(text: str) -> Call:

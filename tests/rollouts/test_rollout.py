@@ -11,13 +11,13 @@ import pytest
 
 from midstream.agents.base import AgentFlowBase
 from midstream.agents.registry import register
-from midstream.agents.rollout import AgentFlowManager, groups_of
 from midstream.core.errors import ConfigError, EngineError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Task, Trajectory
 from midstream.engines.base import Request
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
+from midstream.rollouts import AgentFlowManager, groups_of
 
 
 @register("test_broken")

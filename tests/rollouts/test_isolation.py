@@ -8,9 +8,9 @@ import re
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from midstream.agents.rollout import AgentFlowManager, groups_of
 from midstream.core.types import Task, Trajectory
 from midstream.engines.base import Request
+from midstream.rollouts import AgentFlowManager, groups_of
 
 SECRET = re.compile(r"secret-\d+-\d+")
 

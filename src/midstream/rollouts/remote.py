@@ -1,0 +1,202 @@
+"""Flows that run here against a remote gateway, which samples and records their model calls."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from typing import Any
+
+from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
+from midstream.core import clock
+from midstream.core.errors import EngineError
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import FinishReason, Step, Task, Trajectory
+from midstream.engines.base import Completion, Request
+from midstream.record.recorder import Call, Recorder, RoleEngine
+from midstream.rollouts.attempts import Attempt
+from midstream.rollouts.client import GatewayClient, Refused
+
+HEARTBEAT_S = 60.0
+"""Seconds between heartbeats for the trajectories that are open."""
+
+
+class RemoteRecorder(Recorder):
+    """Sends calls to a gateway, which samples and records them, and keeps the returned steps. `token` authorises calls
+    of the trajectory."""
+
+    def __init__(
+        self, trajectory_uid: str, prompt_uid: str, *, seed: int, client: GatewayClient, token: str | None = None
+    ) -> None:
+        super().__init__(trajectory_uid, prompt_uid, seed=seed)
+        self._client, self._token = client, token
+
+    async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
+        sampling = call.sampling
+        place = self._reserve_index()
+        try:
+            reply = await self._client.generate(
+                f"{self.trajectory_uid}/{uuid.uuid4().hex}",  # a new key, so that no abandoned call is returned
+                self._token,
+                trajectory_uid=self.trajectory_uid,
+                prompt_uid=self.prompt_uid,
+                messages=list(call.messages),
+                tools=list(call.tools) or None,
+                sampling_params=asdict(sampling),
+                role=call.role,
+            )
+        except BaseException:
+            self._abandon(place)
+            raise
+        step = Step(
+            prompt_ids=tuple(reply["prompt_ids"]),
+            response_ids=tuple(reply["response_ids"]),
+            rollout_log_probs=tuple(reply["log_probs"]),
+            trajectory_uid=self.trajectory_uid,
+            prompt_uid=self.prompt_uid,
+            step_index=place.step_index,
+            policy_version=reply["policy_version"],
+            metadata={**call.metadata, **({"sampling": reply["sampling"]} if "sampling" in reply else {})},
+            role=call.role,
+            trainable=role_engine.trainable and bool(reply["response_ids"]),
+            temperature=sampling.temperature or 1.0,
+            messages=call.messages,
+            tools=call.tools,
+            text=reply["response_text"],
+            finish_reason=FinishReason(reply["stop_reason"]),
+        )
+        self._answered(step)
+        completion = Completion(
+            ids=step.response_ids,
+            log_probs=step.rollout_log_probs or (),
+            text=step.text,
+            finish_reason=FinishReason(step.finish_reason),
+            policy_version=step.policy_version,
+        )
+        return step, completion
+
+
+class RemoteEngine:
+    """Placeholder engine of a flow whose calls a gateway answers. Raises if it is called."""
+
+    name, policy_version, context_length = "gateway", 0, 1 << 20
+
+    async def generate(self, request: Request) -> Completion:
+        raise EngineError("this flow's calls go to the gateway, not to an engine in this process")
+
+    def join(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+
+class RemoteEndpoint:
+    """Gives black-box agents the address of a remote gateway. `opened` is its reply to `POST /init_trajectory`."""
+
+    def __init__(self, client: GatewayClient, opened: Mapping[str, Any], model: str) -> None:
+        self._client, self._opened, self._model = client, opened, model
+
+    @asynccontextmanager
+    async def admit(
+        self,
+        recorder: Recorder,
+        task: Task,
+        role_engines: Mapping[str, RoleEngine],
+        sampling: Mapping[str, SamplingParams],
+    ) -> AsyncIterator[EndpointAddress]:
+        opened = self._opened
+        owner = opened["owner_token"]
+        address = EndpointAddress(
+            base_url=opened["base_url"], token=opened["token"], model=self._model, owner_token=owner
+        )
+        yield address
+        state = await self._client.trajectory(recorder.trajectory_uid, owner)
+        address.completed = state["state"] != "running"
+        address.last_reply = state["answer"]
+        if address.completed:
+            address.answer, address.error = state["answer"], state["error"]
+            address.reward, address.rewards = state["reward"], state["rewards"]
+
+
+class RemoteSink:
+    """A `TrajectorySink` that records at a remote gateway.
+
+    `group_size` tells the gateway when a group is complete; `model` is the name of its model."""
+
+    def __init__(self, client: GatewayClient, *, group_size: int, model: str) -> None:
+        self._client, self._group_size, self._model = client, group_size, model
+        self._open: dict[str, dict[str, Any]] = {}
+        """Replies to `POST /init_trajectory` of the open trajectories, by uid."""
+        self._heartbeat: asyncio.Task[None] | None = None
+
+    def recorder(self, attempt: Attempt) -> Recorder:
+        token = self._open[attempt.uid]["owner_token"]
+        return RemoteRecorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, client=self._client, token=token)
+
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint:
+        return RemoteEndpoint(self._client, self._open[attempt.uid], self._model)
+
+    async def begin(self, attempt: Attempt) -> None:
+        self._open[attempt.uid] = await self._client.init_trajectory(**self._opening(attempt))
+        if self._heartbeat is None or self._heartbeat.done():
+            self._heartbeat = asyncio.create_task(self._send_heartbeats())
+
+    async def _send_heartbeats(self) -> None:
+        """Keep open trajectories alive whose flows make no calls for a while, such as during a slow tool."""
+        while self._open:
+            await clock.sleep(HEARTBEAT_S)
+            for uid, opened in list(self._open.items()):
+                with suppress(EngineError):  # it has ended, or its next call will raise the same error
+                    await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])
+
+    async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
+        """Submit step rewards and metadata, and complete the trajectory. One its agent completed stays as it is."""
+        token = self._open[trajectory.uid]["owner_token"]
+        steps = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
+        try:
+            if steps:
+                await self._client.submit_steps(steps, attempt.channel, token)
+            await self._client.complete(
+                trajectory.uid,
+                token,
+                reward=trajectory.reward,
+                rewards={name: value for name, value in trajectory.rewards.items() if value is not None} or None,
+                answer=trajectory.answer,
+                status=str(trajectory.status),
+                error=trajectory.error,
+            )
+        except Refused as error:
+            if error.code != "trajectory_ended":
+                raise
+
+    def forget(self, attempt: Attempt) -> None:
+        self._open.pop(attempt.uid, None)
+
+    def _opening(self, attempt: Attempt) -> dict[str, Any]:
+        task = attempt.task
+        prompt = task.prompt if isinstance(task.prompt, str) else list(task.prompt)
+        return {
+            "trajectory_uid": attempt.uid,
+            "prompt_uid": attempt.prompt_uid,
+            "channel": attempt.channel,
+            "group_size": self._group_size,
+            "task": {**task.metadata, "id": task.id, "prompt": prompt, "answer": task.answer, "kind": task.kind},
+        }
+
+
+def _payload(step: Step) -> dict[str, Any]:
+    """A step in the format of `POST /submit_steps`."""
+    return {
+        "prompt_ids": list(step.prompt_ids),
+        "response_ids": list(step.response_ids),
+        "rollout_log_probs": None if step.rollout_log_probs is None else list(step.rollout_log_probs),
+        "reward": step.reward,
+        "trajectory_uid": step.trajectory_uid,
+        "prompt_uid": step.prompt_uid,
+        "step_index": step.step_index,
+        "policy_version": step.policy_version,
+        "temperature": step.temperature,
+        "role": step.role,
+        "metadata": dict(step.metadata),
+    }

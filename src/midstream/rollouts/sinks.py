@@ -1,0 +1,56 @@
+"""Where trajectories are recorded: `TrajectorySink`, and the sink of a store in this process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.types import Trajectory
+from midstream.record.recorder import Recorder
+from midstream.record.store import Store
+from midstream.rollouts.attempts import Attempt
+
+
+class TrajectorySink(Protocol):
+    """Records attempts. `begin` and `finish` raise `EngineError` when the recording service cannot be reached."""
+
+    def recorder(self, attempt: Attempt) -> Recorder:
+        """Records the model calls of `attempt`."""
+        ...
+
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint | None:
+        """The endpoint that a black-box agent must call to be recorded by this sink; None for the worker's own."""
+        ...
+
+    async def begin(self, attempt: Attempt) -> None: ...
+
+    async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
+
+    def forget(self, attempt: Attempt) -> None:
+        """Drop what is kept of a begun `attempt`, finished or not. Called once for each."""
+        ...
+
+
+class LocalSink:
+    """Records in `store`, or without one in memory only."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+
+    def recorder(self, attempt: Attempt) -> Recorder:
+        return Recorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel)
+
+    def endpoint(self, attempt: Attempt) -> AgentEndpoint | None:
+        return None
+
+    async def begin(self, attempt: Attempt) -> None:
+        if self._store is not None:
+            self._store.trajectories.begin(
+                attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step
+            )
+
+    async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
+        if self._store is not None:
+            await self._store.trajectories.finish(trajectory, attempt.channel)
+
+    def forget(self, attempt: Attempt) -> None: ...

@@ -1,0 +1,223 @@
+"""`AgentFlowWorker` makes one trajectory: it runs the flow, closes what the flow opened, scores and records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from midstream.agents.base import AgentFlowBase, FlowSession, Score
+from midstream.agents.config import FlowConfig
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.registry import find_flow, load_flows
+from midstream.core.config import parse_config
+from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
+from midstream.core.failures import Failure, with_failure
+from midstream.core.sampling import SamplingParams
+from midstream.core.secrets import text_without_secrets
+from midstream.core.types import Status, Trajectory
+from midstream.engines.base import Engine
+from midstream.record.recorder import RoleEngine
+from midstream.record.store import Store
+from midstream.rollouts.attempts import Attempt
+from midstream.rollouts.config import SamplingConfig
+from midstream.rollouts.sinks import LocalSink, TrajectorySink
+from midstream.tools import Toolbox, load_tools
+
+HIDDEN = ("demonstration", "plan", "needs")
+"""Task metadata that would give the solution away: a flow does not get it as an argument of `run`."""
+CLOSE_TIMEOUT_S = 30.0
+"""Time that closing the resources of one trajectory may take."""
+
+_log = logging.getLogger(__name__)
+
+
+class AgentFlowWorker:
+    """Runs attempts through one flow. Whatever the flow does, each attempt ends in a trajectory with a status.
+
+    `role_engines` are by module role; `policy` is required, and speaks for every role without an engine of its own.
+    Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` takes the calls of black-box
+    agents, unless the sink has an endpoint of its own. Raises `ConfigError` for a flow, role, tool or setting that does
+    not exist."""
+
+    def __init__(
+        self,
+        flow: FlowConfig,
+        role_engines: Mapping[str, RoleEngine],
+        *,
+        sampling: SamplingConfig,
+        store: Store | None = None,
+        sink: TrajectorySink | None = None,
+        score: Score | None = None,
+        timeout_s: float = 300.0,
+        endpoint: AgentEndpoint | None = None,
+    ) -> None:
+        if flow.flows_file is not None:
+            load_flows(flow.flows_file)
+        self._flow = find_flow(flow.name)
+        settings = parse_config(self._flow.settings, flow.settings, f"flow.settings of '{flow.name}'")
+        self._roles = self._flow.roles_for(settings)
+        self._config = flow
+        if "policy" not in role_engines:
+            raise ConfigError("a flow needs an engine for the role 'policy'")
+        self._role_engines = dict(role_engines)
+        for role in self._roles:
+            if role in self._role_engines or (role in flow.roles and flow.roles[role].engine == "rules"):
+                continue
+            self._role_engines[role] = self._role_engines["policy"]
+        for role, config in flow.roles.items():
+            if role not in (*self._roles, "policy"):
+                raise ConfigError(
+                    f"flow.roles.{role}: the flow '{flow.name}' has no such role", nearest(role, self._roles)
+                )
+            if config.engine == "rules" and role not in self._flow.by_rule:
+                able = f"roles with a rule: {', '.join(self._flow.by_rule)}; " if self._flow.by_rule else ""
+                raise ConfigError(
+                    f"flow.roles.{role}.engine is 'rules', but the flow '{flow.name}' has no rule for that role",
+                    f"{able}use policy, frozen, or a URL here",
+                )
+        self._toolbox = Toolbox(
+            load_tools(flow.tools),
+            max_calls=flow.max_tool_calls,
+            max_result_chars=flow.max_result_chars,
+            mask=flow.mask_results,
+        )
+        self._sampling = sampling
+        self._sink: TrajectorySink = sink or LocalSink(store)
+        self._score, self._timeout_s, self._endpoint = score, timeout_s, endpoint
+
+    @property
+    def roles(self) -> dict[str, bool]:
+        """The flow's roles that have an engine, and whether the responses of each are trained on."""
+        return {role: self._role_engines[role].trainable for role in self._roles if role in self._role_engines}
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The distinct engines a trajectory may call."""
+        return list(
+            {id(role_engine.engine): role_engine.engine for role_engine in self._role_engines.values()}.values()
+        )
+
+    async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
+        """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation).
+
+        Raises `UserError` for what only the user can fix; every other failure is a status of the trajectory."""
+        try:
+            await self._sink.begin(attempt)
+        except EngineError as error:
+            return _not_begun(attempt, error)
+        try:
+            return await self._run_begun(attempt, temperature)
+        finally:
+            self._sink.forget(attempt)
+
+    async def _run_begun(self, attempt: Attempt, temperature: float | None) -> Trajectory:
+        sampling = {role: self._sampling_of(role, temperature) for role in {*self._role_engines, "policy"}}
+        session = FlowSession(
+            task=attempt.task,
+            recorder=self._sink.recorder(attempt),
+            role_engines=self._role_engines,
+            tools=self._toolbox.session(attempt.mask_seed),
+            sampling=sampling,
+            score=self._score,
+            endpoint=self._sink.endpoint(attempt) or self._endpoint,
+        )
+        for engine in self.engines:
+            engine.join(attempt.uid)
+        try:
+            trajectory = await self._attempt(session, sampling["policy"], attempt)
+        finally:
+            for engine in self.engines:
+                engine.leave(attempt.uid)
+            await _close_resources(session)
+        if self._score is not None:
+            trajectory = await self._score(trajectory)
+        try:
+            await self._sink.finish(trajectory, attempt)
+        except EngineError as error:
+            failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
+            return with_failure(failed, Failure.INFRASTRUCTURE)
+        return trajectory
+
+    async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
+        fields = {key: value for key, value in attempt.task.metadata.items() if key not in HIDDEN}
+        question = attempt.task.question
+        own = {
+            "task": question,
+            "raw_prompt": question,
+            "trajectory_uid": attempt.uid,
+            "prompt_uid": attempt.prompt_uid,
+        }
+        flow: AgentFlowBase | None = None
+        limit = asyncio.timeout(self._timeout_s)
+        try:
+            async with limit:
+                flow = self._flow(session, self._config.settings)
+                await flow.run(sampling, **{**fields, **own})
+            return flow.trajectory()
+        except UserError:
+            raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the whole rollout is being cancelled
+            return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
+        except EngineError as error:
+            return with_failure(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
+        except MidstreamError as error:
+            return _ended(session, flow, Status.FAILED, str(error))
+        except Exception as error:  # an error in a flow fails its own trajectory, never the run
+            if isinstance(error, TimeoutError) and limit.expired():
+                late = f"took longer than rollout.timeout_s = {self._timeout_s:g} s"
+                return _ended(session, flow, Status.TIMED_OUT, late)
+            failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
+            return with_failure(failed, Failure.AGENT, error)
+
+    def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
+        settings: dict[str, Any] = self._sampling.model_dump()
+        if role in self._config.roles:
+            settings |= self._config.roles[role].sampling.model_dump(exclude_none=True)
+        if temperature is not None:
+            settings["temperature"] = temperature
+        return SamplingParams(**settings)
+
+
+def _not_begun(attempt: Attempt, error: EngineError) -> Trajectory:
+    """The trajectory of an attempt whose sink could not be reached."""
+    failed = Trajectory(
+        uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
+    )
+    return with_failure(failed, Failure.INFRASTRUCTURE)
+
+
+def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:
+    """The trajectory of a flow that failed. If the flow cannot describe it, it holds everything that was recorded."""
+    error = text_without_secrets(error)
+    if flow is not None:
+        try:
+            return flow.trajectory(status, error)
+        except Exception as broken:  # the flow's `metadata()` may need attributes that `run` never set
+            error = f"{error}; then its metadata() raised {type(broken).__name__}: {broken}"
+    recorder = session.recorder
+    return Trajectory(
+        uid=recorder.trajectory_uid,
+        prompt_uid=recorder.prompt_uid,
+        task=session.task,
+        steps=recorder.recorded(),
+        tool_calls=tuple(session.tool_calls),
+        turns=len(recorder.finished()),
+        status=status,
+        error=error,
+    )
+
+
+async def _close_resources(session: FlowSession) -> None:
+    """Close everything the flow opened. A resource that fails to close is logged; the trajectory stays as it is."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await session.resources.aclose()
+    except Exception as error:
+        reason = text_without_secrets(f"{type(error).__name__}: {error}")
+        _log.warning("trajectory '%s': a resource did not close: %s", session.recorder.trajectory_uid, reason)

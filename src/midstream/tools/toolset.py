@@ -1,0 +1,90 @@
+"""`FunctionToolset`: Python functions declared with `@tool`, as a `Toolset`.
+
+A synchronous function runs in a thread of its own. Cancelling its call leaves that (daemon) thread to finish alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from midstream.core.errors import nearest
+from midstream.core.toolsets import ToolResult, ToolSpec
+from midstream.tools.arguments import validate_arguments
+from midstream.tools.declare import Tool, ToolError
+
+
+class FunctionToolset:
+    """A fixed set of function tools; there is nothing to open or close."""
+
+    def __init__(self, tools: Sequence[Tool[..., Any]]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+
+    async def open(self) -> None: ...
+
+    async def list(self) -> Sequence[ToolSpec]:
+        return list(self._tools.values())
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Validate `arguments` and run the function. Raises what it raises, and `ToolError` for an invalid call."""
+        tool = self._tools.get(name)
+        if tool is None:
+            raise ToolError(f"unknown tool '{name}'; {nearest(name, self._tools)}")
+        checked = validate_arguments(tool, arguments)
+        if checked.problems:
+            raise ToolError("; ".join(checked.problems))
+        if inspect.iscoroutinefunction(tool.function):
+            return ToolResult.of(await tool.function(**checked.values))
+        return await _in_thread(tool, checked.values)
+
+    async def close(self) -> None: ...
+
+
+async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolResult:
+    """Run in a daemon thread of its own. In a shared pool a few hung tools would block every other trajectory, and keep
+    the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(result: Any, error: str | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(ToolError(error))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            value = context.run(tool.function, **values)
+            result = value if inspect.isawaitable(value) else ToolResult.of(value)
+        except BaseException as raised:
+            # Also SystemExit and KeyboardInterrupt: in this thread only the tool itself can have raised them.
+            error = reason(raised)
+        try:
+            loop.call_soon_threadsafe(deliver, result, error)
+        except RuntimeError:
+            return  # The loop closed after the time limit, and nobody waits for this any more.
+
+    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
+    result = await future
+    # A plain function may wrap an async one; its awaitable belongs to this loop.
+    return ToolResult.of(await result) if inspect.isawaitable(result) else result
+
+
+def reason(error: BaseException) -> str:
+    """Why a tool failed, as text for the model."""
+    if isinstance(error, ToolError):
+        return str(error)
+    try:
+        message = str(error)
+    except Exception as broken:
+        # An exception whose own text raises still has to reach the model as something.
+        message = f"(its message raised {type(broken).__name__})"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

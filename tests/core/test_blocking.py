@@ -1,0 +1,93 @@
+"""Synchronous calls run a coroutine with and without a running loop, and an interrupt reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from midstream.core.blocking import run_blocking
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background and a shell had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+async def thread_of_mine() -> int:
+    await asyncio.sleep(0)
+    return threading.get_ident()
+
+
+def test_without_a_loop_it_runs_here() -> None:
+    assert run_blocking(thread_of_mine()) == threading.get_ident()
+
+
+def test_beside_a_running_loop_it_runs_in_a_thread_of_its_own() -> None:
+    async def cell() -> int:
+        return run_blocking(thread_of_mine())
+
+    assert asyncio.run(cell()) != threading.get_ident()
+
+
+def test_what_it_raises_is_raised_here() -> None:
+    async def wrong() -> None:
+        raise ValueError("mine")
+
+    async def cell() -> None:
+        run_blocking(wrong())
+
+    with pytest.raises(ValueError, match="mine"):
+        asyncio.run(cell())
+
+
+class Job:
+    """Runs until it is stopped; interrupts the main thread once it runs."""
+
+    def __init__(self) -> None:
+        self.stopped, self.ended = False, ""
+
+    async def run(self) -> str:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        try:
+            while not self.stopped:
+                await asyncio.sleep(0.01)
+            self.ended = "stopped"
+        except asyncio.CancelledError:
+            self.ended = "cancelled"
+            raise
+        return self.ended
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def in_a_cell(job: Job, **options: object) -> str:
+    """Run `job` as synchronous code inside a loop does, without asyncio's own handling of Ctrl-C."""
+    loop = asyncio.new_event_loop()
+
+    async def cell() -> str:
+        return run_blocking(job.run(), **options)  # type: ignore[arg-type]
+
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_an_interrupt_asks_the_job_to_stop_and_waits_for_it() -> None:
+    job = Job()
+    assert in_a_cell(job, interrupt=job.stop) == "stopped"
+
+
+def test_without_a_way_to_stop_it_the_job_is_cancelled() -> None:
+    job = Job()
+    with pytest.raises(KeyboardInterrupt):
+        in_a_cell(job)
+    assert job.ended == "cancelled"
