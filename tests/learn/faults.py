@@ -244,7 +244,7 @@ def weights_are_read_wrongly(patch: Patch) -> None:
             decoder.final_norm.mul_(0.9)
         return decoder
 
-    wrapped(patch, setup, "load_decoder", around)
+    wrapped(patch, setup, "load_policy", around)
 
 
 def weights_move_behind_the_samples(patch: Patch, by: float, versions: int) -> None:
