@@ -244,7 +244,7 @@ def weights_are_read_wrongly(patch: Patch) -> None:
             decoder.final_norm.mul_(0.9)
         return decoder
 
-    wrapped(patch, setup, "load_decoder", around)
+    wrapped(patch, setup, "load_policy", around)
 
 
 def weights_move_behind_the_samples(patch: Patch, by: float, versions: int) -> None:
@@ -382,7 +382,7 @@ def groups_are_mixed(patch: Patch) -> None:
     wrapped(patch, collect, "_group_by_prompt", around)
 
 
-@fault("attempts differ")
+@fault("attempts differ", given=())
 def attempts_share_a_seed(patch: Patch) -> None:
     def around(original: Any, *given: Any, **named: Any) -> Any:
         return [replace(attempt, seed=7) for attempt in original(*given, **named)]

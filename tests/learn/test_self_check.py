@@ -48,6 +48,10 @@ FAST = "policy.numerics=fast"
 """Exact numerics would find a form of the products that has no noise."""
 
 
+WHOLE = ("sampling_is_a_position_off",)
+"""Faults that show too little in two layers."""
+
+
 @pytest.fixture(scope="module")
 def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny` with two of its four layers."""
@@ -64,8 +68,7 @@ def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_planted_fault_is_found_by_the_check_that_names_it(
     name: str, small_path: Path, tiny_path: Path, check: Checked, monkeypatch: Patch
 ) -> None:
-    # A position off shows too little in two layers.
-    model = tiny_path if name == "sampling_is_a_position_off" else small_path
+    model = tiny_path if name in WHOLE else small_path
     monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)

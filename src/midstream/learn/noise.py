@@ -9,8 +9,7 @@ rows. Nothing else of the training path takes part, so a fault in it does not ra
 **The test.** Two sizes of the differences over tokens are judged, each against its own floor: S, their root mean
 square without the largest 1 % (at least one), so that a single token never decides, and the typical difference, 1.48
 times the median of |d| (of the floor, where d is not 0), which the few tokens that noise moves most do not touch. A
-check compares its size, over n
-sequences, with
+check compares its size, over n sequences, with
 
     limit = max(ROUNDING, CUTS * floor * exp(Z * s))
 
@@ -23,7 +22,7 @@ twice as noisy as the measured ones. With Z = 4.42 the probability of a false al
 logarithm is normal), about 1e-4 for all checks of a run together; `docs/training.md` has what was counted.
 
 `slope` tests are far more sensitive: where a fault changes log-probabilities by a known pattern (another temperature,
-shifted positions), noise hardly has any part of that pattern. Their limit is a fixed margin plus the t-quantile of the
+shifted positions), noise hardly has any part of that pattern. Their limit is a fixed margin plus the quantile of the
 same probability times the standard error.
 
 `ROUNDING` is what is taken for rounding without being measured: engines whose kernels differ (another vendor's, vLLM)
@@ -170,15 +169,16 @@ def trimmed(differences: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def slope(differences: Sequence[np.ndarray], by: Sequence[np.ndarray], noise: float) -> tuple[float, float]:
-    """The slope b of d = b x through 0 and how far off noise may make it. `differences` d and `by` x are by sequence;
-    the standard error is the larger of a sandwich estimate, over sequences, and of what `noise` (S) by token gives."""
+    """The slope b of d = b x through 0 and how far off noise may make it: the larger of what the scatter over sequences
+    says (a sandwich estimate, with the t-quantile) and of what `noise` (S) by token gives (with Z, as it was measured
+    apart). `differences` d and `by` x are by sequence."""
     size = sum(float(x @ x) for x in by)
     if not size:
         return 0.0, 0.0
     found = sum(float(x @ d) for x, d in zip(by, differences, strict=True)) / size
     off = [float(x @ (d - found * x)) for x, d in zip(by, differences, strict=True)]
-    error = max(math.sqrt(sum(value**2 for value in off)) / size, CUTS * noise / math.sqrt(size))
-    return found, t_quantile(len(by) - 1) * error
+    scatter = math.sqrt(sum(value**2 for value in off)) / size
+    return found, max(t_quantile(len(by) - 1) * scatter, Z * noise / math.sqrt(size))
 
 
 def t_quantile(degrees: int) -> float:
@@ -208,9 +208,9 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
     differ = [d[d != 0] for d in (np.concatenate(pair) for pair in zip(*measured, strict=True)) if d.any()]
     return Noise(
         rms=trimmed_rms(every),
-        spread=_spread(*measured),
+        spread=_spread(*measured, len(chosen)),
         typical=longer * typical_size(differ),
-        typical_spread=log_spread(typical_size, differ),
+        typical_spread=log_spread(typical_size, differ) if differ else least_spread(len(chosen)),
         sequences=frozenset(chosen),
         repeat=repeat,
         dtype=dtype,
@@ -218,11 +218,11 @@ def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int
     )
 
 
-def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
+def _spread(first: Sequence[np.ndarray], second: Sequence[np.ndarray], sequences: int) -> float:
     a, b = (
         np.array([float(np.mean(d**2)) for d in trimmed(found)]) if found else np.zeros(0) for found in (first, second)
     )
-    least = least_spread(len(a))
+    least = least_spread(sequences)
     if not (a.sum() > 0 and b.sum() > 0):
         return least
     return max(least, float(np.sqrt(((b - b.sum() / a.sum() * a) ** 2).sum()) / (2 * b.sum())))
