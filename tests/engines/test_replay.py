@@ -85,7 +85,7 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: str | None
     path = tmp_path / "calls.jsonl"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ModelError, match="no recording"):
+    with pytest.raises(ModelError, match="not a recording"):
         ReplayEngine(path)
 
 

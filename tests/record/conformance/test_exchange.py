@@ -164,7 +164,7 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
         (json.dumps(a_record(uid="u" * 201)), "a name has 1 to 200 characters, not 201"),
         (
             json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})),
-            "it has 'task.colour', which is not known",
+            "it has the unknown field 'task.colour'",
         ),
         (json.dumps(a_record(task={"id": "t", "prompt": ["q"]})), "its task.prompt"),
         (
