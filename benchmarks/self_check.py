@@ -24,9 +24,9 @@ from tests.learn.faults import FAULTS, FEW, weights_move_behind_the_samples, wra
 from tests.row_dependent import row_dependent_products
 
 from midstream.engines.torch import engine as torch_engine
-from midstream.learn import log_probs
-from midstream.learn.checks import Check
+from midstream.learn.model import log_probs
 from midstream.learn.self_check import self_check
+from midstream.learn.self_check.checks import Check
 
 PRODUCTS = {0.0: 0.0, 0.02: 0.0007, 0.04: 0.0014, 0.07: 0.0024, 0.12: 0.0042}
 """Error of each product that makes so much noise (RMS) in the log-probabilities."""

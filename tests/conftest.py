@@ -200,9 +200,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     from anyio.from_thread import start_blocking_portal
 
     from midstream.gateway.config import GatewayConfig
+    from midstream.gateway.limits.tokens import TokenSigner
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
-    from midstream.gateway.tokens import TokenSigner
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 

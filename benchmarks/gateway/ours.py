@@ -17,9 +17,9 @@ from midstream.engines.chat import load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.scripted import ScriptedEngine
 from midstream.gateway.config import GatewayConfig, LimitsConfig
+from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.server import listen, run, serve
 from midstream.gateway.service import Gateway
-from midstream.gateway.tokens import TokenSigner
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 

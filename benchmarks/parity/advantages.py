@@ -27,9 +27,9 @@ from midstream.core.types import Task, Trajectory
 from midstream.learn.algorithms import GDPO, GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import PolicyOutputs
-from midstream.learn.batch import make_batch
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.penalty import penalise_rewards
+from midstream.learn.algorithms.penalty import penalise_rewards
+from midstream.learn.data.batch import make_batch
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.torch.decoder import load_decoder
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.learner import Learner
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.weights import Weights, unfused
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.weights import Weights, unfused
 
 TASK = Task(id="parity", prompt="")
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from midstream.core.types import Trajectory
     from midstream.engines.factory import EngineSettings
     from midstream.gateway.config import GatewayConfig
-    from midstream.learn.callback import Callback
-    from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import TrainResult
+    from midstream.learn.run.callback import Callback
+    from midstream.learn.run.checkpoint_follower import WeightLoader
+    from midstream.learn.run.trainer import TrainResult
 
 __all__ = [
     "ask",
@@ -74,7 +74,7 @@ def train(
     what was saved stays. `train_async` is the same for async code.
     """
     from midstream.gateway.in_process import InProcessGateway
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
     endpoint = InProcessGateway()
     training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
@@ -86,7 +86,7 @@ async def train_async(
 ) -> TrainResult:
     """As `train`."""
     from midstream.gateway.in_process import InProcessGateway
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
     async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop goes on
         training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
@@ -207,11 +207,11 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.factory import make_policy_engine
     from midstream.engines.models import resolve
+    from midstream.gateway.limits.tokens import TokenSigner, load_secret
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
-    from midstream.gateway.tokens import TokenSigner, load_secret
-    from midstream.learn.checkpoint_follower import check_followed, follow
+    from midstream.learn.run.checkpoint_follower import check_followed, follow
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 

@@ -23,10 +23,10 @@ from midstream.core.types import Status, Trajectory
 from midstream.engines.torch import engine as torch_engine
 from midstream.engines.torch.decoder import Layer
 from midstream.engines.torch.sampling import sample
-from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.config import TrainConfig
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.setup import TrainingContext, build
+from midstream.learn.data.batch import LearningBatch, make_batch
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.run.setup import TrainingContext, build
 from midstream.rollouts import groups_of
 from midstream.tools import load_tools
 

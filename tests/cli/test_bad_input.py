@@ -191,7 +191,7 @@ def test_a_run_directory_that_cannot_be_made_is_refused(refused: Refused, tmp_pa
 
 
 def test_two_runs_in_one_directory_are_refused(refused: Refused, tmp_path: Path) -> None:
-    from midstream.learn.run_dir import RunDirectory
+    from midstream.learn.run.run_dir import RunDirectory
 
     path = tmp_path / "mine"
     held = RunDirectory(path)

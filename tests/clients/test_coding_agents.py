@@ -28,7 +28,7 @@ from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(7200)]
 GROUPS, ATTEMPTS = 3, 2

@@ -3,7 +3,7 @@
 import pytest
 
 from midstream.core.secrets import NOT_KEPT, text_without_secrets, without_secrets
-from midstream.gateway.tokens import PREFIXES, Role, TokenSigner
+from midstream.gateway.limits.tokens import PREFIXES, Role, TokenSigner
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_stop_string_stops_the_response_where_its_last_letter_was_sampled(poli
 def test_temperature_zero_takes_the_likeliest_token_and_reports_it_at_temperature_one(policy) -> None:
     import torch
 
-    from midstream.learn.log_probs import TokenSequence, score
+    from midstream.learn.model.log_probs import TokenSequence, score
 
     prompt = policy.tokenizer.encode("How many are there?")
     said = ask(policy, max_tokens=6, temperature=0.0, seed=1)

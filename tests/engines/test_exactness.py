@@ -10,7 +10,7 @@ import torch
 
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 Turn = tuple[tuple[int, ...], Completion]
 

@@ -25,8 +25,8 @@ from midstream.engines.torch.numerics import FEW, PLAIN, Numerics, settle
 from midstream.engines.torch.products import Rows, batched_by_rows, by_rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product
 from midstream.learn.config import PolicyConfig
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.weights import Weights
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.weights import Weights
 
 SIZE = 1e-4
 

@@ -140,7 +140,7 @@ def test_a_key_that_is_not_there_is_named(chat_server) -> None:
 def test_a_server_speaks_for_one_role_of_a_flow_and_nothing_it_says_is_trained_on(chat_server, tiny_path) -> None:
     from midstream.core.types import Task
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import build
+    from midstream.learn.run.setup import build
     from midstream.rollouts import groups_of
 
     def run(**verifier):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
 from midstream.engines.torch.slots import SlotAssignment, Slots
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}
 

@@ -14,7 +14,7 @@ from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Constraint, Request
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 PERSON = {
     "type": "object",

@@ -20,7 +20,7 @@ from midstream.engines.base import Completion, Constraint, Request
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.lora import save_adapter
 from midstream.engines.vllm import VLLMEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

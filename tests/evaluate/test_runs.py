@@ -8,7 +8,7 @@ import pytest
 
 from midstream.core.errors import RunError
 from midstream.evaluate.runs import find_run, list_runs, load_run, read_rows
-from midstream.learn.run_dir import RunDirectory
+from midstream.learn.run.run_dir import RunDirectory
 
 
 def test_a_run_reads_back(run_dir: Path) -> None:

@@ -15,12 +15,14 @@ from midstream.engines.torch import attention
 from midstream.engines.torch import engine as torch_engine
 from midstream.engines.torch.decoder import Decoder, Projection
 from midstream.engines.torch.lora import Adapter
-from midstream.learn import batch, collect, learner, log_probs, reference, setup
 from midstream.learn.algorithms import FlowGRPO
-from midstream.learn.learner import Learner
+from midstream.learn.data import batch, collect
+from midstream.learn.model import learner, log_probs, reference
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.weights import Weights
+from midstream.learn.run import setup
 from midstream.learn.self_check import run as doctor_run
 from midstream.learn.self_check.rehearsal import Rehearsal
-from midstream.learn.weights import Weights
 from midstream.record import recorder
 from midstream.record.recorder import RoleEngine
 from midstream.rollouts import AgentFlowWorker

@@ -13,7 +13,7 @@ import pytest
 
 from midstream import api
 from midstream.core.errors import TaskError
-from midstream.learn.splits import check_splits
+from midstream.learn.data.splits import check_splits
 from midstream.tasks import file_tasks
 
 QUESTIONS = 8
@@ -116,7 +116,7 @@ def test_training_and_asking_work_beside_a_running_loop(tiny_path: Path, tmp_pat
 
 def test_an_interrupt_while_a_notebook_trains_saves_and_stops(tiny_path: Path, tmp_path: Path) -> None:
     from midstream.core.blocking import run_blocking
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
     class AtStep:
         """Asks the run to stop in its first step, as an interrupt of the kernel does."""

@@ -237,7 +237,7 @@ def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:
     import torch
 
-    from midstream.learn.log_probs import TokenSequence, score
+    from midstream.learn.model.log_probs import TokenSequence, score
 
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.0)):
         policy = make_policy(dtype)

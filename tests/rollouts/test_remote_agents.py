@@ -16,8 +16,8 @@ from midstream.agents.config import FlowConfig
 from midstream.core.errors import EngineError, UserError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.gateway import active
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
+from midstream.gateway.sessions import active
 from midstream.record.recorder import Call, RoleEngine
 from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.rollouts import client as gateway_client

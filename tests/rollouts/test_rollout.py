@@ -185,7 +185,7 @@ def test_a_flow_that_is_cancelled_from_within_fails_its_own_trajectory(make_work
 
 @pytest.mark.parametrize("noted", [3, "text", [1, 2], [{"call": None}], [{"call": 0}]])
 def test_what_a_flow_notes_for_itself_can_always_be_shown(make_worker, attempt, by_role, noted) -> None:
-    from midstream.learn.samples import sample_row
+    from midstream.learn.data.samples import sample_row
 
     @register("notes_turns")
     class NotesTurns(AgentFlowBase):

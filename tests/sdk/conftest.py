@@ -21,7 +21,7 @@ from midstream.engines.chat import load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 MODEL = "smollm2-135m"
 QUESTIONS = ("What is 12 + 30?", "What is 7 * 8?", "What is 90 / 6?")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 if TYPE_CHECKING:
-    from midstream.learn.checks import Check
+    from midstream.learn.self_check.checks import Check
 
 CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
 TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")

@@ -52,7 +52,7 @@ def command(
         if trajectory is not None:
             raise RunError(f"run '{run.name}' has no store.sqlite, so no trajectories")
         return
-    from midstream.learn.prompts import decode_of, new_prompts
+    from midstream.learn.data.prompts import decode_of, new_prompts
     from midstream.record.store import Store
 
     with Store(database, read_only=True) as store:

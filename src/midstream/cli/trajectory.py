@@ -22,7 +22,7 @@ def print_trajectory(
     from rich.markup import escape
 
     from midstream.core.failures import first_traceback
-    from midstream.learn.samples import verdicts_of
+    from midstream.learn.data.samples import verdicts_of
 
     task = trajectory.task
     out.print(f"[bold]{escape(task.question)}[/bold]")

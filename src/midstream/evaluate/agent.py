@@ -16,7 +16,7 @@ from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from midstream.agents.endpoint import AgentEndpoint
-    from midstream.learn.setup import TrainingContext
+    from midstream.learn.run.setup import TrainingContext
 
 PRECISION = ("numerics", "dtype", "device", "model")
 """Settings of `policy` that decide how its numbers are computed."""
@@ -85,7 +85,7 @@ def load_agent(
     Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
     from midstream.engines.torch.compute import submit
     from midstream.engines.torch.numerics import read_recorded
-    from midstream.learn.setup import build
+    from midstream.learn.run.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
     if not source.ours:
@@ -136,7 +136,7 @@ def _as_data(config: TrainConfig | Mapping[str, Any] | str | Path) -> dict[str, 
 
 def find_checkpoint(path: str | Path) -> Path:
     """The newest checkpoint of a run; a checkpoint is itself. Raises `RunError` when there is none."""
-    from midstream.learn.checkpoint import checkpoints
+    from midstream.learn.run.checkpoint import checkpoints
 
     run = Path(path)
     if (run / "state.json").is_file():

@@ -19,7 +19,7 @@ LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
 
 def contents(run_dir: str | Path) -> dict[str, Any]:
     """By name, all of a run that must not depend on how fast it went or how often it was resumed."""
-    from midstream.learn.checkpoint import checkpoints
+    from midstream.learn.run.checkpoint import checkpoints
     from midstream.record.store import Store
 
     run_dir = Path(run_dir)

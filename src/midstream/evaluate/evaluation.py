@@ -20,7 +20,7 @@ from midstream.tasks.row_files import is_task_file
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import TrainingContext
+    from midstream.learn.run.setup import TrainingContext
 
 Progress = Callable[[int, int, float], None]
 """Called with how many attempts are done, of how many, and the tokens sampled a second."""
@@ -122,7 +122,7 @@ async def evaluate_async(
 async def _evaluate(
     parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
 ) -> Row:
-    from midstream.learn.samples import sample_row
+    from midstream.learn.data.samples import sample_row
     from midstream.rewards.summary import summarise
 
     tasks = _chosen(parts, split, n)

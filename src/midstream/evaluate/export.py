@@ -75,9 +75,9 @@ def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dty
     from midstream.engines.models import resolve
     from midstream.engines.torch.checkpoint_files import stored_dtype
     from midstream.engines.torch.decoder import load_decoder
-    from midstream.learn.model_folder import copy_beside, merge_adapters, write_model
-    from midstream.learn.setup import make_weights
-    from midstream.learn.weights import unfused
+    from midstream.learn.model.model_folder import copy_beside, merge_adapters, write_model
+    from midstream.learn.model.weights import unfused
+    from midstream.learn.run.setup import make_weights
 
     base = resolve(config.policy.model)
     if whole:

@@ -15,7 +15,7 @@ from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, response_constraint
 from midstream.gateway.dialects.arguments import is_nothing
 from midstream.gateway.dialects.shared import Body
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 
 
 class HostedTool(Body):

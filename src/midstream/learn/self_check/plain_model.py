@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from midstream.engines.models import no_progress_bars
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.weights import Weights, unfused
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.weights import Weights, unfused
 
 
 @dataclass(frozen=True, slots=True)

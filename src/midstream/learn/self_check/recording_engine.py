@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from midstream.engines.base import Completion, Engine, Request
-from midstream.learn.log_probs import TokenSequence
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.record.recorder import RoleEngine
 
 

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from midstream.engines.torch.attention import merge_prefixes
 from midstream.engines.torch.decoder import Decoder
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.packing import pack_sequences
+from midstream.learn.data.packing import pack_sequences
+from midstream.learn.model.log_probs import TokenSequence
 
 T = TypeVar("T")
 
