@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import pytest
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Constraint, Request
+from midstream.engines.publication import Publication
 from midstream.engines.vllm import VLLMEngine, server
 
 PROMPT = (70, 71, 72)
@@ -276,18 +278,26 @@ def test_a_call_that_is_given_up_is_given_up_there_too(start_vllm, tiny_tokenize
     use(imitation, tiny_tokenizer, act)
 
 
+def publication(folder: Path, version: int, adapter: str = "policy") -> Publication:
+    """One with the file by which an adapter is known."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").touch()
+    return Publication(folder, version, adapter, f"uid {version}")
+
+
 def test_adapters_follow_each_other_and_no_call_spans_two(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(token_s=0.005)
 
     async def act(engine: VLLMEngine) -> None:
         before = asyncio.create_task(engine.generate(request_of(max_tokens=20, seed=1)))
         await asyncio.sleep(0.01)
-        load = asyncio.create_task(engine.load_adapter(tmp_path / "7", 7))
+        load = asyncio.create_task(engine.load_weights(publication(tmp_path / "7", 7)))
         await asyncio.sleep(0)
         after = asyncio.create_task(engine.generate(request_of()))
-        assert [(await one).policy_version for one in (before, after)] == [0, 7]
+        said = [await one for one in (before, after)]
+        assert [(one.policy_version, one.adapter) for one in said] == [(0, ""), (7, "policy")]
         await load
-        await engine.load_adapter(tmp_path / "8", 8)
+        await engine.load_weights(publication(tmp_path / "8", 8))
         assert engine.policy_version == (await engine.generate(request_of())).policy_version == 8
 
     use(imitation, tiny_tokenizer, act)
@@ -298,14 +308,46 @@ def test_adapters_follow_each_other_and_no_call_spans_two(start_vllm, tiny_token
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
 
+def test_adapters_have_names_and_a_republished_version_shares_no_cache(start_vllm, tiny_tokenizer, tmp_path) -> None:
+    imitation = start_vllm()
+    named = publication(tmp_path / "7", 7, "planner")
+
+    async def act(engine: VLLMEngine) -> None:
+        for one in (named, replace(named, uid="again")):
+            await engine.load_weights(one)
+            assert (await engine.generate(request_of())).adapter == engine.adapter == "planner"
+        frozen = engine.frozen()
+        said = await frozen.generate(request_of())
+        assert (said.adapter, said.policy_version) == ("", 0)
+        with pytest.raises(Unsupported, match=r"policy\.adapter"):
+            await engine.load_weights(replace(named, adapter="base"))
+
+    use(imitation, tiny_tokenizer, act)
+    assert [one["model"] for one in imitation.asked] == ["planner", "planner", "base"]
+    assert len({one["cache_salt"] for one in imitation.asked}) == 3
+
+
+def test_tokens_are_scored_at_temperature_1_also_while_calls_are_paused(start_vllm, tiny_tokenizer) -> None:
+    imitation = start_vllm()
+    ids = tiny_tokenizer.encode("one two three")
+
+    async def act(engine: VLLMEngine) -> tuple[float, ...]:
+        async with engine.exclusive():
+            return await engine.score(ids)
+
+    found = use(imitation, tiny_tokenizer, act)
+    expected = [imitation.log_probs(ids[:at], 1.0).get(ids[at], -9.0) for at in range(1, len(ids))]
+    assert found == pytest.approx(expected)
+
+
 def test_an_adapter_that_cannot_be_loaded_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(resets=False)
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)  # a server outside development mode has nothing to reset
+        await engine.load_weights(publication(tmp_path, 1))  # a server outside development mode has nothing to reset
         imitation.adapters = False
         with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-            await engine.load_adapter(tmp_path, 2)
+            await engine.load_weights(publication(tmp_path, 2))
         assert (await engine.generate(request_of())).policy_version == 1
 
     use(imitation, tiny_tokenizer, act)
@@ -317,14 +359,14 @@ def test_after_a_load_that_broke_off_nothing_is_sampled_until_one_succeeds(
     imitation = start_vllm()
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)
+        await engine.load_weights(publication(tmp_path, 1))
         with monkeypatch.context() as away:
             away.setattr(engine._server, "ask", _raises(EngineUnreachable("gone")))
             with pytest.raises(EngineUnreachable):
-                await engine.load_adapter(tmp_path, 2)
+                await engine.load_weights(publication(tmp_path, 2))
         with pytest.raises(EngineError, match="weights are unknown"):
             await engine.generate(request_of())
-        await engine.load_adapter(tmp_path, 3)
+        await engine.load_weights(publication(tmp_path, 3))
         assert (await engine.generate(request_of())).policy_version == 3
 
     use(imitation, tiny_tokenizer, act)

@@ -17,6 +17,7 @@ from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, Constraint, Request
+from midstream.engines.publication import Publication
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.lora import save_adapter
 from midstream.engines.vllm import VLLMEngine
@@ -152,14 +153,16 @@ def test_adapters_swap_under_one_name_and_nothing_of_the_last_one_is_used(real_v
     async def act(engine: VLLMEngine) -> dict[int, Completion]:
         said = {0: await engine.generate(request_of(real_vllm))}
         for version in versions:
-            await engine.load_adapter(tmp_path / str(version), version)
+            await engine.load_weights(Publication(tmp_path / str(version), version))
             said[version] = await engine.generate(request_of(real_vllm))
         # The same folder again, with other weights in it: vLLM itself would not tell the two apart.
         save_adapter(versions[1].adapters(), tmp_path / "2", rank=4, alpha=8.0, base=str(real_vllm.folder))
-        await engine.load_adapter(tmp_path / "2", 3)
+        await engine.load_weights(Publication(tmp_path / "2", 3))
         said[3] = await engine.generate(request_of(real_vllm))
-        with pytest.raises(EngineError, match="No adapter found"):
-            await engine.load_adapter(tmp_path / "nowhere", 4)
+        (tmp_path / "no weights").mkdir()
+        (tmp_path / "no weights" / "adapter_config.json").write_text("{}")
+        with pytest.raises(EngineError):
+            await engine.load_weights(Publication(tmp_path / "no weights", 4))
         assert (await engine.generate(request_of(real_vllm))).policy_version == 3
         return said
 

@@ -15,7 +15,7 @@ import click
 @click.option("--store", help="Where trajectories are kept: a file, or a postgresql:// URL.")
 @click.option("--host", help="Address to listen on; one that others can reach needs keys.")
 @click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
-@click.option("--follow", help="A run directory, each new checkpoint of which becomes the policy.")
+@click.option("--follow", help="A run directory; the weights it publishes become the policy.")
 @click.option("--tool-format", help="How the model writes tool calls, where its template does not tell.")
 def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> int:
     """Serve a model to agents, and record what they do with it as training data.

@@ -125,7 +125,8 @@ class GatewayConfig(Config):
     warning where this machine cannot compute so; without a run it is measured. Set it to the run's where a run learns
     from this gateway's samples without being followed."""
     follow: str | None = None
-    """A run directory: each new checkpoint of it is loaded, and stamped on calls as their `policy_version`."""
+    """A run directory: the weights it publishes are loaded, and calls get their version as `policy_version`.
+    `trainer.publish_every` sets how often a run publishes."""
     tool_format: str | None = None
     """How the model writes tool calls; found out from its chat template when not given."""
     store: str = "gateway.sqlite"

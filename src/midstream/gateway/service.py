@@ -8,10 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from midstream.core import clock
-from midstream.core.errors import NameTaken
+from midstream.core.errors import NameTaken, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
+from midstream.engines.base import PolicyEngine
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import Publication
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
 from midstream.gateway.http.errors import ApiError
@@ -141,6 +143,15 @@ class Gateway:
                 told = f"a group that waits for training is {age} policy versions old"
         if told:
             raise ApiError(429, f"{told}; open trajectories later", code="backpressure", retry_after_s=5)
+
+    async def load_weights(self, publication: Publication) -> None:
+        """Answer from the weights of `publication` from now on. Calls that arrive meanwhile wait.
+
+        Raises `Unsupported` if the engine's weights cannot be replaced."""
+        engine = self.role_engine.engine
+        if not isinstance(engine, PolicyEngine):
+            raise Unsupported(f"{engine.name} takes no weights")
+        await self.update(lambda: engine.load_weights(publication))
 
     async def update(self, swap: Callable[[], Awaitable[None]]) -> None:
         """Change the engine's weights by `swap`: new calls wait, so that none sees two versions."""

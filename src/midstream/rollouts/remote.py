@@ -58,6 +58,7 @@ class RemoteRecorder(Recorder):
             prompt_uid=self.prompt_uid,
             step_index=place.step_index,
             policy_version=reply["policy_version"],
+            adapter=reply.get("adapter", ""),
             metadata={**call.metadata, **({"sampling": reply["sampling"]} if "sampling" in reply else {})},
             role=call.role,
             trainable=role_engine.trainable and bool(reply["response_ids"]),
@@ -74,6 +75,7 @@ class RemoteRecorder(Recorder):
             text=step.text,
             finish_reason=FinishReason(step.finish_reason),
             policy_version=step.policy_version,
+            adapter=step.adapter,
         )
         return step, completion
 
@@ -196,6 +198,7 @@ def _payload(step: Step) -> dict[str, Any]:
         "prompt_uid": step.prompt_uid,
         "step_index": step.step_index,
         "policy_version": step.policy_version,
+        "adapter": step.adapter,
         "temperature": step.temperature,
         "role": step.role,
         "metadata": dict(step.metadata),

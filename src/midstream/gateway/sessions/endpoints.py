@@ -169,6 +169,7 @@ class Endpoints:
             "log_probs": step.rollout_log_probs,
             "stop_reason": str(step.finish_reason),
             "policy_version": step.policy_version,
+            "adapter": step.adapter,
             "step_index": step.step_index,
             **({"message": text} if text else {}),
             **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.blocking import run_blocking
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
+from midstream.engines.base import PolicyEngine
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.config import TrainConfig
@@ -48,8 +50,9 @@ from midstream.learn.run.checkpoint import (
     save_checkpoint,
 )
 from midstream.learn.run.held_out import HeldOut
+from midstream.learn.run.policy_publisher import PolicyPublisher
 from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error
-from midstream.learn.run.setup import build, check_trained_roles
+from midstream.learn.run.setup import build, check_trained_roles, connect_sampler
 from midstream.learn.run.step import take_step
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
@@ -191,8 +194,13 @@ class _Run:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     async def _go(self) -> TrainResult:
+        async with AsyncExitStack() as stack:
+            return await self._train(await connect_sampler(self.config.policy, stack))
+
+    async def _train(self, sampler: PolicyEngine | None) -> TrainResult:
         config = self.config
-        self.context = context = await compute(build, config, self._recorded_numerics(), self.endpoint)
+        recorded = self._recorded_numerics()
+        self.context = context = await compute(build, config, recorded, self.endpoint, sampler=sampler)
         if self.stopping:
             raise KeyboardInterrupt
         check_splits(context.tasks, _needed(config))
@@ -208,8 +216,10 @@ class _Run:
             )
         self._begin(state, resumed=saved is not None)
         status = "failed"
+        self.publisher = PolicyPublisher(context, self.directory)
         self.source = self._open_source(state)
         try:
+            await self.publisher.begin()
             with Store(self.directory / "store.sqlite") as self.store:
                 self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
@@ -217,6 +227,7 @@ class _Run:
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
+                        await self.publisher.after_step(0)
                         reference = await compute(self._reference_weights, config.algorithm.kl.reference)
                         state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
@@ -371,6 +382,7 @@ class _Run:
             str(self.config.policy.model),
             reference,
         )
+        await compute(self.publisher.publish_checkpoint, self._folder(state))
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
@@ -398,12 +410,15 @@ class _Run:
             result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
         except TrainingError as error:
             raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log(result.row)
+        published = await self.publisher.after_step(result.state.step)
+        self._log({**result.row, **published.metrics})
+        published.insist()
         return result.state
 
     def _check(
         self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
     ) -> None:
+        self.publisher.observe([turn.sequence for turn in batch.turns])
         reference = self.config.algorithm.kl.reference
         fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
         kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
