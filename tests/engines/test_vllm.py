@@ -327,19 +327,6 @@ def test_adapters_have_names_and_a_republished_version_shares_no_cache(start_vll
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
 
-def test_tokens_are_scored_at_temperature_1_also_while_calls_are_paused(start_vllm, tiny_tokenizer) -> None:
-    imitation = start_vllm()
-    ids = tiny_tokenizer.encode("one two three")
-
-    async def act(engine: VLLMEngine) -> tuple[float, ...]:
-        async with engine.exclusive():
-            return await engine.score(ids)
-
-    found = use(imitation, tiny_tokenizer, act)
-    expected = [imitation.log_probs(ids[:at], 1.0).get(ids[at], -9.0) for at in range(1, len(ids))]
-    assert found == pytest.approx(expected)
-
-
 def test_an_adapter_that_cannot_be_loaded_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(resets=False)
 

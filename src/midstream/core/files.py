@@ -35,7 +35,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(mode=0o700, parents=True)
+        for parent in reversed([path for path in (temporary, *temporary.parents) if not path.exists()]):
+            parent.mkdir(mode=0o700, exist_ok=True)
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             make_private(path)

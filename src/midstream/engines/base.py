@@ -149,11 +149,6 @@ class PolicyEngine(Engine, Protocol):
         kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
         ...
 
-    async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
-        """Return the log-probability of each of `ids` but the first, at temperature 1, by the weights that calls are
-        sampled from. May be called inside `exclusive`. Raises `Unsupported` if it cannot."""
-        ...
-
     def frozen(self) -> Engine:
         """Return an engine for the same model without its adapter. Raises `Unsupported` if there is none."""
         ...

@@ -113,16 +113,6 @@ class Replicas:
             if len(failures) == len(policies):
                 raise failures[0]
 
-    async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
-        """Return the log-probabilities by the first replica that answers; each has its own `score`."""
-        *others, last = self._policies()
-        for engine in others:
-            try:
-                return await engine.score(ids)
-            except EngineUnreachable:
-                continue
-        return await last.score(ids)
-
     def frozen(self) -> Replicas:
         return Replicas([engine.frozen() for engine in self._policies()], rest_s=self._rest_s, name="frozen")
 

@@ -67,9 +67,6 @@ class ScriptedEngine:
         async with self.exclusive():
             self.policy_version, self.adapter = publication.version, publication.adapter
 
-    async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
-        raise Unsupported(f"{self.name} has no model: its replies are canned")
-
     def frozen(self) -> Engine:
         raise Unsupported(f"{self.name} has no model: its replies are canned")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,7 +27,6 @@ from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.loading import load_checkpoint
 from midstream.engines.torch.numerics import Asked, numerics_of, settle
 from midstream.engines.torch.sampling import sample
-from midstream.engines.torch.scoring import log_probs_of
 from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Grammars, Steering
 
@@ -170,9 +169,6 @@ class TorchEngine:
                 await compute(settle, self.decoder, self._numerics, recorded, required=self._numerics != "auto")
                 self._numerics = None
             self.decoder.version, self.adapter = publication.version, publication.adapter
-
-    async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
-        return await compute(log_probs_of, self.decoder, ids, adapter=bool(self.adapter))
 
     def frozen(self) -> TorchEngine:
         if self.decoder.adapter_rank == 0:

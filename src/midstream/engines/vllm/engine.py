@@ -10,7 +10,6 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from enum import Enum
 from typing import Any
@@ -23,7 +22,7 @@ from midstream.engines.grammar import check
 from midstream.engines.pause import Pause
 from midstream.engines.publication import Publication
 from midstream.engines.vllm.server import Refused, Server
-from midstream.engines.vllm.wire import Response, Top, body_of, prompt_log_probs, with_images
+from midstream.engines.vllm.wire import Response, body_of, prompt_log_probs, with_images
 
 LOWEST_TEMPERATURE = 0.01
 """vLLM's minimum for temperatures other than 0."""
@@ -152,11 +151,6 @@ class VLLMEngine:
             if error.status != 404:  # the path exists in development mode only
                 raise
 
-    async def score(self, ids: Sequence[int]) -> tuple[float, ...]:
-        if len(ids) >= self.context_length:
-            raise Unsupported(f"{self.name}: {len(ids)} tokens and the one that scoring samples do not fit the context")
-        return tuple((await self._scores(ids, ids[1:], 0))[0])
-
     def frozen(self) -> VLLMEngine:
         """Return an engine for the server's base model, which it serves beside the adapter."""
         return VLLMEngine(
@@ -245,13 +239,14 @@ class VLLMEngine:
 
     async def _score(self, request: Request, response: Response) -> None:
         """Replace the reported log-probabilities by those of the same tokens as a prompt, at temperature 1."""
-        whole = (*request.prompt_ids, *response.ids)
-        response.log_probs, response.top = await self._scores(whole, response.ids, request.top_log_probs)
-
-    async def _scores(self, ids: Sequence[int], last: Sequence[int], top: int) -> tuple[list[float], list[Top]]:
-        """Return the log-probabilities of `last`, the end of `ids`, and the `top` likeliest tokens at each."""
-        body: dict[str, Any] = {"prompt": list(ids), "prompt_logprobs": top, "max_tokens": 1, "temperature": 0}
-        return prompt_log_probs(await self._server.ask("/v1/completions", body | self._weights()), last, top)
+        body: dict[str, Any] = {
+            "prompt": [*request.prompt_ids, *response.ids],
+            "prompt_logprobs": request.top_log_probs,
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        answer = await self._server.ask("/v1/completions", body | self._weights())
+        response.log_probs, response.top = prompt_log_probs(answer, response.ids, request.top_log_probs)
 
 
 def _salt(*weights: object) -> str:

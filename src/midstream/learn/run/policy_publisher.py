@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,20 +19,19 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from midstream.core.errors import EngineError, EngineUnreachable, RunError, TrainingError, Unsupported
+from midstream.core.errors import EngineError, RunError, TrainingError, Unsupported
 from midstream.engines.base import PolicyEngine
 from midstream.engines.publication import FOLDER, Publication, Publisher
 from midstream.engines.torch.compute import compute
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.model.reference import base_reference
-from midstream.learn.run.canary import Canary, Finding, Verdict, choose, mismatch_on, samplers_of, scores
+from midstream.learn.run.canary import Canary, Finding, Reported, Verdict, ask, choose, mismatch, samplers_of
 from midstream.learn.run.checkpoint import is_disk_error, link_weights
 from midstream.learn.run.run_dir import RunDirectory
 from midstream.learn.run.setup import TrainingContext
 
 _log = logging.getLogger(__name__)
 CANARY = "canary.json"
-"""File of the run directory with the canary's sequences and noise, so that a resumed run judges by the same."""
+"""File of the run directory with the canary's prefixes and noise, so that a resumed run judges by the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class PolicyPublisher:
         self._version: int | None = None
         """The version published last by this process."""
         self._canary: Canary | None = None
-        self._sequences: tuple[tuple[int, ...], ...] = ()
+        self._prefixes: list[tuple[int, ...]] = []
         """The canary's, from when a batch is known until the canary can be calibrated with them."""
         self._weights_before: dict[str, Tensor] = {}
         """The weights published last, until there is a canary."""
@@ -82,9 +82,9 @@ class PolicyPublisher:
         (await self.publish()).insist()
 
     def observe(self, sequences: Sequence[TokenSequence]) -> None:
-        """Take the canary's sequences from the first batch that the run learns from."""
+        """Take the canary's prefixes from the first batch that the run learns from."""
         if self._remote and self._canary is None:
-            self._sequences = choose(sequences)
+            self._prefixes = choose(sequences)
 
     async def after_step(self, step: int) -> Published:
         """Publish the weights after a training step, if that is due."""
@@ -108,14 +108,14 @@ class PolicyPublisher:
         publication = await compute(self._write, version, write)
         if not self._remote:
             return Published({"publish_s": time.perf_counter() - began})
-        if self._canary is None and self._sequences:
+        if self._canary is None and self._prefixes:
             await self._calibrate()
         try:
             await self._engine.load_weights(publication)
         except (EngineError, Unsupported) as error:
             raise RunError(
                 f"the sampler could not load policy version {version}: {error}",
-                f"the server must be able to read '{publication.folder}'; then continue with --resume",
+                f"see that the server runs and can read '{publication.folder}', then continue with --resume",
             ) from None
         findings = await self._judge()
         if self._canary is None:
@@ -140,14 +140,14 @@ class PolicyPublisher:
     async def _calibrate(self) -> None:
         """Make the canary. The sampler still has the weights published last: where it differs from the learner under
         those is the mismatch that the canary must allow for."""
-        sequences = self._sequences
-        before = await compute(self._by_learner, sequences, self._weights_before)
-        mismatches = [mismatch_on(found, before) for found in (await self._by_samplers(sequences)).values()]
+        prefixes = self._prefixes
+        before = await compute(self._by_learner, prefixes, self._weights_before)
+        mismatches = [mismatch(reported, before) for reported in (await self._by_samplers(prefixes)).values()]
         if not mismatches:
             return
         noise = max(mismatches)
-        self._directory.write_json(CANARY, {"noise": noise, "sequences": sequences})
-        self._canary, self._weights_before = Canary(sequences, noise, before), {}
+        self._directory.write_json(CANARY, {"noise": noise, "prefixes": prefixes})
+        self._canary, self._weights_before = Canary(prefixes, noise, before), {}
 
     async def _read_canary(self) -> None:
         """Restore the canary of a resumed run. Which weights the sampler has now is not known, unless it was started
@@ -158,19 +158,19 @@ class PolicyPublisher:
                 _log.warning("there is no '%s': whether the sampler takes updates is not checked", path)
             return
         saved = json.loads(path.read_text(encoding="utf-8"))
-        sequences = tuple(tuple(ids) for ids in saved["sequences"])
-        self._canary = Canary(sequences, saved["noise"], await compute(self._by_base, sequences))
+        base = await compute(self._learner.next_token_log_probs, saved["prefixes"], adapter=False)
+        self._canary = Canary(saved["prefixes"], saved["noise"], base.numpy())
 
     async def _judge(self) -> dict[str, Finding]:
         """Judge each sampler that answers, by its name."""
         canary = self._canary
         if canary is None:
             return {}
-        heard = await self._by_samplers(canary.sequences)
-        new = await compute(self._by_learner, canary.sequences)
-        findings = canary.judge(new, list(heard.values()))
+        reported = await self._by_samplers(canary.prefixes)
+        new = await compute(self._by_learner, canary.prefixes)
+        findings = canary.judge(new, list(reported.values()))
         self._report(findings, canary.noise)
-        return dict(zip(heard, findings, strict=True))
+        return dict(zip(reported, findings, strict=True))
 
     def _report(self, findings: Sequence[Finding], noise: float) -> None:
         """Log the first of consecutive publications that the canary cannot decide on."""
@@ -178,36 +178,28 @@ class PolicyPublisher:
         self._undecided = self._undecided + 1 if open_ones else 0
         if self._undecided == 1:
             _log.warning(
-                "canary undecidable at policy version %s: the update moves the canary's tokens by %.2g nats, and "
+                "canary undecidable at policy version %s: the update moves log-probabilities by %.2g nats, and "
                 "sampler and learner differ by %.2g with equal weights",
                 self._version,
                 max(finding.update for finding in open_ones),
                 noise,
             )
 
-    async def _by_samplers(self, sequences: Sequence[Sequence[int]]) -> dict[str, list[np.ndarray]]:
-        """Return the log-probabilities by each sampler that answers; one that does not loads the weights later."""
-        found: dict[str, list[np.ndarray]] = {}
+    async def _by_samplers(self, prefixes: Sequence[Sequence[int]]) -> dict[str, Reported]:
+        """Return the answers of each sampler; one that cannot answer now loads the weights before its next call."""
+        found: dict[str, Reported] = {}
         samplers = samplers_of(self._engine)
         for sampler in samplers:
             try:
-                found[_name(sampler, samplers)] = await scores(sampler, sequences)
-            except EngineUnreachable as error:
+                found[_name(sampler, samplers)] = await ask(sampler, prefixes)
+            except EngineError as error:
                 _log.warning("the canary cannot ask %s: %s", sampler.name, error)
         return found
 
-    def _by_learner(
-        self, sequences: Sequence[Sequence[int]], weights: Mapping[str, Tensor] | None = None
-    ) -> list[np.ndarray]:
-        """Return the learner's log-probabilities under its weights, or under `weights`."""
-        if weights is not None:
-            with self._learner.weights.swapped(weights):
-                return self._by_learner(sequences)
-        return _split(self._learner.policy_outputs(_scored(sequences)).log_probs, sequences)
-
-    def _by_base(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        base = base_reference(self._learner.decoder)
-        return _split(self._learner.reference_log_probs(base, _scored(sequences)), sequences)
+    def _by_learner(self, prefixes: Sequence[Sequence[int]], weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
+        """Return the learner's next-token log-probabilities under its weights, or under `weights`."""
+        with nullcontext() if weights is None else self._learner.weights.swapped(weights):
+            return self._learner.next_token_log_probs(prefixes).numpy()
 
 
 def _metrics(findings: Sequence[Finding]) -> dict[str, float]:
@@ -226,13 +218,3 @@ def _metrics(findings: Sequence[Finding]) -> dict[str, float]:
 def _name(sampler: PolicyEngine, samplers: Sequence[PolicyEngine]) -> str:
     alike = [other for other in samplers if other.name == sampler.name]
     return sampler.name if len(alike) == 1 else f"{sampler.name} ({alike.index(sampler) + 1})"
-
-
-def _scored(sequences: Sequence[Sequence[int]]) -> list[TokenSequence]:
-    """`sequences`, all of whose tokens but the first are scored."""
-    return [TokenSequence(tuple(ids[:1]), tuple(ids[1:])) for ids in sequences]
-
-
-def _split(log_probs: Sequence[float], sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    ends = np.cumsum([len(ids) - 1 for ids in sequences])
-    return np.split(np.array(log_probs), ends[:-1])
