@@ -81,7 +81,7 @@ test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
 
 test-vllm: $(READY) $(VLLM)/.ready
-	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway tests/learn
 
 wheel: $(READY)
 	rm -f dist/*.whl

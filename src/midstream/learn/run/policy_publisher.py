@@ -146,7 +146,7 @@ class PolicyPublisher:
         if not mismatches:
             return
         noise = max(mismatches)
-        self._directory.write_json(CANARY, {"noise": noise, "prefixes": prefixes})
+        self._directory.write(CANARY, json.dumps({"noise": noise, "prefixes": prefixes}) + "\n")
         self._canary, self._weights_before = Canary(prefixes, noise, before), {}
 
     async def _read_canary(self) -> None:
