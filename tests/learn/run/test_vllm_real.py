@@ -1,4 +1,4 @@
-"""`midstream train` with a real vLLM server as its sampler: adapters are published after each step, under the canary."""
+"""`midstream train` with a real vLLM server as its sampler: an adapter is published after each step, and judged."""
 
 from __future__ import annotations
 
