@@ -94,6 +94,7 @@ def _show(result: Result) -> None:
 @command.command(name="list")
 def list_command() -> None:
     """The sandboxes this machine has, the safest first. `auto` takes the first that is here."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console
@@ -103,5 +104,6 @@ def list_command() -> None:
     for heading in ("name", "runs", "here"):
         table.add_column(heading, overflow="fold")
     for backend in asyncio.run(backends()):
-        table.add_row(backend.name, backend.runs, "yes" if backend.available else f"no: {backend.reason}")
+        here = "yes" if backend.available else escape(f"no: {backend.reason}")
+        table.add_row(backend.name, backend.runs, here)
     console().print(table)
