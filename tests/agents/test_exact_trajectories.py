@@ -105,7 +105,7 @@ def rolled(request: pytest.FixtureRequest, parts: TrainingContext) -> list[Traje
     return roll(parts, request.param)
 
 
-def test_trajectories_take_several_turns_with_tools_that_answer_and_tools_that_fail(rolled: list[Trajectory]) -> None:
+def test_trajectories_have_several_turns_with_successful_and_failed_tools(rolled: list[Trajectory]) -> None:
     assert all(trajectory.status is Status.COMPLETED for trajectory in rolled)
     assert all(len(trajectory.steps) >= 3 for trajectory in rolled)
     for trajectory in rolled[::2]:
@@ -125,13 +125,15 @@ def test_prompts_of_a_trajectory_extend_each_other_token_for_token(
         assert [step.is_last for step in trajectory.steps] == [False] * (len(trajectory.steps) - 1) + [True]
 
 
-def test_ids_spell_the_text_that_was_read(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_token_ids_decode_to_the_recorded_text(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     for step in (step for trajectory in rolled for step in trajectory.steps):
         assert parts.tokenizer.text_of(step.response_ids) == step.text
         assert parts.tokenizer.decode(step.prompt_ids) == parts.tokenizer.template(step.messages, open_reply=True)
 
 
-def test_log_probabilities_are_found_again(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_the_learner_reproduces_the_recorded_log_probabilities(
+    parts: TrainingContext, rolled: list[Trajectory]
+) -> None:
     tolerance = TOLERANCE[str(parts.decoder.dtype).removeprefix("torch.")]
     for adapter in (True, False):
         steps = [s for t in rolled for s in t.steps if (s.role != "verifier") == adapter]
@@ -153,7 +155,7 @@ def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: TrainingConte
     assert spoke == {"planner", "verifier", "generator"}
 
 
-def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_responses_of_other_roles_do_not_change_the_gradient(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     rewarded = [replace(t, reward=float(place % 2)) for place, t in enumerate(rolled)]
     groups = [rewarded[:4], rewarded[4:]]
 
@@ -180,7 +182,7 @@ def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolle
     assert batch(heard).turns != plain.turns
 
 
-def test_a_deterministic_rollout_repeats_to_the_bit_whatever_the_tools_take(
+def test_a_deterministic_rollout_is_bitwise_repeatable_for_any_tool_latency(
     parts: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(trajectories: list[Trajectory]) -> list[Any]:

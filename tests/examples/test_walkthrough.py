@@ -61,7 +61,7 @@ def rolled_out(gateway: tuple[str, Path]) -> tuple[str, Path]:
     return gateway
 
 
-def test_the_flows_on_the_page_are_the_examples() -> None:
+def test_the_flows_in_the_docs_equal_the_examples() -> None:
     (shown,) = re.findall(r'(@register\("my_agent_flow"\).*?)```', PAGE, re.DOTALL)
     assert shown.strip() in FLOWS
     listed = (ROOT / "examples" / "walkthrough" / "agent_flow_config.yaml").read_text(encoding="utf-8")

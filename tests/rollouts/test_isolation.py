@@ -29,7 +29,7 @@ def spoken(trajectory: Trajectory) -> set[str]:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tasks=st.integers(1, 4), members=st.integers(1, 3), concurrency=st.integers(1, 12), in_order=st.booleans())
-def test_trajectories_hold_their_own_words_only(make_worker, tasks, members, concurrency, in_order) -> None:
+def test_trajectories_contain_only_their_own_text(make_worker, tasks, members, concurrency, in_order) -> None:
     worker = make_worker(whispering, rules=("analysis", "executor"))
     manager = AgentFlowManager(worker, concurrency=concurrency, in_order=in_order)
     drawn = [Task(id=str(place), prompt=f"What of secret-{place}-99?") for place in range(tasks)]
@@ -43,7 +43,7 @@ def test_trajectories_hold_their_own_words_only(make_worker, tasks, members, con
             assert [step.step_index for step in trajectory.steps] == list(range(len(trajectory.steps)))
 
 
-def test_a_real_model_answers_each_as_if_it_were_alone(make_policy, make_worker, by_role) -> None:
+def test_a_real_model_answers_each_trajectory_as_if_alone(make_policy, make_worker, by_role) -> None:
     """With real caches and slots: the same trajectory, whoever else is there and whoever was there before."""
     policy = make_policy("bfloat16", slots=2)
     worker = make_worker(by_role(), role_engines={"policy": policy.role_engine}, rules=("analysis", "executor"))

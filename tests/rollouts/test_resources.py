@@ -82,7 +82,7 @@ def test_resources_are_closed_when_the_rollout_is_cancelled(worker, attempt) -> 
     assert events == CLOSED
 
 
-def test_a_resource_that_does_not_close_is_logged_and_costs_nothing(worker, attempt, caplog) -> None:
+def test_a_resource_that_fails_to_close_is_logged(worker, attempt, caplog) -> None:
     made = asyncio.run(worker.run(attempt(ends="badly")))
     assert (made.status, made.answer) == (Status.COMPLETED, "done")
     assert events == CLOSED

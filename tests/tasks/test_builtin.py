@@ -52,7 +52,7 @@ def answer_from(task, values):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "direct"])
-def test_the_plan_finds_the_answer(name):
+def test_the_demonstration_finds_the_answer(name):
     taskset = load(name, seed=7)
     tasks = [task for split in SPLITS for task in take(taskset, split, 300 if split == "train" else 100)]
     assert len(tasks) > 400

@@ -31,7 +31,7 @@ def run(folder: Path, program: str, *words: str) -> str:
     return done.stdout
 
 
-def test_it_is_the_installed_package(folder: Path) -> None:
+def test_the_installed_package_is_used(folder: Path) -> None:
     where = run(folder, "python", "-c", "import midstream; print(midstream.__file__)")
     assert "site-packages" in where
 
@@ -49,7 +49,7 @@ def test_a_model_is_pulled_and_a_shipped_config_trained_by_name(folder: Path) ->
     assert (folder / "runs/quickstart/report.html").is_file()
 
 
-def test_an_agent_of_ones_own_trains(folder: Path) -> None:
+def test_a_custom_agent_trains(folder: Path) -> None:
     shutil.copy(EXAMPLE, folder)
     assert "finished: runs/own_agent/report.html" in run(folder, "python", EXAMPLE.name)
     assert "<|im_start|>user" in run(folder, "midstream", "show", "own_agent", "train-000001-0000-00")

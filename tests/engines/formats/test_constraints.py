@@ -136,7 +136,9 @@ def test_a_forced_call_in_object_notation_is_valid(special: bool, tokenizer_like
         check(tokenizer, [FLAT], "get_weather", False, seed)
 
 
-def test_what_object_notation_cannot_enforce_is_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_schemas_that_object_notation_cannot_enforce_are_refused(
+    tokenizer_like: Callable[..., ChatTokenizer], tools
+) -> None:
     with pytest.raises(Unsupported, match=r"parameter move\.to cannot be enforced"):
         tokenizer_like("gemma4").format.constraint(tools, "move", True)
     with pytest.raises(Unsupported, match="Python notation"):
@@ -161,7 +163,7 @@ def test_a_forced_harmony_call_may_follow_an_analysis(
 
 
 @pytest.mark.skipif(cached("smollm2-135m") is None, reason="SmolLM2 has not been fetched")
-def test_smollm2_can_be_held_to_a_call(tools) -> None:
+def test_smollm2_can_be_constrained_to_a_call(tools) -> None:
     folder = cached("smollm2-135m")
     assert folder is not None
     tokenizer = load_tokenizer(folder)
@@ -169,7 +171,7 @@ def test_smollm2_can_be_held_to_a_call(tools) -> None:
         check(tokenizer, tools, "required", False, seed)
 
 
-def test_a_thinking_model_may_think_before_it_must_call(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_a_thinking_model_can_think_before_a_forced_call(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
     call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     for tokens in ((), HERMES_TAGS):
         for template, begun in (("qwen3", "<think>\n"), ("qwen3_thinking", "")):
@@ -184,7 +186,7 @@ def test_a_thinking_model_may_think_before_it_must_call(tokenizer_like: Callable
             assert takes(tokenizer, forced, call) == takes(tokenizer, as_json, "{}") == bool(begun)
 
 
-def test_only_required_and_named_choices_hold_a_reply(tiny_tokenizer: ChatTokenizer, tools) -> None:
+def test_only_required_and_named_tool_choices_constrain_a_reply(tiny_tokenizer: ChatTokenizer, tools) -> None:
     chat_format = tiny_tokenizer.format
     assert chat_format.constraint(tools, "auto", True) is chat_format.constraint(tools, "none", True) is None
     with pytest.raises(Unsupported, match="names 'get_wether'"):
@@ -209,7 +211,7 @@ def test_a_response_format_is_json_of_its_schema(tiny_tokenizer: ChatTokenizer) 
             response_constraint(chat_format, wrong)
 
 
-def test_what_xml_cannot_enforce_is_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_schemas_that_xml_cannot_enforce_are_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
     parameters = {"type": "object", "properties": {"day": {"type": "string", "pattern": "^[0-9]+$"}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     with pytest.raises(Unsupported, match=r"'pattern' of the parameter f\.day"):

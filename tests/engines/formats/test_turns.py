@@ -146,7 +146,7 @@ def test_a_result_continues_the_sampled_call(template: str, tokenizer_like: Call
 
 
 @pytest.mark.parametrize("template", TURNS)
-def test_the_history_is_written_as_it_was_sampled(template: str, tokenizer_like: Callable[..., ChatTokenizer]) -> None:
+def test_history_is_rendered_as_it_was_sampled(template: str, tokenizer_like: Callable[..., ChatTokenizer]) -> None:
     tokens, text, follows = TURNS[template]
     tokenizer = tokenizer_like(template, *tokens, special=True, end=tokens[0])
     result: Message = {"role": "tool", "tool_call_id": "call_0", "content": "21"}
@@ -163,7 +163,7 @@ KEEPS_THOUGHTS = {"glm4_7": False, "ministral": True, "qwen3": False, "glm4_5": 
 
 
 @pytest.mark.parametrize(("template", "kept"), KEEPS_THOUGHTS.items())
-def test_a_thought_of_an_earlier_turn_stays_only_where_the_template_keeps_it(
+def test_earlier_thoughts_are_kept_only_if_the_template_keeps_them(
     template: str, kept: bool, tokenizer_like: Callable[..., ChatTokenizer]
 ) -> None:
     tokens = TURNS[template][0]
@@ -185,7 +185,7 @@ def test_a_thought_of_an_earlier_turn_stays_only_where_the_template_keeps_it(
     assert (delta is not None) == kept  # a prompt never holds a thought that the template would have dropped
 
 
-def test_a_result_finds_its_call_by_its_id(tokenizer_like: Callable[..., ChatTokenizer]) -> None:
+def test_results_are_matched_to_calls_by_id(tokenizer_like: Callable[..., ChatTokenizer]) -> None:
     def call(name: str, uid: str) -> dict[str, Any]:
         return {"id": uid, "type": "function", "function": {"name": name, "arguments": "{}"}}
 

@@ -223,7 +223,7 @@ print(found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_of_the_machine_is_readable(backend: str, tmp_path: Path) -> None:
+def test_files_of_the_machine_are_not_readable(backend: str, tmp_path: Path) -> None:
     project = Path(__file__).resolve()
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
@@ -328,7 +328,7 @@ def test_processes_left_behind_end_with_the_call(backend: str) -> None:
     assert sleeping == 0
 
 
-def test_a_session_uses_no_processor_between_its_calls() -> None:
+def test_a_session_uses_no_cpu_between_calls() -> None:
     """A thread that goes on after its call is frozen with the interpreter."""
 
     async def work(sandbox: Sandbox) -> tuple[float, Result]:

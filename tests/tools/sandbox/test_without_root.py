@@ -44,7 +44,7 @@ print(json.dumps(asyncio.run(main())))
 """
 
 
-def test_the_same_holds_without_root() -> None:
+def test_limits_hold_without_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("the other tests run without root already")
     environment = {
