@@ -1,4 +1,4 @@
-"""What the planner writes becomes an action, or a message that says what to write instead."""
+"""Planner text is parsed to an action, or to a message with the expected format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def actions(draw, name: str | None = None) -> NextStep:
     else:
         arguments = draw(st.dictionaries(st.sampled_from(["amount", "rate", "x"]), values, max_size=3))
         if len(arguments) == 1 and isinstance(next(iter(arguments.values())), str):
-            # A lone text is written without its name, which only a tool of one argument gives back.
+            # A single text argument is written without its name, which only a tool with one parameter restores.
             arguments["y"] = 1
     fields = {field: draw(lines) for field in ("justification", "context", "sub_goal")}
     return NextStep(tool=name, arguments=arguments, **fields)

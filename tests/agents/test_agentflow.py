@@ -1,4 +1,4 @@
-"""The four modules around their memory: who speaks when, what each hears, and when the loop ends."""
+"""The four modules and their memory: order of calls, prompts, and when the loop ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def roles(trajectory: Trajectory) -> list[str]:
 
 
 def asked(trajectory: Trajectory) -> list[str]:
-    """What each step heard last."""
+    """The last message of each step's prompt."""
     return [step.messages[-1]["content"] for step in trajectory.steps]
 
 

@@ -1,4 +1,4 @@
-"""Agents that get the URL of a model and nothing else: flows, programs, and all the ways in which they end."""
+"""Black-box agents, as flows and as programs: recording, environment, errors and timeouts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print("answer:", len(said))
 
 @pytest.fixture
 def run(make_policy: Any, attempt: Callable[..., Attempt]) -> Callable[..., Trajectory]:
-    """Runs a flow once, before the model `tiny` or another role engine."""
+    """Run a flow once with the model `tiny` or another role engine."""
 
     def one(name: str, role_engine: RoleEngine | None = None, *, timeout_s: float = 60.0, **more: Any) -> Trajectory:
         worker = AgentFlowWorker(
@@ -197,7 +197,7 @@ def test_a_timeout_kills_the_program_and_its_children(run, script, tmp_path: Pat
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within a minute; one that nobody has asked after yet has ended too."""
+    """Return whether the process ends within a minute; a zombie counts as ended."""
     for _ in range(600):
         try:
             os.kill(pid, 0)
@@ -212,7 +212,7 @@ def gone(pid: int) -> bool:
 
 @register("grading_for_black_box")
 class Grading(BlackBoxAgentFlowBase):
-    """A flow that grades its agent itself, as its trajectory's owner."""
+    """A flow that grades its own trajectory with the owner token."""
 
     async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
         agent, owner = ({"Authorization": f"Bearer {t}"} for t in (self.address.token, self.address.owner_token))
@@ -286,7 +286,7 @@ def test_the_gsm8k_agent_runs_before_a_real_model(run) -> None:
 
 @register("two_questions_for_black_box")
 class TwoQuestions(BlackBoxAgentFlowBase):
-    """Asks two things at the same time, on the Anthropic API."""
+    """Makes two concurrent calls with the Anthropic API."""
 
     async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str:
         from anthropic import AsyncAnthropic
@@ -335,7 +335,7 @@ def test_concurrent_agents_have_separate_trajectories(make_policy, tmp_path: Pat
 
 
 def test_a_rollouts_trajectories_need_their_token(run, tiny_tokenizer) -> None:
-    """What a rollout's trajectories are called can be guessed."""
+    """The uids of a rollout's trajectories can be guessed."""
     answers: list[tuple[str, int]] = []
 
     @register("locked_out_for_black_box")
@@ -368,7 +368,7 @@ def test_a_rollouts_trajectories_need_their_token(run, tiny_tokenizer) -> None:
 
 
 def test_a_token_is_valid_for_its_own_trajectory_only(make_policy, tmp_path: Path) -> None:
-    """Two agents at once: one tries the other's address with its own token."""
+    """Two concurrent agents: one tries the other's address with its own token."""
     seen: list[tuple[str, str]] = []
     refused: list[int] = []
 

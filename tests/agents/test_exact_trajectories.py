@@ -1,7 +1,7 @@
-"""Whole trajectories of the four-module agent with tools, sampled by a real model: exact tokens, right masks.
+"""Whole trajectories of the four-module agent with tools, sampled by a real model: exact tokens and masks.
 
-What half of the planners say is put into the sampler's mouth, as `tiny` would never call a tool of its own accord; all
-computation, log-probabilities included, is the engine's.
+The text of half of the planners is forced during sampling, because `tiny` would never call a tool; everything else,
+including log-probabilities, is computed by the engine.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def config_for(model: Path, dtype: str, **roles: Any) -> TrainConfig:
 
 
 def stirred(parts: TrainingContext) -> TrainingContext:
-    """`parts` with a model in which positions matter and the adapter is not zero."""
+    """`parts` with larger random weights, so that positions matter, and a non-zero adapter."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         parts.decoder.final_norm.mul_(8)
@@ -64,7 +64,7 @@ def stirred(parts: TrainingContext) -> TrainingContext:
 
 
 PLANS = ("calculator: 12 * 3", "calculator: 36 -", "calculator: 36 + 1")
-"""What guided planners say, turn by turn: a good call, a bad one, the last."""
+"""Text of guided planners by turn: a valid call, an invalid one, the last."""
 
 
 def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> list[Trajectory]:

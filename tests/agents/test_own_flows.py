@@ -1,4 +1,4 @@
-"""Flows as the documents write them, with nothing changed but the import line."""
+"""Flows from the seed documents, unchanged except for the import line."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_gateway_helpers_sample_and_compute_the_reward(make_worker, by_role,
 
 
 class Bare(AgentFlowBase):
-    """A flow to call the helpers of from outside."""
+    """A flow whose gateway helpers are called by the tests."""
 
     async def run(self, sampling_params: Any, **kwargs: Any) -> int:
         return 0

@@ -1,4 +1,4 @@
-"""Flows by name: registered in code, listed in YAML, or named by where they are."""
+"""Flows by name: registered in code, listed in YAML, or given by import path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong, by the command line: exit code 2, one message with what to do, nothing half-written."""
+"""Wrong input on the command line: exit code 2, one message with a hint, and no partial files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config that would train, in the working directory."""
+    """A valid training config in the working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "good.yaml"
     path.write_text(yaml.safe_dump(SETTINGS).replace("MODEL", str(tiny_path)))
@@ -37,7 +37,7 @@ def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """`midstream train` with overrides must refuse; returns its message."""
+    """Assert that `midstream train` refuses these overrides; return its message."""
 
     def call(*overrides: object, command: str = "train") -> str:
         before = sorted(config.parent.rglob("*"))
@@ -239,8 +239,8 @@ def test_eval_and_ask_name_missing_input(config: Path, tmp_path: Path, capsys: p
 
 
 def test_a_full_disk_gives_one_message_and_the_run_can_be_resumed(config: Path, tmp_path: Path) -> None:
-    # A limit on the size of a file is what a disk that fills up looks like, and needs no rights: adapters are below
-    # this one, the state of their optimizer is above.
+    # A file size limit acts like a full disk and needs no privileges: adapters are below this limit, the state of their
+    # optimizer is above it.
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); "
     script = limited + "from midstream import cli; cli.main(sys.argv[1:])"
     command = ["train", str(config), f"trainer.run_dir={tmp_path}/run", "trainer.max_steps=2"]

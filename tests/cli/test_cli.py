@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, where, and the code it exits with."""
+"""The command line: output, streams and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`midstream doctor --training` with a config: what it checks, and what it refuses."""
+"""`midstream doctor --training` with a config: its checks and its errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream import cli
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config that would train, alone in the working directory."""
+    """A valid training config, alone in the working directory."""
     monkeypatch.chdir(tmp_path)
     settings = {
         "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 2}},

@@ -1,4 +1,4 @@
-"""Training on the screen: a live table on a terminal, plain lines in a log."""
+"""Progress of training: a live table on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 

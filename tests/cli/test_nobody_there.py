@@ -1,4 +1,4 @@
-"""Commands that need somebody who is not there say who, and what to do."""
+"""Commands that need a server or store name it when it is missing, with a hint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def nobody() -> str:
-    """An address where nothing listens."""
+    """URL on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Code of the user's under the command line: what raises is shown and kept, and what a task says reaches the flow."""
+"""User code run by the command line: exceptions are shown and stored, task metadata reaches the flow."""
 
 from __future__ import annotations
 

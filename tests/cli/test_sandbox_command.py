@@ -1,4 +1,4 @@
-"""`midstream sandbox`: runs a file, prints what came of it, and exits with 0 only for `ok`."""
+"""`midstream sandbox`: runs a file, prints the result, and exits with 0 only for `ok`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.tools.sandbox import bubblewrap, interpreter
 
 @pytest.fixture
 def here() -> str:
-    """A backend of this machine."""
+    """An available backend."""
     import asyncio
 
     from midstream.tools.sandbox import backends

@@ -1,4 +1,4 @@
-"""`midstream store`: what a store holds, and what is done to it from the command line."""
+"""`midstream store`: statistics, export, import, curation and pruning from the command line."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def test_stats_show_the_cost_of_branches(tmp_path: Path, capsys: pytest.CaptureF
             asyncio.run(store.trajectories.append(step, "train"))
     assert run(["store", "stats", str(path)]) == 0
     told = capsys.readouterr().out
-    # A step that goes on from 5 + 2 tokens takes those over.
+    # A step that extends 5 + 2 tokens reuses them.
     assert "changed_system_prompt: 1 calls, 5 tokens" in told and "template: 1 calls, 9 tokens" in told

@@ -14,7 +14,7 @@ from midstream.core.blocking import run_blocking
 
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests run in the background and a shell had it ignored."""
+    """Make SIGINT raise KeyboardInterrupt, even if a shell ignores it for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -48,7 +48,7 @@ def test_exceptions_are_raised_in_the_caller() -> None:
 
 
 class Job:
-    """Runs until it is stopped; interrupts the main thread once it runs."""
+    """Interrupts the main thread when it starts, and runs until it is stopped."""
 
     def __init__(self) -> None:
         self.stopped, self.ended = False, ""
@@ -69,7 +69,7 @@ class Job:
 
 
 def in_a_cell(job: Job, **options: object) -> str:
-    """Run `job` as synchronous code inside a loop does, without asyncio's own handling of Ctrl-C."""
+    """Run `job` from synchronous code inside a loop, without asyncio's own handling of Ctrl-C."""
     loop = asyncio.new_event_loop()
 
     async def cell() -> str:

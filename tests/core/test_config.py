@@ -1,4 +1,4 @@
-"""Configs: strict, overridable from the command line, with errors that say what to write."""
+"""Configs: strict validation, overrides, and errors with hints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be a secret is not in what is saved; everything else is, unchanged."""
+"""Possible secrets are removed from saved settings; everything else is unchanged."""
 
 import pytest
 

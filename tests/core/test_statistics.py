@@ -1,4 +1,4 @@
-"""Intervals against published values and their own definition."""
+"""Confidence intervals against published values and their definitions."""
 
 from __future__ import annotations
 

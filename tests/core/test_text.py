@@ -1,4 +1,4 @@
-"""Text from outside: valid Unicode where it enters, harmless where it is shown."""
+"""External text becomes valid Unicode on input and is escaped for display."""
 
 import pytest
 from hypothesis import given

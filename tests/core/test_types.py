@@ -1,4 +1,4 @@
-"""The data every room passes on holds together."""
+"""Invariants of the shared data types, sampling settings and seeds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_lists_of_ids_become_tuples() -> None:
 @given(prompt=st.integers(0, 5), response=st.integers(0, 5), trainable=st.booleans(), known=st.booleans())
 def test_only_sampled_tokens_of_trainable_steps_carry_loss(prompt, response, trainable, known) -> None:
     step = Step(
-        prompt_ids=(0,) * prompt,  # the padding id of many models: never mistaken for padding
+        prompt_ids=(0,) * prompt,  # the padding id of many models; not treated as padding
         response_ids=(0,) * response,
         rollout_log_probs=(-1.0,) * response if known else None,
         trainable=trainable,

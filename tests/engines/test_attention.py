@@ -1,4 +1,4 @@
-"""Sequences that share a beginning share its computation, and nothing else."""
+"""Sequences with a common prefix share its computation, and nothing else."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ LONG_AND_SHORT = [PREFIX, [*PREFIX[:90], *range(200, 250)], [7, 8, 9]]
 
 
 def attended(dtype: torch.dtype = torch.float32, queries: Rows = ANY) -> list[torch.Tensor]:
-    """What the tokens of `LONG_AND_SHORT` attend to, and the gradients of queries, keys and values."""
+    """Attention output of `LONG_AND_SHORT`, and the gradients of queries, keys and values."""
     tree = merge_prefixes(LONG_AND_SHORT)
     generator = torch.Generator().manual_seed(1)
     n = len(tree.tokens)
@@ -79,7 +79,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def long_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Filled with the queries of each long chain that `long_attention` is given."""
+    """List that records the queries of each long chain passed to `long_attention`."""
     given: list[int] = []
     compute = attention.long_attention
 
@@ -108,7 +108,7 @@ def test_a_long_chain_in_pieces_gives_identical_bits(
 
 
 def test_tokens_without_influence_on_the_loss_have_no_gradient(small_pieces: None) -> None:
-    """Backward leaves out pieces of queries without a gradient, and nothing else."""
+    """The backward pass skips only pieces of queries without a gradient."""
     tree = merge_prefixes([PREFIX])
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(len(tree.tokens), heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))

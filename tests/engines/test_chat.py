@@ -1,4 +1,4 @@
-"""Conversations become token ids once; what continues them is added, never encoded again."""
+"""Conversations are encoded once; continuations are appended, never encoded again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder is read as transformers reads it, or refused with one line that says why."""
+"""Checkpoint folders load like in transformers, or are refused with a one-line reason."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_embeddings_are_tied_as_transformers_ties_them(
     config = json.loads(path.read_text())
     del config["tie_word_embeddings"]
     path.write_text(json.dumps(config if declared is None else {**config, "tie_word_embeddings": declared}))
-    if not declared and len(kept) == 1:  # transformers fills what is missing with random numbers
+    if not declared and len(kept) == 1:  # transformers fills missing weights with random numbers
         assert "lacks" in refused(folder)
         return
     ours = logits_of(load_decoder(folder, torch.float32), IDS)
@@ -225,7 +225,7 @@ def test_a_window_of_the_context_length_is_ignored(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     del config["sliding_window"]
     path.write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    assert "sliding-window attention (4096 of 8192 tokens)" in refused(tmp_path)  # what a Mistral has by default
+    assert "sliding-window attention (4096 of 8192 tokens)" in refused(tmp_path)  # the default of Mistral
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "OwnForCausalLM"])

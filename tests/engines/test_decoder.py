@@ -1,4 +1,4 @@
-"""The decoder gives what Hugging Face's own models give, and peft reads the adapters it saves."""
+"""The decoder computes the same as Hugging Face's models, and peft loads the adapters it saves."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_hugging_face(kind: str, folder: Path) -> Any:
-    """A small model of that kind with every weight random, saved to `folder`."""
+    """Save a small model of that kind with random weights to `folder`."""
     import transformers
 
     name, changes = KINDS[kind]
@@ -66,7 +66,7 @@ def save_hugging_face(kind: str, folder: Path) -> Any:
         model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for weight in model.parameters():
-                # As they come, norms are one, biases zero and everything else too small to matter.
+                # By default norms are one, biases zero and all other weights too small to matter.
                 weight.copy_(torch.randn_like(weight) * (0.25 if weight.dim() == 2 else 0.5))
                 if weight.dim() == 1:
                     weight.add_(1.0)
@@ -119,7 +119,7 @@ def test_unsupported_models_are_refused(tmp_path: Path) -> None:
 
 
 def stirred(decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = (), last_layers: int | None = None) -> Decoder:
-    """`decoder` with an adapter whose B is not zero."""
+    """`decoder` with a non-zero adapter."""
     decoder.add_adapters(rank, 2.5 * rank, seed=5, targets=targets, last_layers=last_layers)
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Sampling settings are honoured exactly, and a call that ends badly ends alone."""
+"""Sampling settings are applied exactly, and a failing call does not affect others."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_failed_forward_pass_fails_its_calls_and_the_next_call_works(make_poli
 
 
 def test_a_cancelled_call_does_not_affect_others(make_policy) -> None:
-    """Its slot goes to the next trajectory only when nothing writes to it any more."""
+    """Its slot is reused only after the last write to it."""
     policy = make_policy(slots=2)
     engine, prompt = policy.engine, policy.tokenizer.encode("Which city has more people?")
 
@@ -156,7 +156,7 @@ def test_a_cancelled_call_does_not_affect_others(make_policy) -> None:
         engine.leave("given up")
         later = await asyncio.gather(engine.generate(call("later", 30)), steady)
         engine.leave("later")
-        # The engine is not busy with what nobody waits for.
+        # The engine does not work on cancelled calls.
         async with asyncio.timeout(60), engine.exclusive():
             return later
 
@@ -184,7 +184,7 @@ def test_a_cancelled_call_stops_decoding_and_frees_its_slot(make_policy) -> None
         await give_up(running)
         sampled = engine.tokens_sampled
         async with engine.exclusive():
-            # One step was on its way.
+            # One decoding step was already running.
             assert engine.tokens_sampled <= sampled + 1
             assert len(engine._slots) == 0
             waiting = call()
@@ -229,7 +229,7 @@ def test_a_call_waiting_for_a_slot_does_not_block_others(make_policy) -> None:
 
 
 def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_policy, tiny_tokenizer) -> None:
-    """One trajectory waits for the policy while another waits for the frozen model: both go on."""
+    """One trajectory waits for the policy while another waits for the frozen model: both proceed."""
     from midstream.engines.torch.engine import TorchEngine
 
     policy = make_policy(deterministic=True)

@@ -1,4 +1,4 @@
-"""What the engine reports of a token is what the learner finds, to the bit, however the token was computed."""
+"""The engine's log-probabilities equal the learner's bit for bit, however a token was computed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Turn = tuple[tuple[int, ...], Completion]
 
 
 def converse(policy, sessions: Sequence[str], temperature: float = 1.0, turns: int = 2) -> dict[str, list[Turn]]:
-    """Conversations held at the same time, each by its own seeds; later turns go on from what was sampled."""
+    """Run concurrent conversations with their own seeds; later turns extend the sampled replies."""
 
     async def one(session: str) -> list[Turn]:
         number = int(session.split()[1])
@@ -51,7 +51,7 @@ def test_learner_and_engine_log_probabilities_are_identical(make_policy, dtype, 
     held = converse(policy, ["s 1", "s 2", "s 5"], temperature)
     turns = [turn for conversation in held.values() for turn in conversation]
     assert largest_difference(policy, turns, temperature) == 0
-    # One at a time no prefix is shared, and a second turn is computed whole where the engine went on from its cache.
+    # Alone, no prefix is shared, and a second turn is computed completely, while the engine extended its cache.
     assert max(largest_difference(policy, [turn], temperature) for turn in turns) == 0
     other = 0.7 if temperature == 1.0 else 1.0
     assert largest_difference(policy, turns, other) > 0.1
@@ -62,7 +62,7 @@ def test_a_second_turn_computes_only_new_tokens(make_policy, dtype) -> None:
     policy = make_policy(dtype, numerics="exact")
     ((first, answer), (second, _)) = converse(policy, ["s 3"])["s 3"]
     assert second[: len(first) + len(answer.ids)] == first + answer.ids
-    # The last token sampled was never run: it goes with the new part of the prompt.
+    # The last sampled token has not been computed yet: it is part of the new prompt.
     assert policy.engine.tokens_prefilled == len(first) + len(second) - (len(first) + len(answer.ids) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Exactness, invariance, resume and self-checks hold under every instruction set that oneDNN can be held to here. It
+"""Exactness, invariance, resume and self-checks hold under every instruction set that oneDNN supports here. It
 reads its setting once, when it is loaded: so each runs in a process of its own."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HELD = ("", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2")
-"""Values of ONEDNN_MAX_CPU_ISA; the empty one is all that the processor has."""
+"""Values of ONEDNN_MAX_CPU_ISA; the empty one means everything the processor supports."""
 CHOSEN = (
     "tests/engines/test_exactness.py::test_learner_and_engine_log_probabilities_are_identical",
     "tests/engines/test_exactness.py::test_a_call_gives_the_same_result_alone_and_in_a_batch_of_sixteen",

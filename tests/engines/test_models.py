@@ -1,4 +1,4 @@
-"""Model names become directories that hold a causal model, whole or not at all."""
+"""Model names resolve to directories with a complete causal model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A role may be spoken by any server of chat completions; one that fails costs the call and says why."""
+"""Any chat completions server can answer for a role; a failing server fails the call with its reason."""
 
 from __future__ import annotations
 

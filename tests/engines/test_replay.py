@@ -1,4 +1,4 @@
-"""What was recorded is answered again to the letter; what was not is named."""
+"""Recorded calls are replayed exactly; unrecorded ones are errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_replayed_answers_match_their_calls(tiny_tokenizer, tmp_path: Path) -> N
     held = replace(CALL, constraint=Constraint(kind="regex", grammar="a+"))
     answers = record(path, tiny_tokenizer, [CALL, other, CALL, held])
     assert replay(path, held, other, CALL, CALL) == [answers[3], answers[1], answers[0], answers[2]]
-    # Who asks does not matter, and neither does whether the likeliest tokens are wanted.
+    # Neither the session nor a request for top log-probabilities matters.
     (said,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
     assert said == replace(answers[0], top_log_probs=())
 

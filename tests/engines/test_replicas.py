@@ -1,4 +1,4 @@
-"""Sessions stay where they are while their replica answers, and go elsewhere while it does not."""
+"""Sessions stay with their replica while it answers, and move to others while it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.engines.scripted import ScriptedEngine
 
 
 class Replica(ScriptedEngine):
-    """Says its own name; while `down`, it cannot be reached (after so many tokens)."""
+    """Replies with its name; while `down`, it is unreachable (after that many tokens)."""
 
     def __init__(self, tokenizer, name: str, version: int = 0) -> None:
         super().__init__(tokenizer, name, name=name, policy_version=version, context_length=100 + version)
@@ -71,7 +71,7 @@ def test_sessions_of_a_failed_replica_are_spread_and_others_stay(parts) -> None:
     replicas = Replicas(parts, rest_s=60)
     before = [said.text for said in ask(replicas, *SESSIONS)]
     parts[0].down = 0
-    # Found out once, then left alone.
+    # Detected once, then skipped.
     ask(replicas, SESSIONS[before.index("north")])
     parts[0].asked.clear()
     after = [said.text for said in ask(replicas, *SESSIONS)]

@@ -1,4 +1,4 @@
-"""Tokens come with the frequencies they should, and each draw belongs to its seed."""
+"""Sampled tokens have the right frequencies, and each draw depends on its seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(logits: torch.Tensor, n: int = DRAWS, **sampling) -> tuple[torch.Tensor
 
 
 def chi_square(tokens: torch.Tensor, expected: torch.Tensor) -> float:
-    """Pearson's statistic over the tokens that can come; infinite when another one came."""
+    """Pearson's statistic over the possible tokens; infinite if an impossible one was drawn."""
     counts = torch.bincount(tokens, minlength=len(expected)).double()
     if counts[expected == 0].any():
         return math.inf
@@ -79,7 +79,7 @@ def test_cuts_keep_top_tokens_and_do_not_change_log_probabilities(cut, kept: lis
 
 
 def test_penalties_change_logits_like_vllm() -> None:
-    """Worked out by hand from vLLM's `apply_penalties`: repetition first, for what stands in prompt or response."""
+    """Computed by hand from vLLM's `apply_penalties`: repetition first, for tokens in prompt or response."""
     logits = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0, 1.2])
     params = SamplingParams(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
     found = penalise(logits, params, prompt=[0, 1, 1], said=[4, 5, 5])

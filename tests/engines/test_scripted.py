@@ -1,4 +1,4 @@
-"""A scripted engine says what it was told to, when it was told to."""
+"""A scripted engine returns canned replies with the configured latency."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_reply_is_cut_at_the_calls_limits(tiny_tokenizer) -> None:
     assert (exact.ids, exact.finish_reason) == (ids, FinishReason.LENGTH)
     stopped = ask(engine, stop=("three",))
     assert stopped.text.endswith("three") and stopped.finish_reason is FinishReason.STOP
-    # What stands after the cut cannot stop it.
+    # Text after the cut cannot stop it.
     assert ask(engine, stop=("four",), max_tokens=1).finish_reason is FinishReason.LENGTH
 
 

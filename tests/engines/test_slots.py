@@ -1,4 +1,4 @@
-"""Calls of one session run side by side, and each conversation finds its own computation again."""
+"""Calls of one session run concurrently, and each conversation reuses its own cache."""
 
 from __future__ import annotations
 

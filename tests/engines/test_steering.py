@@ -1,4 +1,4 @@
-"""A response keeps to its grammar, and the log-probabilities stay the model's own."""
+"""Responses satisfy their grammar, and log-probabilities stay the model's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-# Free to, a model of random weights writes white space to the end.
+# If allowed, a model with random weights writes white space until the limit.
 SCHEMA = Constraint(kind="json_schema", grammar=json.dumps(PERSON | {"x-guidance": {"whitespace_flexible": False}}))
 DATE = Constraint(kind="regex", grammar=r"[0-9]{4}-[0-9]{2}")
 SUM = Constraint(kind="lark", grammar='start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]{1,3}/')

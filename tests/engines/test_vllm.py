@@ -1,5 +1,4 @@
-"""The vLLM engine asks for exactly what was meant, believes nothing that does not add up, and swaps adapters between
-calls."""
+"""The vLLM engine sends exact requests, rejects inconsistent responses, and swaps adapters between calls."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ def request_of(**settings: Any) -> Request:
 
 
 def use(imitation, tokenizer, act: Callable[[VLLMEngine], Awaitable[T]], **settings: Any) -> T:
-    """`act` with an engine connected to `imitation`, whose list of calls begins after that."""
+    """Run `act` with an engine connected to `imitation`, whose list of calls starts after connecting."""
 
     async def go() -> T:
         engine = await VLLMEngine.connect(imitation.url, tokenizer, **settings)
@@ -123,7 +122,7 @@ SCORED = {
 def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
     start_vllm, tiny_tokenizer, mode: str, again: bool
 ) -> None:
-    """What the server reports where that is so; what it gives the same tokens as a prompt where it is not."""
+    """Those reported by the server where they are right, else those it computes for the same tokens as a prompt."""
     imitation = start_vllm(mode=mode)
     for settings in (SCORED if again else TRUE_AT)[mode]:
         if "constraint" in settings:
@@ -293,7 +292,7 @@ def test_no_call_spans_two_adapters(start_vllm, tiny_tokenizer, tmp_path: Path) 
     use(imitation, tiny_tokenizer, act)
     loaded = [f"policy={tmp_path / version}" for version in ("7", "8")]
     assert imitation.loaded == [loaded[0], "reset", loaded[1], "reset"]
-    # The salt keeps each version out of what another left in the prefix cache.
+    # The salt keeps versions apart in the prefix cache.
     assert [one["model"] for one in imitation.asked] == ["base", "policy", "policy"]
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
@@ -302,7 +301,7 @@ def test_an_adapter_that_fails_to_load_changes_nothing(start_vllm, tiny_tokenize
     imitation = start_vllm(resets=False)
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)  # a server outside development mode has nothing to reset
+        await engine.load_adapter(tmp_path, 1)  # a server outside development mode cannot be reset
         imitation.adapters = False
         with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             await engine.load_adapter(tmp_path, 2)
@@ -347,7 +346,7 @@ def test_another_server_or_a_missing_model_is_a_config_error(start_vllm, chat_se
 
 
 def test_log_probabilities_are_never_above_zero_in_the_imitation(start_vllm) -> None:
-    """The tests above believe it."""
+    """The tests above rely on it."""
     imitation = start_vllm()
     for temperature in (0.5, 1.0, 2.0):
         true = imitation.log_probs([1, 2, 3], temperature)

@@ -1,4 +1,4 @@
-"""A real vLLM server gives the tokens and log-probabilities that Midstream's own decoder finds, adapters included."""
+"""A real vLLM server returns the tokens and log-probabilities of Midstream's own decoder, adapters included."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ SCHEMA = {
 
 
 def test_every_kind_of_constraint_is_satisfied(real_vllm) -> None:
-    # Asked for nothing in particular, so small a model may write white space to the end.
+    # Without further constraints, so small a model may write white space until the limit.
     prompt_ids = real_vllm.tokenizer.render([{"role": "user", "content": 'Answer with {"animal": "cat", "legs": 4}.'}])
     schema = Constraint(kind="json_schema", grammar=json.dumps(SCHEMA))
     said = ask(real_vllm, prompt_ids=prompt_ids, constraint=schema, temperature=0.0, max_tokens=60)
@@ -154,7 +154,7 @@ def test_adapters_swap_under_one_name_without_stale_caches(real_vllm, tmp_path: 
         for version in versions:
             await engine.load_adapter(tmp_path / str(version), version)
             said[version] = await engine.generate(request_of(real_vllm))
-        # The same folder again, with other weights in it: vLLM itself would not tell the two apart.
+        # The same folder with other weights: vLLM itself would not distinguish them.
         save_adapter(versions[1].adapters(), tmp_path / "2", rank=4, alpha=8.0, base=str(real_vllm.folder))
         await engine.load_adapter(tmp_path / "2", 3)
         said[3] = await engine.generate(request_of(real_vllm))

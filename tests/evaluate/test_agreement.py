@@ -1,4 +1,4 @@
-"""Two runs agree when everything but their speed is the same."""
+"""Comparison of two runs: everything except timings must agree."""
 
 from __future__ import annotations
 

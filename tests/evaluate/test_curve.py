@@ -1,4 +1,4 @@
-"""The picture of a run: drawn from its files, in any state they are in."""
+"""The learning curve, drawn from a run's files in any state."""
 
 from __future__ import annotations
 

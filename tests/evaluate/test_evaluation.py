@@ -1,4 +1,4 @@
-"""Evaluating and asking a run that was really trained: the weights are the checkpoint's, the numbers the trainer's."""
+"""Evaluating and asking a trained run: weights of its checkpoint, results equal to the trainer's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from midstream.rewards.summary import failure_reasons, summarise
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
-    """A run directory inside `runs`: a few large steps, so that what the model says has changed."""
+    """A run in the folder `runs`, trained with a few large steps so that its responses change."""
     root = tmp_path_factory.mktemp("evaluated")
     settings: dict[str, Any] = {
         "name": "first",

@@ -1,4 +1,4 @@
-"""What training made, as others take it: transformers and peft load it and give the policy's own log-probabilities."""
+"""Exported policies: transformers and peft load them and compute the policy's log-probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from midstream.rewards import component
 
 @component("even_ids")
 def even_ids(steps: Sequence[Step]) -> float:
-    """The share of even token ids: something that a model of random weights can learn."""
+    """Share of even token ids, which a model with random weights can learn."""
     ids = [token for step in steps for token in step.response_ids]
     return sum(token % 2 == 0 for token in ids) / len(ids)
 
@@ -44,7 +44,7 @@ def trained(folder: Path, tiny_path: Path, tuning: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
-    """A folder of two runs: `lora` and `full`, whose policies have moved."""
+    """A folder with two trained runs, `lora` and `full`."""
     folder = tmp_path_factory.mktemp("runs")
     for tuning in ("lora", "full"):
         trained(folder, tiny_path, tuning)
@@ -68,7 +68,7 @@ def theirs(model: Any) -> torch.Tensor:
 
 
 def load_theirs(folder: Path) -> Any:
-    """The model in `folder` as transformers loads it, which must want for nothing."""
+    """Load the model in `folder` with transformers; no weight may be missing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
@@ -147,7 +147,7 @@ def test_a_failed_export_leaves_no_folder(runs: Path, tmp_path: Path) -> None:
 
 
 class Hub:
-    """Stands in for the client of a hub that takes what it is given."""
+    """Replaces the hub's client; accepts every upload."""
 
     pushed: list[tuple[Any, ...]] = []
 

@@ -1,4 +1,4 @@
-"""The report of a run: one file, complete, and safe to open whatever a model wrote."""
+"""The report of a run: one complete file that is safe to open, whatever a model wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run directories read back, whatever state the run was left in."""
+"""Reading run directories in any state."""
 
 from __future__ import annotations
 

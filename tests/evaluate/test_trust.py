@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else is data: what its config would run, it does not run until it is trusted."""
+"""The config of a checkpoint from elsewhere runs no code unless it is trusted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
 
 @pytest.fixture
 def theirs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A checkpoint that lies outside `runs/`, with a config that was changed; where one works is a module to import."""
+    """A checkpoint outside `runs/` with a changed config, and an importable module in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "evil.py").write_text(EVIL)

@@ -1,4 +1,4 @@
-"""The examples run as a user runs them, finish, and what they train gets better."""
+"""The examples run as scripts, finish, and increase their reward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module", params=["own_agent", "own_tasks"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The run directory of an example, and what it printed."""
+    """The run directory and output of an example."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(EXAMPLES / f"{request.param}.py")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last in a kernel, and what it trains gets better."""
+"""The notebook runs from the first to the last cell, and its agent improves."""
 
 from __future__ import annotations
 

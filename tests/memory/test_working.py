@@ -1,4 +1,4 @@
-"""The memory of a trajectory: everything said, in order, within its budget."""
+"""Working memory: all exchanges in order, within a token budget."""
 
 from __future__ import annotations
 

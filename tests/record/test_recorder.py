@@ -1,4 +1,4 @@
-"""A trajectory's calls as exact tokens: each prompt goes on from the recorded one, or says why it does not."""
+"""A trajectory's calls as exact tokens: each prompt extends a recorded one, or has a branch reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEN = SamplingParams(max_tokens=10)
 
 
 class Scripted:
-    """An engine that says what it is told to, each text in tokens as odd as `spell` makes them."""
+    """Returns canned replies, tokenized by `spell`."""
 
     speaks_tokens, policy_version, context_length, name = True, 3, 4096, "scripted"
 
@@ -123,7 +123,7 @@ def test_edited_history_starts_a_branch_with_its_reason(recorder, tiny_tokenizer
 
 
 def test_extending_a_step_before_an_edited_turn_is_a_branch(recorder, tiny_tokenizer) -> None:
-    """The second turn was shortened afterwards: only the first one's tokens are kept, and that is counted."""
+    """The second turn was shortened afterwards: only the first turn's tokens are reused, and the branch is counted."""
     says = role_engine(tiny_tokenizer, "first", "second", "third")
     opening = [SYSTEM, user("one")]
     longer = [*opening, assistant("first"), user("a very long result")]

@@ -1,4 +1,4 @@
-"""What goes wrong with a database: it is no store, of another version, out of reach, or full; in words that help."""
+"""Database errors (not a store, another version, unreachable, full) are reported with hints."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_store_of_schema_1_is_migrated_and_usable(tmp_path: Path) -> None:
         assert step.metadata == {"x": float("-inf")}
         assert [one.ended_at is None for one in store.trajectories.recorded()] == [False, False, True, True]
 
-        store.trajectories.discard_from(2)  # what a resumed run does, and then
+        store.trajectories.discard_from(2)  # as a resumed run does
         store.trajectories.begin(
             "train-000002-0000-00", "p", Task(id="t", prompt="q"), "train", train_step=2, group_size=1
         )
@@ -172,7 +172,7 @@ def test_a_failed_migration_leaves_the_store_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
-        connection.execute("DROP INDEX trajectories_by_prompt")  # which comes to light half way
+        connection.execute("DROP INDEX trajectories_by_prompt")  # discovered halfway
     before = dump(path)
     with pytest.raises(RunError, match="no such index"):
         Store(path)
@@ -260,7 +260,7 @@ def test_postgresql_errors_while_recording_are_explained_and_acknowledged_data_s
 
     with Store(postgresql_database) as store:
         store.trajectories.append_sync(a_step("u", 0))
-        # The server raises what it would on a full disk.
+        # The server raises the error of a full disk.
         admin("""
             CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'No space left on device'; END $$
@@ -269,7 +269,7 @@ def test_postgresql_errors_while_recording_are_explained_and_acknowledged_data_s
         with pytest.raises(RunError, match=r"no room left to record into: .*\n.*free disk space"):
             store.trajectories.append_sync(a_step("u", 1))
         admin("DROP TRIGGER fails ON steps")
-        # Connections that the server ended are made anew.
+        # Connections closed by the server are reopened.
         admin("""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE pid <> pg_backend_pid() AND datname = current_database()

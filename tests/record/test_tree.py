@@ -1,4 +1,4 @@
-"""The token tree under any conversation: each prompt is the recorded tokens and a delta, or it says why it is not."""
+"""The token tree for any conversation: each prompt extends recorded tokens by a delta, or has a branch reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def say(recorder: Recorder, tokenizer: ChatTokenizer, reply: str, messages: list
 
 
 def told(step: Step, tokenizer: ChatTokenizer) -> Message:
-    """The reply as a client hands it back: calls parsed, their arguments written anew."""
+    """The reply as a client sends it back: calls parsed, arguments re-serialized."""
     reply = tokenizer.format.read(step.text, step.tools)
     message: Message = {"role": "assistant", "content": reply.content}
     if reply.tool_calls:
@@ -73,7 +73,7 @@ def test_every_prompt_extends_its_parent_or_has_a_branch_reason(
     tiny_tokenizer: ChatTokenizer, moves: list[tuple[str, str, int]]
 ) -> None:
     recorder = a_recorder()
-    histories: list[tuple[list[Message], Any]] = []  # each ends where the agent may speak again
+    histories: list[tuple[list[Message], Any]] = []  # each ends where the agent may reply again
     for number, (move, reply, pick) in enumerate(moves):
         messages, tools = histories[pick % len(histories)] if histories else ([{"role": "user", "content": "0"}], TOOLS)
         expected = "" if histories and len(messages) > 1 else None
@@ -132,7 +132,7 @@ def test_differently_formatted_arguments_are_the_same_call(tiny_tokenizer: Any) 
     ],
 )
 def test_differently_formatted_numbers_are_the_same_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
-    """As JavaScript writes them, which has one type of number."""
+    """As JavaScript serializes them, which has one number type."""
     recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
     call = f'<tool_call>\n{{"name": "add", "arguments": {sampled}}}\n</tool_call>'
     message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
@@ -189,7 +189,7 @@ def test_rendered_prompts_are_reused_for_identical_conversations_only(tiny_token
 
 
 def test_a_line_that_changes_per_request_does_not_start_a_new_root(tiny_tokenizer: ChatTokenizer) -> None:
-    """The prompt keeps the tokens of the line as it was first."""
+    """The prompt keeps the tokens of the line's first version."""
 
     def conversation(number: int, *rest: Any) -> list[Any]:
         line = f"x-anthropic-billing-header: cc_version=2.1; cch={number};\n"

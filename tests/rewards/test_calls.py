@@ -1,4 +1,4 @@
-"""A reward function costs at most its own trajectory: late, raising, leaving, or cut off from what it asks."""
+"""A failing reward function (slow, raising, exiting, or without its service) affects only its own trajectory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_sync_components_run_concurrently() -> None:
     together = threading.Barrier(8)
 
     def waits_for_the_others() -> float:
-        together.wait(timeout=30)  # breaks, and so raises, unless all eight are inside
+        together.wait(timeout=30)  # raises unless all eight are waiting at the barrier
         return 1.0
 
     assert [one.reward for one in scored(waits_for_the_others, *map(an_attempt, range(8)))] == [1.0] * 8
@@ -204,7 +204,7 @@ def test_an_unreachable_judge_never_gives_a_reward(error: Exception | None) -> N
 
 
 class Answered(Exception):
-    """As `requests.HTTPError` and `httpx.HTTPStatusError` are: with the response."""
+    """Has the response as an attribute, like `requests.HTTPError` and `httpx.HTTPStatusError`."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -212,7 +212,7 @@ class Answered(Exception):
 
 
 class RequestException(Answered):
-    """Named as the base class of `requests`."""
+    """Has the name of the base class of `requests`."""
 
 
 @pytest.mark.parametrize(

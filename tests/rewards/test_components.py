@@ -1,4 +1,4 @@
-"""The built-in components, one by one, and how a component of one's own is found."""
+"""The built-in components, and how custom components are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The total is the declared arithmetic, its parts sit on the steps, and one bad trajectory costs only itself."""
+"""The total is the declared arithmetic, its parts are on the steps, and a failure affects only its trajectory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people said of a trajectory becomes reward, and where they said nothing there is none."""
+"""User feedback becomes reward; without feedback there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graders say right for what is right however it is written, and never for an answer that merely contains it."""
+"""Graders accept a correct answer in any notation, and reject text that merely contains it."""
 
 from __future__ import annotations
 

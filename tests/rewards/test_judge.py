@@ -1,4 +1,4 @@
-"""A model scores outcomes: by a rubric or in pairs, once for each answer, and an outage is never a 0."""
+"""A model as judge: by rubric or in pairs, each answer once; an outage is never a 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right grade by kind of reference: an equal answer in any wrapping scores 1, a different one 0."""
+"""Grades by kind of reference: an equal answer in any wrapping scores 1, a different one 0."""
 
 from __future__ import annotations
 

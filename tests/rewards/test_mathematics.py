@@ -1,4 +1,4 @@
-"""math_verify compares mathematics, and lives through expressions that never end."""
+"""math_verify compares mathematics, and survives expressions whose evaluation never ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of people's feedback orders answers as they did, and is a component by name."""
+"""The preference model reproduces the order of feedback, and is available as a component."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class GraphSettings(Config):
 
 @register("graph_for_rollouts")
 class Graph(AgentFlowBase):
-    """Asks the nodes that its settings name, one after the other."""
+    """Calls the nodes named in its settings, in order."""
 
     settings = GraphSettings
 

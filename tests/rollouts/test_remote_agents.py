@@ -1,4 +1,4 @@
-"""Flows that run here and are answered by a gateway elsewhere, over a network that loses what it carries."""
+"""Flows that run against a remote gateway over an unreliable network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Losing(httpx.AsyncBaseTransport):
-    """Carries each request to the gateway and loses the first `lost` answers to the same one."""
+    """Delivers each request to the gateway and drops the first `lost` responses to it."""
 
     def __init__(self, lost: int) -> None:
         self._inner, self._lost = httpx.AsyncHTTPTransport(), lost
@@ -49,7 +49,7 @@ class Losing(httpx.AsyncBaseTransport):
 
 
 class Refusing(httpx.AsyncBaseTransport):
-    """Answers 429 so many times before it lets a request through."""
+    """Answers 429 a number of times before it delivers a request."""
 
     def __init__(self, times: int) -> None:
         self._inner, self.left = httpx.AsyncHTTPTransport(), times
@@ -83,7 +83,7 @@ def roll_out(client: GatewayClient) -> list[Trajectory]:
 
 
 def test_lost_answers_are_repeated_and_counted_once(start: Start) -> None:
-    # Every answer would be another one, were a call made twice.
+    # A repeated call would give a different answer.
     said = iter(f"It is {number}." for number in range(100))
     served = start(lambda request: next(said))
     transport = Losing(lost=2)
@@ -248,7 +248,7 @@ def test_an_abandoned_call_is_not_the_answer_to_the_next_one(start: Start, monke
                 RemoteRecorder("t", "p", seed=1, client=losing),
                 RoleEngine(RemoteEngine(), None, True),
             )
-            with pytest.raises(TimeoutError):  # it is recorded, its answer lost, and nobody waits for another
+            with pytest.raises(TimeoutError):  # it is recorded, its answer is lost, and the caller has stopped waiting
                 await asyncio.wait_for(recorder.call(role_engine, call("One?")), 10)
             recorder._client = plain  # pyright: ignore[reportPrivateUsage]
             step, _ = await recorder.call(role_engine, call("Two?"))

@@ -1,4 +1,4 @@
-"""What a flow holds is closed with its trajectory, however that ends."""
+"""Resources of a flow are closed when its trajectory ends, fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def sandbox(name: str, fails: bool = False) -> AsyncIterator[str]:
     try:
         yield name
     finally:
-        await asyncio.sleep(0)  # closing takes awaits, also while the trajectory is cancelled
+        await asyncio.sleep(0)  # closing awaits, even while the trajectory is being cancelled
         events.append(f"close {name}")
         if fails:
             raise OSError("the disk is gone")

@@ -1,4 +1,4 @@
-"""Whatever happens inside one trajectory costs that one its status, and no other anything."""
+"""Failures of one trajectory become its status and do not affect others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from midstream.rollouts import AgentFlowManager, groups_of
 
 @register("test_broken")
 class Broken(AgentFlowBase):
-    """Raises outside `run`: in its constructor, or in what it says of itself."""
+    """Raises outside `run`: in its constructor or in `metadata`."""
 
     def __init__(self, session: Any, config: Any = None) -> None:
         super().__init__(session, config)
@@ -39,7 +39,7 @@ class Broken(AgentFlowBase):
 
 @register("test_moody")
 class Moody(AgentFlowBase):
-    """Does what its task says."""
+    """Behaves as its task requests."""
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         step = await self.chat([{"role": "user", "content": self.task.question}], sampling_params=sampling_params)
@@ -122,7 +122,7 @@ def test_concurrency_limits_running_trajectories(make_worker) -> None:
 
 
 def test_a_slow_tool_delays_no_other_trajectory(make_worker) -> None:
-    """Each of twenty tools returns only when all twenty run at the same time."""
+    """Each of twenty tools returns only once all twenty are running."""
     from midstream.tools import tool
 
     everybody = threading.Barrier(20, timeout=30)

@@ -1,4 +1,4 @@
-"""A flow with a toolset that is plain JSON schemas: no Python function, opened and closed with the trajectory."""
+"""A flow with a toolset defined by JSON schemas alone, opened and closed with the trajectory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPECS = (
 
 
 class Railway:
-    """A toolset with a life: it books only while it is open."""
+    """A toolset with a lifetime: it books only while it is open."""
 
     def __init__(self, specs: Sequence[ToolSpec] = SPECS) -> None:
         self.specs, self.events = specs, list[str]()
@@ -66,7 +66,7 @@ class Railway:
 
 @pytest.fixture
 def traveller(make_worker, by_role, attempt):
-    """Makes a trajectory of a flow that makes `calls`."""
+    """Run a flow that makes `calls`; return its trajectory."""
 
     def run(toolset: Railway, *calls: tuple[str, Any], **flow: Any) -> Trajectory:
         @register("traveller_for_toolsets")

@@ -1,4 +1,4 @@
-"""A package of its own keeps tables, migrations and leases in a database, and changes nothing outside itself."""
+"""A toy package keeps tables, migrations and leases in the database without changes outside itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECOND = Schema("toy", noted_entries.metadata, 2, {2: _add_note})
 
 
 class Gathered:
-    """Entries of one transaction, written together."""
+    """Collects the entries of one transaction and writes them together."""
 
     flushes = 0
 
@@ -59,7 +59,7 @@ class Gathered:
 
 
 class Journal:
-    """Appends to a run while holding its lease."""
+    """Appends entries to a run while holding its lease."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.leases = database, Leases(database)
@@ -90,14 +90,14 @@ def test_only_the_newest_holder_of_a_lease_can_write(journal: Journal, monkeypat
     assert first is not None and journal.leases.acquire("toy/run", "second", 10) is None
     journal.append(first, "one")
     now[0] += 11
-    journal.append(first, "two")  # late, but nobody else has taken it
+    journal.append(first, "two")  # expired, but not taken by another owner
     second = journal.leases.acquire("toy/run", "second", 10)
     assert second is not None and second.fence == first.fence + 1
     with pytest.raises(LeaseLost, match="'first' no longer holds 'toy/run'"):
         journal.append(first, "three")
     with pytest.raises(LeaseLost):
         journal.leases.renew(first, 10)
-    journal.leases.release(first)  # no longer its own: nothing happens
+    journal.leases.release(first)  # no longer the holder: no effect
     now[0] += 9
     second = journal.leases.renew(second, 10)
     now[0] += 9

@@ -1,4 +1,4 @@
-"""Every built-in task can be solved by its plan with the real tools, and splits share no subject."""
+"""Every built-in task is solved by its demonstration with the real tools, and splits share no subject."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ def load(name, seed=0):
 
 
 async def solve(task, session):
-    """Execute a task's plan; the values its calls found, in order."""
+    """Execute a task's demonstration; return the values its calls found, in order."""
     values = []
     for step in task.metadata["demonstration"]:
         arguments = dict(step["arguments"])

@@ -1,4 +1,4 @@
-"""Tasks are drawn as the curriculum says, and the same again from the same seed, step and progress."""
+"""Curricula draw the intended tasks, deterministically from seed, step and progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIX = load_tasks(parse_config(TasksConfig, {"sources": [{"type": "calculate"}, {
 
 
 def finite(size: int, **metadata: Any) -> FiniteTaskSet:
-    """Tasks of one split, in the order of their ids as the set shuffled them."""
+    """A finite set of tasks in one split."""
     given = {name: values for name, values in metadata.items()}
     tasks = [
         Task(id=f"t{n}", prompt="?", metadata={name: values[n] for name, values in given.items()}) for n in range(size)
@@ -36,7 +36,7 @@ def order(taskset: Any, count: int, start: int = 0) -> list[str]:
 
 
 def steps(curriculum: Curriculum, taskset: Any, count: int, each: int, rate: Any, seed: int = 0) -> list[list[str]]:
-    """The ids drawn in each of `count` steps, when a task is solved as often as `rate(id)` says."""
+    """The ids drawn in each of `count` steps, if task `id` is solved at the rate `rate(id)`."""
     progress, found = Progress(), []
     for step in range(1, count + 1):
         tasks, progress = curriculum.draw(taskset, progress, each, seed=seed, step=step)
@@ -100,7 +100,7 @@ def test_each_pool_gets_its_share_of_the_draws() -> None:
             if name in seen:
                 again["hard" if seen[name] == 0 else "normal"] += 1
         seen |= {name: rates[name.rsplit("-")[0]] for name in step}
-    # two_hop is finite and comes again by its order too, so only the share of the endless set is exact.
+    # two_hop is finite and also repeats in its order, so only the share of the unbounded set is exact.
     assert again["normal"] / 2000 == pytest.approx(0.3, abs=0.03)
     assert again["hard"] / 2000 > 0.17
 

@@ -1,4 +1,4 @@
-"""Task files in the formats people have, and errors that name file, line and field."""
+"""Task files in common formats, and errors that name file, line and field."""
 
 import gzip
 import importlib.util

@@ -1,4 +1,4 @@
-"""Splits, order and mixes: growth moves nothing, and a trainer resumes from an index."""
+"""Splits, order and mixes: growing sets keep their tasks in place, and a trainer resumes from an index."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Input masking: the share that was asked for is hidden, the same words each time, and only where it was asked for."""
+"""Input masking: hides the configured share, reproducibly, and only for the configured tools."""
 
 from __future__ import annotations
 

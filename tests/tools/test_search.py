@@ -1,4 +1,4 @@
-"""Search finds the very fact that was asked for, for every country and city it knows."""
+"""Search returns the requested fact for every known country and city."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A session turns every call, however wrong, into a ToolCall; budgets and time limits hold."""
+"""A session converts every call, valid or not, to a ToolCall, within budgets and time limits."""
 
 import asyncio
 import subprocess
@@ -22,7 +22,7 @@ def add(a: int, b: float = 0.5, tags: list[str] | None = None) -> float:
 
 @tool(timeout_s=0.1)
 def hang() -> str:
-    """Never in time."""
+    """Never finish in time."""
     time.sleep(30)
     return "late"
 

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, used outside the repository. `make test-wheel` runs these."""
+"""The wheel, installed in a separate environment and used outside the repository (`make test-wheel`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, program: str, *words: str) -> str:
-    """Run a program of the environment in `folder`, without anything of the repository; returns its output."""
+    """Run a program of the environment in `folder`, without the repository; return its output."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MIDSTREAM"))}
     environment = {**kept, "MIDSTREAM_HOME": str(folder / "home")}
     command = [os.path.join(os.environ["MIDSTREAM_WHEEL"], program), *words]

@@ -1,4 +1,4 @@
-"""What holds for every engine that speaks in tokens."""
+"""Conformance tests for every engine that returns tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTION = "How many are there in total?"
 
 
 class Heard:
-    """What `on_tokens` was told."""
+    """Collects the arguments of `on_tokens`."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []

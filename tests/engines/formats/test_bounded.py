@@ -1,4 +1,4 @@
-"""Templates of other people's models come to an end, and write what transformers writes."""
+"""Untrusted chat templates are bounded in time and output, and render like transformers."""
 
 from __future__ import annotations
 

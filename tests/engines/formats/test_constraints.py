@@ -1,4 +1,4 @@
-"""A reply held to a call is one, whatever is sampled: llguidance lets random tokens pass, and the format reads them."""
+"""A reply constrained to a call parses as one: random tokens are sampled under llguidance and parsed by the format."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sample(tokenizer: ChatTokenizer, constraint: Constraint, seed: int, most: in
 
 
 def takes(tokenizer: ChatTokenizer, constraint: Constraint, text: str) -> bool:
-    """Whether `text` is a whole reply under `constraint`."""
+    """Return whether `text` is a complete reply under `constraint`."""
     state, ids = matcher(tokenizer, constraint), list(tokenizer.encode(text))
     return state.validate_tokens(ids) == len(ids) and state.consume_tokens(ids) and state.is_accepting()
 
@@ -109,7 +109,7 @@ def test_random_tokens_under_a_constraint_are_valid_calls(
     template, tokens, special = MODELS[model]
     tokenizer = tokenizer_like(template, *tokens, special=special)
     several = {check(tokenizer, tools, "required", True, seed) for seed in range(8)}
-    assert several != {1}  # that several calls are possible shows
+    assert several != {1}  # several calls are possible, and occur
     for seed in range(4):
         check(tokenizer, tools, "required", False, seed)
         check(tokenizer, tools, "get_weather", False, seed)
@@ -182,7 +182,7 @@ def test_a_thinking_model_can_think_before_a_forced_call(tokenizer_like: Callabl
             thought = f"{begun}I could say </thin or\n{{}}.\n</think>\n\n"
             assert takes(tokenizer, forced, thought + call) and takes(tokenizer, as_json, thought + '{"a": 1}')
             assert not takes(tokenizer, forced, thought + "No.") and not takes(tokenizer, forced, thought)
-            # What the prompt has begun to think must end first.
+            # A thought opened by the prompt must end first.
             assert takes(tokenizer, forced, call) == takes(tokenizer, as_json, "{}") == bool(begun)
 
 

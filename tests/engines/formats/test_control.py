@@ -1,4 +1,4 @@
-"""What users and tools say steers nothing: control tokens they spell are encoded as the text they are."""
+"""Control tokens in text of users and tools are encoded as plain text."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_ids_of_smollm2_are_those_of_transformers() -> None:
 
 
 def test_plain_pieces_are_encoded_without_a_leading_space() -> None:
-    """As SentencePiece does, this tokenizer puts a space before the beginning of a text, and only there."""
+    """Like SentencePiece, this tokenizer adds a space before the beginning of a text only."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Calls and thoughts are read out of replies; what is none stays content, word for word, however the reply is cut."""
+"""Calls and thoughts are parsed from replies, whole or in chunks; all other text stays content unchanged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ GLM, HARMONY, GEMMA, KIMI, LLAMA4 = map(named, ("glm4", "harmony", "gemma4", "ki
 )
 def test_calls_are_parsed_in_every_form_of_a_family(family: ChatFormat, text: str, content: str, tools) -> None:
     assert family.read(text, tools) == Reply(content, "", (PARIS,))
-    assert family.read(text) == Reply(text)  # nothing was declared, so nothing is a call
+    assert family.read(text) == Reply(text)  # without declared tools there are no calls
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_several_calls_of_one_reply_are_parsed_in_order(family: ChatFormat, text
 @pytest.mark.parametrize(
     ("family", "text"),
     [
-        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),  # a brace too few
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),  # one brace too few
         (HERMES, '<tool_call>\n{"name": "f", "arguments": {}}}\n</tool_call>'),  # one too many
         (HERMES, "<tool_call>\n{'name': 'f', 'arguments': {}}\n</tool_call>"),
         (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>'),
@@ -435,7 +435,7 @@ def test_content_is_streamed_as_soon_as_it_cannot_be_a_marker() -> None:
 
 
 def test_a_reply_of_only_opening_markers_is_parsed_quickly() -> None:
-    """Each would otherwise be read to the end of the reply."""
+    """Parsing each opener to the end of the reply would take quadratic time."""
     for family, opener in (
         (HERMES, '<tool_call>{"a'),
         (LLAMA, "{\n"),

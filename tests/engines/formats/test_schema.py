@@ -1,4 +1,4 @@
-"""Schemas are rewritten where they are schemas, and lose only what allows everything."""
+"""JSON schemas are rewritten only where they are schemas, and lose only keywords that allow everything."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ ASKED: Message = {"role": "user", "content": "How warm is it in Paris?"}
 TOOLS = [declared("get_weather", {"city": {"type": "string"}}, ["city"])]
 THOUGHT = "I look."
 
-# The tokens that each family's models have, the first of which ends a turn with a call.
+# The special tokens of each family's models; the first one ends a turn with a call.
 HERMES = ("<|im_end|>", "<tool_call>", "</tool_call>")
 GLM = (
     *("<|observation|>", "<|user|>", "<|assistant|>", "<tool_call>", "</tool_call>"),
@@ -37,7 +37,7 @@ DEEPSEEK = (
 )
 MISTRAL = ("<|im_end|>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 
-# What the model samples, and what follows in the prompt of the next turn, the reply's end token included.
+# The sampled reply, and what follows it in the next turn's prompt, including the reply's end token.
 TURNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "qwen2_5": (
         HERMES,
@@ -152,7 +152,7 @@ def test_history_is_rendered_as_it_was_sampled(template: str, tokenizer_like: Ca
     result: Message = {"role": "tool", "tool_call_id": "call_0", "content": "21"}
     rendered = tokenizer.template([ASKED, history(tokenizer, text), result], TOOLS, open_reply=True)
     opened = tokenizer.template([ASKED], TOOLS, open_reply=True)
-    if template == "gpt_oss":  # its template writes the recipient before the channel, its models behind it
+    if template == "gpt_oss":  # its template writes the recipient before the channel, its models after it
         text = text.replace("<|channel|>commentary to=functions.get_weather <|constrain|>json", "{header}").replace(
             "{header}", " to=functions.get_weather<|channel|>commentary json"
         )
@@ -182,7 +182,7 @@ def test_earlier_thoughts_are_kept_only_if_the_template_keeps_them(
     assert (THOUGHT in tokenizer.template([ASKED, sent, *new], open_reply=True)) == kept
     sampled = tokenizer.encode(text + end)
     delta = tokenizer.extension([ASKED], tokenizer.text_of(sampled), sampled, new, sent=sent)
-    assert (delta is not None) == kept  # a prompt never holds a thought that the template would have dropped
+    assert (delta is not None) == kept  # a prompt never contains a thought that the template drops
 
 
 def test_results_are_matched_to_calls_by_id(tokenizer_like: Callable[..., ChatTokenizer]) -> None:

@@ -1,4 +1,4 @@
-"""Conversations as each family's template takes them, and what a template cannot write put into text."""
+"""Conversations in each family's format; parts that a template cannot render become text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESULTS: list[Message] = [
 
 
 def calls(*units: str, content: str | None = None, **more: Any) -> Message:
-    """An assistant's message that asks for the weather in each of `units`."""
+    """An assistant message that calls the weather tool for each of `units`."""
     functions = [{"name": "get_weather", "arguments": json.dumps({"city": "Paris", "unit": unit})} for unit in units]
     listed = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(functions, 1)]
     return {"role": "assistant", "content": content, "tool_calls": listed, **more}
@@ -63,7 +63,7 @@ def test_other_families_write_calls_and_results_in_their_format(tools) -> None:
         '{"name": "get_weather", "parameters": {"city": "Paris", "unit": "celsius"}}<|eot_id|>'
         "<|start_header_id|>ipython<|end_header_id|>\n\n21<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    # Mistral's templates refuse ids that have not nine letters and digits.
+    # Mistral's templates require ids of nine letters and digits.
     text = written("mistral", one, tools)
     uid = text.split('"id": "')[1][:9]
     assert uid.isalnum() and text.endswith(
@@ -203,7 +203,7 @@ CALLS_AND_MORE = (
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        # In the same tags as Hermes, GLM or Qwen3-Coder, but not in the form of any.
+        # The tags of Hermes, GLM or Qwen3-Coder, but in another form.
         (
             "<tool_call>{{ c.function.name }}({{ c.function.arguments | tojson }})</tool_call>",
             "unknown form: '<tool_call>",

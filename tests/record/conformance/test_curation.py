@@ -1,4 +1,4 @@
-"""What people decide about recorded data reaches training, and what they say of it is kept once."""
+"""Curation of recorded data reaches training, and feedback is stored once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASK = Task(id="t", prompt="How many?")
 
 
 def a_group(store: Store, *uids: str) -> None:
-    """A ready group `p`, two trainable steps in each of its trajectories."""
+    """A ready group `p` with two trainable steps in each trajectory."""
     for uid in uids:
         store.trajectories.begin(uid, "p", TASK, "train", group_size=len(uids))
     for uid in uids:

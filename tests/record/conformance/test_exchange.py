@@ -1,4 +1,4 @@
-"""What is exported comes back exactly, and a file that cannot be read says where it is wrong."""
+"""Exports are imported exactly, and unreadable files are errors with a location."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 
 
 def everything(store: Store) -> str:
-    """All that a store holds, but for the numbers it gives."""
+    """Everything in a store except its row ids."""
     recorded = [replace(one, id=0) for one in store.trajectories.recorded()]
     uids = [one.trajectory.uid for one in recorded]
     groups = store.database.read(lambda connection: connection.execute(schema.groups.select()).all())

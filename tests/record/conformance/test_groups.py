@@ -1,4 +1,4 @@
-"""Groups are handed out when they are ready, once, to one owner, and nothing that hangs stands in the way."""
+"""Ready groups are leased once, to one owner, and hanging trajectories block no group."""
 
 from __future__ import annotations
 
@@ -163,13 +163,13 @@ def test_opening_a_trajectory_of_a_leased_group_is_refused(store: Store, clock: 
     assert "another prompt_uid" in (error.value.hint or "") and store.trajectories.find("full-2") is None
     asyncio.run(
         store.trajectories.open("full-2", "full", TASK, "val", group_size=2)
-    )  # of another channel it is another group
+    )  # in another channel it is another group
     end(store, "due-0")
     clock.advance(12)
     for uid, why in (("due-2", "is past its deadline"), ("full-3", "has all its 2")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)
-    join(store, "endless-1")  # nothing of it has ended: it is handed out once something has
+    join(store, "endless-1")  # none of its trajectories has ended: it is leased once one has
     end(store, "full-0")
     end(store, "full-1")
     assert lease(store, count=2) == ["due", "full"]
@@ -256,7 +256,7 @@ def test_consumed_is_final_and_all_or_nothing(store: Store) -> None:
         store.groups.consume("run", keys("a", "c"), 3)
     assert counts(store) == {"leased": 2, "ready": 1}
     store.groups.consume("run", keys("a"), 3)
-    store.groups.consume("run", keys("a"), 3)  # the answer to the first may have got lost
+    store.groups.consume("run", keys("a"), 3)  # the response to the first call may have been lost
     with pytest.raises(LeaseLost):
         store.groups.consume("run", keys("a"), 4)
     assert counts(store) == {"consumed": 1, "leased": 1, "ready": 1}
@@ -346,7 +346,7 @@ def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
     store.database.write(
         lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
     )
-    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
+    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database accepts as parameters
     store.database.write(lambda transaction: group_states.update_states(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 

@@ -1,4 +1,4 @@
-"""What is old and done with can be deleted, and nothing else goes."""
+"""Pruning deletes old, finished trajectories and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store gives back exactly what it took, in the order it took it, to readers who need not wait for writers."""
+"""The store returns exactly what was written, in order, and readers do not wait for writers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_recorded_trajectories_are_read_back_exactly(
     assert store.trajectories.get(trajectory.uid) == trajectory
     assert repr(store.trajectories.get(trajectory.uid)) == repr(
         trajectory
-    )  # tells 1 from 1.0 and True, and a tuple from a list
+    )  # distinguishes 1 from 1.0 and True, and a tuple from a list
 
 
 def test_a_running_trajectory_can_be_read_with_its_steps(store: Store) -> None:
@@ -247,7 +247,7 @@ def test_cancelled_callers_do_not_affect_others(database: str) -> None:
         assert not any(one.done() for one in waiting)
 
     with Store(database) as store:
-        asyncio.run(hand_in(store))  # whose loop is closed before all is on disk
+        asyncio.run(hand_in(store))  # its loop is closed before everything is on disk
         store.trajectories.append_sync(a_step("u"))
         assert len(store.trajectories.get("given up").steps) == 20
 

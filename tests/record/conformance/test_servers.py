@@ -1,4 +1,4 @@
-"""Of the servers that share a store one holds each trajectory; what a dead one held goes to another, never to two."""
+"""Each trajectory belongs to one of the servers that share a store; those of a dead server move to exactly one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK = Task(id="t", prompt="How many?")
 
 @pytest.fixture
 def serve(database: str) -> Iterator[Callable[[str], Store]]:
-    """Opens the store for a server of that name."""
+    """Open the store for a server of that name."""
     opened: list[Store] = []
 
     def start(name: str) -> Store:

@@ -1,4 +1,4 @@
-"""What full CPython adds: packages, files, plots and tables, and the filter of system calls."""
+"""Features of full CPython: packages, files, plots, tables, and the system call filter."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def use_auto() -> str:
 
 
 def verdict(machine: str, number: int, *arguments: int) -> int:
-    """Run the filter as the kernel would on one system call."""
+    """Evaluate the filter for one system call, like the kernel."""
     data = struct.pack("<iIQ6Q", number, seccomp.AUDIT_ARCH[machine], 0, *arguments, *[0] * (6 - len(arguments)))
     steps = list(struct.iter_unpack("=HBBI", seccomp.program(machine)))
     at = loaded = 0

@@ -1,4 +1,4 @@
-"""What every backend does with well-behaved code. A new backend is done when this and `test_attacks.py` pass."""
+"""Conformance tests of all backends with ordinary code. A new backend must pass this and `test_attacks.py`."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_a_closed_session_reopens(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closing_the_sandbox_ends_sessions_and_calls(backend: str) -> None:
-    """Nothing waits for ever, and no call comes back as a success."""
+    """No call hangs, and none returns success."""
 
     async def work(sandbox: Sandbox) -> Result | BaseException:
         idle, busy = sandbox.session(), sandbox.session()
