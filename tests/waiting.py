@@ -55,8 +55,8 @@ class MovedClock:
             return len(self._sleeping)
 
     def advance(self, seconds: float) -> None:
-        """Advance by `seconds`. Sleepers that are due are awake when this returns; those of the calling loop wake at the
-        next `await`."""
+        """Advance by `seconds`. Sleepers that are due are awake when this returns; those of the calling loop wake at
+        the next `await`."""
         with self._lock:
             self._passed += seconds
             due = [woken for woken, at in self._sleeping.items() if at <= self._passed + 1e-9]

@@ -164,7 +164,7 @@ def test_eval_accepts_the_field_options_that_its_errors_suggest(
     (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
     assert (sample["task"], sample["question"], sample["reference"]) == ("7", "a?", "b")
     assert cli.run(["eval", str(config), "--answer-field", "x"]) == 2
-    assert "name their file with --tasks" in capsys.readouterr().err
+    assert "name the task file with --tasks" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_config_is_immutable() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "must hold a mapping of settings, not a list"),
+        ("- a\n- b\n", "must contain a mapping of settings, not a list"),
         ("a: [", "is not valid YAML.*line 1"),
         ("7", "int"),
     ],

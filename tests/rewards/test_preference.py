@@ -85,7 +85,7 @@ def test_a_store_becomes_a_component(tmp_path: Path, capsys: pytest.CaptureFixtu
                 asyncio.run(store.trajectories.finish(one, "online"))
                 store.annotations.add_feedback(one.uid, "thumbs", 1 if make is polite else -1)
     assert cli.run(["store", "fit-preference", str(path), "--channel", "train", "--out", str(out)]) == 2
-    assert "feedback is needed" in capsys.readouterr().err
+    assert "give feedback on several trajectories" in capsys.readouterr().err
     assert cli.run(["store", "fit-preference", str(path), "--channel", "online", "--out", str(out)]) == 0
     assert "10 pairs; 100% of held-out pairs are ordered correctly" in capsys.readouterr().out
 
@@ -104,5 +104,5 @@ def test_an_invalid_model_file_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RunError, match="no preference model can be read"):
             PreferenceModel.load(path)
-    with pytest.raises(RunError, match="no pair of answers"):
+    with pytest.raises(RunError, match="the feedback prefers no answer"):
         fit([])

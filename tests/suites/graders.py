@@ -56,7 +56,7 @@ GRADERS: dict[str, tuple[Callable[[str, Any], float], tuple[GradedTask, ...]]] =
     "exact_match": (graders.exact_match, TEXTS),
     "f1": (graders.f1, TEXTS),
 }
-"""By component: the grader, and what it is for."""
+"""Graders and their tasks, by component."""
 
 CASES = [
     (name, grade, task, wrapping)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 BACKENDS = ("bubblewrap", "interpreter")
 Use = Callable[[Callable[[Sandbox], Awaitable[Any]]], Any]
 LIMITS = Limits(wall_s=4, cpu_s=2, memory_mb=200, processes=24, files=200, file_mb=8, output_kb=64)
-"""Small, so that every attack ends soon."""
+"""Small, so that every attack ends quickly."""
 
 
 def use(backend: str, work: Callable[[Sandbox], Awaitable[T]], limits: Limits = LIMITS, warm: int = 1) -> T:

@@ -23,7 +23,7 @@ from midstream.tools.sandbox.worker import MAX_FILES_OUT
 
 PNG = b"\x89PNG\r\n\x1a\n"
 AMPLE = Limits(wall_s=100, cpu_s=60)
-"""Importing pandas or matplotlib on a busy machine takes its time."""
+"""Importing pandas or matplotlib is slow on a busy machine."""
 
 
 def run(code: str, files: dict[str, bytes] | None = None, limits: Limits = AMPLE) -> Result:
