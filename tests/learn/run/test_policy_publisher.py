@@ -21,6 +21,7 @@ from midstream.engines.torch.engine import TorchEngine
 from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.run import trainer
 from midstream.learn.run.checkpoint import checkpoints
+from midstream.learn.run.setup import build
 from midstream.record.store import Store
 
 
@@ -202,6 +203,11 @@ def test_what_a_server_cannot_do_is_refused_by_name(change: dict[str, Any], mess
     data = settings(Path("tiny"), Path("run"))
     with pytest.raises(ConfigError, match=message):
         api.load_config({**data, **{name: {**data[name], **values} for name, values in change.items()}})
+
+
+def test_outside_training_this_process_samples(tiny_path: Path, tmp_path: Path) -> None:
+    context = build(TrainConfig.model_validate(settings(tiny_path, tmp_path / "run")))
+    assert context.shares_weights and context.engine.adapter == "planner"
 
 
 def test_one_url_is_a_list_of_one() -> None:
