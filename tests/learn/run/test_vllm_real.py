@@ -17,7 +17,7 @@ from midstream.engines.publication import FOLDER, Publication, published
 from midstream.engines.vllm import VLLMEngine
 from midstream.record.store import Store
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

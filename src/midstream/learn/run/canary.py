@@ -137,6 +137,8 @@ async def ask(engine: PolicyEngine, prefixes: Sequence[Sequence[int]]) -> Report
     answers = await asyncio.gather(
         *(engine.generate(replace(once, prompt_ids=tuple(p), session=f"canary-{n}")) for n, p in enumerate(prefixes))
     )
+    for number in range(len(prefixes)):
+        engine.leave(f"canary-{number}")
     tops = [answer.top_log_probs[0] for answer in answers]
     return Reported(
         [np.array([token for token, _ in top]) for top in tops],

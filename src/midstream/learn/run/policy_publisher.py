@@ -174,7 +174,8 @@ class PolicyPublisher:
 
     def _report(self, findings: Sequence[Finding], noise: float) -> None:
         """Log the first of consecutive publications that the canary cannot decide on."""
-        open_ones = [finding for finding in findings if finding.verdict is Verdict.UNDECIDABLE]
+        # Weights that did not move at all, as in a critic's warm-up, are no news.
+        open_ones = [found for found in findings if found.verdict is Verdict.UNDECIDABLE and found.update]
         self._undecided = self._undecided + 1 if open_ones else 0
         if self._undecided == 1:
             _log.warning(
