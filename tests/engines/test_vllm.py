@@ -13,7 +13,8 @@ import pytest
 
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint
+from midstream.engines.base import Completion, Request
 from midstream.engines.vllm import VLLMEngine, server
 
 PROMPT = (70, 71, 72)

@@ -12,8 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from midstream.core.errors import Unsupported
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats import grammar
 from midstream.engines.formats.parsing import THINK, THINK_END, StreamParser, Tape, as_json, loads
 from midstream.engines.formats.reply import CalledTool, Reply, ReplyParser, ToolChoice, joined

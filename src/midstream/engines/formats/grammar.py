@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.errors import Unsupported
-from midstream.core.types import ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, ToolSchema
 from midstream.engines.formats.schema import lean, moved
 
 if TYPE_CHECKING:

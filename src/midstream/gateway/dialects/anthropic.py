@@ -7,8 +7,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats import Delta
 from midstream.gateway.dialects.anthropic_request import (
     CountRequest,

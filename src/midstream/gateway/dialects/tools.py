@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from midstream.core.types import ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, ToolSchema
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, response_constraint
 from midstream.gateway.dialects.arguments import is_nothing
