@@ -79,9 +79,9 @@ def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> lis
     }
 
     def guided(
-        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], steered
+        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], *steered
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, log_probs, whole = sample(logits, params, seeds, position, steered)
+        tokens, log_probs, whole = sample(logits, params, seeds, position, *steered)
         for row, (seed, place) in enumerate(zip(seeds, position, strict=True)):
             if seed in script:
                 token = script[seed][place]

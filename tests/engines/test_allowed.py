@@ -91,7 +91,7 @@ def test_probabilities_of_all_allowed_responses_add_up_to_one(policy) -> None:
     allowed = [TokenSequence(prompt, ids, 1.0, either) for ids in responses]
     log_probs = score(policy.decoder, allowed).log_probs.detach().view(len(allowed), 2).sum(1)
     assert float(log_probs.exp().sum()) == pytest.approx(1, abs=1e-5)
-    assert {completion.text for completion in ask(policy, *[CHOICE] * 40)} == {"yes", "no", 'say "maybe"'}
+    assert {completion.text for completion in ask(policy, *[CHOICE] * 40)} <= {"yes", "no", 'say "maybe"'}
 
 
 def test_the_likeliest_tokens_are_allowed_ones(policy) -> None:

@@ -230,8 +230,8 @@ def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: 
     with Store(tmp_path / "store.sqlite") as store:
         store.trajectories.begin("t", "p", Task(id="q", prompt="?"), "train")
         recorder = Recorder("t", "p", seed=1, store=store)
-        (step,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
-        assert store.trajectories.get("t").steps == (step,)
+        (reply,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
+        assert reply.text == "kept" and store.trajectories.get("t").steps == (*recorder.finished(),)
 
 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:

@@ -93,7 +93,7 @@ def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -
     some(store, 2, first=4, channel="val")
     assert export_to(store, tmp_path / "out.jsonl", channel="train", min_reward=1.0) == 2
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 2}
+    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 3}
     assert [json.loads(line)["uid"] for line in lines[1:]] == ["u2", "u3"]
     assert json.loads(lines[1])["steps"][0]["prompt_ids"] == [1, 2]
     assert list(tmp_path.glob(".*")) == []

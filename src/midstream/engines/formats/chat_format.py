@@ -105,6 +105,11 @@ class ChatFormat:
         parser = self.parser(tools, opening)
         return joined([*parser.feed(text), *parser.close()])
 
+    @property
+    def native_tools(self) -> bool:
+        """Whether the chat template itself declares tools and writes their calls, and this format reads those."""
+        return self.declares() and self.facts.writes_calls
+
     def declares(self) -> bool:
         """Whether the template itself writes tool declarations, and so receives `tools`."""
         return self.facts.declares
