@@ -88,11 +88,11 @@ Run = Callable[..., tuple[Trajectory, list[Request]]]
 
 @pytest.fixture
 def run(tokenizer_like, attempt) -> Run:
-    """Runs a flow on a model with the chat template of `template`; `texts` are its replies. Returns the trajectory and
+    """Runs a flow on a model whose template has tools; `texts` are its replies. Returns the trajectory and
     the requests."""
 
     def run(name: str, *texts: str, **flow: Any) -> tuple[Trajectory, list[Request]]:
-        tokenizer: ChatTokenizer = tokenizer_like(template)
+        tokenizer: ChatTokenizer = tokenizer_like("qwen2_5")
         left = iter(texts)
         engine = ScriptedEngine(tokenizer, lambda _: next(left))
         worker = AgentFlowWorker(

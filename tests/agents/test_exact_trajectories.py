@@ -135,7 +135,7 @@ def test_log_probabilities_are_found_again(parts: TrainingContext, rolled: list[
     tolerance = TOLERANCE[str(parts.decoder.dtype).removeprefix("torch.")]
     for adapter in (True, False):
         steps = [s for t in rolled for s in t.steps if (s.role != "verifier") == adapter]
-        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        sequences = [TokenSequence.of(step) for step in steps]
         reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
         with torch.no_grad():
             found = score(parts.decoder, sequences, adapter=adapter).log_probs
