@@ -134,6 +134,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
         for place, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
             true = imitation.log_probs([*PROMPT, *said.ids[:place]], temperature)
             assert log_prob == pytest.approx(true[token])
+        assert not said.over_allowed
         assert len(imitation.asked) == (2 if again else 1)
 
 

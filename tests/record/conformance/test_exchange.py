@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.record import schema
+from midstream.record import export_files, schema
 from midstream.record.exchange import export_to, import_from
 from midstream.record.store import Store
 from midstream.record.trajectories import PAGE
@@ -224,6 +224,25 @@ def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: s
     with Store(tmp_path / "store.db") as store:
         assert import_from(store, tmp_path / "fine.jsonl").count == 1
         assert store.trajectories.get("u").status is Status.COMPLETED
+
+
+@either
+def test_steps_of_an_older_file_have_no_constraint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = tmp_path / f"out.{ending}"
+    with Store(tmp_path / "old.db") as old:
+        some(old, 1)
+        with monkeypatch.context() as older:
+            older.setattr(export_files, "HEADER", {"format": "midstream", "schema_version": 2})
+            older.setattr(export_files, "_STEP_TEXT", export_files._STEP_TEXT - {"constraint"})
+            export_to(old, path)
+    if ending == "jsonl":
+        path.write_text(path.read_text(encoding="utf-8").replace('"constraint":null,', ""), encoding="utf-8")
+    assert b'"constraint"' not in path.read_bytes()
+    with Store(tmp_path / "new.db") as new:
+        assert import_from(new, path).count == 1
+        assert new.trajectories.get("u0").steps[0].constraint is None
 
 
 def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Path) -> None:
