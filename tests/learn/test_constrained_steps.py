@@ -68,7 +68,7 @@ class Nodes(AgentFlowBase):
 def settings(tiny_path: Path, run: Path, max_steps: int, **parts: Any) -> dict[str, Any]:
     return {
         "policy": {"model": str(tiny_path), "dtype": "float32", "numerics": "exact", "lora": {"rank": 2}},
-        "algorithm": {"name": "rloo", "entropy_coef": 0.01, "kl": {"coef": 0.1}},
+        "algorithm": {"name": "rloo", "entropy_coef": 0.01, "kl": {"coef": 0.1}},  # replaced by one in `parts`
         "optimizer": {"lr": 0.01},
         **parts,
         "trainer": {
@@ -153,6 +153,7 @@ def test_steps_recorded_by_the_gateway_have_a_ratio_of_one(record: Record, tiny_
         tiny_path,
         tmp_path / "run",
         1,
+        algorithm={"name": "rloo", "kl": {"coef": 0.1, "reference": str(tiny_path)}},
         reward={"components": {"given": 1.0}},
         rollout={"tasks_per_step": 1, "source": {"store": str(tmp_path / "gateway.sqlite"), "wait_s": 1}},
     )
