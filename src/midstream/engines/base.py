@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Message, ToolSchema
+from midstream.core.types import Constraint, FinishReason, Message, ToolSchema
 from midstream.engines.publication import Publication
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Called in the event loop with the ids and log-probabilities of tokens as they are sampled, in order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraint:
-    """Constrains a whole response: JSON that matches a schema, or text that matches a regular expression or a Lark
-    grammar (in llguidance's dialect). Log-probabilities are those of the whole vocabulary."""
-
-    kind: Literal["json_schema", "regex", "lark"]
-    grammar: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +43,9 @@ class Completion:
 
     `ids` include the end token if the model sampled one. All tokens come from one `policy_version` of the weights that
     are published as `adapter`, empty for a model that is not trained. `prompt_ids` is set if the engine rendered the
-    prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id,
-    log-probability) of the most likely ones if the request asked for them.
+    prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id, log-probability) of the most
+    likely ones if the request asked for them. `over_allowed` says that all log-probabilities are over the tokens that
+    the request's constraint allowed, instead of the whole vocabulary.
     """
 
     ids: tuple[int, ...]
@@ -65,6 +57,7 @@ class Completion:
     latency_s: float = 0.0
     prompt_ids: tuple[int, ...] | None = None
     top_log_probs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    over_allowed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):
