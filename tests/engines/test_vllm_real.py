@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -160,8 +161,8 @@ def test_adapters_swap_under_one_name_without_stale_caches(real_vllm, tmp_path: 
         await engine.load_weights(Publication(tmp_path / "2", 3))
         said[3] = await engine.generate(request_of(real_vllm))
         (tmp_path / "no weights").mkdir()
-        (tmp_path / "no weights" / "adapter_config.json").write_text("{}")
-        with pytest.raises(EngineError):
+        shutil.copy(tmp_path / "1" / "adapter_config.json", tmp_path / "no weights")
+        with pytest.raises(EngineError, match="No adapter found"):
             await engine.load_weights(Publication(tmp_path / "no weights", 4))
         assert (await engine.generate(request_of(real_vllm))).policy_version == 3
         return said
