@@ -71,7 +71,7 @@ def test_rows_that_depend_on_their_number_are_found_wherever_they_are(make_polic
         return mock.patch.object(products, "linear", linear)
 
     adapter_of_qkv = (12, 128)
-    for shape in (decoder.head.shape, adapter_of_qkv, (896, 128)):
+    for shape in (decoder.lm_head.weight.shape, adapter_of_qkv, (896, 128)):
         with only(tuple(shape)):
             assert dependent_product(decoder) is not None
     with row_dependent_products(SIZE, attention=True):

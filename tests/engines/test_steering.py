@@ -169,7 +169,7 @@ def test_the_likeliest_tokens_are_reported_where_they_are_asked_for(policy) -> N
     prompt = policy.tokenizer.encode(PROMPT)
     for place, top in enumerate(asked.top_log_probs):
         before = prompt + asked.ids[:place]
-        every = [TokenSequence(before, (token,)) for token in range(policy.decoder.head.shape[0])]
+        every = [TokenSequence(before, (token,)) for token in range(policy.decoder.lm_head.weight.shape[0])]
         found = score(policy.decoder, every).log_probs.detach()
         values, ids = found.topk(3)
         assert [token for token, _ in top] == ids.tolist()

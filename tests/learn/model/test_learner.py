@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from dataclasses import replace
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from midstream.core.errors import ModelError, TrainingError
+from midstream.core.sampling import SamplingParams
+from midstream.engines.base import Request
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.algorithms.ppo import PPO, CriticConfig
@@ -364,3 +367,22 @@ def test_during_the_warm_up_only_the_critic_learns(make_policy) -> None:
     assert not torch.equal(head, learner.critic.head["critic.weight"].detach())
     learner.update(batch, PPO(), None)
     assert not all(torch.equal(value, policy[name]) for name, value in learner.weights.snapshot().items())
+
+
+def test_forward_hooks_see_every_layer_and_the_head_in_sampling_and_in_learning(make_policy) -> None:
+    policy = make_policy()
+    decoder, seen = policy.decoder, []
+    for name, module in decoder.named_modules():
+        if name == "lm_head" or (name.startswith("layers.") and name.count(".") == 1):
+            module.register_forward_hook(lambda module, given, out, name=name: seen.append(name))
+    expected = [f"layers.{index}" for index in range(len(decoder.layers))] + ["lm_head"]
+
+    request = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=2, seed=1), session="a")
+    completion = asyncio.run(policy.engine.generate(request))
+    assert seen == expected * 2  # once for each token
+
+    seen.clear()
+    learner = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig())
+    turn = LearningTurn(TokenSequence((5, 6, 7), completion.ids), completion.log_probs, (1.0, 1.0), 0.5, "", "")
+    learner.update(LearningBatch([turn]), FlowGRPO())
+    assert seen == expected

@@ -10,9 +10,10 @@ towers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +29,22 @@ from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
 
-COMPANY = Rows(at_least=2)
+AT_LEAST_TWO = Rows(at_least=2)
 """A single-row oneDNN product uses a different kernel, whose sums round differently."""
-ROOM = 3
+RESERVED_SIZES = 3
 """Multiple of a checkpoint's size reserved in huge pages: fused and packed weights, keys and values."""
+
+T = TypeVar("T")
 
 
 class Attend(Protocol):
     """Attention over flat tokens: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads * head_dim]."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+
+
+LayerAttend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`Attend` of one layer."""
 
 
 class Projection(nn.Module):
@@ -50,7 +57,7 @@ class Projection(nn.Module):
         self.names, self.sizes = names, sizes
         self.adapter: Adapter | None = None
         self.packed = PackedWeight()
-        self.rows = COMPANY
+        self.rows = AT_LEAST_TWO
         self._cached: tuple[int, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
@@ -75,20 +82,80 @@ class Projection(nn.Module):
 
 
 class Layer(nn.Module):
-    """One transformer block."""
+    """One transformer block: `heads` query heads and `kv_heads` key heads of `head_dim`; `eps` of its norms."""
 
     def __init__(
-        self, qkv: Projection, out: Projection, gate_up: Projection, down: Projection, norms: dict[str, Tensor]
+        self,
+        qkv: Projection,
+        out: Projection,
+        gate_up: Projection,
+        down: Projection,
+        norms: dict[str, Tensor],
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
     ) -> None:
         super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.eps = heads, kv_heads, head_dim, eps
         self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
         self.norms = nn.ParameterDict(
             {name: nn.Parameter(weight, requires_grad=False) for name, weight in norms.items()}
         )
 
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: LayerAttend, version: int, adapter: bool = True
+    ) -> Tensor:
+        """x [n, hidden] -> [n, hidden]; `cos` and `sin` [n, 1, head_dim] rotate queries and keys; `version` as for
+        `Projection`."""
+        rotated = self.heads + self.kv_heads
+        normed = F.rms_norm(x, (x.shape[-1],), self.norms["attention"], self.eps)
+        qkv = self.qkv(normed, version, adapter).view(len(x), rotated + self.kv_heads, self.head_dim)
+        rotary, v = qkv[:, :rotated], qkv[:, rotated:]
+        if "q" in self.norms:
+            q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), self.norms["q"], self.eps)
+            k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), self.norms["k"], self.eps)
+            rotary = torch.cat([q, k], 1)
+        rotary = _rotate(rotary, cos, sin)
+        attended = attend(rotary[:, : self.heads], rotary[:, self.heads :], v)
+        x = x + self.out(attended, version, adapter)
+        normed = F.rms_norm(x, (x.shape[-1],), self.norms["mlp"], self.eps)
+        gate, up = self.gate_up(normed, version, adapter).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up, version, adapter)
+
+
+class LMHead(nn.Module):
+    """The output layer: maps hidden states to logits. `weight` [vocab, hidden] may be the embedding's."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.packed = PackedWeight()
+        self.rows = AT_LEAST_TWO
+
+    @overload
+    def forward(self, hidden: Tensor, version: int) -> Tensor: ...
+
+    @overload
+    def forward(self, hidden: Tensor, version: int, compute: Callable[[Tensor, Tensor, Rows], T]) -> T: ...
+
+    def forward(
+        self, hidden: Tensor, version: int, compute: Callable[[Tensor, Tensor, Rows], T] | None = None
+    ) -> Tensor | T:
+        """hidden [n, hidden] -> logits [n, vocab] in the model's dtype.
+
+        With `compute`, returns `compute(hidden, weight, rows)` instead: for results that need not hold the logits of
+        all rows at once. `version` counts changes of a trainable weight.
+        """
+        if compute is not None:
+            return compute(hidden, self.weight, self.rows)
+        version = version if self.weight.requires_grad else 0
+        return products.by_rows(lambda part: self.packed.linear(part, self.weight, None, version), hidden, self.rows)
+
 
 class Decoder(nn.Module):
-    """The model: `forward` returns hidden states, `head` is the matrix that maps them to logits.
+    """The model: `forward` returns hidden states, `lm_head` maps them to logits.
 
     `version` counts weight updates. `policy_version` reports it, and caches of casts use it to detect changes."""
 
@@ -105,13 +172,12 @@ class Decoder(nn.Module):
         self.version = 0
         self.gradient_checkpointing = False
         """Recompute a layer's activations in the backward pass instead of storing them."""
-        self.packed_head = PackedWeight()
-        self.rows, self.queries = COMPANY, Rows()
+        self.rows, self.queries = AT_LEAST_TWO, Rows()
         """Row counts for products with weights, and for those of attention."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
-        head = weights.get("lm_head.weight")
-        self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)
         self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
+        head = weights.get("lm_head.weight")
+        self.lm_head = LMHead(self.embed if head is None else nn.Parameter(head, requires_grad=False))
         self.layers = nn.ModuleList(self._layer(i, weights) for i in range(int(config["num_hidden_layers"])))
         cos, sin = _rotary_tables(config, self.head_dim, self.context_length)
         self.register_buffer("cos", cos.to(self.embed.dtype), persistent=False)
@@ -144,19 +210,21 @@ class Decoder(nn.Module):
             fuse("mlp.gate_proj", "mlp.up_proj"),
             fuse("mlp.down_proj"),
             norms,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            eps=self.eps,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
-        version = self.version if self.head.requires_grad else 0
-        return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
+        return self.lm_head(hidden, self.version)
 
     def compute_by(self, rows: Rows, queries: Rows) -> None:
         """Use `rows` for products with weights, and `queries` for those of attention, from now on."""
         self.rows, self.queries = rows, queries
-        self.packed_head.allowed = rows.packed
-        for projection in self.projections().values():
-            projection.rows, projection.packed.allowed = rows, rows.packed
+        for product in (self.lm_head, *self.projections().values()):
+            product.rows, product.packed.allowed = rows, rows.packed
 
     @property
     def group(self) -> int:
@@ -176,33 +244,13 @@ class Decoder(nn.Module):
         x = F.embedding(tokens, self.embed)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         again = self.gradient_checkpointing and torch.is_grad_enabled()
-        for index in range(len(self.layers)):
+        for index, layer in enumerate(self.layers):
+            arguments = (x, cos, sin, partial(attend, index), self.version, adapter)
             if again:
-                x = checkpoint(
-                    self._block, index, x, cos, sin, attend, adapter, use_reentrant=False, preserve_rng_state=False
-                )
+                x = cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
-                x = self._block(index, x, cos, sin, attend, adapter)
+                x = layer(*arguments)
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
-
-    def _block(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, adapter: bool) -> Tensor:
-        """Apply layer `index` to x [n, hidden]."""
-        layer, version = self.layers[index], self.version
-        assert isinstance(layer, Layer)
-        n_rotary = self.heads + self.kv_heads
-        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["attention"], self.eps)
-        qkv = layer.qkv(normed, version, adapter).view(len(x), n_rotary + self.kv_heads, self.head_dim)
-        rotary, v = qkv[:, :n_rotary], qkv[:, n_rotary:]
-        if "q" in layer.norms:
-            q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), layer.norms["q"], self.eps)
-            k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), layer.norms["k"], self.eps)
-            rotary = torch.cat([q, k], 1)
-        rotary = _rotate(rotary, cos, sin)
-        attended = attend(index, rotary[:, : self.heads], rotary[:, self.heads :], v)
-        x = x + layer.out(attended, version, adapter)
-        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["mlp"], self.eps)
-        gate, up = layer.gate_up(normed, version, adapter).chunk(2, -1)
-        return x + layer.down(F.silu(gate) * up, version, adapter)
 
     def add_adapters(
         self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
@@ -242,7 +290,7 @@ class Decoder(nn.Module):
         """Pack the weights for sampling now instead of at the first token."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
-        self.packed_head.pack(self.head, 0)
+        self.lm_head.packed.pack(self.lm_head.weight, 0)
 
     def projections(self) -> dict[str, Projection]:
         """Return every fused projection by its module path."""
@@ -275,7 +323,7 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
     model."""
     config = read_config(folder)
     if torch.device(device).type == "cpu":
-        reserve(ROOM * sum(file.stat().st_size for file in set(weight_files(folder).values())))
+        reserve(RESERVED_SIZES * sum(file.stat().st_size for file in set(weight_files(folder).values())))
     decoder = Decoder(config, read_weights(folder, config, dtype, device), str(folder))
     decoder.pack()
     return decoder

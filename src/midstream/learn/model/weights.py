@@ -148,7 +148,11 @@ def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
     return names
 
 
-_WHOLE = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}
+_WHOLE = {
+    "embed": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
 _NORMS = {
     "attention": "input_layernorm",
     "mlp": "post_attention_layernorm",
