@@ -155,6 +155,11 @@ class TrainConfig(Config):
             raise ValueError("tasks.sources: at least one is required (or rollout.source, to train from a store)")
         if self.rollout.source is not None and self.rollout.backfill:
             raise ValueError("rollout.backfill makes more attempts, which a rollout.source cannot; set it to 0")
+        if self.rollout.steps_ahead and (self.rollout.source is not None or self.trainer.deterministic):
+            other = (
+                "rollout.source: its groups are sampled elsewhere" if self.rollout.source else "trainer.deterministic"
+            )
+            raise ValueError(f"rollout.steps_ahead cannot be combined with {other}; set rollout.steps_ahead=0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
         single = self.rollout.group_size == 1 and self.rollout.source is None

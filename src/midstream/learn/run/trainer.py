@@ -48,9 +48,10 @@ from midstream.learn.run.checkpoint import (
     save_checkpoint,
 )
 from midstream.learn.run.held_out import HeldOut
+from midstream.learn.run.producer import BatchProducer
 from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error
 from midstream.learn.run.setup import build, check_trained_roles
-from midstream.learn.run.step import take_step
+from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
 from midstream.learn.self_check.checks import PLAINLY, first_batch, insist
@@ -224,19 +225,11 @@ class _Run:
                     self.store.trajectories.discard_from(state.step + 1)
                 await self.held_out.after(state.step)
                 self.reference = reference
-                while state.step < config.trainer.max_steps and not self.stopping:
-                    try:
-                        state = await self._step(state)
-                    except SourceExhausted as exhausted:
-                        self._end_early(exhausted, state)
-                        break
-                    if (
-                        state.step % config.trainer.save_every == 0
-                        or state.step == config.trainer.max_steps
-                        or self.stopping
-                    ):
-                        await self._save(state, reference)
-                    await self.held_out.after(state.step)
+                self.producer = BatchProducer(context, self.store, state, self.source)
+                try:
+                    state = await self._take_steps(state)
+                finally:
+                    await self.producer.close()
                 if state.step and not self._folder(state).exists():
                     # Ctrl-C came during the step's evaluation, after the last save; or the source is exhausted.
                     await self._save(state, reference)
@@ -393,12 +386,30 @@ class _Run:
     def _reference_weights(self, kind: str) -> dict[str, torch.Tensor]:
         return self.context.weights.snapshot() if kind == "start" else {}
 
+    async def _take_steps(self, state: TrainState) -> TrainState:
+        """Train until the last step, a stop, or the end of the source."""
+        trainer = self.config.trainer
+        while state.step < trainer.max_steps and not self.stopping:
+            try:
+                state = await self._step(state)
+            except SourceExhausted as exhausted:
+                self._end_early(exhausted, state)
+                break
+            if state.step % trainer.save_every == 0 or state.step == trainer.max_steps or self.stopping:
+                await self._save(state, self.reference)
+            await self.held_out.after(state.step)
+        return state
+
     async def _step(self, state: TrainState) -> TrainState:
         try:
-            result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
+            began = time.perf_counter()
+            sampled = await self.producer.next()
+            result = await update_policy(self.context, sampled, state, self.reference, self._check)
+            if self.source is not None:
+                await self.source.consume(sampled.collected.leased_keys, sampled.step)
         except TrainingError as error:
             raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log(result.row)
+        self._log({**result.row, "time_s": time.perf_counter() - began})
         return result.state
 
     def _check(
