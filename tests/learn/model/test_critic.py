@@ -12,8 +12,9 @@ import torch
 from midstream import api
 from midstream.core.errors import TrainingError
 from midstream.evaluate.runs import read_rows
+from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome
-from midstream.learn.algorithms.ppo import PPO, CriticConfig
+from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.model.critic import Critic
 from midstream.learn.model.log_probs import TokenSequence, run
 

@@ -17,7 +17,8 @@ from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Request
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.algorithms.base import KLConfig
-from midstream.learn.algorithms.ppo import PPO, CriticConfig
+from midstream.learn.algorithms.critic import CriticConfig
+from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.data.batch import LearningBatch, LearningTurn
 from midstream.learn.model.critic import Critic

@@ -1,4 +1,4 @@
-"""Batches come in order, sampling runs ahead of learning by a bounded number of steps, and a resumed run repeats none."""
+"""Batches come in order, sampling runs ahead of learning by a bounded number of steps, and a resume repeats none."""
 
 from __future__ import annotations
 
