@@ -152,16 +152,16 @@ def test_a_key_that_a_program_prints_as_it_fails_is_not_in_the_error(run, script
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "message"),
     [
         ("raise SystemExit('no idea')", "ended with 1: no idea"),
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
     ],
 )
-def test_a_program_that_crashes_fails_its_own_trajectory_and_says_why(run, script, program: str, told: str) -> None:
+def test_a_program_that_crashes_fails_its_own_trajectory_and_says_why(run, script, program: str, message: str) -> None:
     trajectory = run("blackbox_command_agent", settings=script(program))
     assert trajectory.status is Status.FAILED
-    assert told in trajectory.error
+    assert message in trajectory.error
 
 
 def test_what_a_program_said_before_it_crashed_is_kept(run, script) -> None:
@@ -292,7 +292,7 @@ class TwoQuestions(BlackBoxAgentFlowBase):
         from anthropic import AsyncAnthropic
 
         async with AsyncAnthropic(base_url=self.address.root_url, api_key=self.address.token) as client:
-            said = await asyncio.gather(
+            completion = await asyncio.gather(
                 *[
                     client.messages.create(
                         model=self.address.model, max_tokens=6, messages=[{"role": "user", "content": text}]
@@ -300,7 +300,7 @@ class TwoQuestions(BlackBoxAgentFlowBase):
                     for text in (kwargs["raw_prompt"], "Are you sure?")
                 ]
             )
-        return str(len(said))
+        return str(len(completion))
 
 
 def test_an_own_flow_gets_the_url_and_what_it_returns_is_the_answer(run) -> None:

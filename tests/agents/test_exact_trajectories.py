@@ -176,17 +176,17 @@ def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolle
         for group in groups
     ]
     assert batch(loud).turns == plain.turns
-    heard = [[replace(t, steps=tuple(replace(s, trainable=True) for s in t.steps)) for t in g] for g in loud]
-    assert batch(heard).turns != plain.turns
+    all_trained = [[replace(t, steps=tuple(replace(s, trainable=True) for s in t.steps)) for t in g] for g in loud]
+    assert batch(all_trained).turns != plain.turns
 
 
 def test_a_deterministic_rollout_repeats_to_the_bit_whatever_the_tools_take(
     parts: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(trajectories: list[Trajectory]) -> list[Any]:
+    def recorded(trajectories: list[Trajectory]) -> list[Any]:
         return [[(s.prompt_ids, s.response_ids, s.rollout_log_probs) for s in t.steps] for t in trajectories]
 
-    once = told(roll(parts))
+    once = recorded(roll(parts))
     (calculator,) = load_tools(["calculator"])
     plain, waits = calculator.function, iter([0.02, 0.0, 0.01] * 50)
 
@@ -195,5 +195,5 @@ def test_a_deterministic_rollout_repeats_to_the_bit_whatever_the_tools_take(
         return plain(expression)
 
     monkeypatch.setitem(calculator.__dict__, "function", slowly)
-    assert told(roll(parts)) == once
+    assert recorded(roll(parts)) == once
     assert len(list(waits)) < 150, "the slow tool was never called"

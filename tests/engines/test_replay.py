@@ -19,8 +19,8 @@ CALL = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(seed=1), session="o
 
 
 def record(path: Path, tokenizer, calls: list[Request]) -> list[Completion]:
-    said = iter(range(100))
-    engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(said)} é", policy_version=4)
+    numbers = iter(range(100))
+    engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(numbers)} é", policy_version=4)
     recording = ReplayRecorder(engine, path)
 
     async def go() -> list[Completion]:
@@ -47,8 +47,8 @@ def test_answers_come_back_whole_each_to_its_own_call(tiny_tokenizer, tmp_path: 
     answers = record(path, tiny_tokenizer, [CALL, other, CALL, held])
     assert replay(path, held, other, CALL, CALL) == [answers[3], answers[1], answers[0], answers[2]]
     # Who asks does not matter, and neither does whether the likeliest tokens are wanted.
-    (said,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
-    assert said == replace(answers[0], top_log_probs=())
+    (completion,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
+    assert completion == replace(answers[0], top_log_probs=())
 
 
 def test_a_second_recording_goes_on_in_the_same_file(tiny_tokenizer, tmp_path: Path) -> None:

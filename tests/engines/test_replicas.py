@@ -54,27 +54,27 @@ SESSIONS = [f"s{number}" for number in range(60)]
 
 
 def test_a_session_stays_with_its_replica_and_all_get_some(parts) -> None:
-    first = [said.text for said in ask(Replicas(parts), *SESSIONS)]
+    first = [completion.text for completion in ask(Replicas(parts), *SESSIONS)]
     # Another process with the same replicas finds the same ones.
-    assert [said.text for said in ask(Replicas(parts), *SESSIONS)] == first
+    assert [completion.text for completion in ask(Replicas(parts), *SESSIONS)] == first
     assert min(Counter(first).values()) >= 10 and len(set(first)) == 3
 
 
 def test_an_answer_carries_the_version_of_the_replica_that_gave_it(parts) -> None:
     replicas = Replicas(parts)
-    for said in ask(replicas, *SESSIONS[:10]):
-        assert said.policy_version == [part.name for part in parts].index(said.text)
+    for completion in ask(replicas, *SESSIONS[:10]):
+        assert completion.policy_version == [part.name for part in parts].index(completion.text)
     assert replicas.policy_version == 0 and replicas.context_length == 100
 
 
 def test_sessions_of_a_replica_that_is_down_go_to_all_others_and_no_other_moves(parts) -> None:
     replicas = Replicas(parts, rest_s=60)
-    before = [said.text for said in ask(replicas, *SESSIONS)]
+    before = [completion.text for completion in ask(replicas, *SESSIONS)]
     parts[0].down = 0
     # Found out once, then left alone.
     ask(replicas, SESSIONS[before.index("north")])
     parts[0].asked.clear()
-    after = [said.text for said in ask(replicas, *SESSIONS)]
+    after = [completion.text for completion in ask(replicas, *SESSIONS)]
     assert parts[0].asked == []
     moved = {now for was, now in zip(before, after, strict=True) if was == "north"}
     assert moved == {"east", "south"}
@@ -83,11 +83,11 @@ def test_sessions_of_a_replica_that_is_down_go_to_all_others_and_no_other_moves(
 
 def test_a_replica_that_rested_is_asked_again(parts) -> None:
     replicas = Replicas(parts, rest_s=0.0)
-    before = [said.text for said in ask(replicas, *SESSIONS)]
+    before = [completion.text for completion in ask(replicas, *SESSIONS)]
     parts[1].down = 0
     ask(replicas, *SESSIONS)
     parts[1].down = None
-    assert [said.text for said in ask(replicas, *SESSIONS)] == before
+    assert [completion.text for completion in ask(replicas, *SESSIONS)] == before
 
 
 def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) -> None:
@@ -102,12 +102,12 @@ def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) 
 
 def test_a_call_that_broke_off_after_a_token_is_not_made_again_elsewhere(parts) -> None:
     replicas = Replicas(parts)
-    heard: list[int] = []
+    received_tokens: list[int] = []
     for part in parts:
         part.down = 2
     with pytest.raises(EngineUnreachable):
-        ask(replicas, "one", on_tokens=lambda ids, log_probs: heard.extend(ids))
-    assert heard == [5, 5]
+        ask(replicas, "one", on_tokens=lambda ids, log_probs: received_tokens.extend(ids))
+    assert received_tokens == [5, 5]
     assert sum(len(part.asked) for part in parts) == 1
 
 
@@ -121,7 +121,7 @@ def test_calls_of_no_session_are_spread(tiny_tokenizer) -> None:
     parts = [Replica(tiny_tokenizer, name) for name in ("one", "other")]
     for part in parts:
         part.latency_s = 0.01
-    assert Counter(said.text for said in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
+    assert Counter(completion.text for completion in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
 
 
 def test_replicas_of_one_name_are_told_apart(tiny_tokenizer) -> None:

@@ -49,22 +49,22 @@ def ask(policy, constraint: Constraint | None, **sampling) -> Completion:
 @pytest.mark.parametrize("sampling", [{"seed": 1}, {"seed": 2, "temperature": 0.0}, {"seed": 3, "temperature": 1.5}])
 @pytest.mark.parametrize("constraint", [SCHEMA, DATE, SUM], ids=lambda one: one.kind)
 def test_a_response_is_what_its_constraint_says_to_its_end_token(policy, constraint, sampling) -> None:
-    said = ask(policy, constraint, **sampling)
-    assert said.finish_reason is FinishReason.STOP
-    assert said.ids[-1] in policy.tokenizer.end_ids
+    reply = ask(policy, constraint, **sampling)
+    assert reply.finish_reason is FinishReason.STOP
+    assert reply.ids[-1] in policy.tokenizer.end_ids
     if constraint is SCHEMA:
-        jsonschema.validate(json.loads(said.text), PERSON)
+        jsonschema.validate(json.loads(reply.text), PERSON)
     else:
-        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", said.text)
+        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", reply.text)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_under_a_constraint_are_those_of_the_whole_vocabulary(policy, temperature) -> None:
-    said = ask(policy, SCHEMA, seed=5, temperature=temperature)
+    reply = ask(policy, SCHEMA, seed=5, temperature=temperature)
     prompt = policy.tokenizer.encode(PROMPT)
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids, temperature)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
-    assert min(said.log_probs) < -5, "the grammar forced nothing that the model would not have said"
+    found = score(policy.decoder, [TokenSequence(prompt, reply.ids, temperature)]).log_probs.detach()
+    assert (found - torch.tensor(reply.log_probs)).abs().max() <= 1e-5
+    assert min(reply.log_probs) < -5, "the grammar forced nothing that the model would not have said"
 
 
 def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matter(policy) -> None:
@@ -79,9 +79,9 @@ def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matt
 
 
 def test_a_response_that_is_cut_by_max_tokens_says_so(policy) -> None:
-    said = ask(policy, DATE, seed=1, max_tokens=2)
-    assert said.finish_reason is FinishReason.LENGTH
-    assert re.fullmatch(r"[0-9]{2}", said.text)
+    reply = ask(policy, DATE, seed=1, max_tokens=2)
+    assert reply.finish_reason is FinishReason.LENGTH
+    assert re.fullmatch(r"[0-9]{2}", reply.text)
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_grammars_are_compiled_once_and_not_all_are_kept(make_policy, monkeypatc
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_penalties_change_what_is_said_and_not_how_likely_it_is_called(policy, sampling, temperature) -> None:
     plain = ask(policy, None, seed=3, max_tokens=40, temperature=temperature)
-    said = ask(policy, None, seed=3, max_tokens=40, temperature=temperature, **sampling)
-    assert said.ids != plain.ids
-    assert len(set(said.ids)) / len(said.ids) > len(set(plain.ids)) / len(plain.ids)
+    reply = ask(policy, None, seed=3, max_tokens=40, temperature=temperature, **sampling)
+    assert reply.ids != plain.ids
+    assert len(set(reply.ids)) / len(reply.ids) > len(set(plain.ids)) / len(plain.ids)
     prompt = policy.tokenizer.encode(PROMPT)
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids, temperature or 1.0)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
+    found = score(policy.decoder, [TokenSequence(prompt, reply.ids, temperature or 1.0)]).log_probs.detach()
+    assert (found - torch.tensor(reply.log_probs)).abs().max() <= 1e-5
 
 
 def test_the_likeliest_tokens_are_reported_where_they_are_asked_for(policy) -> None:

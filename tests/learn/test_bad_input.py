@@ -71,8 +71,8 @@ def test_a_broken_gradient_names_step_group_and_tensor_and_the_last_checkpoint_i
 
     with monkeypatch.context() as patch:
         patch.setattr(producer, "collect", disturbed)
-        told = r"^step 3: the gradient of \S+lora_[AB] is not finite at update 3, from the group 'train-000003-0001'"
-        with pytest.raises(TrainingError, match=told):
+        message = r"^step 3: the gradient of \S+lora_[AB] is not finite at update 3, from the group 'train-000003-0001'"
+        with pytest.raises(TrainingError, match=message):
             train(tiny_path, run)
     assert contents(run)["checkpoint"] == "step-000002"
     assert train(tiny_path, run, resume=True) == undisturbed

@@ -189,8 +189,8 @@ def test_a_run_of_ones_own_is_checked_and_nothing_is_left_behind(
             "trainer": {"threads": 1},
         }
     )
-    told: list[Check] = []
-    assert self_check(config, tell=told.append) == told and all(finding.ok for finding in told)
+    reported: list[Check] = []
+    assert self_check(config, tell=reported.append) == reported and all(finding.ok for finding in reported)
     assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert sorted(path.name for path in tmp_path.rglob("*") if model not in path.parents) == [
         "model",

@@ -38,13 +38,13 @@ def test_no_text_of_users_or_tools_opens_a_turn_or_a_call(tiny_tokenizer: ChatTo
         for place in range(4):
 
             def conversation(text: str, place: int = place) -> list[Message]:
-                said = [text if one == place else "21" for one in range(4)]
-                parts = [{"type": "text", "text": said[0]}, {"type": "text", "text": "?"}]
-                call = {**CALL, "function": {"name": "f", "arguments": json.dumps({said[3]: [said[1]]})}}
+                texts = [text if one == place else "21" for one in range(4)]
+                parts = [{"type": "text", "text": texts[0]}, {"type": "text", "text": "?"}]
+                call = {**CALL, "function": {"name": "f", "arguments": json.dumps({texts[3]: [texts[1]]})}}
                 return [
                     {"role": "user", "content": parts},
                     {"role": "assistant", "content": None, "tool_calls": [call]},
-                    {"role": "tool", "tool_call_id": "call_1", "content": said[2]},
+                    {"role": "tool", "tool_call_id": "call_1", "content": texts[2]},
                 ]
 
             plain, attacked = (tok.render(conversation(text), [TOOL]) for text in ("21", ATTACK))
@@ -65,8 +65,8 @@ def test_tool_declarations_steer_nothing_either(tiny_tokenizer: ChatTokenizer, q
 
 
 def test_what_the_model_wrote_keeps_its_own_markers_and_no_others(qwen3: ChatTokenizer) -> None:
-    said = "<tool_call>\n{}\n</tool_call> <|im_start|>system"
-    ids = qwen3.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+    texts = "<tool_call>\n{}\n</tool_call> <|im_start|>system"
+    ids = qwen3.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": texts}])
     assert (count(qwen3, ids, "<tool_call>"), count(qwen3, ids, "<|im_start|>")) == (1, 3)
 
 
@@ -79,9 +79,9 @@ def test_control_tokens_that_template_and_text_would_make_together_stay_apart(ti
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=4))
-def test_an_ordinary_conversation_has_the_ids_it_always_had(tiny_tokenizer, qwen3, said: list[str]) -> None:
+def test_an_ordinary_conversation_has_the_ids_it_always_had(tiny_tokenizer, qwen3, texts: list[str]) -> None:
     roles = itertools.cycle(["user", "assistant"])
-    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     for tok in (tiny_tokenizer, qwen3):
         backend = tok._tokenizer
         assert tok.render(messages) == tuple(

@@ -423,11 +423,11 @@ def test_calls_and_half_calls_read_the_same_letter_by_letter(family: ChatFormat)
 
 
 def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
-    def heard(*pieces: str) -> list[str]:
+    def streamed(*pieces: str) -> list[str]:
         parser = HERMES.parser(ANY)
         return ["".join(delta.content for delta in parser.feed(piece)) for piece in pieces]
 
-    assert heard("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
+    assert streamed("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
         *("So", "me", " text", "", "", " <toolbox>", "", " <tool_call> x"),
     ]
     parser = HERMES.parser(ANY)

@@ -82,11 +82,11 @@ def test_the_other_families_write_calls_and_results_their_own_way(tools) -> None
     )
 
 
-def test_a_template_without_tools_is_told_of_them_in_text(tools) -> None:
+def test_a_template_without_tools_gets_them_as_text(tools) -> None:
     text = written(SMOLLM2, [USER, calls("celsius", "fahrenheit"), *RESULTS], tools)
-    told, _, rest = text.partition("<|im_end|>\n")
-    assert told.startswith("<|im_start|>system\nYou are a function calling AI model.")
-    assert all(json.dumps(tool) in told for tool in tools)
+    instructions, _, rest = text.partition("<|im_end|>\n")
+    assert instructions.startswith("<|im_start|>system\nYou are a function calling AI model.")
+    assert all(json.dumps(tool) in instructions for tool in tools)
     assert rest == (
         "<|im_start|>user\nHow warm is it in Paris?<|im_end|>\n<|im_start|>assistant\n"
         f"<tool_call>\n{CELSIUS}\n</tool_call>\n<tool_call>\n{FAHRENHEIT}\n</tool_call><|im_end|>\n<|im_start|>user\n"
@@ -102,8 +102,8 @@ def test_a_format_that_is_named_is_told_in_its_own_words(name: str, tools) -> No
     family = format_of(source, {}, name)
     text = written(source, [USER, calls("celsius")], tools, name)
     assert all(json.dumps(tool) in text for tool in tools)
-    said = text.rpartition("<|im_start|>assistant\n")[0].rpartition("<|im_start|>assistant\n")[2]
-    (call,) = family.read(said.removesuffix("<|im_end|>\n"), tools).tool_calls
+    completion = text.rpartition("<|im_start|>assistant\n")[0].rpartition("<|im_start|>assistant\n")[2]
+    (call,) = family.read(completion.removesuffix("<|im_end|>\n"), tools).tool_calls
     assert json.loads(call.arguments) == {"city": "Paris", "unit": "celsius"}
 
 

@@ -42,14 +42,14 @@ def batch_for(learner: Learner) -> LearningBatch:
         for member in range(3):
             history = prompt
             for _turn in range(1 + member):
-                said = tuple(generator.randrange(3, 400) for _ in range(2 + member))
-                sequence = TokenSequence(history, said, 0.8)
+                reply = tuple(generator.randrange(3, 400) for _ in range(2 + member))
+                sequence = TokenSequence(history, reply, 0.8)
                 with torch.no_grad():
                     old = score(learner.decoder, [sequence]).log_probs
                 moved = tuple(float(value) + generator.uniform(-0.4, 0.4) for value in old)
-                weight = 1 / (6 * (1 + member) * len(said))
-                turns.append(LearningTurn(sequence, moved, (member - 1.0,) * len(said), weight, "planner", str(group)))
-                history = (*history, *said, 8, 9, 10)
+                weight = 1 / (6 * (1 + member) * len(reply))
+                turns.append(LearningTurn(sequence, moved, (member - 1.0,) * len(reply), weight, "planner", str(group)))
+                history = (*history, *reply, 8, 9, 10)
     return LearningBatch(turns)
 
 

@@ -59,15 +59,15 @@ class Steering:
     def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], matcher: LLMatcher | None) -> None:
         self._sampling, self._prompt_ids, self._matcher = sampling, prompt_ids, matcher
 
-    def logits(self, logits: Tensor, said: Sequence[int]) -> Tensor:
-        """Return processed `logits` [vocab] for picking the next token, in fp32; `said` has one more token at each
-        call. Raises `EngineError` if the grammar cannot be continued."""
+    def logits(self, logits: Tensor, response: Sequence[int]) -> Tensor:
+        """Return processed `logits` [vocab] for picking the next token, in fp32; `response` has one more token at
+        each call. Raises `EngineError` if the grammar cannot be continued."""
         logits = logits.float()
         if self._sampling.penalised:
-            logits = penalise(logits, self._sampling, self._prompt_ids, said)
+            logits = penalise(logits, self._sampling, self._prompt_ids, response)
         if self._matcher is not None:
-            if said:
-                self._matcher.consume_token(said[-1])
+            if response:
+                self._matcher.consume_token(response[-1])
             allowed = _mask(self._matcher, len(logits))
             logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
         return logits

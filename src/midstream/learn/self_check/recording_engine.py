@@ -1,4 +1,4 @@
-"""What really was sampled, heard at the engines: a record that owes nothing to the recorder, the flow or the batch."""
+"""Records the calls that engines answer, independently of the recorder, the flow and the batch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class RecordedCall:
 
     @property
     def sequence(self) -> TokenSequence:
-        """What was sampled, at the temperature that was asked for; 1 where that was greedy."""
+        """The tokens, with the requested temperature; 1 for greedy calls."""
         return TokenSequence(self.request.prompt_ids, self.completion.ids, self.request.sampling.temperature or 1.0)
 
 
 class RecordingEngine:
-    """An engine that hears what another is asked and answers, and changes nothing."""
+    """Passes calls on to another engine unchanged, and records them with their completions."""
 
     def __init__(self, engine: Engine, calls: list[RecordedCall]) -> None:
         self.name, self._engine, self._calls = engine.name, engine, calls
@@ -55,7 +55,7 @@ class RecordingEngine:
 
 
 def recorded_calls(role_engines: Mapping[str, RoleEngine], calls: list[RecordedCall]) -> dict[str, RoleEngine]:
-    """`role_engines` whose engines are heard: each call that is answered goes to `calls`."""
+    """Return `role_engines` with recording engines: each answered call is appended to `calls`."""
     engines = {
         id(role_engine.engine): RecordingEngine(role_engine.engine, calls) for role_engine in role_engines.values()
     }
