@@ -178,3 +178,13 @@ def test_a_run_that_goes_on_keeps_its_dtype(make_policy, tiny_path: Path) -> Non
     with mock.patch.object(numerics, "bfloat16_speed", lambda *sizes: 0.3):
         assert load_policy(policy, tiny_path, recorded).dtype == torch.bfloat16
         assert load_policy(policy, tiny_path).dtype == torch.float32
+
+
+def test_auto_takes_the_dtype_that_is_faster_here() -> None:
+    here = numerics.instructions()
+    if here.startswith(("amx", "avx")):
+        computes_in_bf16 = here.startswith(("amx_bf16", "avx512_fp16", "avx512_bf16"))
+        fast = computes_in_bf16 and not here.endswith(("held to AVX512_CORE", "held to AVX2"))
+        assert numerics.fastest_dtype(576, 3072) == (torch.bfloat16 if fast else torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert settle(numerics.layer_like(dtype), "auto").mode in ("exact", "fast")
