@@ -1,4 +1,4 @@
-"""Flows as the documents write them, with nothing changed but the import line."""
+"""Flows from the seed documents, unchanged except for the import line."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class HelpersAgentFlow(AgentFlowBase):
         text, response_ids, prompt_ids = await self.gateway_generate(
             **own, messages=messages, max_tokens=512, temperature=0.8
         )
-        completion = [*messages, {"role": "assistant", "content": text}]
-        self.found = await self.gateway_compute_reward(kwargs["trajectory_uid"], completion, dataset_fields={})
+        reply = [*messages, {"role": "assistant", "content": text}]
+        self.found = await self.gateway_compute_reward(kwargs["trajectory_uid"], reply, dataset_fields={})
         step = Step(prompt_ids=prompt_ids, response_ids=response_ids, reward=self.found, is_last=True, **own)
         await self.gateway_submit_steps([step], channel="val")
         return 1
@@ -114,18 +114,16 @@ def test_a_loop_of_tool_calls(make_worker, by_role, attempt) -> None:
     assert [message["role"] for message in trajectory.steps[1].messages] == ["user", "assistant", "tool"]
 
 
-@pytest.mark.parametrize(("completion", "reward"), [("6", 1.0), ("7", 0.0)])
-def test_the_helpers_sample_with_their_settings_and_know_the_reward(
-    make_worker, by_role, attempt, completion, reward
-) -> None:
-    trajectory = run(make_worker, by_role(policy=completion), "helpers_agent_flow", attempt())
+@pytest.mark.parametrize(("reply", "reward"), [("6", 1.0), ("7", 0.0)])
+def test_the_gateway_helpers_sample_and_compute_the_reward(make_worker, by_role, attempt, reply, reward) -> None:
+    trajectory = run(make_worker, by_role(policy=reply), "helpers_agent_flow", attempt())
     (step,) = trajectory.steps
     assert (trajectory.status, trajectory.metadata["found"], trajectory.reward) == (Status.COMPLETED, reward, reward)
     assert (step.temperature, step.metadata["channel"]) == (0.8, "val")
 
 
 class Bare(AgentFlowBase):
-    """A flow to call the helpers of from outside."""
+    """A flow whose gateway helpers are called by the tests."""
 
     async def run(self, sampling_params: Any, **kwargs: Any) -> int:
         return 0
@@ -148,20 +146,20 @@ def flow(make_worker, by_role, attempt) -> AgentFlowBase:
 
 
 def ask(flow: AgentFlowBase, text: str) -> Step:
-    completion, response_ids, prompt_ids = asyncio.run(
+    reply, response_ids, prompt_ids = asyncio.run(
         flow.gateway_generate("mine", "p", [{"role": "user", "content": text}])
     )
-    assert completion == "yes"
+    assert reply == "yes"
     return Step(prompt_ids=prompt_ids, response_ids=response_ids, trajectory_uid="mine", prompt_uid="p")
 
 
-def test_steps_that_say_the_same_can_be_handed_in_together_later(flow: AgentFlowBase) -> None:
+def test_identical_steps_can_be_submitted_together(flow: AgentFlowBase) -> None:
     one, two = ask(flow, "first?"), ask(flow, "second?")
     assert asyncio.run(flow.gateway_submit_steps([replace(one, reward=0.25), replace(two, reward=0.75)])) == 2
     assert [step.reward for step in flow.steps] == [0.25, 0.75]
 
 
-def test_what_was_not_sampled_here_is_not_accepted(flow: AgentFlowBase) -> None:
+def test_steps_not_sampled_by_the_flow_are_refused(flow: AgentFlowBase) -> None:
     step = ask(flow, "first?")
     for changed in (
         replace(step, response_ids=(*step.response_ids, 5)),
@@ -175,7 +173,7 @@ def test_what_was_not_sampled_here_is_not_accepted(flow: AgentFlowBase) -> None:
         asyncio.run(flow.gateway_generate("yours", "p", []))
 
 
-def test_a_misspelt_setting_or_role_is_an_error_that_names_the_nearest(flow: AgentFlowBase) -> None:
+def test_a_misspelt_setting_or_role_is_an_error_with_the_nearest_name(flow: AgentFlowBase) -> None:
     message = [{"role": "user", "content": "?"}]
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         asyncio.run(flow.gateway_generate("mine", "p", message, temprature=0.5))
@@ -185,7 +183,7 @@ def test_a_misspelt_setting_or_role_is_an_error_that_names_the_nearest(flow: Age
         asyncio.run(flow.gateway_compute_reward("mine", message))
 
 
-def test_the_loop_that_ships_stops_when_no_tool_is_called(make_worker, by_role, attempt) -> None:
+def test_the_built_in_loop_stops_when_no_tool_is_called(make_worker, by_role, attempt) -> None:
     says = by_role(policy=["calculator: 2 * 3", "The result is 6."])
     trajectory = run(make_worker, says, "multi_step_agent", attempt())
     assert (trajectory.turns, trajectory.answer, trajectory.reward) == (2, "The result is 6.", 1.0)

@@ -1,4 +1,4 @@
-"""Real servers, one that speaks chat completions and one that speaks as vLLM does, which misbehave when told to."""
+"""Real HTTP servers that imitate chat completions and vLLM, with configurable faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChatServer:
-    """Answers each request with the next of `answers`, the last one over and over; keeps what it was asked."""
+    """Answers each request with the next of `answers`, repeating the last one; records the requests."""
 
     url: str = ""
     answers: list[Any] = field(default_factory=list)
@@ -53,8 +53,8 @@ def chat_server() -> Iterator[ChatServer]:
             if isinstance(answer, float):
                 time.sleep(answer)
                 answer = "late"
-            status, completion = answer if isinstance(answer, tuple) else (200, answer)
-            payload = reply(completion) if isinstance(completion, str) else completion
+            status, response = answer if isinstance(answer, tuple) else (200, answer)
+            payload = reply(response) if isinstance(response, str) else response
             raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
             try:
                 self.send_response(status)
@@ -97,7 +97,7 @@ class VLLMServer:
     under_way: int = 0
 
     def log_probs(self, before: Sequence[int], temperature: float, top_k: int = 0) -> dict[int, float]:
-        """Of the tokens that may come next, by token."""
+        """Log-probabilities of the possible next tokens, by token."""
         drawn = random.Random(str((tuple(before[-3:]), tuple(self.loaded))))
         size = len(self.tokenizer)
         logits = {drawn.randrange(3, size): drawn.uniform(0, 3) / temperature for _ in range(7)}
@@ -112,27 +112,25 @@ class VLLMServer:
         temperature = body.get("temperature", 1.0)
         drawn = random.Random(body.get("seed"))
         processed = self.mode == "processed_logprobs"
-        completion: list[int] = []
+        response: list[int] = []
         while True:
             # Greedily, vLLM cuts nothing.
-            true = self.log_probs(
-                [*prompt, *completion], temperature or 1.0, body.get("top_k", 0) if temperature else 0
-            )
+            true = self.log_probs([*prompt, *response], temperature or 1.0, body.get("top_k", 0) if temperature else 0)
             token = max(true, key=lambda one: true[one])
             if temperature:
                 token = drawn.choices(list(true), [math.exp(value) for value in true.values()])[0]
-            completion.append(token)
-            reported = true if processed else self.log_probs([*prompt, *completion[:-1]], 1.0)
-            text = self.tokenizer.decode(completion)
+            response.append(token)
+            reported = true if processed else self.log_probs([*prompt, *response[:-1]], 1.0)
+            text = self.tokenizer.decode(response)
             end = token in body.get("stop_token_ids", ()) or any(stop in text for stop in body.get("stop", ()))
-            reason = "stop" if end else "length" if len(completion) >= body.get("max_tokens", 16) else None
+            reason = "stop" if end else "length" if len(response) >= body.get("max_tokens", 16) else None
             yield token, reported, reason
             if reason:
                 return
 
 
 def _named(log_probs: dict[int, float], token: int, top: int) -> dict[str, float]:
-    """As vLLM writes them: the token first, then the likeliest."""
+    """Log-probabilities in vLLM's format: the sampled token first, then the most likely."""
     likeliest = sorted(log_probs, key=lambda one: -log_probs[one])[:top]
     return {f"token_id:{one}": log_probs[one] for one in dict.fromkeys([token, *likeliest])}
 
@@ -224,15 +222,15 @@ class _VLLMHandler(BaseHTTPRequestHandler):
         if "messages" in body:
             named = _named(reported, token, body["top_logprobs"])
             top = [{"token": name, "logprob": value} for name, value in list(named.items())[: body["top_logprobs"]]]
-            completion: dict[str, Any] = {"content": [{"logprob": reported[token], "top_logprobs": top}]}
+            response: dict[str, Any] = {"content": [{"logprob": reported[token], "top_logprobs": top}]}
         else:
-            completion = {
+            response = {
                 "token_logprobs": [reported[token]],
                 "top_logprobs": [_named(reported, token, body["logprobs"])],
             }
         if fault == "no ids":
-            return {"logprobs": completion, "finish_reason": reason}
-        return {"token_ids": [token], "logprobs": completion, "finish_reason": "abort" if fault == "abort" else reason}
+            return {"logprobs": response, "finish_reason": reason}
+        return {"token_ids": [token], "logprobs": response, "finish_reason": "abort" if fault == "abort" else reason}
 
     def _scored(self, prompt: Sequence[int], top: int) -> dict[str, Any]:
         places: list[Any] = [None]
@@ -245,8 +243,8 @@ class _VLLMHandler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
-    def _answer(self, status: int, completion: Any) -> None:
-        raw = completion if isinstance(completion, bytes) else json.dumps(completion).encode()
+    def _answer(self, status: int, response: Any) -> None:
+        raw = response if isinstance(response, bytes) else json.dumps(response).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -256,19 +254,19 @@ class _VLLMHandler(BaseHTTPRequestHandler):
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """One whole choice of the pieces of a stream."""
-    completion: dict[str, list[Any]] = {}
+    """Join the pieces of a stream to one choice."""
+    response: dict[str, list[Any]] = {}
     for piece in pieces:
         for name, values in piece["logprobs"].items():
-            completion.setdefault(name, []).extend(values)
+            response.setdefault(name, []).extend(values)
     ids = [token for piece in pieces for token in piece.get("token_ids", ())]
     reasons = [piece["finish_reason"] for piece in pieces]
-    return {**({"token_ids": ids} if ids else {}), "logprobs": completion, "finish_reason": reasons[-1]}
+    return {**({"token_ids": ids} if ids else {}), "logprobs": response, "finish_reason": reasons[-1]}
 
 
 @pytest.fixture
 def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServer]]:
-    """Starts servers that imitate vLLM's; settings are `VLLMServer`'s."""
+    """Start servers that imitate vLLM's; settings are those of `VLLMServer`."""
     running: list[ThreadingHTTPServer] = []
 
     def start(**settings: Any) -> VLLMServer:
@@ -289,7 +287,7 @@ def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServ
 
 @dataclass(frozen=True)
 class RealVLLM:
-    """A vLLM server with SmolLM2 in fp32, and the same model here."""
+    """A vLLM server with SmolLM2 in fp32, and the same model in this process."""
 
     url: str
     mode: str
@@ -298,7 +296,7 @@ class RealVLLM:
 
 
 class _Started:
-    """The real server that runs now, if one does. It takes a minute to start."""
+    """The running real server, if any. Starting one takes a minute."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -359,7 +357,7 @@ class _Started:
 
 @pytest.fixture(scope="session")
 def start_real_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RealVLLM]]:
-    """Starts a server with that `--logprobs-mode`, one at a time. MIDSTREAM_VLLM is the interpreter that has vLLM."""
+    """Start a server with that `--logprobs-mode`, one at a time. MIDSTREAM_VLLM is a Python interpreter with vLLM."""
     started = _Started(tmp_path_factory.mktemp("vllm"))
     yield started
     started.stop()
