@@ -16,8 +16,8 @@ from midstream.engines.torch.numerics import instructions
 
 ROOT = Path(__file__).parents[2]
 EXACTNESS = (
-    "tests/engines/test_exactness.py::test_the_learner_finds_the_log_probabilities_that_the_engine_reported",
-    "tests/engines/test_exactness.py::test_a_call_is_answered_the_same_alone_and_among_sixteen",
+    "tests/engines/test_exactness.py::test_learner_and_engine_log_probabilities_are_identical",
+    "tests/engines/test_exactness.py::test_a_call_gives_the_same_result_alone_and_in_a_batch_of_sixteen",
     "tests/engines/test_numerics.py::test_auto_takes_the_dtype_that_is_faster_here",
 )
 WHOLE_RUNS = (
