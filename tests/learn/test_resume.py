@@ -20,8 +20,8 @@ from midstream import cli
 from midstream.core.errors import RunError
 from midstream.evaluate.agreement import contents
 from midstream.learn.config import TrainConfig
-from midstream.learn.run.run_dir import RunDirectory
-from midstream.learn.run.trainer import _run_path, train
+from midstream.learn.run.run_dir import RunDirectory, run_path
+from midstream.learn.run.trainer import train
 
 # Forked from a process that has imported torch and computed nothing: real processes, without seconds of start-up each.
 SPAWN = multiprocessing.get_context("forkserver")
@@ -217,8 +217,8 @@ def test_resume_takes_the_run_of_its_own_name(configure: Configure, tmp_path: Pa
         os.utime(tmp_path / "runs" / name, (number, number))
     config = configure("unused").model_copy(update={"name": "own"})
     config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"run_dir": None})})
-    assert _run_path(config, resume=True) == Path("runs/own-2")
-    assert _run_path(config, resume=False) == Path("runs/own-3")
+    assert run_path(config, resume=True) == Path("runs/own-2")
+    assert run_path(config, resume=False) == Path("runs/own-3")
 
 
 def test_a_log_gives_back_every_character_it_was_given(tmp_path: Path) -> None:
