@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
+
+if TYPE_CHECKING:
+    from midstream.engines.torch.allowed import Grammars
 
 AT_LEAST_TWO = Rows(at_least=2)
 """A single-row oneDNN product uses a different kernel, whose sums round differently."""
@@ -174,6 +177,8 @@ class Decoder(nn.Module):
         """Recompute a layer's activations in the backward pass instead of storing them."""
         self.rows, self.queries = AT_LEAST_TWO, Rows()
         """Row counts for products with weights, and for those of attention."""
+        self.grammars: Grammars | None = None
+        """Compiles constraints for the model's tokenizer; set by the first engine that samples from it."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
         self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
         head = weights.get("lm_head.weight")
