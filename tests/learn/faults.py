@@ -148,8 +148,8 @@ def recorder_rounds(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_ignores_temperature(patch: Patch) -> None:
-    def around(original: Any, *given: Any, **named: Any) -> Any:
-        return original(*given[:-1], torch.ones_like(given[-1]), **named)
+    def around(original: Any, *given: Any, temperatures: Any, **named: Any) -> Any:
+        return original(*given, temperatures=torch.ones_like(temperatures), **named)
 
     wrapped(patch, log_probs, "token_log_probs", around)
 
