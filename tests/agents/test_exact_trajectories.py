@@ -21,7 +21,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch import engine as torch_engine
-from midstream.engines.torch.decoder import Layer
+from midstream.engines.torch.layers import Layer
 from midstream.engines.torch.sampling import sample
 from midstream.learn.config import TrainConfig
 from midstream.learn.data.batch import LearningBatch, make_batch

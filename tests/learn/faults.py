@@ -13,7 +13,8 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.torch import attention
 from midstream.engines.torch import engine as torch_engine
-from midstream.engines.torch.decoder import Decoder, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.data import batch, collect

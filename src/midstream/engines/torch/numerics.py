@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 
 from midstream.core.errors import ConfigError, RunError
-from midstream.engines.torch.decoder import AT_LEAST_TWO, Decoder
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import AT_LEAST_TWO
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product, slowdown
 

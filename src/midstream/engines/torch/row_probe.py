@@ -15,7 +15,8 @@ from torch import Tensor
 from midstream.engines.torch import products
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
 from midstream.engines.torch.cached import CachedDecoder
-from midstream.engines.torch.decoder import Decoder, Layer, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Layer, Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.slots import Slot, SlotAssignment

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from midstream.core.errors import ModelError
-from midstream.engines.torch.decoder import Decoder, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Projection
 from midstream.engines.torch.lora import adapter_state, load_adapter, save_adapter
 from midstream.learn.model.model_folder import write_model
 
