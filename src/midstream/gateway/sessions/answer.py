@@ -1,13 +1,12 @@
-"""One response on its way to an agent: tokens in, deltas out, and at the end what was said.
+"""Turns the tokens of one response into deltas for a client, and at the end into an `Answer`.
 
-The recorded step holds the tokens. Here a copy of their text is cut at the first stop string and read by the model's
-chat format; pieces are given out as soon as nothing that follows can change them.
+The recorded step keeps the tokens. Here their text is cut at the first stop string and parsed by the model's chat
+format; a delta is emitted as soon as later tokens cannot change it.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -23,14 +22,17 @@ from midstream.record.recorder import TOP_LOG_PROBS
 from midstream.record.tree import truncate_at_stop
 
 _IDS = Random()
-"""Ids need not be secret, and to ask the system for each would let another thread run first."""
+"""Ids need not be secret, and reading the system's random source would release the interpreter's lock each time."""
+
+BLOCK = 64
+"""Tokens parsed at once while the end of a thought is located."""
 
 Top = Sequence[Sequence[tuple[int, float]]]
 
 
 @dataclass(slots=True)
 class Part:
-    """A thought, a text or a call (`text` is its arguments), at its `place` among the parts of its kind."""
+    """A thought, a text or a tool call (`text` is its arguments); `place` is its index among parts of its kind."""
 
     kind: Literal["thought", "text", "call"]
     place: int
@@ -39,7 +41,7 @@ class Part:
 
 
 class Outline:
-    """The parts of a reply, in the order in which the model wrote them; grows by deltas."""
+    """The parts of a reply in the order of sampling, built from deltas."""
 
     def __init__(self, deltas: Iterable[Delta] = ()) -> None:
         self.parts: list[Part] = []
@@ -47,7 +49,7 @@ class Outline:
             self.add(delta)
 
     def add(self, delta: Delta) -> Part | None:
-        """The part that `delta` begins or goes on with; None where it holds nothing."""
+        """Return the part that `delta` starts or extends; None for an empty delta."""
         new = delta.content or delta.reasoning or delta.arguments
         if delta.call is None and not new:
             return None
@@ -61,7 +63,7 @@ class Outline:
         return last
 
     def close(self) -> list[Part]:
-        """All parts, once the reply has ended: one that neither says nor calls anything ends in an empty text."""
+        """Return all parts after the end of the reply. A reply without text and calls gets an empty text."""
         if all(part.kind == "thought" for part in self.parts):
             self.parts.append(Part("text", 0))
         return self.parts
@@ -69,8 +71,8 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call came to. `top` are the likeliest tokens at each place, where they were asked for; `thought_tokens`
-    is how many of the sampled tokens are thought."""
+    """The answer to one call. `top` holds the likeliest tokens at each position, if requested; `thought_tokens` is the
+    number of sampled tokens that are thought."""
 
     step: Step
     reply: Reply
@@ -80,18 +82,18 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """As OpenAI words it: `length` where the reply was cut, whatever it called before; `tool_calls` or `stop`."""
+        """In OpenAI's terms: `length` if the reply was cut, even after a call; else `tool_calls` or `stop`."""
         if self.step.finish_reason == FinishReason.LENGTH:
             return str(FinishReason.LENGTH)
         return "tool_calls" if self.reply.tool_calls else str(self.step.finish_reason)
 
     @property
     def id(self) -> str:
-        """The same one however often the answer is given."""
+        """The same for every replay of the answer."""
         return self.step.metadata["answer_id"]
 
     def message(self) -> Message:
-        """The assistant's message, as OpenAI's chat API has it."""
+        """Return the assistant's message in the form of OpenAI's chat API."""
         message: Message = {"role": "assistant", "content": self.reply.content}
         if self.reply.reasoning:
             message["reasoning_content"] = self.reply.reasoning
@@ -109,22 +111,22 @@ class Answer:
 
 
 def new_answer_id() -> str:
-    """32 hexadecimal digits, of which the first 8 are the time."""
+    """Return 32 hexadecimal digits; the first 8 are the time in seconds since 1970."""
     return f"{int(time.time()):08x}{_IDS.getrandbits(96):024x}"
 
 
 def created_at(answer_id: str) -> int:
-    """When an answer was begun, in seconds since 1970: the same in all its events, and when it is given again."""
+    """Return when an answer was started, in seconds since 1970; the same in all events and replays."""
     return int(answer_id[:8], 16)
 
 
 def call_id(answer_id: str, place: int) -> str:
-    """The id of the tool call at `place` in an answer."""
+    """Return the id of the tool call at `place` in an answer."""
     return f"call_{answer_id[:20]}{place:02d}"
 
 
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
-    """The answer that a recorded step is; `completion` is what the engine gave, where it has just done so."""
+    """Return the answer of a recorded step. `completion` is the engine's, if the step is new."""
     parser = tokenizer.format.parser(step.tools)
     deltas = [*parser.feed(truncate_at_stop(step.text, step.metadata.get("stop", ()))), *parser.close()]
     reply, outline = joined(deltas), Outline(deltas)
@@ -134,17 +136,29 @@ def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | Non
 
 
 def _thought_tokens(step: Step, thought: str, tokenizer: ChatTokenizer) -> int:
-    """How many tokens it took to write `thought`."""
+    """Return the number of tokens up to the end of `thought`, in linear time: first in blocks, then within one."""
+    ids = step.response_ids
+    blocks = [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
+    start = BLOCK * (_pieces_until(thought, blocks, step.tools, tokenizer) - 1)
+    before, tokens = ids[:start], [(token,) for token in ids[start : start + BLOCK]]
+    return start - 1 + _pieces_until(thought, [before, *tokens], step.tools, tokenizer)
 
-    def thinks_all(size: int) -> bool:
-        deltas = tokenizer.format.parser(step.tools).feed(tokenizer.decode(step.response_ids[:size]))
-        return "".join(delta.reasoning for delta in deltas) == thought
 
-    return bisect_left(range(len(step.response_ids)), True, key=thinks_all)
+def _pieces_until(
+    thought: str, pieces: Sequence[Sequence[int]], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer
+) -> int:
+    """Return the number of pieces of a response that contain all of `thought`."""
+    text, parser, size = TextStream(tokenizer), tokenizer.format.parser(tools), 0
+    for count, piece in enumerate(pieces, 1):
+        size += sum(len(delta.reasoning) for delta in parser.feed(text.feed(piece)))
+        if size >= len(thought):
+            return count
+    return len(pieces)
 
 
 class AnswerStream:
-    """Deltas of one response as its tokens come. With `plain`, all of it is content: nothing is read as a thought."""
+    """Converts the tokens of one response to deltas. With `plain` everything is content: thoughts and calls are not
+    parsed."""
 
     def __init__(
         self, tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], stop: Sequence[str], *, plain: bool = False
@@ -160,7 +174,7 @@ class AnswerStream:
         return [*deltas, *(self._parser.close() if self._parser is not None else ())]
 
     def _cut(self, new: str, *, last: bool) -> list[Delta]:
-        """What is read of `new`: nothing past a stop string, and not yet what may be the beginning of one."""
+        """Parse `new` up to a stop string, and hold back text that may be the beginning of one."""
         if self._stopped:
             return []
         self._held += new
@@ -179,11 +193,11 @@ class AnswerStream:
 
 
 def _overlap(text: str, string: str) -> int:
-    """How much of the end of `text` is a beginning of `string`."""
+    """Return the length of the longest end of `text` that is a proper beginning of `string`."""
     return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:n])), 0)
 
 
 def usage_of(answers: Sequence[Answer]) -> tuple[int, int]:
-    """Tokens of the prompt (counted once) and of all responses."""
+    """Return the number of tokens of the prompt (counted once) and of all responses."""
     prompt = len(answers[0].step.prompt_ids) if answers else 0
     return prompt, sum(len(answer.step.response_ids) for answer in answers)

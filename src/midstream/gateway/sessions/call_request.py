@@ -1,4 +1,4 @@
-"""A model call in no dialect, and the pieces of its answers as they come."""
+"""`CallRequest`: a model call independent of the client's API, and the pieces in which its answers are streamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.record.recorder import Call
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a stream hands on: a delta of the answer at `choice`, or that answer, which ends it."""
+    """A piece of a stream: a delta of the answer at `choice`, or that whole answer, which ends it."""
 
     choice: int
     answer_id: str
@@ -24,25 +24,24 @@ class Piece:
     log_probs: tuple[tuple[int, float], ...] = ()
     """Tokens sampled since the last piece, with their log-probabilities."""
     prompt_tokens: int = 0
-    """How many tokens the prompt has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A model call in no dialect: `call` without what belongs to one choice of it, and how many choices."""
+class CallRequest:
+    """A request for one or more answers (`choices`) to `call`."""
 
     call: Call
     choices: int = 1
     key: str | None = None
-    """The idempotency key: the same one gets the same answers."""
+    """The idempotency key: a repeated request with the same key gets the same answers."""
     retry: int | None = None
-    """How often the client's SDK has made this call before; None from clients that do not say."""
+    """Number of earlier attempts by the client's SDK; None if it does not say."""
     role: str | None = None
-    """The module role that speaks, where the agent says."""
+    """The module role, if the agent names one."""
     due: float = math.inf
-    """When it must be answered, by the event loop's clock."""
+    """Deadline, by the event loop's clock."""
     fingerprint: str = ""
-    """Of a call that may be made again: those whose prompt, sampling or constraint differ differ in it."""
+    """Fingerprint of `call`, for a request that may be repeated."""
 
 
 def pieces_of(
@@ -53,15 +52,15 @@ def pieces_of(
     log_probs: Sequence[float],
     prompt_tokens: int,
 ) -> Iterator[Piece]:
-    """What `stream` makes of newly sampled tokens; their log-probabilities come with the first piece."""
+    """Yield the pieces of newly sampled tokens. Their log-probabilities come with the first piece."""
     sampled = tuple(zip(ids, log_probs, strict=True))
     for delta in stream.feed(ids) or [Delta()]:
         yield Piece(choice, answer_id, delta, log_probs=sampled, prompt_tokens=prompt_tokens)
         sampled = ()
 
 
-def pieces_again(choice: int, answer: Answer, tokenizer: ChatTokenizer) -> Iterator[Piece]:
-    """The stream of an answer that is there already, as it came token by token."""
+def replayed_pieces(choice: int, answer: Answer, tokenizer: ChatTokenizer) -> Iterator[Piece]:
+    """Yield the pieces of a recorded answer, token by token."""
     step, size = answer.step, len(answer.step.prompt_ids)
     stream = AnswerStream(tokenizer, step.tools, step.metadata.get("stop", ()), plain=not step.messages)
     for token, log_prob in zip(step.response_ids, step.rollout_log_probs or (), strict=True):
@@ -71,6 +70,6 @@ def pieces_again(choice: int, answer: Answer, tokenizer: ChatTokenizer) -> Itera
 
 
 def fingerprint_of(call: Call) -> str:
-    """A word in which calls differ whose prompt, sampling or constraint differ."""
-    said = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
-    return hashlib.sha256(repr(said).encode(errors="backslashreplace")).hexdigest()[:32]
+    """Return a hash of prompt, sampling and constraint."""
+    parts = (call.messages, call.tools, call.prompt_ids, asdict(call.sampling), call.constraint, call.top_log_probs)
+    return hashlib.sha256(repr(parts).encode(errors="backslashreplace")).hexdigest()[:32]

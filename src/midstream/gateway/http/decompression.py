@@ -1,4 +1,4 @@
-"""Compressed request bodies: `gzip` and `deflate`, and `zstd` where a module for it is installed."""
+"""Decompresses request bodies: `gzip` and `deflate`, and `zstd` if a module for it is installed."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any, Protocol
 from midstream.gateway.http.errors import ApiError
 
 PART = 64 * 1024
-"""Most bytes that are decompressed at once."""
+"""Largest part in bytes that is decompressed at once."""
 
 
 class Decompressor(Protocol):
-    """Decompresses one body that comes in pieces."""
+    """Decompresses one body that arrives in pieces."""
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
-        """What `piece` decompresses to, in parts of at most `PART` bytes, each made when it is asked for. Raises
-        `ApiError` 400 for a body that is damaged or goes on after its end."""
+        """Yield what `piece` decompresses to, lazily, in parts of at most `PART` bytes. Raises `ApiError` 400 for a
+        damaged body, and for data after its end."""
         ...
 
     def end(self) -> None:
-        """Raises `ApiError` 400 when the body is cut off: its last piece has come, and not its end."""
+        """Check after the last piece. Raises `ApiError` 400 if the body is cut off."""
         ...
 
 
 def decompressor(encoding: str) -> Decompressor | None:
-    """What decompresses a body in the `Content-Encoding` given; None where it is not compressed. Raises `ApiError` 415
-    for an encoding that is not read here."""
+    """Return the decompressor for a `Content-Encoding`; None for none. Raises `ApiError` 415 for an unsupported one."""
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return None
@@ -40,12 +39,12 @@ def decompressor(encoding: str) -> Decompressor | None:
     zstd = _zstd_module() if name == "zstd" else None
     if zstd is None:
         known = "gzip, deflate and zstd" if _zstd_module() is not None else "gzip and deflate"
-        raise ApiError(415, f"a body in the encoding '{encoding[:40]}' is not read here: send {known}, or none of them")
+        raise ApiError(415, f"the content encoding '{encoding[:40]}' is not supported: send {known}, or no encoding")
     return _Zstd(zstd)
 
 
 class _Zlib:
-    """Without `wbits` it is deflate: in zlib's format, as HTTP defines it, or raw, as some clients send it."""
+    """`gzip`, or `deflate` if `wbits` is None: in zlib's format, as HTTP defines it, or raw, as some clients do."""
 
     def __init__(self, name: str, wbits: int | None) -> None:
         self._name, self._wbits = name, wbits
@@ -67,7 +66,7 @@ class _Zlib:
             if not rest and len(part) < PART:  # a full part may leave output in zlib that needs no more input
                 break
         if state.eof and rest:
-            raise _goes_on(self._name)
+            raise _data_after_end(self._name)
 
     def end(self) -> None:
         if self._state is not None and not self._state.eof:
@@ -88,12 +87,12 @@ class _Zstd:
                 part = state.decompress(rest, PART)
             except self._error as error:
                 raise _invalid("zstd", str(error)) from None
-            rest = state.unused_data if state.eof else b""  # it keeps what it has not read
+            rest = state.unused_data if state.eof else b""  # the decompressor keeps unread input
             yield part
             if not state.eof and state.needs_input:
                 break
         if state.eof and rest:
-            raise _goes_on("zstd")
+            raise _data_after_end("zstd")
 
     def end(self) -> None:
         if self._begun and not self._state.eof:
@@ -101,25 +100,25 @@ class _Zstd:
 
 
 def _wbits_of(piece: bytes) -> int:
-    # zlib's first byte has the method in its lower half (8: deflate) and the window's size in the other.
+    # In zlib's format the lower half of the first byte is the method (8: deflate), the upper half the window size.
     wrapped = piece[0] & 0x0F == 8 and piece[0] >> 4 <= 7
     return zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS
 
 
 def _zstd_module() -> Any:
-    for name in ("compression.zstd", "backports.zstd"):  # from Python 3.14 on, and a package for those before it
+    for name in ("compression.zstd", "backports.zstd"):  # Python 3.14, and its backport
         with suppress(ImportError):
             return importlib.import_module(name)
     return None
 
 
 def _invalid(name: str, why: str) -> ApiError:
-    return ApiError(400, f"the body is no valid {name}: {why}")
+    return ApiError(400, f"the body is not valid {name}: {why}")
 
 
-def _goes_on(name: str) -> ApiError:
-    return _invalid(name, "it goes on after its end; send one member or frame")
+def _data_after_end(name: str) -> ApiError:
+    return _invalid(name, "data follows its end; send one member or frame")
 
 
 def _cut_off(name: str) -> ApiError:
-    return _invalid(name, "it is cut off before its end")
+    return _invalid(name, "it is cut off")

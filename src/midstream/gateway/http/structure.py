@@ -1,18 +1,18 @@
-"""How much structure a request body has, found out before it is parsed: a parser holds up everything else while it
-makes an object of each `[]` in a body of megabytes."""
+"""Counts the structure of a JSON body before it is parsed. A parser makes an object of each `[]` and blocks everything
+else meanwhile, so a body of megabytes can be refused by its count alone."""
 
 from __future__ import annotations
 
 MOST_ITEMS = 1_000_000
-"""Commas: what numbers in lists cost is small."""
+"""Limit on commas. Numbers in lists are cheap, so it is far above the limit on objects."""
 
 
-def has_more_than(content: bytes, objects: int) -> bool:
-    """Whether the JSON `content` has more than `objects` objects, lists and fields, or more than `MOST_ITEMS` items.
+def exceeds(content: bytes, objects: int) -> bool:
+    """Return whether the JSON `content` has more than `objects` objects, lists and fields, or `MOST_ITEMS` commas.
 
-    What stands inside strings does not count. Takes time in proportion to the body, most of it with the interpreter
-    free for others: meant for a thread."""
-    if _fits(content, 0, len(content), objects)[0]:  # strings included
+    Text inside strings does not count. Takes linear time, mostly without the interpreter's lock; call it in a thread.
+    """
+    if _fits(content, 0, len(content), objects)[0]:  # even with the text inside strings
         return False
     left, items, place = objects, MOST_ITEMS, 0
     while place < len(content):
@@ -33,7 +33,7 @@ def _fits(content: bytes, start: int, end: int, objects: int, items: int = MOST_
 
 
 def _after_string(content: bytes, place: int) -> int:
-    """Where the string ends that `place` stands in."""
+    """Return the end of the string that contains `place`."""
     while (quote := content.find(b'"', place)) >= 0:
         before = content[place:quote]
         if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:

@@ -1,4 +1,4 @@
-"""The bodies of the gateway's own endpoints: trajectories, white-box generation, submitted steps, rewards, feedback."""
+"""Request bodies of the gateway's own endpoints: trajectories, white-box generation, steps, rewards, feedback."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from midstream.gateway.dialects.shared import Body, SamplingArguments
 from midstream.record.recorder import TOP_LOG_PROBS
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$"), AfterValidator(check_name)]
-"""Of a trajectory, a group, a channel or a role."""
+"""Name of a trajectory, a group, a channel or a role."""
 Tag = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 LAST_STEP = 9_999
-"""Largest `step_index`: places before it that nobody fills take memory."""
+"""Largest `step_index`. Missing steps before it take memory too."""
 OWN_METADATA = frozenset(
     {
         "answer_id",
@@ -36,18 +36,18 @@ OWN_METADATA = frozenset(
         TOP_LOG_PROBS,
     }
 )
-"""What the gateway keeps in a step's metadata itself."""
+"""Keys of a step's metadata that the gateway sets itself."""
 
 
 class TaskBody(Body):
-    """What a trajectory is about. Whatever else it holds is kept in the task's metadata, for reward functions."""
+    """The task of a trajectory. Further fields are kept in its metadata, for reward functions."""
 
     model_config = ConfigDict(extra="allow")
 
     id: str | int | None = None
     prompt: str | list[JsonObject] | None = None
     answer: AnyJson = None
-    """What a reward function compares with."""
+    """The reference answer, for reward functions."""
     kind: str | None = None
 
     @model_validator(mode="after")
@@ -58,24 +58,24 @@ class TaskBody(Body):
 
 
 class OpenRequest(Body):
-    """A trajectory to begin. Everything may be left out."""
+    """Opens a trajectory. Every field is optional."""
 
     trajectory_uid: Name | None = None
-    """A name of the caller's own; opening it again gives the same trajectory."""
+    """A name chosen by the caller. Opening it again returns the same trajectory."""
     prompt_uid: Name | None = None
-    """The group: attempts at one task share it. Without it the trajectory is a group of its own."""
+    """The group, shared by attempts at one task. Without it the trajectory is a group of its own."""
     channel: Name | None = None
     group_size: int | None = Field(default=None, ge=1, le=100_000)
-    """Attempts that make the group; counts in the first one's opening."""
+    """Number of trajectories in the group; set by the first one opened."""
     task: TaskBody = Field(default_factory=TaskBody)
-    """`id`, `prompt`, `answer`, `kind` and whatever a reward function reads."""
+    """`id`, `prompt`, `answer`, `kind`, and further fields for reward functions."""
     metadata: JsonObject = Field(default_factory=dict)
     token_lifetime_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
 
 
 class Opened(Body):
-    """An open trajectory: `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API
-    key of its agent. `owner_token` is for whoever grades it, and never goes to the agent."""
+    """An open trajectory. `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API
+    key of its agent. `owner_token` is for whoever grades the trajectory; never give it to the agent."""
 
     trajectory_uid: str
     prompt_uid: str
@@ -84,11 +84,11 @@ class Opened(Body):
     token: str
     owner_token: str
     expires_at: float
-    """Seconds since 1970, when both tokens end."""
+    """When both tokens expire, in seconds since 1970."""
 
 
 class RegisterRequest(Body):
-    """What is known of a trajectory after it was begun. `group_size` counts where this begins it."""
+    """Adds to the task and metadata of a trajectory, or opens it; only then `group_size` counts."""
 
     group_size: int | None = Field(default=None, ge=1, le=100_000)
     channel: Name | None = None
@@ -97,15 +97,15 @@ class RegisterRequest(Body):
 
 
 class CompleteRequest(Body):
-    """How a trajectory ended."""
+    """Ends a trajectory."""
 
     reward: float | None = Field(default=None, allow_inf_nan=False)
-    """The total. Set by the owner only; where the gateway has a reward function, that decides, and this is kept as
-    `given`."""
+    """The total reward; only the owner may set it. A gateway with a reward function scores the trajectory itself and
+    keeps this as `given`."""
     rewards: dict[str, float] | None = None
-    """The reward by component, kept as it is. They make no total: a config declares that."""
+    """The reward by component. Components are recorded and not added up: the total is declared in a config."""
     answer: str | None = None
-    """The final answer; the last reply when not given."""
+    """The final answer; the last reply by default."""
     status: Literal["completed", "failed", "timed_out"] = "completed"
     error: str = ""
     channel: Name | None = None
@@ -124,14 +124,14 @@ class GenerateParams(SamplingArguments):
 
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
-    """Log-probabilities are always given."""
+    """No effect: log-probabilities are always returned."""
     model: str | None = None
 
 
 class GenerateRequest(GenerateParams):
-    """A response to token ids or to messages. With `trajectory_uid` it is recorded as a step of that trajectory, which
-    is opened when it is not there; without it nothing is recorded, and `role`, `tools` and `prompt_uid` are refused.
-    Sampling parameters stand in `sampling_params` or beside it."""
+    """Samples a response to token ids or messages. With `trajectory_uid` it is recorded as a step of that trajectory,
+    which is opened if it does not exist. Without it nothing is recorded, and `role`, `tools` and `prompt_uid` are
+    refused. Sampling parameters go into `sampling_params` or beside it."""
 
     prompt_ids: list[int] | None = Field(default=None, min_length=1)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
@@ -144,23 +144,25 @@ class GenerateRequest(GenerateParams):
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateRequest:
         if self.sampling_params is not None and (twice := self.model_fields_set & set(GenerateParams.model_fields)):
-            raise ValueError(f"{min(twice)} stands beside sampling_params; put it into them")
+            raise ValueError(f"{min(twice)} is beside sampling_params; put it inside")
         if (self.prompt_ids is None) == (self.messages is None):
             raise ValueError("give either prompt_ids or messages")
         if self.trajectory_uid is None:
             for name in ("role", "tools", "prompt_uid"):
                 if name in self.model_fields_set and getattr(self, name) is not None:
-                    raise ValueError(f"{name} needs a trajectory_uid: without one nothing is recorded; leave it out")
+                    raise ValueError(
+                        f"{name} needs a trajectory_uid: without one nothing is recorded; leave {name} out"
+                    )
         return self
 
 
 class StepPayload(Body):
-    """One model call, as an agent hands it in."""
+    """One model call, submitted by an agent."""
 
     prompt_ids: list[int] = Field(min_length=1)
     response_ids: list[int]
     rollout_log_probs: list[float] | None = None
-    """One for each response token; a step without them is kept and not trained on."""
+    """One per response token. A step without them is kept and not trained on."""
     reward: float | None = Field(default=None, allow_inf_nan=False)
     trajectory_uid: Name
     prompt_uid: Name
@@ -173,14 +175,14 @@ class StepPayload(Body):
 
     @field_validator("metadata")
     @classmethod
-    def _not_ours(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+    def _no_reserved_keys(cls, metadata: dict[str, Any]) -> dict[str, Any]:
         if own := OWN_METADATA & set(metadata):
-            raise ValueError(f"the gateway keeps something of its own under '{min(own)}'; choose another name")
+            raise ValueError(f"'{min(own)}' is a key of the gateway; choose another name")
         sampling = metadata.get("sampling", {})
         if not isinstance(sampling, dict) or not {*sampling} <= {*ALTERATIONS}:
             raise ValueError(
-                "'sampling' says how a step was sampled that was not sampled plainly, as /generate tells it: an object "
-                f"with some of {', '.join(ALTERATIONS)}"
+                "'sampling' is an object that tells how sampling was altered, as /generate returns it, with some of "
+                f"{', '.join(ALTERATIONS)}"
             )
         return metadata
 
@@ -216,20 +218,20 @@ class SubmitRequest(Body):
 
 
 class RewardRequest(Body):
-    """What a trajectory would earn. Its words are those of `messages`, or of `response_ids`, or those recorded."""
+    """Computes what a trajectory would earn, from the text of `messages`, else of `response_ids`, else as recorded."""
 
     trajectory_uid: Name | None = None
     messages: list[ChatMessage] | None = None
     prompt_ids: list[int] | None = None
     response_ids: list[int] | None = None
     dataset_fields: JsonObject = Field(default_factory=dict)
-    """Take the place of what the task says: `answer` of its answer, others of its metadata."""
+    """Replace the task's own: `answer` its answer, other fields its metadata."""
     extra_fields: JsonObject = Field(default_factory=dict)
     num_turns: int | None = None
 
 
 class FeedbackRequest(Body):
-    """What a person thought of a trajectory, or of one of its steps."""
+    """A person's feedback on a trajectory or one of its steps."""
 
     kind: Literal["thumbs", "rating", "correction", "comment"]
     value: float | None = Field(default=None, allow_inf_nan=False)
@@ -239,7 +241,7 @@ class FeedbackRequest(Body):
 
 
 class CurationRequest(Body):
-    """What is to be done with a trajectory, or with one of its steps, in training."""
+    """What training does with a trajectory or one of its steps."""
 
     step_index: int | None = Field(default=None, ge=0, le=LAST_STEP)
     trainable: bool | None = None
