@@ -95,7 +95,7 @@ class Served:
 
     def closed_as_silent(self) -> int:
         """Look for silent trajectories now; how many were closed."""
-        return self.in_loop(self.gateway.trajectories.expire())
+        return self.in_loop(self.gateway.upkeep.expire())
 
     def metric(self, line: str) -> float:
         """The value of one line of `/metrics`; 0 when it is not there."""

@@ -155,7 +155,7 @@ def test_what_its_agent_has_ended_stays_and_is_told_by_its_code_not_by_its_words
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start()
-    monkeypatch.setattr(active, "over", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
+    monkeypatch.setattr(active, "trajectory_ended", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
     client = GatewayClient(served.url)
     records = RemoteSink(client, group_size=1, model="tiny")
     (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)

@@ -36,7 +36,7 @@ COMMANDS = {
 INTERRUPTED = 130
 EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
-    "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous", "jinja2"),
     "sandbox": ("pydantic_monty",),
 }
 """Top-level modules that come with an extra only, by the extra."""

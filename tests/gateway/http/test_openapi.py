@@ -119,7 +119,7 @@ def test_no_request_that_fits_or_breaks_the_page_is_a_5xx(served: Served, mode: 
             case.body["model"] = "tiny"
         headers = {"X-Midstream-Trajectory": opened[0].uid}
         well_told(case.call(base_url=served.url, session=session, headers=headers, timeout=60), case.operation.path)
-        if served.gateway.gate.paused:
+        if served.gateway.admission.paused:
             served.post("/resume")
 
     for operation in operations(served):

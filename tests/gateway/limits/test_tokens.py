@@ -88,7 +88,7 @@ def test_an_expired_or_forged_token_is_refused_also_where_there_are_no_keys(star
     ):
         headers = httpx.Headers([(b"Authorization", f"Bearer {bad}".encode())])
         refused = served.client.post(f"/trajectories/{uid}/heartbeat", headers=headers)
-        assert error(refused) == (401, "unauthorized", "the key or token is not known, or has expired")
+        assert error(refused) == (401, "unauthorized", "the key or token is unknown or has expired")
     assert served.post(f"/trajectories/{uid}/heartbeat", **bearer(good)).status_code == 200
 
 
@@ -166,12 +166,12 @@ def test_a_page_of_another_site_is_refused_where_there_are_no_keys(start: Start)
 
 
 def test_in_a_rollout_nobody_is_let_in_without_a_token() -> None:
-    callers = Callers((), TokenSigner(SECRET), open_to_all=False)
+    callers = Callers((), TokenSigner(SECRET), allow_anonymous=False)
     for secret in (None, "a guess"):
         with pytest.raises(ApiError) as refused:
-            callers.of(secret)
+            callers.identify(secret)
         assert refused.value.status == 401
-    assert callers.of(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
+    assert callers.identify(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
 
 
 def test_they_hold_for_agents_of_trajectories_that_were_begun_by_name_too(start: Start, keyed: dict[str, Any]) -> None:

@@ -136,24 +136,27 @@ def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | Non
 
 
 def _thought_tokens(step: Step, thought: str, tokenizer: ChatTokenizer) -> int:
-    """Return the number of tokens up to the end of `thought`, in linear time: first in blocks, then within one."""
-    ids = step.response_ids
-    blocks = [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
-    start = BLOCK * (_pieces_until(thought, blocks, step.tools, tokenizer) - 1)
-    before, tokens = ids[:start], [(token,) for token in ids[start : start + BLOCK]]
-    return start - 1 + _pieces_until(thought, [before, *tokens], step.tools, tokenizer)
+    """Return the number of tokens up to the end of `thought`, in linear time: first by blocks, then within one."""
+    start, _ = _locate(thought, step, tokenizer, 0, BLOCK)
+    _, end = _locate(thought, step, tokenizer, start, 1)
+    return end
 
 
-def _pieces_until(
-    thought: str, pieces: Sequence[Sequence[int]], tools: Sequence[ToolSchema], tokenizer: ChatTokenizer
-) -> int:
-    """Return the number of pieces of a response that contain all of `thought`."""
-    text, parser, size = TextStream(tokenizer), tokenizer.format.parser(tools), 0
-    for count, piece in enumerate(pieces, 1):
-        size += sum(len(delta.reasoning) for delta in parser.feed(text.feed(piece)))
-        if size >= len(thought):
-            return count
-    return len(pieces)
+def _locate(thought: str, step: Step, tokenizer: ChatTokenizer, start: int, size: int) -> tuple[int, int]:
+    """Return the piece of the response in which `thought` ends. Pieces begin at `start` and have `size` tokens, or more
+    where a character would be split."""
+    ids, text, parser = step.response_ids, TextStream(tokenizer), tokenizer.format.parser(step.tools)
+    begin, end, found = 0, start, 0
+    while end < len(ids) or begin < end:
+        new = text.feed(ids[begin:end])
+        while not new and begin < end < len(ids):
+            new = text.feed(ids[end : end + 1])
+            end += 1
+        found += sum(len(delta.reasoning) for delta in parser.feed(new))
+        if found >= len(thought):
+            break
+        begin, end = end, min(end + size, len(ids))
+    return begin, end
 
 
 class AnswerStream:

@@ -39,7 +39,7 @@ def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: 
     hang_up(opened)
     (step,) = wait_for_steps(opened, 1)
     assert step.finish_reason == FinishReason.INTERRUPTED
-    assert step.metadata["interrupted"] == "the client hung up"
+    assert step.metadata["interrupted"] == "the client disconnected"
     assert not step.trainable and 0 < len(step.response_ids) < 200
     assert len(step.response_ids) == len(step.rollout_log_probs or ())
     assert LONG.startswith(step.text) and served.gateway.tokenizer.text_of(step.response_ids) == step.text

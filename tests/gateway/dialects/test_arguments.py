@@ -15,7 +15,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.served import Opened, Served, error
 
 from midstream.gateway.dialects.anthropic_request import MessagesRequest
-from midstream.gateway.dialects.arguments import What, describe_arguments, is_nothing
+from midstream.gateway.dialects.arguments import Treatment, describe_arguments, is_empty
 from midstream.gateway.dialects.chat import ChatRequest
 from midstream.gateway.dialects.completions import CompletionRequest
 from midstream.gateway.dialects.responses_request import ResponseRequest
@@ -55,7 +55,7 @@ def ask(opened: Opened, path: str, **more: Any) -> httpx.Response:
     return opened.post(path, {**ASKED[path][1], **more})
 
 
-def top_level(path: str, what: What) -> list[str]:
+def top_level(path: str, what: Treatment) -> list[str]:
     found = describe_arguments(ASKED[path][0])
     return [name for name, done, _ in found if done == what and "." not in name]
 
@@ -76,7 +76,7 @@ def test_every_argument_that_the_clients_have_is_in_the_table(path: str) -> None
 @by_path
 def test_an_argument_that_would_change_the_answer_is_refused_by_name(start: Start, path: str) -> None:
     opened = start().open()
-    names = [*top_level(path, What.REFUSED), "temprature"]
+    names = [*top_level(path, Treatment.REFUSED), "temprature"]
     for name in names:
         assert f"'{name}'" in refused(ask(opened, path, **{name: {"some": "wish"}}))
     assert opened.steps == ()
@@ -94,7 +94,7 @@ def test_what_asks_for_nothing_is_as_if_left_out(start: Start, path: str) -> Non
             response = ask(opened, path, **{name: nothing})
             assert response.status_code == 200, f"{name}: {nothing!r}: {response.text}"
     for nothing in ("", "disabled", False):
-        for name in ["not_known_here", *top_level(path, What.REFUSED)]:
+        for name in ["not_known_here", *top_level(path, Treatment.REFUSED)]:
             assert ask(opened, path, **{name: nothing}).status_code == 200, f"{name}: {nothing!r}"
     assert all("hints" not in step.metadata and "left_out" not in step.metadata for step in opened.steps)
 
@@ -112,7 +112,7 @@ def test_top_k_is_off_at_minus_one_and_a_budget_of_nothing_is_still_wrong(start:
 def test_what_has_no_effect_has_none(start: Start, path: str) -> None:
     opened = start().open()
     assert ask(opened, path).status_code == 200
-    for name in top_level(path, What.IGNORED):
+    for name in top_level(path, Treatment.IGNORED):
         wish: Any = 1 if name == "best_of" else {"some": "wish"}
         assert ask(opened, path, **{name: wish}).status_code == 200, name
     first, *others = (step.prompt_ids for step in opened.steps)
@@ -169,7 +169,7 @@ def test_a_tool_that_is_demanded_and_not_there_is_refused_by_name(
 ) -> None:
     opened = start().open()
     message = refused(ask(opened, path, tools=tools, tool_choice=choice))
-    assert f"tool_choice demands {told}" in message
+    assert f"tool_choice requires {told}" in message
 
 
 def test_functions_in_a_namespace_are_shown_under_their_names(start: Start) -> None:
@@ -235,11 +235,11 @@ def hinted(tiny_path: Any, tmp_path: Any) -> Any:
     served.stop()
 
 
-def test_is_nothing() -> None:
+def test_is_empty() -> None:
     for value in (None, False, "", [], {}, "disabled", "off", {"type": "disabled"}, {"effort": None, "format": {}}):
-        assert is_nothing(value), value
+        assert is_empty(value), value
     for value in (0, "auto", [None], {"type": "adaptive"}, {"keep": "all"}, "none"):
-        assert not is_nothing(value), value
+        assert not is_empty(value), value
 
 
 def test_an_unknown_tool_type_is_one_label_of_the_counter(start: Start) -> None:

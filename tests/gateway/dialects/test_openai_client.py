@@ -308,7 +308,7 @@ def test_what_is_kept_beside_a_call_is_on_its_step(says) -> None:
 def test_an_endpoint_that_is_not_there_is_named(says) -> None:
     _, client = says()
     with pytest.raises(
-        openai.NotFoundError, match=r"there is no POST \S+/v1/embeddings here; /docs has every endpoint"
+        openai.NotFoundError, match=r"there is no POST \S+/v1/embeddings here; /docs lists every endpoint"
     ):
         client.embeddings.create(model="tiny", input="?")
 
@@ -442,13 +442,13 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
     client = client_of(opened)
     asked: Any = {"model": "tiny", "messages": [user("?")]}
 
-    with pytest.raises(openai.AuthenticationError, match="is not known"):
+    with pytest.raises(openai.AuthenticationError, match="is unknown"):
         client.with_options(api_key="wrong").chat.completions.create(**asked)
     with pytest.raises(openai.PermissionDeniedError, match="not for trajectory 't'"):
         client.with_options(api_key=other["token"]).chat.completions.create(**asked)
     with pytest.raises(openai.NotFoundError, match="no model 'gpt-5' here; this gateway serves tiny"):
         client.chat.completions.create(**{**asked, "model": "gpt-5"})
-    with pytest.raises(openai.NotFoundError, match="no response 'resp_x' to go on from"):
+    with pytest.raises(openai.NotFoundError, match="no response 'resp_x'"):
         client.responses.create(model="tiny", input="?", previous_response_id="resp_x")
     with pytest.raises(openai.BadRequestError, match=r"messages.: List should have at least 1 item") as error:
         client.chat.completions.create(**{**asked, "messages": []})

@@ -18,7 +18,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, Opened, Served, error
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.http.bodies import has_more_than
+from midstream.gateway.http.structure import exceeds
 
 TEXT = "The quick brown <b>fox</b> jumps over 13 lazy dogs, and says: {1, 2, [3]}.\n"
 LONGEST_S = 0.1
@@ -169,8 +169,8 @@ def error_type(response: httpx.Response) -> str:
 )
 def test_structure_is_counted_outside_of_strings(content: Any, structure: int) -> None:
     sent = json.dumps(content).encode()
-    assert not has_more_than(sent, structure)
-    assert structure == 0 or has_more_than(sent, structure - 1)
+    assert not exceeds(sent, structure)
+    assert structure == 0 or exceeds(sent, structure - 1)
 
 
 def test_a_body_of_many_lists_is_refused_before_it_is_parsed(start: Start) -> None:

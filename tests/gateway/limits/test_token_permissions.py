@@ -132,7 +132,7 @@ def test_agent_turns_its_token_into_the_owners(start: Start) -> None:
     forged = "mo-" + opened.token.removeprefix("ms-")
     answer = served.post(endings(opened)[0], {"reward": 1.0}, **bearer(forged))
     assert error(answer)[:2] == (401, "unauthorized")
-    grant = TokenSigner(SECRET).grant(opened.token)
+    grant = TokenSigner(SECRET).verify(opened.token)
     assert grant is not None and (grant.trajectory_uid, grant.role) == (opened.uid, "agent")
 
 

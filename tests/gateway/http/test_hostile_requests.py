@@ -34,12 +34,15 @@ def config(tiny_path: Path, tmp_path: Path, **given: Any) -> GatewayConfig:
         ({"limts": {}}, "did you mean 'limits'"),
         ({"limits": {"concurency": 3}}, "did you mean 'limits.concurrency'|did you mean 'concurrency'"),
         ({"port": 99999}, "port"),
-        ({"engine": ["torhc"]}, "the engine 'torhc' must be the URL of a vLLM server, or alone: torch or scripted"),
-        ({"engine": ["torch", "http://localhost:8000"]}, "the engine 'torch' must be"),
-        ({"engine": []}, "there must be an engine"),
-        ({"script": {"replies": []}}, "one reply at least"),
-        ({"sampling": {"seed": 1}}, "sampling.seed cannot be held fixed"),
-        ({"keys": [{"name": "a", "env": "A"}, {"name": "a", "env": "B"}]}, "two keys are called 'a'"),
+        (
+            {"engine": ["torhc"]},
+            "the engine 'torhc' is not known: give URLs of vLLM servers, or only torch, or only scripted",
+        ),
+        ({"engine": ["torch", "http://localhost:8000"]}, "the engine 'torch' is not known"),
+        ({"engine": []}, "an engine is needed"),
+        ({"script": {"replies": []}}, "at least one reply"),
+        ({"sampling": {"seed": 1}}, "sampling.seed cannot be fixed"),
+        ({"keys": [{"name": "a", "env": "A"}, {"name": "a", "env": "B"}]}, "two keys have the name 'a'"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused_by_name(
@@ -191,7 +194,7 @@ def test_trajectories_opened_and_abandoned_leave_no_trace_in_memory(start: Start
     asyncio.run(abandon(200))
     own = served.gateway.trajectories
     clock.advance_until(lambda: not len(own), 1.0)
-    assert (len(own._live), len(own._silent_since), len(own._locks._locks)) == (0, 0, 0)
+    assert (len(own.in_memory), len(own.evicted), len(own.locks._locks)) == (0, 0, 0)
     assert served.store.trajectories.count(status="timed_out") == 200  # pyright: ignore[reportArgumentType]
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="never_called"}') == 200
 

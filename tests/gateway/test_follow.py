@@ -25,8 +25,8 @@ from midstream.gateway.config import GatewayConfig
 from midstream.gateway.limits.callers import Caller
 from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.service import Gateway
-from midstream.gateway.sessions.asks import Ask
-from midstream.gateway.sessions.trajectories import Opening
+from midstream.gateway.sessions.call_request import CallRequest
+from midstream.gateway.sessions.opening import Opening
 from midstream.learn.model.log_probs import TokenSequence, score
 from midstream.learn.run.checkpoint import checkpoints, read_state
 from midstream.record.recorder import Call, RoleEngine
@@ -108,7 +108,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
         async def ask(uid: str, tokens: int, group: str = "q") -> Any:
             live = await gateway.trajectories.open(Opening(uid=uid, prompt_uid=group, group_size=2))
             call = Call(messages=question, sampling=SamplingParams(max_tokens=tokens, temperature=1.0, seed=len(uid)))
-            (answer,) = await gateway.calls.ask(live, Ask(call=call), Caller(admin=True))
+            (answer,) = await gateway.calls.answer(live, CallRequest(call=call), Caller(admin=True))
             await gateway.trajectories.close(live, reward=float(len(uid)))
             return answer.step
 
@@ -122,7 +122,7 @@ def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny
             await asyncio.sleep(0.001)
         updating = asyncio.create_task(gateway.update(lambda: engine.load_weights(folder, 1)))
         later = asyncio.create_task(ask("later", 40))
-        while not gateway.gate.queued:
+        while not gateway.admission.queued:
             await asyncio.sleep(0.001)
         assert not long.done() and not updating.done()
         before, _, after = await asyncio.gather(long, updating, later)

@@ -14,8 +14,7 @@ from tests.gateway.served import HELLO, Opened, Served, error
 from tests.waiting import MovedClock, until
 
 from midstream.core.types import Status
-from midstream.gateway import service
-from midstream.gateway.sessions import trajectories
+from midstream.gateway.sessions import upkeep
 from midstream.store import servers
 
 
@@ -154,7 +153,7 @@ def test_heartbeats_and_calls_that_take_long_keep_it(start: Start, clock: MovedC
     beating, calling, silent = served.open(), served.open(), served.open()
     with ThreadPoolExecutor(1) as pool:
         long_call = pool.submit(calling.chat)
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
         for _ in range(8):
             assert served.post(f"/trajectories/{beating.uid}/heartbeat").status_code == 200
             clock.advance(10)
@@ -181,7 +180,7 @@ def test_a_step_that_comes_after_the_end_is_kept_flagged_and_not_trained_on(star
     served.engine.latency_s = 1.0
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(opened.chat, [{"role": "user", "content": "And then?"}])
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
         assert opened.complete(reward=1.0).status_code == 200
         clock.advance_until(late.done)
         assert late.result().status_code == 200
@@ -241,7 +240,7 @@ def test_an_agent_at_the_wrong_gateway_is_told_where_to_go_and_nothing_is_record
     heartbeat = other.post(f"/trajectories/{opened.uid}/heartbeat")
     for answer in (refused := stray.chat(), stray.complete(), heartbeat, stray.post("/register_trajectory", {})):
         status, code, told = error(answer)
-        assert (status, code) == (503, "held_elsewhere") and "is with the gateway 'one'" in told
+        assert (status, code) == (503, "held_elsewhere") and "belongs to the gateway 'one'" in told
     assert error(other.post("/init_trajectory", {"trajectory_uid": opened.uid}))[1] == "held_elsewhere"
     assert int(refused.headers["retry-after"]) >= 1
     # What is known of it may be asked anywhere.
@@ -255,7 +254,7 @@ def test_what_a_dead_gateway_left_behind_goes_on_at_another_and_is_closed_when_s
     dead = start(name="dead")
     opened, silent = dead.open(), dead.open()
     first = opened.say(HELLO)
-    monkeypatch.setattr(dead.gateway.trajectories, "beat", lambda: asyncio.sleep(0))  # as if it hung
+    monkeypatch.setattr(dead.gateway.upkeep, "beat", lambda: asyncio.sleep(0))  # as if it hung
     other = start(name="other", expiry_s=300)
     clock.advance_until(lambda: other.metric("midstream_trajectories_adopted_total") == 2, 1.0)
     stray = Opened(other, opened.told)
@@ -269,7 +268,7 @@ def test_what_a_dead_gateway_left_behind_goes_on_at_another_and_is_closed_when_s
 @pytest.fixture
 def taken_over(start: Start, clock: MovedClock, monkeypatch: pytest.MonkeyPatch) -> tuple[Served, Served, Opened]:
     """A gateway that was not heard of for so long that another adopted its trajectory; that trajectory."""
-    monkeypatch.setattr(service, "BEAT_S", 3600)  # each says that it lives when the test says so
+    monkeypatch.setattr(upkeep, "BEAT_S", 3600)  # each says that it lives when the test says so
     slow, other = start(name="slow"), start(name="other")
     opened = slow.open()
     clock.advance(servers.DEAD_AFTER_S + 1)
@@ -282,8 +281,8 @@ def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
 ) -> None:
     slow, _, opened = taken_over
     kept = slow.open()
-    slow.in_loop(slow.gateway.trajectories.beat())
-    assert set(slow.gateway.trajectories._live) == {kept.uid}
+    slow.in_loop(slow.gateway.upkeep.beat())
+    assert set(slow.gateway.trajectories.in_memory) == {kept.uid}
     assert error(opened.chat())[1] == "held_elsewhere"
     assert kept.chat().status_code == 200
 
@@ -291,8 +290,8 @@ def test_a_gateway_that_was_taken_for_dead_forgets_what_another_took_over(
 def test_a_gateway_that_gets_back_what_it_lost_counts_it_once(taken_over: tuple[Served, Served, Opened]) -> None:
     slow, other, opened = taken_over
     other.store.servers.leave()
-    slow.in_loop(slow.gateway.trajectories.beat())
-    assert len(slow.gateway.trajectories) == 1 and slow.gateway.trajectories.adopted == 0
+    slow.in_loop(slow.gateway.upkeep.beat())
+    assert len(slow.gateway.trajectories) == 1 and slow.gateway.upkeep.adopted == 0
     assert opened.chat().status_code == 200
 
 
@@ -307,12 +306,12 @@ def test_two_gateways_of_one_name_are_told_and_only_the_second_goes_on(start: St
 
 
 def test_idle_trajectories_leave_memory_and_come_back(start: Start, clock: MovedClock) -> None:
-    served = start(expiry_s=2 * trajectories.IDLE_S)
+    served = start(expiry_s=2 * upkeep.IDLE_S)
     many = [served.open() for _ in range(5)]
     for opened in many:
         opened.chat()
-    live = served.gateway.trajectories._live
-    clock.advance(trajectories.IDLE_S - 1)
+    live = served.gateway.trajectories.in_memory
+    clock.advance(upkeep.IDLE_S - 1)
     assert served.closed_as_silent() == 0 and len(live) == 5
     clock.advance(2)
     assert served.closed_as_silent() == 0 and not live

@@ -13,8 +13,8 @@ import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, Opened, error
 
-from midstream.gateway.http import encodings
-from midstream.gateway.http.encodings import PART, decompressor
+from midstream.gateway.http import decompression
+from midstream.gateway.http.decompression import PART, decompressor
 from midstream.gateway.http.errors import ApiError
 
 BODY = json.dumps({"model": "tiny", "messages": HELLO}).encode()
@@ -52,7 +52,7 @@ def test_what_cannot_be_decompressed_is_told_so(start: Start) -> None:
     status, _, told = error(post(opened, b"\x1b\x00", "br"))
     assert status == 415 and "'br'" in told and "gzip and deflate" in told.replace("gzip, deflate", "gzip and deflate")
     status, _, told = error(post(opened, b"no gzip", "gzip"))
-    assert status == 400 and "no valid gzip" in told
+    assert status == 400 and "not valid gzip" in told
     status, _, told = error(post(opened, gzip.compress(b" " * 50_000_000), "gzip"))
     assert status == 413
     assert opened.steps == ()
@@ -67,8 +67,8 @@ def test_a_compressed_body_is_one_and_whole(start: Start, encoding: str, pack: C
     for content, why in (
         (packed[:-1], "cut off"),
         (packed[:30], "cut off"),
-        (packed + pack(b" more"), "goes on after its end"),
-        (packed + b"\0", "goes on after its end"),
+        (packed + pack(b" more"), "data follows its end"),
+        (packed + b"\0", "data follows its end"),
     ):
         status, _, told = error(post(opened, content, encoding))
         assert status == 400 and why in told, told
@@ -87,14 +87,14 @@ def test_decompressing_goes_on_in_small_parts(encoding: str) -> None:
         assert b"".join(parts) == body and max(map(len, parts)) <= PART
 
 
-def test_empty_input_after_the_end_of_zstd_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_input_after_the_end_of_zstd_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(ZstdDecompressor=Frame, ZstdError=zlib.error)
-    monkeypatch.setattr(encodings, "_zstd_module", lambda: module)
+    monkeypatch.setattr(decompression, "_zstd_module", lambda: module)
     state = decompressor("zstd")
     assert state is not None
     assert b"".join([*state.parts(b"frame"), *state.parts(b"")]) == b"frame"
     state.end()
-    with pytest.raises(ApiError, match="goes on"):
+    with pytest.raises(ApiError, match="follows its end"):
         list(state.parts(b"more"))
 
 

@@ -56,7 +56,7 @@ def test_a_key_is_for_one_call(start: Start) -> None:
     opened = start(Counting()).open()
     assert opened.chat(key="a").status_code == 200
     status, code, told = error(opened.chat([{"role": "user", "content": "Something else"}], key="a"))
-    assert (status, code) == (409, "idempotency_key_reused") and "make a key for each call" in told
+    assert (status, code) == (409, "idempotency_key_reused") and "use a new key for each call" in told
     assert error(opened.chat(key="a", max_tokens=3))[:2] == (409, "idempotency_key_reused")
     assert error(opened.chat(key="a", response_format={"type": "json_object"}))[0] == 409
     assert len(opened.steps) == 1
@@ -78,7 +78,7 @@ def test_a_key_opens_one_trajectory_of_its_user_and_no_other_kind_of_one(start: 
     ]
     for name, value in others:
         answer = served.post("/init_trajectory", {**opening, name: value}, Idempotency_Key="a")
-        assert error(answer)[0] == 409 and "open already" in answer.text
+        assert error(answer)[0] == 409 and "already open" in answer.text
 
 
 def test_two_users_who_choose_the_same_key_get_a_trajectory_each(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,11 +247,11 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
     other = served.open("key-of-the-owner", trajectory_uid="other")
     client = client_of(opened)
 
-    with pytest.raises(anthropic.AuthenticationError, match="is not known") as wrong:
+    with pytest.raises(anthropic.AuthenticationError, match="is unknown") as wrong:
         client_of({**opened, "token": "wrong"}).messages.create(**asked(user("?")))
     assert wrong.value.body == {
         "type": "error",
-        "error": {"type": "authentication_error", "message": "the key or token is not known, or has expired"},
+        "error": {"type": "authentication_error", "message": "the key or token is unknown or has expired"},
     }
     with pytest.raises(anthropic.PermissionDeniedError, match="not for trajectory 't'"):
         client_of({**opened, "token": other["token"]}).messages.create(**asked(user("?")))

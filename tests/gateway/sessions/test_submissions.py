@@ -99,7 +99,7 @@ def test_another_step_in_a_place_that_is_taken_or_being_taken_is_refused(start: 
     opened = served.open(trajectory_uid="t", prompt_uid="p")
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(opened.chat)
-        while not served.gateway.gate.inside:
+        while not served.gateway.admission.running:
             pass
         assert error(submit(served, payload()))[:2] == (409, "conflict")
         under_way.result()
@@ -143,7 +143,7 @@ def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: 
         ({"role": "a\nb"}, "role"),
         ({"prompt_uid": "../x"}, "prompt_uid"),
         ({"trajectory_uid": "'; DROP TABLE steps; --"}, "trajectory_uid"),
-        ({"metadata": {"stop": 5}}, "'stop'; choose another name"),
+        ({"metadata": {"stop": 5}}, "'stop' is a key of the gateway; choose another name"),
         ({"metadata": {"sampling": "greedy"}}, "'sampling' says how a step was sampled"),
         ({"metadata": {"sampling": {"top_q": 1}}}, "an object with some of greedy, constraint, top_p"),
         ({"metadata": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than 64 deep"),
@@ -194,7 +194,7 @@ def test_generate_is_asked_for_in_one_way(start: Start) -> None:
     for body, wanted in (
         ({"prompt_ids": [5], "messages": HELLO}, "give either prompt_ids or messages"),
         ({}, "give either prompt_ids or messages"),
-        ({"prompt_ids": [5], "sampling_params": {}, "max_tokens": 3}, "max_tokens stands beside sampling_params"),
+        ({"prompt_ids": [5], "sampling_params": {}, "max_tokens": 3}, "max_tokens is beside sampling_params"),
         ({"messages": HELLO}, "messages need a trajectory_uid"),
         ({"prompt_ids": [5], "image_data": "x"}, "'image_data' is not an argument"),
         ({"prompt_ids": [5], "model": "gpt-5"}, "there is no model 'gpt-5' here; this gateway serves tiny"),
@@ -279,7 +279,7 @@ def test_the_role_that_a_white_box_names_is_recorded(start: Start) -> None:
     ("wrong", "told"),
     [
         ({"prompt_ids": []}, "prompt_ids"),
-        ({"policy_version": 7}, "policy version 7 is not there yet"),
+        ({"policy_version": 7}, "policy version 7 does not exist yet"),
         ({"response_ids": [7] * 200, "rollout_log_probs": [-0.5] * 200}, "do not fit the context"),
     ],
 )

@@ -51,15 +51,15 @@ def test_what_the_queue_has_no_room_for_is_told_to_come_again(start: Start, cloc
     assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert int(refused.headers["retry-after"]) >= 1
-    assert error(refused)[1:] == ("rate_limited", "1 calls are waiting already")
-    assert (served.gateway.gate.inside, served.gateway.gate.queued) == (0, 0)
+    assert error(refused)[1:] == ("rate_limited", "1 calls already wait")
+    assert (served.gateway.admission.running, served.gateway.admission.queued) == (0, 0)
 
 
 def test_a_call_that_takes_too_long_ends_in_504_and_leaves_its_place(start: Start) -> None:
     served = start(engine_hold_after=0, limits={"timeout_s": 0.2, "concurrency": 1})
     opened = served.open()
     assert error(opened.chat())[:2] == error(opened.chat())[:2] == (504, "timeout")
-    assert opened.steps == () and served.gateway.gate.inside == 0
+    assert opened.steps == () and served.gateway.admission.running == 0
 
 
 def test_a_body_over_the_limit_is_413_in_the_shape_of_its_dialect(start: Start) -> None:
@@ -111,7 +111,7 @@ def test_while_paused_calls_wait_and_are_answered_after(start: Start) -> None:
     assert served.client.get("/ready").status_code == 503 and served.metric("midstream_paused") == 1
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(opened.chat)
-        until(lambda: served.gateway.gate.queued == 1)
+        until(lambda: served.gateway.admission.queued == 1)
         assert not waiting.done()
         served.engine.policy_version = 3
         assert served.post("/resume").json()["status"] == "ok"
@@ -141,9 +141,9 @@ def test_stopping_lets_calls_under_way_finish(start: Start, clock: MovedClock) -
     opened = served.open()
     with ThreadPoolExecutor(2) as pool:
         under_way = pool.submit(post_alone, opened)
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
         stopping = pool.submit(served.stop)
-        until(lambda: served.gateway.gate.closed)
+        until(lambda: served.gateway.admission.closed)
         clock.advance_until(under_way.done)
         stopping.result()
         assert under_way.result().status_code == 200
@@ -156,15 +156,15 @@ def test_stopping_is_told_at_once_to_those_who_are_still_connected(start: Start,
     assert served.client.get("/ready").json() == {"status": "ready"}  # from here on the connection is there
     with ThreadPoolExecutor(2) as pool:
         under_way = pool.submit(post_alone, opened)
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
         served.loop.call_soon_threadsafe(served._down.set)
-        until(lambda: served.gateway.gate.closed)
+        until(lambda: served.gateway.admission.closed)
         assert not under_way.done()
         ready = served.client.get("/ready")
         assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})
         for refused in (opened.chat(), served.post("/init_trajectory", {})):
             assert error(refused)[:2] == (503, "unavailable") and int(refused.headers["retry-after"]) >= 1
-            assert "takes no calls any more: stopping" in error(refused)[2]
+            assert "no longer takes calls: stopping" in error(refused)[2]
         # What ends a trajectory is let in: its agent has nothing else to do.
         assert served.post(f"/trajectories/{opened.uid}/heartbeat").status_code == 200
         clock.advance_until(under_way.done)
@@ -180,7 +180,7 @@ def test_stopping_waits_no_longer_than_it_should(start: Start) -> None:
     opened = served.open()
     with ThreadPoolExecutor(1) as pool:
         hopeless = pool.submit(post_alone, opened)
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
         served.loop.call_soon_threadsafe(served._down.set)
         served._thread.join(LIMIT_S)
         assert not served._thread.is_alive()
@@ -201,7 +201,7 @@ def test_ready_groups_and_stale_ones_hold_new_trajectories_back_until_they_are_t
     assert int(refused.headers["retry-after"]) >= 1
     served.engine.policy_version = 1
     served.open(trajectory_uid="second").complete(reward=1.0)
-    assert "2 groups of the channel 'train' wait for training already" in error(served.post("/init_trajectory", {}))[2]
+    assert "2 groups of the channel 'train' already wait for training" in error(served.post("/init_trajectory", {}))[2]
     assert served.post("/generate", {"messages": HELLO, "trajectory_uid": "new"}).status_code == 429
     (group, _) = served.store.groups.lease("trainer", 2, "train", 60)
     assert group.prompt_uid == first.prompt_uid
@@ -250,7 +250,7 @@ def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event(
     last = events(streamed.text)[-1]
     assert last["error"]["message"] == "the engine failed: died"
     assert (last.get("type") == "error") == (shape == "anthropic") == ("event: error" in streamed.text)
-    assert opened.steps == () and served.gateway.gate.inside == 0
+    assert opened.steps == () and served.gateway.admission.running == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -269,9 +269,9 @@ def test_a_client_that_hangs_up_ends_the_engine_call_and_nothing_is_recorded(sta
 
     served.engine.generate = watched
     with calling(opened, stream=stream):
-        until(lambda: served.gateway.gate.inside == 1)
+        until(lambda: served.gateway.admission.running == 1)
     until(lambda: ended)
-    until(lambda: served.gateway.gate.inside == 0)
+    until(lambda: served.gateway.admission.running == 0)
     assert opened.steps == () and served.metric("midstream_steps_total") == 0
     served.engine.hold_after = None
     assert opened.chat().status_code == 200 and len(opened.steps) == 1
@@ -327,4 +327,4 @@ def test_a_bug_of_ours_is_500_in_our_shape_counted_and_tells_nothing_of_the_insi
         )
         == 1
     )
-    assert opened.steps == () and served.gateway.gate.inside == 0
+    assert opened.steps == () and served.gateway.admission.running == 0
