@@ -1,4 +1,4 @@
-"""A gateway that follows a run: each new checkpoint becomes the policy, and no call is made by two of them."""
+"""A gateway that follows a run: each checkpoint becomes the policy, and no call mixes two."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def settings(model: Path, run: Path, store: Path, steps: int) -> dict[str, Any]:
 
 @pytest.fixture
 def following(tiny_path: Path, tmp_path: Path) -> Iterator[str]:
-    """The URL of `midstream gateway --follow RUN`, a process of its own."""
+    """The URL of `midstream gateway --follow RUN` in its own process."""
     words = ["--model", tiny_path, "--store", tmp_path / "g.sqlite", "--follow", tmp_path / "run", "--port", "0"]
     command = [sys.executable, "-m", "midstream", "gateway", *map(str, words), "dtype=float32"]
     with subprocess.Popen(command, cwd=ROOT / "src", stdout=subprocess.PIPE, text=True) as process:
@@ -61,7 +61,7 @@ def following(tiny_path: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def talk(url: str, group: str) -> None:
-    """Two attempts at one task."""
+    """Run two attempts at one task."""
     for number in range(2):
         opened = httpx.post(f"{url}/init_trajectory", json={"prompt_uid": group, "group_size": 2}).json()
         ask = {"messages": [{"role": "user", "content": "Say something."}], "max_tokens": 8, "seed": number}
@@ -75,7 +75,7 @@ def version(url: str) -> int:
     return httpx.get(f"{url}/v1/models").json()["data"][0]["policy_version"]
 
 
-def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said(
+def test_each_new_checkpoint_answers_and_its_calls_are_trained_on(
     following: str, tiny_path: Path, tmp_path: Path
 ) -> None:
     run, store = tmp_path / "run", tmp_path / "g.sqlite"
@@ -89,12 +89,12 @@ def test_agents_talk_to_each_new_policy_and_the_trainer_learns_from_what_it_said
         assert version(following) == newest == step
     with Store(store) as kept:
         assert [step.policy_version for t in kept.trajectories.iterate() for step in t.steps] == [0, 0, 1, 1]
-    # The log-probabilities that came from the gateway are those of the learner's own weights, in each version.
+    # The gateway's log-probabilities equal the learner's for each version.
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(abs(row["max:log_ratio"]) < 1e-4 and row["grad_norm"] > 0 for row in rows)
 
 
-def test_a_call_is_made_by_the_version_it_began_with_and_the_next_one_waits(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_call_uses_one_version_and_the_next_call_waits_for_the_update(tiny_path: Path, tmp_path: Path) -> None:
     config = GatewayConfig(port=0, model=str(tiny_path), dtype="float32")
     tokenizer = load_tokenizer(tiny_path)
     engine_settings = EngineSettings(model=config.model, dtype="float32", concurrency=config.limits.concurrency)

@@ -1,4 +1,4 @@
-"""One black-box agent before two engines, vLLM's server and our own: the same tokens are captured."""
+"""A black-box agent with vLLM's server and with the torch engine records the same tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ADD = {
 
 
 def act(base_url: str, token: str) -> None:
-    """An agent that is made to call a tool, is told the result, and says what it makes of it; greedily."""
+    """A greedy agent that calls a tool, gets the result, and answers."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "What is 17 + 25? Use the tool."}]
     settings: dict[str, Any] = {"temperature": 0, "max_tokens": 48, "tools": [ADD]}
     with httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {token}"}, timeout=300) as client:
@@ -58,7 +58,7 @@ def captured(engine: Any, tokenizer: ChatTokenizer, store: Path) -> tuple[Step, 
         served.stop()
 
 
-def test_the_same_agent_before_vllm_and_before_our_engine_leaves_the_same_tokens(
+def test_an_agent_records_the_same_tokens_with_vllm_and_with_the_torch_engine(
     start_real_vllm,  # noqa: F811
     tmp_path: Path,
 ) -> None:
@@ -68,7 +68,7 @@ def test_the_same_agent_before_vllm_and_before_our_engine_leaves_the_same_tokens
     own = captured(TorchEngine(decoder, real.tokenizer), real.tokenizer, tmp_path / "torch.sqlite")
 
     class Late:
-        """vLLM's engine, connected in the loop that serves it."""
+        """vLLM's engine, connected in the event loop that serves it."""
 
         name, policy_version, context_length = "vllm", 0, 512
         engine: VLLMEngine | None = None

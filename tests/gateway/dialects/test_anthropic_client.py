@@ -1,4 +1,4 @@
-"""What agents built with the `anthropic` package send and read: its own client, held to the types it declares."""
+"""The `anthropic` package as a client, with its types checked strictly."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Verdict(BaseModel):
 
 
 def client_of(opened: dict[str, Any], **settings: Any) -> Anthropic:
-    """Anthropic's client, which raises where an answer is not what its types declare."""
+    """Anthropic's client, which raises if an answer does not match its types."""
     return Anthropic(
         base_url=opened["base_url"].removesuffix("/v1"),
         api_key=opened["token"],
@@ -54,7 +54,7 @@ def asked(*messages: Any, **more: Any) -> Any:
 
 @pytest.fixture
 def says(serve, tiny_tokenizer):
-    """A gateway whose model goes through a list of replies, and a client in a trajectory of its own."""
+    """A gateway with scripted replies, and a client in its own trajectory."""
 
     def start(*replies: Any, tokenizer: Any = tiny_tokenizer, **settings: Any):
         served = serve(ScriptedEngine(tokenizer, list(replies)), **settings)
@@ -65,7 +65,7 @@ def says(serve, tiny_tokenizer):
 
 @pytest.fixture
 def samples(serve, make_policy):
-    """A gateway before the model `tiny`, and a client in a trajectory of its own."""
+    """A gateway for the model `tiny`, and a client in its own trajectory."""
     served = serve(make_policy().engine)
     return served, client_of(served.open(trajectory_uid="t"))
 
@@ -83,7 +83,7 @@ def test_a_conversation_is_recorded_as_one_path_of_exact_tokens(says) -> None:
     assert (second.usage.input_tokens, second.usage.output_tokens) == (len(two.prompt_ids), len(two.response_ids))
 
 
-def test_results_of_parallel_tools_go_on_from_the_sampled_tokens(says) -> None:
+def test_results_of_parallel_tools_extend_the_sampled_tokens(says) -> None:
     served, client = says(TWO_CALLS, "2 and 4.")
     first = client.messages.create(**asked(user("1+1 and 2+2?"), tools=[CALCULATOR]))
     text, *calls = first.content
@@ -110,7 +110,7 @@ def test_results_of_parallel_tools_go_on_from_the_sampled_tokens(says) -> None:
         (f"<think>Let me see.</think>{TWO_CALLS}", ["thinking", "text", "tool_use", "tool_use"]),
     ],
 )
-def test_a_stream_adds_up_to_the_whole_message_and_can_be_gone_on_from(
+def test_a_stream_adds_up_to_the_whole_message_and_can_be_continued(
     says, thinking_tokenizer, reply: str, kinds: list[str]
 ) -> None:
     served, client = says(reply, reply, "So.", tokenizer=thinking_tokenizer)
@@ -135,8 +135,8 @@ def test_a_stream_adds_up_to_the_whole_message_and_can_be_gone_on_from(
     assert (last.parent, last.branch_reason) == ((None, "stripped_thinking") if "think" in reply else (1, ""))
 
 
-def test_the_clients_tool_runner_goes_on_from_what_it_has_sent(says) -> None:
-    """It sends new messages only, and the whole conversation when the thread is not known."""
+def test_the_clients_tool_runner_continues_its_thread(says) -> None:
+    """It sends only new messages, and the whole conversation if the thread is unknown."""
     served, client = says(TWO_CALLS, "Two and four.", "You are welcome.")
     computed: list[str] = []
 
@@ -165,7 +165,7 @@ def test_the_clients_tool_runner_goes_on_from_what_it_has_sent(says) -> None:
     assert lost.value.response.json()["error"]["details"] == {"error_code": "thread_not_found"}
 
 
-def test_a_thread_keeps_its_tools_through_a_turn_that_may_use_none(says) -> None:
+def test_a_thread_keeps_its_tools_after_a_turn_without_tools(says) -> None:
     served, client = says("No tool.", TWO_CALLS)
     create: Any = {"thread": {"type": "create"}, "tools": [CALCULATOR], "tool_choice": {"type": "none"}}
     first = client.beta.messages.create(**asked(user("Hello."), **create))
@@ -173,7 +173,7 @@ def test_a_thread_keeps_its_tools_through_a_turn_that_may_use_none(says) -> None
     assert [[tool["function"]["name"] for tool in step.tools] for step in served.steps("t")] == [[], ["calculator"]]
 
 
-def test_any_and_named_tools_hold_the_model_to_a_call(samples) -> None:
+def test_any_and_named_tools_constrain_the_reply_to_a_call(samples) -> None:
     _, client = samples
     for choice in ({"type": "any"}, {"type": "tool", "name": "calculator"}):
         choice |= {"disable_parallel_tool_use": True}
@@ -183,7 +183,7 @@ def test_any_and_named_tools_hold_the_model_to_a_call(samples) -> None:
         assert set(call.input) == {"expression"}
 
 
-def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) -> None:
+def test_parse_returns_the_schemas_object_and_accepts_it_in_the_history(samples) -> None:
     served, client = samples
     message = client.messages.parse(**asked(user("Is it?")), output_format=Verdict)
     assert isinstance(message.parsed_output, Verdict)
@@ -197,7 +197,7 @@ def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) 
     assert served.steps("t")[2].parent in (0, 1)
 
 
-def test_a_stop_sequence_ends_the_message_and_is_named(says) -> None:
+def test_a_stop_sequence_ends_the_message_and_is_reported(says) -> None:
     served, client = says("Thought: 7\nObservation: made up")
     message = client.messages.create(**asked(user("?"), stop_sequences=["Obs", "never"]))
     assert (message.stop_reason, message.stop_sequence, message.content[0].text) == (
@@ -208,7 +208,7 @@ def test_a_stop_sequence_ends_the_message_and_is_named(says) -> None:
     assert "Obs" in served.steps("t")[0].text
 
 
-def test_tokens_are_counted_as_the_prompt_would_have_them(says) -> None:
+def test_counted_tokens_equal_the_messages_input_tokens(says) -> None:
     served, client = says("ok")
     prompt: Any = {"messages": [user("Hi")], "system": "Be brief.", "tools": [CALCULATOR]}
     counted = client.messages.count_tokens(model="tiny", **prompt)
@@ -225,7 +225,7 @@ def test_sampling_arguments_and_metadata_reach_the_step(says) -> None:
     assert (step.temperature, step.metadata["user"]) == (0.5, "ann")
 
 
-def test_content_that_has_no_place_is_refused_by_name(says) -> None:
+def test_unsupported_content_is_refused_by_name(says) -> None:
     served, client = says()
     image = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(b"png").decode()}
     for block, told in (
@@ -239,7 +239,7 @@ def test_content_that_has_no_place_is_refused_by_name(says) -> None:
     assert served.steps("t") == ()
 
 
-def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_become_the_clients_exceptions(serve, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWNERS_KEY", "key-of-the-owner")
     keys = [{"name": "owner", "env": "OWNERS_KEY", "requests_per_minute": 2}]
     served = serve(ScriptedEngine(tiny_tokenizer, ["ok", EngineError("out of memory")]), keys=keys)
@@ -269,7 +269,7 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
     assert len(served.steps("t")) == 1
 
 
-def test_an_engine_that_dies_in_a_stream_is_an_error_to_its_reader(serve, tiny_tokenizer) -> None:
+def test_an_engine_failure_in_a_stream_raises_in_the_client(serve, tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "one two three")
     heard = engine.generate
 
@@ -298,7 +298,7 @@ def test_models_are_listed_and_looked_up(says) -> None:
         client.models.retrieve("other")
 
 
-def test_a_tools_error_is_told_to_the_model() -> None:
+def test_a_tools_error_is_shown_to_the_model() -> None:
     from midstream.gateway.dialects.anthropic import CountRequest, conversation
 
     block = {"type": "tool_result", "tool_use_id": "a", "content": "no such file"}

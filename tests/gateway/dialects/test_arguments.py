@@ -1,4 +1,4 @@
-"""What is done with each argument: used, kept as a hint, without effect, left out and counted, or refused by name."""
+"""The treatment of each argument: used, hint, ignored, dropped and counted, or refused by name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PARAMETERS: dict[str, tuple[type[Any], ...]] = {
     ),
 }
 HEADERS = {"betas"}
-"""Parameters of the clients' methods that go into headers."""
+"""Parameters of the clients' methods that become headers."""
 by_path = pytest.mark.parametrize("path", ASKED)
 
 
@@ -67,14 +67,14 @@ def refused(response: httpx.Response) -> str:
 
 
 @by_path
-def test_every_argument_that_the_clients_have_is_in_the_table(path: str) -> None:
+def test_every_argument_of_the_clients_is_in_the_table(path: str) -> None:
     known = {name for name, _, _ in describe_arguments(ASKED[path][0])}
     sent = {name for kind in PARAMETERS[path] for name in get_type_hints(kind)} - HEADERS
     assert sent <= known
 
 
 @by_path
-def test_an_argument_that_would_change_the_answer_is_refused_by_name(start: Start, path: str) -> None:
+def test_an_unsupported_argument_is_refused_by_name(start: Start, path: str) -> None:
     opened = start().open()
     names = [*top_level(path, Treatment.REFUSED), "temprature"]
     for name in names:
@@ -83,13 +83,13 @@ def test_an_argument_that_would_change_the_answer_is_refused_by_name(start: Star
 
 
 @by_path
-def test_what_asks_for_nothing_is_as_if_left_out(start: Start, path: str) -> None:
+def test_an_empty_argument_counts_as_left_out(start: Start, path: str) -> None:
     opened = start().open()
     model, asked = ASKED[path]
     optional = [name for name, field in model.model_fields.items() if not field.is_required() and name not in asked]
     names = [*optional, "not_known_here"]
     for nothing in (None, {}, [], {"type": "disabled"}):
-        # Of a choice of a tool any type is a wish.
+        # A `tool_choice` with any type is a request.
         for name in (name for name in names if name != "tool_choice" or nothing in (None, {}, [])):
             response = ask(opened, path, **{name: nothing})
             assert response.status_code == 200, f"{name}: {nothing!r}: {response.text}"
@@ -99,7 +99,7 @@ def test_what_asks_for_nothing_is_as_if_left_out(start: Start, path: str) -> Non
     assert all("hints" not in step.metadata and "left_out" not in step.metadata for step in opened.steps)
 
 
-def test_top_k_is_off_at_minus_one_and_a_budget_of_nothing_is_still_wrong(start: Start) -> None:
+def test_top_k_minus_one_is_off_and_required_arguments_stay_required(start: Start) -> None:
     opened = start().open()
     for path in ("/chat/completions", "/messages"):
         assert ask(opened, path, top_k=-1).status_code == 200
@@ -109,7 +109,7 @@ def test_top_k_is_off_at_minus_one_and_a_budget_of_nothing_is_still_wrong(start:
 
 
 @by_path
-def test_what_has_no_effect_has_none(start: Start, path: str) -> None:
+def test_ignored_arguments_have_no_effect(start: Start, path: str) -> None:
     opened = start().open()
     assert ask(opened, path).status_code == 200
     for name in top_level(path, Treatment.IGNORED):
@@ -136,7 +136,7 @@ def test_hints_are_kept_with_the_step(start: Start) -> None:
     )
 
 
-def test_tools_that_are_only_offered_are_left_out_and_counted(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_hosted_tools_are_dropped_and_counted(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     served = start()
     opened = served.open()
     function = {"type": "function", "function": SEARCH}
@@ -164,7 +164,7 @@ def anthropic_tool() -> dict[str, Any]:
         ("/messages", [{"type": "bash_20250124", "name": "bash"}], {"type": "any"}, "'bash_20250124'"),
     ],
 )
-def test_a_tool_that_is_demanded_and_not_there_is_refused_by_name(
+def test_a_required_tool_that_is_not_available_is_refused_by_name(
     start: Start, path: str, tools: list[Any], choice: Any, told: str
 ) -> None:
     opened = start().open()
@@ -193,7 +193,7 @@ def test_functions_in_a_namespace_are_shown_under_their_names(start: Start) -> N
     assert streamed.count('"namespace":"agents"') >= 2
 
 
-def test_a_prompt_is_counted_as_it_would_be_sent(start: Start) -> None:
+def test_counted_tokens_equal_the_prompts_tokens(start: Start) -> None:
     opened = start().open()
     for choice in ({"type": "none"}, {"type": "auto"}):
         asked = {"tools": [anthropic_tool()], "tool_choice": choice, "thinking": {"type": "adaptive"}}
@@ -250,6 +250,13 @@ def test_an_unknown_tool_type_is_one_label_of_the_counter(start: Start) -> None:
     assert served.metric('midstream_left_out_tools_total{tool="other"}') == 3
 
 
-def test_errors_of_the_wrong_place_stay_what_they_were(start: Start) -> None:
+def test_an_incomplete_tool_choice_is_an_error(start: Start) -> None:
     status, _, message = error(ask(start().open(), "/responses", tool_choice={"type": "function"}))
     assert status == 400 and "name" in message
+
+
+@pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k"])
+def test_a_number_that_is_too_large_is_refused_by_name(start: Start, name: str) -> None:
+    asked: dict[str, Any] = {name: 10**400}
+    status, _, told = error(start().open().chat(**asked))
+    assert status == 400 and name in told

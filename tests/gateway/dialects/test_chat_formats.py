@@ -20,7 +20,7 @@ TOOLS = [declared("get_weather", {"city": {"type": "string"}}, ["city"])]
 
 
 def ask(opened: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The assistant's message that answers `messages`."""
+    """The assistant's reply to `messages`."""
     answer = httpx.post(
         f"{opened['base_url']}/chat/completions",
         json={"model": "tiny", "messages": messages, "tools": TOOLS},

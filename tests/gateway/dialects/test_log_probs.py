@@ -1,4 +1,4 @@
-"""Log-probabilities by token: bytes, places in the text, and the same again under an idempotency key."""
+"""Log-probabilities by token: bytes, text offsets, and replays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def completion(opened: Opened, key: str = "", **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_the_bytes_of_a_chats_tokens_add_up_to_its_text(start: Start, text: str) -> None:
+def test_the_bytes_of_tokens_add_up_to_the_text(start: Start, text: str) -> None:
     opened = start(text).open()
     entries = opened.chat(logprobs=True, top_logprobs=2).json()["choices"][0]["logprobs"]["content"]
     assert b"".join(bytes(one["bytes"]) for one in entries).decode() == f"{text}<|im_end|>"
@@ -39,7 +39,7 @@ def test_the_bytes_of_a_chats_tokens_add_up_to_its_text(start: Start, text: str)
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("limit", [2, 6, 40])
-def test_a_tokens_place_is_inside_the_text_and_where_it_begins(start: Start, text: str, limit: int) -> None:
+def test_text_offsets_are_where_tokens_begin(start: Start, text: str, limit: int) -> None:
     choice = completion(start(text).open(), logprobs=1, max_tokens=limit, stop=["STOP"])["choices"][0]
     said, told = choice["text"], choice["logprobs"]
     offsets = told["text_offset"]
@@ -50,12 +50,12 @@ def test_a_tokens_place_is_inside_the_text_and_where_it_begins(start: Start, tex
             assert said.startswith(token[: len(said) - offset], offset)
 
 
-def test_alternatives_that_are_parts_of_characters_are_told_apart(start: Start) -> None:
+def test_alternatives_that_are_parts_of_characters_have_distinct_texts(start: Start) -> None:
     told = completion(start("👋👋").open(), logprobs=5)["choices"][0]["logprobs"]
     assert all(len(top) == 5 for top in told["top_logprobs"])
 
 
-def test_the_prompts_log_probabilities_are_refused_by_name(start: Start) -> None:
+def test_log_probabilities_of_the_prompt_are_refused(start: Start) -> None:
     opened = start().open()
     for count in (0, 2):
         refused = opened.post("/completions", {"prompt": "?", "echo": True, "logprobs": count})
@@ -64,7 +64,7 @@ def test_the_prompts_log_probabilities_are_refused_by_name(start: Start) -> None
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_an_answer_given_again_is_the_first_one_to_the_byte(start: Start, text: str) -> None:
+def test_a_replayed_answer_is_identical_to_the_first(start: Start, text: str) -> None:
     served = start(text)
     opened = served.open()
     wanted = {"logprobs": True, "top_logprobs": 3, "n": 2, "stop": ["STOP"]}
@@ -81,7 +81,7 @@ def test_an_answer_given_again_is_the_first_one_to_the_byte(start: Start, text: 
     assert later.chat(key="c", stream=True, logprobs=True).text == streams[0]
 
 
-def test_an_sdks_own_retry_gets_the_first_answer_to_the_byte(start: Start) -> None:
+def test_an_sdk_retry_gets_an_identical_answer(start: Start) -> None:
     opened = start("Hello.").open()
     body = {"model": "tiny", "messages": HELLO, "logprobs": True, "top_logprobs": 3}
     first, again = (opened.post("/chat/completions", body, X_Stainless_Retry_Count=retry).text for retry in "01")
@@ -89,7 +89,7 @@ def test_an_sdks_own_retry_gets_the_first_answer_to_the_byte(start: Start) -> No
     assert len(json.loads(again)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == 3
 
 
-def test_alternatives_are_kept_only_where_they_may_be_asked_for_again(start: Start) -> None:
+def test_alternatives_are_stored_only_for_repeatable_calls(start: Start) -> None:
     opened = start().open()
     opened.chat(HELLO, logprobs=True, top_logprobs=3)
     opened.chat(HELLO, key="a", logprobs=True, top_logprobs=3)

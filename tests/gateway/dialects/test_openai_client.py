@@ -1,4 +1,4 @@
-"""What agents built with the `openai` package send and read: its own client, held to the types it declares."""
+"""The `openai` package as a client, with its types checked strictly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Verdict(BaseModel):
 
 
 def client_of(opened: dict[str, Any], **settings: Any) -> OpenAI:
-    """OpenAI's client, which raises where an answer is not what its types declare."""
+    """OpenAI's client, which raises if an answer does not match its types."""
     return OpenAI(
         base_url=opened["base_url"],
         api_key=opened["token"],
@@ -56,7 +56,7 @@ def user(text: str) -> Any:
 
 @pytest.fixture
 def says(serve, tiny_tokenizer: ChatTokenizer):
-    """A gateway whose model goes through a list of replies, and a client in a trajectory of its own."""
+    """A gateway with scripted replies, and a client in its own trajectory."""
 
     def start(*replies: Any, **settings: Any):
         served = serve(ScriptedEngine(tiny_tokenizer, list(replies)), **settings)
@@ -68,12 +68,9 @@ def says(serve, tiny_tokenizer: ChatTokenizer):
 
 @pytest.fixture
 def samples(serve, make_policy):
-    """A gateway before the model `tiny`, and a client in a trajectory of its own."""
+    """A gateway for the model `tiny`, and a client in its own trajectory."""
     served = serve(make_policy().engine)
     return served, client_of(served.open(trajectory_uid="t"))
-
-
-# ---------------------------------------------------------------------------------------------------- chat completions
 
 
 def test_a_conversation_is_recorded_as_one_path_of_exact_tokens(says) -> None:
@@ -92,7 +89,7 @@ def test_a_conversation_is_recorded_as_one_path_of_exact_tokens(says) -> None:
     assert second.usage.completion_tokens == len(two.response_ids)
 
 
-def test_a_stream_says_what_the_whole_answer_says(says) -> None:
+def test_a_stream_adds_up_to_the_whole_answer(says) -> None:
     served, client = says(TWO_CALLS, TWO_CALLS)
     whole = client.chat.completions.create(model="tiny", messages=[user("?")], tools=[CALCULATOR])
     asked: Any = {"model": "tiny", "messages": [user("?")], "tools": [CALCULATOR]}
@@ -111,7 +108,7 @@ def test_a_stream_says_what_the_whole_answer_says(says) -> None:
     assert served.steps("t")[0].response_ids == served.steps("t")[1].response_ids
 
 
-def test_text_comes_while_the_model_still_speaks(serve, tiny_tokenizer) -> None:
+def test_text_is_streamed_while_the_model_samples(serve, tiny_tokenizer) -> None:
     served = serve(ScriptedEngine(tiny_tokenizer, "one two three four five six", tokens_per_s=50.0))
     client = client_of(served.open(trajectory_uid="t"))
     chunks = iter(client.chat.completions.create(model="tiny", messages=[user("?")], stream=True))
@@ -124,7 +121,7 @@ def test_text_comes_while_the_model_still_speaks(serve, tiny_tokenizer) -> None:
     assert said == "one two three four five six" == served.steps("t")[0].text
 
 
-def test_results_of_parallel_calls_go_on_from_the_sampled_tokens(says) -> None:
+def test_results_of_parallel_calls_extend_the_sampled_tokens(says) -> None:
     served, client = says(TWO_CALLS, "2 and 4.")
     messages: list[Any] = [user("1+1 and 2+2?")]
     reply = client.chat.completions.create(model="tiny", messages=messages, tools=[CALCULATOR]).choices[0].message
@@ -139,7 +136,7 @@ def test_results_of_parallel_calls_go_on_from_the_sampled_tokens(says) -> None:
     assert (two.parent, two.branch_reason) == (0, "")
 
 
-def test_required_and_named_tools_hold_the_model_to_a_call(samples) -> None:
+def test_required_and_named_tools_constrain_the_reply_to_a_call(samples) -> None:
     _, client = samples
     named = {"type": "function", "function": {"name": "calculator"}}
     for choice in ("required", named):
@@ -158,7 +155,7 @@ def test_required_and_named_tools_hold_the_model_to_a_call(samples) -> None:
         assert set(json.loads(call.function.arguments)) == {"expression"}
 
 
-def test_no_tool_is_called_when_none_may_be(says) -> None:
+def test_tool_choice_none_prevents_calls(says) -> None:
     served, client = says(TWO_CALLS)
     completion = client.chat.completions.create(
         model="tiny", messages=[user("?")], tools=[CALCULATOR], tool_choice="none"
@@ -169,7 +166,7 @@ def test_no_tool_is_called_when_none_may_be(says) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the client's own, of its `parsed`
-def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) -> None:
+def test_parse_returns_the_schemas_object_and_accepts_it_in_the_history(samples) -> None:
     served, client = samples
     messages: list[Any] = [user("Is 2 the answer?")]
     completion = client.chat.completions.parse(
@@ -184,7 +181,7 @@ def test_parse_gives_the_object_the_schema_describes_and_takes_it_back(samples) 
     assert served.steps("t")[1].parent == 0
 
 
-def test_a_model_that_may_call_a_tool_or_answer_in_json_does_one_of_the_two(samples) -> None:
+def test_with_tools_and_a_schema_the_reply_is_a_call_or_json(samples) -> None:
     _, client = samples
     kinds = set()
     for seed in range(8):
@@ -207,7 +204,7 @@ def test_a_model_that_may_call_a_tool_or_answer_in_json_does_one_of_the_two(samp
     assert kinds == {"call", "answer"}
 
 
-def test_json_mode_gives_an_object(samples) -> None:
+def test_json_mode_returns_an_object(samples) -> None:
     _, client = samples
     completion = client.chat.completions.create(
         model="tiny", messages=[user("JSON")], response_format={"type": "json_object"}, max_tokens=300, seed=3
@@ -218,7 +215,7 @@ def test_json_mode_gives_an_object(samples) -> None:
         assert completion.choices[0].message.content.lstrip().startswith("{")
 
 
-def test_n_choices_are_as_many_steps_of_one_prompt(samples) -> None:
+def test_n_choices_are_n_steps_of_one_prompt(samples) -> None:
     served, client = samples
     completion = client.chat.completions.create(model="tiny", messages=[user("?")], n=3, max_tokens=8, seed=5)
     steps = served.steps("t")
@@ -292,7 +289,7 @@ def test_log_probabilities_are_those_recorded(samples) -> None:
     assert told == list(served.steps("t")[1].rollout_log_probs)
 
 
-def test_what_is_kept_beside_a_call_is_on_its_step(says) -> None:
+def test_user_and_metadata_are_kept_with_the_step(says) -> None:
     served, client = says("ok")
     client.chat.completions.create(
         model="tiny",
@@ -305,7 +302,7 @@ def test_what_is_kept_beside_a_call_is_on_its_step(says) -> None:
     assert (step.role, step.metadata["user"], step.metadata["metadata"]) == ("planner", "ann", {"stage": "plan"})
 
 
-def test_an_endpoint_that_is_not_there_is_named(says) -> None:
+def test_a_missing_endpoint_is_named(says) -> None:
     _, client = says()
     with pytest.raises(
         openai.NotFoundError, match=r"there is no POST \S+/v1/embeddings here; /docs lists every endpoint"
@@ -313,10 +310,7 @@ def test_an_endpoint_that_is_not_there_is_named(says) -> None:
         client.embeddings.create(model="tiny", input="?")
 
 
-# ---------------------------------------------------------------------------------------------------------- completions
-
-
-def test_text_completions_go_on_from_text_or_from_token_ids(samples) -> None:
+def test_text_completions_take_text_or_token_ids(samples) -> None:
     served, client = samples
     ids = served.gateway.tokenizer.encode("The capital")
     by_text = client.completions.create(model="tiny", prompt="The capital", max_tokens=5, seed=1, echo=True)
@@ -341,10 +335,7 @@ def test_a_text_completion_streams(says) -> None:
     assert chunks[-1].usage is not None and chunks[-2].choices[0].finish_reason == "stop"
 
 
-# ------------------------------------------------------------------------------------------------------------ responses
-
-
-def test_a_response_goes_on_from_an_earlier_one(says) -> None:
+def test_a_response_continues_an_earlier_one(says) -> None:
     served, client = says("Hello.", "You are welcome.")
     first = client.responses.create(model="tiny", input="Hi", instructions="Be brief.")
     second = client.responses.create(
@@ -357,7 +348,7 @@ def test_a_response_goes_on_from_an_earlier_one(says) -> None:
     assert second.usage.input_tokens == len(two.prompt_ids)
 
 
-def test_instructions_are_of_one_response_and_system_items_of_the_conversation(says) -> None:
+def test_instructions_apply_to_one_response_and_system_items_to_the_conversation(says) -> None:
     served, client = says("1", "2", "3", "4")
     items: Any = [{"role": "system", "content": "S"}, {"role": "developer", "content": "D"}, user("Hi")]
     first = client.responses.create(model="tiny", input=items, instructions="I")
@@ -373,7 +364,7 @@ def test_instructions_are_of_one_response_and_system_items_of_the_conversation(s
     ]
 
 
-def test_function_calls_of_a_response_are_answered_in_its_next_input(says) -> None:
+def test_function_calls_are_answered_in_the_next_input(says) -> None:
     served, client = says(TWO_CALLS, "2 and 4.")
     given: list[Any] = [user("1+1 and 2+2?")]
     first = client.responses.create(model="tiny", input=given, tools=[FLAT])
@@ -414,7 +405,7 @@ def _without(value: Any, names: set[str]) -> Any:
     return [_without(one, names) for one in value] if isinstance(value, list) else value
 
 
-def test_a_response_is_parsed_into_the_object_asked_for(samples) -> None:
+def test_a_response_is_parsed_into_the_requested_object(samples) -> None:
     served, client = samples
     parsed = client.responses.parse(model="tiny", input="Is it?", text_format=Verdict, max_output_tokens=200)
     assert isinstance(parsed.output_parsed, Verdict)
@@ -430,10 +421,7 @@ def _input(text: str) -> list[Any]:
     return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}]
 
 
-# --------------------------------------------------------------------------------------------------------------- errors
-
-
-def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_become_the_clients_exceptions(serve, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OWNERS_KEY", "key-of-the-owner")
     keys = [{"name": "owner", "env": "OWNERS_KEY", "requests_per_minute": 2}]
     served = serve(ScriptedEngine(tiny_tokenizer, ["ok", EngineError("out of memory")]), keys=keys)
@@ -465,7 +453,7 @@ def test_errors_are_the_exceptions_that_clients_catch(serve, tiny_tokenizer, mon
     assert len(served.steps("t")) == 1
 
 
-def test_a_prompt_too_long_is_refused_whole(serve, tiny_tokenizer) -> None:
+def test_a_prompt_that_is_too_long_is_refused(serve, tiny_tokenizer) -> None:
     served = serve(ScriptedEngine(tiny_tokenizer, "ok", context_length=50))
     client = client_of(served.open(trajectory_uid="t"))
     with pytest.raises(openai.BadRequestError, match="nothing is cut") as error:
@@ -473,7 +461,7 @@ def test_a_prompt_too_long_is_refused_whole(serve, tiny_tokenizer) -> None:
     assert error.value.code == "context_length_exceeded"
 
 
-def test_an_engine_that_dies_in_a_stream_is_an_error_to_its_reader(serve, tiny_tokenizer) -> None:
+def test_an_engine_failure_in_a_stream_raises_in_the_client(serve, tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "one two three")
     heard = engine.generate
 
@@ -490,7 +478,7 @@ def test_an_engine_that_dies_in_a_stream_is_an_error_to_its_reader(serve, tiny_t
     assert served.steps("t") == ()
 
 
-def test_a_client_does_not_ask_again_where_that_cannot_help(says) -> None:
+def test_clients_do_not_retry_errors_that_would_repeat(says) -> None:
     served, client = says("ok")
     with httpx.Client(base_url=served.url) as own:
         own.post("/complete_trajectory/t").raise_for_status()
@@ -501,7 +489,7 @@ def test_a_client_does_not_ask_again_where_that_cannot_help(says) -> None:
     assert error.value.code == "trajectory_ended"
 
 
-def test_a_call_that_is_repeated_with_its_key_gets_the_same_answer(says) -> None:
+def test_a_repeated_call_with_a_key_gets_the_same_answer(says) -> None:
     served, client = says(TWO_CALLS, "another")
     asked: Any = {"model": "tiny", "messages": [user("?")], "tools": [CALCULATOR]}
     keyed: Any = {**asked, "extra_headers": {"Idempotency-Key": "call-1"}}

@@ -1,4 +1,4 @@
-"""A reply's parts are the same items in a stream, in the whole answer and when they come back, whatever is in them."""
+"""The parts of a reply are the same items in a stream, in the whole answer and when they are sent back."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ REPLIES = {
     "nothing": "",
 }
 LIMITS = (200, 20, 45)
-"""Tokens: enough for any reply, and too few for some of its parts."""
+"""Token limits: enough for every reply, and too few for some of its parts."""
 STRIPPED = "stripped_thinking"
-"""Why a branch starts where the template leaves out what an earlier reply thought."""
+"""The branch reason if the template drops the thoughts of an earlier reply."""
 by_reply = pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
 
 
 @pytest.fixture
 def post(serve, thinking_tokenizer: ChatTokenizer):
-    """Starts a gateway that replies the same to each call; gives a function that posts to a trajectory of it."""
+    """Starts a gateway with one reply; returns it and a function that posts to its trajectory."""
 
     def start(reply: str, **settings: Any):
         served: Served = serve(ScriptedEngine(thinking_tokenizer, reply), **settings)
@@ -69,11 +69,8 @@ def chat(**more: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "?"}], "tools": [tool], **more}
 
 
-# ------------------------------------------------------------------------------------------------------------ responses
-
-
 @by_reply
-def test_a_streams_items_are_those_of_the_response(post, reply: str) -> None:
+def test_the_items_of_a_stream_are_those_of_the_response(post, reply: str) -> None:
     _, post = post(reply)
     for limit in LIMITS:
         same_items(events(post("/responses", response(stream=True, max_output_tokens=limit)).text))
@@ -95,7 +92,7 @@ def same_items(told: list[Any]) -> None:
 
 
 @by_reply
-def test_a_response_given_again_is_the_same_whole_and_streamed(post, reply: str) -> None:
+def test_a_replayed_response_is_the_same_whole_and_streamed(post, reply: str) -> None:
     served, post = post(reply)
     for limit in LIMITS:
         asked, key = response(max_output_tokens=limit), {"Idempotency_Key": str(limit)}
@@ -106,7 +103,7 @@ def test_a_response_given_again_is_the_same_whole_and_streamed(post, reply: str)
 
 
 @by_reply
-def test_a_responses_items_sent_back_go_on_from_its_tokens(post, reply: str) -> None:
+def test_the_items_of_a_response_extend_its_tokens_when_sent_back(post, reply: str) -> None:
     served, post = post(reply)
     output = post("/responses", response()).json()["output"]
     results = [
@@ -123,7 +120,7 @@ def test_a_responses_items_sent_back_go_on_from_its_tokens(post, reply: str) -> 
     }
 
 
-def test_texts_around_a_call_stand_where_they_were_written(post) -> None:
+def test_texts_around_a_call_keep_their_order(post) -> None:
     _, post = post(REPLIES["text around a call"])
     output = post("/responses", response()).json()["output"]
     assert [item["type"] for item in output] == ["message", "function_call", "message"]
@@ -136,7 +133,7 @@ temperature reasoning usage max_output_tokens max_tool_calls store background se
 prompt_cache_key"""
 
 
-def test_a_response_has_every_field_of_open_responses_and_says_how_it_was_sampled(post) -> None:
+def test_a_response_has_every_field_of_open_responses_and_its_sampling(post) -> None:
     _, post = post("Hello.", sampling={"temperature": 0.5})
     format = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
     body = response(stream=True, top_p=0.9, text={"format": format}, store=False)
@@ -158,11 +155,8 @@ def test_thought_tokens_are_counted(post, thinking_tokenizer: ChatTokenizer) -> 
     assert details["reasoning_tokens"] == thought
 
 
-# --------------------------------------------------------------------------------------------------- anthropic messages
-
-
 def streamed_message(text: str) -> dict[str, Any]:
-    """A message as its events add up."""
+    """The message that the events add up to."""
     told = events(text)
     whole = told[0]["message"]
     for one in told:
@@ -187,7 +181,7 @@ def streamed_message(text: str) -> dict[str, Any]:
 
 
 @by_reply
-def test_a_messages_stream_adds_up_to_it(post, reply: str) -> None:
+def test_the_stream_of_a_message_adds_up_to_it(post, reply: str) -> None:
     served, post = post(reply)
     for limit in LIMITS:
         asked, key = message(max_tokens=limit), {"Idempotency_Key": str(limit)}
@@ -208,7 +202,7 @@ output_tokens_details server_tool_use service_tier"""
 
 
 @by_reply
-def test_a_messages_blocks_sent_back_go_on_from_its_tokens(post, reply: str) -> None:
+def test_the_blocks_of_a_message_extend_its_tokens_when_sent_back(post, reply: str) -> None:
     served, post = post(reply)
     content = post("/messages", message()).json()["content"]
     results: list[Any] = [
@@ -222,10 +216,7 @@ def test_a_messages_blocks_sent_back_go_on_from_its_tokens(post, reply: str) -> 
     assert (step.parent, step.branch_reason) == ((None, STRIPPED) if "</think>" in reply else (0, ""))
 
 
-# --------------------------------------------------------------------------------------------------------- what was cut
-
-
-def test_a_reply_that_was_cut_says_so_though_it_called_before(post, thinking_tokenizer: ChatTokenizer) -> None:
+def test_a_cut_reply_reports_it_even_after_a_call(post, thinking_tokenizer: ChatTokenizer) -> None:
     _, post = post(f"{CALL}\n{CALL}")
     limit = len(thinking_tokenizer.encode(CALL)) + 8
     choice = post("/chat/completions", chat(max_tokens=limit)).json()["choices"][0]
@@ -239,7 +230,7 @@ def test_a_reply_that_was_cut_says_so_though_it_called_before(post, thinking_tok
     assert last["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_text_completion_streams_thoughts_as_they_stand(post) -> None:
+def test_a_text_completion_streams_thoughts_unparsed(post) -> None:
     _, post = post("<think>Hm.</think>Hello.")
     told = events(post("/completions", {"prompt": "?", "stream": True}).text)
     said = "".join(choice["text"] for one in told for choice in one["choices"])

@@ -1,4 +1,4 @@
-"""A chat template may refuse what the model said: then its tokens are no prefix, and the branch says why."""
+"""A chat template may reject a reply. Then its tokens cannot be extended, and the branch says why."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ STRICT = (
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Takes no reply that begins or ends in white space."""
+"""Rejects replies that begin or end in white space."""
 
 
-def test_a_reply_that_the_template_refuses_starts_a_branch_that_is_counted(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_reply_that_the_template_rejects_starts_a_counted_branch(tiny_path: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_path)
     tokenizer._tokenizer.chat_template = STRICT
     served = Served(ScriptedEngine(tokenizer, [" loose ", "neat", "done"]), tokenizer, tmp_path / "store.sqlite")
     try:
         opened = served.open()
         messages = opened.say(HELLO)
-        # A client that tidies up says the same, in a way the template takes.
+        # A client that strips the reply sends one that the template accepts.
         messages[-1] = {"role": "assistant", "content": "loose"}
         messages = opened.say([*messages, {"role": "user", "content": "And?"}])
         opened.say([*messages, {"role": "user", "content": "And?"}])

@@ -1,4 +1,4 @@
-"""What is looked at before a handler is called: whose page asks, who asks, and how."""
+"""Checks before a handler runs: origin, key, query, media type, method."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.gateway.served import HELLO, KEY, error
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost", "[::1]:8100"])
-def test_without_keys_it_answers_to_the_names_of_the_loopback(start: Start, host: str) -> None:
+def test_without_keys_loopback_names_are_accepted(start: Start, host: str) -> None:
     assert start().post("/init_trajectory", {}, Host=host).status_code == 200
 
 
-def test_a_page_that_has_its_name_mean_this_machine_is_refused_and_a_name_of_its_own_is_not(start: Start) -> None:
+def test_dns_rebinding_is_refused_and_the_configured_name_accepted(start: Start) -> None:
     served = start(url="http://gateway.example:8100")
     answer = served.post("/init_trajectory", {}, Host="evil.example:8100", Origin="http://evil.example:8100")
     assert error(answer)[:2] == (403, "forbidden") and "'evil.example'" in answer.text
@@ -24,7 +24,7 @@ def test_a_page_that_has_its_name_mean_this_machine_is_refused_and_a_name_of_its
     assert error(served.post("/init_trajectory", {}, Origin="http://evil.example"))[0] == 403
 
 
-def test_nobody_has_a_body_read_without_a_key(start: Start, keyed: dict[str, Any]) -> None:
+def test_a_body_is_not_read_without_a_key(start: Start, keyed: dict[str, Any]) -> None:
     served = start(**keyed)
     assert error(served.post("/init_trajectory", {"no such": 1}))[:2] == (401, "unauthorized")
     assert error(served.post("/init_trajectory", {"no such": 1}, Authorization=f"Bearer {KEY}"))[0] == 400
@@ -32,17 +32,17 @@ def test_nobody_has_a_body_read_without_a_key(start: Start, keyed: dict[str, Any
     with socket.create_connection((address.host, address.port or 80)) as raw:
         raw.sendall(b"POST /init_trajectory HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         raw.settimeout(20)
-        assert raw.recv(100).startswith(b"HTTP/1.1 401")  # although none of it has come
+        assert raw.recv(100).startswith(b"HTTP/1.1 401")  # before any of it arrived
 
 
-def test_an_unknown_argument_in_the_query_is_named(start: Start) -> None:
+def test_an_unknown_query_argument_is_refused_by_name(start: Start) -> None:
     served = start()
     answer = served.post("/submit_steps?chanel=val", {"steps": []})
     assert error(answer)[0] == 400 and "'chanel'" in answer.text
     assert served.open().post("/messages?beta=true", {"model": "tiny", "max_tokens": 9, "messages": HELLO}).is_success
 
 
-def test_a_media_type_has_no_case_and_counts_where_there_is_a_body(start: Start) -> None:
+def test_the_media_type_is_case_insensitive_and_required_with_a_body(start: Start) -> None:
     served = start()
     assert served.post("/init_trajectory", {}, Content_Type="Application/JSON").status_code == 200
     assert served.post("/init_trajectory", Content_Type="application/x-www-form-urlencoded").status_code == 200
@@ -50,12 +50,12 @@ def test_a_media_type_has_no_case_and_counts_where_there_is_a_body(start: Start)
     assert error(answer)[:2] == (415, "unsupported_media_type") and "application/json" in answer.text
 
 
-def test_a_method_that_is_not_there_says_which_one_is(start: Start) -> None:
+def test_a_wrong_method_is_405_with_the_allowed_one(start: Start) -> None:
     answer = start().client.get("/init_trajectory")
     assert error(answer)[0] == 405 and "POST" in answer.text and answer.headers["Allow"] == "POST"
 
 
-def test_half_of_a_surrogate_pair_is_cleaned_where_it_comes_in(start: Start) -> None:
+def test_a_lone_surrogate_is_replaced_on_arrival(start: Start) -> None:
     opened = start().open()
     body = b'{"model": "tiny", "messages": [{"role": "user", "content": "whole \\ud83d\\ude42, cut \\ud83d"}]}'
     answer = opened.served.client.post(

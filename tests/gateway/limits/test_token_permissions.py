@@ -1,4 +1,4 @@
-"""What an agent tries with the token it was given, and what a stranger tries with a large body."""
+"""What an agent's token does not permit: grading itself, changing its task, submitting steps."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def endings(opened: Opened) -> tuple[str, str, str]:
     return f"{opened.path}/complete_trajectory", f"/complete_trajectory/{opened.uid}", "/complete_trajectory"
 
 
-# An agent that grades itself
+# Agents cannot grade themselves.
 
 
 @pytest.mark.parametrize("given", [{"reward": 1e9}, {"rewards": {"correctness": 1e9}}, {"rewards": {}}])
-def test_agent_completes_with_a_reward_of_its_own(start: Start, given: dict[str, Any]) -> None:
+def test_an_agent_cannot_complete_with_its_own_reward(start: Start, given: dict[str, Any]) -> None:
     opened = (served := start()).open()
     opened.chat()
     for path in endings(opened):
@@ -51,7 +51,7 @@ def test_agent_completes_with_a_reward_of_its_own(start: Start, given: dict[str,
     assert (kept.answer, kept.reward, kept.rewards) == ("mine", None, {})
 
 
-def test_agent_learns_its_reward_from_how_its_trajectory_stands(start: Start) -> None:
+def test_an_agent_cannot_read_its_reward(start: Start) -> None:
     served = start("4", reward={})
     opened = served.open(task={"answer": 4})
     opened.chat()
@@ -62,7 +62,7 @@ def test_agent_learns_its_reward_from_how_its_trajectory_stands(start: Start) ->
     assert (owned["reward"], owned["rewards"]) == (1.0, {"correctness": 1.0})
 
 
-def test_agent_asks_compute_reward_until_it_knows_the_answer(start: Start) -> None:
+def test_an_agent_cannot_probe_compute_reward(start: Start) -> None:
     served = start("7", reward={})
     opened = served.open(task={"answer": 42})
     opened.chat()
@@ -74,7 +74,7 @@ def test_agent_asks_compute_reward_until_it_knows_the_answer(start: Start) -> No
     assert as_owner(opened, "/compute_reward", right).json()["reward_score"] == 1.0
 
 
-def test_agent_submits_steps_that_nobody_sampled(start: Start) -> None:
+def test_an_agent_cannot_submit_steps(start: Start) -> None:
     opened = (served := start()).open()
     step = {
         "trajectory_uid": opened.uid,
@@ -91,7 +91,7 @@ def test_agent_submits_steps_that_nobody_sampled(start: Start) -> None:
     assert served.steps(opened.uid)[0].trainable
 
 
-def test_agent_praises_itself_after_the_end(start: Start) -> None:
+def test_an_agent_cannot_give_feedback_on_itself(start: Start) -> None:
     opened = (served := start()).open()
     opened.chat()
     opened.complete()
@@ -116,7 +116,7 @@ def test_agent_praises_itself_after_the_end(start: Start) -> None:
         {},
     ],
 )
-def test_agent_changes_what_it_is_graded_against(start: Start, change: dict[str, Any]) -> None:
+def test_an_agent_cannot_change_its_task_or_metadata(start: Start, change: dict[str, Any]) -> None:
     task = {"answer": "4", "kind": "hard", "needs": ["search"], "plan": ["search"]}
     opened = (served := start()).open(task=task)
     before = served.store.trajectories.find(opened.uid)
@@ -127,7 +127,7 @@ def test_agent_changes_what_it_is_graded_against(start: Start, change: dict[str,
     assert as_owner(opened, f"{opened.path}/register_trajectory", change).status_code == 200
 
 
-def test_agent_turns_its_token_into_the_owners(start: Start) -> None:
+def test_an_agent_cannot_forge_the_owners_token(start: Start) -> None:
     opened = (served := start()).open()
     forged = "mo-" + opened.token.removeprefix("ms-")
     answer = served.post(endings(opened)[0], {"reward": 1.0}, **bearer(forged))
@@ -136,7 +136,7 @@ def test_agent_turns_its_token_into_the_owners(start: Start) -> None:
     assert grant is not None and (grant.trajectory_uid, grant.role) == (opened.uid, "agent")
 
 
-def test_owner_reaches_its_own_trajectory_only_and_is_no_admin(start: Start) -> None:
+def test_an_owner_has_access_to_its_own_trajectory_only_and_is_not_admin(start: Start) -> None:
     served = start(reward={})
     mine, other = served.open(), served.open()
     for path, body in (
@@ -152,7 +152,7 @@ def test_owner_reaches_its_own_trajectory_only_and_is_no_admin(start: Start) -> 
     assert as_owner(mine, f"{mine.path}/chat/completions", CHAT).status_code == 200
 
 
-def test_what_an_agent_is_for_needs_its_own_token_only(start: Start, keyed: dict[str, Any]) -> None:
+def test_calls_heartbeats_and_completion_need_only_the_agents_token(start: Start, keyed: dict[str, Any]) -> None:
     served = start(**keyed)
     opened = Opened(served, served.post("/init_trajectory", {}, **bearer(KEY)).json())
     assert as_agent(opened, "/v1/chat/completions", CHAT).status_code == 200
@@ -163,7 +163,7 @@ def test_what_an_agent_is_for_needs_its_own_token_only(start: Start, keyed: dict
     assert (ended.status_code, ended.json()["state"]) == (200, "failed")
 
 
-def test_completing_with_its_own_token_replays_as_with_any_other(start: Start) -> None:
+def test_completion_is_replayed_for_the_agents_token_too(start: Start) -> None:
     opened = start().open()
     opened.chat()
     first, again = (as_agent(opened, "/complete_trajectory", {}, Idempotency_Key="end") for _ in range(2))
@@ -171,11 +171,11 @@ def test_completing_with_its_own_token_replays_as_with_any_other(start: Start) -
     assert error(as_agent(opened, "/complete_trajectory", {}, Idempotency_Key="other"))[:2] == (409, "trajectory_ended")
 
 
-# Whose word is the last
+# The gateway's reward function decides.
 
 
 @pytest.mark.parametrize("given", [{"reward": 1e9}, {"rewards": {"correctness": 1e9}, "reward": 1e9}])
-def test_reward_function_of_the_gateway_has_the_last_word(start: Start, given: dict[str, Any]) -> None:
+def test_the_gateways_reward_function_overrides_a_given_reward(start: Start, given: dict[str, Any]) -> None:
     served = start("5", reward={"components": {"correctness": 2.0}})
     opened = served.open(task={"answer": 4})
     opened.chat()
@@ -185,7 +185,7 @@ def test_reward_function_of_the_gateway_has_the_last_word(start: Start, given: d
     assert kept.metadata["given"]["given"] == 1e9 and [step.reward for step in kept.steps] == [0.0]
 
 
-def test_reward_function_of_the_gateway_may_take_what_was_given_by_name(start: Start) -> None:
+def test_the_reward_function_can_use_given_components(start: Start) -> None:
     served = start("4", reward={"components": {"correctness": 1.0, "given": 0.1, "given.short": 10.0}})
     opened = served.open(task={"answer": 4})
     opened.chat()
@@ -194,7 +194,7 @@ def test_reward_function_of_the_gateway_may_take_what_was_given_by_name(start: S
     assert told["rewards"] == {"given": 2.0, "correctness": 1.0, "given.short": 0.5}
 
 
-def test_reward_of_a_failed_one_is_what_the_config_says(start: Start) -> None:
+def test_a_failed_trajectory_gets_the_configured_reward(start: Start) -> None:
     served = start("4", reward={"failed": -1.0})
     opened = served.open(task={"answer": 4})
     opened.chat()
@@ -202,7 +202,7 @@ def test_reward_of_a_failed_one_is_what_the_config_says(start: Start) -> None:
     assert (told["reward"], told["rewards"]) == (-1.0, {"given": 1.0, "correctness": None})
 
 
-def test_rewards_by_component_make_no_total_that_nobody_declared(start: Start) -> None:
+def test_components_do_not_add_up_to_an_undeclared_total(start: Start) -> None:
     opened = (served := start()).open()
     opened.chat()
     told = opened.complete(rewards={"right": 1.0, "short": 0.5}).json()
@@ -210,11 +210,11 @@ def test_rewards_by_component_make_no_total_that_nobody_declared(start: Start) -
     assert served.trajectory(opened.uid).metadata["given"] == {"right": 1.0, "short": 0.5}
 
 
-# Names that are paths
+# Invalid names
 
 
 @pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "a\\b", "a\nb"])
-def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: str) -> None:
+def test_names_that_are_paths_are_refused_everywhere(start: Start, name: str) -> None:
     served = start()
     step = {"trajectory_uid": name, "prompt_uid": "p", "step_index": 0, "prompt_ids": [1], "response_ids": [2]}
     for path, body in (
@@ -229,6 +229,6 @@ def test_a_uid_that_is_a_path_is_refused_wherever_it_comes(start: Start, name: s
     assert served.store.trajectories.count() == 0
 
 
-def test_an_empty_uid_is_as_if_left_out(start: Start) -> None:
+def test_an_empty_uid_counts_as_left_out(start: Start) -> None:
     told = start().post("/init_trajectory", {"trajectory_uid": "", "prompt_uid": ""}).json()
     assert told["trajectory_uid"] and told["prompt_uid"]

@@ -1,25 +1,29 @@
-"""A client that hangs up in the midst of a stream leaves a step that says so; its SDK's retry is no second one."""
+"""Clients that disconnect: calls are cancelled, and what was sampled is an interrupted step."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-import anthropic
-import openai
 import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, Opened
-from tests.waiting import MovedClock, until
+from tests.waiting import LIMIT_S, until
 
-from midstream.core.errors import EngineError
 from midstream.core.types import FinishReason
+from midstream.engines.base import Completion, Request
 
 LONG = "word " * 200
 
 
-def hang_up(opened: Opened, retry: str = "", messages: list[Any] = HELLO) -> None:
-    """Read some events of a stream, and go."""
+def disconnect(opened: Opened, retry: str = "", messages: list[Any] = HELLO) -> None:
+    """Read some events of a stream, then disconnect."""
     body = {"model": "tiny", "messages": messages, "stream": True}
     headers = {"Authorization": f"Bearer {opened.token}", **({"X-Stainless-Retry-Count": retry} if retry else {})}
     path = f"{opened.path}/chat/completions"
@@ -33,10 +37,10 @@ def wait_for_steps(opened: Opened, count: int) -> Any:
     return until(lambda: opened.steps if len(opened.steps) >= count else ())
 
 
-def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: Start) -> None:
+def test_tokens_sampled_before_a_disconnect_are_an_interrupted_step(start: Start) -> None:
     served = start(LONG, engine_hold_after=5)
     opened = served.open()
-    hang_up(opened)
+    disconnect(opened)
     (step,) = wait_for_steps(opened, 1)
     assert step.finish_reason == FinishReason.INTERRUPTED
     assert step.metadata["interrupted"] == "the client disconnected"
@@ -45,20 +49,20 @@ def test_what_was_sampled_before_a_client_hung_up_is_a_step_that_says_so(start: 
     assert LONG.startswith(step.text) and served.gateway.tokenizer.text_of(step.response_ids) == step.text
 
 
-def test_what_a_client_did_not_hear_to_the_end_is_no_answer(start: Start) -> None:
+def test_an_interrupted_reply_is_not_the_answer(start: Start) -> None:
     served = start(lambda request: LONG if len(request.messages) > 1 else "Four.", engine_hold_after=None)
     opened = served.open()
     opened.chat()
     served.engine.hold_after = 5
-    hang_up(opened, messages=[*HELLO, {"role": "assistant", "content": "Four."}, *HELLO])
+    disconnect(opened, messages=[*HELLO, {"role": "assistant", "content": "Four."}, *HELLO])
     wait_for_steps(opened, 2)
     assert opened.post("/complete_trajectory", {}).status_code == 200
     assert served.trajectory(opened.uid).answer == "Four."
 
 
-def test_an_agent_goes_on_from_what_it_had_read(start: Start) -> None:
+def test_a_conversation_continues_after_an_interrupted_step(start: Start) -> None:
     opened = start(lambda request: "Done." if len(request.messages) > 1 else LONG, engine_hold_after=5).open()
-    hang_up(opened)
+    disconnect(opened)
     (cut,) = wait_for_steps(opened, 1)
     opened.served.engine.hold_after = None
     opened.chat([*HELLO, {"role": "assistant", "content": cut.text}, {"role": "user", "content": "Stop."}])
@@ -68,7 +72,7 @@ def test_an_agent_goes_on_from_what_it_had_read(start: Start) -> None:
     assert after.prompt_ids[: len(known)] == known
 
 
-def test_a_stream_that_takes_too_long_says_so_too(start: Start) -> None:
+def test_a_stream_past_its_timeout_reports_it(start: Start) -> None:
     opened = start(LONG, engine_hold_after=5, limits={"timeout_s": 0.5}).open()
     response = opened.chat(stream=True)
     assert "no answer within 0.5 s" in response.text
@@ -76,133 +80,64 @@ def test_a_stream_that_takes_too_long_says_so_too(start: Start) -> None:
     assert step.finish_reason == FinishReason.INTERRUPTED and not step.trainable
 
 
-def test_a_retry_after_hanging_up_is_one_trainable_step(start: Start) -> None:
-    opened = start(LONG, engine_hold_after=5).open()
-    hang_up(opened, "0")
-    wait_for_steps(opened, 1)
-    opened.served.engine.hold_after = None
-    opened.post("/chat/completions", {"model": "tiny", "messages": HELLO}, X_Stainless_Retry_Count="1")
-    assert [step.trainable for step in opened.steps] == [False, True]
-
-
-def test_a_retry_is_answered_by_what_was_recorded(start: Start) -> None:
-    """The answer was sampled and lost on its way."""
-    calls = iter(range(99))
-    served = start(lambda request: f"reply {next(calls)}")
-    opened = served.open()
-    asked = {"model": "tiny", "messages": HELLO}
-
-    def said(retry: int, **more: Any) -> str:
-        response = opened.post("/chat/completions", {**asked, **more}, X_Stainless_Retry_Count=str(retry))
-        return response.json()["choices"][0]["message"]["content"]
-
-    assert (said(0), said(1), said(2)) == ("reply 0", "reply 0", "reply 0")
-    assert said(1, temperature=0.5) == "reply 1", "it is another call"
-    assert said(0) == "reply 2", "an agent may ask the same again"
-    assert len(opened.steps) == 3
-    assert served.metric("midstream_replayed_answers_total") == 2
-
-
-def test_a_retry_is_known_after_a_restart(start: Start) -> None:
-    calls = iter(range(99))
-    served = start(lambda request: f"reply {next(calls)}")
-    opened = served.open()
-    body = {"model": "tiny", "messages": HELLO}
-    opened.post("/chat/completions", body, X_Stainless_Retry_Count="0")
-    served.stop()
-    again = start("another")
-    response = again.post(
-        f"{opened.path}/chat/completions",
-        body,
-        Authorization=f"Bearer {opened.token}",
-        X_Stainless_Retry_Count="1",
-    )
-    assert response.json()["choices"][0]["message"]["content"] == "reply 0"
-    assert len(again.steps(opened.uid)) == 1
-    other = again.post(
-        f"{opened.path}/chat/completions",
-        {**body, "top_p": 0.5},
-        Authorization=f"Bearer {opened.token}",
-        X_Stainless_Retry_Count="1",
-    )
-    assert other.json()["choices"][0]["message"]["content"] == "another", "it is another call"
-
-
-@pytest.mark.parametrize("client", ["openai", "anthropic"])
-def test_the_clients_own_retries_are_one_step(start: Start, client: str) -> None:
-    """The client loses patience before its first answer is there, and asks again by itself."""
-    served = start("Hello.", engine_hold_after=0)
-    opened = served.open()
-    base = f"{served.url}{opened.path}"
-    if client == "openai":
-        with openai.OpenAI(base_url=base, api_key=opened.token, timeout=0.4, max_retries=1) as sdk:
-            with pytest.raises(openai.APITimeoutError):
-                sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello?"}])
-            served.engine.hold_after = None
-            sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hello?"}])
-    else:
-        root = base.removesuffix("/v1")
-        with anthropic.Anthropic(base_url=root, api_key=opened.token, timeout=0.4, max_retries=1) as sdk:
-            with pytest.raises(anthropic.APITimeoutError):
-                sdk.messages.create(model="tiny", max_tokens=9, messages=[{"role": "user", "content": "Hello?"}])
-            served.engine.hold_after = None
-            sdk.messages.create(model="tiny", max_tokens=9, messages=[{"role": "user", "content": "Hello?"}])
-    assert sum(step.trainable for step in opened.steps) == 1
-
-
-def test_a_retry_of_a_call_that_failed_is_sampled(start: Start) -> None:
-    """Of two equal calls side by side one failed: its retry is not given the other's answer."""
-    replies = iter(["reply 0", EngineError("broken"), "reply 1"])
-    opened = start(lambda request: next(replies)).open()
-    body = {"model": "tiny", "messages": HELLO}
-    statuses = [
-        opened.post("/chat/completions", body, X_Stainless_Retry_Count=retry).status_code for retry in ("0", "0", "1")
+@contextmanager
+def calling(opened: Opened, *, stream: bool = False, key: str = "") -> Iterator[None]:
+    """A call in progress, whose client disconnects at the end without having read anything."""
+    host, port = opened.served.url.removeprefix("http://").split(":")
+    body = json.dumps({"model": "tiny", "messages": HELLO, "stream": stream})
+    lines = [
+        f"POST {opened.path}/chat/completions HTTP/1.1",
+        f"Host: {host}",
+        f"Content-Length: {len(body)}",
+        *([f"Idempotency-Key: {key}"] if key else []),
     ]
-    assert statuses == [200, 502, 200]
-    assert [step.text for step in opened.steps] == ["reply 0", "reply 1"]
+    with socket.create_connection((host, int(port)), timeout=LIMIT_S) as connection:
+        connection.sendall("\r\n".join([*lines, "", body]).encode())
+        yield
 
 
-@pytest.mark.parametrize(
-    ("path", "ping", "last"),
-    [
-        ("/messages", 'event: ping\ndata: {"type": "ping"}', "message_stop"),
-        ("/responses", ": ping", "response.completed"),
-    ],
-)
-def test_a_long_silence_gets_a_ping(start: Start, clock: MovedClock, path: str, ping: str, last: str) -> None:
-    served = start("Hello.", engine_latency_s=1.0, limits={"ping_s": 0.1})
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_disconnect_cancels_the_engine_call_and_nothing_is_recorded(start: Start, stream: bool) -> None:
+    served = start(LONG, engine_hold_after=0, limits={"concurrency": 1})
     opened = served.open()
-    body = (
-        {"model": "tiny", "max_tokens": 99, "messages": HELLO}
-        if path == "/messages"
-        else {"model": "tiny", "input": "?"}
-    )
-    content, headers = json.dumps({**body, "stream": True}), {"Authorization": f"Bearer {opened.token}"}
-    with served.client.stream("POST", f"{opened.path}{path}", content=content, headers=headers) as response:
-        assert response.status_code == 200
-        heard = ""
-        for text in response.iter_text():
-            heard += text
-            if heard.count(ping) >= 2:
-                clock.advance(1.0)  # the engine answers
-    assert heard.startswith(ping) and last in heard
+    ended: list[str] = []
+    generate = served.engine.generate
+
+    async def watched(request: Request) -> Completion:
+        try:
+            return await generate(request)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+
+    served.engine.generate = watched
+    with calling(opened, stream=stream):
+        until(lambda: served.gateway.admission.running == 1)
+    until(lambda: ended)
+    until(lambda: served.gateway.admission.running == 0)
+    assert opened.steps == () and served.metric("midstream_steps_total") == 0
+    served.engine.hold_after = None
+    assert opened.chat().status_code == 200 and len(opened.steps) == 1
 
 
-def test_a_client_reads_over_pings(start: Start) -> None:
-    served = start("Hello.", engine_latency_s=0.5, limits={"ping_s": 0.1})
+def test_an_answer_finished_before_the_disconnect_is_there_for_the_retry(start: Start) -> None:
+    served = start(["first", "second"])
     opened = served.open()
-    root = f"{served.url}/{opened.uid}/{opened.prompt_uid}"
-    with (
-        anthropic.Anthropic(base_url=root, api_key=opened.token) as sdk,
-        sdk.messages.stream(model="tiny", max_tokens=9, messages=[{"role": "user", "content": "?"}]) as stream,
-    ):
-        assert stream.get_final_text() == "Hello."
-    with openai.OpenAI(base_url=f"{root}/v1", api_key=opened.token) as sdk:
-        chunks = sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "?"}], stream=True)
-        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello."
+    appending, begun, goes_on = served.store.trajectories.append_future, threading.Event(), threading.Event()
 
+    def slowly(*step: Any) -> asyncio.Future[None]:
+        async def write() -> None:
+            begun.set()
+            await asyncio.to_thread(goes_on.wait)
+            await appending(*step)
 
-def test_an_error_after_a_ping_is_an_event(start: Start) -> None:
-    opened = start(EngineError("broken"), engine_latency_s=0.4, limits={"ping_s": 0.1}).open()
-    response = opened.chat(stream=True)
-    assert response.status_code == 200 and "the engine failed: broken" in response.text
+        return asyncio.ensure_future(write())
+
+    served.store.trajectories.append_future = slowly  # pyright: ignore[reportAttributeAccessIssue]
+    with calling(opened, key="a"):
+        assert begun.wait(LIMIT_S)
+    with ThreadPoolExecutor(1) as pool:
+        retry = pool.submit(opened.chat, key="a")
+        goes_on.set()
+    assert retry.result().json()["choices"][0]["message"]["content"] == "first"
+    assert len(opened.steps) == 1

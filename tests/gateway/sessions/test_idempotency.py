@@ -1,4 +1,4 @@
-"""The same key gets the same answers, however often, and whatever happened in between."""
+"""Idempotency keys: a repeated call gets the same answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.engines.base import Request
 
 
 class Counting:
-    """Replies with the number of the call; fails at those in `failing`."""
+    """Replies with the number of the call; fails the calls in `failing`."""
 
     def __init__(self, *failing: int) -> None:
         self.calls, self.failing = 0, failing
@@ -37,7 +37,7 @@ def together(served: Served, *posts: tuple[str, Any, dict[str, str]]) -> list[ht
     return asyncio.run(all_at_once())
 
 
-def test_a_call_made_again_with_its_key_is_answered_from_the_record(start: Start) -> None:
+def test_a_repeated_call_is_answered_from_the_record(start: Start) -> None:
     served = start(Counting())
     opened = served.open()
     first, again, other = opened.chat(key="a"), opened.chat(key="a"), opened.chat(key="b")
@@ -47,12 +47,12 @@ def test_a_call_made_again_with_its_key_is_answered_from_the_record(start: Start
     assert served.metric("midstream_replayed_answers_total") == 1
 
 
-def test_keys_of_different_trajectories_have_nothing_to_do_with_each_other(start: Start) -> None:
+def test_keys_of_different_trajectories_are_independent(start: Start) -> None:
     served = start(Counting())
     assert [said(served.open().chat(key="a")) for _ in range(2)] == [["reply 1"], ["reply 2"]]
 
 
-def test_a_key_is_for_one_call(start: Start) -> None:
+def test_a_key_cannot_be_reused_for_another_call(start: Start) -> None:
     opened = start(Counting()).open()
     assert opened.chat(key="a").status_code == 200
     status, code, told = error(opened.chat([{"role": "user", "content": "Something else"}], key="a"))
@@ -62,7 +62,7 @@ def test_a_key_is_for_one_call(start: Start) -> None:
     assert len(opened.steps) == 1
 
 
-def test_a_key_opens_one_trajectory_of_its_user_and_no_other_kind_of_one(start: Start) -> None:
+def test_a_key_opens_one_trajectory_with_the_same_values(start: Start) -> None:
     served = start()
     opening = {"prompt_uid": "p", "group_size": 2, "channel": "val", "task": {"prompt": "?", "answer": "4"}}
     first, again = (served.post("/init_trajectory", opening, Idempotency_Key="a").json() for _ in range(2))
@@ -81,7 +81,7 @@ def test_a_key_opens_one_trajectory_of_its_user_and_no_other_kind_of_one(start: 
         assert error(answer)[0] == 409 and "already open" in answer.text
 
 
-def test_two_users_who_choose_the_same_key_get_a_trajectory_each(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_users_with_the_same_key_get_one_trajectory_each(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("one", "two")
     for name in names:
         monkeypatch.setenv(f"KEY_OF_{name}", f"the secret of user {name}")
@@ -93,7 +93,7 @@ def test_two_users_who_choose_the_same_key_get_a_trajectory_each(start: Start, m
     assert own[0].json()["trajectory_uid"] != own[1].json()["trajectory_uid"]
 
 
-def test_two_at_once_with_one_key_are_sampled_once(start: Start) -> None:
+def test_concurrent_calls_with_one_key_are_sampled_once(start: Start) -> None:
     script = Counting()
     served = start(script, engine_latency_s=0.2)
     opened = served.open()
@@ -110,7 +110,7 @@ def test_two_at_once_with_one_key_are_sampled_once(start: Start) -> None:
     assert text == "reply 1" and len(opened.steps) == 1
 
 
-def test_who_waits_for_a_call_that_fails_makes_it(start: Start) -> None:
+def test_a_call_that_waited_for_a_failed_one_is_sampled(start: Start) -> None:
     served = start(Counting(1), engine_latency_s=0.2)
     opened = served.open()
     post = (f"{opened.path}/chat/completions", {"messages": HELLO}, {"Idempotency-Key": "a"})
@@ -119,7 +119,7 @@ def test_who_waits_for_a_call_that_fails_makes_it(start: Start) -> None:
     assert len(opened.steps) == 1
 
 
-def test_after_a_restart_it_is_the_same_answer_in_every_dialect(start: Start) -> None:
+def test_after_a_restart_the_answer_is_the_same_in_every_dialect(start: Start) -> None:
     served = start(Counting())
     opened = served.open()
     calls: tuple[tuple[str, Any], ...] = (
@@ -142,7 +142,7 @@ def test_after_a_restart_it_is_the_same_answer_in_every_dialect(start: Start) ->
     assert len(opened.steps) == 4
 
 
-def test_of_several_choices_only_those_that_are_missing_are_made(start: Start) -> None:
+def test_only_missing_choices_are_sampled(start: Start) -> None:
     script = Counting(2)
     opened = start(script, limits={"concurrency": 1}).open()
     assert error(opened.chat(key="a", n=3))[0] == 502
@@ -155,8 +155,8 @@ def test_of_several_choices_only_those_that_are_missing_are_made(start: Start) -
     assert len(opened.steps) == 3
 
 
-def test_choices_come_in_their_order_whichever_was_recorded_first(start: Start) -> None:
-    # The first of two fails, so the record holds the second only when the call is made again.
+def test_choices_keep_their_order_whichever_was_recorded_first(start: Start) -> None:
+    # The first of two choices fails, so only the second is recorded when the call is repeated.
     opened = start(Counting(1), limits={"concurrency": 1}).open()
     path = f"{opened.path}/chat/completions"
     assert opened.served.post(path, {"messages": HELLO, "n": 2}, Idempotency_Key="a").status_code == 502
@@ -164,7 +164,7 @@ def test_choices_come_in_their_order_whichever_was_recorded_first(start: Start) 
     assert [step.text for step in sorted(opened.steps, key=lambda step: step.metadata["choice"])] == answers
 
 
-def test_a_key_that_no_header_should_hold_is_refused(start: Start) -> None:
+def test_an_invalid_key_is_refused(start: Start) -> None:
     opened = start().open()
     for key in ("", "x" * 256):
         assert error(opened.chat(key=key))[0] == 400

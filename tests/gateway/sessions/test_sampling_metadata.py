@@ -1,4 +1,4 @@
-"""A step says how it was sampled, where that was not plainly at its temperature."""
+"""A step records how its sampling was altered."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
         ),
     ],
 )
-def test_a_step_keeps_what_made_it_no_plain_sample(start: Start, asked: Any, found: Any, temperature: float) -> None:
+def test_a_step_records_altered_sampling(start: Start, asked: Any, found: Any, temperature: float) -> None:
     opened = start('{"a": 1}').open()
     assert opened.chat(**asked).status_code == 200
     (step,) = opened.steps
@@ -35,7 +35,7 @@ def test_a_step_keeps_what_made_it_no_plain_sample(start: Start, asked: Any, fou
     assert step.temperature == temperature and step.trainable
 
 
-def test_a_demanded_tool_is_a_constraint_and_an_offered_one_is_not(start: Start) -> None:
+def test_a_required_tool_is_a_constraint_and_an_offered_one_is_not(start: Start) -> None:
     opened = start("Hello.").open()
     opened.chat(tools=[TOOL], tool_choice="required")
     opened.chat(tools=[TOOL])
@@ -43,14 +43,14 @@ def test_a_demanded_tool_is_a_constraint_and_an_offered_one_is_not(start: Start)
     assert set(held.metadata["sampling"]) == {"constraint"} and "sampling" not in free.metadata
 
 
-def test_what_the_config_holds_makes_steps_plain(start: Start) -> None:
+def test_sampling_fixed_by_the_config_is_plain(start: Start) -> None:
     held = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "presence_penalty": 0.0}
     opened = start(sampling=held).open()
     opened.chat(temperature=0, top_p=0.5, top_k=3, presence_penalty=1.0)
     assert "sampling" not in opened.steps[0].metadata
 
 
-def test_a_step_generated_here_and_handed_in_later_still_says_how_it_was_sampled(start: Start) -> None:
+def test_a_step_generated_here_and_submitted_later_keeps_its_sampling(start: Start) -> None:
     served = start()
     asked = {"prompt_ids": [5, 6], "temperature": 0}
     told = served.post("/generate", asked).json()
@@ -62,7 +62,7 @@ def test_a_step_generated_here_and_handed_in_later_still_says_how_it_was_sampled
     assert served.steps("u")[0].metadata["sampling"] == {"greedy": True}
 
 
-def test_an_agent_cannot_say_otherwise_of_what_was_sampled_here(start: Start) -> None:
+def test_a_submission_cannot_change_the_recorded_sampling(start: Start) -> None:
     served = start()
     told = served.post("/generate", {"messages": HELLO, "trajectory_uid": "u", "prompt_uid": "p", "top_k": 3}).json()
     step = {name: told[name] for name in ("prompt_ids", "response_ids", "step_index")}

@@ -1,4 +1,4 @@
-"""White-box agents: /generate, steps handed in, rewards asked for, and what people say."""
+"""White-box agents: /generate, submitted steps, computed rewards, and feedback."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate(served: Served, **asked: Any) -> dict[str, Any]:
     return response.json()
 
 
-def test_a_step_sampled_here_takes_over_reward_and_metadata_and_keeps_its_tokens(start: Start) -> None:
+def test_a_step_sampled_here_takes_the_submitted_reward_and_metadata(start: Start) -> None:
     served = start("It is 4.")
     told = generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO, max_tokens=100)
     assert told["response_text"] == "It is 4."
@@ -51,7 +51,7 @@ def test_a_step_sampled_here_takes_over_reward_and_metadata_and_keeps_its_tokens
     assert (trajectory.status, trajectory.reward) == ("completed", 0.5)
 
 
-def test_steps_sampled_elsewhere_are_recorded_as_they_are_and_extend_each_other(start: Start) -> None:
+def test_steps_sampled_elsewhere_are_recorded_unchanged(start: Start) -> None:
     served = start()
     second = payload(index=1, prompt_ids=[5, 6, 7, 8, 9], response_ids=[3], rollout_log_probs=[-0.1])
     assert accepted(served, payload(reward=1.0), {**second, "is_last": True, "reward": 0.5}) == 2
@@ -63,13 +63,13 @@ def test_steps_sampled_elsewhere_are_recorded_as_they_are_and_extend_each_other(
     assert (trajectory.status, trajectory.reward) == ("completed", 1.5)
 
 
-def test_one_without_log_probabilities_is_kept_and_not_trained_on(start: Start) -> None:
+def test_a_step_without_log_probabilities_is_not_trainable(start: Start) -> None:
     served = start()
     assert accepted(served, payload(rollout_log_probs=None)) == 1
     assert not served.steps("t")[0].trainable
 
 
-def test_what_is_submitted_twice_counts_once(start: Start) -> None:
+def test_a_step_submitted_twice_counts_once(start: Start) -> None:
     served = start()
     assert accepted(served, payload(), payload()) == 1
     assert accepted(served, payload()) == 0
@@ -79,7 +79,7 @@ def test_what_is_submitted_twice_counts_once(start: Start) -> None:
     assert len(served.steps("t")) == 2
 
 
-def test_submitted_by_many_at_once_one_step_gets_a_place(start: Start) -> None:
+def test_of_concurrent_submissions_one_gets_the_index(start: Start) -> None:
     served = start()
     served.open(trajectory_uid="t", prompt_uid="p")
 
@@ -94,7 +94,7 @@ def test_submitted_by_many_at_once_one_step_gets_a_place(start: Start) -> None:
     assert [step.response_ids for step in served.steps("t")] == [(7, 8 + winner)]
 
 
-def test_another_step_in_a_place_that_is_taken_or_being_taken_is_refused(start: Start) -> None:
+def test_another_step_with_a_used_or_reserved_index_is_refused(start: Start) -> None:
     served = start(engine_latency_s=0.4)
     opened = served.open(trajectory_uid="t", prompt_uid="p")
     with ThreadPoolExecutor(1) as pool:
@@ -107,7 +107,7 @@ def test_another_step_in_a_place_that_is_taken_or_being_taken_is_refused(start: 
     assert [step.text for step in opened.steps] == ["Hello."]
 
 
-def test_places_left_out_are_filled_later(start: Start) -> None:
+def test_skipped_indices_can_be_filled_later(start: Start) -> None:
     served = start()
     assert accepted(served, payload(index=3)) == 1
     assert accepted(served, payload(index=1, prompt_ids=[9])) == 1
@@ -115,7 +115,7 @@ def test_places_left_out_are_filled_later(start: Start) -> None:
     assert [step.step_index for step in served.steps("t")] == [1, 3, 4]
 
 
-def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: Start) -> None:
+def test_a_step_after_completion_is_refused_and_after_a_timeout_late(start: Start) -> None:
     served = start(group_size=2)
     accepted(served, payload(is_last=True), payload("timed", reward=1.0))
     assert error(submit(served, payload(index=1, prompt_ids=[1])))[:2] == (409, "trajectory_ended")
@@ -150,7 +150,7 @@ def test_after_completion_it_is_refused_but_after_a_timeout_kept_as_late(start: 
         ({"is_the_last": True}, "'steps.1.is_the_last' is not an argument this server honours"),
     ],
 )
-def test_a_step_that_cannot_be_is_refused_by_name_and_nothing_of_the_request_is_kept(
+def test_an_invalid_step_is_refused_by_name_with_the_whole_request(
     start: Start, wrong: dict[str, Any], told: str
 ) -> None:
     served = start()
@@ -175,7 +175,7 @@ def test_generate_by_ids_without_a_trajectory_records_nothing(start: Start) -> N
         ("tools", [{"type": "function", "function": {"name": "look"}}]),
     ],
 )
-def test_what_has_no_effect_without_a_trajectory_is_refused_by_name(start: Start, name: str, value: Any) -> None:
+def test_arguments_that_need_a_trajectory_are_refused_without_one(start: Start, name: str, value: Any) -> None:
     served = start()
     status, _, told = error(served.post("/generate", {"prompt_ids": [5, 6], name: value}))
     assert status == 400 and f"{name} needs a trajectory_uid" in told
@@ -184,12 +184,12 @@ def test_what_has_no_effect_without_a_trajectory_is_refused_by_name(start: Start
     assert served.post("/generate", {"prompt_ids": [5, 6], "tools": None}).status_code == 200
 
 
-def test_a_key_that_could_not_be_kept_is_refused(start: Start) -> None:
+def test_an_idempotency_key_needs_a_trajectory(start: Start) -> None:
     status, _, told = error(start().post("/generate", {"prompt_ids": [5, 6]}, Idempotency_Key="k"))
     assert status == 400 and "Idempotency-Key needs a trajectory_uid" in told
 
 
-def test_generate_is_asked_for_in_one_way(start: Start) -> None:
+def test_generate_takes_each_argument_in_one_place(start: Start) -> None:
     served = start()
     for body, wanted in (
         ({"prompt_ids": [5], "messages": HELLO}, "give either prompt_ids or messages"),
@@ -206,7 +206,7 @@ def test_generate_is_asked_for_in_one_way(start: Start) -> None:
         assert status in (400, 404) and wanted in message, body
 
 
-def test_a_reward_is_computed_from_the_record_from_messages_or_from_ids(start: Start) -> None:
+def test_a_reward_is_computed_from_the_record_messages_or_ids(start: Start) -> None:
     served = start("4", reward={})
     opened = served.open(task={"answer": 4})
     opened.chat()
@@ -224,11 +224,11 @@ def test_a_reward_is_computed_from_the_record_from_messages_or_from_ids(start: S
     assert opened.complete().json()["reward"] == 1.0
 
 
-def test_without_a_reward_function_that_is_said(start: Start) -> None:
+def test_compute_reward_needs_a_reward_function(start: Start) -> None:
     assert error(start().post("/compute_reward", {"response_ids": [1]}))[:2] == (503, "no_reward")
 
 
-def test_feedback_and_curation_reach_training_and_what_does_not_fit_is_refused(start: Start) -> None:
+def test_feedback_and_curation_reach_training_and_invalid_ones_are_refused(start: Start) -> None:
     served = start()
     opened = served.open(group_size=1)
     opened.chat()
@@ -256,7 +256,7 @@ def test_feedback_and_curation_reach_training_and_what_does_not_fit_is_refused(s
     assert [one["value"] for one in trained.metadata["feedback"]] == [-1]
 
 
-def test_two_calls_that_came_to_the_same_tokens_each_get_their_own_reward(start: Start) -> None:
+def test_two_calls_with_the_same_tokens_get_their_own_rewards(start: Start) -> None:
     served = start("yes")
     told = [generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO) for _ in range(2)]
     assert told[0]["response_ids"] == told[1]["response_ids"]
@@ -269,7 +269,7 @@ def test_two_calls_that_came_to_the_same_tokens_each_get_their_own_reward(start:
     assert accepted(served, *own) == 0
 
 
-def test_the_role_that_a_white_box_names_is_recorded(start: Start) -> None:
+def test_the_role_of_a_white_box_call_is_recorded(start: Start) -> None:
     served = start("a plan")
     generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO, role="planner")
     assert [step.role for step in served.steps("t")] == ["planner"]
@@ -283,14 +283,14 @@ def test_the_role_that_a_white_box_names_is_recorded(start: Start) -> None:
         ({"response_ids": [7] * 200, "rollout_log_probs": [-0.5] * 200}, "do not fit the context"),
     ],
 )
-def test_a_step_that_no_policy_of_this_gateway_can_have_made_is_refused(start: Start, wrong: Any, told: str) -> None:
+def test_an_impossible_step_is_refused(start: Start, wrong: Any, told: str) -> None:
     served = start()
     served.engine.context_length = 100
     status, _, message = error(submit(served, payload(**wrong)))
     assert status == 400 and told in message
 
 
-def test_a_step_for_another_channel_than_its_trajectorys_is_refused(start: Start) -> None:
+def test_a_step_for_another_channel_is_refused(start: Start) -> None:
     served = start()
     assert accepted(served, payload()) == 1
     refused = submit(served, payload(index=1, prompt_ids=[9], response_ids=[9, 9]), channel="val")
@@ -298,7 +298,7 @@ def test_a_step_for_another_channel_than_its_trajectorys_is_refused(start: Start
     assert len(served.steps("t")) == 1
 
 
-def test_a_reward_that_could_not_be_written_is_taken_when_it_is_told_again(start: Start) -> None:
+def test_a_reward_that_could_not_be_written_can_be_submitted_again(start: Start) -> None:
     served = start("It is 4.")
     told = generate(served, trajectory_uid="t", prompt_uid="p", messages=HELLO)
     own = payload(prompt_ids=told["prompt_ids"], response_ids=told["response_ids"], rollout_log_probs=None, reward=0.5)
@@ -314,7 +314,7 @@ async def failing(step: Any) -> None:
     raise RunError("no room left to record into", "free disk space")
 
 
-def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Start) -> None:
+def test_rewards_whose_sum_overflows_are_refused(start: Start) -> None:
     served = start()
     assert accepted(served, payload(reward=1.7e308)) == 1
     assert error(submit(served, payload(index=1, prompt_ids=[9], reward=1.7e308)))[0] == 400
@@ -322,7 +322,7 @@ def test_rewards_that_add_up_to_no_number_are_refused_where_they_come(start: Sta
     assert served.post("/complete_trajectory/t", {}).json()["reward"] == 1.7e308
 
 
-def test_what_the_trainer_has_taken_stays_as_it_was(start: Start, clock: MovedClock) -> None:
+def test_leased_trajectories_are_not_changed(start: Start, clock: MovedClock) -> None:
     served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     opened.say(HELLO)
@@ -343,7 +343,7 @@ def test_what_the_trainer_has_taken_stays_as_it_was(start: Start, clock: MovedCl
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
 
 
-def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(start: Start, clock: MovedClock) -> None:
+def test_a_call_after_the_trainer_ended_the_trajectory_is_late_and_the_last(start: Start, clock: MovedClock) -> None:
     served = start("It is 4.", group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
@@ -355,7 +355,7 @@ def test_a_call_of_a_trajectory_that_the_trainer_ended_is_late_and_the_last(star
     assert served.client.get(f"/trajectories/{opened.uid}").json()["state"] == "timed_out"
 
 
-def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Start, clock: MovedClock) -> None:
+def test_a_late_submission_is_counted_and_the_last(start: Start, clock: MovedClock) -> None:
     served = start(group_timeout_s=2)
     opened, other = served.open(prompt_uid="g", group_size=2), served.open(prompt_uid="g")
     other.complete(reward=1.0)
@@ -369,7 +369,7 @@ def test_a_submitted_step_that_comes_too_late_is_counted_and_the_last(start: Sta
     assert found is not None and (found.channel, found.trajectory.status) == ("train", "timed_out")
 
 
-def test_a_reward_that_comes_beside_the_completion_is_kept_or_refused(start: Start) -> None:
+def test_a_reward_during_completion_is_kept_or_refused(start: Start) -> None:
     served = start("It is 4.")
     with ThreadPoolExecutor(2) as pool:
         for number in range(30):
