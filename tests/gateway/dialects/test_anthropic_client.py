@@ -158,7 +158,7 @@ def test_the_clients_tool_runner_continues_its_thread(says) -> None:
     thanked = client.beta.messages.create(**asked(user("Thanks!"), thread=thread))
     assert thanked.content[0].to_dict()["text"] == "You are welcome."
     assert served.steps("t")[2].parent == 1
-    with pytest.raises(anthropic.BadRequestError, match="system and tools are those the thread was created with"):
+    with pytest.raises(anthropic.BadRequestError, match="system and tools are taken from the thread"):
         client.beta.messages.create(**asked(user("?"), thread=thread, system="Be rude."))
     with pytest.raises(anthropic.NotFoundError, match="trajectory 't' has no message 'msg_x'") as lost:
         client.beta.messages.create(**asked(user("?"), thread={**thread, "previous_message_id": "msg_x"}))
@@ -255,7 +255,7 @@ def test_errors_become_the_clients_exceptions(serve, tiny_tokenizer, monkeypatch
     }
     with pytest.raises(anthropic.PermissionDeniedError, match="not for trajectory 't'"):
         client_of({**opened, "token": other["token"]}).messages.create(**asked(user("?")))
-    with pytest.raises(anthropic.NotFoundError, match="no model 'claude' here; this gateway serves tiny"):
+    with pytest.raises(anthropic.NotFoundError, match="no model 'claude'; this gateway serves tiny"):
         client.messages.create(**{**asked(user("?")), "model": "claude"})
     with pytest.raises(anthropic.BadRequestError, match="'max_tokens'"):
         client.messages.create(**{**asked(user("?")), "max_tokens": 0})

@@ -434,7 +434,7 @@ def test_errors_become_the_clients_exceptions(serve, tiny_tokenizer, monkeypatch
         client.with_options(api_key="wrong").chat.completions.create(**asked)
     with pytest.raises(openai.PermissionDeniedError, match="not for trajectory 't'"):
         client.with_options(api_key=other["token"]).chat.completions.create(**asked)
-    with pytest.raises(openai.NotFoundError, match="no model 'gpt-5' here; this gateway serves tiny"):
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-5'; this gateway serves tiny"):
         client.chat.completions.create(**{**asked, "model": "gpt-5"})
     with pytest.raises(openai.NotFoundError, match="no response 'resp_x'"):
         client.responses.create(model="tiny", input="?", previous_response_id="resp_x")
