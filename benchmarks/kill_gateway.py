@@ -1,4 +1,4 @@
-"""Kill a gateway at random moments while agents call it, start it again each time, and check what the agents were told.
+"""Kills a gateway at random moments while agents call it, restarts it each time, and compares replies with the store.
 
     python benchmarks/kill_gateway.py --kills 100
     python benchmarks/kill_gateway.py --kills 10 --store postgresql

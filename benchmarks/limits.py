@@ -1,4 +1,4 @@
-"""Where the time of a learning pass and of a decoding step goes, and how far each is from what the machine can do.
+"""Profiles a learning pass and a decoding step, and compares them with the machine's limits.
 
     make bench-limits
 

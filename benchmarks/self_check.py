@@ -1,4 +1,4 @@
-"""What the self-checks of training find, and how often they are wrong, by noise.
+"""Measures the faults found by the self-checks of training, and their false alarms, by noise.
 
     python benchmarks/self_check.py faults            # each planted fault, by noise: found or not
     python benchmarks/self_check.py sizes             # smallest size found, by noise, of faults that have a size

@@ -1,4 +1,4 @@
-"""The gateway in front of a scripted engine that says what the mock says, as `midstream gateway` would serve it.
+"""The gateway with a scripted engine that gives the mock's replies, served like by `midstream gateway`.
 
     python benchmarks/gateway/ours.py '{"latency_s": 0.1, "durability": "full", "store": "calls.sqlite"}'
 

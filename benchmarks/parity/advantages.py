@@ -1,4 +1,4 @@
-"""Level A: what completions earned, as advantages.
+"""Level A: advantages of scored completions.
 
 TRL's side is its trainers' own `_generate_and_score_completions`, which asks reward functions that return the rewards
 of a case and gives back advantages; a `rollout_func` (GRPO) or a `_generate` put in its place (RLOO) hands it stored

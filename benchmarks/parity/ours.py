@@ -1,4 +1,4 @@
-"""Midstream's side: the same rows as trajectories, and the gradient an update takes, by Hugging Face's names."""
+"""Midstream's side: the same rows as trajectories, and the gradient of an update under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_learner(folder: Path, tokens_per_pass: int = 4096, **optimizer: object)
 
 
 def gradient_of(learner: Learner) -> dict[str, Tensor]:
-    """What the last update's gradient was."""
+    """The gradient of the last update."""
     return unfused(learner.decoder, learner.weights.gradients())
 
 

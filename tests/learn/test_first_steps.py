@@ -95,7 +95,7 @@ def test_a_split_smaller_than_asked_for_is_one_line(tmp_path: Path, lines: list[
     check_splits(tasks, {"train": 1, "test": 2})
     assert lines == []
     check_splits(tasks, {"train": 1, "test": 64})
-    assert lines == ["the split 'test' of 'mine' holds 2 tasks, fewer than the 64 asked for: all are used"]
+    assert lines == ["the split 'test' of 'mine' has 2 tasks, fewer than the 64 requested: all are used"]
     with pytest.raises(TaskError, match=r"no task in split 'val'") as raised:
         check_splits(tasks, {"val": 1})
     assert "trainer.eval_every=0" in str(raised.value) and "train (6)" in str(raised.value)

@@ -1,4 +1,4 @@
-"""Stores on every database, and trajectories to put into them."""
+"""Stores on every database, and strategies for trajectories."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
 
 @pytest.fixture(scope="session")
 def whole_trajectories() -> st.SearchStrategy[Trajectory]:
-    """Every trajectory that can be recorded; draw one with `st.data()`."""
+    """Strategy for all trajectories that can be recorded; draw one with `st.data()`."""
     return _a_whole_trajectory()

@@ -38,7 +38,7 @@ class FlowSession:
     """Accepts the calls of a black-box agent; other flows do not need one."""
     tool_calls: list[ToolCall] = field(default_factory=list)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
-    """What the flow holds open (memory, an index, a sandbox, an MCP session): `await
+    """Open resources of the flow (memory, an index, a sandbox, an MCP session), added with `await
     session.resources.enter_async_context(sandbox)`. Closed in reverse order when the flow ends, fails, times out or is
     cancelled."""
 
@@ -56,14 +56,14 @@ class AgentFlowBase(ABC):
         self.session = session
         self.config = parse_config(type(self).settings, dict(config or {}), "flow.settings")
         self.answer: str | None = None
-        """The final answer; what rewards grade."""
+        """The final answer, which rewards grade."""
         self.turns = 0
         """Turns taken, as the flow counts them."""
         self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Step]] = {}
 
     @classmethod
     def roles_for(cls, settings: Config) -> tuple[str, ...]:
-        """Module roles of a flow with these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
+        """Return the module roles for these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
         return cls.roles
 
     @abstractmethod
@@ -147,7 +147,7 @@ class AgentFlowBase(ABC):
     async def gateway_compute_reward(
         self, trajectory_uid: str, messages: Sequence[Message], dataset_fields: Mapping[str, Any] | None = None
     ) -> float | None:
-        """The reward this trajectory would have if the last assistant message of `messages` were its answer.
+        """Return the reward of this trajectory with the last assistant message of `messages` as its answer.
 
         `dataset_fields` override the task: `answer` its answer, other fields its metadata. Raises `ConfigError` when
         the run has no reward."""
@@ -164,7 +164,7 @@ class AgentFlowBase(ABC):
         return scored.reward
 
     def trajectory(self, status: Status = Status.COMPLETED, error: str = "") -> Trajectory:
-        """The trajectory so far."""
+        """Return the trajectory so far."""
         recorder = self.session.recorder
         return Trajectory(
             uid=recorder.trajectory_uid,
@@ -180,7 +180,7 @@ class AgentFlowBase(ABC):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Metadata to store with the trajectory, next to steps and tool calls."""
+        """Return metadata to store with the trajectory, in addition to steps and tool calls."""
         return {}
 
     def _own(self, trajectory_uid: str) -> None:

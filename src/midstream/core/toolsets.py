@@ -53,12 +53,12 @@ class ToolContent:
     kind: Literal["text", "data", "image", "file"]
     text: str
     data: Any = None
-    """The value of `data`: anything JSON can carry."""
+    """JSON value of a part of kind `data`."""
     content: bytes | None = None
-    """The bytes of an image or a file."""
+    """Bytes of an image or a file."""
     media_type: str = ""
     source: str = ""
-    """Where the content comes from: a URL, a document, a path."""
+    """Provenance: a URL, a document or a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class ToolResult:
 
     @classmethod
     def of(cls, value: Any, source: str = "") -> ToolResult:
-        """A result of one part: a string as text, a list or an object as data, anything else by `str`."""
+        """Return a result with one part: text for a string, data for a list or dict, else text by `str`."""
         if isinstance(value, dict | list | tuple):
             text = json.dumps(value, ensure_ascii=False, default=str)
             return cls((ToolContent(kind="data", text=text, data=value, source=source),))
@@ -86,18 +86,17 @@ class Toolset(Protocol):
     """A set of tools with a lifetime. A call that fails raises, or returns a result with `is_error`."""
 
     async def open(self) -> None:
-        """Acquire what the tools need. If it raises, it has released everything, and `close` is not called."""
+        """Acquire resources. An implementation that raises must release them first; `close` is then not called."""
         ...
 
     async def list(self) -> Sequence[ToolSpec]:
-        """The tools there are. Called once, after `open`."""
+        """Return the available tools. Called once, after `open`."""
         ...
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Run the tool `name` of `list`. Calls may overlap, and are cancelled when they exceed the tool's
-        `timeout_s`."""
+        """Run the tool `name`. Calls may overlap; a call that exceeds the tool's `timeout_s` is cancelled."""
         ...
 
     async def close(self) -> None:
-        """Release everything."""
+        """Release all resources."""
         ...

@@ -24,8 +24,8 @@ HEARTBEAT_S = 60.0
 
 
 class RemoteRecorder(Recorder):
-    """Sends calls to a gateway, which samples and records them, and keeps the returned steps. `token` authorises calls
-    of the trajectory."""
+    """Sends calls to a gateway, which samples and records them, and keeps the returned steps. `token` authorises the
+    trajectory's calls."""
 
     def __init__(
         self, trajectory_uid: str, prompt_uid: str, *, seed: int, client: GatewayClient, token: str | None = None
@@ -79,7 +79,7 @@ class RemoteRecorder(Recorder):
 
 
 class RemoteEngine:
-    """Placeholder engine of a flow whose calls a gateway answers. Raises if it is called."""
+    """Placeholder engine for flows whose calls are answered by a gateway. Raises if it is called."""
 
     name, policy_version, context_length = "gateway", 0, 1 << 20
 
@@ -143,15 +143,15 @@ class RemoteSink:
             self._heartbeat = asyncio.create_task(self._send_heartbeats())
 
     async def _send_heartbeats(self) -> None:
-        """Keep open trajectories alive whose flows make no calls for a while, such as during a slow tool."""
+        """Keep open trajectories alive while their flows make no calls, such as during a slow tool."""
         while self._open:
             await clock.sleep(HEARTBEAT_S)
             for uid, opened in list(self._open.items()):
-                with suppress(EngineError):  # it has ended, or its next call will raise the same error
+                with suppress(EngineError):  # the trajectory has ended, or its next call raises the same error
                     await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
-        """Submit step rewards and metadata, and complete the trajectory. One its agent completed stays as it is."""
+        """Submit step rewards and metadata, and complete the trajectory, unless its agent has completed it."""
         token = self._open[trajectory.uid]["owner_token"]
         steps = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:

@@ -61,9 +61,7 @@ def test_an_invalid_or_unsupported_compression_is_refused(start: Start) -> None:
 @pytest.mark.parametrize(
     ("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", _bare)]
 )
-def test_a_broken_compressed_body_is_refused(
-    start: Start, encoding: str, pack: Callable[[bytes], bytes]
-) -> None:
+def test_a_broken_compressed_body_is_refused(start: Start, encoding: str, pack: Callable[[bytes], bytes]) -> None:
     opened = start().open()
     packed = pack(BODY)
     for content, why in (

@@ -25,7 +25,7 @@ def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-def test_a_token_gives_access_to_its_own_trajectory_only(start: Start) -> None:
+def test_a_token_is_valid_for_its_own_trajectory_only(start: Start) -> None:
     served = start()
     mine, other = served.open(), served.open()
     assert mine.chat().status_code == 200

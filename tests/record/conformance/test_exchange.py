@@ -1,4 +1,4 @@
-"""What is exported comes back exactly, and a file that cannot be read says where it is wrong."""
+"""Exports are imported exactly, and unreadable files are errors with a location."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 
 
 def everything(store: Store) -> str:
-    """All that a store holds, but for the numbers it gives."""
+    """Everything in a store except its row ids."""
     recorded = [replace(one, id=0) for one in store.trajectories.recorded()]
     uids = [one.trajectory.uid for one in recorded]
     groups = store.database.read(lambda connection: connection.execute(schema.groups.select()).all())
@@ -46,7 +46,7 @@ def some(store: Store, count: int, *, first: int = 0, channel: str = "train") ->
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_what_is_exported_comes_back_exactly(
+def test_an_export_is_imported_exactly(
     store: Store,
     tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
@@ -78,7 +78,7 @@ def test_what_is_exported_comes_back_exactly(
 
 
 @either
-def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Path, ending: str) -> None:
+def test_a_store_imports_an_export_in_pages(store: Store, tmp_path: Path, ending: str) -> None:
     total = PAGE * 2 + 3
     with Store(tmp_path / "other.db", durability="normal") as other:
         some(other, total)
@@ -88,7 +88,7 @@ def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Pa
     assert [one.prompt_uid for one in store.groups.lease("run", 2, "train", 60)] == ["p0", "p1"]
 
 
-def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -> None:
+def test_export_applies_its_filters(store: Store, tmp_path: Path) -> None:
     some(store, 4)
     some(store, 2, first=4, channel="val")
     assert export_to(store, tmp_path / "out.jsonl", channel="train", min_reward=1.0) == 2
@@ -100,7 +100,7 @@ def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -
 
 
 @either
-def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tmp_path: Path, ending: str) -> None:
+def test_existing_trajectories_are_refused_or_skipped_unchanged(store: Store, tmp_path: Path, ending: str) -> None:
     with Store(tmp_path / "other.db", durability="normal") as other:
         some(other, 6)
         export_to(other, tmp_path / f"out.{ending}")
@@ -117,7 +117,7 @@ def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tm
         import_from(store, tmp_path / f"out.{ending}", existing="skipp")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_lease_does_not_travel(store: Store, tmp_path: Path) -> None:
+def test_leases_are_not_exported(store: Store, tmp_path: Path) -> None:
     some(store, 2)
     assert store.groups.lease("run", 1, "train", 60)
     export_to(store, tmp_path / "out.jsonl")
@@ -226,7 +226,7 @@ def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: s
         assert store.trajectories.get("u").status is Status.COMPLETED
 
 
-def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_format_or_version_is_refused(tmp_path: Path) -> None:
     def refused(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)
         with Store(tmp_path / "store.db") as store, pytest.raises(RunError) as raised:
