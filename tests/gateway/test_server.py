@@ -32,7 +32,7 @@ def test_sigterm_lets_calls_finish_and_ends_the_program(tiny_path: Path, tmp_pat
     store = str(tmp_path / "store.sqlite")
     options = ["--model", str(tiny_path), "--engine", "scripted", "--store", store, "--port", "0"]
     program = subprocess.Popen(
-        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=5.0"],
+        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=3.0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "MIDSTREAM_GATEWAY_SECRET": "of the tests, long enough"},

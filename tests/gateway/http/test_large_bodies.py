@@ -80,11 +80,13 @@ def bodies(opened: Opened, content: Any) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("megabytes", "context"), [(5, 65_536), (20, 65_536), (5, 500_000), (20, 1_000_000)])
+@pytest.mark.parametrize(("megabytes", "context"), [(20, 65_536), (5, 500_000)])
 def test_text_that_cannot_fit_is_refused_without_blocking(start: Start, megabytes: int, context: int) -> None:
     served = start(engine_context_length=context)
     opened = served.open()
     sent = bodies(opened, text(megabytes)) | {f"{opened.path}/completions": {"prompt": text(megabytes)}}
+    if context == 500_000:  # counting that many tokens takes seconds, and is the same for every conversation
+        sent = {path: body for path, body in sent.items() if path.endswith("completions")}
     for path, body in sent.items():
         response = stays_responsive(served, path, body)
         assert response.status_code == 400, (path, response.text[:300])
@@ -117,9 +119,9 @@ def test_a_long_prompt_that_fits_is_answered_without_blocking(start: Start) -> N
 
 @pytest.mark.timeout(600)
 def test_memory_is_released(start: Start) -> None:
-    served = start(engine_context_length=500_000)
+    served = start(engine_context_length=200_000)
     opened = served.open()
-    content = json.dumps({"messages": [{"role": "user", "content": text(5)}]})
+    content = json.dumps({"messages": [{"role": "user", "content": text(3)}]})
     path = f"{opened.path}/chat/completions"
     served.client.post(path, content=content, timeout=120)
     before = psutil.Process().memory_info().rss
