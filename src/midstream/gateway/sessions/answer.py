@@ -167,7 +167,7 @@ class AnswerStream:
         self, tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], stop: Sequence[str], *, plain: bool = False
     ) -> None:
         self._text, self._parser = TextStream(tokenizer), None if plain else tokenizer.format.parser(tools)
-        self._stop, self._held, self._stopped = stop, "", False
+        self._stop, self._held_back, self._stopped = stop, "", False
 
     def feed(self, ids: Sequence[int]) -> list[Delta]:
         return self._cut(self._text.feed(ids), last=False)
@@ -180,16 +180,19 @@ class AnswerStream:
         """Parse `new` up to a stop string, and hold back text that may be the beginning of one."""
         if self._stopped:
             return []
-        self._held += new
-        before = truncate_at_stop(self._held, self._stop)
-        if len(before) < len(self._held):
+        self._held_back += new
+        before = truncate_at_stop(self._held_back, self._stop)
+        if len(before) < len(self._held_back):
             self._stopped = True
-            return self._said(before)
-        kept = 0 if last else max((_overlap(self._held, string) for string in self._stop), default=0)
-        ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return self._said(ready)
+            return self._parsed(before)
+        kept = 0 if last else max((_overlap(self._held_back, string) for string in self._stop), default=0)
+        ready, self._held_back = (
+            self._held_back[: len(self._held_back) - kept],
+            self._held_back[len(self._held_back) - kept :],
+        )
+        return self._parsed(ready)
 
-    def _said(self, text: str) -> list[Delta]:
+    def _parsed(self, text: str) -> list[Delta]:
         if not text:
             return []
         return [Delta(content=text)] if self._parser is None else self._parser.feed(text)

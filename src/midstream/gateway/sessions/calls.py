@@ -46,40 +46,40 @@ class Calls:
         self._config, self._role_engine, self._tokenizer = config, role_engine, tokenizer
         self._admission, self._trajectories, self._metrics = admission, trajectories, metrics
 
-    async def require_fit(self, live: ActiveTrajectory, ask: CallRequest) -> None:
+    async def require_fit(self, active: ActiveTrajectory, request: CallRequest) -> None:
         """Raise `PromptTooLong` for a prompt that cannot fit the engine's context."""
-        role_engine, call = self._spoken(live, ask)
+        role_engine, call = self._resolve(active, request)
         if call.prompt_ids is None:
             tokenizer = role_engine.tokenizer or self._tokenizer
             await check_length(tokenizer, role_engine.engine.context_length, call.messages, call.tools)
 
-    async def answer(self, live: ActiveTrajectory, ask: CallRequest, caller: Caller) -> list[Answer]:
+    async def answer(self, active: ActiveTrajectory, request: CallRequest, caller: Caller) -> list[Answer]:
         """Return all answers in order, once they are on disk."""
-        ask, attempt = self._attempted(live, self._due(ask))
-        async with self._called(live, ask) as known:
+        request, attempt = self._with_retry_key(active, self._with_deadline(request))
+        async with self._in_use(active, request) as known:
             answers = {choice: self._replayed(step) for choice, step in known.items()}
-            missing = [choice for choice in range(ask.choices) if choice not in known]
-            made = await _together([self._make(live, ask, caller, choice) for choice in missing])
+            missing = [choice for choice in range(request.choices) if choice not in known]
+            made = await _gather([self._answer_one(active, request, caller, choice) for choice in missing])
             answers |= zip(missing, made, strict=True)
             if attempt is not None:
                 attempt.delivered = True
             return [answer for _, answer in sorted(answers.items())]
 
-    async def stream(self, live: ActiveTrajectory, ask: CallRequest, caller: Caller) -> AsyncGenerator[Piece]:
+    async def stream(self, active: ActiveTrajectory, request: CallRequest, caller: Caller) -> AsyncGenerator[Piece]:
         """Yield the answers as they are sampled: deltas in any order of choices, then each choice's answer, once it is
         on disk. Closing the iterator cancels the unfinished ones."""
-        ask, attempt = self._attempted(live, self._due(ask))
+        request, attempt = self._with_retry_key(active, self._with_deadline(request))
         pieces = asyncio.Queue[Piece | Exception]()
 
         async def make(choice: int) -> None:
             try:
-                answer = await self._make(live, ask, caller, choice, pieces.put_nowait)
+                answer = await self._answer_one(active, request, caller, choice, pieces.put_nowait)
                 pieces.put_nowait(Piece(choice, answer.id, answer=answer, prompt_tokens=len(answer.step.prompt_ids)))
             except Exception as error:
                 pieces.put_nowait(error)
 
-        async with self._called(live, ask) as known:
-            making = [asyncio.create_task(make(choice)) for choice in range(ask.choices) if choice not in known]
+        async with self._in_use(active, request) as known:
+            making = [asyncio.create_task(make(choice)) for choice in range(request.choices) if choice not in known]
             try:
                 for choice, step in sorted(known.items()):
                     answer = self._replayed(step)
@@ -105,115 +105,117 @@ class Calls:
         """Sample a response outside of any trajectory. It is not recorded: the caller submits the step."""
         call = Call(prompt_ids=prompt_ids, sampling=self._config.with_fixed_sampling(sampling))
         uid = uuid.uuid4().hex
-        async with self._place(caller.key, asyncio.get_running_loop().time() + self._config.limits.timeout_s):
+        async with self._admitted(caller.key, asyncio.get_running_loop().time() + self._config.limits.timeout_s):
             try:
                 step, _ = await Recorder(uid, "", seed=uuid.uuid4().int >> 65).call(self._role_engine, call)
             finally:
                 self._role_engine.engine.leave(uid)
         return step
 
-    async def count_tokens(self, call: Call, live: ActiveTrajectory, caller: Caller) -> int:
+    async def count_tokens(self, call: Call, active: ActiveTrajectory, caller: Caller) -> int:
         """Return the length of the prompt that begins a conversation, within the limits of the caller's key. Raises
         `PromptTooLong` for a prompt that cannot fit, and `Unsupported` if the template refuses it."""
-        with self._admission.counted(caller.key or live.key):
+        with self._admission.counted(caller.key or active.key):
             await check_length(self._tokenizer, self._role_engine.engine.context_length, call.messages, call.tools)
             arguments = template_arguments(call.metadata, self._tokenizer.reads)
             return len(await rendered(self._tokenizer, call.messages, call.tools, arguments))
 
-    def effective_sampling(self, live: ActiveTrajectory, ask: CallRequest) -> SamplingParams:
+    def effective_sampling(self, active: ActiveTrajectory, request: CallRequest) -> SamplingParams:
         """Return the sampling parameters that will be used."""
-        return self._spoken(live, ask)[1].sampling
+        return self._resolve(active, request)[1].sampling
 
-    def _attempted(self, live: ActiveTrajectory, ask: CallRequest) -> tuple[CallRequest, Attempt | None]:
+    def _with_retry_key(self, active: ActiveTrajectory, request: CallRequest) -> tuple[CallRequest, Attempt | None]:
         """Give a key of ours to a request from an SDK that retries without one."""
-        if ask.key is not None or ask.retry is None:
-            return ask, None
-        attempt = live.retries.find(ask, live.recorder.finished()) if ask.retry else None
+        if request.key is not None or request.retry is None:
+            return request, None
+        attempt = active.retries.find(request, active.recorder.finished()) if request.retry else None
         if attempt is None:
-            attempt = live.retries.add(ask.call, f"{OWN_KEY}{new_answer_id()}")
-        return replace(ask, key=attempt.key), attempt
+            attempt = active.retries.add(request.call, f"{OWN_KEY}{new_answer_id()}")
+        return replace(request, key=attempt.key), attempt
 
     @asynccontextmanager
-    async def _called(self, live: ActiveTrajectory, ask: CallRequest) -> AsyncIterator[dict[int, Step]]:
+    async def _in_use(self, active: ActiveTrajectory, request: CallRequest) -> AsyncIterator[dict[int, Step]]:
         """Keep the trajectory in use during a request. Gives the steps already made for its key, by choice."""
-        if live.recorder.already_ended:
-            self._trajectories.ended_in_store(live)
-        if live.ended is not None:
-            raise ended_error(live)
-        if ask.choices > self._config.limits.choices:
-            raise ApiError(400, f"n is {ask.choices}; at most {self._config.limits.choices} are allowed", param="n")
-        live.in_flight += 1
+        if active.recorder.already_ended:
+            self._trajectories.ended_in_store(active)
+        if active.ended is not None:
+            raise ended_error(active)
+        if request.choices > self._config.limits.choices:
+            raise ApiError(400, f"n is {request.choices}; at most {self._config.limits.choices} are allowed", param="n")
+        active.in_flight += 1
         try:
-            if ask.key is None:
+            if request.key is None:
                 yield {}
             else:
                 async with AsyncExitStack() as alone:
-                    yield await self._known(live, ask, alone)
+                    yield await self._finished_steps(active, request, alone)
         finally:
-            live.in_flight -= 1
-            live.touch()
+            active.in_flight -= 1
+            active.touch()
 
-    async def _known(self, live: ActiveTrajectory, ask: CallRequest, alone: AsyncExitStack) -> dict[int, Step]:
+    async def _finished_steps(
+        self, active: ActiveTrajectory, request: CallRequest, alone: AsyncExitStack
+    ) -> dict[int, Step]:
         """Return the steps already made for the request's key, after concurrent requests with it have finished. `alone`
         makes later ones wait until it is closed. Raises `ApiError` 409 if the key was used for another call."""
-        assert ask.key is not None
+        assert request.key is not None
         try:
-            async with asyncio.timeout_at(ask.due):
-                await alone.enter_async_context(live.answering.get(ask.key))
+            async with asyncio.timeout_at(request.due):
+                await alone.enter_async_context(active.answering.get(request.key))
         except TimeoutError:
-            raise self._too_late() from None
-        known = live.recorded(ask.key)
+            raise self._timeout() from None
+        known = active.recorded(request.key)
         for step in known.values():
-            if step.metadata.get("call_fingerprint") not in (None, ask.fingerprint):
+            if step.metadata.get("call_fingerprint") not in (None, request.fingerprint):
                 raise ApiError(
                     409,
-                    f"the idempotency key '{ask.key}' was used for another call; use a new key for each call, and "
+                    f"the idempotency key '{request.key}' was used for another call; use a new key for each call, and "
                     "the same key only to repeat that call",
                     code="idempotency_key_reused",
                 )
-        return {choice: step for choice, step in known.items() if choice < ask.choices}
+        return {choice: step for choice, step in known.items() if choice < request.choices}
 
-    def _spoken(self, live: ActiveTrajectory, ask: CallRequest) -> tuple[RoleEngine, Call]:
+    def _resolve(self, active: ActiveTrajectory, request: CallRequest) -> tuple[RoleEngine, Call]:
         """Return the engine that answers and the call to it. A rollout's sampling overrides what its agent asks for."""
-        call = ask.call
-        if not live.role_engines:
-            return self._role_engine, replace(call, role=ask.role or "policy")
-        role = next((name for name in (ask.role or "", call.role) if name in live.role_engines), "policy")
-        held = live.sampling[role]
+        call = request.call
+        if not active.role_engines:
+            return self._role_engine, replace(call, role=request.role or "policy")
+        role = next((name for name in (request.role or "", call.role) if name in active.role_engines), "policy")
+        held = active.sampling[role]
         asked = call.sampling
         sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
-        return live.role_engines[role], replace(call, role=role, sampling=sampling)
+        return active.role_engines[role], replace(call, role=role, sampling=sampling)
 
     def _replayed(self, step: Step) -> Answer:
         self._metrics.replayed.inc()
         return answer_of(step, self._tokenizer)
 
-    async def _make(
+    async def _answer_one(
         self,
-        live: ActiveTrajectory,
-        ask: CallRequest,
+        active: ActiveTrajectory,
+        request: CallRequest,
         caller: Caller,
         choice: int,
-        say: Callable[[Piece], None] | None = None,
+        emit: Callable[[Piece], None] | None = None,
     ) -> Answer:
-        """Make one choice of a request; `say` gets its deltas."""
-        role_engine, call = self._spoken(live, ask)
+        """Make one choice of a request; `emit` gets its deltas."""
+        role_engine, call = self._resolve(active, request)
         if call.metadata.get("hints") and role_engine.tokenizer is not None:
             call = replace(call, template=template_arguments(call.metadata, role_engine.tokenizer.reads))
         answer_id = new_answer_id()
         metadata: dict[str, Any] = {**call.metadata, "answer_id": answer_id}
-        if ask.key is not None:
-            metadata["idempotency_key"] = ask.key
-        if ask.fingerprint:
-            metadata["call_fingerprint"] = ask.fingerprint
+        if request.key is not None:
+            metadata["idempotency_key"] = request.key
+        if request.fingerprint:
+            metadata["call_fingerprint"] = request.fingerprint
             call = replace(call, keep_top_log_probs=True)
-        if ask.choices > 1:
+        if request.choices > 1:
             metadata["choice"] = choice
             if call.sampling.seed is not None:
                 call = replace(call, sampling=replace(call.sampling, seed=call.sampling.seed + choice))
         call = replace(call, metadata=metadata)
-        if say is None:
-            return self._answered(live, *await self._recorded(live, role_engine, call, caller, ask.due))
+        if emit is None:
+            return self._acknowledge(active, *await self._call(active, role_engine, call, caller, request.due))
         stream = AnswerStream(self._tokenizer, call.tools, call.sampling.stop, plain=not call.messages)
         prompt_tokens = 0
 
@@ -223,32 +225,32 @@ class Calls:
 
         def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
             for piece in pieces_of(choice, answer_id, stream, ids, log_probs, prompt_tokens):
-                say(piece)
+                emit(piece)
 
         call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
-        made = await self._recorded(live, role_engine, call, caller, ask.due)
+        made = await self._call(active, role_engine, call, caller, request.due)
         for delta in stream.close():
-            say(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
-        return self._answered(live, *made)
+            emit(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
+        return self._acknowledge(active, *made)
 
-    async def _recorded(
-        self, live: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float
+    async def _call(
+        self, active: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float
     ) -> tuple[Step, Completion]:
-        async with self._place(caller.key or live.key, due):
-            return await live.recorder.call(role_engine, call)
+        async with self._admitted(caller.key or active.key, due):
+            return await active.recorder.call(role_engine, call)
 
-    def _answered(self, live: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
-        if live.recorder.already_ended:
-            self._trajectories.ended_in_store(live)
-        if live.ended is not None:
+    def _acknowledge(self, active: ActiveTrajectory, step: Step, completion: Completion) -> Answer:
+        if active.recorder.already_ended:
+            self._trajectories.ended_in_store(active)
+        if active.ended is not None:
             self._metrics.late.inc()
-        self._metrics.count_step(step, None if step.parent is None else live.recorder.steps[step.parent])
+        self._metrics.count_step(step, None if step.parent is None else active.recorder.steps[step.parent])
         answer = answer_of(step, self._tokenizer, completion)
         self._metrics.malformed.inc(answer.reply.malformed_calls)
         return answer
 
     @asynccontextmanager
-    async def _place(self, key: str | None, due: float) -> AsyncIterator[None]:
+    async def _admitted(self, key: str | None, due: float) -> AsyncIterator[None]:
         """Hold a place in the engine, at most until `due`, within the limits of `key`."""
         limit = asyncio.timeout_at(due)
         try:
@@ -257,19 +259,19 @@ class Calls:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise self._too_late() from None
+            raise self._timeout() from None
 
-    def _due(self, ask: CallRequest) -> CallRequest:
+    def _with_deadline(self, request: CallRequest) -> CallRequest:
         """Set the deadline of a request that arrives now, and its fingerprint if it may be repeated."""
         due = asyncio.get_running_loop().time() + self._config.limits.timeout_s
-        repeatable = ask.key is not None or ask.retry is not None
-        return replace(ask, due=due, fingerprint=fingerprint_of(ask.call) if repeatable else "")
+        repeatable = request.key is not None or request.retry is not None
+        return replace(request, due=due, fingerprint=fingerprint_of(request.call) if repeatable else "")
 
-    def _too_late(self) -> ApiError:
+    def _timeout(self) -> ApiError:
         return ApiError(504, f"no answer within {self._config.limits.timeout_s:g} s", retry_after_s=1)
 
 
-async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def _gather(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """Return the results of all coroutines; if one fails, cancel the others."""
     if len(work) == 1:
         return [await work[0]]
