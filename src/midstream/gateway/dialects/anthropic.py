@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
 from midstream.engines.formats import Delta
 from midstream.gateway.dialects.anthropic_request import (
@@ -22,7 +23,7 @@ from midstream.gateway.dialects.anthropic_request import (
     Turn,
 )
 from midstream.gateway.dialects.hints import step_metadata
-from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.shared import event
 from midstream.gateway.dialects.tools import HostedTool, Offer, ReplyRules, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
-from midstream.core.types import ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, ToolSchema
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.formats import ToolChoice, response_constraint
+from midstream.engines.formats import ToolChoice, constrain
 from midstream.engines.long_text import LONG, off_loop
 from midstream.gateway.dialects.arguments import is_empty
 from midstream.gateway.dialects.plain_json import is_larger_than
@@ -77,11 +76,14 @@ class ReplyRules:
         return replace(request, call=replace(request.call, constraint=constraint))
 
     def _constraint(self, tokenizer: ChatTokenizer) -> Constraint | None:
-        if self.choice == "none":
-            return response_constraint(tokenizer.format, self.response_format)
-        calls = tokenizer.format.constraint(self.functions, self.choice, self.parallel)
-        answer = response_constraint(tokenizer.format, self.response_format, self.functions, self.parallel)
-        return calls or answer
+        _, constraint = constrain(
+            tokenizer.format,
+            self.functions,
+            tool_choice=self.choice,
+            response_format=self.response_format,
+            parallel=self.parallel,
+        )
+        return constraint
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from midstream.engines.detokenize import TextStream
 from midstream.engines.formats import Delta, Reply
 from midstream.engines.formats.reply import joined
 from midstream.record.recorder import TOP_LOG_PROBS
+from midstream.record.replies import deltas_of
 from midstream.record.tree import truncate_at_stop
 
 _IDS = Random()
@@ -94,20 +95,7 @@ class Answer:
 
     def message(self) -> Message:
         """Return the assistant's message in the form of OpenAI's chat API."""
-        message: Message = {"role": "assistant", "content": self.reply.content}
-        if self.reply.reasoning:
-            message["reasoning_content"] = self.reply.reasoning
-        if self.reply.tool_calls:
-            message["content"] = self.reply.content or None
-            message["tool_calls"] = [
-                {
-                    "id": call_id(self.id, place),
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for place, call in enumerate(self.reply.tool_calls)
-            ]
-        return message
+        return self.reply.message([call_id(self.id, place) for place in range(len(self.reply.tool_calls))])
 
 
 def new_answer_id() -> str:
@@ -127,8 +115,7 @@ def call_id(answer_id: str, place: int) -> str:
 
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
     """Return the answer of a recorded step. `completion` is the engine's, if the step is new."""
-    parser = tokenizer.format.parser(step.tools)
-    deltas = [*parser.feed(truncate_at_stop(step.text, step.metadata.get("stop", ()))), *parser.close()]
+    deltas = deltas_of(step, tokenizer)
     reply, outline = joined(deltas), Outline(deltas)
     top = step.metadata.get(TOP_LOG_PROBS, ()) if completion is None else completion.top_log_probs
     thought = _thought_tokens(step, reply.reasoning, tokenizer) if reply.reasoning else 0

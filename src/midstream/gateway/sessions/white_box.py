@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
-from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.gateway.dialects.shared import tool_schema
+from midstream.core.toolsets import tool_schema
+from midstream.core.types import Constraint, Status, Step, Task, Trajectory
+from midstream.gateway.dialects.tools import offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.http.request_bodies import GenerateRequest, RewardRequest, SubmitRequest
 from midstream.gateway.limits.callers import Caller
@@ -38,17 +39,23 @@ async def generate(gateway: Gateway, asked: GenerateRequest, caller: Caller, key
     opening = Opening(uid=asked.trajectory_uid, prompt_uid=asked.prompt_uid)
     active = await get_or_open(gateway, opening, caller)
     functions = [tool.function for tool in asked.tools or ()]
+    tools = offer([("", tool_schema(f.name, f.description, f.parameters)) for f in functions])
+    rules = tools.rules(asked.tool_choice or "auto", asked.response_format, parallel=True)
+    given = asked.constraint
     call = Call(
         prompt_ids=prompt_ids,
         messages=tuple(message.plain() for message in asked.messages or ()),
-        tools=tuple(tool_schema(f.name, f.description, f.parameters) for f in functions),
+        tools=rules.declared,
+        constraint=None if given is None else Constraint(kind=given.kind, grammar=given.grammar),
         sampling=sampling,
         role=asked.role,
     )
     request = CallRequest(call=call, key=key, role=asked.role)
     await gateway.calls.require_fit(active, request)
+    if given is None:
+        request = await rules.applied_to(request, gateway.tokenizer)
     (answer,) = await gateway.calls.answer(active, request, caller)
-    message = {"message": answer.message()} if functions else {}
+    message = {} if asked.messages is None else {"message": answer.message()}
     return {**_described(answer.step), **message}
 
 
@@ -63,6 +70,7 @@ def _described(step: Step) -> dict[str, Any]:
         "policy_version": step.policy_version,
         "step_index": step.step_index,
         **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),
+        **({} if step.constraint is None else {"constraint": asdict(step.constraint)}),
     }
 
 
