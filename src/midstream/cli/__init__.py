@@ -35,8 +35,8 @@ COMMANDS = {
 }
 INTERRUPTED = 130
 EXTRAS = {
-    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
-    "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
+    "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
 }
 """Top-level modules that an optional extra installs, by extra."""
