@@ -10,6 +10,7 @@ AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
 SUITES := .venv-suites
+ENVIRONMENTS := .venv-environments
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
@@ -22,13 +23,14 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests on all cores; JOBS=1 runs one at a time, ARGS='tests/core -x' goes to pytest"
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
+	@echo "make test-environments  play environments of gymnasium, reasoning-gym and textarena; installs them into $(ENVIRONMENTS)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
 	@echo "make wheel      build the package into dist/"
@@ -127,6 +129,17 @@ $(SUITES)/.ready: pyproject.toml $(SUITES_WANT)
 test-suites: $(SUITES)/.ready
 	$(SUITES)/bin/python -m pytest -m suites --disable-recording -o asyncio_mode=auto \
 		-o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=function tests/suites $(ARGS)
+
+# Environments of other projects bring much with them: a virtual environment of their own, with torch first as above.
+$(ENVIRONMENTS)/.ready: pyproject.toml
+	test -x $(ENVIRONMENTS)/bin/pip || "$(PYTHON)" -m venv $(ENVIRONMENTS)
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet -e '.[train,environments]' pytest pytest-timeout
+	@touch $(ENVIRONMENTS)/.ready
+
+test-environments: $(ENVIRONMENTS)/.ready
+	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
 
 # Installs the newest releases each time, because those must work.
 test-clients: $(READY)

@@ -13,6 +13,7 @@ def command() -> None:
 @command.command(name="list")
 def list_command() -> None:
     """List the models known by name. Directories and hub ids (org/model) work wherever a name does."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console
@@ -23,7 +24,7 @@ def list_command() -> None:
         table.add_column(heading, overflow="fold")
     for info in list_models():
         here = "no" if info.size_mb is None else f"{info.size_mb:.0f} MB"
-        table.add_row(info.name, info.summary, here, info.source or "")
+        table.add_row(*map(escape, (info.name, info.summary, here, info.source or "")))
     console().print(table)
     click.echo(f"\nstored in {home() / 'models'} (MIDSTREAM_HOME)")
 

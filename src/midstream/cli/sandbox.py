@@ -99,6 +99,7 @@ def _show(result: Result) -> None:
 @command.command(name="list")
 def list_command() -> None:
     """List the sandboxes, safest first. `auto` selects the first available one."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console
@@ -108,5 +109,6 @@ def list_command() -> None:
     for heading in ("name", "runs", "available"):
         table.add_column(heading, overflow="fold")
     for backend in asyncio.run(backends()):
-        table.add_row(backend.name, backend.runs, "yes" if backend.available else f"no: {backend.reason}")
+        here = "yes" if backend.available else escape(f"no: {backend.reason}")
+        table.add_row(backend.name, backend.runs, here)
     console().print(table)

@@ -47,6 +47,7 @@ def command() -> None:
 @channel_option
 def stats_command(url_or_path: str, channel: str | None) -> None:
     """Print the number of trajectories and groups by status."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console, seconds
@@ -57,7 +58,9 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
         for heading in ("channel", *Status):
             table.add_column(heading, justify="left" if heading == "channel" else "right")
         for name in [channel] if channel else store.trajectories.channels():
-            table.add_row(name, *(str(store.trajectories.count(channel=name, status=status)) for status in Status))
+            table.add_row(
+                escape(name), *(str(store.trajectories.count(channel=name, status=status)) for status in Status)
+            )
         counts, left_out = store.groups.counts(channel), store.groups.left_out(channel)
         branches = store.trajectories.branches(channel)
     console().print(table)
