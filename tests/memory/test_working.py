@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.core.types import ToolCall
-from midstream.memory.working import Exchange, Turn, WorkingMemory
+from midstream.memory.working import Exchange, TurnRecord, WorkingMemory
 
 
 def words(text: str) -> int:
@@ -85,7 +85,7 @@ def test_found_returns_the_results_of_successful_calls() -> None:
     memory = memory_of(100)
     for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10"), (True, "")):
         call = ToolCall(tool="search", arguments={}, ok=ok, result=result)
-        memory.turns.append(Turn(len(memory.turns) + 1, "", call))
+        memory.turns.append(TurnRecord(len(memory.turns) + 1, "", call))
     assert memory.found() == ["Lima", "10"]
 
 
@@ -93,5 +93,5 @@ def test_found_returns_the_results_of_successful_calls() -> None:
 def test_memories_share_no_state(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
     one.remember(Exchange("planner", "secret", "secret"))
-    one.turns.append(Turn(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
+    one.turns.append(TurnRecord(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
     assert getattr(other, field) == []

@@ -1,7 +1,7 @@
 """The trajectories under way: opened, found again after a restart, touched, and closed once.
 
 What one has said is in the store; here is what it needs to go on. One that has been idle for a while is forgotten and
-read back when its agent calls again. Of the gateways that share a store each holds its own (`record/servers.py`), and
+read back when its agent calls again. Of the gateways that share a store each holds its own (`store/servers.py`), and
 closes no other's.
 """
 
