@@ -152,16 +152,16 @@ def test_a_key_printed_by_a_failing_program_is_removed_from_the_error(run, scrip
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "expected"),
     [
         ("raise SystemExit('no idea')", "ended with 1: no idea"),
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
     ],
 )
-def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script, program: str, told: str) -> None:
+def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script, program: str, expected: str) -> None:
     trajectory = run("blackbox_command_agent", settings=script(program))
     assert trajectory.status is Status.FAILED
-    assert told in trajectory.error
+    assert expected in trajectory.error
 
 
 def test_calls_before_a_crash_are_kept(run, script) -> None:
