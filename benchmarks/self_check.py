@@ -63,9 +63,9 @@ def another_temperature(size: float) -> Any:
     """The learner divides by temperatures that are larger by that share."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        def around(original: Any, *given: Any) -> Any:
+        def around(original: Any, *given: Any, **named: Any) -> Any:
             *others, temperatures = given
-            return original(*others, temperatures * (1 + size))
+            return original(*others, temperatures * (1 + size), **named)
 
         wrapped(patch, log_probs, "token_log_probs", around)
 

@@ -79,9 +79,9 @@ def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> lis
     }
 
     def guided(
-        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], steered
+        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], *steered
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, log_probs, whole = sample(logits, params, seeds, position, steered)
+        tokens, log_probs, whole = sample(logits, params, seeds, position, *steered)
         for row, (seed, place) in enumerate(zip(seeds, position, strict=True)):
             if seed in script:
                 token = script[seed][place]
@@ -137,7 +137,7 @@ def test_the_learner_reproduces_the_recorded_log_probabilities(
     tolerance = TOLERANCE[str(parts.decoder.dtype).removeprefix("torch.")]
     for adapter in (True, False):
         steps = [s for t in rolled for s in t.steps if (s.role != "verifier") == adapter]
-        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        sequences = [TokenSequence.of(step) for step in steps]
         reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
         with torch.no_grad():
             found = score(parts.decoder, sequences, adapter=adapter).log_probs

@@ -106,7 +106,7 @@ def test_smollm2_itself_answers_codex(run: Run, serve_engine: Callable[..., Serv
     # Codex treats a reply truncated at `max_response_tokens` as an error.
     steps = run(codex("read-only", model="smollm2-135m", top=ONLY_THE_SHELL), served, may_fail=True)
     assert steps and not any(step.branch_reason for step in steps)
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    sequences = [TokenSequence.of(step) for step in steps]
     with torch.no_grad():
         found = score(decoder, sequences).log_probs
     reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])

@@ -9,9 +9,9 @@ import pytest
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Status
+from midstream.core.types import Constraint, FinishReason, Status
 from midstream.engines import openai
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.engines.base import Completion, Request
 from midstream.engines.openai import OpenAIEngine
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 6 right?"})

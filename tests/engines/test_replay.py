@@ -11,7 +11,8 @@ import pytest
 
 from midstream.core.errors import EngineError, ModelError
 from midstream.core.sampling import SamplingParams
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint
+from midstream.engines.base import Completion, Request
 from midstream.engines.replay import ReplayEngine, ReplayRecorder
 from midstream.engines.scripted import ScriptedEngine
 

@@ -1,4 +1,4 @@
-"""Responses satisfy their grammar, and log-probabilities stay the model's own."""
+"""Responses satisfy their grammar, and the log-probability of a token is the one before penalties."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint, FinishReason
+from midstream.engines.base import Completion, Request
 from midstream.learn.model.log_probs import TokenSequence, score
 
 PERSON = {
@@ -56,15 +56,6 @@ def test_a_response_satisfies_its_constraint_up_to_its_end_token(policy, constra
         jsonschema.validate(json.loads(said.text), PERSON)
     else:
         assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", said.text)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_under_a_constraint_are_those_of_the_whole_vocabulary(policy, temperature) -> None:
-    said = ask(policy, SCHEMA, seed=5, temperature=temperature)
-    prompt = policy.tokenizer.encode(PROMPT)
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids, temperature)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
-    assert min(said.log_probs) < -5, "the grammar forced nothing that the model would not have said"
 
 
 def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matter(policy) -> None:
@@ -113,7 +104,7 @@ def test_unsupported_constraints_are_refused_before_sampling(policy, constraint,
 def test_a_failing_grammar_fails_only_its_call(policy, monkeypatch) -> None:
     from midstream.engines.torch import steering
 
-    real, asked = steering._mask, []
+    real, asked = steering.next_allowed, []
 
     def third_fails(matcher, vocabulary):
         asked.append(1)
@@ -121,7 +112,7 @@ def test_a_failing_grammar_fails_only_its_call(policy, monkeypatch) -> None:
             raise EngineError("the response can no longer satisfy its grammar: out of fuel")
         return real(matcher, vocabulary)
 
-    monkeypatch.setattr(steering, "_mask", third_fails)
+    monkeypatch.setattr(steering, "next_allowed", third_fails)
 
     async def go() -> list[Completion | BaseException]:
         requests = [request_of(policy, one, seed=7, max_tokens=12) for one in (SCHEMA, None)]
@@ -133,11 +124,11 @@ def test_a_failing_grammar_fails_only_its_call(policy, monkeypatch) -> None:
 
 
 def test_grammars_are_cached_within_a_limit(make_policy, monkeypatch) -> None:
-    from midstream.engines.torch import steering
+    from midstream.engines.torch import allowed
 
-    monkeypatch.setattr(steering, "KEPT", 2)
-    made, real = [], steering.compiled
-    monkeypatch.setattr(steering, "compiled", lambda one, tokenizer: made.append(one) or real(one, tokenizer))
+    monkeypatch.setattr(allowed, "KEPT", 2)
+    made, real = [], allowed.compiled
+    monkeypatch.setattr(allowed, "compiled", lambda one, tokenizer: made.append(one) or real(one, tokenizer))
     policy = make_policy()
     for constraint in (DATE, DATE, SUM, DATE, SCHEMA, SUM):
         ask(policy, constraint, seed=1, max_tokens=2)

@@ -12,7 +12,8 @@ import pytest
 
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint
+from midstream.engines.base import Completion, Request
 from midstream.engines.vllm import VLLMEngine, server
 
 PROMPT = (70, 71, 72)
@@ -132,6 +133,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
         for place, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
             true = imitation.log_probs([*PROMPT, *said.ids[:place]], temperature)
             assert log_prob == pytest.approx(true[token])
+        assert not said.over_allowed
         assert len(imitation.asked) == (2 if again else 1)
 
 

@@ -15,8 +15,8 @@ import torch
 
 from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint, FinishReason
+from midstream.engines.base import Completion, Request
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.lora import save_adapter
 from midstream.engines.vllm import VLLMEngine

@@ -127,7 +127,10 @@ def engine_reports_shifted(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_reads_shifted(patch: Patch) -> None:
-    wrapped(patch, log_probs, "token_log_probs", lambda original, hidden, *rest: original(hidden.roll(1, 0), *rest))
+    def around(original: Any, hidden: Any, *rest: Any, **named: Any) -> Any:
+        return original(hidden.roll(1, 0), *rest, **named)
+
+    wrapped(patch, log_probs, "token_log_probs", around)
 
 
 @fault("log-probabilities are kept", "sampler and learner agree")
@@ -145,9 +148,10 @@ def recorder_rounds(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_ignores_temperature(patch: Patch) -> None:
-    wrapped(
-        patch, log_probs, "token_log_probs", lambda original, *given: original(*given[:-1], torch.ones_like(given[-1]))
-    )
+    def around(original: Any, *given: Any, **named: Any) -> Any:
+        return original(*given[:-1], torch.ones_like(given[-1]), **named)
+
+    wrapped(patch, log_probs, "token_log_probs", around)
 
 
 def at_one(params: Any) -> list[SamplingParams]:

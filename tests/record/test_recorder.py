@@ -230,8 +230,8 @@ def test_a_step_is_on_disk_before_its_text_is_returned(tiny_tokenizer, tmp_path:
     with Store(tmp_path / "store.sqlite") as store:
         store.trajectories.begin("t", "p", Task(id="q", prompt="?"), "train")
         recorder = Recorder("t", "p", seed=1, store=store)
-        (step,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
-        assert store.trajectories.get("t").steps == (step,)
+        (reply,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
+        assert reply.text == "kept" and store.trajectories.get("t").steps == (*recorder.finished(),)
 
 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:
@@ -256,7 +256,7 @@ def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners
             known = before.prompt_ids + before.response_ids
             assert after.prompt_ids[: len(known)] == known
             assert policy.tokenizer.text_of(before.response_ids) == before.text
-        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        sequences = [TokenSequence.of(step) for step in steps]
         reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
         with torch.no_grad():
             assert (score(policy.decoder, sequences).log_probs - reported).abs().max() <= tolerance

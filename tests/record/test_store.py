@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine, event
 
 from midstream.core.errors import RunError
-from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.core.types import Constraint, FinishReason, Status, Step, Task, Trajectory
 from midstream.record.store import Store
 
 
@@ -166,6 +167,25 @@ def test_a_migrated_store_has_the_tables_of_a_new_one(tmp_path: Path, old: Path)
     Store(tmp_path / "old.db").close()
     Store(tmp_path / "new.db").close()
     assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
+
+
+def test_constrained_steps_of_an_older_store_keep_their_meaning(database: str) -> None:
+    altered = {"sampling": {"constraint": "json_schema"}}
+    with Store(database) as store:
+        store.trajectories.begin("u", "p", Task(id="t", prompt="q"), "train")
+        store.trajectories.append_sync(a_step("u", metadata=altered))
+
+        def age(connection: sa.Connection) -> None:
+            connection.exec_driver_sql('ALTER TABLE steps DROP COLUMN "constraint"')
+            connection.exec_driver_sql("UPDATE schemas SET version = 4 WHERE name = 'record'")
+
+        store.database.change(age)
+    with Store(database) as store:
+        (old,) = store.trajectories.get("u").steps
+        assert old.constraint is None and old.metadata == altered
+        new = a_step("v", constraint=Constraint(kind="regex", grammar="a+"))
+        store.trajectories.append_sync(new)
+        assert store.trajectories.get("v").steps == (new,)
 
 
 def test_a_failed_migration_leaves_the_store_unchanged(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from tests.gateway.served import HELLO, Served
 from midstream.agents.config import FlowConfig
 from midstream.core.errors import EngineError, UserError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Status, Step, Task, Trajectory
+from midstream.core.types import Constraint, Status, Step, Task, Trajectory
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.sessions import active
 from midstream.record.recorder import Call, RoleEngine
+from midstream.record.replies import ChatStep
 from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.rollouts import client as gateway_client
 from midstream.rollouts.client import GatewayClient
@@ -149,6 +150,64 @@ def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
     step = asyncio.run(go())
     assert heard == [off]
     assert step.metadata["sampling"] == served.steps("t")[0].metadata["sampling"] == off.alterations()
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def ask_remotely(url: str, **asked: Any) -> ChatStep:
+    async def go() -> ChatStep:
+        async with GatewayClient(url) as client:
+            opened = await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
+            recorder = RemoteRecorder("t", "p", seed=1, client=client, token=opened["owner_token"])
+            sampling = SamplingParams(max_tokens=40)
+            return await recorder.chat(RoleEngine(RemoteEngine(), None, True), HELLO, sampling, **asked)
+
+    return asyncio.run(go())
+
+
+def test_the_gateway_declares_tools_and_parses_their_calls(start: Start) -> None:
+    served = start('I look.\n<tool_call>\n{"name": "look", "arguments": {"far": true}}\n</tool_call>')
+    step = ask_remotely(served.url, tools=[LOOK], tool_choice="look")
+    (call,) = step.tool_calls
+    assert (call.name, call.values, step.content.strip()) == ("look", {"far": True}, "I look.")
+    (recorded,) = served.steps("t")
+    assert (recorded.tools, recorded.text) == ((LOOK,), step.text)
+    # The canned reply is no sample under the constraint, and says so on both sides.
+    assert step.metadata["sampling"] == recorded.metadata["sampling"] == {"constraint": "lark"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"), [(Constraint.one_of("yes", "no"), "lark"), ({"type": "json_object"}, "json_schema")]
+)
+def test_a_remote_step_keeps_the_constraint_that_it_was_sampled_under(
+    make_policy: Any, serve: Any, wanted: Any, kind: str
+) -> None:
+    served = serve(make_policy().engine)
+    step = ask_remotely(served.url, response_format=wanted)
+    (recorded,) = served.steps("t")
+    assert step.constraint is not None and step.constraint.kind == kind
+    assert (step.constraint, step.rollout_log_probs) == (recorded.constraint, recorded.rollout_log_probs)
+    assert "sampling" not in step.metadata
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"tool_choice": "boat", "tools": [LOOK]}, "names the tool 'boat'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"constraint": {"kind": "regex", "grammar": "a"}, "tools": [LOOK]}, "leave out tools and response_format"),
+        ({"constraint": {"kind": "yaml", "grammar": "a"}}, "constraint"),
+        ({"response_format": {"type": "yaml"}}, "json_schema"),
+    ],
+)
+def test_a_demand_that_cannot_be_met_is_refused_by_the_gateway(start: Start, body: Any, problem: str) -> None:
+    served = start()
+    asked = {"trajectory_uid": "t", "prompt_uid": "p", "messages": HELLO, **body}
+    answer = served.post("/generate", asked)
+    assert answer.status_code == 400 and problem in answer.json()["error"]["message"]
+    untold = served.post("/generate", {"prompt_ids": [5], "response_format": {"type": "json_object"}})
+    assert "needs a trajectory_uid" in untold.json()["error"]["message"]
 
 
 def test_a_trajectory_ended_by_its_agent_is_recognised_by_error_code(

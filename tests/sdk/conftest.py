@@ -112,7 +112,7 @@ def check_tree(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
 
 def check_log_probs(steps: list[Step], decoder: Decoder) -> None:
     """Assert that the learner computes the engine's log-probabilities from the recorded tokens alone."""
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    sequences = [TokenSequence.of(step) for step in steps]
     reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
     with torch.no_grad():
         off = (score(decoder, sequences).log_probs - reported).abs().max().item()

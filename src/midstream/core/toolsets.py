@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from midstream.core.types import ToolSchema
+
 DEFAULT_TIMEOUT_S = 10.0
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -40,10 +42,24 @@ class ToolSpec:
         return f"{self.name}({', '.join(parts)})"
 
     @property
+    def schema(self) -> ToolSchema:
+        """The declaration in OpenAI's format, as chat templates read it."""
+        return tool_schema(self.name, self.description, self.parameters)
+
+    @property
     def card(self) -> str:
         """Signature and first line of the description, for a list of tools in a prompt."""
         first_line = self.description.partition("\n")[0]
         return f"{self.signature} - {first_line}" if first_line else self.signature
+
+
+def tool_schema(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> ToolSchema:
+    """Declare a tool in OpenAI's format, as chat templates read it."""
+    function: dict[str, Any] = {"name": name}
+    if description:
+        function["description"] = description
+    function["parameters"] = parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 from tests.engines.formats.conftest import declared
 
 from midstream.core.errors import Unsupported
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.formats import response_constraint
 from midstream.engines.formats.gemma4 import Gemma4

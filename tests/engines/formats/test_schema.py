@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from midstream.core.errors import Unsupported
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint
 from midstream.engines.formats.grammar import call_rule, json_schema
 from midstream.engines.formats.schema import lean, moved
 from midstream.engines.grammar import check, compiled

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from midstream.core.config import models_in
 from midstream.core.errors import TrainingError
-from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.core.types import Constraint, FinishReason, Status, Step, Task, Trajectory
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.grpo import FlowGRPO
@@ -333,6 +333,14 @@ def test_steps_that_were_not_sampled_plainly_are_counted_by_cause_and_kept_or_ma
             "altered_sampling/top_p": 0.2,
         }
     assert batch_of([plain, mixed]).counts["altered_sampling"] == 0.0
+
+
+def test_a_constrained_step_is_no_altered_one_and_is_scored_under_its_constraint() -> None:
+    made, constraint = trajectory("A", 1.0, lengths=(2, 3)), Constraint(kind="regex", grammar="a+")
+    steps = (replace(made.steps[0], constraint=constraint), made.steps[1])
+    batch = batch_of([replace(made, steps=steps), trajectory("B", 0.0)], altered="mask")
+    assert [turn.sequence.constraint for turn in batch.turns] == [constraint, None, None]
+    assert batch.counts["altered_sampling"] == 0.0
 
 
 def test_nothing_to_learn_from_is_an_empty_batch() -> None:

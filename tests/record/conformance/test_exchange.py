@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.record import schema
+from midstream.record import export_files, schema
 from midstream.record.exchange import export_to, import_from
 from midstream.record.store import Store
 from midstream.record.trajectories import PAGE
@@ -93,7 +93,7 @@ def test_export_applies_its_filters(store: Store, tmp_path: Path) -> None:
     some(store, 2, first=4, channel="val")
     assert export_to(store, tmp_path / "out.jsonl", channel="train", min_reward=1.0) == 2
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 2}
+    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 3}
     assert [json.loads(line)["uid"] for line in lines[1:]] == ["u2", "u3"]
     assert json.loads(lines[1])["steps"][0]["prompt_ids"] == [1, 2]
     assert list(tmp_path.glob(".*")) == []
@@ -224,6 +224,25 @@ def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: s
     with Store(tmp_path / "store.db") as store:
         assert import_from(store, tmp_path / "fine.jsonl").count == 1
         assert store.trajectories.get("u").status is Status.COMPLETED
+
+
+@either
+def test_steps_of_an_older_file_have_no_constraint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = tmp_path / f"out.{ending}"
+    with Store(tmp_path / "old.db") as old:
+        some(old, 1)
+        with monkeypatch.context() as older:
+            older.setattr(export_files, "HEADER", {"format": "midstream", "schema_version": 2})
+            older.setattr(export_files, "_STEP_TEXT", export_files._STEP_TEXT - {"constraint"})
+            export_to(old, path)
+    if ending == "jsonl":
+        path.write_text(path.read_text(encoding="utf-8").replace('"constraint":null,', ""), encoding="utf-8")
+    assert b'"constraint"' not in path.read_bytes()
+    with Store(tmp_path / "new.db") as new:
+        assert import_from(new, path).count == 1
+        assert new.trajectories.get("u0").steps[0].constraint is None
 
 
 def test_a_file_of_another_format_or_version_is_refused(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.toolsets import tool_schema
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats import Delta
 from midstream.gateway.dialects.anthropic_request import (
     CountRequest,
@@ -23,7 +23,7 @@ from midstream.gateway.dialects.anthropic_request import (
     Turn,
 )
 from midstream.gateway.dialects.hints import step_metadata
-from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.shared import event
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.dialects import log_probs
 from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.plain_json import JsonObject
-from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event, tool_schema
+from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event
 from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.responses_request import (
@@ -19,7 +20,6 @@ from midstream.gateway.dialects.responses_request import (
     ReasoningItem,
     ResponseRequest,
 )
-from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway

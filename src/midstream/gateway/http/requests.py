@@ -128,14 +128,28 @@ class GenerateParams(SamplingArguments):
     model: str | None = None
 
 
+class ConstraintBody(Body):
+    """A JSON schema, a regular expression or a Lark grammar (in llguidance's dialect)."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    grammar: str
+
+
 class GenerateRequest(GenerateParams):
     """A response to token ids or to messages. With `trajectory_uid` it is recorded as a step of that trajectory, which
-    is opened when it is not there; without it nothing is recorded, and `role`, `tools` and `prompt_uid` are refused.
-    Sampling parameters stand in `sampling_params` or beside it."""
+    is opened when it is not there; without it nothing is recorded, and `role`, `tools` and `prompt_uid` are refused, as
+    are `tool_choice`, `response_format` and `constraint`. Sampling parameters stand in `sampling_params` or beside it.
+    """
 
     prompt_ids: list[int] | None = Field(default=None, min_length=1)
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     tools: list[Tool] | None = None
+    tool_choice: str | None = None
+    """`auto`, `none`, `required`, or the name of a tool."""
+    response_format: JsonObject | None = None
+    """As in `/v1/chat/completions`."""
+    constraint: ConstraintBody | None = None
+    """Limits the whole response; neither tools nor a `response_format` go with it."""
     trajectory_uid: Name | None = None
     prompt_uid: Name | None = None
     sampling_params: GenerateParams | None = None
@@ -148,9 +162,11 @@ class GenerateRequest(GenerateParams):
         if (self.prompt_ids is None) == (self.messages is None):
             raise ValueError("give either prompt_ids or messages")
         if self.trajectory_uid is None:
-            for name in ("role", "tools", "prompt_uid"):
+            for name in ("role", "tools", "prompt_uid", "tool_choice", "response_format", "constraint"):
                 if name in self.model_fields_set and getattr(self, name) is not None:
                     raise ValueError(f"{name} needs a trajectory_uid: without one nothing is recorded; leave it out")
+        if self.constraint is not None and (self.tools or self.response_format):
+            raise ValueError("constraint limits the whole response; leave out tools and response_format, or constraint")
         return self
 
 

@@ -20,6 +20,7 @@ from midstream.engines.detokenize import TextStream
 from midstream.engines.formats import Delta, Reply
 from midstream.engines.formats.reply import joined
 from midstream.record.recorder import TOP_LOG_PROBS
+from midstream.record.replies import deltas_of
 from midstream.record.tree import truncate_at_stop
 
 _IDS = Random()
@@ -92,20 +93,7 @@ class Answer:
 
     def message(self) -> Message:
         """The assistant's message, as OpenAI's chat API has it."""
-        message: Message = {"role": "assistant", "content": self.reply.content}
-        if self.reply.reasoning:
-            message["reasoning_content"] = self.reply.reasoning
-        if self.reply.tool_calls:
-            message["content"] = self.reply.content or None
-            message["tool_calls"] = [
-                {
-                    "id": call_id(self.id, place),
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for place, call in enumerate(self.reply.tool_calls)
-            ]
-        return message
+        return self.reply.message([call_id(self.id, place) for place in range(len(self.reply.tool_calls))])
 
 
 def new_answer_id() -> str:
@@ -125,8 +113,7 @@ def call_id(answer_id: str, place: int) -> str:
 
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
     """The answer that a recorded step is; `completion` is what the engine gave, where it has just done so."""
-    parser = tokenizer.format.parser(step.tools)
-    deltas = [*parser.feed(truncate_at_stop(step.text, step.metadata.get("stop", ()))), *parser.close()]
+    deltas = deltas_of(step, tokenizer)
     reply, outline = joined(deltas), Outline(deltas)
     top = step.metadata.get(TOP_LOG_PROBS, ()) if completion is None else completion.top_log_probs
     thought = _thought_tokens(step, reply.reasoning, tokenizer) if reply.reasoning else 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from midstream.core import clock
 from midstream.core.errors import UserError
-from midstream.core.types import Status, Step, Trajectory
+from midstream.core.toolsets import tool_schema
+from midstream.core.types import Constraint, Status, Step, ToolSchema, Trajectory
 from midstream.gateway.config import GatewayConfig
-from midstream.gateway.dialects.shared import tool_schema
+from midstream.gateway.dialects.tools import offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.http.requests import (
     CompleteRequest,
@@ -28,7 +30,6 @@ from midstream.gateway.limits.callers import Caller
 from midstream.gateway.limits.length import check_length
 from midstream.gateway.service import Gateway
 from midstream.gateway.sessions.active import ActiveTrajectory, Opening, ended
-from midstream.gateway.sessions.answer import Answer
 from midstream.gateway.sessions.asks import Ask
 from midstream.gateway.sessions.trajectories import COMPLETION_KEY
 from midstream.record.feedback import Feedback
@@ -143,24 +144,26 @@ class Endpoints:
             caller.must_be_admin()
             if key is not None:
                 raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is kept")
-            step, text = await gateway.calls.generate(prompt_ids, sampling, caller), None
+            step, message = await gateway.calls.generate(prompt_ids, sampling, caller), None
         else:
             caller.must_reach(asked.trajectory_uid)
             live = await self._opened(Opening(uid=asked.trajectory_uid, prompt_uid=asked.prompt_uid), caller)
             tools = [
                 tool_schema(t.function.name, t.function.description, t.function.parameters) for t in asked.tools or ()
             ]
+            declared, constraint = _constrained(asked, tools, gateway)
             call = Call(
                 prompt_ids=prompt_ids,
                 messages=tuple(message.plain() for message in asked.messages or ()),
-                tools=tuple(tools),
+                tools=declared,
+                constraint=constraint,
                 sampling=sampling,
                 role=asked.role,
             )
             ask = Ask(call=call, key=key, role=asked.role)
             await gateway.calls.must_fit(live, ask)
             (answer,) = await gateway.calls.ask(live, ask, caller)
-            step, text = answer.step, _message(answer, tools=bool(tools))
+            step, message = answer.step, None if asked.messages is None else answer.message()
         return {
             "response_text": step.text,
             "token_ids": step.response_ids,
@@ -170,8 +173,9 @@ class Endpoints:
             "stop_reason": str(step.finish_reason),
             "policy_version": step.policy_version,
             "step_index": step.step_index,
-            **({"message": text} if text else {}),
+            **({"message": message} if message else {}),
             **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),
+            **({} if step.constraint is None else {"constraint": asdict(step.constraint)}),
         }
 
     async def submit(self, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
@@ -300,8 +304,15 @@ class Endpoints:
         return live
 
 
-def _message(answer: Answer, *, tools: bool) -> dict[str, Any] | None:
-    return answer.message() if tools else None
+def _constrained(
+    asked: GenerateRequest, tools: Sequence[ToolSchema], gateway: Gateway
+) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
+    """The tools to declare, and the constraint of the response."""
+    if asked.constraint is not None:
+        return (), Constraint(kind=asked.constraint.kind, grammar=asked.constraint.grammar)
+    return offer([("", tool) for tool in tools]).hold(
+        gateway.tokenizer, asked.tool_choice or "auto", asked.response_format, parallel=True
+    )
 
 
 def _described(trajectory: Trajectory, caller: Caller) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""Statistics on altered sampling: greedy, constrained, cut or penalized steps.
+"""Statistics on altered sampling: greedy, cut or penalized steps.
 
-Such steps record log-probabilities over the whole vocabulary at the temperature (at 1 for a greedy step), and so does
+Such steps record log-probabilities before cuts and penalties, at the temperature (at 1 for a greedy step), and so does
 the learner. Ratios are therefore correct. But the tokens were not drawn from that distribution, so their expected
 gradient is not the policy gradient. `rollout.altered_sampling` decides how these steps are used; this module only
 counts them.
+
+A constrained step is a plain sample of the constrained policy, see `Step.constraint`. It counts as altered only if its
+engine reported log-probabilities over the whole vocabulary (`constraint` among the alterations).
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def make_batch(
                     values = (outputs or {}).get(key, PolicyOutputs()).values
                     turns.append(
                         LearningTurn(
-                            TokenSequence(step.prompt_ids, step.response_ids, step.temperature),
+                            TokenSequence.of(step),
                             tuple(step.rollout_log_probs or ()),
                             advantages,
                             token_weight(trajectory, step, len(steps)),

@@ -39,7 +39,7 @@ def compute_outputs(
     }
     if not required or not steps:
         return {}
-    sequences = [TokenSequence(s.prompt_ids, s.response_ids, s.temperature) for s in steps.values()]
+    sequences = [TokenSequence.of(step) for step in steps.values()]
     roles = [step.role for step in steps.values()] if "values" in required else None
     policy = learner.policy_outputs(sequences, roles) if required & {"policy", "values"} else PolicyOutputs()
     reference_log_probs = (

@@ -18,6 +18,7 @@ from midstream.core.types import Task, Trajectory
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
+from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.engines.torch.loading import load_policy
@@ -222,6 +223,7 @@ def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, settin
     decoder = load_decoder(path, policy.dtype, policy.device)
     # Same kernels as the policy, so that the same model gives the same numbers.
     decoder.compute_by(policy.rows, policy.queries)
+    decoder.grammars = Grammars(tokenizer, decoder.head.shape[0])
     return decoder
 
 

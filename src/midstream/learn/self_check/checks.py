@@ -19,6 +19,7 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.data.altered_sampling import ALTERED
 from midstream.learn.data.batch import LearningBatch, LearningTurn
 from midstream.learn.losses.mismatch import OwnLogProbs
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.learn.self_check.noise import UNDECIDABLE, Noise, slope
 
 TEMPERATURE = 0.03
@@ -215,22 +216,13 @@ def loss_by_role(flow: FlowConfig, steps: Sequence[Step]) -> list[Check]:
 
 def as_recorded(flow: FlowConfig, groups: Sequence[Sequence[Trajectory]], turns: Sequence[LearningTurn]) -> Check:
     recorded = {
-        (t.prompt_uid, step.prompt_ids, step.response_ids, step.temperature)
+        (t.prompt_uid, TokenSequence.of(step))
         for group in groups
         for t in group
         for step in t.steps
         if is_trained(flow, step.role)
     }
-    foreign = sum(
-        (
-            turn.group,
-            turn.sequence.prompt_ids,
-            turn.sequence.response_ids,
-            turn.sequence.temperature,
-        )
-        not in recorded
-        for turn in turns
-    )
+    foreign = sum((turn.group, turn.sequence) not in recorded for turn in turns)
     return Check(
         "learned as recorded",
         float(foreign),
@@ -286,5 +278,5 @@ def sampled_plainly(counts: Mapping[str, float], rule: str, *, here: bool) -> Ch
         counts.get(ALTERED),
         True,
         f"share of tokens that are no plain samples of the policy{why}; {becomes}; sampling: {{{HOLD}}} in {where} "
-        "makes all of them plain but those under a constraint",
+        "makes all of them plain but those under a constraint by an engine that does not report it",
     )

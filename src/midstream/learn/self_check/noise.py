@@ -244,5 +244,7 @@ def _scored(decoder: Decoder, whole: TokenSequence, further: int = 0) -> np.ndar
     sequence = _end(whole)
     ids = sequence.prompt_ids + sequence.response_ids
     more = tuple(ids[n % len(ids)] for n in range(min(further, decoder.context_length - len(ids))))
-    longer = replace(sequence, response_ids=sequence.response_ids + more)
-    return score(decoder, [longer]).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()
+    longer = [replace(sequence, response_ids=sequence.response_ids + more)]
+    if sequence.constraint is not None:  # which knows nothing of the tokens appended
+        longer = [sequence, TokenSequence(ids, more, sequence.temperature)] if more else [sequence]
+    return score(decoder, longer).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()

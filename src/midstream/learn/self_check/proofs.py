@@ -320,5 +320,6 @@ def weights_add_up(evidence: Evidence) -> Check:
 
 
 def _is_drawn(call: RecordedCall) -> bool:
-    altered = call.request.sampling.alterations() or call.request.constraint is not None
+    whole = call.request.constraint is None or call.completion.over_allowed
+    altered = call.request.sampling.alterations() or not whole
     return call.engine == "policy" and not altered

@@ -31,7 +31,7 @@ def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
     """The size of a pass of `sequences`."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences])
     predicted = {
-        (node, s.temperature)
+        (node, s.distribution)
         for s, path in zip(sequences, tree.paths, strict=True)
         for node in path[len(s.prompt_ids) :]
     }

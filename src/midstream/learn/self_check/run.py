@@ -125,7 +125,7 @@ def _as_training_begins(
     # A few attempts are enough, of every task: the plain model takes its time.
     attempts = [attempt for some in zip_longest(*begun.groups) for attempt in some if attempt is not None]
     steps = [step for attempt in attempts for step in attempt.steps if step.rollout_log_probs][:STEPS]
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    sequences = [TokenSequence.of(step) for step in steps]
     differences: list[np.ndarray] = []
     by_role: dict[str, list[np.ndarray]] = {}
     for step, sequence in zip(steps, sequences, strict=True):
