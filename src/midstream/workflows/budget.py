@@ -11,7 +11,7 @@ from midstream.workflows.operators.declare import OperatorSet
 
 def most_model_calls(workflow: ir.Workflow, operators: OperatorSet, limits: WorkflowLimits) -> int:
     """Model calls in the worst case: the dearer branch, every round of every loop. A loop over a list counts
-    `limits.list_items` rounds, which the runner enforces."""
+    `limits.loop_count` rounds, which the runner enforces."""
 
     def invoke(node: ir.Invoke) -> int:
         instance = workflow.instance(node.instance)
@@ -23,7 +23,7 @@ def most_model_calls(workflow: ir.Workflow, operators: OperatorSet, limits: Work
     def rounds(over: ir.Expression | ir.Times) -> int:
         if isinstance(over, ir.Times):
             return over.count
-        return len(over.items) if isinstance(over, ir.ListOf) else limits.list_items
+        return len(over.items) if isinstance(over, ir.ListOf) else limits.loop_count
 
     def block(body: Sequence[ir.Statement]) -> int:
         total = 0

@@ -18,6 +18,7 @@ from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.operators import OPERATORS
 from midstream.workflows.operators.declare import Operator, OperatorSet, argument_problem
 from midstream.workflows.problems import Code, Problem, WorkflowError, errors
+from midstream.workflows.source import has_lone_surrogate
 from midstream.workflows.value_types import ANY, NUMBER, ValueType, join, list_of
 
 Types = dict[str, ValueType]
@@ -37,9 +38,7 @@ class Checked:
         return self.workflow is not None and not errors(self.problems)
 
 
-def check_text(
-    text: str, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None
-) -> Checked:
+def check_text(text: str, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None) -> Checked:
     """Read a workflow in either form and judge it. Never raises for what the text holds."""
     try:
         workflow = read_workflow(text, operators, limits)
@@ -133,7 +132,7 @@ class _Checker:
             if len(text) > limits.prompt_chars:
                 message = f"prompt '{shown}' has {len(text)} characters; at most {limits.prompt_chars} are allowed"
                 self._problem("size", message)
-            if any("\ud800" <= character <= "\udfff" for character in text + name):
+            if has_lone_surrogate(text + name):
                 self._problem("prompt", f"prompt '{shown!a}' holds a lone surrogate, which is not a character")
         referred = {one.name for one in ir.walk(self.workflow.body) if isinstance(one, ir.Prompt)}
         by_name = {one.name for one in self.workflow.instances} | {one.operator for one in self.workflow.instances}
@@ -157,7 +156,9 @@ class _Checker:
             if not self._statement(one, types):
                 if place + 1 < len(body):
                     following = body[place + 1].line
-                    self._problem("unreachable", "this is never reached", following, "remove it, or what ends before it")
+                    self._problem(
+                        "unreachable", "this is never reached", following, "remove it, or what ends before it"
+                    )
                 return False
         return True
 

@@ -105,7 +105,11 @@ class ExpressionTypes:
         result = function.result(arguments)
         if isinstance(result, str):
             hint = next(
-                (found for one, of in zip(expression.arguments, arguments, strict=True) if (found := _part_hint(one, of))),
+                (
+                    found
+                    for one, of in zip(expression.arguments, arguments, strict=True)
+                    if (found := _part_hint(one, of))
+                ),
                 "",
             )
             self._report("type", f"'{expression.name}' {result}", expression.line, hint)

@@ -126,4 +126,3 @@ FUNCTIONS: dict[str, BuiltIn] = {
     )
 }
 """Every built-in function by name."""
-

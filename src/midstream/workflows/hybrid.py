@@ -34,9 +34,7 @@ def write_hybrid(workflow: ir.Workflow) -> str:
     return json.dumps(data, ensure_ascii=False, indent=2)
 
 
-def read_workflow(
-    text: str, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None
-) -> ir.Workflow:
+def read_workflow(text: str, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None) -> ir.Workflow:
     """Read a workflow in either form. Raises `WorkflowError` with every problem found."""
     limits = limits or WorkflowLimits()
     if len(text) > limits.text_chars:
@@ -109,7 +107,7 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        hint = "escape quotes as \\\" and line breaks as \\n inside of texts"
+        hint = 'escape quotes as \\" and line breaks as \\n inside of texts'
         raise _refused("json", f"not valid JSON: {error.msg}", hint, error.lineno) from None
     except (ValueError, RecursionError) as error:
         raise _refused("json", f"not valid JSON: {error}") from None

@@ -11,12 +11,10 @@ equality.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, get_args
 
 Scalar = str | int | float | bool | None
-
-N = TypeVar("N")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A pure built-in function of `functions.FUNCTIONS`: an operator such as `+` or `and`, or `len`, `strip`, `join`."""
+    """A pure built-in function of `functions.FUNCTIONS`: an operator such as `+`, `and`, `len`, `strip`."""
 
     name: str
     arguments: tuple[Expression, ...]
@@ -281,9 +279,10 @@ def walk(tree: Any) -> Iterator[Any]:
         node = stack.pop()
         if isinstance(node, tuple):
             stack.extend(reversed(node))
-        elif is_dataclass(node):
+        elif (names := _CHILDREN.get(type(node))) is not None:
             yield node
-            stack.extend(getattr(node, part.name) for part in reversed(fields(node)))
+            for name in names:
+                stack.append(getattr(node, name))
 
 
 class _Counter:
@@ -311,3 +310,11 @@ def _numbered(body: tuple[Statement, ...], counter: _Counter) -> tuple[Statement
             one = replace(one, then=_numbered(one.then, counter), otherwise=_numbered(one.otherwise, counter))
         result.append(one)
     return tuple(result)
+
+
+_LEAVES = ("id", "line", "name", "variable", "target", "instance", "key", "index", "count")
+_NODES: tuple[type, ...] = (*get_args(Expression), *get_args(Statement), Times)
+_CHILDREN: Mapping[type, tuple[str, ...]] = {
+    node: tuple(part.name for part in reversed(fields(node)) if part.name not in _LEAVES) for node in _NODES
+}
+"""Fields that may hold other nodes, last first. Arguments of an `Invoke` are pairs of a name and a node."""

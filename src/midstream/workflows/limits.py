@@ -27,9 +27,9 @@ class WorkflowLimits(Config):
     expression_depth: int = Field(default=16, ge=1)
     """Nesting of an expression."""
     loop_count: int = Field(default=10, ge=1)
-    """Rounds of one loop."""
-    list_items: int = Field(default=16, ge=1)
-    """Items of a list that is looped over, or made by a workflow."""
+    """Rounds of one loop; also of one over a list."""
+    list_items: int = Field(default=64, ge=1)
+    """Items of a list that a workflow makes."""
     model_calls: int = Field(default=40, ge=1)
     """Model calls of a run, in the worst case."""
     steps: int = Field(default=2_000, ge=1)

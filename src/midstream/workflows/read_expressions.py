@@ -16,6 +16,7 @@ from midstream.core.errors import nearest
 from midstream.workflows import ir
 from midstream.workflows.functions import FUNCTIONS
 from midstream.workflows.problems import Code, Problem, WorkflowError
+from midstream.workflows.source import has_lone_surrogate
 
 MAX_NUMBER = 1_000_000_000
 INPUTS = ("problem", "entry_point")
@@ -114,9 +115,7 @@ class ExpressionReader:
                 return self._compare(node)
             case ast.IfExp():
                 condition = self._read(node.test)
-                return ir.Conditional(
-                    condition, self._without_hoist(node.body), self._without_hoist(node.orelse), line
-                )
+                return ir.Conditional(condition, self._without_hoist(node.body), self._without_hoist(node.orelse), line)
             case ast.ListComp():
                 return self._collect(node)
             case ast.Call():
@@ -145,7 +144,9 @@ class ExpressionReader:
                 if part.format_spec is not None or part.conversion not in (-1, ord("s")):
                     refuse(node, "an f-string has a format or a conversion", "write {name} alone")
                 read = self._read(part.value)
-                if any(isinstance(one, ir.Constant | ir.Prompt | ir.Template) and _quoted(one) for one in ir.walk(read)):
+                if any(
+                    isinstance(one, ir.Constant | ir.Prompt | ir.Template) and _quoted(one) for one in ir.walk(read)
+                ):
                     refuse(node, "an f-string holds quotes or braces in an expression", "put it in a variable first")
                 parts.append(read)
             else:
@@ -251,7 +252,7 @@ def _prompt(node: ast.Call) -> ir.Prompt:
 def _constant(node: ast.Constant) -> ir.Scalar:
     value = node.value
     if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if has_lone_surrogate(value):
             refuse(node, "text holds a lone surrogate, which is not a character", "remove it")
         return value
     if value is None or isinstance(value, bool):

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from midstream.workflows.problems import Problem, WorkflowError
 
 BRACKET_DEPTH = 40
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LEXEME = re.compile(
     r'"""(?:\\.|[^\\])*?(?:"""|\Z)'
     r"|'''(?:\\.|[^\\])*?(?:'''|\Z)"
@@ -38,7 +39,7 @@ def parse_statements(source: str, most_chars: int) -> Iterator[ast.stmt]:
     for character in ("\0", "\f", "\r"):
         if character in source:
             raise _refused("syntax", f"the code holds the control character {character!r}", "remove it")
-    if any("\ud800" <= character <= "\udfff" for character in source):
+    if has_lone_surrogate(source):
         raise _refused("syntax", "the code holds a lone surrogate, which is not a character", "remove it")
     if repeated := _REPEATED.search(source):
         line = source.count("\n", 0, repeated.start()) + 1
@@ -46,6 +47,11 @@ def parse_statements(source: str, most_chars: int) -> Iterator[ast.stmt]:
     for first_line, text in _split(source):
         for statement in _parsed(text, first_line):
             yield ast.increment_lineno(statement, first_line - 1) if first_line > 1 else statement
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether `text` holds half of a surrogate pair, which no encoding accepts."""
+    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
 def _split(source: str) -> Iterator[tuple[int, str]]:

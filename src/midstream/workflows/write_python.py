@@ -173,8 +173,11 @@ def _function(of: ir.Function, tightness: int, inside_template: bool) -> str:
 
 def _is_none_test(of: ir.Function) -> bool:
     right = of.arguments[-1]
-    return of.name in ("==", "!=") and isinstance(right, ir.Constant) and right.value in (None, True, False) and (
-        right.value is None or isinstance(right.value, bool)
+    return (
+        of.name in ("==", "!=")
+        and isinstance(right, ir.Constant)
+        and right.value in (None, True, False)
+        and (right.value is None or isinstance(right.value, bool))
     )
 
 

@@ -30,9 +30,7 @@ class Tested(TypedDict):
 
 
 @operator(name="CustomCodeGenerate")
-async def custom_code_generate(
-    context: OperatorContext, problem: str, entry_point: str, instruction: str = ""
-) -> str:
+async def custom_code_generate(context: OperatorContext, problem: str, entry_point: str, instruction: str = "") -> str:
     """Writes code that defines the function `entry_point`."""
     asked = f"Define `{entry_point}`. Reply with the whole program in one ```python block." if entry_point else ""
     reply = await context.ask(joined(instruction or context.prompt, problem, asked))

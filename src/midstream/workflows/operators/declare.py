@@ -63,9 +63,7 @@ class Operator:
     @property
     def signature(self) -> str:
         """The call as a prompt shows it: `Review(problem: text, solution: text) -> {review_result: boolean, ...}`."""
-        parts = [
-            f"{one.name}: {one.type}" + ("" if one.required else f" = {one.default!r}") for one in self.parameters
-        ]
+        parts = [f"{one.name}: {one.type}" + ("" if one.required else f" = {one.default!r}") for one in self.parameters]
         fields = ", ".join(f"{name}: {of}" for name, of in self.output.fields)
         return f"{self.name}({', '.join(parts)}) -> {{{fields}}}"
 
@@ -98,9 +96,7 @@ def operator(
     return declare
 
 
-def _declared(
-    function: Callable[..., Awaitable[Any]], name: str, calls: int | str, needs: tuple[str, ...]
-) -> Operator:
+def _declared(function: Callable[..., Awaitable[Any]], name: str, calls: int | str, needs: tuple[str, ...]) -> Operator:
     where = f"operator '{name}'"
     if not OPERATOR_NAME.fullmatch(name):
         raise ConfigError(f"{where}: not a name for an operator", "use letters and digits, starting with a capital")
@@ -110,10 +106,10 @@ def _declared(
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise ConfigError(f"{where}: {error}", "type hints must be importable where it is defined") from None
-    _, *rest = inspect.signature(function).parameters.values() or (None,)
+    rest = list(inspect.signature(function).parameters.values())[1:]
     parameters: list[Parameter] = []
     for one in rest:
-        if one is None or one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) or one.name not in hints:
+        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) or one.name not in hints:
             raise ConfigError(f"{where}: a parameter has no schema", "give named parameters with type hints")
         required = one.default is one.empty
         of = type_of_hint(hints[one.name], f"{where}, parameter '{one.name}'")

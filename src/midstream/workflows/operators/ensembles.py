@@ -38,9 +38,7 @@ async def sc_ensemble(context: OperatorContext, solutions: list[str], problem: s
 
 
 @operator(name="MdEnsemble", calls="vote_count")
-async def md_ensemble(
-    context: OperatorContext, solutions: list[str], problem: str, vote_count: int = 5
-) -> Chosen:
+async def md_ensemble(context: OperatorContext, solutions: list[str], problem: str, vote_count: int = 5) -> Chosen:
     """Asks the model several times which solution is best, each time in another order, and takes the majority."""
     _check(solutions)
     if len(set(map(str.strip, solutions))) == 1:
