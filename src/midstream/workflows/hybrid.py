@@ -25,6 +25,9 @@ __all__ = ["read_hybrid", "read_workflow", "write_code", "write_hybrid", "write_
 KEYS = ("prompts", "graph_code")
 JSON_DEPTH = 8
 _FENCED = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_STARTS = re.compile(r"\{|#|class |import [a-z]|from [\w.]+ import |\"{3}|[A-Za-z_]\w*\s*=[^=]")
+"""How a text starts that holds nothing but a workflow."""
+_OPENING = re.compile(r'\{\s*"(?:prompts|graph_code)"')
 _STRING = re.compile(r'"(?:\\.|[^"\\])*"', re.DOTALL)
 
 
@@ -65,16 +68,16 @@ def read_hybrid(text: str, operators: OperatorSet = OPERATORS, limits: WorkflowL
 def _body(text: str) -> str:
     """The JSON object or the code of a reply: the fenced block that holds it, or what follows its first brace."""
     stripped = text.strip()
-    if stripped.startswith(("{", "class ", "PROMPTS", "import ", "from ", '"""')):
-        return stripped
+    if _STARTS.match(stripped):
+        return _object(stripped, 0) if stripped.startswith("{") else stripped
     blocks = [body.strip() for _, body in _FENCED.findall(text)]
     for mark in ('"graph_code"', "class Workflow"):
         for block in blocks:
             if mark in block:
                 return block
-    key, code = text.find('"graph_code"'), text.find("class Workflow")
-    if key >= 0 and (start := text.find("{")) >= 0 and start < key:
-        return _object(text, start)
+    if (opening := _OPENING.search(text)) is not None:
+        return _object(text, opening.start())
+    code = text.find("class Workflow")
     return text[code:] if code >= 0 else stripped
 
 

@@ -118,9 +118,10 @@ def _expression(of: ir.Expression, tightness: int, inside_template: bool) -> str
 
     match of:
         case ir.Constant():
-            negative = isinstance(of.value, int | float) and not isinstance(of.value, bool) and of.value < 0
             text = _constant(of.value, inside_template)
-            return f"({text})" if negative and tightness >= 6 else text
+            number = isinstance(of.value, int | float) and not isinstance(of.value, bool)
+            # 1.strip and -1[0] would be read differently.
+            return f"({text})" if number and (tightness == _TIGHTEST or (tightness >= 6 and of.value < 0)) else text
         case ir.Input() | ir.Variable():
             return of.name
         case ir.Prompt():
