@@ -143,7 +143,8 @@ def test_an_ir_made_by_a_search_is_judged_by_the_same_rules() -> None:
 
 
 def test_a_variable_that_changes_its_type_in_a_loop_is_unknown_after_it() -> None:
-    body = "x = problem\nfor _ in range(2):\n    y = x + 'a'\n    x = await self.custom(input=problem)\nreturn x['response']"
+    loop = "for _ in range(2):\n    y = x + 'a'\n    x = await self.custom(input=problem)\n"
+    body = f"x = problem\n{loop}return x['response']"
     assert said(body) == []  # the runner checks the value
 
 

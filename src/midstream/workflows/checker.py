@@ -87,6 +87,8 @@ class _Checker:
             line = max((one.line for one in ir.walk(self.workflow.body)), default=0)
             self._problem("no_answer", "the workflow can end without return", line, hint)
         self._unused()
+        if not self.workflow.nodes:
+            self._problem("no_answer", "the workflow calls no operator", 0, "await self.custom(input=problem)")
         if not errors(self.problems):
             most = most_model_calls(self.workflow, self.operators, self.limits)
             if most > self.limits.model_calls:
@@ -143,8 +145,6 @@ class _Checker:
 
     def _sizes(self) -> None:
         count, limits = len(self.workflow.nodes), self.limits
-        if count == 0:
-            self._problem("no_answer", "the workflow calls no operator", 0, "await self.custom(input=problem)")
         if count > limits.nodes:
             self._problem("size", f"{count} operator calls; at most {limits.nodes} are allowed")
 

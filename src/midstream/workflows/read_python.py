@@ -20,6 +20,7 @@ from midstream.workflows.read_expressions import INPUTS, ExpressionReader, is_se
 from midstream.workflows.read_statements import OPERATOR_HINT, StatementReader, attempt, what
 from midstream.workflows.source import parse_statements
 
+_ANNOTATION = (ast.Name, ast.Constant, ast.Subscript, ast.Tuple, ast.BinOp, ast.BitOr, ast.expr_context)
 _HARMLESS_IMPORTS = re.compile(
     r"typing(\..*)?|asyncio|__future__|workspace(\..*)?|scripts(\..*)?|operator|midstream(\..*)?|metagpt(\..*)?"
 )
@@ -110,6 +111,7 @@ class _Reader:
             case ast.FunctionDef(name="__init__"):
                 if node.decorator_list:
                     refuse(node, "decorators are not allowed")
+                _plain_signature(node)
                 for statement in node.body:
                     self.attempt(lambda statement=statement: self._declaration(statement))
             case ast.AsyncFunctionDef(name="__call__") if self._body is None:
@@ -181,6 +183,7 @@ class _Reader:
         arguments = node.args
         if node.decorator_list or arguments.vararg or arguments.kwarg or arguments.posonlyargs:
             refuse(node, "__call__ has plain arguments only", "async def __call__(self, problem: str):", "structure")
+        _plain_signature(node)
         names = [one.arg for one in (*arguments.args, *arguments.kwonlyargs)]
         if names[:2] != ["self", "problem"] or any(name not in INPUTS for name in names[1:]):
             hint = "async def __call__(self, problem: str, entry_point: str = None):"
@@ -188,6 +191,16 @@ class _Reader:
         self._inputs = tuple(names[1:])
         reader = StatementReader(self.operators, self.limits, self._instances, self._inputs, self.problems)
         self._body = reader.body(node)
+
+
+def _plain_signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    """Refuse defaults and annotations that would compute something."""
+    arguments = node.args
+    given = (*arguments.args, *arguments.kwonlyargs)
+    parts = [*arguments.defaults, *arguments.kw_defaults, *(one.annotation for one in given), node.returns]
+    for part in parts:
+        if part is not None and not all(isinstance(one, _ANNOTATION) for one in ast.walk(part)):
+            refuse(part, "an annotation or default computes something", "write problem: str", "structure")
 
 
 def _import(node: ast.Import | ast.ImportFrom) -> None:
