@@ -119,9 +119,9 @@ def _expression(of: ir.Expression, tightness: int, inside_template: bool) -> str
     match of:
         case ir.Constant():
             text = _constant(of.value, inside_template)
-            number = isinstance(of.value, int | float) and not isinstance(of.value, bool)
             # 1.strip and -1[0] would be read differently.
-            return f"({text})" if number and (tightness == _TIGHTEST or (tightness >= 6 and of.value < 0)) else text
+            bare = isinstance(of.value, str | bool | None) or tightness < 6
+            return text if bare or (tightness < _TIGHTEST and not text.startswith("-")) else f"({text})"
         case ir.Input() | ir.Variable():
             return of.name
         case ir.Prompt():

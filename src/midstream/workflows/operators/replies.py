@@ -6,11 +6,11 @@ import ast
 import re
 from collections.abc import Sequence
 
+from midstream.rewards.programs import fenced_programs
 from midstream.workflows.problems import WorkflowError
 from midstream.workflows.source import parse_statements
 
 MAX_CODE_CHARS = 50_000
-_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 _WORD_TRUE = re.compile(r"\b(true|yes|correct|pass(?:ed)?)\b", re.IGNORECASE)
 _WORD_FALSE = re.compile(r"\b(false|no|not|incorrect|wrong|fail(?:ed)?)\b", re.IGNORECASE)
 _LABEL = re.compile(r"(?<![A-Za-z0-9])([A-Z]{1,2}|[a-z])(?![A-Za-z0-9'’])")
@@ -56,10 +56,10 @@ def code_of(text: str, entry_point: str | None = None) -> str | None:
     whole reply when it is valid Python. None without code."""
     if len(text) > MAX_CODE_CHARS:
         return None
-    blocks = [body for language, body in _FENCE.findall(text) if language.lower() in ("", "python", "py", "python3")]
+    blocks = fenced_programs(text)
     if blocks:
         defining = [body for body in blocks if entry_point and entry_point in defined_names(body)]
-        return (defining or blocks)[-1].strip("\n")
+        return (defining or blocks)[-1]
     stripped = text.strip()
     return stripped if stripped and defined_names(stripped) else None
 
