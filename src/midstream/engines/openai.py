@@ -28,11 +28,17 @@ class OpenAIEngine:
     context_length = 1 << 20
 
     def __init__(
-        self, url: str, model: str | None = None, api_key_env: str | None = None, timeout_s: float = 120.0
+        self,
+        url: str,
+        model: str | None = None,
+        api_key_env: str | None = None,
+        timeout_s: float = 120.0,
+        *,
+        api_key: str | None = None,
     ) -> None:
         self.name = url
         self._url, self._model, self._timeout_s = url.rstrip("/"), model, timeout_s
-        key = None
+        key = api_key
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
             if not key:

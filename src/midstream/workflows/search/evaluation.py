@@ -66,7 +66,10 @@ class Evaluation:
     def interval(self, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval of the score over tasks; (0, 1) when nothing was scored."""
         scores = list(self.by_task.values())
-        return tuple(bootstrap_mean(scores, seed, confidence, 2000)) if scores else (0.0, 1.0)
+        if not scores:
+            return 0.0, 1.0
+        low, high = bootstrap_mean(scores, seed, confidence, 2000)
+        return low, high
 
     @property
     def tokens(self) -> int | None:
@@ -102,7 +105,7 @@ class WorkflowEvaluator:
     ) -> None:
         self.runner, self.tasks = runner, tuple(tasks)
         self.repeats, self.batch, self.seed = repeats, batch, seed
-        self.confidence, self.least_tasks, self._grade = confidence, least_tasks, grade
+        self.confidence, self.least_tasks, self.grade = confidence, least_tasks, grade
 
     async def evaluate(
         self,
@@ -143,7 +146,7 @@ class WorkflowEvaluator:
         run = await self.runner.run(workflow, WorkflowInput.of(task), seed=seed)
         score: float | None = 0.0
         if run.status is RunStatus.COMPLETED and run.answer is not None:
-            score = await self._grade(run.answer, task)
+            score = await self.grade(run.answer, task)
         elif run.cause == "infrastructure":
             score = None
         if on_run is not None:
