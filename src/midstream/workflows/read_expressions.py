@@ -220,8 +220,7 @@ class ExpressionReader:
             if isinstance(key, ast.Constant) and isinstance(key.value, str):
                 return ir.Field(self._read(function.value), key.value, line)
         if function.attr not in _METHODS:
-            hint = f"methods are {', '.join(_METHODS)}; {nearest(function.attr, _METHODS)}"
-            refuse(node, f".{function.attr}() is not allowed", hint)
+            refuse(node, f".{function.attr}() is not allowed", nearest(function.attr, _METHODS))
         return self._function(node, function.attr, [function.value, *node.args])
 
     def _function(self, node: ast.Call, name: str, arguments: list[ast.expr]) -> ir.Expression:
