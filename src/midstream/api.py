@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.agents.registry import offer
 from midstream.core.blocking import run_blocking
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+offer("workflow_writer", "midstream.workflows.flow")
 
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""

@@ -62,7 +62,7 @@ async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = No
     if not tests or len(program) > MAX_CHARS:
         return [False] * len(tests)
     passed: list[bool] = []
-    async with (sandbox or await _shared_sandbox()).session() as session:
+    async with (sandbox or await shared_sandbox()).session() as session:
         loaded = (await session.run(program)).ok
         for test in tests:
             if not loaded:
@@ -79,7 +79,7 @@ async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = No
 _SANDBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Sandbox]] = weakref.WeakKeyDictionary()
 
 
-async def _shared_sandbox() -> Sandbox:
+async def shared_sandbox() -> Sandbox:
     """One sandbox an event loop. It keeps no process ready, so there is nothing to close."""
     loop = asyncio.get_running_loop()
     if loop not in _SANDBOXES:
