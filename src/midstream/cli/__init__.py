@@ -30,6 +30,8 @@ COMMANDS = {
     "models": "models",
     "sandbox": "sandbox",
     "workflow": "workflow",
+    "infer": "infer",
+    "devices": "devices",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",

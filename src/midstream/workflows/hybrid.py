@@ -45,6 +45,8 @@ def read_workflow(text: str, operators: OperatorSet = OPERATORS, limits: Workflo
     body = _body(text)
     if body.startswith("{"):
         return read_hybrid(body, operators, limits)
+    if "class Workflow" not in body:
+        raise _refused("structure", "there is no class Workflow", "write class Workflow: ..., or the JSON form with it")
     return read_python(body, operators, limits)
 
 
