@@ -212,7 +212,7 @@ class _Checker:
         for name, value in node.arguments:
             of = self._typed(value, types)
             if problem := argument_problem(operator, name, of):
-                hint = _field_hint(value, of, operator, name) or operator.signature
+                hint = _field_hint(value, of, operator, name)
                 code = "wrong_argument" if operator.parameter(name) is None else "type"
                 self._problem(code, problem, node.line, hint)
             elif name == operator.calls and not isinstance(value, ir.Constant):
