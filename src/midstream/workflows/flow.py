@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from midstream.agents.base import AgentFlowBase
 from midstream.agents.registry import register
@@ -24,6 +24,7 @@ from midstream.record.recorder import Call
 from midstream.rewards.answers import after_thinking
 from midstream.rewards.programs import shared_sandbox
 from midstream.workflows.checker import Checked, check_text
+from midstream.workflows.grammar import rules_of, workflow_constraint
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.model import ModelReply
 from midstream.workflows.operators import AFLOW_SETS, OPERATORS
@@ -54,6 +55,9 @@ class WorkflowWriterSettings(Config):
     """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all."""
     repairs: int = Field(default=0, ge=0)
     """How often a reply that the checker refuses is sent back with the checker's messages."""
+    constrained: bool = False
+    """Sample replies under a grammar whose every sentence is a valid workflow (`workflows/grammar.py`), so that also an
+    untrained policy writes workflows that run. It covers a part of what the checker accepts."""
     guide: str = WRITER_GUIDE
     """What the policy is asked for, before the list of operators."""
     example: str = EXAMPLE
@@ -75,6 +79,12 @@ class WorkflowWriterSettings(Config):
             if name not in known:
                 raise ValueError(f"no '{name}'; {nearest(name, known)}")
         return operators
+
+    @model_validator(mode="after")
+    def _has_a_grammar(self) -> WorkflowWriterSettings:
+        if self.constrained:
+            rules_of(self.operator_set)
+        return self
 
     @property
     def operator_set(self) -> OperatorSet:
@@ -123,9 +133,10 @@ class WorkflowWriterFlow(AgentFlowBase):
             {"role": "system", "content": guide},
             {"role": "user", "content": f"Problem:\n{self.task.question}"},
         ]
+        constraint = workflow_constraint(operators) if self.config.constrained else None
         while True:
             self.turns += 1
-            step = await self.chat(messages, sampling_params=sampling)
+            step = await self.chat(messages, sampling_params=sampling, response_format=constraint)
             self._text = after_thinking(step.text)
             checked = check_text(self._text, operators, self.config.limits)
             if checked.ok or self.turns > self.config.repairs:
