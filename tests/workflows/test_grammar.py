@@ -57,6 +57,7 @@ def test_an_untrained_policy_writes_a_valid_workflow_under_the_grammar(make_poli
         return await worker.run(Attempt(task=task, uid="u", prompt_uid="p", seed=3))
 
     ran = asyncio.run(attempt())
-    assert ran.metadata["workflow"]["valid"], (ran.error, ran.steps[0].text, ran.metadata)
+    assert ran.error == ""
+    assert ran.metadata["workflow"]["valid"], (ran.steps[0].text, ran.metadata)
     assert ran.steps[0].trainable and ran.answer is not None
     assert workflow_constraint(OPERATORS.only(["Custom"])).kind == "lark"

@@ -1,19 +1,18 @@
 """A grammar whose every sentence is a valid workflow in the hybrid form, for constrained decoding.
 
-It covers a part of what the checker accepts: a text `x` that operators rewrite, a list `xs` of earlier texts, one bounded
-loop, and branches on a review. Variables always have a value and a type, and the worst case stays within the default
-limits, so a policy that samples under it only chooses among workflows that run.
+It covers a part of what the checker accepts: a text `x` that operators rewrite, a list `xs` of earlier texts, one
+bounded loop, and branches on a review. Variables always have a value and a type, and the worst case stays within the
+default limits, so a policy that samples under it only chooses among workflows that run.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 from midstream.engines.base import Constraint
-from midstream.workflows.operators.declare import OperatorSet
 
 PROMPT_NAMES = ("FIRST", "SECOND")
 MOST_PROMPT_CHARS = 120
@@ -39,8 +38,8 @@ Rules = dict[str, list[list[str]]]
 """Alternatives by rule: sequences of `<rule>` and of literal text; `PROMPT` is a prompt's text."""
 
 
-def rules_of(operators: OperatorSet) -> Rules:
-    """The grammar for these operators; `Custom`, `AnswerGenerate` or `Programmer` must be among them. Raises
+def rules_of(operators: Collection[str]) -> Rules:
+    """The grammar for operators of these names; `Custom`, `AnswerGenerate` or `Programmer` must be among them. Raises
     `ValueError` otherwise."""
     offered = [name for name in _CALLS if name in operators]
     first = [_parts(text) for name in _FIRST if name in offered for text in _CALLS[name]]
@@ -80,7 +79,7 @@ def rules_of(operators: OperatorSet) -> Rules:
 
 
 @cache
-def _constraint(names: tuple[str, ...], operators: OperatorSet) -> Constraint:
+def _constraint(operators: tuple[str, ...]) -> Constraint:
     lines: list[str] = []
     for name, alternatives in rules_of(operators).items():
         written = [" ".join(map(_symbol, one)) if one else '""' for one in alternatives]
@@ -89,12 +88,12 @@ def _constraint(names: tuple[str, ...], operators: OperatorSet) -> Constraint:
     return Constraint(kind="lark", grammar="\n".join(lines) + "\n")
 
 
-def workflow_constraint(operators: OperatorSet) -> Constraint:
+def workflow_constraint(operators: Collection[str]) -> Constraint:
     """The grammar as a constraint of a reply (llguidance's dialect of Lark)."""
-    return _constraint(tuple(operators), operators)
+    return _constraint(tuple(operators))
 
 
-def random_sentence(operators: OperatorSet, rng: random.Random) -> str:
+def random_sentence(operators: Collection[str], rng: random.Random) -> str:
     """A workflow drawn from the grammar, each alternative with equal probability."""
     rules = rules_of(operators)
 
