@@ -2,8 +2,8 @@
 
     python benchmarks/workflows/checking.py
 
-CPU milliseconds of this process (not wall time, so that other programs disturb little): the median of repeated checks of
-each baseline in the hybrid form and of the longest text that is refused by size, then of 64 runs at once of each
+CPU milliseconds of this process (not wall time, so that other programs disturb little): the median of repeated checks
+of each baseline in the hybrid form and of the longest text that is refused by size, then of 64 runs at once of each
 baseline with a model that answers at once, for each node.
 """
 

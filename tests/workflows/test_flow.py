@@ -20,11 +20,11 @@ from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
 from midstream.learn.algorithms import FlowGRPO
-from midstream.learn.batch import make_batch
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.learner import Learner
-from midstream.learn.log_probs import score
-from midstream.learn.weights import Weights
+from midstream.learn.data.batch import make_batch
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.log_probs import score
+from midstream.learn.model.weights import Weights
 from midstream.record.recorder import RoleEngine
 from midstream.rewards import RewardConfig, RewardFunction
 from midstream.rollouts import AgentFlowWorker, Attempt

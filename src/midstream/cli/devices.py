@@ -65,7 +65,8 @@ def find_devices() -> list[Device]:
     devices: list[Device] = []
     for uuid, index, name, used, total, percent in (row for row in rows if len(row) == 6):
         numbers = [int(text) if text.isdigit() else 0 for text in (index, used, total, percent)]
-        devices.append(Device(numbers[0], name, *numbers[1:], tuple(by_gpu.get(uuid, ()))))
+        place, used_mb, total_mb, load = numbers
+        devices.append(Device(place, name, used_mb, total_mb, load, tuple(by_gpu.get(uuid, ()))))
     return devices
 
 
