@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,9 +139,8 @@ def _masks(decoder: Decoder, sequence: TokenSequence, rows: list[int], known: in
 def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
     """Compute log-probabilities and entropies of all response tokens, computing each shared prefix once."""
     states = run(decoder, sequences, adapter=adapter)
-    log_probs, entropy = token_log_probs(
-        states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures, allowed=states.allowed
-    )
+    compute = partial(token_log_probs, targets=states.targets, temperatures=states.temperatures, allowed=states.allowed)
+    log_probs, entropy = decoder.lm_head(states.hidden, decoder.version, compute)
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 
@@ -148,7 +148,7 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
 def next_token_log_probs(decoder: Decoder, prefixes: Sequence[Sequence[int]], *, adapter: bool = True) -> Tensor:
     """Return the log-probability of every token that could follow each of `prefixes`, [prefixes, vocab] in fp32."""
     states = run(decoder, [TokenSequence(tuple(prefix), (0,)) for prefix in prefixes], adapter=adapter)
-    return states.by_token(_log_softmax(states.hidden, decoder.head, decoder.rows, None))
+    return states.by_token(_log_softmax(states.hidden, decoder.head, decoder.rows, None, None))
 
 
 def token_log_probs(
