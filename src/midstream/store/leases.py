@@ -7,6 +7,7 @@ second.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -46,41 +47,61 @@ class Leases:
         self._database = database
         database.require(SCHEMA)
 
-    def acquire(self, resource: str, owner: str, lease_s: float) -> Lease | None:
-        """Hold `resource` for `lease_s` seconds; None when another owner holds it. Its own owner renews it."""
-        return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s))
+    def acquire(
+        self, resource: str, owner: str, lease_s: float, is_dead: Callable[[str], bool] = lambda owner: False
+    ) -> Lease | None:
+        """Hold `resource` for `lease_s` seconds; None when another owner holds it. Its own owner renews it. The lease
+        of an owner of whom `is_dead` holds counts as expired."""
+        return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s, is_dead))
 
     def renew(self, lease: Lease, lease_s: float) -> Lease:
         """Extend the lease to `lease_s` seconds from now. Raises `LeaseLost` when another owner holds the resource."""
-
-        def renew(connection: sa.Connection) -> Lease:
-            check(connection, lease)
-            until = clock.time() + lease_s
-            connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
-            return Lease(lease.resource, lease.owner, lease.fence, until)
-
-        return self._database.change(renew)
+        return self._database.change(lambda connection: renew(connection, lease, lease_s))
 
     def release(self, lease: Lease) -> None:
         """Release the lease; does nothing when another owner holds the resource."""
-        mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
-        freed = _table.update().where(*mine).values(owner=None, until=0.0)
-        self._database.change(lambda connection: connection.execute(freed))
+        self._database.change(lambda connection: release(connection, lease))
 
 
-def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float) -> Lease | None:
+def acquire(
+    connection: sa.Connection,
+    resource: str,
+    owner: str,
+    lease_s: float,
+    is_dead: Callable[[str], bool] = lambda owner: False,
+) -> Lease | None:
     """`Leases.acquire` inside the caller's transaction."""
     now = clock.time()
     empty = {"resource": resource, "owner": None, "fence": 0, "until": 0.0}
     connection.execute(INSERT[connection.dialect.name](_table).on_conflict_do_nothing(), [empty])
     held = connection.execute(_table.select().where(_table.c.resource == resource).with_for_update()).one()
-    if held.owner not in (None, owner) and held.until > now:
+    if held.owner not in (None, owner) and held.until > now and not is_dead(held.owner):
         return None
     same = held.owner == owner and held.until > now
     lease = Lease(resource, owner, held.fence if same else held.fence + 1, now + lease_s)
     values = {"owner": owner, "fence": lease.fence, "until": lease.until}
     connection.execute(_table.update().where(_table.c.resource == resource).values(values))
     return lease
+
+
+def renew(connection: sa.Connection, lease: Lease, lease_s: float) -> Lease:
+    """`Leases.renew` inside the caller's transaction."""
+    check(connection, lease)
+    until = clock.time() + lease_s
+    connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
+    return Lease(lease.resource, lease.owner, lease.fence, until)
+
+
+def release(connection: sa.Connection, lease: Lease) -> None:
+    """`Leases.release` inside the caller's transaction."""
+    mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
+    connection.execute(_table.update().where(*mine).values(owner=None, until=0.0))
+
+
+def held_by(connection: sa.Connection, resource: str) -> str | None:
+    """The owner that holds `resource`; None when its lease is free or ran out."""
+    query = sa.select(_table.c.owner).where(_table.c.resource == resource, _table.c.until > clock.time())
+    return connection.scalar(query)
 
 
 def check(connection: sa.Connection, lease: Lease) -> None:
