@@ -131,10 +131,10 @@ class Graph:
     def __init__(self, compiled: Compiled, rows: dict[str, NodeRow], now: float = 0.0) -> None:
         self._saved = rows
         self.now = now
-        self.changes: list[tuple[str, dict[str, Any]]] = []
-        """Paths and changed fields that were not written yet."""
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        """Kind, path and changed fields of everything that was not written yet, in order."""
         self.touched: dict[str, NodeRow] = {}
-        """The rows of those paths."""
+        """Changed rows of nodes, by path."""
         self.todo: deque[tuple[Todo, Instance]] = deque()
         self._successes = max((row.finished for row in rows.values()), default=0)
         root = Node.model_construct(id="", plan=compiled.plan, on_failure="fail")
@@ -158,7 +158,7 @@ class Graph:
                     values["finished"] = self._successes
         for name, value in values.items():
             setattr(one.row, name, value)
-        self.changes.append((one.path, values))
+        self.events.append(("node", one.path, values))
         self.touched[one.path] = one.row
 
     # Structure

@@ -35,12 +35,10 @@ class Ledger:
         self._clear()
 
     def _clear(self) -> None:
-        self._run_changes: dict[str, Any] = {}
-        self._events: list[tuple[str, str, dict[str, Any]]] = []
         self._step_rows: dict[tuple[str, str, str], StepRow] = {}
         self._blobs: dict[str, bytes] = {}
         self._consumed: list[int] = []
-        self._graph.changes, self._graph.touched = [], {}
+        self._graph.events, self._graph.touched = [], {}
 
     def change_run(self, status: RunStatus | None = None, **values: Any) -> None:
         """Change fields of the run; its status only along a legal transition."""
@@ -50,7 +48,7 @@ class Ledger:
             values["ended_at"] = clock.time() if status in ENDED else None
         for name, value in values.items():
             setattr(self.row, name, value)
-        self._run_changes.update(values)
+        self._graph.events.append(("run", "", values))
 
     def change_step(self, row: StepRow, **values: Any) -> None:
         """Change a step, question or timer, or add it."""
@@ -60,12 +58,12 @@ class Ledger:
             setattr(row, name, value)
         known[(row.scope, row.key)] = row
         place = {"scope": row.scope, "key": row.key}
-        self._events.append(("step", row.path, {**(changed(row) if new else values), **place}))
+        self._graph.events.append(("step", row.path, {**(changed(row) if new else values), **place}))
         self._step_rows[row.place] = row
 
     def note(self, kind: str, path: str, **data: Any) -> None:
         """Add an event that changes nothing."""
-        self._events.append((kind, path, data))
+        self._graph.events.append((kind, path, data))
 
     def encode(self, value: Any, where: str) -> str:
         """Payload of `value`; its body is written with the next transaction."""
@@ -87,15 +85,12 @@ class Ledger:
     def commit(self) -> asyncio.Future[None] | None:
         """Submit all changes as one transaction; returns the newest transaction, or None before the first."""
         graph = self._graph
-        if not (graph.changes or self._events or self._run_changes or self._consumed):
+        if not (graph.events or self._consumed):
             return self._last
         now = clock.time()
-        entries = [("node", path, values) for path, values in graph.changes] + self._events
-        if self._run_changes:
-            entries.append(("run", "", self._run_changes))
         first = self.row.seq + 1
-        self.row.seq += len(entries)
-        events = [Event(first + at, now, *entry) for at, entry in enumerate(entries)]
+        self.row.seq += len(graph.events)
+        events = [Event(first + at, now, *entry) for at, entry in enumerate(graph.events)]
         rows = Write(self.row, self.lease, events, graph.touched, self._step_rows, self._blobs, self._consumed)
         self._last = self._journal.write(rows)
         self._last.add_done_callback(self._written)
