@@ -74,18 +74,17 @@ def serve(path: Path) -> int:
 
 
 class Service:
-    """A connection to the service."""
+    """A connection to the service, made when it is first used: each process has its own."""
 
     def __init__(self, path: Path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(str(path))
-        self._file = self._socket.makefile("rwb")
+        self._path, self._pid = path, 0
 
     def ask(self, op: str, **request: Any) -> dict[str, Any]:
+        if self._pid != os.getpid():
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.connect(str(self._path))
+            self._file = self._socket.makefile("rwb")
+            self._pid = os.getpid()
         self._file.write(json.dumps({"op": op, **request}).encode() + b"\n")
         self._file.flush()
         return json.loads(self._file.readline())
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()

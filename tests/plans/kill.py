@@ -30,13 +30,10 @@ import sqlalchemy as sa
 from tests.plans.effects import Service, serve
 from tests.plans.random_plans import handlers, random_plan
 
-from midstream.core.errors import UserError
-from midstream.plans import AgentExecutor, RunStatus
+from midstream.plans import AgentExecutor, Handlers, RunStatus
 from midstream.plans import journal as journal_module
-from midstream.plans.checks import compile_plan
 from midstream.plans.history import history, state_at
 from midstream.plans.journal import load
-from midstream.plans.plan import load_plan
 from midstream.plans.states import NODE_TRANSITIONS, NodeState
 from midstream.store import writer as writer_module
 
@@ -77,14 +74,14 @@ class Killer:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work: Any) -> dict[str, Any]:
-    """Run `work(report)` in a forked process; returns the last thing it reported. Raises when it failed itself."""
+def in_child(*arguments: Any) -> dict[str, Any]:
+    """`execute` in a forked process; returns the last thing it reported. Raises when it failed itself."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)
         code = 1
         try:
-            work(writing)
+            execute(*arguments, writing)
             code = 0
         except BaseException:
             import traceback
@@ -102,13 +99,23 @@ def in_child(work: Any) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
-def execute(database: str, socket: Path, plan: Any, uid: str, kill_at: int | None, after: bool, report: int) -> None:
+class Setting:
+    """What all runs of a fuzz share; made before processes are forked."""
+
+    def __init__(self, socket: Path) -> None:
+        self.service = Service(socket)
+        self.handlers = Handlers(handlers(self.service))
+
+
+def execute(
+    setting: Setting, database: str, plan: Any, uid: str, kill_at: int | None, after: bool, report: int
+) -> None:
     """Run a plan to its end, answering every question, and report how it ended."""
     killer = Killer(kill_at, after, report)
-    service = Service(socket)
+    service = setting.service
 
     async def main() -> dict[str, Any]:
-        async with AgentExecutor(database, handlers(service), grace_s=0.1) as executor:
+        async with AgentExecutor(database, setting.handlers, grace_s=0.1) as executor:
             result = await asyncio.wait_for(executor.run(plan, uid=uid), TRACE_S)
             while result.status is RunStatus.WAITING:
                 for question in result.questions:
@@ -184,13 +191,14 @@ def fuzz(points: int, seed: int, database: str | None, folder: Path, twice: floa
     killed = plans = 0
     socket = folder / "effects"
     service_pid = serve(socket)
+    setting = Setting(socket)
     try:
         while killed < points and len(failures) < 5:
             plan_seed = draw.randrange(1 << 30)
             plan = random_plan(random.Random(plan_seed))
             where = database or str(folder / f"{plans}.db")
             plans += 1
-            expected = in_child(lambda report: execute(where, socket, plan, f"p{plan_seed}", None, False, report))
+            expected = in_child(setting, where, plan, f"p{plan_seed}", None, False)
             if expected["problems"]:
                 failures.append({"seed": plan_seed, "undisturbed": expected})
                 continue
@@ -201,15 +209,15 @@ def fuzz(points: int, seed: int, database: str | None, folder: Path, twice: floa
                     break
                 uid = f"p{plan_seed}-{at}-{after:d}"
                 again = draw.randint(1, 6) if draw.random() < twice else None
-                told = in_child(lambda report: execute(where, socket, plan, uid, at, after, report))
+                told = in_child(setting, where, plan, uid, at, after)
                 if "killed" in told:
                     killed += 1
                     kinds[f"{'after' if after else 'before'} {'+'.join(told['killed'])}"] += 1
-                    told = in_child(lambda report: execute(where, socket, plan, uid, again, after, report))
+                    told = in_child(setting, where, plan, uid, again, after)
                 while "killed" in told:
                     killed += 1
                     kinds[f"again {'+'.join(told['killed'])}"] += 1
-                    told = in_child(lambda report: execute(where, socket, plan, uid, None, False, report))
+                    told = in_child(setting, where, plan, uid, None, False)
                 same = (told["status"], told["output"]) == (expected["status"], expected["output"])
                 if told["problems"] or not same:
                     failures.append({"seed": plan_seed, "at": at, "after": after, "got": told, "expected": expected})
@@ -233,8 +241,6 @@ def main() -> None:
     print(json.dumps(summary, indent=1))
     sys.exit(bool(summary["failures"]) or summary["killed"] < arguments.points)
 
-
-_ = (UserError, compile_plan, load_plan)
 
 if __name__ == "__main__":
     main()

@@ -29,6 +29,7 @@ COMMANDS = {
     "store": "store",
     "models": "models",
     "sandbox": "sandbox",
+    "plan": "plan",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",

@@ -19,7 +19,8 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -67,18 +68,27 @@ class Handler:
     required: frozenset[str]
     returns: TypeAdapter[Any] | None
     """Type of the result; None when the function declares none."""
-    fingerprint: str
-    """Hash of the source without comments and layout; empty when there is no source."""
-    parameter_schemas: Mapping[str, dict[str, Any]] = field(repr=False)
-    output_schema: dict[str, Any] | None = field(repr=False)
+    takes_context: bool
+    """Whether it has the parameter `ctx`."""
 
-    @property
+    @cached_property
     def full_name(self) -> str:
         return f"{self.name}@{self.version}"
 
-    @property
-    def takes_context(self) -> bool:
-        return CONTEXT in inspect.signature(self.function).parameters
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the source without comments and layout; empty when there is no source."""
+        return _fingerprint(self.function)
+
+    @cached_property
+    def parameter_schemas(self) -> dict[str, dict[str, Any]]:
+        """JSON schemas of the parameters."""
+        return {name: _schema(adapter, "validation") or {} for name, adapter in self.parameters.items()}
+
+    @cached_property
+    def output_schema(self) -> dict[str, Any] | None:
+        """JSON schema of the result; None when it is not declared."""
+        return None if self.returns is None else _schema(self.returns, "serialization")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -174,9 +184,7 @@ def make_handler(
         parameters,
         frozenset(required),
         returns,
-        _fingerprint(function),
-        {key: _schema(adapter, "validation") or {} for key, adapter in parameters.items()},
-        None if returns is None else _schema(returns, "serialization"),
+        CONTEXT in inspect.signature(function).parameters,
     )
 
 
