@@ -9,6 +9,7 @@ import os
 import socket
 import socketserver
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ def serve(path: Path) -> int:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            with suppress(ConnectionResetError):  # the process was killed
+                self.answer()
+
+        def answer(self) -> None:
             for line in self.rfile:
                 self.wfile.write(json.dumps(state.carry_out(json.loads(line))).encode() + b"\n")
 

@@ -66,22 +66,22 @@ class Killer:
             if before < (killer.kill_at or 0) <= killer.count:
                 killer.kill()
 
-        journal_module._Batch.flush = watched_flush  # pyright: ignore[reportPrivateUsage]
-        writer_module.Writer._commit = watched_commit  # pyright: ignore[reportPrivateUsage]
+        setattr(journal_module._Batch, "flush", watched_flush)  # noqa: B010  # pyright: ignore[reportPrivateUsage]
+        setattr(writer_module.Writer, "_commit", watched_commit)  # noqa: B010
 
     def kill(self) -> None:
         os.write(self.report, json.dumps({"killed": self.states}).encode() + b"\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(*arguments: Any) -> dict[str, Any]:
+def in_child(setting: Setting, database: str, plan: Any, uid: str, kill_at: int | None, after: bool) -> dict[str, Any]:
     """`execute` in a forked process; returns the last thing it reported. Raises when it failed itself."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
         os.close(reading)
         code = 1
         try:
-            execute(*arguments, writing)
+            execute(setting, database, plan, uid, kill_at, after, writing)
             code = 0
         except BaseException:
             import traceback

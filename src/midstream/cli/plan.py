@@ -98,7 +98,8 @@ def status_command(store: str, run: str | None) -> None:
             table.add_row(path, str(row.state), row.handler, str(row.starts), _why(row))
     console().print(table)
     for question in view.questions:
-        click.echo(visible(f"question {question.id} of {question.path}: {question.prompt} {json.dumps(question.schema)}"))
+        schema = json.dumps(question.schema)
+        click.echo(visible(f"question {question.id} of {question.path}: {question.prompt} {schema}"))
 
 
 @command.command(name="answer")

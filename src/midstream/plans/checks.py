@@ -138,9 +138,7 @@ def _compile(
             where = f"node '{prefix}{node.id}'"
             problems.extend(f"{where}: {problem}" for problem in _calls(node, nodes, handlers))
         if plan.replan is not None:
-            problems.extend(
-                f"replan: {problem}" for problem in _call(plan.replan, {}, handlers, FILLED_IN_REPLAN, {}, "replan")
-            )
+            problems.extend(f"replan: {problem}" for problem in _call(plan.replan, {}, handlers, FILLED_IN_REPLAN, {}))
     dependents: dict[str, list[str]] = {name: [] for name in nodes}
     for name, needed in dependencies.items():
         for one in needed:
@@ -200,12 +198,12 @@ def _structure(node: Node, plan: Plan, nodes: Mapping[str, Node]) -> Iterator[st
 
 def _calls(node: Node, nodes: Mapping[str, Node], handlers: Handlers) -> Iterator[str]:
     if node.handler is not None:
-        yield from _call(node, node.args, handlers, frozenset(), nodes, node.handler)
+        yield from _call(node, node.args, handlers, frozenset(), nodes)
     for one in node.fallback:
         args = node.args if one.args is None else one.args
-        yield from (f"fallback: {problem}" for problem in _call(one, args, handlers, frozenset(), nodes, one.handler))
+        yield from (f"fallback: {problem}" for problem in _call(one, args, handlers, frozenset(), nodes))
     if (undo := node.compensate) is not None:
-        found = _call(undo, undo.args, handlers, FILLED_IN_UNDO, {}, undo.handler)
+        found = _call(undo, undo.args, handlers, FILLED_IN_UNDO, {})
         yield from (f"compensate: {problem}" for problem in found)
         allowed = {"args", "output", "error", "input"}
         yield from (
@@ -221,12 +219,12 @@ def _call(
     handlers: Handlers,
     filled: frozenset[str],
     nodes: Mapping[str, Node],
-    label: str,
 ) -> Iterator[str]:
     """What is wrong with one call of a handler. `filled` are parameters that the executor fills in."""
-    found = handlers.get(call.handler)
+    called = str(call.handler)
+    found = handlers.get(called)
     if found is None:
-        yield f"unknown handler '{call.handler}'; {handlers.hint(call.handler)}"
+        yield f"unknown handler '{called}'; {handlers.hint(called)}"
         return
     for name in args.keys() - found.parameters.keys():
         yield f"'{found.full_name}' has no parameter '{name}'; it has: {', '.join(found.parameters) or 'none'}"

@@ -59,9 +59,8 @@ class AgentExecutor:
         grace_s: float = 10.0,
         seed: int | None = None,
     ) -> None:
-        self._owned = None if isinstance(database, Database) else Database(database, "normal")
-        self.database = database if isinstance(database, Database) else self._owned
-        assert self.database is not None
+        self._owns_database = not isinstance(database, Database)
+        self.database = database if isinstance(database, Database) else Database(database, "normal")
         self.handlers = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
         journal = Journal(self.database)
         self._threads = ThreadPoolExecutor(max_concurrency, "midstream-plans")
@@ -275,7 +274,6 @@ class AgentExecutor:
         return lease
 
     async def _release(self, lease: Lease) -> None:
-        assert self.database is not None
         await self.database.submit(lambda transaction: leases.release(transaction.connection, lease))
 
     def _keep(self) -> None:
@@ -296,7 +294,6 @@ class AgentExecutor:
                 await asyncio.gather(*(self._renew(runner) for runner in held.values()))
 
     async def _renew(self, runner: Runner) -> None:
-        assert self.database is not None
         try:
             await self.database.submit(
                 lambda transaction: leases.renew(transaction.connection, runner.ledger.lease, self._lease_s)
@@ -305,7 +302,6 @@ class AgentExecutor:
             runner.stop(error)
 
     async def _change(self, change: Any) -> Any:
-        assert self.database is not None
         return await self.database.submit(lambda transaction: change(transaction.connection))
 
     # Closing
@@ -317,8 +313,8 @@ class AgentExecutor:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._owned is not None:
-            await asyncio.to_thread(self._owned.close)
+        if self._owns_database:
+            await asyncio.to_thread(self.database.close)
 
     async def __aenter__(self) -> Self:
         return self

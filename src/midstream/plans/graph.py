@@ -1,128 +1,24 @@
-"""The graph of one run in memory: instances of nodes, their states, and what each change releases.
+"""The graph of one run in memory: the states of its instances, and what each change releases.
 
-Everything here is synchronous and touches no database: each change of state is checked and collected in `changes`,
-and whoever drives the graph writes them in one transaction. Work that needs payloads (conditions, lists, outputs) is
-left in `todo`.
-
-An instance is one execution place of a node: the node itself, an element of its map (`each[3]`), a round of its loop
-(`refine#2`), or a node of a sub-plan (`book/pay`). The run is the instance with the empty path.
+Everything here is synchronous and touches no database: each change of state is checked and collected in `events`, and
+whoever drives the graph writes them in one transaction. Work that needs payloads (conditions, lists, outputs) is left
+in `todo`.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from midstream.plans.checks import Compiled
+from midstream.plans.instances import RESOLVE, Frame, Instance, Shape, Todo
 from midstream.plans.plan import Node
 from midstream.plans.rows import NodeRow
 from midstream.plans.states import IDLE, SETTLED, NodeState, Phase, check_node
 
 S = NodeState
-RESOLVE = "runs again under the same key to learn whether its effect happened"
-"""Reason of a node that must run to its end although its scope failed: what it did may have to be undone."""
-
-
 _NEVER = 1 << 62
-PLANNER = "@replan"
-"""Begins the paths of calls that write new plans."""
-
-
-class Kind(StrEnum):
-    """How an instance executes."""
-
-    CALL = "call"
-    PLAN = "plan"
-    MAP = "map"
-    LOOP = "loop"
-
-
-class Todo(StrEnum):
-    """What the driver has to do next about an instance."""
-
-    CONSIDER = "consider"
-    """It is ready: evaluate its condition, then queue it."""
-    FINISH = "finish"
-    """All its children settled: compute its output."""
-    ROUND = "round"
-    """A round ended: evaluate `until`, then start another or finish."""
-    ESCALATE = "escalate"
-    """A node of the outermost plan failed for good."""
-    UNDO = "undo"
-    """Its scope is quiet: compensate."""
-    REVISE = "revise"
-    """A new plan was written, or could not be."""
-
-
-@dataclass(eq=False, slots=True)
-class Instance:
-    """One execution place. `level` counts from the node itself inwards: its map, its loop, its body."""
-
-    path: str
-    node: Node
-    row: NodeRow
-    parent: Instance | None
-    siblings: Frame | None
-    """The plan whose nodes its references name; None for the run itself."""
-    level: int = 0
-    children: list[Instance] = field(default_factory=list["Instance"])
-    frame: Frame | None = None
-    """Of an open sub-plan."""
-    index: int = 0
-    """Position in a map, or number of a round."""
-    item: str = ""
-    """JSON text of its element."""
-    settled: int = 0
-    """Of its dependencies, how many settled; of a map's children likewise."""
-    succeeded: int = 0
-    items: list[str] = field(default_factory=list[str])
-    """Of a map: JSON texts of all elements."""
-    opened: int = 0
-    """Of a map: elements released so far."""
-    undo: list[Instance] = field(default_factory=list["Instance"])
-    """Of a scope that is undone: what is left to compensate, the next one last."""
-
-    @property
-    def layers(self) -> list[Kind]:
-        body = Kind.PLAN if self.node.plan is not None and not self.row.choice else Kind.CALL
-        outer = [Kind.MAP] if self.node.map else []
-        return [*outer, *([Kind.LOOP] if self.node.loop else []), body]
-
-    @property
-    def kind(self) -> Kind:
-        return self.layers[self.level]
-
-    @property
-    def is_body(self) -> bool:
-        """Whether it calls a handler or holds a sub-plan, rather than repeating one."""
-        return self.level == bool(self.node.map) + bool(self.node.loop)
-
-    @property
-    def state(self) -> NodeState:
-        return self.row.state
-
-    @property
-    def scope(self) -> str:
-        """Names the steps of this generation and fallback."""
-        return f"{self.row.generation}.{self.row.choice}"
-
-    @property
-    def planner(self) -> bool:
-        """Whether it writes a new plan rather than being part of the plan."""
-        return self.path.startswith(PLANNER)
-
-
-@dataclass(eq=False, slots=True)
-class Frame:
-    """An open plan: the instances of its nodes."""
-
-    compiled: Compiled
-    owner: Instance
-    instances: dict[str, Instance] = field(default_factory=dict[str, Instance])
-    unsettled: int = 0
 
 
 class Graph:
@@ -182,10 +78,10 @@ class Graph:
 
     def open_child(self, owner: Instance, index: int) -> Instance:
         """Create the next element of a map, or round of a loop."""
-        path = f"{owner.path}[{index}]" if owner.kind is Kind.MAP else f"{owner.path}#{index}"
+        path = f"{owner.path}[{index}]" if owner.shape is Shape.MAP else f"{owner.path}#{index}"
         one = self._make(path, owner.node, owner, owner.siblings, owner.level + 1)
         one.index = index
-        one.item = owner.items[index] if owner.kind is Kind.MAP else owner.item
+        one.item = owner.items[index] if owner.shape is Shape.MAP else owner.item
         owner.children.append(one)
         return one
 
@@ -208,7 +104,7 @@ class Graph:
             self._saved[one.path] = self.instances.pop(one.path).row
         owner.children, owner.frame, owner.items, owner.undo = [], None, [], []
         owner.opened = 0
-        if owner.kind is Kind.MAP:
+        if owner.shape is Shape.MAP:
             owner.settled = owner.succeeded = 0
 
     def descendants(self, owner: Instance) -> Iterator[Instance]:
@@ -233,9 +129,7 @@ class Graph:
     def begin(self, owner: Instance) -> None:
         """A sub-plan or the run starts: release its first nodes."""
         frame = self.open_frame(owner)
-        for one in frame.instances.values():
-            self._release(one)
-        self._skipped(one for one in frame.instances.values() if one.state is S.SKIPPED)
+        self._skipped([one for one in frame.instances.values() if self._release(one)])
         self._check_frame(frame)
 
     def begin_map(self, owner: Instance, items: list[str]) -> None:
@@ -274,7 +168,7 @@ class Graph:
             self.todo.append((Todo.REVISE, one))
         elif one.level == 0:
             self._settle_in_frame(one)
-        elif parent.kind is Kind.MAP:
+        elif parent.shape is Shape.MAP:
             self._settle_element(parent, one)
         elif one.state is S.SUCCEEDED:
             self.todo.append((Todo.ROUND, parent))
@@ -306,14 +200,12 @@ class Graph:
             dependent = frame.instances[name]
             dependent.settled += 1
             dependent.succeeded += ended.state is S.SUCCEEDED
-            if dependent.state is S.PENDING:
-                self._release(dependent)
-                if dependent.state is S.SKIPPED:
-                    skipped.append(dependent)
+            if dependent.state is S.PENDING and self._release(dependent):
+                skipped.append(dependent)
         return skipped
 
-    def _release(self, one: Instance) -> None:
-        """Make a pending instance ready, or skip it, where its join says so."""
+    def _release(self, one: Instance) -> bool:
+        """Make a pending instance ready, or skip it, where its join says so; returns whether it was skipped."""
         assert one.siblings is not None
         total = len(one.siblings.compiled.dependencies[one.node.id])
         join, failed = one.node.join, one.settled - one.succeeded
@@ -330,6 +222,8 @@ class Graph:
                 self._cancel_rest(one)
         elif lost:
             self.change(one, S.SKIPPED, reason="its join can no longer be met")
+            return True
+        return False
 
     def _cancel_rest(self, one: Instance) -> None:
         """Cancel dependencies that did not start and that nothing else waits for."""
@@ -389,7 +283,7 @@ class Graph:
             return
         open_containers: list[Instance] = []
         for one in self.descendants(owner):
-            if one.state is S.RUNNING and one.kind is not Kind.CALL:
+            if one.state is S.RUNNING and one.shape is not Shape.CALL:
                 if one.row.phase is not Phase.FORWARD:
                     return  # a scope inside comes to its own end first
                 open_containers.append(one)
@@ -420,7 +314,7 @@ class Graph:
     def close_undone(self, owner: Instance) -> None:
         """Containers below `owner` whose contents were compensated count as compensated themselves."""
         for one in reversed(list(self.descendants(owner))):
-            if one.kind is not Kind.CALL and one.state is S.SUCCEEDED:
+            if one.shape is not Shape.CALL and one.state is S.SUCCEEDED:
                 states = {below.state for below in self.descendants(one)}
                 if S.COMPENSATED in states and S.COMPENSATION_FAILED not in states:
                     self.change(one, S.COMPENSATING)
@@ -450,13 +344,8 @@ class Graph:
     def release_pending(self, frame: Frame) -> None:
         """Release pending instances whose joins are met; for a frame whose states were changed from outside."""
         self.recount(frame)
-        skipped: list[Instance] = []
-        for one in frame.instances.values():
-            if one.state is S.PENDING:
-                self._release(one)
-                if one.state is S.SKIPPED:
-                    skipped.append(one)
-        self._skipped(skipped)
+        pending = [one for one in frame.instances.values() if one.state is S.PENDING]
+        self._skipped([one for one in pending if one.state is S.PENDING and self._release(one)])
         self._check_frame(frame)
 
 

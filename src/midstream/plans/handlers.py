@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -293,4 +293,4 @@ def _fingerprint(function: Callable[..., Any]) -> str:
 def _first(error: ValidationError) -> str:
     one = error.errors()[0]
     where = ".".join(map(str, one["loc"]))
-    return f"{where}: {one['msg']}" if where else cast("str", one["msg"])
+    return f"{where}: {one['msg']}" if where else one["msg"]

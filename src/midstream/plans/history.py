@@ -11,10 +11,11 @@ import sqlalchemy as sa
 from midstream.core import clock
 from midstream.core.errors import RunError
 from midstream.plans import tables
+from midstream.plans.context import DOUBT
 from midstream.plans.errors import JournalDamaged
 from midstream.plans.journal import Event, event_values, load_row, read_events
 from midstream.plans.rows import NodeRow, RunRow, StepRow, assign, changed, node_values, run_values, step_values
-from midstream.plans.states import ENDED, RunStatus
+from midstream.plans.states import ENDED, NodeState, RunStatus
 from midstream.store.engine import INSERT
 
 PAGE = 5000
@@ -85,16 +86,39 @@ def fork(connection: sa.Connection, uid: str, seq: int | None, new: str) -> None
     if row.deadline is not None:
         values["deadline"] = clock.time() + max(row.deadline - row.created_at, 0.0)
     assign(row, values)
-    row.seq = at + 1
-    event = Event(row.seq, clock.time(), "run", "", {name: value for name, value in values.items() if name != "uid"})
+    changes = [("run", "", {name: value for name, value in values.items() if name != "uid"}), *_own(past)]
+    row.seq = at + len(changes)
+    now = clock.time()
+    events = [Event(at + 1 + number, now, *change) for number, change in enumerate(changes)]
     connection.execute(tables.runs.insert(), [run_values(row)])
-    connection.execute(tables.events.insert(), [event_values(new, event)])
+    connection.execute(tables.events.insert(), [event_values(new, event) for event in events])
     if past.nodes:
         connection.execute(tables.nodes.insert(), [node_values(new, path, node) for path, node in past.nodes.items()])
     if past.steps:
         connection.execute(tables.steps.insert(), [step_values(new, step) for step in past.steps.values()])
     used = sa.select(sa.literal(new), tables.blob_users.c.hash).where(tables.blob_users.c.run == uid)
     connection.execute(tables.blob_users.insert().from_select(["run", "hash"], used))
+
+
+def _own(past: Past) -> list[tuple[str, str, dict[str, Any]]]:
+    """Changes that make a past state the start of another run: a call under way, or in doubt, is the business of the
+    run it was copied from, and starts anew here, under keys of this run."""
+    changes: list[tuple[str, str, dict[str, Any]]] = []
+    restarted: set[str] = set()
+    for path, node in past.nodes.items():
+        if node.state is NodeState.IN_DOUBT or (node.state is NodeState.RUNNING and node.handler):
+            restarted.add(path)
+            values = {"state": NodeState.READY, "reason": ""}
+            assign(node, values)
+            changes.append(("node", path, values))
+    for step in past.steps.values():
+        begun = step.kind == "step" and step.state == "intent"
+        doubted = step.key.startswith(DOUBT) and step.state == "open"
+        if step.path in restarted and (begun or doubted):
+            values = {"state": "absent" if begun else "expired"}
+            assign(step, values)
+            changes.append(("step", step.path, {**values, "scope": step.scope, "key": step.key}))
+    return changes
 
 
 def prune(connection: sa.Connection, ended_before: float, at_most: int = 1000) -> list[str]:

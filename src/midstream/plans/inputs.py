@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-import jsonschema
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, best_match
 
 from midstream.plans.errors import Permanent
-from midstream.plans.graph import Instance, Kind
+from midstream.plans.instances import Instance, Shape
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan
 from midstream.plans.states import NodeState
@@ -32,14 +33,14 @@ async def _value(payloads: Payloads, one: Instance, head: str, root_input: str) 
     if head == "input":
         owner = None if frame is None else frame.owner
         return await payloads.load(root_input if owner is None or not owner.path else owner.row.bindings)
-    at: Instance | None = one
-    while at is not None and at.parent is not None and at.level:
-        kind = at.parent.kind
-        if kind is Kind.MAP and head in ("item", "index"):
+    at = one
+    while at.parent is not None and at.level:
+        shape = at.parent.shape
+        if shape is Shape.MAP and head in ("item", "index"):
             return from_json(at.item) if head == "item" else at.index
-        if kind is Kind.LOOP and head == "round":
+        if shape is Shape.LOOP and head == "round":
             return at.index
-        if kind is Kind.LOOP and head == "previous":
+        if shape is Shape.LOOP and head == "previous":
             before = at.parent.children[at.index - 2] if at.index > 1 else None
             return None if before is None else await payloads.load(before.row.output)
         at = at.parent
@@ -73,10 +74,10 @@ async def ends(payloads: Payloads, loop: Instance, last: Instance, root_input: s
 
 async def output(payloads: Payloads, owner: Instance, root_input: str) -> str:
     """JSON text of what a container returns, from what is below it."""
-    if owner.kind is Kind.MAP:
+    if owner.shape is Shape.MAP:
         texts = [await payloads.text(one.row.output) if one.row.output else "null" for one in owner.children]
         return f"[{','.join(texts)}]"
-    if owner.kind is Kind.LOOP:
+    if owner.shape is Shape.LOOP:
         return await payloads.text(owner.children[-1].row.output)
     frame = owner.frame
     assert frame is not None
@@ -107,7 +108,7 @@ def check_input(plan: Plan, value: Any, where: str) -> None:
 def misfit(value: Any, schema: dict[str, Any]) -> str:
     """What is wrong with `value` by a JSON schema; empty when it fits."""
     try:
-        error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-    except jsonschema.exceptions.SchemaError as broken:
+        error = best_match(Draft202012Validator(schema).iter_errors(value))
+    except SchemaError as broken:
         return f"its schema is not valid: {broken.message}"
     return "" if error is None else f"{error.json_path}: {error.message}"

@@ -9,8 +9,8 @@ from midstream.core import clock
 from midstream.plans import calls, inputs, questions, recovery, undoing
 from midstream.plans.calls import Found, Outcome, Raised, Returned, StepUnknown, Unknown, Waits
 from midstream.plans.errors import Failure, Kind, Permanent
-from midstream.plans.graph import RESOLVE, Instance
 from midstream.plans.handlers import Handler
+from midstream.plans.instances import RESOLVE, Instance
 from midstream.plans.plan import Retry
 from midstream.plans.port import RunnerPort
 from midstream.plans.states import NodeState, Phase

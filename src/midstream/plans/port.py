@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from midstream.plans.context import MISSING, Context
 from midstream.plans.errors import Fatal
-from midstream.plans.graph import Instance
 from midstream.plans.handlers import Handler
+from midstream.plans.instances import Instance
 from midstream.plans.rows import StepRow
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from midstream.core import clock
 from midstream.plans import outcomes, questions, revision
 from midstream.plans.checks import handlers_of
 from midstream.plans.errors import Failure, HandlersMissing, JournalDamaged, Kind
-from midstream.plans.graph import PLANNER, RESOLVE, Instance, Todo
-from midstream.plans.graph import Kind as Shape
 from midstream.plans.handlers import Handler, Handlers
+from midstream.plans.instances import PLANNER, RESOLVE, Instance, Shape, Todo
 from midstream.plans.states import ENDED, SETTLED, NodeState, Phase, RunStatus
 from midstream.store.exact_json import to_json
 
@@ -102,7 +101,7 @@ async def _rebuild(runner: Runner) -> None:
         one = waiting.pop()
         if one.state in (S.PENDING, S.READY, S.SKIPPED) and not one.row.choice:
             continue
-        layer = Shape.PLAN if one.node.plan is not None and one.is_body else one.kind
+        layer = Shape.PLAN if one.node.plan is not None and one.is_body else one.shape
         if layer is Shape.PLAN:
             if one.row.bindings or one is graph.root:
                 graph.recount(graph.open_frame(one))
@@ -131,7 +130,7 @@ def _resume(runner: Runner) -> None:
     graph = runner.graph
     everything = list(graph.instances.values())
     for one in everything:
-        if one.kind is Shape.CALL:
+        if one.shape is Shape.CALL:
             _resume_call(runner, one)
     for rows in runner.ledger.steps.values():
         for row in rows.values():
@@ -140,10 +139,10 @@ def _resume(runner: Runner) -> None:
     for one in everything:
         if one.state is S.WAITING:
             questions.wake(runner, one)
-        elif one.kind is not Shape.CALL and one.state is S.READY:
+        elif one.shape is not Shape.CALL and one.state is S.READY:
             graph.todo.append((Todo.CONSIDER, one))
     for one in reversed(everything):
-        if one.kind is not Shape.CALL and (one.state is S.RUNNING or one is graph.root):
+        if one.shape is not Shape.CALL and (one.state is S.RUNNING or one is graph.root):
             _resume_container(runner, one)
 
 
@@ -191,13 +190,13 @@ def _resume_container(runner: Runner, one: Instance) -> None:
         graph.todo.append((Todo.UNDO, one))
     elif one.state is not S.RUNNING:
         return
-    elif one.kind is Shape.PLAN and one.frame is not None:
+    elif one.shape is Shape.PLAN and one.frame is not None:
         if one is graph.root:
             _resume_escalation(runner)
         graph.release_pending(one.frame)
-    elif one.kind is Shape.MAP and one.settled == len(one.items):
+    elif one.shape is Shape.MAP and one.settled == len(one.items):
         graph.todo.append((Todo.FINISH, one))
-    elif one.kind is Shape.LOOP and one.children and one.children[-1].state is S.SUCCEEDED:
+    elif one.shape is Shape.LOOP and one.children and one.children[-1].state is S.SUCCEEDED:
         graph.todo.append((Todo.ROUND, one))
 
 

@@ -12,8 +12,8 @@ from midstream.core.errors import UserError
 from midstream.plans import undoing
 from midstream.plans.checks import compile_plan, pinned
 from midstream.plans.errors import Failure, PlanError
-from midstream.plans.graph import PLANNER, Instance
 from midstream.plans.handlers import Handler
+from midstream.plans.instances import PLANNER, Instance
 from midstream.plans.plan import Node, Plan, load_plan
 from midstream.plans.states import NodeState, Phase, RunStatus
 

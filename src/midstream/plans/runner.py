@@ -23,8 +23,9 @@ from midstream.plans import calls, commands, inputs, outcomes, recovery, work
 from midstream.plans.calls import Outcome
 from midstream.plans.checks import Compiled
 from midstream.plans.errors import Failure, Kind, Permanent
-from midstream.plans.graph import Graph, Instance
+from midstream.plans.graph import Graph
 from midstream.plans.handlers import Handler, Handlers
+from midstream.plans.instances import Instance
 from midstream.plans.journal import Journal, Saved
 from midstream.plans.ledger import Ledger
 from midstream.plans.payloads import Payloads

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from midstream.plans.graph import Instance
+from midstream.plans.instances import Instance
 from midstream.plans.states import NodeState
 
 

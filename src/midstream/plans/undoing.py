@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 from midstream.plans import inputs, outcomes, recovery
 from midstream.plans.calls import Outcome, Raised, Returned, Unknown
 from midstream.plans.errors import Failure, Kind, Permanent
-from midstream.plans.graph import Instance
-from midstream.plans.graph import Kind as Shape
 from midstream.plans.handlers import Handler
+from midstream.plans.instances import Instance, Shape
 from midstream.plans.states import ENDED, UNDONE, NodeState, Phase, RunStatus
 from midstream.plans.values import refs_in, resolve
 
@@ -42,7 +41,7 @@ def begin(runner: Runner, owner: Instance) -> None:
     policy = "stop"
     if owner is runner.graph.root:
         policy = runner.graph.compiled.plan.on_failure
-    elif owner.kind is Shape.PLAN and owner.frame is not None:
+    elif owner.shape is Shape.PLAN and owner.frame is not None:
         policy = owner.frame.compiled.plan.on_failure
     wanted = purpose not in ("fail", KEEP) or (purpose == "fail" and policy == "compensate")
     owner.undo = runner.graph.to_undo(owner, _finished(runner, target_of(purpose))) if wanted else []
@@ -101,7 +100,7 @@ async def _arguments(runner: Runner, one: Instance, handler: Handler) -> dict[st
     if "output" in heads:
         known["output"] = await runner.payloads.load(one.row.output) if one.row.output else None
     if "args" in heads:
-        given = one.node.args if one.kind is Shape.PLAN else runner.call_of(one)[1]
+        given = one.node.args if one.shape is Shape.PLAN else runner.call_of(one)[1]
         known["args"] = await inputs.arguments(runner.payloads, one, given, runner.row.input)
     if "input" in heads:
         known["input"] = (await inputs.lookup(runner.payloads, one, [{"$ref": "input"}], runner.row.input))("input")
@@ -197,7 +196,7 @@ def _remaining(runner: Runner) -> list[str]:
     """Paths of calls whose effects remain after the rollback."""
     remaining: list[str] = []
     for one in runner.graph.descendants(runner.graph.root):
-        if one.kind is not Shape.CALL or one.planner:
+        if one.shape is not Shape.CALL or one.planner:
             continue
         if one.state is S.COMPENSATION_FAILED:
             remaining.append(one.path)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from midstream.core import clock
 from midstream.plans import tables
 from midstream.plans.errors import Failure
-from midstream.plans.graph import PLANNER
+from midstream.plans.instances import PLANNER
 from midstream.plans.journal import lease_name, load, load_row
 from midstream.plans.payloads import read_body
 from midstream.plans.plan import Plan, load_plan

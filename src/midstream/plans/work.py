@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from midstream.plans import inputs, outcomes, questions, revision, undoing
 from midstream.plans.errors import Failure, Kind, Permanent
-from midstream.plans.graph import Instance, Todo
-from midstream.plans.graph import Kind as Shape
+from midstream.plans.instances import Instance, Shape, Todo
 from midstream.plans.states import NodeState, Phase, RunStatus
 from midstream.store.exact_json import to_json
 
@@ -52,7 +51,7 @@ async def _consider(runner: Runner, one: Instance) -> None:
             if allowed is False:
                 raise Permanent("its start was not approved")
             return
-        if one.kind is Shape.CALL:
+        if one.shape is Shape.CALL:
             runner.queue.push(one)
         else:
             await _open(runner, one)
@@ -65,7 +64,7 @@ async def _open(runner: Runner, one: Instance) -> None:
     """Start a map, a loop or a sub-plan."""
     graph, node = runner.graph, one.node
     values: Any = None
-    if one.kind is Shape.MAP:
+    if one.shape is Shape.MAP:
         assert node.map is not None
         values = (await inputs.arguments(runner.payloads, one, {"over": node.map.over}, runner.row.input))["over"]
         if not isinstance(values, list | tuple):
@@ -73,7 +72,7 @@ async def _open(runner: Runner, one: Instance) -> None:
         items = [to_json(item, "element of a map") for item in cast("list[Any]", values)]
         graph.change(one, S.RUNNING, bindings=runner.ledger.encode(list(cast("list[Any]", values)), "list of a map"))
         graph.begin_map(one, items)
-    elif one.kind is Shape.LOOP:
+    elif one.shape is Shape.LOOP:
         graph.change(one, S.RUNNING)
         graph.begin_round(one)
     else:
