@@ -11,10 +11,12 @@ import socketserver
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
-class _State:
+class State:
+    """What was done and undone."""
+
     def __init__(self) -> None:
         self.done: list[str] = []
         self.undone: list[str] = []
@@ -59,7 +61,7 @@ class _State:
 
 def serve(path: Path) -> int:
     """Start the service in a process of its own; returns its id."""
-    state = _State()
+    state = State()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
@@ -76,6 +78,12 @@ def serve(path: Path) -> int:
         server.serve_forever()
     server.server_close()
     return pid
+
+
+class Asked(Protocol):
+    """What handlers ask."""
+
+    def ask(self, op: str, **request: Any) -> dict[str, Any]: ...
 
 
 class Service:

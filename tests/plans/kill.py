@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from tests.plans.effects import Service, serve
+from tests.plans.effects import Asked, Service, serve
 from tests.plans.random_plans import handlers, random_plan
 
 from midstream.plans import AgentExecutor, Handlers, RunStatus
@@ -131,7 +131,7 @@ def execute(
     os.write(report, json.dumps({**ended, "writes": killer.count}).encode() + b"\n")
 
 
-def the_answer(service: Service, schema: dict[str, Any], prompt: str) -> Any:
+def the_answer(service: Asked, schema: dict[str, Any], prompt: str) -> Any:
     """What a person who knows the truth would answer."""
     if schema.get("type") == "object":
         key = prompt.rpartition("Its key is ")[2].removesuffix(".")
@@ -142,7 +142,7 @@ def the_answer(service: Service, schema: dict[str, Any], prompt: str) -> Any:
     return schema["type"] == "boolean" or 7
 
 
-def audit(connection: sa.Connection, uid: str, service: Service) -> list[str]:
+def audit(connection: sa.Connection, uid: str, service: Asked) -> list[str]:
     """What is wrong with a run that ended."""
     problems: list[str] = []
     saved, past = load(connection, uid), state_at(connection, uid)

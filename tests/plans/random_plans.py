@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tests.plans.effects import Service
+from tests.plans.effects import Asked
 
 from midstream.plans import NOT_DONE, Context, Finding, Handler, Permanent, Transient, done, handler
 
 QUICK = {"attempts": 6, "first_s": 0.0}
 
 
-def handlers(service: Service) -> list[Handler]:
+def handlers(service: Asked) -> list[Handler]:
     """Handlers of every kind of effect."""
 
     def do(ctx: Context, key: str, what: str, fails: str, undoable: bool, once: bool) -> str:

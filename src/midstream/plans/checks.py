@@ -99,6 +99,7 @@ def _compile(
     nodes: dict[str, Node] = {}
     dependencies: dict[str, tuple[str, ...]] = {}
     inner: dict[str, Compiled] = {}
+    unreadable: set[str] = set()
     if depth > DEEPEST:
         problems.append(f"node '{prefix.rstrip('/')}': more than {DEEPEST} plans inside each other")
         return Compiled(plan, {}, {}, {})
@@ -114,6 +115,7 @@ def _compile(
         except ValueError as error:
             problems.append(f"{where}: {error}")
             dependencies[node.id] = ()
+            unreadable.add(node.id)
         if node.plan is not None:
             inner[node.id] = _compile(node.plan, handlers, limits, f"{prefix}{node.id}/", problems, depth + 1)
         if limits is not None:
@@ -134,7 +136,7 @@ def _compile(
     if plan.rollback_to is not None and plan.rollback_to not in savepoints:
         problems.append(f"rollback_to: no node has the savepoint '{plan.rollback_to}'")
     if handlers is not None:
-        for node in nodes.values():
+        for node in (node for name, node in nodes.items() if name not in unreadable):
             where = f"node '{prefix}{node.id}'"
             problems.extend(f"{where}: {problem}" for problem in _calls(node, nodes, handlers))
         if plan.replan is not None:
