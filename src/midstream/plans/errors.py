@@ -71,6 +71,10 @@ class JournalDamaged(RunError):
     """Rows of a run contradict each other or are missing. Nothing was changed."""
 
 
+class Stuck(MidstreamError):
+    """A bug: a run that should go on has nothing that can. Raised rather than waiting forever."""
+
+
 class NoSuchRun(RunError):
     """There is no run with this uid."""
 

@@ -105,7 +105,7 @@ class Graph:
         owner.children, owner.frame, owner.items, owner.undo = [], None, [], []
         owner.opened = 0
         if owner.shape is Shape.MAP:
-            owner.settled = owner.succeeded = 0
+            owner.elements_settled = owner.elements_succeeded = 0
 
     def descendants(self, owner: Instance) -> Iterator[Instance]:
         """Everything below `owner`, children before what is below them."""
@@ -242,16 +242,16 @@ class Graph:
 
     def _settle_element(self, owner: Instance, one: Instance) -> None:
         assert owner.node.map is not None
-        owner.settled += 1
-        owner.succeeded += one.state is S.SUCCEEDED
+        owner.elements_settled += 1
+        owner.elements_succeeded += one.state is S.SUCCEEDED
         total = len(owner.items)
         needed = total if owner.node.map.min_succeeded is None else min(owner.node.map.min_succeeded, total)
-        if total - (owner.settled - owner.succeeded) < needed:
+        if total - (owner.elements_settled - owner.elements_succeeded) < needed:
             self.fail_scope(owner, one.row.error)
             return
         if owner.opened < total:
             self._open_next(owner)
-        elif owner.settled == total:
+        elif owner.elements_settled == total:
             self.todo.append((Todo.FINISH, owner))
 
     # Failure

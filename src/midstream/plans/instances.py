@@ -67,12 +67,14 @@ class Instance:
     item: str = ""
     """JSON text of its element."""
     settled: int = 0
-    """Of its dependencies, how many settled; of a map's children likewise."""
+    """How many of its dependencies settled."""
     succeeded: int = 0
     items: list[str] = field(default_factory=list[str])
     """Of a map: JSON texts of all elements."""
     opened: int = 0
     """Of a map: elements released so far."""
+    elements_settled: int = 0
+    elements_succeeded: int = 0
     undo: list[Instance] = field(default_factory=list["Instance"])
     """Of a scope that is undone: what is left to compensate, the next one last."""
 

@@ -113,8 +113,8 @@ async def _rebuild(runner: Runner) -> None:
             while one.opened < len(one.items) and graph.has_begun(f"{one.path}[{one.opened}]"):
                 child = graph.open_child(one, one.opened)
                 one.opened += 1
-                one.settled += child.state in SETTLED
-                one.succeeded += child.state is S.SUCCEEDED
+                one.elements_settled += child.state in SETTLED
+                one.elements_succeeded += child.state is S.SUCCEEDED
         elif layer is Shape.LOOP:
             while graph.has_begun(f"{one.path}#{len(one.children) + 1}"):
                 graph.open_child(one, len(one.children) + 1)
@@ -194,7 +194,7 @@ def _resume_container(runner: Runner, one: Instance) -> None:
         if one is graph.root:
             _resume_escalation(runner)
         graph.release_pending(one.frame)
-    elif one.shape is Shape.MAP and one.settled == len(one.items):
+    elif one.shape is Shape.MAP and one.elements_settled == len(one.items):
         graph.todo.append((Todo.FINISH, one))
     elif one.shape is Shape.LOOP and one.children and one.children[-1].state is S.SUCCEEDED:
         graph.todo.append((Todo.ROUND, one))

@@ -22,7 +22,7 @@ from midstream.core.errors import MidstreamError, UserError
 from midstream.plans import calls, commands, inputs, outcomes, recovery, work
 from midstream.plans.calls import Outcome
 from midstream.plans.checks import Compiled
-from midstream.plans.errors import Failure, Kind, Permanent
+from midstream.plans.errors import Failure, Kind, Permanent, Stuck
 from midstream.plans.graph import Graph
 from midstream.plans.handlers import Handler, Handlers
 from midstream.plans.instances import Instance
@@ -153,8 +153,12 @@ class Runner:
             return False
         over = status in ENDED or status in (R.PAUSED, R.BLOCKED) or self.draining
         if not over:
-            over = idle_returns and not any(timer.continues() for timer in self._timers) and not any(self.queue)
-            if self.open_questions() and not any(self.queue) and status is R.RUNNING:
+            idle = not any(timer.continues() for timer in self._timers) and not any(self.queue)
+            asks = bool(self.open_questions())
+            if idle and not asks and not self.mail:
+                raise Stuck(f"run '{self.row.uid}' has not ended, and nothing in it can go on")
+            over = idle_returns and idle
+            if idle and asks and status is R.RUNNING:
                 self.ledger.change_run(R.WAITING)
         if (written := self.ledger.commit()) is not None and over:
             await written
