@@ -65,7 +65,7 @@ def serve(path: Path) -> int:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            with suppress(ConnectionResetError):  # the process was killed
+            with suppress(ConnectionError):  # the process was killed
                 self.answer()
 
         def answer(self) -> None:

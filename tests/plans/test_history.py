@@ -128,7 +128,7 @@ def test_pruning_deletes_what_ended_and_what_only_it_used(tmp_path: Path, world:
 
 
 def test_the_journal_grows_by_what_is_new(tmp_path: Path, world: World) -> None:
-    """The trap of state stored whole at every step: a loop that carries 2 KB through 60 rounds stores them once each."""
+    """The trap of state stored whole at every step: what a round of a loop returns is stored once."""
 
     @handler("carry", effects="none")
     async def carry(text: str | None) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from midstream.plans.context import Context
+from midstream.plans.context import MISSING, Context
 from midstream.plans.handlers import Handler, make_handler
 
 
 async def ask(
-    ctx: Context, prompt: str, answer: dict[str, Any] | None = None, expires_s: float | None = None, default: Any = None
+    ctx: Context,
+    prompt: str,
+    answer: dict[str, Any] | None = None,
+    expires_s: float | None = None,
+    on_expiry: Literal["fail", "default"] = "fail",
+    default: Any = None,
 ) -> Any:
-    """Ask a person; returns the answer. `answer` is its JSON schema."""
-    return await ctx.ask("answer", answer or {}, prompt, expires_s=expires_s, default=default)
+    """Ask a person; returns the answer. `answer` is its JSON schema. A question that expires fails the node, or returns
+    `default`."""
+    fallback = default if on_expiry == "default" else MISSING
+    return await ctx.ask("answer", answer or {}, prompt, expires_s=expires_s, default=fallback)
 
 
 async def sleep(ctx: Context, seconds: float) -> None:

@@ -176,9 +176,13 @@ class Runner:
             self.give_back(one)
 
     def open_questions(self) -> list[StepRow]:
-        """Questions without an answer."""
+        """Questions without an answer that nodes wait for."""
         rows = (row for known in self.ledger.steps.values() for row in known.values())
-        return [row for row in rows if row.kind == "question" and row.state == "open"]
+        return [row for row in rows if row.kind == "question" and row.state == "open" and self._waits(row.path)]
+
+    def _waits(self, path: str) -> bool:
+        one = self.graph.instances.get(path)
+        return one is not None and one.state in (S.WAITING, S.IN_DOUBT)
 
     def after(self, seconds: float, act: Callable[[], None], continues: Callable[[], bool] = lambda: False) -> None:
         """Call `act` in the loop when `seconds` have passed. `continues` says whether that will go on with the run, so

@@ -89,10 +89,14 @@ def view(connection: sa.Connection, uid: str) -> RunView:
 
 
 def questions(connection: sa.Connection, uid: str | None = None) -> list[OpenQuestion]:
-    """Open questions without an answer in the inbox, oldest first."""
+    """Questions that nodes wait for, without an answer in the inbox, oldest first."""
     steps, inbox = tables.steps.c, tables.inbox.c
     answered = sa.exists().where(inbox.run == steps.run, inbox.target == steps.id)
-    query = sa.select(tables.steps).where(steps.kind == "question", steps.state == "open", ~answered)
+    nodes = tables.nodes.c
+    waits = sa.exists().where(
+        nodes.run == steps.run, nodes.path == steps.path, nodes.state.in_(("waiting", "in_doubt"))
+    )
+    query = sa.select(tables.steps).where(steps.kind == "question", steps.state == "open", waits, ~answered)
     if uid is not None:
         query = query.where(steps.run == uid)
     found = [(row.run, read_step(row)) for row in connection.execute(query)]
