@@ -13,6 +13,7 @@ SUITES := .venv-suites
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
+POINTS ?= 2000
 # How many tests run side by side: make test JOBS=1
 JOBS ?= logical
 # An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
@@ -22,7 +23,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -31,6 +32,7 @@ help:
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make test-kill-plans  kill random plans $(POINTS) times on SQLite, and as often on PostgreSQL; half an hour"
 	@echo "make wheel      build the package into dist/"
 	@echo "make test-wheel build the package, install it into $(WHEEL) alone, and use it outside the repository"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
@@ -40,6 +42,7 @@ help:
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
 	@echo "make bench-sandbox     a sandbox call, alone and 50 at once; a minute"
+	@echo "make bench-plans       a plan node beside LangGraph and DBOS, which are installed into $(DURABLE); minutes"
 	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
@@ -79,6 +82,10 @@ test: $(READY) bubblewrap
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+test-kill-plans: $(READY)
+	$(BIN)/python -m tests.plans.kill --points $(POINTS)
+	$(BIN)/python -m tests.plans.kill --points $(POINTS) --database pgserver --seed 1
 
 test-vllm: $(READY) $(VLLM)/.ready
 	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway

