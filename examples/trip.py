@@ -1,7 +1,7 @@
 """A trip that is undone, although its process is killed: `python examples/trip.py`. Seconds, without a model.
 
-Flight, hotel and car are booked. The first process dies by `kill -9` when the hotel is booked and nobody has noted it yet.
-The second one takes the plan up: it books nothing twice. Then there is no car left, and hotel and flight are cancelled.
+Flight, hotel and car are booked. The first process dies by `kill -9` when the hotel is booked and nobody has noted it
+yet. The second one takes the plan up and books nothing twice. No car is left, so hotel and flight are cancelled.
 """
 
 import asyncio
