@@ -13,7 +13,7 @@ import pytest
 from tests.plans.world import Permanent, World, do, plan
 from tests.waiting import MovedClock
 
-from midstream.core.errors import LeaseLost, RunError
+from midstream.core.errors import LeaseLost, RunError, UserError
 from midstream.plans import AgentExecutor, Handlers, HandlersMissing, RunHeld, RunStatus, handler
 from midstream.plans.owner import is_dead, new_owner
 from midstream.store import Database
@@ -305,16 +305,24 @@ asyncio.run(main())
     assert ended[3] == (0, "failed WorkerDied: its worker died 3 times while it ran")
 
 
-def test_the_same_run_is_created_once(tmp_path: Path, world: World) -> None:
-    async def main(executor: Any) -> None:
-        await executor.run(plan(do("a")), uid="r")
-        assert (await executor.run(plan(do("a")), uid="r")).status is RunStatus.SUCCEEDED
-        with pytest.raises(RunError, match="run 'r' exists, with another plan or input"):
-            await executor.start(plan(do("b")), uid="r")
-        with pytest.raises(RunError, match="cannot be the uid of a run"):
-            await executor.start(plan(do("b")), uid="../r")
+def test_the_same_run_is_created_once_and_a_question_answered_once(database: str, world: World) -> None:
+    question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}}
 
-    world.using(tmp_path, main)
+    async def main() -> None:
+        with Database(database, "normal") as opened:
+            async with AgentExecutor(opened, world.handlers) as executor:
+                await executor.run(plan(do("a")), uid="r")
+                assert (await executor.run(plan(do("a")), uid="r")).status is RunStatus.SUCCEEDED
+                with pytest.raises(RunError, match="run 'r' exists, with another plan or input"):
+                    await executor.start(plan(do("b")), uid="r")
+                with pytest.raises(RunError, match="cannot be the uid of a run"):
+                    await executor.start(plan(do("b")), uid="../r")
+                asked = (await executor.run(plan(question), uid="s")).questions[0]
+                answers = [executor.answer("s", asked.id, number) for number in range(5)]
+                refused = [one for one in await asyncio.gather(*answers, return_exceptions=True) if one is not None]
+                assert len(refused) == 4 and all(isinstance(one, UserError) for one in refused)
+
+    asyncio.run(main())
     assert world.did == ["a"]
 
 

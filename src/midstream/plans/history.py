@@ -151,8 +151,8 @@ def create(connection: sa.Connection, row: RunRow, blobs: dict[str, bytes]) -> b
     """Write a new run and its first event; False when there is one with its uid."""
     row.seq = 1
     insert = INSERT[connection.dialect.name]
-    made = connection.execute(insert(tables.runs).on_conflict_do_nothing(), [run_values(row)]).rowcount
-    if not made:
+    made = insert(tables.runs).on_conflict_do_nothing().returning(tables.runs.c.uid)
+    if connection.execute(made, run_values(row)).first() is None:
         return False
     data = {name: value for name, value in changed(row).items() if name not in ("uid", "seq")}
     connection.execute(tables.events.insert(), [event_values(row.uid, Event(1, row.created_at, "run", "", data))])

@@ -211,8 +211,8 @@ def read_events(connection: sa.Connection, uid: str, after: int, limit: int, unt
 def post(connection: sa.Connection, uid: str, kind: str, target: str, data: Sequence[Any] | dict[str, Any]) -> bool:
     """Leave a command for the worker that holds a run; False when the same command for the same target waits there."""
     values = {"run": uid, "kind": kind, "target": target, "data": json.dumps(data), "at": clock.time()}
-    insert = INSERT[connection.dialect.name](tables.inbox)
-    return bool(connection.execute(insert.on_conflict_do_nothing(), [values]).rowcount)
+    insert = INSERT[connection.dialect.name](tables.inbox).on_conflict_do_nothing().returning(tables.inbox.c.id)
+    return connection.execute(insert, values).first() is not None
 
 
 def read_inbox(connection: sa.Connection, uid: str) -> list[Any]:
