@@ -17,6 +17,7 @@ from midstream.core import clock
 from midstream.core.errors import LeaseLost
 from midstream.store.database import Database
 from midstream.store.engine import INSERT
+from midstream.store.prepared import fetch
 from midstream.store.schema import Schema
 
 _table = Table(
@@ -28,6 +29,11 @@ _table = Table(
     Column("until", Float, nullable=False),
 )
 SCHEMA = Schema("leases", _table.metadata)
+_HOLDER = (
+    sa.select(_table.c.fence, _table.c.owner)
+    .where(_table.c.resource.in_(sa.bindparam("resource", expanding=True)))
+    .with_for_update()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +115,7 @@ def check(connection: sa.Connection, lease: Lease) -> None:
     lease.
 
     An expired lease stays valid until another owner acquires the resource."""
-    query = sa.select(_table.c.fence, _table.c.owner).where(_table.c.resource == lease.resource).with_for_update()
-    found = connection.execute(query).first()
-    if found is None or found.fence != lease.fence or found.owner != lease.owner:
+    if list(fetch(connection, _HOLDER, "resource", [lease.resource])) != [(lease.fence, lease.owner)]:
         raise LeaseLost(
             f"'{lease.owner}' no longer holds '{lease.resource}'",
             "another process took over after the lease ran out; lease for longer, or renew in time",
