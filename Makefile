@@ -9,6 +9,7 @@ VLLM := .venv-vllm
 AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
+DURABLE := .venv-durable
 SUITES := .venv-suites
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
@@ -23,7 +24,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-plans check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -48,7 +49,7 @@ help:
 	@echo "make format     format and fix what can be fixed"
 	@echo "make setup      create .venv with everything but the benchmarks' rivals"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(DURABLE), $(SUITES), $(WHEEL) and caches; runs and models stay"
 
 setup: $(READY) bubblewrap
 
@@ -181,6 +182,14 @@ $(LITELLM)/.ready:
 bench-gateway: $(READY) $(LITELLM)/.ready
 	$(BIN)/python benchmarks/gateway --litellm $(LITELLM)/bin/litellm $(ARGS)
 
+$(DURABLE)/.ready: benchmarks/plans/requirements.txt
+	test -x $(DURABLE)/bin/pip || "$(PYTHON)" -m venv $(DURABLE)
+	$(DURABLE)/bin/python -m pip install --quiet -r benchmarks/plans/requirements.txt
+	@touch $(DURABLE)/.ready
+
+bench-plans: $(READY) $(DURABLE)/.ready
+	$(BIN)/python -m benchmarks.plans --peers $(DURABLE)/bin/python $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -191,5 +200,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(DURABLE) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Two traps with DBOS: a graph whose steps end in another order after a crash, and a source that changed while it was
+down. Prints what became of the workflow as JSON."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAM = """
+import asyncio, os, sys
+from dbos import DBOS, SetWorkflowID
+DBOS(config={"name": "bench", "system_database_url": f"sqlite:///" + sys.argv[1], "log_level": "CRITICAL"})
+CRASH = sys.argv[2] == "crash"
+
+@DBOS.step()
+async def step(name, seconds):
+    await asyncio.sleep(seconds)
+    if CRASH and name == "B2":
+        os._exit(1)
+    return name
+
+@DBOS.workflow()
+async def graph():
+    # A child starts when its own parent ends: A1 -> A2, B1 -> B2 -> B3. After a restart B1 is the slower one.
+    async def branch(*steps):
+        for name, seconds in steps:
+            await step(name, seconds)
+    first = 0.05 if CRASH else 0.4
+    await asyncio.gather(
+        branch(("B1", first), ("B2", 0.3), ("B3", 0.1)), branch(("A1", 0.2), ("A2", 0.01 if CRASH else 0.05)))
+    EDITED
+
+async def main():
+    DBOS.launch()
+    if CRASH:
+        with SetWorkflowID("w"):
+            await graph()
+    await asyncio.sleep(4)
+    status = await DBOS.get_workflow_status_async("w")
+    print(status.status, str(status.error or "")[:160])
+
+asyncio.run(main())
+"""
+
+
+def run(folder: Path, mode: str, edited: str) -> str:
+    program = folder / "program.py"
+    program.write_text(PROGRAM.replace("EDITED", edited))
+    command = [sys.executable, str(program), sys.argv[1], mode]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+folder = Path(sys.argv[1]).parent / "dbos"
+folder.mkdir(exist_ok=True)
+run(folder, "crash", "pass")
+time.sleep(0.1)
+told = run(folder, "again", "pass" if sys.argv[2] == "graph" else "return 'edited'")
+print(json.dumps({"workflow": told or "no answer", "pid": os.getpid()}))
