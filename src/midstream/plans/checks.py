@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -74,13 +74,16 @@ def pinned(plan: Plan, handlers: Handlers) -> Plan:
     return plan.model_copy(update=changes)
 
 
-def handlers_of(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Names of all handlers in a plan, with the path of the node that names each."""
+def handlers_of(plan: Plan, done: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Names of all handlers in a plan, with the path of the node that names each. Of the nodes `done`, only what undoes
+    them."""
     for node in plan.nodes:
-        if node.handler is not None:
-            yield node.handler, node.id
         if node.compensate is not None:
             yield node.compensate.handler, node.id
+        if node.id in done and node.plan is None:
+            continue
+        if node.handler is not None:
+            yield node.handler, node.id
         yield from ((one.handler, node.id) for one in node.fallback)
         if node.plan is not None:
             yield from ((name, f"{node.id}/{path}") for name, path in handlers_of(node.plan))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ from midstream.core.errors import RunError
 from midstream.core.names import check_name
 from midstream.plans import commands, history, views
 from midstream.plans.checks import compile_plan, handlers_of, pinned
-from midstream.plans.errors import AnswerRefused, NoSuchQuestion, Permanent, RunHeld
+from midstream.plans.errors import AnswerRefused, HandlersMissing, NoSuchQuestion, Permanent, RunHeld
 from midstream.plans.handlers import Handler, Handlers
 from midstream.plans.inputs import check_input, misfit
 from midstream.plans.journal import Event, Journal, lease_name, load, load_row, post, read_events
@@ -33,6 +33,7 @@ from midstream.plans.views import OpenQuestion, RunResult, RunView
 from midstream.store import Database, Lease, leases
 
 PlanSource = Plan | Mapping[str, Any] | str | Path
+_log = logging.getLogger(__name__)
 LEASE_S = 15.0
 POLL_S = 0.5
 
@@ -149,11 +150,12 @@ class AgentExecutor:
     async def work(self, *, poll_s: float = POLL_S) -> None:
         """Be a worker: execute every run that no living worker holds, until cancelled or drained."""
         busy: dict[str, asyncio.Task[None]] = {}
+        blocked: set[str] = set()
         try:
             while not self._draining:
                 for uid in await self._journal.read(views.unfinished):
-                    if uid not in busy and uid not in self._runners:
-                        busy[uid] = asyncio.create_task(self._worked(uid))
+                    if uid not in busy and uid not in self._runners and uid not in blocked:
+                        busy[uid] = asyncio.create_task(self._worked(uid, blocked))
                 busy = {uid: task for uid, task in busy.items() if not task.done()}
                 await clock.sleep(poll_s)
             await asyncio.gather(*busy.values())
@@ -162,9 +164,14 @@ class AgentExecutor:
                 task.cancel()
             await asyncio.gather(*busy.values(), return_exceptions=True)
 
-    async def _worked(self, uid: str) -> None:
-        with suppress(RunError):  # held by another, blocked, or lost: its state says so
+    async def _worked(self, uid: str, blocked: set[str]) -> None:
+        try:
             await self.resume(uid, wait=True)
+        except HandlersMissing as error:
+            blocked.add(uid)  # a worker with other handlers can go on with it
+            _log.warning("%s", error)
+        except RunError as error:  # held by another, lost, or damaged
+            _log.info("run %s: %s", uid, error.message)
 
     async def drain(self) -> None:
         """Start nothing new, let handlers that run come to an end, and give all runs back; they can be resumed."""

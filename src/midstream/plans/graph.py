@@ -93,6 +93,10 @@ class Graph:
             frame.instances[path] = one
         return one
 
+    def done(self) -> set[str]:
+        """Paths the journal has as succeeded or skipped, of instances that were not created here yet."""
+        return {path for path, row in self._saved.items() if row.state in (S.SUCCEEDED, S.SKIPPED)}
+
     def has_begun(self, path: str) -> bool:
         """Whether the journal has an instance with this path that was not created here yet, and is not pending."""
         row = self._saved.get(path)

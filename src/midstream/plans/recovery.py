@@ -70,9 +70,9 @@ def _expire(runner: Runner) -> None:
 async def _check_handlers(runner: Runner) -> None:
     """Every handler the rest of the run needs must be registered in its version, or migrated; a changed source under
     the same version is reported."""
-    handlers, row, saved = runner.services.handlers, runner.row, runner.graph
+    handlers, row = runner.services.handlers, runner.row
     missing: list[str] = []
-    for name, path in dict(handlers_of(saved.compiled.plan)).items():
+    for name, path in dict(handlers_of(runner.graph.compiled.plan, runner.graph.done())).items():
         found = handlers.get(name)
         if found is None and handlers.migrated(name) is None:
             missing.append(f"'{name}' for node '{path}' ({handlers.hint(name)})")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core import clock
-from midstream.core.errors import MidstreamError, UserError
+from midstream.core.errors import UserError
 from midstream.plans import calls, commands, inputs, outcomes, recovery, work
 from midstream.plans.calls import Outcome
 from midstream.plans.checks import Compiled
@@ -142,9 +142,13 @@ class Runner:
 
     async def _report(self, one: Instance, call: Awaitable[Outcome]) -> None:
         try:
-            self.ended.append((one, await call))
-        except MidstreamError as error:  # a payload that cannot be read, or a transaction that failed
-            self._broken = self._broken or error
+            outcome = await call
+        except asyncio.CancelledError:
+            outcome = calls.Unknown(Failure(Kind.TRANSIENT, "Cancelled", "it was stopped"))
+        except Exception as error:  # a payload that cannot be read, a transaction that failed, or a bug
+            self.stop(error)
+            return
+        self.ended.append((one, outcome))
         self.wake.set()
 
     async def _is_over(self, idle_returns: bool) -> bool:
@@ -157,7 +161,7 @@ class Runner:
             asks = bool(self.open_questions())
             if idle and not asks and not self.mail:
                 raise Stuck(f"run '{self.row.uid}' has not ended, and nothing in it can go on")
-            over = idle_returns and idle
+            over = idle_returns and idle and not self.mail
             if idle and asks and status is R.RUNNING:
                 self.ledger.change_run(R.WAITING)
         if (written := self.ledger.commit()) is not None and over:
