@@ -32,16 +32,17 @@ STARTS: list[float] = []
 
 
 @handler("write", effects="idempotent")
-async def write(size: int, before: str = "") -> str:
+async def write(number: int, size: int, before: str = "") -> str:
     STARTS.append(time.perf_counter())
-    return "x" * size
+    return f"{number:08d}".ljust(size, "x")  # no two alike: equal payloads are stored once
 
 
 def chain(nodes: int, size: int) -> dict[str, Any]:
     """A plan in which each node follows the one before."""
-    made: list[dict[str, Any]] = [{"id": "n0", "handler": "write", "args": {"size": size}}]
-    for at in range(1, nodes):
-        made.append({"id": f"n{at}", "handler": "write", "args": {"size": size, "before": {"$ref": f"n{at - 1}"}}})
+    made: list[dict[str, Any]] = []
+    for at in range(nodes):
+        before = {"before": {"$ref": f"n{at - 1}"}} if at else {}
+        made.append({"id": f"n{at}", "handler": "write", "args": {"number": at, "size": size, **before}})
     return {"nodes": made, "output": {"$ref": f"n{nodes - 1}"}}
 
 

@@ -17,19 +17,18 @@ CRASH = sys.argv[2] == "crash"
 @DBOS.step()
 async def step(name, seconds):
     await asyncio.sleep(seconds)
-    if CRASH and name == "B2":
+    if CRASH and name == "A2":
         os._exit(1)
     return name
 
 @DBOS.workflow()
 async def graph():
-    # A child starts when its own parent ends: A1 -> A2, B1 -> B2 -> B3. After a restart B1 is the slower one.
+    # A child starts when its own parent ends. B1 and B2 end before A1 does; after a restart all three return at once, and
+    # A2 asks for the number that B2 has.
     async def branch(*steps):
         for name, seconds in steps:
             await step(name, seconds)
-    first = 0.05 if CRASH else 0.4
-    await asyncio.gather(
-        branch(("B1", first), ("B2", 0.3), ("B3", 0.1)), branch(("A1", 0.2), ("A2", 0.01 if CRASH else 0.05)))
+    await asyncio.gather(branch(("A1", 0.5), ("A2", 0.01)), branch(("B1", 0.01), ("B2", 0.01)))
     EDITED
 
 async def main():
