@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import platform
@@ -59,7 +60,7 @@ async def ours(path: Path, durability: Literal["full", "normal"], nodes: int, si
             began, cpu = time.perf_counter(), time.process_time()
             await executor.resume(uid)
             took, cpu = time.perf_counter() - began, time.process_time() - cpu
-    gaps = [after - before for before, after in zip(STARTS, STARTS[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(STARTS)]
     row = {"median_ms": statistics.median(gaps) * 1000, "mean_ms": took / nodes * 1000, "cpu_ms": cpu / nodes * 1000}
     return {**row, "bytes": size_of(path), "payload": nodes * size}
 

@@ -1,5 +1,6 @@
 """A chain of steps with DBOS on SQLite; prints its row as JSON."""
 
+import itertools
 import json
 import statistics
 import sys
@@ -32,7 +33,7 @@ began, cpu = time.perf_counter(), time.process_time()
 chain()
 took, cpu = time.perf_counter() - began, time.process_time() - cpu
 DBOS.destroy()
-gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+gaps = [after - before for before, after in itertools.pairwise(starts)]
 stored = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 row = {"median_ms": statistics.median(gaps) * 1000, "mean_ms": took / nodes * 1000, "cpu_ms": cpu / nodes * 1000}
 print(json.dumps({**row, "bytes": stored, "payload": nodes * size}))

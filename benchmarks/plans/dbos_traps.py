@@ -23,7 +23,7 @@ async def step(name, seconds):
 
 @DBOS.workflow()
 async def graph():
-    # A child starts when its own parent ends. B1 and B2 end before A1 does; after a restart all three return at once, and
+    # A child starts when its parent ends. B1 and B2 end before A1 does; after a restart all three return at once, and
     # A2 asks for the number that B2 has.
     async def branch(*steps):
         for name, seconds in steps:

@@ -1,5 +1,6 @@
 """A chain of nodes with LangGraph and its SQLite checkpointer; prints its row as JSON."""
 
+import itertools
 import json
 import operator
 import statistics
@@ -36,7 +37,7 @@ with SqliteSaver.from_conn_string(str(path)) as saver:
     began, cpu = time.perf_counter(), time.process_time()
     graph.invoke({"texts": []}, config, durability="sync")
     took, cpu = time.perf_counter() - began, time.process_time() - cpu
-gaps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+gaps = [after - before for before, after in itertools.pairwise(starts)]
 stored = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 row = {"median_ms": statistics.median(gaps) * 1000, "mean_ms": took / nodes * 1000, "cpu_ms": cpu / nodes * 1000}
 print(json.dumps({**row, "bytes": stored, "payload": nodes * size}))

@@ -147,6 +147,24 @@ def test_stop_keeps_what_succeeded_and_the_run_can_be_tried_again(tmp_path: Path
     assert world.did == ["a", "b", "c", "undo a"]
 
 
+def test_a_run_that_stops_has_failed_though_a_sub_plan_of_it_was_undone(tmp_path: Path, world: World) -> None:
+    inner = plan(do("x", undo=True), do("y", "x"))
+    made = plan(do("a", undo=True), {"id": "s", "plan": inner, "after": ["a"]}, on_failure="stop")
+
+    async def main(executor: Any) -> Any:
+        world.fail("y", Permanent("no"))
+        first = await executor.run(made, uid="r")
+        world.fail("y", Permanent("no"))
+        world.fail("undo x", Permanent("never"))
+        second = await executor.retry("r")
+        return first, second, await executor.retry("r")
+
+    first, second, third = world.using(tmp_path, main)
+    assert first.status is second.status is third.status is RunStatus.FAILED
+    assert world.did == ["a", "x", "undo x", "x"] and second.remains == ("a", "s/x")
+    assert third.error == "Permanent: no"  # refused: what could not be undone must not be done again
+
+
 def test_the_run_returns_to_a_savepoint_and_tries_again_within_its_budget(tmp_path: Path, world: World) -> None:
     world.fail("c", Permanent("1"))
     made = plan(do("a", undo=True, savepoint="base"), do("b", "a", undo=True), do("c", "b"), rollback_to="base")

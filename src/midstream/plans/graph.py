@@ -324,6 +324,10 @@ class Graph:
                     self.change(one, S.COMPENSATING)
                     self.change(one, S.COMPENSATED)
 
+    def holds_failed_compensation(self, one: Instance) -> bool:
+        """Whether something of `one` could not be undone: it cannot start anew before that is dealt with."""
+        return any(each.state is S.COMPENSATION_FAILED for each in (one, *self.descendants(one)))
+
     def reset(self, one: Instance) -> None:
         """Return `one` and everything below it to pending, under a new generation."""
         for each in (*self.descendants(one), one):

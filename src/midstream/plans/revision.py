@@ -108,6 +108,9 @@ def apply(runner: Runner, revised: Plan) -> str:
     plan = plan.model_copy(
         update={"nodes": (*(one.node for name, one in kept.items() if name not in named), *plan.nodes)}
     )
+    for name, one in frame.instances.items():
+        if name not in kept and name in named and graph.holds_failed_compensation(one):
+            return f"node '{name}' could not be undone; give the new node another id"
     if plan.hash in runner.row.plans_seen:
         return "this plan was tried before: the run makes no progress"
     try:
@@ -141,9 +144,11 @@ def retry_failed(runner: Runner) -> str:
     root, frame = graph.root, graph.root.frame
     if runner.row.status is not R.FAILED or frame is None:
         return f"only a failed run can be tried again; this one is {runner.row.status}"
-    for one in list(frame.instances.values()):
-        if one.state in (S.FAILED, S.CANCELLED, S.SKIPPED):
-            graph.reset(one)
+    again = [one for one in frame.instances.values() if one.state in (S.FAILED, S.CANCELLED, S.SKIPPED)]
+    if any(graph.holds_failed_compensation(one) for one in again):
+        return "a compensation failed; roll the run back first"
+    for one in again:
+        graph.reset(one)
     graph.change(root, S.PENDING, phase=Phase.FORWARD, purpose="", error=None)
     graph.change(root, S.READY)
     graph.change(root, S.RUNNING)

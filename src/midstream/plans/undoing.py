@@ -38,16 +38,19 @@ def target_of(purpose: str) -> str | None:
 def begin(runner: Runner, owner: Instance) -> None:
     """A scope is quiet: compensate it, or end it where its plan does not."""
     purpose = owner.row.purpose
-    policy = "stop"
-    if owner is runner.graph.root:
-        policy = runner.graph.compiled.plan.on_failure
-    elif owner.shape is Shape.PLAN and owner.frame is not None:
-        policy = owner.frame.compiled.plan.on_failure
-    wanted = purpose not in ("fail", KEEP) or (purpose == "fail" and policy == "compensate")
+    wanted = purpose not in ("fail", KEEP) or (purpose == "fail" and _compensates(runner, owner))
     owner.undo = runner.graph.to_undo(owner, _finished(runner, target_of(purpose))) if wanted else []
     if owner is runner.graph.root and (owner.undo or purpose not in ("fail", "cancel", KEEP)):
         runner.ledger.change_run(R.ROLLING_BACK)
     proceed(runner, owner)
+
+
+def _compensates(runner: Runner, owner: Instance) -> bool:
+    """Whether the plan of a scope that failed wants what succeeded in it undone."""
+    if owner is runner.graph.root:
+        return runner.graph.compiled.plan.on_failure == "compensate"
+    inner = owner.frame.compiled.plan if owner.shape is Shape.PLAN and owner.frame is not None else None
+    return inner is not None and inner.on_failure == "compensate"
 
 
 def _finished(runner: Runner, savepoint: str | None) -> int:
@@ -154,13 +157,12 @@ def finish(runner: Runner, owner: Instance) -> None:
     elif owner.state not in UNDONE:
         graph.change(owner, S.COMPENSATING)
         graph.change(owner, S.COMPENSATION_FAILED if failed else S.COMPENSATED, phase=Phase.FORWARD)
-    status = R.ROLLED_BACK
-    if failed:
-        status = R.ROLLBACK_FAILED
-    elif purpose in ("cancel", KEEP):
-        status = R.CANCELLED
-    elif purpose == "fail" and S.COMPENSATED not in states:
+    if purpose == "fail" and (not _compensates(runner, owner) or states.isdisjoint(UNDONE)):
         status = R.FAILED
+    elif failed:
+        status = R.ROLLBACK_FAILED
+    else:
+        status = R.CANCELLED if purpose in ("cancel", KEEP) else R.ROLLED_BACK
     runner.ledger.change_run(status, error=owner.row.error, remains=_remaining(runner))
 
 
