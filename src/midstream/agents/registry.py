@@ -23,6 +23,7 @@ _BUILT_IN = {
     "multi_step_agent": "midstream.agents.simple",
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
+    "environment_agent": "midstream.agents.environment",
 }
 
 

@@ -50,6 +50,11 @@ class _ToolCall(_Part):
     unmasked: str = ""
 
 
+class _Constraint(_Part):
+    kind: Literal["json_schema", "regex", "lark"]
+    grammar: str
+
+
 class _Step(_Part):
     trajectory_uid: Name
     prompt_uid: Literal[""] | Name = ""
@@ -71,6 +76,7 @@ class _Step(_Part):
     text: str = ""
     finish_reason: str = ""
     latency_s: Finite = 0.0
+    constraint: _Constraint | None = None
 
 
 class _Curation(_Part):
