@@ -29,14 +29,17 @@ COMMANDS = {
     "store": "store",
     "models": "models",
     "sandbox": "sandbox",
+    "workflow": "workflow",
+    "infer": "infer",
+    "devices": "devices",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
 }
 INTERRUPTED = 130
 EXTRAS = {
-    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
-    "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
+    "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
 }
 """Top-level modules that an optional extra installs, by extra."""
