@@ -32,6 +32,7 @@ COMMANDS = {
     "workflow": "workflow",
     "infer": "infer",
     "devices": "devices",
+    "plan": "plan",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
