@@ -19,7 +19,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import Toolset
 from midstream.core.types import Message, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.recorder import Recorder, RoleEngine
-from midstream.tools import ToolSession
+from midstream.tools import ToolOutage, ToolSession
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
@@ -96,10 +96,20 @@ class AgentFlowBase(ABC):
         sampling = sampling_params or self.session.sampling.get(role) or self.session.sampling["policy"]
         return await self.session.recorder.chat(role_engine, messages, _changed(sampling, overrides), role=role)
 
-    async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
-        """Call a tool by name. A failure of the tool does not raise; check `ok`."""
+    async def call_tool(self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None) -> ToolCall:
+        """Call a tool by name. A failure of the tool does not raise; check `ok`. `step_index` is the step that asked
+        for it, by default the latest.
+
+        Raises `ToolOutage` when infrastructure failed (unless `flow.tool_use.outage` is `report`); a flow that lets it
+        pass fails as infrastructure, and the trajectory is not trained on."""
         recorded = self.steps
-        call = await self.session.tools.call(name, arguments, step_index=recorded[-1].step_index if recorded else None)
+        if step_index is None and recorded:
+            step_index = recorded[-1].step_index
+        try:
+            call = await self.session.tools.call(name, arguments, step_index=step_index)
+        except ToolOutage as outage:
+            self.session.tool_calls.append(outage.call)
+            raise
         self.session.tool_calls.append(call)
         return call
 

@@ -31,7 +31,7 @@ class MultiStepAgentFlow(AgentFlowBase):
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
-            {"role": "system", "content": f"{asked}\n{self.session.tools.cards()}"},
+            {"role": "system", "content": f"{asked}\n{self.session.tools.cards(self.task.question)}"},
             {"role": "user", "content": self.task.question},
         ]
         while self.turns < self.max_turns:

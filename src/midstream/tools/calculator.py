@@ -10,7 +10,8 @@ import ast
 import re
 from fractions import Fraction
 
-from midstream.tools.declare import ToolError, tool
+from midstream.tools.declare import tool
+from midstream.tools.errors import ToolError
 
 MAX_CHARS = 400
 MAX_BITS = 4000

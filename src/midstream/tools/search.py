@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from midstream.tasks.geography import cities, countries, plain
-from midstream.tools.declare import Tool, ToolError, tool
+from midstream.tools.declare import Tool, tool
+from midstream.tools.errors import ToolError
 
 MAX_QUERY_WORDS = 32
 
