@@ -22,7 +22,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -40,6 +40,7 @@ help:
 	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
 	@echo "make bench-sandbox     a sandbox call, alone and 50 at once; a minute"
+	@echo "make bench-tools       tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
 	@echo "make check      formatting, lint and types"
 	@echo "make format     format and fix what can be fixed"
@@ -164,6 +165,9 @@ bench-limits: $(READY)
 
 bench-sandbox: $(READY) bubblewrap
 	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
+
+bench-tools: $(READY) bubblewrap
+	$(BIN)/python -m benchmarks.tools.calls
 
 # LiteLLM wants versions of its own too.
 $(LITELLM)/.ready:
