@@ -135,7 +135,10 @@ class ToolResult:
 
     @classmethod
     def of(cls, value: Any, source: str = "") -> ToolResult:
-        """A result of one part: a string as text, a list or an object as data, anything else by `str`."""
+        """A result of one part: a string as text, a list or an object as data, anything else by `str`. A result is
+        returned as it is."""
+        if isinstance(value, ToolResult):
+            return value
         if isinstance(value, dict | list | tuple):
             text = json.dumps(value, ensure_ascii=False, default=str)
             return cls((ToolContent(kind="data", text=text, data=value, source=source),))

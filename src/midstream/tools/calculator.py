@@ -28,7 +28,12 @@ _NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?")
 _ALLOWED_TEXT = "use only numbers, + - * / // % ** and parentheses"
 
 
-@tool
+@tool(
+    idempotent=True,
+    returns="number",
+    limits=["arithmetic only: no variables, functions or units"],
+    examples=[{"expression": "12 * (3 + 4.5)"}],
+)
 def calculator(expression: str) -> str:
     """Work out arithmetic exactly, such as 12 * (3 + 4.5)."""
     return format_number(evaluate(expression))

@@ -21,7 +21,7 @@ BUILT_IN = {
     "multiply": "midstream.tools.multiply:multiply",
     "python": "midstream.tools.python:python",
     "read_file": "midstream.tools.read_file:read_file",
-    "search": "midstream.tools.search:search",
+    "search": "midstream.tools.search:configured_search",
     "sql": "midstream.tools.sql:sql",
     "web_fetch": "midstream.tools.web.fetch:web_fetch",
     "web_search": "midstream.tools.web.search:web_search",
