@@ -29,6 +29,7 @@ COMMANDS = {
     "store": "store",
     "models": "models",
     "sandbox": "sandbox",
+    "mcp": "mcp",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
@@ -38,6 +39,8 @@ EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
     "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
     "sandbox": ("pydantic_monty",),
+    "mcp": ("mcp", "mcp_types", "httpx2"),
+    "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
 """Top-level modules that come with an extra only, by the extra."""
 
