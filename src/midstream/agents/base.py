@@ -17,8 +17,9 @@ from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import Toolset
-from midstream.core.types import Message, Status, Step, Task, ToolCall, Trajectory
-from midstream.record.recorder import Recorder, RoleEngine
+from midstream.core.types import Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
+from midstream.engines.base import Constraint
+from midstream.record.recorder import Call, Recorder, RoleEngine
 from midstream.tools import ToolOutage, ToolSession
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
@@ -85,16 +86,28 @@ class AgentFlowBase(ABC):
         messages: Sequence[Message],
         role: str = "policy",
         sampling_params: SamplingParams | None = None,
+        *,
+        constraint: Constraint | None = None,
+        tools: Sequence[ToolSchema] = (),
         **overrides: Any,
     ) -> Step:
-        """Sample a reply of `role`. `overrides` change single sampling settings (`max_tokens=64`).
+        """Sample a reply of `role`. `constraint` limits what may be sampled, `tools` are declared to the chat template,
+        and `overrides` change single sampling settings (`max_tokens=64`).
 
         Raises `ConfigError` for a role without an engine and for unknown settings."""
         role_engine = self.session.role_engines.get(role)
         if role_engine is None:
             raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.role_engines))
         sampling = sampling_params or self.session.sampling.get(role) or self.session.sampling["policy"]
-        return await self.session.recorder.chat(role_engine, messages, _changed(sampling, overrides), role=role)
+        call = Call(
+            messages=tuple(messages),
+            sampling=_changed(sampling, overrides),
+            tools=tuple(tools),
+            role=role,
+            constraint=constraint,
+        )
+        step, _ = await self.session.recorder.call(role_engine, call)
+        return step
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None) -> ToolCall:
         """Call a tool by name. A failure of the tool does not raise; check `ok`. `step_index` is the step that asked

@@ -81,6 +81,12 @@ class MemoryToolset:
         """The tools."""
         return (RETRIEVE, STORE) if self._settings.write else (RETRIEVE,)
 
+    @property
+    def memory(self) -> LongTermMemory:
+        """The memory, once opened."""
+        assert self._memory is not None, "the toolset is not open"
+        return self._memory
+
     async def open(self) -> None:
         if self._given is None:
             where = self._settings.database
@@ -92,17 +98,17 @@ class MemoryToolset:
         return self.specs
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        assert self._memory is not None, "the toolset is not open"
+        memory = self.memory
         if name == STORE.name:
             importance = float(arguments.get("importance", 0.5))
             key = arguments.get("key")
-            await self._memory.add(arguments["text"], key=key, source="agent", importance=importance)
+            await memory.add(arguments["text"], key=key, source="agent", importance=importance)
             return ToolResult.of("remembered")
         key, query = arguments.get("key"), arguments.get("query")
         if not key and not query:
             raise ToolError("give a query or a key")
-        found = await self._memory.get(key) if key else None
-        memories = [found] if found else await self._memory.retrieve(query or key or "", self._settings.k)
+        found = await memory.get(key) if key else None
+        memories = [found] if found else await memory.retrieve(query or key or "", self._settings.k)
         if not memories:
             raise ToolError("nothing is remembered about that")
         return ToolResult(

@@ -16,8 +16,9 @@ _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _PART = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 MAX_WORDS = 8
 """Words of a query that are searched for, the rarest first."""
-COMMON = 0.05
-"""Share of all memories from which a word is too common to be searched for, if there are rarer ones."""
+MAX_MATCHES = 2000
+"""Memories that hold one of the words searched for, at most, unless the rarest word alone has more: every match is
+ranked, which takes a few microseconds."""
 MAX_QUERY_CHARS = 2000
 
 
@@ -66,10 +67,14 @@ def _rare(connection: sa.Connection, words: list[str]) -> list[str]:
             f"SELECT term, doc FROM memories_vocabulary WHERE term IN ({marks})", tuple(part)
         )
         counts |= {row[0]: int(row[1]) for row in found}
-    total = connection.exec_driver_sql("SELECT max(id) FROM memories").scalar() or 0
-    known = sorted(counts, key=lambda word: (counts[word], words.index(word)))
-    rare = [word for word in known if counts[word] <= max(total * COMMON, 100)]
-    return (rare or known[:1])[:MAX_WORDS]
+    chosen: list[str] = []
+    matches = 0
+    for word in sorted(counts, key=lambda word: (counts[word], words.index(word)))[:MAX_WORDS]:
+        matches += counts[word]
+        if chosen and matches > MAX_MATCHES:
+            break
+        chosen.append(word)
+    return chosen
 
 
 def _postgresql(connection: sa.Connection, words: list[str], namespace: str, limit: int) -> dict[int, float]:

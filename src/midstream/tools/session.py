@@ -99,6 +99,16 @@ class ToolSession:
         self._all.add(toolset, [self.toolbox.configured(spec) for spec in specs])
         self._listed = False
 
+    def status(self, name: str) -> str:
+        """State of a tool for a prompt: whether it answers, how long it takes, what it returns."""
+        seen, spec = self.toolbox.statistics.get(name), self.get(name)
+        breaker = self.toolbox.breakers.get(name)
+        parts = ["paused" if breaker is not None and breaker.open else "available"]
+        if seen is not None and seen.availability is not None and seen.latency_s is not None:
+            parts = parts if breaker is not None and breaker.open else [f"{seen.availability:.0%} available"]
+            parts += [f"{seen.success or 0:.0%} success", f"{seen.latency_s:.2g} s"]
+        return ", ".join([*parts, f"returns {spec.returns}" if spec is not None and spec.returns else ""]).rstrip(", ")
+
     @property
     def remaining(self) -> int | None:
         """Number of calls left; None without a limit."""
