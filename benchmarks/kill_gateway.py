@@ -1,4 +1,4 @@
-"""Kill a gateway at random moments while agents call it, start it again each time, and check what the agents were told.
+"""Kills a gateway at random moments while agents call it, restarts it each time, and compares replies with the store.
 
     python benchmarks/kill_gateway.py --kills 100
     python benchmarks/kill_gateway.py --kills 10 --store postgresql
@@ -43,7 +43,7 @@ IMPORTS += (
     "midstream.api",
     "midstream.cli",
     "midstream.gateway.server",
-    "midstream.learn.checkpoint_follower",
+    "midstream.learn.run.checkpoint_follower",
     "psycopg",
 )
 """What takes a gateway most of its start; those that are not there are passed over."""

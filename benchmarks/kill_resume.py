@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, resume it each time, and compare what it came to with a run nobody disturbed.
+"""Kills a training run at random moments, resumes it each time, and compares it with an uninterrupted run.
 
     python benchmarks/kill_resume.py --kills 20
     python benchmarks/kill_resume.py configs/quickstart.yaml trainer.max_steps=12 --kills 50 --seed 3

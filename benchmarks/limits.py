@@ -1,4 +1,4 @@
-"""Where the time of a learning pass and of a decoding step goes, and how far each is from what the machine can do.
+"""Profiles a learning pass and a decoding step, and compares them with the machine's limits.
 
     make bench-limits
 
@@ -27,7 +27,7 @@ from midstream.engines.models import resolve
 from midstream.engines.torch.attention import SlotAttention, SlotCache
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.sampling import sample
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 REST = "all else"
 KINDS = {

@@ -1,4 +1,4 @@
-"""The quickstart over several seeds: success before and after, by kind, wall time and peak memory, bad seeds included.
+"""Trains the quickstart with several seeds: success before and after, by kind, wall time and peak memory.
 
     python benchmarks/quickstart.py --seeds 0 1 2 3 4 --publish
 

@@ -1,4 +1,4 @@
-"""The torch engine beside transformers' `generate` and vLLM: tokens a second by number of sequences, seconds to load.
+"""Compares the torch engine with transformers' `generate` and vLLM: tokens per second by number of sequences, load time.
 
     python benchmarks/sampling.py --sequences 1 8 16 32 --vllm .venv-vllm/bin/python
 

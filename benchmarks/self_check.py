@@ -1,4 +1,4 @@
-"""What the self-checks of training find, and how often they are wrong, by noise.
+"""Measures the faults found by the self-checks of training, and their false alarms, by noise.
 
     python benchmarks/self_check.py faults            # each planted fault, by noise: found or not
     python benchmarks/self_check.py sizes             # smallest size found, by noise, of faults that have a size
@@ -24,9 +24,9 @@ from tests.learn.faults import FAULTS, FEW, weights_move_behind_the_samples, wra
 from tests.row_dependent import row_dependent_products
 
 from midstream.engines.torch import engine as torch_engine
-from midstream.learn import log_probs
-from midstream.learn.checks import Check
+from midstream.learn.model import log_probs
 from midstream.learn.self_check import self_check
+from midstream.learn.self_check.checks import Check
 
 PRODUCTS = {0.0: 0.0, 0.02: 0.0007, 0.04: 0.0014, 0.07: 0.0024, 0.12: 0.0042}
 """Error of each product that makes so much noise (RMS) in the log-probabilities."""
@@ -63,9 +63,9 @@ def another_temperature(size: float) -> Any:
     """The learner divides by temperatures that are larger by that share."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        def around(original: Any, *given: Any) -> Any:
+        def around(original: Any, *given: Any, **named: Any) -> Any:
             *others, temperatures = given
-            return original(*others, temperatures * (1 + size))
+            return original(*others, temperatures * (1 + size), **named)
 
         wrapped(patch, log_probs, "token_log_probs", around)
 

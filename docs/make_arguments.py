@@ -1,8 +1,8 @@
-"""Write the table of arguments in `agents.md`: what the gateway does with each argument of a request.
+"""Writes the tables of arguments in `agents.md`: how the gateway handles each argument of a request.
 
     python docs/make_arguments.py
 
-`tests/test_docs.py` fails when the page does not have the table this writes.
+`tests/test_docs.py` fails if the page is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from midstream.gateway.dialects.completions import CompletionRequest
 from midstream.gateway.dialects.responses_request import ResponseRequest
 
 PAGE = Path(__file__).parent / "agents.md"
-BEGIN, END = "<!-- Written by docs/make_arguments.py. -->\n", "<!-- End of what it writes. -->\n"
+BEGIN, END = "<!-- Written by docs/make_arguments.py. -->\n", "<!-- End of the generated part. -->\n"
 REQUESTS: dict[str, type[BaseModel]] = {
     "`/v1/chat/completions`": ChatRequest,
     "`/v1/responses`": ResponseRequest,
@@ -30,7 +30,7 @@ ORDER = (What.HINT, What.IGNORED, What.OFFERED, What.REFUSED)
 
 
 def table() -> str:
-    """A section for each request: its arguments that are used, then a table of the others."""
+    """A section per request: its used arguments, then a table of the others."""
     return "\n".join(line for path, model in REQUESTS.items() for line in _section(path, model))
 
 
@@ -41,7 +41,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
             known.setdefault(name, (what, why))
     used = [f"`{name}`" for name, (what, _) in known.items() if what == What.USED and "." not in name]
     yield f"\n{path} uses {', '.join(used)}.\n"
-    yield "| argument | what is done | why |"
+    yield "| argument | handling | reason |"
     yield "| --- | --- | --- |"
     rows: dict[tuple[What, str], list[str]] = {}
     for name, (what, why) in known.items():
@@ -52,7 +52,7 @@ def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page, with the table as it should be."""
+    """The whole page with current tables."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,8 +1,8 @@
-"""Write `configuration.md`: every setting, from the config classes and the docstrings under their fields.
+"""Writes `configuration.md`: every setting, from the config classes and the docstrings under their fields.
 
     python docs/make_configuration.py
 
-`tests/test_docs.py` fails when the page is not what this writes. Imports no torch.
+`tests/test_docs.py` fails if the page is out of date. Does not import torch.
 """
 
 from __future__ import annotations
@@ -37,16 +37,15 @@ values are read as YAML. This prints the resulting config with all defaults fill
 midstream config quickstart trainer.max_steps=30 policy.lora.rank=32 'flow.tools=[search]'
 ```
 
-`quickstart` and `from_store` are configs that ship with Midstream; any other name is the path of a file. Without a
-config, `midstream config` lists every setting; `midstream config --schema` prints the JSON schema. An unknown key is an
-error that names the nearest valid one. Only one section is required: `tasks.sources`, or `rollout.source` to train on
-what a store holds.
+`quickstart` and `from_store` are shipped configs; any other name is the path of a file. Without a config, `midstream
+config` lists every setting; `midstream config --schema` prints the JSON schema. An unknown key is an error that names the
+nearest valid key. Only one section is required: `tasks.sources`, or `rollout.source` to train on a store.
 
-Defaults below are written as in YAML. `null` means not set, `NAME` in a key stands for a name of your choice, and `[]`
-for an item of a list.
+Defaults below are written in YAML. `null` means not set, `NAME` in a key stands for a name of your choice, and `[]` for a
+list item.
 """
 CHOICE = "A section `{key}` must set `{key}.name`, which is one of {names}."
-ALL_OF_THEM = "Settings that all of them have:"
+ALL_OF_THEM = "Common settings:"
 BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
 SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
@@ -59,7 +58,7 @@ TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |
 
 def page() -> str:
     """The whole page."""
-    about = "What `midstream gateway --config FILE` reads: a file of its own."
+    about = "The file that `midstream gateway FILE` reads."
     gateway = "\n".join(_section(GatewayConfig, "", "## A gateway", about))
     gateway = re.sub(r"^(#+) (`.*`)$", r"#\1 \2 of a gateway", gateway, flags=re.MULTILINE)
     return "\n".join([HEAD, *_section(TrainConfig, "", "## The run", ""), gateway])
@@ -82,16 +81,15 @@ def _section(
             continue
         given = None if field.is_required() or suffix(field.annotation) else field.get_default()
         level = "###" if "." in key or "[]" in key else "##"
-        told = _words(models[0].__doc__ if suffix(field.annotation) else field.description)
-        yield from _section(models[0], f"{key}.", f"{level} `{key}`", told, given)
+        about = _words(models[0].__doc__ if suffix(field.annotation) else field.description)
+        yield from _section(models[0], f"{key}.", f"{level} `{key}`", about, given)
     if prefix == "flow.":
         for flow, settings in SETTINGS_OF_FLOWS.items():
             yield from _section(settings, "flow.settings.", f"### `flow.settings` of the flow `{flow}`", "")
 
 
 def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> Iterator[str]:
-    """The settings that all `models` share, once; their nested sections, once; then what each has of its own, or with a
-    default of its own."""
+    """The settings and nested sections that all `models` share, then the settings of each with its own defaults."""
     first, *others = models
     shared = {
         name
@@ -127,7 +125,7 @@ def _variants(models: Sequence[type[BaseModel]], key: str, field: FieldInfo) -> 
 
 
 def _table(prefix: str, fields: Mapping[str, FieldInfo], defaults: BaseModel | None = None) -> str:
-    """`defaults` is what a section as a whole is when it is not given, where that is not its fields' own defaults."""
+    """`defaults` is the default of the whole section, if it differs from the defaults of its fields."""
     rows = [_row(f"{prefix}{name}", field, getattr(defaults, name, None)) for name, field in fields.items()]
     return "\n".join([TABLE, *rows]) + "\n" if rows else ""
 
@@ -143,7 +141,7 @@ def _row(key: str, field: FieldInfo, default: Any = None) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """`value` as YAML on one line; of a section, what differs from its own defaults, and its name."""
+    """`value` as YAML on one line; a section shows its name and the settings that differ from their defaults."""
     if isinstance(value, BaseModel):
         kept = value.model_dump(mode="json", exclude_defaults=True)
         value = {"name": value.name, **kept} if "name" in type(value).model_fields else kept  # pyright: ignore

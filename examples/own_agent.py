@@ -1,6 +1,6 @@
-"""Your own tool and your own agent, trained: `python examples/own_agent.py`. Seconds, with a model that knows nothing.
+"""Your own tool and your own agent, trained: `python examples/own_agent.py`. Takes seconds, with random weights.
 
-The tool takes letters only. Nobody tells the agent; all it gets is a reward where its call went through.
+The tool accepts only letters. The agent is not told this; it gets a reward for successful calls.
 """
 
 import midstream as ms

@@ -1,6 +1,6 @@
-"""Your own tasks and your own reward: `python examples/own_tasks.py`. Seconds, with a model that knows nothing.
+"""Your own tasks and your own reward: `python examples/own_tasks.py`. Takes seconds, with random weights.
 
-What the code of a door looks like is all there is to learn: digits.
+The agent learns that the code of a door consists of digits.
 """
 
 import midstream as ms
@@ -8,7 +8,7 @@ import midstream as ms
 
 @ms.register_tasks("doors")
 def doors(seed: int) -> ms.TaskSet:
-    """Forty doors, every fourth held out; `seed` decides their order."""
+    """Forty doors, every fourth held out; `seed` determines their order."""
     tasks = [
         ms.Task(id=f"door-{n}", prompt=f"What is the code of door {n}?", split="train" if n % 4 else "test")
         for n in range(1, 41)

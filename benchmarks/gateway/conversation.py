@@ -1,4 +1,4 @@
-"""What is said in every measurement: the same conversation to each side, and the same reply at each turn."""
+"""The conversation of every measurement: the same messages and replies for each server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The load: clients that hold one connection each and call again as soon as they are answered.
+"""The load generator: clients with one connection each that call again as soon as they get a response.
 
     python benchmarks/gateway/load.py '{"url": "http://127.0.0.1:8100", "clients": 64, ...}'
 
@@ -168,7 +168,7 @@ async def calls(asked: dict[str, Any]) -> dict[str, Any]:
     await clients[0].converse()  # the first call of all may load half of a program
     measured.opens = time.perf_counter() + asked["warmup_s"]
     measured.closes = measured.opens + asked["seconds"]
-    # Not all at once: agents do not march in step.
+    # Staggered, because real agents are not synchronized.
     draw = random.Random(0)
     await asyncio.gather(*(client.run(draw.uniform(0, asked["latency_s"])) for client in clients))
     latencies = sorted(measured.latencies_s)

@@ -1,4 +1,4 @@
-"""An OpenAI server that does nothing but answer: the floor, and what LiteLLM's proxy stands in front of.
+"""A mock OpenAI server: the baseline, and the upstream of LiteLLM's proxy.
 
     python benchmarks/gateway/mock.py LATENCY_S
 

@@ -1,4 +1,4 @@
-"""The gateway in front of a scripted engine that says what the mock says, as `midstream gateway` would serve it.
+"""The gateway with a scripted engine that gives the mock's replies, served like by `midstream gateway`.
 
     python benchmarks/gateway/ours.py '{"latency_s": 0.1, "durability": "full", "store": "calls.sqlite"}'
 
@@ -17,9 +17,9 @@ from midstream.engines.chat import load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.scripted import ScriptedEngine
 from midstream.gateway.config import GatewayConfig, LimitsConfig
+from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.server import listen, run, serve
 from midstream.gateway.service import Gateway
-from midstream.gateway.tokens import TokenSigner
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 

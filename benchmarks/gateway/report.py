@@ -1,4 +1,4 @@
-"""What was measured as a Markdown table and as a picture: medians over turns, with the lowest and highest."""
+"""Writes the results as a Markdown table and a picture: medians over runs, with lowest and highest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers under measurement, each a process of its own that is there for all of the run."""
+"""Starts the measured servers, each in its own process for the whole run."""
 
 from __future__ import annotations
 

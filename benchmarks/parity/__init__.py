@@ -1,4 +1,4 @@
-"""Side by side with TRL: the same advantages, the same loss and gradient, the same twenty updates, the same learning.
+"""Compares Midstream with TRL: advantages, loss and gradient, twenty updates, learning.
 
     make parity
     python -m benchmarks.parity --levels A B

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.parity`: a table for each level; exit code 0 when all of it is green, 1 when not."""
+"""`python -m benchmarks.parity`: prints a table per level; exits with 0 if everything is green, else 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Level A: what completions earned, as advantages.
+"""Level A: advantages of scored completions.
 
 TRL's side is its trainers' own `_generate_and_score_completions`, which asks reward functions that return the rewards
 of a case and gives back advantages; a `rollout_func` (GRPO) or a `_generate` put in its place (RLOO) hands it stored
@@ -27,9 +27,9 @@ from midstream.core.types import Task, Trajectory
 from midstream.learn.algorithms import GDPO, GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import PolicyOutputs
-from midstream.learn.batch import make_batch
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.penalty import penalise_rewards
+from midstream.learn.algorithms.penalty import penalise_rewards
+from midstream.learn.data.batch import make_batch
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.rewards.components import component
 from midstream.rewards.compose import RewardConfig, RewardFunction
 

@@ -24,7 +24,7 @@ from benchmarks.parity.table import Level, Line
 from benchmarks.parity.theirs import grpo_trainer
 
 import midstream as ms
-from midstream.learn import trainer
+from midstream.learn.run import trainer
 
 VOCAB, SPREAD = 12, 0.06
 ASKED = 8

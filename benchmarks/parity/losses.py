@@ -28,7 +28,7 @@ from torch import Tensor
 
 from midstream.learn.algorithms import Reinforce
 from midstream.learn.algorithms.base import Aggregation, KLConfig
-from midstream.learn.batch import make_batch
+from midstream.learn.data.batch import make_batch
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.ratio import CISPO, SAPO, PPOClip
 from midstream.learn.losses.sequence import GSPO

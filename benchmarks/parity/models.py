@@ -49,7 +49,7 @@ def save_model(folder: Path, architecture: str, *, vocab: int = 512, spread: flo
     else:
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
     with torch.no_grad():
-        # As they begin, norms are all 1 and biases all 0: a mix-up of two would not show.
+        # Initially norms are all 1 and biases all 0, so mixing up two of them would not be noticed.
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -1,4 +1,4 @@
-"""Whether parity would notice: each mutation of our source in `mutations.yaml`, one at a time in a copy, has to turn it
+"""Mutation tests of parity: each mutation of our source in `mutations.yaml`, one at a time in a copy, must turn it
 red.
 
     python -m benchmarks.parity.mutations

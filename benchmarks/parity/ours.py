@@ -1,4 +1,4 @@
-"""Midstream's side: the same rows as trajectories, and the gradient an update takes, by Hugging Face's names."""
+"""Midstream's side: the same rows as trajectories, and the gradient of an update under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from midstream.core.types import FinishReason, Step, Task, Trajectory
 from midstream.engines.torch.decoder import load_decoder
 from midstream.learn.config import OptimizerConfig
-from midstream.learn.learner import Learner
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.weights import Weights, unfused
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.weights import Weights, unfused
 
 TASK = Task(id="parity", prompt="")
 
@@ -62,7 +62,7 @@ def make_learner(folder: Path, tokens_per_pass: int = 4096, **optimizer: object)
 
 
 def gradient_of(learner: Learner) -> dict[str, Tensor]:
-    """What the last update's gradient was."""
+    """The gradient of the last update."""
     return unfused(learner.decoder, learner.weights.gradients())
 
 

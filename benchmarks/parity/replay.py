@@ -24,12 +24,12 @@ from torch import Tensor
 
 from midstream.learn.algorithms import GRPO, RLOO, DrGRPO
 from midstream.learn.algorithms.base import Algorithm, KLConfig
-from midstream.learn.batch import make_batch
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.algorithms.penalty import penalise_rewards
+from midstream.learn.data.batch import make_batch
 from midstream.learn.losses.ratio import PPOClip
 from midstream.learn.losses.sequence import GSPO
-from midstream.learn.penalty import penalise_rewards
-from midstream.learn.policy_outputs import compute_outputs, required_outputs
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.policy_outputs import compute_outputs, required_outputs
 
 STEPS = 20
 TOLERANCE = 1e-4

@@ -1,4 +1,4 @@
-"""A completion as both systems are given it."""
+"""A completion in the form used for both systems."""
 
 from __future__ import annotations
 

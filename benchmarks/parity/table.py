@@ -1,4 +1,4 @@
-"""What a level found: a line for each thing compared, green or red."""
+"""Results of a level: one green or red line per comparison."""
 
 from __future__ import annotations
 

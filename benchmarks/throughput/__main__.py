@@ -1,4 +1,4 @@
-"""A training step of ours beside one of TRL's `GRPOTrainer`: same model, dtype, adapters, loss and numbers of tokens.
+"""Compares a training step with TRL's `GRPOTrainer`: same model, dtype, adapters, loss and numbers of tokens.
 
     python benchmarks/throughput --workloads W1 W3
 
@@ -83,7 +83,7 @@ def check(name: str, results: list[dict[str, Any]]) -> None:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the name of the processor."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.machine()
 

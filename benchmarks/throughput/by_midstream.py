@@ -138,7 +138,7 @@ def train(steps: int, clock: Clock) -> Path:
 
     found = result(asked["workload"], between)
     ms.register_tasks("throughput")(lambda seed: Prompts(tokenizer))
-    with mock.patch("midstream.learn.setup.load_tokenizer", without_end):
+    with mock.patch("midstream.learn.run.setup.load_tokenizer", without_end):
         return ms.train(settings(steps, str(run_dir)), callbacks=[clock]).run_dir
 
 

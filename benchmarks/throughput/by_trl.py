@@ -1,10 +1,10 @@
-"""TRL's side of one workload, in a process of its own: `GRPOTrainer` as it is, told how many tokens to sample.
+"""TRL's side of one workload, in its own process: an unmodified `GRPOTrainer` with given numbers of tokens to sample.
 
     python benchmarks/throughput/by_trl.py '{"workload": "W1", ...}'
 
-Takes what `__main__.py` asks for as JSON. The trainer generates with transformers' `generate`; W4 goes through its own
-loop of tool calls; W6 through `rollout_func`, the way it has to be given turns from outside. Seconds are from the end
-of one step to the end of the next.
+Takes the request of `__main__.py` as JSON. The trainer generates with transformers' `generate`; W4 uses its own loop of
+tool calls; W6 uses `rollout_func`, which accepts turns from outside. Seconds are from the end of one step to the end of
+the next.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was measured as Markdown tables and as a picture: medians over all counted steps of all processes."""
+"""Writes the results as Markdown tables and a picture: medians over all counted steps of all processes."""
 
 from __future__ import annotations
 

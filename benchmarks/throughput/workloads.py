@@ -1,4 +1,4 @@
-"""What both sides have to do: prompts of exact lengths, how many tokens each turn samples, which groups have variance.
+"""Workloads for both sides: prompts of exact lengths, sampled tokens per turn, groups with and without variance.
 
 Lengths come from a seed and not from what is sampled, so that both sides compute equally many tokens; each gives its
 own way to count the tokens of a prompt. W6 is not here but in `configs/quickstart.yaml`: our side runs it, and TRL

@@ -1,4 +1,4 @@
-"""What a sandbox call costs, alone and 50 at once, with the event loop's heartbeat beside it.
+"""Measures a sandbox call, alone and 50 at once, and the latency of the event loop meanwhile.
 
     make bench-sandbox
 
@@ -93,7 +93,7 @@ async def main() -> None:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the name of the processor."""
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else "unknown processor"
 

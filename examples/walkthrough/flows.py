@@ -1,4 +1,4 @@
-"""White-box flows in the style of a gateway: they ask for tokens, make their own steps and hand them in."""
+"""White-box flows in the style of a gateway: they request tokens, create their own steps and submit them."""
 
 from midstream import MultiStepAgentFlow, SingleStepSingleTurnAgentFlow, Step, register
 

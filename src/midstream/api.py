@@ -1,9 +1,9 @@
-"""What the package and the command line call: training with its pictures, evaluation, asking, configs from anywhere.
+"""The Python API: train, evaluate, ask, roll out, serve, and load configs. Wires the packages together.
 
-Composes rooms; nothing is decided here. Where a config is taken, so are a mapping of settings and a YAML file's path.
+A config argument may also be a mapping of settings or the path of a YAML file.
 
-`train`, `ask`, `evaluate` and `rollout` block until they are done, also where an event loop runs already (a notebook).
-Each has a form for async code with the same arguments: `train_async`, `ask_async`, `evaluate_async`, `rollout_async`.
+`train`, `ask`, `evaluate` and `rollout` block until they are done, even when an event loop is running (a notebook).
+`train_async`, `ask_async`, `evaluate_async` and `rollout_async` take the same arguments and are awaited.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from midstream.core.types import Trajectory
     from midstream.engines.factory import EngineSettings
     from midstream.gateway.config import GatewayConfig
-    from midstream.learn.callback import Callback
-    from midstream.learn.checkpoint_follower import WeightLoader
-    from midstream.learn.trainer import TrainResult
+    from midstream.learn.run.callback import Callback
+    from midstream.learn.run.checkpoint_follower import WeightLoader
+    from midstream.learn.run.trainer import TrainResult
 
 __all__ = [
     "ask",
@@ -55,9 +55,9 @@ Settings = TrainConfig | Mapping[str, Any] | str | Path
 
 
 def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The config that a YAML file or a mapping of settings holds, with dotted overrides (`trainer.max_steps=30`).
+    """Load a training config from a YAML file or a mapping, and apply dotted overrides (`trainer.max_steps=30`).
 
-    Raises `ConfigError` that names everything that is wrong.
+    Raises a `ConfigError` that lists every error.
     """
     if isinstance(source, Mapping):
         return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
@@ -67,14 +67,14 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
 def train(
     config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
-    """Train, then draw `curve.png` and write `report.html` in the run's directory, when it was stopped by Ctrl-C too.
+    """Train, then draw `curve.png` and write `report.html` in the run's directory, also after Ctrl-C.
 
-    `callbacks` hear of each step; with None, a line a step is printed. `resume` goes on with the run in its directory,
-    to the same numbers; `force` does so although the config changed. Raises `UserError` for anything the user can mend;
-    what was saved stays. `train_async` is the same for async code.
+    `callbacks` are notified of each step; by default one line is printed per step. `resume` continues the run in its
+    directory and gives the numbers of an uninterrupted run; `force` resumes even if the config changed. Raises
+    `UserError` for errors the user can fix; saved data is kept. `train_async` is the async form.
     """
     from midstream.gateway.in_process import InProcessGateway
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
     endpoint = InProcessGateway()
     training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
@@ -84,19 +84,19 @@ def train(
 async def train_async(
     config: Settings, *, resume: bool = False, force: bool = False, callbacks: Sequence[Callback] | None = None
 ) -> TrainResult:
-    """As `train`."""
+    """Async form of `train`."""
     from midstream.gateway.in_process import InProcessGateway
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
-    async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop goes on
+    async with InProcessGateway() as endpoint:  # closed here, because the caller's event loop keeps running
         training = Training(*_to_train(config, callbacks), resume=resume, force=force, endpoint=endpoint)
         return await training.run()
 
 
 def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[TrainConfig, list[Callback]]:
     resolved = config if isinstance(config, TrainConfig) else load_config(config)
-    # The pictures first, so that the other callbacks can point to what was drawn.
-    return resolved, [_Pictures(), *([_Lines()] if callbacks is None else callbacks)]
+    # The report first, so that the other callbacks can link to its files.
+    return resolved, [_ReportWriter(), *([_LinePrinter()] if callbacks is None else callbacks)]
 
 
 def rollout(
@@ -110,9 +110,10 @@ def rollout(
     prefix: str | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """Run the config's flow on `tasks` tasks, `rollout.group_size` attempts at each, against the gateway at a URL: it
-    samples and records, and here the agent acts and is scored. Nothing is trained; no model is loaded. `rollout_async`
-    is the same for async code."""
+    """Run the config's flow on `tasks` tasks with `rollout.group_size` attempts each, against the gateway at a URL.
+
+    The gateway samples and records; the agent and the rewards run in this process, which loads no model and trains
+    nothing. `rollout_async` is the async form."""
     return run_blocking(
         rollout_async(
             config,
@@ -138,7 +139,7 @@ async def rollout_async(
     prefix: str | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
 ) -> list[Trajectory]:
-    """As `rollout`."""
+    """Async form of `rollout`."""
     import secrets
 
     from midstream.record.recorder import RoleEngine
@@ -158,14 +159,15 @@ async def rollout_async(
     for role, its in config.flow.roles.items():
         if its.engine not in ("policy", "rules") or not its.train:
             raise ConfigError(
-                f"flow.roles.{role}: against a gateway every role that is not a rule is its model, and trained",
-                "leave engine and train as they are, or run the flow with midstream train",
+                f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
+                "keep the defaults of engine and train, or run the flow with midstream train",
             )
     async with GatewayClient(gateway, key_env) as client:
         try:
             model = await client.model()
         except EngineError as error:
-            raise RunError(str(error), "start one: midstream gateway --store agents.sqlite; is a key needed?") from None
+            hint = "start one with midstream gateway --store agents.sqlite, or give the key it needs"
+            raise RunError(str(error), hint) from None
         sink = RemoteSink(client, group_size=config.rollout.group_size, model=model)
         worker = AgentFlowWorker(
             config.flow,
@@ -188,7 +190,7 @@ async def rollout_async(
 def load_gateway_config(
     path: str | Path | None = None, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None
 ) -> GatewayConfig:
-    """The config of a gateway: a YAML file's, changed by `given` and then by dotted overrides."""
+    """Load a gateway config from a YAML file, and apply the settings in `given`, then dotted overrides."""
     from midstream.gateway.config import GatewayConfig
 
     data = {**({} if path is None else load_yaml(path)), **(given or {})}
@@ -197,7 +199,7 @@ def load_gateway_config(
 
 
 def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | None = None) -> None:
-    """Serve the gateway of `config` until it is stopped. `on_ready` hears of its URL, its model and its store."""
+    """Serve the gateway of `config` until it is stopped. `on_ready` is called with its URL, model and store."""
     from midstream.gateway.server import run
 
     run(_serve(config, on_ready))
@@ -207,17 +209,17 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.factory import make_policy_engine
     from midstream.engines.models import resolve
+    from midstream.gateway.limits.tokens import TokenSigner, load_secret
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
-    from midstream.gateway.tokens import TokenSigner, load_secret
-    from midstream.learn.checkpoint_follower import check_followed, follow
+    from midstream.learn.run.checkpoint_follower import check_followed, follow
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
     if config.follow is not None:
         check_followed(Path(config.follow))
-    listening = listen(config.host, config.port)  # first: whatever else takes its time, the address is known to be free
+    listening = listen(config.host, config.port)  # first: an address in use fails before the model is loaded
     tokenizer = load_tokenizer(resolve(config.model), tool_format=config.tool_format or "")
     async with AsyncExitStack() as stack:
         engine = await make_policy_engine(_engine_settings(config), tokenizer, stack)
@@ -228,20 +230,20 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         if config.follow is not None:
             first = asyncio.Event()
             following = asyncio.create_task(
-                follow(Path(config.follow), _held_back(gateway, engine.load_weights), first)
+                follow(Path(config.follow), _pausing_calls(gateway, engine.load_weights), first)
             )
             stack.callback(following.cancel)
-            await first.wait()  # so that no call is answered by an older policy than there is
-        told = on_ready or (lambda url, model, where: None)
+            await first.wait()  # so that no call is answered with older weights than the newest checkpoint
+        notify = on_ready or (lambda url, model, where: None)
         scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
-        await run_server(gateway, listening, lambda url: told(url, f"{config.model}{scripted}", store.where))
+        await run_server(gateway, listening, lambda url: notify(url, f"{config.model}{scripted}", store.where))
 
 
-def _held_back(gateway: Any, take: WeightLoader) -> WeightLoader:
-    """`take` while new calls wait."""
+def _pausing_calls(gateway: Any, load: WeightLoader) -> WeightLoader:
+    """Wrap `load` so that new calls wait while it runs."""
 
     async def update(folder: Path, version: int) -> None:
-        await gateway.update(lambda: take(folder, version))
+        await gateway.update(lambda: load(folder, version))
 
     return update
 
@@ -263,8 +265,8 @@ def _engine_settings(config: GatewayConfig) -> EngineSettings:
     )
 
 
-class _Pictures:
-    """A callback that draws the curve and writes the report once a run has ended."""
+class _ReportWriter:
+    """Callback that draws the curve and writes the report when a run ends."""
 
     def on_start(self, info: dict[str, Any]) -> None: ...
 
@@ -286,10 +288,10 @@ class _Pictures:
             ) from None
 
 
-class _Lines:
-    """A callback that prints a plain line for each step and each evaluation, and the first traceback."""
+class _LinePrinter:
+    """Callback that prints one line per step and evaluation, and the first traceback."""
 
-    _raised = ""
+    _traceback = ""
 
     def on_start(self, info: dict[str, Any]) -> None:
         print(f"{info['name']}: {info['model']}, {info['max_steps']} steps, in {info['run_dir']}", flush=True)
@@ -299,18 +301,18 @@ class _Lines:
         if row["stage"] == "rl":
             reward = "-" if row["reward"] is None else f"{row['reward']:.3f}"
             print(f"step {row['step']}: reward {reward}, success {row['success']:.0%}", flush=True)
-            self._tell(row)
+            self._print_failures(row)
 
     def on_eval(self, row: dict[str, Any]) -> None:
         print(f"{row['label']} ({row['split']}, n = {row['n']}): success {row['success']:.0%}", flush=True)
-        self._tell(row)
+        self._print_failures(row)
 
-    def _tell(self, row: dict[str, Any]) -> None:
+    def _print_failures(self, row: dict[str, Any]) -> None:
         for error in row["errors"][:1]:
             print(visible(f"  {error['count']} attempts failed: {error['reason']}"), flush=True)
-            if error.get("traceback") and not self._raised:
-                self._raised = error["traceback"]
-                print(visible(self._raised), flush=True)
+            if error.get("traceback") and not self._traceback:
+                self._traceback = error["traceback"]
+                print(visible(self._traceback), flush=True)
 
     def on_finish(self, result: dict[str, Any]) -> None:
         print(f"{result['status']}: {result['run_dir']}/report.html", flush=True)

@@ -1,4 +1,4 @@
-"""Flows are tested through the workers that run them."""
+"""Fixtures for testing flows through the workers that run them."""
 
 from tests.rollouts.conftest import attempt, by_role_fixture, make_worker
 

@@ -1,4 +1,4 @@
-"""What the planner writes becomes an action, or a message that says what to write instead."""
+"""Planner text is parsed to an action, or to a message with the expected format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def actions(draw, name: str | None = None) -> NextStep:
     else:
         arguments = draw(st.dictionaries(st.sampled_from(["amount", "rate", "x"]), values, max_size=3))
         if len(arguments) == 1 and isinstance(next(iter(arguments.values())), str):
-            # A lone text is written without its name, which only a tool of one argument gives back.
+            # A single text argument is written without its name, which only a tool with one parameter restores.
             arguments["y"] = 1
     fields = {field: draw(lines) for field in ("justification", "context", "sub_goal")}
     return NextStep(tool=name, arguments=arguments, **fields)
@@ -41,14 +41,14 @@ def actions(draw, name: str | None = None) -> NextStep:
 
 @settings(max_examples=300, deadline=None)
 @given(actions())
-def test_what_is_written_in_either_notation_is_read_back(action: NextStep) -> None:
+def test_written_actions_are_read_back_in_both_notations(action: NextStep) -> None:
     for notation in ("json", "compact"):
         assert read_action(write_action(action, notation), notation, TOOLBOX) == action, notation
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60) | st.text("{}\"': calculator\n", max_size=60))
-def test_whatever_a_model_writes_is_an_action_or_a_message(text: str) -> None:
+def test_any_text_parses_to_an_action_or_a_message(text: str) -> None:
     for notation in ("json", "compact"):
         try:
             action = read_action(text, notation, TOOLBOX)
@@ -80,7 +80,7 @@ def test_the_compact_notation(text: str, expected: NextStep) -> None:
     assert read_action(text, "compact", TOOLBOX) == expected
 
 
-def test_json_is_found_inside_what_is_said_around_it() -> None:
+def test_json_is_found_within_surrounding_text() -> None:
     text = 'Sure!\n```json\n{"tool": "echo", "arguments": {"text": "{}"}}\n```'
     assert read_action(text, "json", TOOLBOX) == NextStep(tool="echo", arguments={"text": "{}"})
 
@@ -105,14 +105,14 @@ def test_json_is_found_inside_what_is_said_around_it() -> None:
         ("json", '{"tool": "echo", "arguments": "hi"}', "wrong at arguments: Input should be"),
     ],
 )
-def test_what_cannot_be_read_says_what_to_write(notation, text: str, message: str) -> None:
+def test_unreadable_text_gives_a_message_with_the_expected_format(notation, text: str, message: str) -> None:
     with pytest.raises(UnreadableAction) as error:
         read_action(text, notation, TOOLBOX)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("notation", ["json", "compact"])
-def test_fields_that_are_required_and_missing_are_all_named(notation) -> None:
+def test_all_missing_required_fields_are_named(notation) -> None:
     text = write_action(NextStep(tool="echo", context="known"), notation)
     with pytest.raises(UnreadableAction, match="also give justification, sub_goal"):
         read_action(text, notation, TOOLBOX, ("justification", "context", "sub_goal"))
@@ -127,7 +127,7 @@ def test_fields_that_are_required_and_missing_are_all_named(notation) -> None:
         ("json", '{"tool": "echo", "sub_goal": ["' + "k" * 5000 + '"]}'),
     ],
 )
-def test_a_message_does_not_grow_with_what_was_written(notation, text: str) -> None:
+def test_error_messages_have_a_bounded_length(notation, text: str) -> None:
     with pytest.raises(UnreadableAction) as error:
         read_action(text, notation, TOOLBOX)
     assert len(str(error.value)) < 300

@@ -1,4 +1,4 @@
-"""The four modules around their memory: who speaks when, what each hears, and when the loop ends."""
+"""The four modules and their memory: order of calls, prompts, and when the loop ends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def roles(trajectory: Trajectory) -> list[str]:
 
 
 def asked(trajectory: Trajectory) -> list[str]:
-    """What each step heard last."""
+    """The last message of each step's prompt."""
     return [step.messages[-1]["content"] for step in trajectory.steps]
 
 
-def test_plan_execute_verify_until_the_planner_needs_no_other_tool(make_worker, by_role, attempt) -> None:
+def test_the_loop_runs_until_the_planner_needs_no_other_tool(make_worker, by_role, attempt) -> None:
     says = by_role(planner=["calculator: 12 * 3", "calculator: 36 + 1", "none"], generator=" 37 ")
     trajectory = run(make_worker(says), attempt("What is 12 * 3 + 1?"))
     assert roles(trajectory) == ["planner", "planner", "planner", "generator"]
@@ -69,7 +69,7 @@ def test_plan_execute_verify_until_the_planner_needs_no_other_tool(make_worker, 
         ("What is the sum?", ["echo: 1"] * 3, ["the question asks for a calculation"] * 3),
     ],
 )
-def test_the_rule_of_evidence_stops_when_the_kind_of_result_is_there(
+def test_the_evidence_rule_stops_when_the_required_result_is_found(
     make_worker, by_role, attempt, question: str, plans: list[str], reasons: list[str]
 ) -> None:
     settings = {"notation": "compact", "fields": [], "stop_rule": "evidence"}
@@ -79,7 +79,7 @@ def test_the_rule_of_evidence_stops_when_the_kind_of_result_is_there(
     assert [turn["verdict"] for turn in trajectory.metadata["turns"]][:-1] == [False] * (len(reasons) - 1)
 
 
-def test_turns_end_at_the_limit_and_the_planner_is_told_how_many_there_are(make_worker, by_role, attempt) -> None:
+def test_turns_are_limited_and_the_planner_sees_the_limit(make_worker, by_role, attempt) -> None:
     says = by_role(planner="echo: on", generator="done")
     settings = {"notation": "compact", "fields": [], "max_turns": 4}
     trajectory = run(make_worker(says, settings=settings), attempt())
@@ -93,7 +93,7 @@ def test_a_planner_that_needs_no_tool_calls_none(make_worker, by_role, attempt) 
     assert (trajectory.tool_calls, trajectory.turns, trajectory.answer) == ((), 1, "blue")
 
 
-def test_what_cannot_be_read_is_told_to_the_planner_and_counted(make_worker, by_role, attempt) -> None:
+def test_parse_errors_are_shown_to_the_planner_and_counted(make_worker, by_role, attempt) -> None:
     says = by_role(planner=["I think...", "calcualtor: 1", "calculator: ", "x"], generator="?")
     settings = {"notation": "compact", "fields": [], "max_turns": 3}
     trajectory = run(make_worker(says, settings=settings), attempt())
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_told_to_the_planner_and_counted(make_worker, by_
 
 @pytest.mark.parametrize("written", ["k" * 9000, '{"' + "k" * 9000 + '": 1}', "k" * 9000 + ": 1"])
 @pytest.mark.parametrize("notation", ["json", "compact"])
-def test_feedback_on_an_error_is_bounded_whatever_was_written(make_worker, by_role, attempt, written, notation) -> None:
+def test_error_feedback_is_bounded_for_any_text(make_worker, by_role, attempt, written, notation) -> None:
     worker = make_worker(
         by_role(planner=written, generator="?"), settings={"notation": notation, "fields": []}, max_result_chars=400
     )
@@ -117,7 +117,7 @@ def test_feedback_on_an_error_is_bounded_whatever_was_written(make_worker, by_ro
     assert all(len(text) < 500 for text in asked(trajectory))
 
 
-def test_a_verifier_with_a_voice_decides_when_to_stop(make_worker, by_role, attempt) -> None:
+def test_a_verifier_with_an_engine_decides_when_to_stop(make_worker, by_role, attempt) -> None:
     says = by_role(planner="calculator: 2 * 3", verifier=["No, look again", " Yes: 6 answers it"], generator="6")
     trajectory = run(make_worker(says, rules=("analysis", "executor")), attempt())
     assert roles(trajectory) == ["planner", "verifier", "planner", "verifier", "generator"]
@@ -125,7 +125,7 @@ def test_a_verifier_with_a_voice_decides_when_to_stop(make_worker, by_role, atte
     assert trajectory.metadata["turns"][1]["reason"] == "Yes: 6 answers it"
 
 
-def test_an_analysis_and_an_executor_with_voices_speak_in_their_turn(make_worker, by_role, attempt) -> None:
+def test_analysis_and_executor_with_engines_are_called_in_order(make_worker, by_role, attempt) -> None:
     says = by_role(analysis="needs arithmetic", planner="calculator: all of it", executor="7 * 8", generator="56")
     settings = {"notation": "compact", "fields": [], "stop_rule": "evidence"}
     trajectory = run(make_worker(says, rules=("verifier",), settings=settings), attempt())
@@ -135,7 +135,7 @@ def test_an_analysis_and_an_executor_with_voices_speak_in_their_turn(make_worker
     assert (call.arguments, call.result, call.step_index) == ({"expression": "7 * 8"}, "56", 2)
 
 
-def test_a_generator_by_rule_answers_with_the_last_thing_found(make_worker, by_role, attempt) -> None:
+def test_a_generator_without_engine_answers_with_the_last_result(make_worker, by_role, attempt) -> None:
     silent = ("analysis", "executor", "verifier", "generator")
     for last in ("calculator: (", "none"):
         says = by_role(planner=["calculator: 5 + 5", "calculator: 1 +", last])
@@ -144,9 +144,7 @@ def test_a_generator_by_rule_answers_with_the_last_thing_found(make_worker, by_r
     assert run(make_worker(by_role(planner="hm"), rules=silent), attempt()).answer == ""
 
 
-def test_masked_results_are_what_the_agent_hears_and_not_what_a_rule_answers_with(
-    make_worker, by_role, attempt, tmp_path
-) -> None:
+def test_the_agent_sees_masked_results_and_rules_use_unmasked_ones(make_worker, by_role, attempt, tmp_path) -> None:
     says = by_role(planner=["echo: one two three four", "none"])
     silent = ("analysis", "executor", "verifier", "generator")
     with Store(tmp_path / "store.sqlite") as store:
@@ -161,7 +159,7 @@ def test_masked_results_are_what_the_agent_hears_and_not_what_a_rule_answers_wit
     assert trained.answer == evaluated.answer == "one two three four"
 
 
-def test_all_attempts_at_a_task_in_a_step_miss_the_same_words() -> None:
+def test_attempts_at_one_task_in_one_step_have_the_same_masked_words() -> None:
     tasks = [Task(id=name, prompt="?") for name in "ab"]
     first = groups_of(tasks, 2, prefix="train-1", seed=0, train_step=1, masked=True)
     greedy = groups_of(tasks, 1, prefix="train-1-greedy", seed=0, train_step=1, masked=True)
@@ -172,7 +170,7 @@ def test_all_attempts_at_a_task_in_a_step_miss_the_same_words() -> None:
     assert {a.mask_seed for a in groups_of(tasks, 2, prefix="val", seed=0, train_step=1)} == {None}
 
 
-def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attempt) -> None:
+def test_the_tool_call_budget_is_per_trajectory(make_worker, by_role, attempt) -> None:
     says = by_role(planner="calculator: 1 + 1", generator="2")
     worker = make_worker(says, max_tool_calls=2)
     for uid in ("a", "b"):
@@ -180,7 +178,7 @@ def test_the_budget_of_tool_calls_is_the_trajectorys(make_worker, by_role, attem
         assert [call.error_kind for call in trajectory.tool_calls] == ["", "", "over_budget"]
 
 
-def test_a_memory_that_outgrows_its_budget_starts_a_counted_branch(make_worker, by_role, attempt) -> None:
+def test_exceeding_the_memory_budget_starts_a_counted_branch(make_worker, by_role, attempt) -> None:
     says = by_role(planner="echo: " + "many words " * 40, generator="done")
     settings: dict[str, Any] = {"notation": "compact", "fields": [], "max_turns": 5, "memory_tokens": 900}
     trajectory = run(make_worker(says, settings=settings), attempt())
@@ -196,14 +194,14 @@ def test_a_memory_that_outgrows_its_budget_starts_a_counted_branch(make_worker, 
     assert {step.branch_reason for step in roomy.steps} == {""}
 
 
-def test_settings_and_roles_that_are_not_there_are_named(make_worker, by_role, attempt) -> None:
+def test_unknown_settings_and_roles_are_named(make_worker, by_role, attempt) -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_turns'"):
         run(make_worker(by_role(), settings={"max_turn": 3}), attempt())
     with pytest.raises(ConfigError, match=r"flow\.roles\.planer: (?s:.*)did you mean 'planner'"):
         make_worker(by_role(), roles={"planer": RoleConfig()})
 
 
-def test_a_task_that_shows_its_plan_does_not_show_it_to_the_agent(make_worker, by_role, attempt) -> None:
+def test_the_demonstration_of_a_task_is_hidden_from_the_agent(make_worker, by_role, attempt) -> None:
     says = by_role(planner="none", generator="x")
     plan = [{"tool": "calculator", "arguments": {"expression": "SECRET"}}]
     trajectory = run(make_worker(says), attempt(plan=plan, needs=("calculator",)))

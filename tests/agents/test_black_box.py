@@ -1,4 +1,4 @@
-"""Agents that get the URL of a model and nothing else: flows, programs, and all the ways in which they end."""
+"""Black-box agents, as flows and as programs: recording, environment, errors and timeouts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ print("answer:", len(said))
 
 @pytest.fixture
 def run(make_policy: Any, attempt: Callable[..., Attempt]) -> Callable[..., Trajectory]:
-    """Runs a flow once, before the model `tiny` or another role engine."""
+    """Run a flow once with the model `tiny` or another role engine."""
 
     def one(name: str, role_engine: RoleEngine | None = None, *, timeout_s: float = 60.0, **more: Any) -> Trajectory:
         worker = AgentFlowWorker(
@@ -83,7 +83,7 @@ def exact(trajectory: Trajectory) -> None:
         assert len(step.response_ids) == len(step.rollout_log_probs or ()) > 0 and step.trainable
 
 
-def test_a_program_with_openais_client_is_recorded_as_it_talks(run, script) -> None:
+def test_a_program_with_openais_client_is_recorded(run, script) -> None:
     trajectory = run("blackbox_command_agent", settings=script(AGENT, answer=r"answer: (\d+)"))
     assert (trajectory.status, trajectory.error) == (Status.COMPLETED, "")
     assert trajectory.answer is not None and trajectory.answer.isdigit()
@@ -94,7 +94,7 @@ def test_a_program_with_openais_client_is_recorded_as_it_talks(run, script) -> N
     exact(trajectory)
 
 
-def test_a_program_may_ask_for_a_role_as_its_model(run, script, tiny_tokenizer) -> None:
+def test_a_program_can_use_a_role_as_its_model(run, script, tiny_tokenizer) -> None:
     judge = RoleEngine(ScriptedEngine(tiny_tokenizer, "fine"), tiny_tokenizer, False)
     trajectory = run(
         "blackbox_command_agent",
@@ -125,7 +125,7 @@ OURS = {"OPENAI_BASE_URL", "OPENAI_API_KEY", "ANTHROPIC_BASE_URL", "ANTHROPIC_AP
 OURS |= {"MIDSTREAM_MODEL", "MIDSTREAM_TRAJECTORY"}
 
 
-def test_a_program_gets_a_clean_environment_and_what_its_settings_name(run, script, monkeypatch) -> None:
+def test_a_program_gets_a_clean_environment_and_its_configured_variables(run, script, monkeypatch) -> None:
     monkeypatch.setenv("MIDSTREAM_GATEWAY_SECRET", "the secret that signs tokens")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody's key")
     monkeypatch.setenv("OPENAI_API_KEY", "my own key")
@@ -138,7 +138,7 @@ def test_a_program_gets_a_clean_environment_and_what_its_settings_name(run, scri
     assert seen["OPENAI_API_KEY"] != "my own key"
 
 
-def test_a_value_that_was_not_kept_with_a_run_comes_from_the_environment_again(run, script, monkeypatch) -> None:
+def test_a_secret_not_saved_with_a_run_is_read_from_the_environment(run, script, monkeypatch) -> None:
     settings = script(PRINT_ENVIRONMENT, env={"SEARCH_KEY": NOT_KEPT})
     with pytest.raises(ConfigError, match=r"SEARCH_KEY was not kept with the run(.|\n)*export SEARCH_KEY"):
         run("blackbox_command_agent", settings=settings)
@@ -146,7 +146,7 @@ def test_a_value_that_was_not_kept_with_a_run_comes_from_the_environment_again(r
     assert json.loads(run("blackbox_command_agent", settings=settings).answer)["SEARCH_KEY"] == "again"
 
 
-def test_a_key_that_a_program_prints_as_it_fails_is_not_in_the_error(run, script) -> None:
+def test_a_key_printed_by_a_failing_program_is_removed_from_the_error(run, script) -> None:
     settings = script("import os; raise SystemExit('bad key ' + os.environ['KEY'])", env={"KEY": "hunter2hunter2"})
     assert f"ended with 1: bad key {NOT_KEPT}" in run("blackbox_command_agent", settings=settings).error
 
@@ -158,25 +158,25 @@ def test_a_key_that_a_program_prints_as_it_fails_is_not_in_the_error(run, script
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
     ],
 )
-def test_a_program_that_crashes_fails_its_own_trajectory_and_says_why(run, script, program: str, told: str) -> None:
+def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script, program: str, told: str) -> None:
     trajectory = run("blackbox_command_agent", settings=script(program))
     assert trajectory.status is Status.FAILED
     assert told in trajectory.error
 
 
-def test_what_a_program_said_before_it_crashed_is_kept(run, script) -> None:
+def test_calls_before_a_crash_are_kept(run, script) -> None:
     trajectory = run("blackbox_command_agent", settings=script(AGENT + "raise SystemExit(3)"))
     assert (trajectory.status, len(trajectory.steps)) == (Status.FAILED, 2)
     exact(trajectory)
 
 
-def test_a_program_that_is_not_there_fails_with_its_name(run) -> None:
+def test_a_missing_program_is_named_in_the_error(run) -> None:
     trajectory = run("blackbox_command_agent", settings={"command": "no-such-agent --fast"})
     assert trajectory.status is Status.FAILED
     assert "cannot start 'no-such-agent': No such file or directory" in trajectory.error
 
 
-def test_with_the_time_of_its_trajectory_a_program_and_its_children_end(run, script, tmp_path: Path) -> None:
+def test_a_timeout_kills_the_program_and_its_children(run, script, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     trajectory = run(
         "blackbox_command_agent",
@@ -197,7 +197,7 @@ def test_with_the_time_of_its_trajectory_a_program_and_its_children_end(run, scr
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends within a minute; one that nobody has asked after yet has ended too."""
+    """Return whether the process ends within a minute; a zombie counts as ended."""
     for _ in range(600):
         try:
             os.kill(pid, 0)
@@ -212,7 +212,7 @@ def gone(pid: int) -> bool:
 
 @register("grading_for_black_box")
 class Grading(BlackBoxAgentFlowBase):
-    """A flow that grades its agent itself, as its trajectory's owner."""
+    """A flow that grades its own trajectory with the owner token."""
 
     async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
         agent, owner = ({"Authorization": f"Bearer {t}"} for t in (self.address.token, self.address.owner_token))
@@ -223,12 +223,12 @@ class Grading(BlackBoxAgentFlowBase):
             (await client.post("/complete_trajectory", json=graded, headers=owner)).raise_for_status()
 
 
-def test_a_flow_that_owns_its_trajectory_may_grade_it(run) -> None:
+def test_a_flow_can_grade_its_own_trajectory(run) -> None:
     trajectory = run("grading_for_black_box", score=RewardFunction(RewardConfig(components={"given": 1.0})).score)
     assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", 0.75, 1)
 
 
-def test_an_agent_says_its_answer_and_not_what_that_is_worth(run, script) -> None:
+def test_an_agent_sets_its_answer_but_not_its_reward(run, script) -> None:
     trajectory = run(
         "blackbox_command_agent",
         score=RewardFunction(RewardConfig(components={"given": 1.0})).score,
@@ -250,7 +250,7 @@ def test_an_agent_says_its_answer_and_not_what_that_is_worth(run, script) -> Non
     assert (trajectory.answer, trajectory.reward, len(trajectory.steps)) == ("6", None, 1)
 
 
-def test_an_agent_that_completes_as_failed_has_failed(run, script) -> None:
+def test_an_agent_can_complete_its_trajectory_as_failed(run, script) -> None:
     trajectory = run(
         "blackbox_command_agent",
         settings=script(
@@ -286,7 +286,7 @@ def test_the_gsm8k_agent_runs_before_a_real_model(run) -> None:
 
 @register("two_questions_for_black_box")
 class TwoQuestions(BlackBoxAgentFlowBase):
-    """Asks two things at the same time, on the Anthropic API."""
+    """Makes two concurrent calls with the Anthropic API."""
 
     async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str:
         from anthropic import AsyncAnthropic
@@ -303,13 +303,13 @@ class TwoQuestions(BlackBoxAgentFlowBase):
         return str(len(said))
 
 
-def test_an_own_flow_gets_the_url_and_what_it_returns_is_the_answer(run) -> None:
+def test_a_custom_flow_gets_the_url_and_returns_the_answer(run) -> None:
     trajectory = run("two_questions_for_black_box")
     assert (trajectory.answer, [step.parent for step in trajectory.steps]) == ("2", [None, None])
     exact(trajectory)
 
 
-def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tmp_path: Path) -> None:
+def test_concurrent_agents_have_separate_trajectories(make_policy, tmp_path: Path) -> None:
     from midstream.core.types import Task
 
     async def go(store: Store) -> list[Trajectory]:
@@ -334,8 +334,8 @@ def test_many_agents_at_once_each_have_a_trajectory_of_their_own(make_policy, tm
             assert store.trajectories.get(trajectory.uid) == trajectory
 
 
-def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> None:
-    """What a rollout's trajectories are called can be guessed."""
+def test_a_rollouts_trajectories_need_their_token(run, tiny_tokenizer) -> None:
+    """The uids of a rollout's trajectories can be guessed."""
     answers: list[tuple[str, int]] = []
 
     @register("locked_out_for_black_box")
@@ -367,8 +367,8 @@ def test_without_its_token_nobody_gets_into_a_rollout(run, tiny_tokenizer) -> No
     assert len(trajectory.steps) == 2
 
 
-def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Path) -> None:
-    """Two agents at once: one tries the other's address with its own token."""
+def test_a_token_is_valid_for_its_own_trajectory_only(make_policy, tmp_path: Path) -> None:
+    """Two concurrent agents: one tries the other's address with its own token."""
     seen: list[tuple[str, str]] = []
     refused: list[int] = []
 
@@ -399,7 +399,7 @@ def test_a_token_opens_its_own_trajectory_and_no_other(make_policy, tmp_path: Pa
     assert [trajectory.steps for trajectory in made] == [(), ()]
 
 
-def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
+def test_a_password_in_a_flows_exception_is_removed_from_the_error(run) -> None:
     @register("raises_its_password_for_black_box")
     class Raises(BlackBoxAgentFlowBase):
         async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
@@ -411,7 +411,7 @@ def test_a_password_in_what_a_flow_raises_is_not_in_the_error(run) -> None:
     )
 
 
-def test_without_an_endpoint_a_black_box_is_refused(make_policy, attempt) -> None:
+def test_a_black_box_flow_without_endpoint_is_refused(make_policy, attempt) -> None:
     worker = AgentFlowWorker(
         FlowConfig(name="two_questions_for_black_box"),
         {"policy": make_policy().role_engine},
@@ -421,7 +421,7 @@ def test_without_an_endpoint_a_black_box_is_refused(make_policy, attempt) -> Non
         asyncio.run(worker.run(attempt()))
 
 
-def test_each_gateway_has_a_server_of_its_own_until_it_is_closed(tiny_tokenizer, attempt) -> None:
+def test_each_in_process_gateway_has_its_own_server_until_closed(tiny_tokenizer, attempt) -> None:
     urls: list[str] = []
 
     @register("url_for_black_box")

@@ -1,7 +1,7 @@
-"""Whole trajectories of the four-module agent with tools, sampled by a real model: exact tokens, right masks.
+"""Whole trajectories of the four-module agent with tools, sampled by a real model: exact tokens and masks.
 
-What half of the planners say is put into the sampler's mouth, as `tiny` would never call a tool of its own accord; all
-computation, log-probabilities included, is the engine's.
+The text of half of the planners is forced during sampling, because `tiny` would never call a tool; everything else,
+including log-probabilities, is computed by the engine.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from midstream.core.types import Status, Trajectory
 from midstream.engines.torch import engine as torch_engine
 from midstream.engines.torch.decoder import Layer
 from midstream.engines.torch.sampling import sample
-from midstream.learn.batch import LearningBatch, make_batch
 from midstream.learn.config import TrainConfig
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.setup import TrainingContext, build
+from midstream.learn.data.batch import LearningBatch, make_batch
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.run.setup import TrainingContext, build
 from midstream.rollouts import groups_of
 from midstream.tools import load_tools
 
@@ -50,7 +50,7 @@ def config_for(model: Path, dtype: str, **roles: Any) -> TrainConfig:
 
 
 def stirred(parts: TrainingContext) -> TrainingContext:
-    """`parts` with a model in which positions matter and the adapter is not zero."""
+    """`parts` with larger random weights, so that positions matter, and a non-zero adapter."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         parts.decoder.final_norm.mul_(8)
@@ -64,7 +64,7 @@ def stirred(parts: TrainingContext) -> TrainingContext:
 
 
 PLANS = ("calculator: 12 * 3", "calculator: 36 -", "calculator: 36 + 1")
-"""What guided planners say, turn by turn: a good call, a bad one, the last."""
+"""Text of guided planners by turn: a valid call, an invalid one, the last."""
 
 
 def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> list[Trajectory]:
@@ -79,9 +79,9 @@ def roll(parts: TrainingContext, temperature: float = 1.0, size: int = 4) -> lis
     }
 
     def guided(
-        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], steered
+        logits: torch.Tensor, params: Sequence[SamplingParams], seeds: Sequence[int], position: Sequence[int], *steered
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, log_probs, whole = sample(logits, params, seeds, position, steered)
+        tokens, log_probs, whole = sample(logits, params, seeds, position, *steered)
         for row, (seed, place) in enumerate(zip(seeds, position, strict=True)):
             if seed in script:
                 token = script[seed][place]
@@ -105,7 +105,7 @@ def rolled(request: pytest.FixtureRequest, parts: TrainingContext) -> list[Traje
     return roll(parts, request.param)
 
 
-def test_trajectories_take_several_turns_with_tools_that_answer_and_tools_that_fail(rolled: list[Trajectory]) -> None:
+def test_trajectories_have_several_turns_with_successful_and_failed_tools(rolled: list[Trajectory]) -> None:
     assert all(trajectory.status is Status.COMPLETED for trajectory in rolled)
     assert all(len(trajectory.steps) >= 3 for trajectory in rolled)
     for trajectory in rolled[::2]:
@@ -125,17 +125,19 @@ def test_prompts_of_a_trajectory_extend_each_other_token_for_token(
         assert [step.is_last for step in trajectory.steps] == [False] * (len(trajectory.steps) - 1) + [True]
 
 
-def test_ids_spell_the_text_that_was_read(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_token_ids_decode_to_the_recorded_text(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     for step in (step for trajectory in rolled for step in trajectory.steps):
         assert parts.tokenizer.text_of(step.response_ids) == step.text
         assert parts.tokenizer.decode(step.prompt_ids) == parts.tokenizer.template(step.messages, open_reply=True)
 
 
-def test_log_probabilities_are_found_again(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_the_learner_reproduces_the_recorded_log_probabilities(
+    parts: TrainingContext, rolled: list[Trajectory]
+) -> None:
     tolerance = TOLERANCE[str(parts.decoder.dtype).removeprefix("torch.")]
     for adapter in (True, False):
         steps = [s for t in rolled for s in t.steps if (s.role != "verifier") == adapter]
-        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        sequences = [TokenSequence.of(step) for step in steps]
         reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
         with torch.no_grad():
             found = score(parts.decoder, sequences, adapter=adapter).log_probs
@@ -153,7 +155,7 @@ def test_only_sampled_tokens_of_the_trained_role_carry_loss(parts: TrainingConte
     assert spoke == {"planner", "verifier", "generator"}
 
 
-def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolled: list[Trajectory]) -> None:
+def test_responses_of_other_roles_do_not_change_the_gradient(parts: TrainingContext, rolled: list[Trajectory]) -> None:
     rewarded = [replace(t, reward=float(place % 2)) for place, t in enumerate(rolled)]
     groups = [rewarded[:4], rewarded[4:]]
 
@@ -180,7 +182,7 @@ def test_what_other_roles_said_changes_no_gradient(parts: TrainingContext, rolle
     assert batch(heard).turns != plain.turns
 
 
-def test_a_deterministic_rollout_repeats_to_the_bit_whatever_the_tools_take(
+def test_a_deterministic_rollout_is_bitwise_repeatable_for_any_tool_latency(
     parts: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(trajectories: list[Trajectory]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Flows as the documents write them, with nothing changed but the import line."""
+"""Flows from the seed documents, unchanged except for the import line."""
 
 from __future__ import annotations
 
@@ -115,9 +115,7 @@ def test_a_loop_of_tool_calls(make_worker, by_role, attempt) -> None:
 
 
 @pytest.mark.parametrize(("said", "reward"), [("6", 1.0), ("7", 0.0)])
-def test_the_helpers_sample_with_their_settings_and_know_the_reward(
-    make_worker, by_role, attempt, said, reward
-) -> None:
+def test_the_gateway_helpers_sample_and_compute_the_reward(make_worker, by_role, attempt, said, reward) -> None:
     trajectory = run(make_worker, by_role(policy=said), "helpers_agent_flow", attempt())
     (step,) = trajectory.steps
     assert (trajectory.status, trajectory.metadata["found"], trajectory.reward) == (Status.COMPLETED, reward, reward)
@@ -125,7 +123,7 @@ def test_the_helpers_sample_with_their_settings_and_know_the_reward(
 
 
 class Bare(AgentFlowBase):
-    """A flow to call the helpers of from outside."""
+    """A flow whose gateway helpers are called by the tests."""
 
     async def run(self, sampling_params: Any, **kwargs: Any) -> int:
         return 0
@@ -155,13 +153,13 @@ def ask(flow: AgentFlowBase, text: str) -> Step:
     return Step(prompt_ids=prompt_ids, response_ids=response_ids, trajectory_uid="mine", prompt_uid="p")
 
 
-def test_steps_that_say_the_same_can_be_handed_in_together_later(flow: AgentFlowBase) -> None:
+def test_identical_steps_can_be_submitted_together(flow: AgentFlowBase) -> None:
     one, two = ask(flow, "first?"), ask(flow, "second?")
     assert asyncio.run(flow.gateway_submit_steps([replace(one, reward=0.25), replace(two, reward=0.75)])) == 2
     assert [step.reward for step in flow.steps] == [0.25, 0.75]
 
 
-def test_what_was_not_sampled_here_is_not_accepted(flow: AgentFlowBase) -> None:
+def test_steps_not_sampled_by_the_flow_are_refused(flow: AgentFlowBase) -> None:
     step = ask(flow, "first?")
     for changed in (
         replace(step, response_ids=(*step.response_ids, 5)),
@@ -175,7 +173,7 @@ def test_what_was_not_sampled_here_is_not_accepted(flow: AgentFlowBase) -> None:
         asyncio.run(flow.gateway_generate("yours", "p", []))
 
 
-def test_a_misspelt_setting_or_role_is_an_error_that_names_the_nearest(flow: AgentFlowBase) -> None:
+def test_a_misspelt_setting_or_role_is_an_error_with_the_nearest_name(flow: AgentFlowBase) -> None:
     message = [{"role": "user", "content": "?"}]
     with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         asyncio.run(flow.gateway_generate("mine", "p", message, temprature=0.5))
@@ -185,7 +183,7 @@ def test_a_misspelt_setting_or_role_is_an_error_that_names_the_nearest(flow: Age
         asyncio.run(flow.gateway_compute_reward("mine", message))
 
 
-def test_the_loop_that_ships_stops_when_no_tool_is_called(make_worker, by_role, attempt) -> None:
+def test_the_built_in_loop_stops_when_no_tool_is_called(make_worker, by_role, attempt) -> None:
     says = by_role(policy=["calculator: 2 * 3", "The result is 6."])
     trajectory = run(make_worker, says, "multi_step_agent", attempt())
     assert (trajectory.turns, trajectory.answer, trajectory.reward) == (2, "The result is 6.", 1.0)

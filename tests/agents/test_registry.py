@@ -1,4 +1,4 @@
-"""Flows by name: registered in code, listed in YAML, or named by where they are."""
+"""Flows by name: registered in code, listed in YAML, or given by import path."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from midstream.agents.base import AgentFlowBase
 from midstream.core.errors import ConfigError
 
 
-def test_built_in_flows_are_found_by_the_names_of_the_documents() -> None:
+def test_built_in_flows_are_found_by_name() -> None:
     assert find_flow("agentflow") is AgentFlow
     assert find_flow("single_step_single_turn_agent") is SingleStepSingleTurnAgentFlow
     assert find_flow("multi_step_agent") is MultiStepAgentFlow
 
 
-def test_a_name_belongs_to_one_flow_and_a_reloaded_module_may_take_it_again() -> None:
+def test_a_name_belongs_to_one_flow_and_a_reloaded_module_can_reuse_it() -> None:
     def declare() -> type[AgentFlowBase]:
         @register("test_registry_mine")
         class Mine(SingleStepSingleTurnAgentFlow): ...
@@ -75,14 +75,14 @@ def test_flows_listed_in_yaml_are_registered(module: str, tmp_path: Path) -> Non
         ("- [", "cannot read agent flows"),
     ],
 )
-def test_a_list_that_is_wrong_says_where(module: str, tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_flow_list_names_the_entry(module: str, tmp_path: Path, text: str, message: str) -> None:
     listed = tmp_path / "flows.yaml"
     listed.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_flows(listed)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_an_unknown_flow_name_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'agentflow'"):
         find_flow("agentflw")
     with pytest.raises(ConfigError, match="cannot read agent flows"):

@@ -1,4 +1,4 @@
-"""A run directory with a store that holds two trajectories."""
+"""A run directory whose store contains two trajectories."""
 
 from __future__ import annotations
 

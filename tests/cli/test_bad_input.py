@@ -1,4 +1,4 @@
-"""What a user can get wrong, by the command line: exit code 2, one message with what to do, nothing half-written."""
+"""Wrong input on the command line: exit code 2, one message with a hint, and no partial files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config that would train, in the working directory."""
+    """A valid training config in the working directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "good.yaml"
     path.write_text(yaml.safe_dump(SETTINGS).replace("MODEL", str(tiny_path)))
@@ -37,7 +37,7 @@ def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """`midstream train` with overrides must refuse; returns its message."""
+    """Assert that `midstream train` refuses these overrides; return its message."""
 
     def call(*overrides: object, command: str = "train") -> str:
         before = sorted(config.parent.rglob("*"))
@@ -62,8 +62,8 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
             "algorithm={name: ppo, std: group}",
             "algorithm.std: unknown key; 'ppo' has no such setting, but aggregation, ",
         ),
-        ("algorithm={name: ppo, std: group}", "drops it: 'algorithm={name: ppo}'"),
-        ("algorithm.kl.coef=0", "algorithm.name: is required beside other settings of algorithm"),
+        ("algorithm={name: ppo, std: group}", "to remove it: 'algorithm={name: ppo}'"),
+        ("algorithm.kl.coef=0", "algorithm.name: is required when other settings of algorithm are given"),
         (
             "algorithm={name: grpo, kl: {target: 0.1, coef: 0}}",
             "kl.target needs an initial kl.coef above 0",
@@ -120,7 +120,7 @@ def test_a_flow_named_as_verl_names_it_is_trained(config: Path, capsys: pytest.C
         assert all("as verl does" in str(one.steps[0].messages) for one in store.trajectories.iterate())
 
 
-def test_everything_wrong_is_said_at_once(refused: Refused) -> None:
+def test_all_errors_are_reported_at_once(refused: Refused) -> None:
     told = refused("trainer.max_step=3", "optimizer.lr=fast")
     assert "max_step: unknown key" in told and "optimizer.lr: Input should be a valid number" in told
 
@@ -133,7 +133,7 @@ def test_a_model_that_is_not_causal_is_refused(refused: Refused, tmp_path: Path)
     assert "BertForMaskedLM" in told and "causal" in told
 
 
-def test_damaged_weights_are_one_line(refused: Refused, tiny_path: Path, tmp_path: Path) -> None:
+def test_damaged_weights_give_one_line(refused: Refused, tiny_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_path, folder)
     (folder / "model.safetensors").write_bytes(b"half a fi")
@@ -150,7 +150,7 @@ def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path)
     assert f"{file}, line 2" in told and "question" in told
 
 
-def test_eval_takes_the_fields_that_its_errors_ask_for(
+def test_eval_accepts_the_field_options_that_its_errors_suggest(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "other.CSV"
@@ -164,7 +164,7 @@ def test_eval_takes_the_fields_that_its_errors_ask_for(
     (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
     assert (sample["task"], sample["question"], sample["reference"]) == ("7", "a?", "b")
     assert cli.run(["eval", str(config), "--answer-field", "x"]) == 2
-    assert "name their file with --tasks" in capsys.readouterr().err
+    assert "name the task file with --tasks" in capsys.readouterr().err
 
 
 def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_path: Path) -> None:
@@ -184,14 +184,14 @@ def test_a_warm_start_needs_tasks_with_a_plan(refused: Refused, tmp_path: Path) 
     assert "the task 'one' has none" in told and "warm_start.examples=0" in told
 
 
-def test_a_run_directory_that_cannot_be_made_is_refused(refused: Refused, tmp_path: Path) -> None:
+def test_an_unwritable_run_directory_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     told = refused(f"trainer.run_dir={tmp_path}/file/run")
     assert f"cannot write to the run directory '{tmp_path}/file/run'" in told and "trainer.run_dir" in told
 
 
 def test_two_runs_in_one_directory_are_refused(refused: Refused, tmp_path: Path) -> None:
-    from midstream.learn.run_dir import RunDirectory
+    from midstream.learn.run.run_dir import RunDirectory
 
     path = tmp_path / "mine"
     held = RunDirectory(path)
@@ -205,7 +205,7 @@ def test_two_runs_in_one_directory_are_refused(refused: Refused, tmp_path: Path)
     assert "there is a run in" in refused(f"trainer.run_dir={path}")
 
 
-def test_a_prompt_longer_than_the_context_costs_its_own_task_only(
+def test_a_prompt_longer_than_the_context_fails_only_its_task(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "long.jsonl"
@@ -221,7 +221,7 @@ def test_a_prompt_longer_than_the_context_costs_its_own_task_only(
     assert {sample["task"]: sample["status"] for sample in row["samples"]} == {"short": "completed", "long": "failed"}
 
 
-def test_eval_and_ask_say_what_is_missing(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_and_ask_name_missing_input(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def told(*arguments: object) -> str:
         assert cli.run([str(argument) for argument in arguments]) == 2
         return capsys.readouterr().err
@@ -238,9 +238,9 @@ def test_eval_and_ask_say_what_is_missing(config: Path, tmp_path: Path, capsys: 
     assert "has no checkpoint yet" in told("ask", "What is 1 + 1?", "--run", "half")
 
 
-def test_a_full_disk_is_one_message_and_the_run_goes_on_when_there_is_room(config: Path, tmp_path: Path) -> None:
-    # A limit on the size of a file is what a disk that fills up looks like, and needs no rights: adapters are below
-    # this one, the state of their optimizer is above.
+def test_a_full_disk_gives_one_message_and_the_run_can_be_resumed(config: Path, tmp_path: Path) -> None:
+    # A file size limit acts like a full disk and needs no privileges: adapters are below this limit, the state of their
+    # optimizer is above it.
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000)); "
     script = limited + "from midstream import cli; cli.main(sys.argv[1:])"
     command = ["train", str(config), f"trainer.run_dir={tmp_path}/run", "trainer.max_steps=2"]
@@ -258,7 +258,7 @@ def test_a_run_that_would_train_nothing_is_refused(refused: Refused) -> None:
     assert "no role of the flow" in told and "train: true" in told
 
 
-def test_why_attempts_fail_is_told_while_training(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_reports_why_attempts_fail(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config.parent / "broken_flow.py").write_text(
         "import midstream as ms\n\n\n"
         "class Broken(ms.AgentFlowBase):\n"
@@ -272,5 +272,5 @@ def test_why_attempts_fail_is_told_while_training(config: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("name", ["/absolute", "../up", "", "a/b"])
-def test_a_name_that_is_no_file_name_is_refused(refused: Refused, name: str) -> None:
+def test_a_run_name_that_is_not_a_file_name_is_refused(refused: Refused, name: str) -> None:
     assert "name:" in refused(f"name={name!r}")

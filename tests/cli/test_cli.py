@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, where, and the code it exits with."""
+"""The command line: output, streams and exit codes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_explains_itself(name: str, run) -> None:
+def test_every_command_has_help(name: str, run) -> None:
     code, out, _ = run(name, "--help")
     assert code == 0 and out.startswith("Usage: ")
 
@@ -81,7 +81,7 @@ def test_ctrl_c_is_exit_130() -> None:
     assert done.stderr.strip() == "stopped"
 
 
-def test_a_reader_that_leaves_early_hears_no_complaint() -> None:
+def test_a_closed_pipe_gives_no_error() -> None:
     command = f"{sys.executable} -m midstream models list | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -98,7 +98,7 @@ def test_models_can_be_listed_pulled_and_found(tmp_path: Path) -> None:
     assert "random weights, seed 0" in listed and "smollm2-135m" in listed
 
 
-def test_runs_shows_how_far_each_got(run_files: Path, run) -> None:
+def test_runs_shows_the_progress_of_each_run(run_files: Path, run) -> None:
     code, out, _ = run("runs", "--runs-dir", run_files.parent)
     assert code == 0
     assert out.splitlines()[1].split() == [
@@ -142,7 +142,7 @@ def test_show_prints_a_trajectory_turn_by_turn(run_files: Path, run) -> None:
     assert "response_ids [5, 6]" in out and "rollout_log_probs [-0.5, -0.25]" in out
 
 
-def test_show_finds_no_trajectory_by_a_wrong_or_an_unclear_name(run_files: Path, run) -> None:
+def test_show_refuses_an_unknown_or_ambiguous_uid(run_files: Path, run) -> None:
     code, _, err = run("show", "first", "zzz", "--runs-dir", run_files.parent)
     assert code == 2 and "zzz" in err
     code, _, err = run("show", "first", "", "--runs-dir", run_files.parent)
@@ -190,6 +190,6 @@ def test_config_schema_is_a_json_schema(run) -> None:
     jsonschema.Draft202012Validator.check_schema(json.loads(out))
 
 
-def test_train_with_a_missing_config_says_so(run) -> None:
+def test_train_names_a_missing_config(run) -> None:
     code, _, err = run("train", "nowhere.yaml")
     assert code == 2 and "no config file at 'nowhere.yaml'" in err

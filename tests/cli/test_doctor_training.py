@@ -1,4 +1,4 @@
-"""`midstream doctor --training` with a config: what it checks, and what it refuses."""
+"""`midstream doctor --training` with a config: its checks and its errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream import cli
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A config that would train, alone in the working directory."""
+    """A valid training config, alone in the working directory."""
     monkeypatch.chdir(tmp_path)
     settings = {
         "policy": {"model": str(tiny_path), "dtype": "float32", "lora": {"rank": 2}},
@@ -38,7 +38,7 @@ def test_a_config_is_checked_and_no_run_begins(config: Path, capsys: pytest.Capt
     assert list(config.parent.iterdir()) == [config]
 
 
-def test_attempts_that_all_fail_are_told_with_their_reason(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_attempts_are_reported_with_their_reason(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["doctor", "--training", str(config), "rollout.timeout_s=0.0001"]) == 2
     out = capsys.readouterr().out
     (bad,) = (line for line in out.splitlines() if line.startswith("bad "))
@@ -52,10 +52,10 @@ def test_attempts_that_all_fail_are_told_with_their_reason(config: Path, capsys:
         (["--training", "own.yaml", "trainer.max_step=3"], "trainer.max_step: unknown key; did you mean 'max_steps'?"),
         (["--training", "own.yaml", "flow.roles.policy={train: false}"], "no role of the flow 'agentflow' is trained"),
         (["--training", "policy.tuning=fully"], "policy.tuning"),
-        (["own.yaml"], "go with --training"),
+        (["own.yaml"], "need --training"),
     ],
 )
-def test_what_cannot_be_checked_is_refused_with_a_message(
+def test_configs_that_cannot_be_checked_are_refused(
     config: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert cli.run(["doctor", *arguments]) == 2

@@ -1,4 +1,4 @@
-"""Training on the screen: a live table on a terminal, plain lines in a log."""
+"""Progress of training: a live table on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROW = {"stage": "rl", "step": 10, "reward": 0.5, "success": 0.25, "turns": 2.04,
 EVALUATION = {"label": "step 10", "split": "val", "n": 60, "success": 0.7, "low": 0.57, "high": 0.8}
 
 
-def test_a_log_gets_one_plain_line_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_one_plain_line_per_step(capsys: pytest.CaptureFixture[str]) -> None:
     with LiveTable(Console(file=io.StringIO())) as live:
         live.on_start(START)
         live.on_metrics({"stage": "warm_start", "step": 0, "update": 3, "loss": 1.25})
@@ -35,7 +35,7 @@ def test_a_log_gets_one_plain_line_a_step(capsys: pytest.CaptureFixture[str]) ->
     ]
 
 
-def test_a_terminal_gets_a_table_and_is_given_back_after_a_crash() -> None:
+def test_a_terminal_gets_a_table_and_is_restored_after_a_crash() -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
     with pytest.raises(RuntimeError), LiveTable(console) as live:
@@ -49,7 +49,7 @@ def test_a_terminal_gets_a_table_and_is_given_back_after_a_crash() -> None:
     assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")
 
 
-def test_the_end_shows_before_and_after_and_a_trajectory_of_each(run_files: Path) -> None:
+def test_the_outcome_shows_results_and_trajectories_before_and_after(run_files: Path) -> None:
     printed = io.StringIO()
     live = LiveTable(Console(file=printed, width=160))
     live.on_finish({"status": "finished", "run_dir": run_files})
@@ -62,12 +62,12 @@ def test_the_end_shows_before_and_after_and_a_trajectory_of_each(run_files: Path
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "-"), (float("nan"), "-"), (0.4, "0s"), (59.6, "1m00s"), (200, "3m20s"), (3900, "1h05m")]
 )
-def test_durations_read_well(value: float | None, text: str) -> None:
+def test_durations_are_formatted(value: float | None, text: str) -> None:
     assert seconds(value) == text
 
 
 @given(st.lists(st.floats(0, 1), max_size=300))
-def test_a_sparkline_is_never_wider_than_its_room(values: list[float]) -> None:
+def test_a_sparkline_is_at_most_its_width(values: list[float]) -> None:
     line = sparkline(values, width=40)
     assert len(line) == min(40, len(values))
     if values and min(values) == max(values):

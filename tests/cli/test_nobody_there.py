@@ -1,4 +1,4 @@
-"""Commands that need somebody who is not there say who, and what to do."""
+"""Commands that need a server or store name it when it is missing, with a hint."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def nobody() -> str:
-    """An address where nothing listens."""
+    """URL on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_a_rollout_against_a_gateway_that_is_not_there(nobody: str, capsys, monkeypatch) -> None:
+def test_a_rollout_names_an_unreachable_gateway(nobody: str, capsys, monkeypatch) -> None:
     monkeypatch.setattr("midstream.rollouts.client.FIRST_WAIT_S", 0.0)
     assert run(["rollout", str(ROOT / "examples/walkthrough/tiny.yaml"), "--gateway", nobody]) == 2
     told = capsys.readouterr().err
     assert f"the gateway {nobody} did not answer" in told and "midstream gateway --store" in told
 
 
-def test_a_gateway_before_a_vllm_server_that_is_not_there(nobody: str, capsys, monkeypatch, tmp_path: Path) -> None:
+def test_a_gateway_names_an_unreachable_vllm_server(nobody: str, capsys, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("midstream.engines.vllm.server.FIRST_WAIT_S", 0.0)
     words = ["gateway", "--model", "tiny", "--engine", nobody, "--port", "0", "--store", str(tmp_path / "s.sqlite")]
     assert run(words) == 2
@@ -35,7 +35,7 @@ def test_a_gateway_before_a_vllm_server_that_is_not_there(nobody: str, capsys, m
     assert f"{nobody} did not answer" in told and "start the vLLM server first" in told
 
 
-def test_training_from_a_store_that_is_not_there_makes_none(capsys, tmp_path: Path) -> None:
+def test_training_from_a_missing_store_creates_none(capsys, tmp_path: Path) -> None:
     store, run_dir = tmp_path / "none.sqlite", tmp_path / "run"
     config = str(ROOT / "configs" / "from_store.yaml")
     words = ["train", config, "--from-store", str(store), "policy.model=tiny", f"trainer.run_dir={run_dir}"]

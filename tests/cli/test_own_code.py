@@ -1,4 +1,4 @@
-"""Code of the user's under the command line: what raises is shown and kept, and what a task says reaches the flow."""
+"""User code run by the command line: exceptions are shown and stored, task metadata reaches the flow."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(tmp_path: Path, tiny_path: Path, flow: str, component: str) -> Path:
         ("single_step_single_turn_agent", "always_divides", "return 1 / 0", "midstream/rewards/calls.py"),
     ],
 )
-def test_the_users_code_raises_in_every_attempt(
+def test_user_code_that_always_raises_stops_training_with_its_traceback(
     tmp_path: Path,
     tiny_path: Path,
     capsys: pytest.CaptureFixture[str],

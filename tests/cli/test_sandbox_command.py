@@ -1,4 +1,4 @@
-"""`midstream sandbox`: runs a file, prints what came of it, and exits with 0 only for `ok`."""
+"""`midstream sandbox`: runs a file, prints the result, and exits with 0 only for `ok`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.tools.sandbox import bubblewrap, interpreter
 
 @pytest.fixture
 def here() -> str:
-    """A backend of this machine."""
+    """An available backend."""
     import asyncio
 
     from midstream.tools.sandbox import backends
@@ -29,7 +29,7 @@ def write(tmp_path: Path, code: str) -> str:
     return str(path)
 
 
-def test_a_file_that_works(tmp_path: Path, here: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_runs_and_prints_its_value(tmp_path: Path, here: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["sandbox", "run", write(tmp_path, "print('hi')\n6 * 7"), "--backend", here]) == 0
     printed = capsys.readouterr()
     assert printed.out == "hi\n42\n"
@@ -61,7 +61,7 @@ def test_control_characters_do_not_reach_the_terminal(
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_files_go_in_and_come_out(tmp_path: Path, here: str) -> None:
+def test_files_are_copied_in_and_out(tmp_path: Path, here: str) -> None:
     if here != "bubblewrap":
         pytest.skip("the interpreter takes no files")
     (tmp_path / "in.txt").write_text("words")
@@ -82,7 +82,9 @@ def test_without_a_sandbox_nothing_runs(
     assert "no sandbox can run code here" in printed.err and "apt-get install bubblewrap" in printed.err
     assert not ran.exists() and not printed.out
     assert cli.run(["sandbox", "list"]) == 0
-    assert capsys.readouterr().out.count("no: ") == 2
+    printed = capsys.readouterr()
+    # Brackets are text, not markup.
+    assert printed.out.count("no: ") == 2 and "pip install 'midstream[sandbox]'" in printed.out
 
 
 def test_doctor_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`midstream store`: what a store holds, and what is done to it from the command line."""
+"""`midstream store`: statistics, export, import, curation and pruning from the command line."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_export_import_and_prune(run_files: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.splitlines() == ["0 trajectories deleted, 1 left", "1 trajectories deleted, 0 left"]
 
 
-def test_curating_says_what_was_decided(run_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curate_prints_the_decisions(run_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(run_files / "store.sqlite")
     assert run(["store", "curate", path, "one-1", "--step", "1", "--not-trainable", "--tag", "a", "--tag", "b"]) == 0
     assert run(["store", "curate", path, "one-1", "--note", "look again"]) == 0
     capsys.readouterr()
     assert run(["store", "curate", path, "one-1"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["all of it  look again", "step 1  not trainable  a b"]
+    assert capsys.readouterr().out.splitlines() == ["whole trajectory  look again", "step 1  not trainable  a b"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_curating_says_what_was_decided(run_files: Path, capsys: pytest.CaptureF
         (["import", "STORE", "nowhere.jsonl"], "cannot read 'nowhere.jsonl'"),
     ],
 )
-def test_what_cannot_be_done_says_why(
+def test_store_commands_explain_errors(
     run_files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
     store = str(run_files / "store.sqlite")
@@ -72,7 +72,7 @@ def test_what_cannot_be_done_says_why(
     assert not Path("nowhere.sqlite").exists()
 
 
-def test_stats_say_what_branches_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_show_the_cost_of_branches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "store.sqlite"
     with Store(path) as store:
         for index, parent, reason in (
@@ -95,5 +95,5 @@ def test_stats_say_what_branches_cost(tmp_path: Path, capsys: pytest.CaptureFixt
             asyncio.run(store.trajectories.append(step, "train"))
     assert run(["store", "stats", str(path)]) == 0
     told = capsys.readouterr().out
-    # A step that goes on from 5 + 2 tokens takes those over.
+    # A step that extends 5 + 2 tokens reuses them.
     assert "changed_system_prompt: 1 calls, 5 tokens" in told and "template: 1 calls, 9 tokens" in told

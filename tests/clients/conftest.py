@@ -41,7 +41,7 @@ COMMANDS = ("ls", "cat notes.txt", "wc -c notes.txt")
 
 @dataclass(frozen=True)
 class Client:
-    """A coding agent: the command that runs it on `QUESTION`, its settings, and its tool for shell commands."""
+    """A coding agent: the command that runs it on `QUESTION`, its settings, and its shell tool."""
 
     name: str
     command: Callable[[str], list[str]]
@@ -51,7 +51,7 @@ class Client:
     setup: Callable[[Path, str], None] = lambda home, url: None
 
     def call(self, command: str, before: str = "Looking.") -> str:
-        """The reply in which a model calls the shell."""
+        """The model's reply that calls the shell."""
         arguments = {self.argument: command, **({"description": "Look"} if self.tool == "Bash" else {})}
         return f"{before}\n<tool_call>\n{json.dumps({'name': self.tool, 'arguments': arguments})}\n</tool_call>"
 
@@ -88,7 +88,7 @@ def _codex_home(home: Path, url: str, model: str = "tiny", top: str = "") -> Non
 
 
 def codex(sandbox: str = "danger-full-access", model: str = "tiny", top: str = "") -> Client:
-    """Codex. Commands that a script wrote need no sandbox, which not every machine has; those of a model do."""
+    """Codex. Commands of a scripted model need no sandbox, which not every machine has; those of a real model do."""
     return Client(
         name="codex",
         command=lambda question: ["codex", "exec", "--skip-git-repo-check", "--sandbox", sandbox, question],
@@ -147,7 +147,7 @@ class RecordingEngine(ScriptedEngine):
             else:
                 hidden = [
                     self._cached.begin([prompt], [SlotAssignment(self._slot, None)])
-                ]  # in pieces, as it may be long
+                ]  # in pieces, because it may be long
             hidden += [self._cached.extend([self._slot], [[token]]) for token in reply[:-1]]
             logits = torch.cat(hidden).float() @ self._decoder.head.float().T
             chosen = torch.tensor(reply)[:, None]
@@ -174,7 +174,7 @@ def looks_thrice(client: Client) -> Callable[[Request], str]:
 
 @pytest.fixture(scope="session")
 def installed() -> Path:
-    """Where the clients' programs are."""
+    """Folder of the clients' programs."""
     where = os.environ.get("MIDSTREAM_CLIENTS")
     if not where or not Path(where).is_dir():
         pytest.skip("MIDSTREAM_CLIENTS names no folder with codex and claude in it: run make test-clients")
@@ -183,7 +183,7 @@ def installed() -> Path:
 
 @pytest.fixture(scope="session")
 def long_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny`, with a context that holds the prompts of coding agents."""
+    """`tiny` with a context long enough for the prompts of coding agents."""
     folder = tmp_path_factory.mktemp("models") / "tiny-65536"
     shutil.copytree(resolve("tiny"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -198,7 +198,7 @@ def tokenizer(long_tiny: Path) -> ChatTokenizer:
 
 @pytest.fixture
 def serve_engine(tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Serves an engine by a gateway that ends with the test."""
+    """Serve an engine with a gateway that stops after the test."""
     running: list[Served] = []
 
     def start(engine: Any, **settings: Any) -> Served:
@@ -215,7 +215,7 @@ Run = Callable[..., tuple[Step, ...]]
 
 @pytest.fixture
 def run(installed: Path, tmp_path: Path) -> Run:
-    """Lets a client answer `QUESTION` in a trajectory of its own, in an empty home; gives its steps."""
+    """Let a client answer `QUESTION` in its own trajectory, in an empty home folder; return the steps."""
 
     def run(
         client: Client, served: Served, *, reward: float = 1.0, may_fail: bool = False, **opening: Any
@@ -233,7 +233,7 @@ def run(installed: Path, tmp_path: Path) -> Run:
         done = subprocess.run(
             [str(installed / program), *arguments],
             cwd=project,
-            # Its own settings and nothing else: no proxy, no key, no name of another server.
+            # Only its own settings: no proxy, no key, no other server.
             env={"PATH": os.environ["PATH"], "HOME": str(home), **client.environment(url, opened.token)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -256,7 +256,7 @@ def run(installed: Path, tmp_path: Path) -> Run:
 
 
 def check_tokens(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
-    """The tokens are those the engine answered with, and each prompt begins with the step it goes on from."""
+    """Assert that the tokens are the engine's, and that each prompt extends its parent step."""
     for step in steps:
         answered = [(one.ids, one.log_probs) for one in engine.seen[step.prompt_ids]]
         assert (step.response_ids, step.rollout_log_probs) in answered

@@ -28,7 +28,7 @@ from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(7200)]
 GROUPS, ATTEMPTS = 3, 2
@@ -73,7 +73,7 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
 def test_claude_code_with_its_defaults_asks_for_a_title_beside(
     run: Run, serve_engine: Callable[..., Served], tokenizer: ChatTokenizer
 ) -> None:
-    """The title is a conversation of its own; the other one is whole."""
+    """The title is a separate conversation; the other one stays intact."""
     client = claude()
     engine = RecordingEngine(tokenizer, looks_thrice(client), context_length=CONTEXT)
     steps = run(client, serve_engine(engine))
@@ -93,20 +93,20 @@ def test_codex_with_only_the_shell_fits_smollm2(run: Run, serve_engine: Callable
     steps = run(client, served)
     check_tokens(steps, engine)
     assert [step.parent for step in steps] == [None, 0, 1, 2] and not any(step.branch_reason for step in steps)
-    # The second one writes to a command that runs on.
+    # The second one writes to a command that keeps running.
     assert [tool["function"]["name"] for tool in steps[0].tools] == ["exec_command", "write_stdin"]
 
 
 def test_smollm2_itself_answers_codex(run: Run, serve_engine: Callable[..., Served]) -> None:
-    """Sampled by the model: whatever it says, the tokens are its own. What it would run stays in Codex's sandbox."""
+    """Sampled by the real model: the tokens are its own. Its commands run in Codex's sandbox."""
     folder = resolve("smollm2-135m")
     tokenizer, decoder = load_tokenizer(folder), load_decoder(folder, torch.float32)
     limits = {"max_response_tokens": 40}
     served = serve_engine(TorchEngine(decoder, tokenizer), model="smollm2-135m", limits=limits)
-    # Codex takes a reply that is cut at `max_response_tokens` for an error.
+    # Codex treats a reply truncated at `max_response_tokens` as an error.
     steps = run(codex("read-only", model="smollm2-135m", top=ONLY_THE_SHELL), served, may_fail=True)
     assert steps and not any(step.branch_reason for step in steps)
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    sequences = [TokenSequence.of(step) for step in steps]
     with torch.no_grad():
         found = score(decoder, sequences).log_probs
     reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])

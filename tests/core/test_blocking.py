@@ -14,7 +14,7 @@ from midstream.core.blocking import run_blocking
 
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests run in the background and a shell had it ignored."""
+    """Make SIGINT raise KeyboardInterrupt, even if a shell ignores it for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -25,18 +25,18 @@ async def thread_of_mine() -> int:
     return threading.get_ident()
 
 
-def test_without_a_loop_it_runs_here() -> None:
+def test_without_a_loop_the_coroutine_runs_in_this_thread() -> None:
     assert run_blocking(thread_of_mine()) == threading.get_ident()
 
 
-def test_beside_a_running_loop_it_runs_in_a_thread_of_its_own() -> None:
+def test_with_a_running_loop_the_coroutine_runs_in_another_thread() -> None:
     async def cell() -> int:
         return run_blocking(thread_of_mine())
 
     assert asyncio.run(cell()) != threading.get_ident()
 
 
-def test_what_it_raises_is_raised_here() -> None:
+def test_exceptions_are_raised_in_the_caller() -> None:
     async def wrong() -> None:
         raise ValueError("mine")
 
@@ -48,7 +48,7 @@ def test_what_it_raises_is_raised_here() -> None:
 
 
 class Job:
-    """Runs until it is stopped; interrupts the main thread once it runs."""
+    """Interrupts the main thread when it starts, and runs until it is stopped."""
 
     def __init__(self) -> None:
         self.stopped, self.ended = False, ""
@@ -69,7 +69,7 @@ class Job:
 
 
 def in_a_cell(job: Job, **options: object) -> str:
-    """Run `job` as synchronous code inside a loop does, without asyncio's own handling of Ctrl-C."""
+    """Run `job` from synchronous code inside a loop, without asyncio's own handling of Ctrl-C."""
     loop = asyncio.new_event_loop()
 
     async def cell() -> str:
@@ -81,12 +81,12 @@ def in_a_cell(job: Job, **options: object) -> str:
         loop.close()
 
 
-def test_an_interrupt_asks_the_job_to_stop_and_waits_for_it() -> None:
+def test_an_interrupt_stops_the_job_and_waits_for_it() -> None:
     job = Job()
     assert in_a_cell(job, interrupt=job.stop) == "stopped"
 
 
-def test_without_a_way_to_stop_it_the_job_is_cancelled() -> None:
+def test_without_an_interrupt_function_the_job_is_cancelled() -> None:
     job = Job()
     with pytest.raises(KeyboardInterrupt):
         in_a_cell(job)

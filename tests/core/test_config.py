@@ -1,4 +1,4 @@
-"""Configs: strict, overridable from the command line, with errors that say what to write."""
+"""Configs: strict validation, overrides, and errors with hints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class House(Config):
     lucky: Cat = Cat()
 
 
-def test_overrides_are_read_as_yaml_and_make_the_sections_they_need() -> None:
+def test_overrides_are_yaml_and_create_missing_sections() -> None:
     data = {"rooms": 3, "lucky": {"lives": 9}}
     made = apply_overrides(data, ["lucky.lives=7", "rent=1e-3", "a.b.c=[x, 2, true]", "owner='3'", "note=a=b", "off="])
     assert made == {
@@ -57,12 +57,12 @@ def test_overrides_are_read_as_yaml_and_make_the_sections_they_need() -> None:
         ("owner=[x", "not valid YAML"),
     ],
 )
-def test_an_override_that_means_nothing_is_an_error(override: str, message: str) -> None:
+def test_an_invalid_override_is_an_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_overrides({"rooms": 3}, [override])
 
 
-def test_numbers_written_the_short_way_are_numbers() -> None:
+def test_numbers_in_exponent_notation_are_numbers() -> None:
     assert parse_config(House, {"owner": "me", "rent": "5e-5"}).rent == 5e-5
     assert parse_config(House, {"owner": "elena"}).owner == "elena"
     assert apply_overrides({}, ["x=1e-4", "y=eve", "z=1e-4x"]) == {"x": 1e-4, "y": "eve", "z": "1e-4x"}
@@ -80,7 +80,7 @@ def test_numbers_written_the_short_way_are_numbers() -> None:
         ({"romos": 3, "rooms": 0}, ["owner: is required", "romos: unknown key", "rooms: Input should"]),
     ],
 )
-def test_every_mistake_is_named_with_where_it_is(data: dict[str, Any], messages: list[str]) -> None:
+def test_every_error_is_reported_with_its_key(data: dict[str, Any], messages: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         parse_config(House, data, "house.yaml")
     text = str(error.value)
@@ -90,7 +90,7 @@ def test_every_mistake_is_named_with_where_it_is(data: dict[str, Any], messages:
     assert len(text.splitlines()) == 1 + len(messages)
 
 
-def test_a_config_cannot_be_changed_after() -> None:
+def test_a_config_is_immutable() -> None:
     house = parse_config(House, {"owner": "me"})
     with pytest.raises(ValueError, match="frozen"):
         house.rooms = 5  # type: ignore[misc]
@@ -99,19 +99,19 @@ def test_a_config_cannot_be_changed_after() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- a\n- b\n", "must hold a mapping of settings, not a list"),
+        ("- a\n- b\n", "must contain a mapping of settings, not a list"),
         ("a: [", "is not valid YAML.*line 1"),
         ("7", "int"),
     ],
 )
-def test_a_file_that_is_not_a_config_says_what_it_is(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_a_mapping_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"broken.yaml(?s:.*){message.replace('.*', '(?s:.*)')}"):
         load_yaml(path)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config file at .*nowhere\.yaml"):
         load_yaml(tmp_path / "nowhere.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"owner: Jos\xe9")
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert load_yaml(tmp_path / "empty.yaml") == {}
 
 
-def test_a_misspelling_is_answered_with_the_nearest_name_or_all_of_them() -> None:
+def test_nearest_suggests_the_closest_name_or_lists_all() -> None:
     assert nearest("planer", ["planner", "generator"]) == "did you mean 'planner'?"
     assert nearest("xyz", ["b", "a"]) == "one of: a, b"
     error = UserError("what", "do this")
@@ -130,5 +130,5 @@ def test_a_misspelling_is_answered_with_the_nearest_name_or_all_of_them() -> Non
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers() | st.text("xyz"), min_size=1))
-def test_an_override_of_one_key_leaves_the_others(data: dict[str, Any]) -> None:
+def test_an_override_of_one_key_keeps_the_others(data: dict[str, Any]) -> None:
     assert apply_overrides(data, ["d.e=5"]) == {**data, "d": {"e": 5}}

@@ -1,9 +1,9 @@
-"""What may be a secret is not in what is saved; everything else is, unchanged."""
+"""Possible secrets are removed from saved settings; everything else is unchanged."""
 
 import pytest
 
 from midstream.core.secrets import NOT_KEPT, text_without_secrets, without_secrets
-from midstream.gateway.tokens import PREFIXES, Role, TokenSigner
+from midstream.gateway.limits.tokens import PREFIXES, Role, TokenSigner
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_secret_is_not_kept(secret: dict) -> None:
         {"model": "org/sk-model-instruct-2024", "grader": "ms-marco-MiniLM-L-12-v2", "email": "me@host.com: hello"},
     ],
 )
-def test_what_is_no_secret_is_kept_as_it_is(plain: dict) -> None:
+def test_settings_without_secrets_are_unchanged(plain: dict) -> None:
     assert without_secrets(plain) == plain
 
 
@@ -61,5 +61,5 @@ def test_a_token_of_the_gateway_is_not_kept(role: Role) -> None:
     assert text_without_secrets(f"asked with {token}") == f"asked with {NOT_KEPT}"
 
 
-def test_of_a_password_with_an_at_sign_nothing_is_kept() -> None:
+def test_a_password_with_an_at_sign_is_removed_completely() -> None:
     assert text_without_secrets("postgresql://u:p@ss@h/db") == f"postgresql://u:{NOT_KEPT}@h/db"

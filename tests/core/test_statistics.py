@@ -1,4 +1,4 @@
-"""Intervals against published values and their own definition."""
+"""Confidence intervals against published values and their definitions."""
 
 from __future__ import annotations
 
@@ -33,43 +33,43 @@ def test_wilson_ends_solve_the_score_equation(n: int, data: st.DataObject) -> No
 
 
 @given(st.integers(1, 200), st.data())
-def test_wilson_does_not_care_which_outcome_is_called_success(n: int, data: st.DataObject) -> None:
+def test_wilson_is_symmetric_in_success_and_failure(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, n))
     low, high = wilson(successes, n)
     assert wilson(n - successes, n) == pytest.approx((1 - high, 1 - low))
 
 
-def test_nothing_observed_says_nothing() -> None:
+def test_no_observations_give_the_full_interval() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("arguments", [(3, 2), (-1, 2), (1, 2, 1.0), (1, 2, 0.0)])
-def test_wilson_refuses_what_is_no_proportion(arguments: tuple[float, ...]) -> None:
+def test_wilson_refuses_invalid_proportions(arguments: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"not a proportion|confidence"):
         wilson(*arguments)  # type: ignore[arg-type]
 
 
-def test_bootstrap_is_near_the_normal_interval_where_that_holds() -> None:
+def test_bootstrap_is_close_to_the_normal_interval() -> None:
     values = np.random.default_rng(7).normal(2.0, 3.0, size=400)
     low, high = bootstrap_mean(list(values), seed=1)
     half = 1.959964 * values.std() / math.sqrt(len(values))
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
 
 
-def test_bootstrap_of_two_values_is_known_exactly() -> None:
+def test_bootstrap_of_two_values_is_exact() -> None:
     # Means of two draws from {0, 1} are 0, 1/2, 1 with 1/4, 1/2, 1/4: the middle 95 % reaches both ends, the middle
     # 40 % is the single point 1/2.
     assert bootstrap_mean([0.0, 1.0]) == (0.0, 1.0)
     assert bootstrap_mean([0.0, 1.0], confidence=0.4) == (0.5, 0.5)
 
 
-def test_bootstrap_repeats_with_its_seed_and_moves_with_another() -> None:
+def test_bootstrap_depends_only_on_its_seed() -> None:
     values = [0.1, 0.9, 0.4, 0.8, 0.2, 0.7]
     assert bootstrap_mean(values, seed=5) == bootstrap_mean(values, seed=5)
     assert bootstrap_mean(values, seed=5, resamples=50) != bootstrap_mean(values, seed=6, resamples=50)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf]])
-def test_bootstrap_refuses_values_without_a_mean(values: list[float]) -> None:
+def test_bootstrap_refuses_empty_and_infinite_values(values: list[float]) -> None:
     with pytest.raises(ValueError, match="values"):
         bootstrap_mean(values)

@@ -1,4 +1,4 @@
-"""Text from outside: valid Unicode where it enters, harmless where it is shown."""
+"""External text becomes valid Unicode on input and is escaped for display."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ ANY = st.text(st.characters())  # surrogates and controls included
 
 
 @given(ANY)
-def test_cleaned_text_encodes_and_stays_what_it_is(text: str) -> None:
+def test_cleaned_text_is_encodable_and_cleaning_is_idempotent(text: str) -> None:
     once = cleaned(text)
     once.encode()
     assert cleaned(once) == once
@@ -27,7 +27,7 @@ def test_cleaned_text_encodes_and_stays_what_it_is(text: str) -> None:
         ("\ude42\ud83d", "\ufffd\ufffd"),
     ],
 )
-def test_halves_are_joined_or_replaced(text: str, whole: str) -> None:
+def test_surrogates_are_joined_or_replaced(text: str, whole: str) -> None:
     assert cleaned(text) == whole
     assert cleaned_json({text: [text, {"a": text}, 1, None]}) == {whole: [whole, {"a": whole}, 1, None]}
 

@@ -1,4 +1,4 @@
-"""The data every room passes on holds together."""
+"""Invariants of the shared data types, sampling settings and seeds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from midstream.core.seeds import derive_seed, unit_interval
 from midstream.core.types import Step, Task
 
 
-def test_a_step_has_a_log_probability_for_every_token_it_sampled() -> None:
+def test_a_step_needs_one_log_probability_per_response_token() -> None:
     with pytest.raises(ValueError, match=r"step 2 of 'u': 2 response tokens but 1 log-prob"):
         Step(prompt_ids=(1,), response_ids=(2, 3), rollout_log_probs=(-0.1,), trajectory_uid="u", step_index=2)
 
 
-def test_settings_say_what_of_them_makes_a_response_no_plain_sample() -> None:
+def test_alterations_lists_the_settings_that_change_the_distribution() -> None:
     assert SamplingParams(temperature=0.7, max_tokens=5, stop=("x",), seed=1).alterations() == {}
     assert SamplingParams(temperature=0.0, top_p=0.5, top_k=3).alterations() == {"greedy": True}
     assert SamplingParams(temperature=0.0, presence_penalty=0.5).alterations() == {
@@ -36,9 +36,9 @@ def test_lists_of_ids_become_tuples() -> None:
 
 
 @given(prompt=st.integers(0, 5), response=st.integers(0, 5), trainable=st.booleans(), known=st.booleans())
-def test_only_what_was_sampled_in_a_trainable_step_may_carry_loss(prompt, response, trainable, known) -> None:
+def test_only_sampled_tokens_of_trainable_steps_carry_loss(prompt, response, trainable, known) -> None:
     step = Step(
-        prompt_ids=(0,) * prompt,  # the padding id of many models: never mistaken for padding
+        prompt_ids=(0,) * prompt,  # the padding id of many models; not treated as padding
         response_ids=(0,) * response,
         rollout_log_probs=(-1.0,) * response if known else None,
         trainable=trainable,
@@ -46,7 +46,7 @@ def test_only_what_was_sampled_in_a_trainable_step_may_carry_loss(prompt, respon
     assert step.loss_mask == (0,) * prompt + (int(trainable and known),) * response
 
 
-def test_the_question_of_a_task_is_its_text_or_what_the_user_said_last() -> None:
+def test_the_question_is_the_prompt_or_its_last_user_message() -> None:
     said = (
         {"role": "user", "content": "first"},
         {"role": "assistant", "content": "hm"},
@@ -62,7 +62,7 @@ def test_the_question_of_a_task_is_its_text_or_what_the_user_said_last() -> None
     assert Task(id="a", prompt=()).question == ""
 
 
-def test_seeds_are_the_same_in_every_process_and_differ_for_different_names() -> None:
+def test_seeds_are_stable_across_processes_and_differ_by_name() -> None:
     code = "from midstream.core.seeds import derive_seed; print(derive_seed(7, 'step', 3))"
     for hashing in ("0", "1"):
         run = subprocess.run(
@@ -77,14 +77,14 @@ def test_seeds_are_the_same_in_every_process_and_differ_for_different_names() ->
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_numbers_from_names_are_spread_evenly() -> None:
+def test_unit_interval_is_uniform() -> None:
     tenths = [0] * 10
     for place in range(5000):
         tenths[int(unit_interval("token", 3, place) * 10)] += 1
     assert sum((count - 500) ** 2 / 500 for count in tenths) < 27.88  # chi-square, 9 degrees of freedom, 0.999
 
 
-def test_importing_midstream_brings_no_torch_and_no_database() -> None:
+def test_importing_midstream_does_not_import_torch_or_a_database() -> None:
     heavy = "('torch', 'transformers', 'sqlalchemy', 'pydantic')"
     code = f"import midstream, sys; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, capture_output=True)

@@ -1,4 +1,4 @@
-"""Real servers, one that speaks chat completions and one that speaks as vLLM does, which misbehave when told to."""
+"""Real HTTP servers that imitate chat completions and vLLM, with configurable faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class ChatServer:
-    """Answers each request with the next of `answers`, the last one over and over; keeps what it was asked."""
+    """Answers each request with the next of `answers`, repeating the last one; records the requests."""
 
     url: str = ""
     answers: list[Any] = field(default_factory=list)
@@ -97,7 +97,7 @@ class VLLMServer:
     under_way: int = 0
 
     def log_probs(self, before: Sequence[int], temperature: float, top_k: int = 0) -> dict[int, float]:
-        """Of the tokens that may come next, by token."""
+        """Log-probabilities of the possible next tokens, by token."""
         drawn = random.Random(str((tuple(before[-3:]), tuple(self.loaded))))
         size = len(self.tokenizer)
         logits = {drawn.randrange(3, size): drawn.uniform(0, 3) / temperature for _ in range(7)}
@@ -130,7 +130,7 @@ class VLLMServer:
 
 
 def _named(log_probs: dict[int, float], token: int, top: int) -> dict[str, float]:
-    """As vLLM writes them: the token first, then the likeliest."""
+    """Log-probabilities in vLLM's format: the sampled token first, then the most likely."""
     likeliest = sorted(log_probs, key=lambda one: -log_probs[one])[:top]
     return {f"token_id:{one}": log_probs[one] for one in dict.fromkeys([token, *likeliest])}
 
@@ -254,7 +254,7 @@ class _VLLMHandler(BaseHTTPRequestHandler):
 
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """One whole choice of the pieces of a stream."""
+    """Join the pieces of a stream to one choice."""
     said: dict[str, list[Any]] = {}
     for piece in pieces:
         for name, values in piece["logprobs"].items():
@@ -266,7 +266,7 @@ def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture
 def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServer]]:
-    """Starts servers that imitate vLLM's; settings are `VLLMServer`'s."""
+    """Start servers that imitate vLLM's; settings are those of `VLLMServer`."""
     running: list[ThreadingHTTPServer] = []
 
     def start(**settings: Any) -> VLLMServer:
@@ -287,7 +287,7 @@ def start_vllm(tiny_tokenizer: ChatTokenizer) -> Iterator[Callable[..., VLLMServ
 
 @dataclass(frozen=True)
 class RealVLLM:
-    """A vLLM server with SmolLM2 in fp32, and the same model here."""
+    """A vLLM server with SmolLM2 in fp32, and the same model in this process."""
 
     url: str
     mode: str
@@ -296,7 +296,7 @@ class RealVLLM:
 
 
 class _Started:
-    """The real server that runs now, if one does. It takes a minute to start."""
+    """The running real server, if any. Starting one takes a minute."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -357,7 +357,7 @@ class _Started:
 
 @pytest.fixture(scope="session")
 def start_real_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RealVLLM]]:
-    """Starts a server with that `--logprobs-mode`, one at a time. MIDSTREAM_VLLM is the interpreter that has vLLM."""
+    """Start a server with that `--logprobs-mode`, one at a time. MIDSTREAM_VLLM is a Python interpreter with vLLM."""
     started = _Started(tmp_path_factory.mktemp("vllm"))
     yield started
     started.stop()

@@ -1,4 +1,4 @@
-"""Sequences that share a beginning share its computation, and nothing else."""
+"""Sequences with a common prefix share its computation, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_si
 
 @settings(max_examples=200, deadline=None)
 @given(sequences)
-def test_paths_spell_their_sequences_and_every_distinct_prefix_is_one_token(sequences: list[list[int]]) -> None:
+def test_paths_reproduce_their_sequences_and_share_every_prefix(sequences: list[list[int]]) -> None:
     tree = merge_prefixes(sequences)
     tokens, positions = tree.tokens.tolist(), tree.positions.tolist()
     for sequence, path in zip(sequences, tree.paths, strict=True):
@@ -34,7 +34,7 @@ def test_paths_spell_their_sequences_and_every_distinct_prefix_is_one_token(sequ
 
 @settings(max_examples=200, deadline=None)
 @given(sequences)
-def test_every_token_is_in_exactly_one_chain_and_sees_exactly_what_comes_before_it(sequences: list[list[int]]) -> None:
+def test_every_token_is_in_one_chain_and_attends_to_its_prefix(sequences: list[list[int]]) -> None:
     tree = merge_prefixes(sequences)
     before: dict[int, list[int]] = {}
     for path in tree.paths:
@@ -49,7 +49,7 @@ def test_every_token_is_in_exactly_one_chain_and_sees_exactly_what_comes_before_
     assert sorted(queried) == list(range(tree.size))
 
 
-def test_a_group_of_answers_to_one_prompt_pays_for_the_prompt_once() -> None:
+def test_the_prompt_of_a_group_is_computed_once() -> None:
     prompt = list(range(50))
     tree = merge_prefixes([[*prompt, 100 + answer, 200 + answer] for answer in range(8)])
     assert tree.size == 50 + 8 * 2
@@ -60,7 +60,7 @@ LONG_AND_SHORT = [PREFIX, [*PREFIX[:90], *range(200, 250)], [7, 8, 9]]
 
 
 def attended(dtype: torch.dtype = torch.float32, queries: Rows = ANY) -> list[torch.Tensor]:
-    """What the tokens of `LONG_AND_SHORT` attend to, and the gradients of queries, keys and values."""
+    """Attention output of `LONG_AND_SHORT`, and the gradients of queries, keys and values."""
     tree = merge_prefixes(LONG_AND_SHORT)
     generator = torch.Generator().manual_seed(1)
     n = len(tree.tokens)
@@ -79,7 +79,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def long_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Filled with the queries of each long chain that `long_attention` is given."""
+    """List that records the queries of each long chain passed to `long_attention`."""
     given: list[int] = []
     compute = attention.long_attention
 
@@ -92,7 +92,7 @@ def long_chains(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_long_chain_is_computed_in_pieces_to_the_same_bits(
+def test_a_long_chain_in_pieces_gives_identical_bits(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     numerics = settle(layer_like(dtype))
@@ -107,8 +107,8 @@ def test_a_long_chain_is_computed_in_pieces_to_the_same_bits(
         torch.testing.assert_close(one, other, rtol=rounding, atol=rounding)
 
 
-def test_what_no_token_with_a_loss_attends_to_has_no_gradient(small_pieces: None) -> None:
-    """Backward leaves out pieces of queries without a gradient, and nothing else."""
+def test_tokens_without_influence_on_the_loss_have_no_gradient(small_pieces: None) -> None:
+    """The backward pass skips only pieces of queries without a gradient."""
     tree = merge_prefixes([PREFIX])
     generator = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(len(tree.tokens), heads, 8, generator=generator).requires_grad_() for heads in (4, 2, 2))
@@ -119,7 +119,7 @@ def test_what_no_token_with_a_loss_attends_to_has_no_gradient(small_pieces: None
     assert v.grad.abs().sum((1, 2)).nonzero().flatten().tolist() == list(range(101))
 
 
-def test_elsewhere_than_on_cpu_pieces_are_computed_one_by_one(
+def test_on_other_devices_pieces_are_computed_one_by_one(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     whole = attended()

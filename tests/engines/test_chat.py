@@ -1,4 +1,4 @@
-"""Conversations become token ids once; what continues them is added, never encoded again."""
+"""Conversations are encoded once; continuations are appended, never encoded again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from midstream.engines.chat import load_tokenizer
 USER = {"role": "user", "content": "What is 23 times 7?"}
 
 
-def test_an_extension_is_what_the_template_writes_after_the_reply(tiny_tokenizer) -> None:
+def test_an_extension_is_the_template_text_after_the_reply(tiny_tokenizer) -> None:
     tok = tiny_tokenizer
     new = [{"role": "tool", "content": "161"}, {"role": "user", "content": "So?"}]
     whole = tok.template([USER, {"role": "assistant", "content": "161!"}, *new], open_reply=True)
@@ -25,7 +25,7 @@ def test_an_extension_is_what_the_template_writes_after_the_reply(tiny_tokenizer
 
 @settings(max_examples=60, deadline=None)
 @given(reply=st.text(min_size=1, max_size=12), news=st.text(max_size=12))
-def test_no_text_moves_the_border_between_a_reply_and_what_follows(tiny_tokenizer, reply: str, news: str) -> None:
+def test_no_text_moves_the_boundary_after_a_reply(tiny_tokenizer, reply: str, news: str) -> None:
     tok = tiny_tokenizer
     ids = tok.encode(reply)
     delta = tok.extension([USER], tok.text_of(ids), ids, [{"role": "user", "content": news}])
@@ -47,7 +47,7 @@ def test_a_template_that_rewrites_history_has_no_extension(tiny_tokenizer, tiny_
     assert tok.extension([USER], thought, tok.encode(thought), [USER]) is None
 
 
-def test_a_template_that_refuses_the_reply_as_it_was_said_has_no_extension(tiny_tokenizer, tiny_path: Path) -> None:
+def test_a_template_that_rejects_the_sampled_reply_has_no_extension(tiny_tokenizer, tiny_path: Path) -> None:
     tok = load_tokenizer(tiny_path)
     tok._tokenizer.chat_template = (
         "{% for m in messages %}"
@@ -59,12 +59,12 @@ def test_a_template_that_refuses_the_reply_as_it_was_said_has_no_extension(tiny_
     assert tok.extension([USER], " 161", tok.encode(" 161"), [USER]) is None
 
 
-def test_text_is_returned_as_it_was_given(tiny_tokenizer) -> None:
+def test_text_is_decoded_unchanged(tiny_tokenizer) -> None:
     text = 'São Tomé 🙂 {"a": [1, 2]}\n\n\t<think>'
     assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == text
 
 
-def test_a_folder_without_a_tokenizer_or_a_template_is_an_error_that_says_so(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_or_template_is_an_error(tiny_path: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no tokenizer"):
         load_tokenizer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):

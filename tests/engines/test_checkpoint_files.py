@@ -1,4 +1,4 @@
-"""A checkpoint folder is read as transformers reads it, or refused with one line that says why."""
+"""Checkpoint folders load like in transformers, or are refused with a one-line reason."""
 
 from __future__ import annotations
 
@@ -89,13 +89,13 @@ def test_a_quantised_checkpoint_is_refused_by_the_name_of_its_method(
 
 
 @pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
-def test_a_quantiser_that_left_its_own_file_is_noticed(folder: Path, file: str) -> None:
+def test_a_quantiser_is_detected_by_its_own_file(folder: Path, file: str) -> None:
     (folder / file).write_text("{}")
     assert f"it has a {file}" in refused(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
-def test_raw_quantised_numbers_are_never_read_as_weights(folder: Path, dtype: torch.dtype) -> None:
+def test_quantised_numbers_are_never_loaded_as_weights(folder: Path, dtype: torch.dtype) -> None:
     rewrite(folder, lambda weights: weights.update({QUERY: weights[QUERY].to(dtype)}))
     assert "quantised weights" in refused(folder) and QUERY in refused(folder)
 
@@ -120,7 +120,7 @@ def test_positions_saved_by_old_versions_are_not_unexpected(folder: Path) -> Non
     assert torch.allclose(logits_of(load_decoder(folder, torch.float32), IDS), expected, atol=1e-4)
 
 
-def test_a_tensor_of_another_shape_is_named_with_both(folder: Path) -> None:
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.update({NORM: torch.ones(47)}))
     assert f"'{NORM}' is [47], but its config.json asks for [48]" in refused(folder)
 
@@ -159,7 +159,7 @@ def test_damaged_weights_are_one_clear_line(folder: Path, damage: bytes | None) 
     assert f"{WEIGHTS}' is damaged" in refused(folder)
 
 
-def test_weights_under_other_names_only_are_refused(folder: Path) -> None:
+def test_weights_with_unknown_names_are_refused(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
     assert f"neither {WEIGHTS} nor {INDEX}" in refused(folder)
 
@@ -181,14 +181,14 @@ def test_embeddings_are_tied_as_transformers_ties_them(
     config = json.loads(path.read_text())
     del config["tie_word_embeddings"]
     path.write_text(json.dumps(config if declared is None else {**config, "tie_word_embeddings": declared}))
-    if not declared and len(kept) == 1:  # transformers fills what is missing with random numbers
+    if not declared and len(kept) == 1:  # transformers fills missing weights with random numbers
         assert "lacks" in refused(folder)
         return
     ours = logits_of(load_decoder(folder, torch.float32), IDS)
     assert torch.allclose(ours, transformers_logits(folder), atol=1e-4)
 
 
-def test_positions_that_would_not_be_exact_are_refused_by_name(folder: Path) -> None:
+def test_inexact_position_encodings_are_refused_by_name(folder: Path) -> None:
     factors = [1.0] * 6
     longrope = {
         "rope_theta": 500.0,
@@ -203,7 +203,7 @@ def test_positions_that_would_not_be_exact_are_refused_by_name(folder: Path) -> 
     assert "rotates 0.5 of each head" in refused(folder)
 
 
-def test_positions_named_as_older_configs_do_are_read(folder: Path) -> None:
+def test_position_settings_of_older_configs_are_read(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     del config["rope_parameters"]
@@ -214,7 +214,7 @@ def test_positions_named_as_older_configs_do_are_read(folder: Path) -> None:
     assert "longrope" in refused(folder)
 
 
-def test_a_window_as_long_as_the_context_is_no_window(tmp_path: Path) -> None:
+def test_a_window_of_the_context_length_is_ignored(tmp_path: Path) -> None:
     save_hugging_face("mistral", tmp_path)
     configure(tmp_path, sliding_window=64)
     assert "sliding-window attention (64 of 128 tokens)" in refused(tmp_path)
@@ -225,17 +225,17 @@ def test_a_window_as_long_as_the_context_is_no_window(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     del config["sliding_window"]
     path.write_text(json.dumps({**config, "max_position_embeddings": 8192}))
-    assert "sliding-window attention (4096 of 8192 tokens)" in refused(tmp_path)  # what a Mistral has by default
+    assert "sliding-window attention (4096 of 8192 tokens)" in refused(tmp_path)  # the default of Mistral
 
 
 @pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "OwnForCausalLM"])
-def test_a_model_with_code_of_its_own_is_refused_and_its_code_not_run(folder: Path, architecture: str) -> None:
+def test_a_model_with_custom_code_is_refused_without_running_it(folder: Path, architecture: str) -> None:
     (folder / "modeling_own.py").write_text("raise SystemExit('ran')\n")
     configure(folder, architectures=[architecture], auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
     assert "its own Python code (modeling_own.Own), which is never run" in refused(folder)
 
 
-def test_a_tokenizer_with_code_of_its_own_is_refused_and_its_code_not_run(tiny_path: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_custom_code_is_refused_without_running_it(tiny_path: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_path, tmp_path / "own")
     (tmp_path / "own" / "tokenization_own.py").write_text("raise SystemExit('ran')\n")
     path = tmp_path / "own" / "tokenizer_config.json"
@@ -246,6 +246,6 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_and_its_code_not_run(tiny_p
         load_tokenizer(tmp_path / "own")
 
 
-def test_a_config_that_transformers_does_not_take_is_one_clear_line(folder: Path) -> None:
+def test_a_config_refused_by_transformers_gives_one_line(folder: Path) -> None:
     configure(folder, num_hidden_layers="two")
     assert "the config of" in refused(folder) and "num_hidden_layers" in refused(folder)

@@ -1,4 +1,4 @@
-"""The decoder gives what Hugging Face's own models give, and peft reads the adapters it saves."""
+"""The decoder computes the same as Hugging Face's models, and peft loads the adapters it saves."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def save_hugging_face(kind: str, folder: Path) -> Any:
-    """A small model of that kind with every weight random, saved to `folder`."""
+    """Save a small model of that kind with random weights to `folder`."""
     import transformers
 
     name, changes = KINDS[kind]
@@ -66,7 +66,7 @@ def save_hugging_face(kind: str, folder: Path) -> Any:
         model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for weight in model.parameters():
-                # As they come, norms are one, biases zero and everything else too small to matter.
+                # By default norms are one, biases zero and all other weights too small to matter.
                 weight.copy_(torch.randn_like(weight) * (0.25 if weight.dim() == 2 else 0.5))
                 if weight.dim() == 1:
                     weight.add_(1.0)
@@ -85,7 +85,7 @@ IDS = [(7 * place * place + 3) % 94 for place in range(70)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_and_greedy_text_are_hugging_faces(kind: str, tmp_path: Path, tiny_tokenizer) -> None:
+def test_logits_and_greedy_text_equal_transformers(kind: str, tmp_path: Path, tiny_tokenizer) -> None:
     model = save_hugging_face(kind, tmp_path)
     decoder = load_decoder(tmp_path, torch.float32)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_logits_and_greedy_text_are_hugging_faces(kind: str, tmp_path: Path, tin
     assert len(said.ids) > 1
 
 
-def test_what_the_decoder_cannot_run_is_refused(tmp_path: Path) -> None:
+def test_unsupported_models_are_refused(tmp_path: Path) -> None:
     save_hugging_face("llama", tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -119,7 +119,7 @@ def test_what_the_decoder_cannot_run_is_refused(tmp_path: Path) -> None:
 
 
 def stirred(decoder: Decoder, rank: int = 3, targets: tuple[str, ...] = (), last_layers: int | None = None) -> Decoder:
-    """`decoder` with an adapter whose B is not zero."""
+    """`decoder` with a non-zero adapter."""
     decoder.add_adapters(rank, 2.5 * rank, seed=5, targets=targets, last_layers=last_layers)
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_peft_reads_a_saved_adapter_and_gives_the_same_logits(targets, last_laye
     assert (ours - plain).abs().max() > 0.5
 
 
-def test_a_saved_adapter_is_read_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_saved_adapter_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     save_hugging_face("llama", tmp_path / "base")
     decoder = stirred(load_decoder(tmp_path / "base", torch.float32))
     save_adapter(decoder.adapters(), tmp_path / "adapter", rank=3, alpha=7.5, base="base")
@@ -176,7 +176,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(rank, alpha
     assert torch.equal(logits_of(other, IDS), before)
 
 
-def test_a_folder_without_an_adapter_is_said_to_have_none(make_policy, tmp_path: Path) -> None:
+def test_a_folder_without_an_adapter_is_an_error(make_policy, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no adapter at"):
         load_adapter(make_policy().decoder.adapters(), tmp_path)
 
@@ -187,7 +187,7 @@ def test_a_fresh_adapter_changes_nothing(make_policy) -> None:
     assert not torch.equal(logits_of(make_policy().decoder, ids), logits_of(make_policy(rank=0).decoder, ids))
 
 
-def test_adapter_targets_that_are_not_there_are_named(make_policy) -> None:
+def test_unknown_adapter_targets_are_named(make_policy) -> None:
     with pytest.raises(ModelError, match="o_proj"):
         make_policy(rank=0).decoder.add_adapters(2, 4.0, seed=0, targets=("out_proj",))
     with pytest.raises(ModelError, match="take adapters together"):
@@ -204,7 +204,7 @@ def test_adapters_in_the_last_layers_only(make_policy) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama, a key head for each query head"])
-def test_sequences_are_the_same_together_as_alone_forward_and_backward(kind: str, tmp_path: Path) -> None:
+def test_batching_does_not_change_outputs_or_gradients(kind: str, tmp_path: Path) -> None:
     save_hugging_face(kind, tmp_path)
     decoder = load_decoder(tmp_path, torch.float32)
     decoder.embed.requires_grad_(True)

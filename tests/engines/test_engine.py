@@ -1,4 +1,4 @@
-"""Sampling settings are honoured exactly, and a call that ends badly ends alone."""
+"""Sampling settings are applied exactly, and a failing call does not affect others."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def policy(make_policy):
     return make_policy()
 
 
-def test_a_seed_fixes_a_response_and_another_seed_gives_another(policy) -> None:
+def test_responses_depend_on_the_seed(policy) -> None:
     said = [ask(policy, max_tokens=12, seed=seed).ids for seed in (7, 7, 8)]
     assert said[0] == said[1] != said[2]
     assert ask(policy, max_tokens=12).ids != ask(policy, max_tokens=12).ids
 
 
-def test_a_seed_counts_for_its_own_request_only(policy) -> None:
+def test_a_seed_affects_only_its_request(policy) -> None:
     async def together() -> list[Completion]:
         prompt = policy.tokenizer.encode("How many are there?")
         requests = [
@@ -52,7 +52,7 @@ def test_max_tokens_ends_a_response_with_the_reason_length(policy) -> None:
     assert said.text == policy.tokenizer.decode(said.ids)
 
 
-def test_an_end_token_stops_the_response_and_is_kept_but_not_read(policy) -> None:
+def test_an_end_token_stops_the_response_and_is_kept_but_not_decoded(policy) -> None:
     async def together() -> list[Completion]:
         prompt = policy.tokenizer.encode("How many are there?")
         requests = [
@@ -70,7 +70,7 @@ def test_an_end_token_stops_the_response_and_is_kept_but_not_read(policy) -> Non
         assert one.text == policy.tokenizer.decode(one.ids[:-1])
 
 
-def test_a_stop_string_stops_the_response_where_its_last_letter_was_sampled(policy) -> None:
+def test_a_stop_string_ends_the_response_with_its_last_token(policy) -> None:
     whole = ask(policy, max_tokens=20, seed=5)
     stop = whole.text[4:7]
     cut = ask(policy, max_tokens=20, seed=5, stop=("never said", stop))
@@ -81,10 +81,10 @@ def test_a_stop_string_stops_the_response_where_its_last_letter_was_sampled(poli
     assert cut.log_probs == whole.log_probs[: len(cut.ids)]
 
 
-def test_temperature_zero_takes_the_likeliest_token_and_reports_it_at_temperature_one(policy) -> None:
+def test_greedy_picks_the_top_token_and_reports_temperature_one(policy) -> None:
     import torch
 
-    from midstream.learn.log_probs import TokenSequence, score
+    from midstream.learn.model.log_probs import TokenSequence, score
 
     prompt = policy.tokenizer.encode("How many are there?")
     said = ask(policy, max_tokens=6, temperature=0.0, seed=1)
@@ -104,7 +104,7 @@ def test_a_prompt_that_fills_the_context_is_refused_and_not_cut(policy) -> None:
         asyncio.run(policy.engine.generate(request))
 
 
-def test_a_response_ends_where_the_context_does(make_policy) -> None:
+def test_a_response_ends_at_the_context_length(make_policy) -> None:
     policy = make_policy()
     policy.decoder.context_length = 40
     prompt = tuple(range(10, 47))
@@ -120,15 +120,13 @@ def test_an_empty_prompt_is_an_engine_error(policy) -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 10**6])
-def test_a_token_that_the_model_does_not_have_is_refused_before_anything_is_computed(policy, token: int) -> None:
+def test_an_unknown_token_id_is_refused_before_the_forward_pass(policy, token: int) -> None:
     bad = Request(prompt_ids=(5, token), sampling=SamplingParams(max_tokens=2), session="a")
     with pytest.raises(EngineError, match="outside the model's vocabulary"):
         asyncio.run(policy.engine.generate(bad))
 
 
-def test_a_computation_that_fails_is_told_to_its_callers_and_the_next_call_is_answered(
-    make_policy, monkeypatch
-) -> None:
+def test_a_failed_forward_pass_fails_its_calls_and_the_next_call_works(make_policy, monkeypatch) -> None:
     policy = make_policy()
     with monkeypatch.context() as broken:
         broken.setattr(policy.engine._cached, "extend", lambda slots, deltas: deltas[99])
@@ -137,8 +135,8 @@ def test_a_computation_that_fails_is_told_to_its_callers_and_the_next_call_is_an
     assert ask(policy, max_tokens=3, seed=1).ids
 
 
-def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
-    """Its slot goes to the next trajectory only when nothing writes to it any more."""
+def test_a_cancelled_call_does_not_affect_others(make_policy) -> None:
+    """Its slot is reused only after the last write to it."""
     policy = make_policy(slots=2)
     engine, prompt = policy.engine, policy.tokenizer.encode("Which city has more people?")
 
@@ -158,7 +156,7 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         engine.leave("given up")
         later = await asyncio.gather(engine.generate(call("later", 30)), steady)
         engine.leave("later")
-        # The engine is not busy with what nobody waits for.
+        # The engine does not work on cancelled calls.
         async with asyncio.timeout(60), engine.exclusive():
             return later
 
@@ -166,7 +164,7 @@ def test_a_call_given_up_half_way_disturbs_nobody(make_policy) -> None:
         assert completion.ids == expected
 
 
-def test_a_call_given_up_takes_no_step_more_and_leaves_nothing_behind(make_policy) -> None:
+def test_a_cancelled_call_stops_decoding_and_frees_its_slot(make_policy) -> None:
     engine = make_policy().engine
     heard: list[int] = []
 
@@ -186,7 +184,7 @@ def test_a_call_given_up_takes_no_step_more_and_leaves_nothing_behind(make_polic
         await give_up(running)
         sampled = engine.tokens_sampled
         async with engine.exclusive():
-            # One step was on its way.
+            # One decoding step was already running.
             assert engine.tokens_sampled <= sampled + 1
             assert len(engine._slots) == 0
             waiting = call()
@@ -215,7 +213,7 @@ def test_exclusive_use_nests(make_policy) -> None:
     asyncio.run(go())
 
 
-def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy) -> None:
+def test_a_call_waiting_for_a_slot_does_not_block_others(make_policy) -> None:
     engine = make_policy(slots=1).engine
 
     async def call(session: str) -> Completion:
@@ -231,7 +229,7 @@ def test_a_newcomer_without_a_slot_does_not_hold_those_who_have_one(make_policy)
 
 
 def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_policy, tiny_tokenizer) -> None:
-    """One trajectory waits for the policy while another waits for the frozen model: both go on."""
+    """One trajectory waits for the policy while another waits for the frozen model: both proceed."""
     from midstream.engines.torch.engine import TorchEngine
 
     policy = make_policy(deterministic=True)
@@ -258,7 +256,7 @@ def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_polic
     asyncio.run(go())
 
 
-def test_what_a_deterministic_engine_computes_together_does_not_depend_on_when_calls_arrive(make_policy) -> None:
+def test_deterministic_batches_do_not_depend_on_arrival_times(make_policy) -> None:
     def run(delays: dict[str, float]) -> tuple[list[tuple[float, ...]], list[list[str]]]:
         policy = make_policy(deterministic=True)
         together: list[list[str]] = []

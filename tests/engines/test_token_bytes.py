@@ -1,4 +1,4 @@
-"""The bytes of tokens add up to the text, whatever the vocabulary, and a part of a character keeps its own."""
+"""The bytes of tokens add up to the text for any vocabulary, including partial characters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_byte_level_tokens_add_up_to_the_text(tiny_tokenizer: ChatTokenizer, tex
 
 
 def sentencepiece() -> Any:
-    """A small vocabulary as SentencePiece has it: `▁` for a space, bytes for what it lacks."""
+    """A small SentencePiece vocabulary: `▁` for a space, bytes for missing characters."""
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "é"]
     model = models.BPE({piece: place for place, piece in enumerate(pieces)}, [("▁", "a")], byte_fallback=True)
     tokenizer = Tokenizer(model)

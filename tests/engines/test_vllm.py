@@ -1,5 +1,4 @@
-"""The vLLM engine asks for exactly what was meant, believes nothing that does not add up, and swaps adapters between
-calls."""
+"""The vLLM engine sends exact requests, rejects inconsistent responses, and swaps adapters between calls."""
 
 from __future__ import annotations
 
@@ -13,7 +12,8 @@ import pytest
 
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint
+from midstream.engines.base import Completion, Request
 from midstream.engines.vllm import VLLMEngine, server
 
 PROMPT = (70, 71, 72)
@@ -33,7 +33,7 @@ def request_of(**settings: Any) -> Request:
 
 
 def use(imitation, tokenizer, act: Callable[[VLLMEngine], Awaitable[T]], **settings: Any) -> T:
-    """`act` with an engine connected to `imitation`, whose list of calls begins after that."""
+    """Run `act` with an engine connected to `imitation`, whose list of calls starts after connecting."""
 
     async def go() -> T:
         engine = await VLLMEngine.connect(imitation.url, tokenizer, **settings)
@@ -93,13 +93,13 @@ def test_a_call_names_every_setting_and_asks_for_ids(start_vllm, tiny_tokenizer)
         (Constraint(kind="lark", grammar='start: "a"'), {"grammar": 'start: "a"'}),
     ],
 )
-def test_a_constraint_goes_by_vllms_names(start_vllm, tiny_tokenizer, constraint, named) -> None:
+def test_constraints_use_vllms_names(start_vllm, tiny_tokenizer, constraint, named) -> None:
     imitation = start_vllm()
     ask(imitation, tiny_tokenizer, constraint=constraint)
     assert imitation.asked[0]["structured_outputs"] == named
 
 
-def test_a_constraint_that_here_or_there_cannot_be_followed_is_unsupported(start_vllm, tiny_tokenizer) -> None:
+def test_constraints_unsupported_here_or_by_vllm_are_refused(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm()
     with pytest.raises(Unsupported, match="regular expression"):
         ask(imitation, tiny_tokenizer, constraint=Constraint(kind="regex", grammar="(a"))
@@ -123,7 +123,7 @@ SCORED = {
 def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
     start_vllm, tiny_tokenizer, mode: str, again: bool
 ) -> None:
-    """What the server reports where that is so; what it gives the same tokens as a prompt where it is not."""
+    """Those reported by the server where they are right, else those it computes for the same tokens as a prompt."""
     imitation = start_vllm(mode=mode)
     for settings in (SCORED if again else TRUE_AT)[mode]:
         if "constraint" in settings:
@@ -133,6 +133,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
         for place, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
             true = imitation.log_probs([*PROMPT, *said.ids[:place]], temperature)
             assert log_prob == pytest.approx(true[token])
+        assert not said.over_allowed
         assert len(imitation.asked) == (2 if again else 1)
 
 
@@ -147,7 +148,7 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
         ("processed_logprobs", {"temperature": 0.001}, "no temperature below"),
     ],
 )
-def test_a_call_whose_log_probabilities_nobody_can_tell_is_unsupported(
+def test_a_call_without_recoverable_log_probabilities_is_unsupported(
     start_vllm, tiny_tokenizer, mode, settings, says
 ) -> None:
     imitation = start_vllm(mode=mode)
@@ -166,7 +167,7 @@ def test_a_server_that_reports_logits_is_refused(start_vllm, tiny_tokenizer, mon
         ask(imitation, tiny_tokenizer)
 
 
-def test_messages_with_images_go_as_they_are_and_the_servers_prompt_comes_back(start_vllm, tiny_tokenizer) -> None:
+def test_messages_with_images_are_sent_and_the_servers_prompt_is_recorded(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm()
     tools = ({"type": "function", "function": {"name": "look"}},)
     heard: list[int] = []
@@ -188,7 +189,7 @@ def test_messages_with_images_go_as_they_are_and_the_servers_prompt_comes_back(s
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("fault", ["drop", "503", "429", "500"])
-def test_a_server_that_is_away_or_busy_is_asked_again_before_the_first_token(
+def test_an_unreachable_or_busy_server_is_retried_before_the_first_token(
     start_vllm, tiny_tokenizer, fault: str, stream: bool
 ) -> None:
     imitation = start_vllm()
@@ -204,7 +205,7 @@ def test_a_server_that_is_away_or_busy_is_asked_again_before_the_first_token(
     assert tuple(heard) == (said.ids if stream else ())
 
 
-def test_a_server_that_stays_away_is_unreachable_and_says_how(start_vllm, tiny_tokenizer) -> None:
+def test_a_server_that_stays_unreachable_is_an_error_with_the_cause(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm()
 
     async def act(engine: VLLMEngine) -> None:
@@ -218,7 +219,7 @@ def test_a_server_that_stays_away_is_unreachable_and_says_how(start_vllm, tiny_t
 
 
 @pytest.mark.parametrize(("fault", "error"), [("die", EngineUnreachable), ("error", EngineError)])
-def test_a_server_that_dies_in_mid_stream_fails_the_call_and_no_token_comes_twice(
+def test_a_server_that_dies_mid_stream_fails_the_call_without_duplicate_tokens(
     start_vllm, tiny_tokenizer, fault, error
 ) -> None:
     imitation = start_vllm()
@@ -237,7 +238,7 @@ def test_a_server_that_dies_in_mid_stream_fails_the_call_and_no_token_comes_twic
 @pytest.mark.parametrize(
     ("fault", "says"), [("no ids", "0 token ids and 9 log-prob"), ("abort", "abort"), ("400", "HTTP 400: fault 400")]
 )
-def test_an_answer_that_does_not_add_up_is_no_answer(start_vllm, tiny_tokenizer, fault: str, says: str) -> None:
+def test_an_inconsistent_response_is_an_error(start_vllm, tiny_tokenizer, fault: str, says: str) -> None:
     imitation = start_vllm()
 
     async def act(engine: VLLMEngine) -> None:
@@ -249,7 +250,7 @@ def test_an_answer_that_does_not_add_up_is_no_answer(start_vllm, tiny_tokenizer,
     assert len(imitation.asked) == 1
 
 
-def test_a_prompt_that_does_not_fit_is_too_long_wherever_it_was_rendered(start_vllm, tiny_tokenizer) -> None:
+def test_a_prompt_too_long_is_an_error_wherever_it_is_rendered(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm(context_length=60)
     with pytest.raises(PromptTooLong, match="60"):
         ask(imitation, tiny_tokenizer, prompt_ids=(70,) * 60)
@@ -258,7 +259,7 @@ def test_a_prompt_that_does_not_fit_is_too_long_wherever_it_was_rendered(start_v
         ask(imitation, tiny_tokenizer, messages=IMAGE, max_tokens=50)
 
 
-def test_a_call_that_is_given_up_is_given_up_there_too(start_vllm, tiny_tokenizer) -> None:
+def test_a_cancelled_call_is_cancelled_on_the_server(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm(token_s=0.01)
 
     async def act(engine: VLLMEngine) -> None:
@@ -276,7 +277,7 @@ def test_a_call_that_is_given_up_is_given_up_there_too(start_vllm, tiny_tokenize
     use(imitation, tiny_tokenizer, act)
 
 
-def test_adapters_follow_each_other_and_no_call_spans_two(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
+def test_no_call_spans_two_adapters(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(token_s=0.005)
 
     async def act(engine: VLLMEngine) -> None:
@@ -293,16 +294,16 @@ def test_adapters_follow_each_other_and_no_call_spans_two(start_vllm, tiny_token
     use(imitation, tiny_tokenizer, act)
     loaded = [f"policy={tmp_path / version}" for version in ("7", "8")]
     assert imitation.loaded == [loaded[0], "reset", loaded[1], "reset"]
-    # The salt keeps each version out of what another left in the prefix cache.
+    # The salt keeps versions apart in the prefix cache.
     assert [one["model"] for one in imitation.asked] == ["base", "policy", "policy"]
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
 
-def test_an_adapter_that_cannot_be_loaded_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
+def test_an_adapter_that_fails_to_load_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(resets=False)
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)  # a server outside development mode has nothing to reset
+        await engine.load_adapter(tmp_path, 1)  # a server outside development mode cannot be reset
         imitation.adapters = False
         with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             await engine.load_adapter(tmp_path, 2)
@@ -311,7 +312,7 @@ def test_an_adapter_that_cannot_be_loaded_changes_nothing(start_vllm, tiny_token
     use(imitation, tiny_tokenizer, act)
 
 
-def test_after_a_load_that_broke_off_nothing_is_sampled_until_one_succeeds(
+def test_after_an_interrupted_load_nothing_is_sampled_until_one_succeeds(
     start_vllm, tiny_tokenizer, tmp_path: Path, monkeypatch
 ) -> None:
     imitation = start_vllm()
@@ -337,7 +338,7 @@ def _raises(error: Exception) -> Callable[..., Awaitable[None]]:
     return ask
 
 
-def test_what_is_no_vllm_server_or_lacks_the_model_is_a_config_error(start_vllm, chat_server, tiny_tokenizer) -> None:
+def test_another_server_or_a_missing_model_is_a_config_error(start_vllm, chat_server, tiny_tokenizer) -> None:
     with pytest.raises(ConfigError, match="serves: base"):
         use(start_vllm(), tiny_tokenizer, lambda engine: engine.generate(request_of()), model="other")
     with pytest.raises(ConfigError, match="NO_SUCH_KEY"):
@@ -347,7 +348,7 @@ def test_what_is_no_vllm_server_or_lacks_the_model_is_a_config_error(start_vllm,
 
 
 def test_log_probabilities_are_never_above_zero_in_the_imitation(start_vllm) -> None:
-    """The tests above believe it."""
+    """The tests above rely on it."""
     imitation = start_vllm()
     for temperature in (0.5, 1.0, 2.0):
         true = imitation.log_probs([1, 2, 3], temperature)

@@ -1,4 +1,4 @@
-"""A real vLLM server gives the tokens and log-probabilities that Midstream's own decoder finds, adapters included."""
+"""A real vLLM server returns the tokens and log-probabilities of Midstream's own decoder, adapters included."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 
 from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason
-from midstream.engines.base import Completion, Constraint, Request
+from midstream.core.types import Constraint, FinishReason
+from midstream.engines.base import Completion, Request
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.lora import save_adapter
 from midstream.engines.vllm import VLLMEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -79,7 +79,7 @@ def largest_difference(decoder: Decoder, real, said: Completion, temperature: fl
     ],
     ids=str,
 )
-def test_log_probabilities_are_those_of_our_own_decoder(real_vllm, decoder, settings) -> None:
+def test_vllm_log_probabilities_equal_our_decoders(real_vllm, decoder, settings) -> None:
     temperature = settings.get("temperature") or 1.0
     if real_vllm.mode == "raw_logprobs" and temperature != 1:
         with pytest.raises(Unsupported, match="--logprobs-mode processed_logprobs"):
@@ -90,7 +90,7 @@ def test_log_probabilities_are_those_of_our_own_decoder(real_vllm, decoder, sett
     assert largest_difference(decoder, real_vllm, said, temperature) < TOLERANCE
 
 
-def test_greedy_tokens_are_our_own_engines(real_vllm, decoder) -> None:
+def test_greedy_tokens_equal_our_engines(real_vllm, decoder) -> None:
     from midstream.engines.torch.engine import TorchEngine
 
     said = ask(real_vllm, temperature=0.0, max_tokens=60)
@@ -120,8 +120,8 @@ SCHEMA = {
 }
 
 
-def test_constraints_of_every_kind_are_kept_to(real_vllm) -> None:
-    # Asked for nothing in particular, so small a model may write white space to the end.
+def test_every_kind_of_constraint_is_satisfied(real_vllm) -> None:
+    # Without further constraints, so small a model may write white space until the limit.
     prompt_ids = real_vllm.tokenizer.render([{"role": "user", "content": 'Answer with {"animal": "cat", "legs": 4}.'}])
     schema = Constraint(kind="json_schema", grammar=json.dumps(SCHEMA))
     said = ask(real_vllm, prompt_ids=prompt_ids, constraint=schema, temperature=0.0, max_tokens=60)
@@ -144,7 +144,7 @@ def stirred(folder: Path, seed: int) -> Decoder:
     return decoder
 
 
-def test_adapters_swap_under_one_name_and_nothing_of_the_last_one_is_used(real_vllm, tmp_path: Path) -> None:
+def test_adapters_swap_under_one_name_without_stale_caches(real_vllm, tmp_path: Path) -> None:
     versions = {version: stirred(real_vllm.folder, version) for version in (1, 2)}
     for version, decoder in versions.items():
         save_adapter(decoder.adapters(), tmp_path / str(version), rank=4, alpha=8.0, base=str(real_vllm.folder))
@@ -154,7 +154,7 @@ def test_adapters_swap_under_one_name_and_nothing_of_the_last_one_is_used(real_v
         for version in versions:
             await engine.load_adapter(tmp_path / str(version), version)
             said[version] = await engine.generate(request_of(real_vllm))
-        # The same folder again, with other weights in it: vLLM itself would not tell the two apart.
+        # The same folder with other weights: vLLM itself would not distinguish them.
         save_adapter(versions[1].adapters(), tmp_path / "2", rank=4, alpha=8.0, base=str(real_vllm.folder))
         await engine.load_adapter(tmp_path / "2", 3)
         said[3] = await engine.generate(request_of(real_vllm))
@@ -172,7 +172,7 @@ def test_adapters_swap_under_one_name_and_nothing_of_the_last_one_is_used(real_v
     assert largest_difference(versions[2], real_vllm, said[1]) > 0.05
 
 
-def test_a_model_that_sees_nothing_says_so(real_vllm) -> None:
+def test_a_text_model_refuses_images(real_vllm) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     with pytest.raises(EngineError, match="not a multimodal model"):
         ask(real_vllm, messages=({"role": "user", "content": [image]},))

@@ -1,4 +1,4 @@
-"""A finished run as files: what the trainer writes, without training."""
+"""The files of a finished run, written without training."""
 
 from __future__ import annotations
 

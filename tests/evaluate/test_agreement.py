@@ -1,4 +1,4 @@
-"""Two runs agree when everything but their speed is the same."""
+"""Comparison of two runs: everything except timings must agree."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def two(run_dir: Path, tmp_path: Path) -> tuple[Path, Path]:
     return run_dir, other
 
 
-def test_how_fast_a_run_went_does_not_matter(two: tuple[Path, Path]) -> None:
+def test_timings_are_ignored(two: tuple[Path, Path]) -> None:
     assert differences(*two) == []
 
 
-def test_another_byte_of_the_weights_is_a_difference(two: tuple[Path, Path]) -> None:
+def test_a_changed_byte_of_the_weights_is_a_difference(two: tuple[Path, Path]) -> None:
     (two[1] / "checkpoints" / "step-000040" / "adapter_model.safetensors").write_bytes(b"weightz")
     assert differences(*two) == ["step-000040/adapter_model.safetensors"]
 
 
-def test_another_number_in_a_log_and_another_token_are_differences(two: tuple[Path, Path]) -> None:
+def test_a_changed_log_value_or_token_is_a_difference(two: tuple[Path, Path]) -> None:
     with (two[1] / "evals.jsonl").open("a") as log:
         log.write('{"label": "final", "step": 41}\n')
     step = Step(prompt_ids=(1,), response_ids=(2, 4), rollout_log_probs=(-0.5, -1.0), trajectory_uid="t")
@@ -62,6 +62,6 @@ def test_another_number_in_a_log_and_another_token_are_differences(two: tuple[Pa
     assert differences(*two) == ["evals.jsonl", "trajectories"]
 
 
-def test_without_a_checkpoint_there_is_nothing_to_compare(run_dir: Path) -> None:
+def test_a_run_without_checkpoint_cannot_be_compared(run_dir: Path) -> None:
     with pytest.raises(RunError, match="no checkpoint"):
         differences(run_dir, run_dir)

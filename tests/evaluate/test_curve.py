@@ -1,4 +1,4 @@
-"""The picture of a run: drawn from its files, in any state they are in."""
+"""The learning curve, drawn from a run's files in any state."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from midstream.evaluate.curve import BASE, EVALUATION, REWARD, SUCCESS, WARM, draw_curve, smooth
 
 
-def test_everything_there_is_to_see_is_in_the_picture(run_dir: Path) -> None:
+def test_the_curve_shows_all_series(run_dir: Path) -> None:
     pixels = _pixels(draw_curve(run_dir))
     for colour in (SUCCESS, REWARD, EVALUATION, BASE, WARM):
         assert _count(pixels, colour) > 50, colour
     assert sorted(path.name for path in run_dir.iterdir() if "curve" in path.name) == ["curve.png"]
 
 
-def test_evaluations_missing_means_no_marks_for_them(run_dir: Path) -> None:
+def test_missing_evaluations_are_not_drawn(run_dir: Path) -> None:
     (run_dir / "evals.jsonl").unlink()
     pixels = _pixels(draw_curve(run_dir))
     assert _count(pixels, SUCCESS) > 50
     assert _count(pixels, EVALUATION) == _count(pixels, WARM) == 0
 
 
-def test_success_rises_in_the_picture_where_it_rose_in_the_run(run_dir: Path) -> None:
+def test_rising_success_is_drawn_rising(run_dir: Path) -> None:
     (run_dir / "evals.jsonl").unlink()
     pixels = _pixels(draw_curve(run_dir))
     rows, columns = np.nonzero(_is(pixels, SUCCESS))
@@ -36,7 +36,7 @@ def test_success_rises_in_the_picture_where_it_rose_in_the_run(run_dir: Path) ->
     assert right < left - 100
 
 
-def test_a_run_without_steps_or_with_nothing_measured_is_drawn(tmp_path: Path) -> None:
+def test_a_run_without_steps_or_values_is_drawn(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert draw_curve(tmp_path).stat().st_size > 1000
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": null, "success": NaN}\n{"step": 2, "reward": 0.5}\n')
@@ -45,13 +45,13 @@ def test_a_run_without_steps_or_with_nothing_measured_is_drawn(tmp_path: Path) -
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60))
-def test_smoothing_stays_within_what_was_measured(values: list[float]) -> None:
+def test_smoothed_values_stay_within_the_range_of_the_data(values: list[float]) -> None:
     smoothed = smooth(values)
     assert len(smoothed) == len(values)
     assert min(values) - 1e-6 <= min(smoothed) and max(smoothed) <= max(values) + 1e-6
 
 
-def test_smoothing_leaves_a_constant_alone_and_calms_noise() -> None:
+def test_smoothing_keeps_a_constant_and_reduces_noise() -> None:
     assert smooth([0.25] * 9) == pytest.approx([0.25] * 9)
     noisy = [float(index % 2) for index in range(40)]
     assert max(smooth(noisy)[5:-5]) - min(smooth(noisy)[5:-5]) < 0.1

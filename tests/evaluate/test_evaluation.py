@@ -1,4 +1,4 @@
-"""Evaluating and asking a run that was really trained: the weights are the checkpoint's, the numbers the trainer's."""
+"""Evaluating and asking a trained run: weights of its checkpoint, results equal to the trainer's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from midstream.rewards.summary import failure_reasons, summarise
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
-    """A run directory inside `runs`: a few large steps, so that what the model says has changed."""
+    """A run in the folder `runs`, trained with a few large steps so that its responses change."""
     root = tmp_path_factory.mktemp("evaluated")
     settings: dict[str, Any] = {
         "name": "first",
@@ -60,7 +60,7 @@ def test_a_run_and_its_checkpoint_give_the_trainers_own_final_numbers(trained: P
         assert row["label"] == "first, step 2"
 
 
-def test_evaluating_writes_nothing_but_what_was_asked_for(
+def test_evaluating_writes_only_the_output_file(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,19 +84,19 @@ def test_another_flow_and_an_override_are_used(trained: Path) -> None:
     assert all(turn["tokens"] == 1 for sample in row["samples"] for turn in sample["turns"])
 
 
-def test_a_bare_model_answers_in_one_go(tiny_path: Path) -> None:
+def test_a_model_without_flow_answers_with_one_response(tiny_path: Path) -> None:
     row = api.evaluate(model=str(tiny_path), tasks="direct", n=2, overrides=["rollout.sampling.max_tokens=3"])
     assert row["n"] == 2 and row["label"] == str(tiny_path) and row["tokens"] <= 6
 
 
-def test_progress_is_told_until_everything_is_done(trained: Path) -> None:
+def test_progress_is_reported_until_all_attempts_are_done(trained: Path) -> None:
     told: list[tuple[int, int, float]] = []
     api.evaluate(run=trained, n=3, progress=lambda *progress: told.append(progress))
     assert [done for done, _, _ in told][-1] == 3 and all(of == 3 for _, of, _ in told)
     assert told[-1][2] > 0
 
 
-def test_ask_shows_each_module_at_work(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ask_returns_the_steps_of_each_module(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory = api.ask("What is 2 + 3?", runs_dir=trained.parent)
     assert trajectory.status is Status.COMPLETED and trajectory.task.question == "What is 2 + 3?"
     assert {step.role for step in trajectory.steps} == {"planner", "generator"}
@@ -126,7 +126,7 @@ def test_failed_attempts_are_grouped_by_reason() -> None:
     ]
 
 
-def test_ask_takes_an_agent_whatever_its_run_did_with_failed_attempts(trained: Path, tmp_path: Path) -> None:
+def test_ask_ignores_the_runs_handling_of_failed_attempts(trained: Path, tmp_path: Path) -> None:
     config = (trained / "checkpoints" / "step-000002" / "config.yaml").read_text()
     scored = tmp_path / "agent.yaml"
     scored.write_text(config.replace("failed: mask", "failed: score").replace("failed: null", "failed: -1.0"))
@@ -134,11 +134,11 @@ def test_ask_takes_an_agent_whatever_its_run_did_with_failed_attempts(trained: P
     assert api.ask("What is 2 + 3?", config=scored).status is Status.COMPLETED
 
 
-def test_a_set_made_without_end_is_evaluated_on_as_many_as_its_run_was(trained: Path) -> None:
+def test_an_unbounded_set_is_evaluated_on_trainer_test_tasks(trained: Path) -> None:
     assert api.evaluate(run=trained, tasks="calculate")["n"] == 6
 
 
-def test_a_row_holds_an_interval_of_the_reward() -> None:
+def test_a_row_has_a_confidence_interval_of_the_reward() -> None:
     def worth(reward: float | None) -> Trajectory:
         return Trajectory(uid="u", prompt_uid="u", task=Task(id="t", prompt="?"), reward=reward)
 

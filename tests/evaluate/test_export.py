@@ -1,4 +1,4 @@
-"""What training made, as others take it: transformers and peft load it and give the policy's own log-probabilities."""
+"""Exported policies: transformers and peft load them and compute the policy's log-probabilities."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from midstream.rewards import component
 
 @component("even_ids")
 def even_ids(steps: Sequence[Step]) -> float:
-    """The share of even token ids: something that a model of random weights can learn."""
+    """Share of even token ids, which a model with random weights can learn."""
     ids = [token for step in steps for token in step.response_ids]
     return sum(token % 2 == 0 for token in ids) / len(ids)
 
@@ -44,7 +44,7 @@ def trained(folder: Path, tiny_path: Path, tuning: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
-    """A folder of two runs: `lora` and `full`, whose policies have moved."""
+    """A folder with two trained runs, `lora` and `full`."""
     folder = tmp_path_factory.mktemp("runs")
     for tuning in ("lora", "full"):
         trained(folder, tiny_path, tuning)
@@ -68,7 +68,7 @@ def theirs(model: Any) -> torch.Tensor:
 
 
 def load_theirs(folder: Path) -> Any:
-    """The model in `folder` as transformers loads it, which must want for nothing."""
+    """Load the model in `folder` with transformers; no weight may be missing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
@@ -101,14 +101,14 @@ def test_peft_loads_an_exported_adapter_and_gives_the_policys_log_probs(runs: Pa
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_the_dtype_of_an_exported_model_is_the_bases_or_what_was_asked_for(
+def test_the_dtype_of_an_exported_model_is_the_bases_or_the_requested_one(
     runs: Path, tmp_path: Path, dtype: str
 ) -> None:
     folder = api.export("lora", tmp_path / "model", merge=True, dtype=dtype, runs_dir=runs)  # type: ignore[arg-type]
     assert load_theirs(folder).dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
 
 
-def test_a_checkpoint_of_full_tuning_is_a_folder_that_transformers_and_we_load_as_a_model(runs: Path) -> None:
+def test_a_fully_tuned_checkpoint_loads_in_transformers_and_here(runs: Path) -> None:
     checkpoint = runs / "full" / "checkpoints" / "step-000002"
     assert (theirs(load_theirs(checkpoint)) - policy(runs / "full")).abs().max() < 1e-4
     row = api.evaluate(model=str(checkpoint), tasks="direct", n=2, overrides=["rollout.sampling.max_tokens=3"])
@@ -116,9 +116,7 @@ def test_a_checkpoint_of_full_tuning_is_a_folder_that_transformers_and_we_load_a
     assert torch.equal(log_probs(load_decoder(checkpoint, torch.float32)), policy(runs / "full"))
 
 
-def test_the_model_card_says_what_was_done_and_names_no_path_of_this_machine(
-    runs: Path, tiny_path: Path, tmp_path: Path
-) -> None:
+def test_the_model_card_describes_the_training_without_local_paths(runs: Path, tiny_path: Path, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
     folder = api.export(runs / "lora" / "checkpoints" / "step-000002", tmp_path / "model", merge=True)
@@ -136,10 +134,10 @@ def test_the_model_card_says_what_was_done_and_names_no_path_of_this_machine(
     )
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(runs: Path, tmp_path: Path) -> None:
+def test_a_failed_export_leaves_no_folder(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    with pytest.raises(RunError, match="there is something at"):
+    with pytest.raises(RunError, match="already exists"):
         api.export("lora", tmp_path / "taken", merge=True, runs_dir=runs)
     with pytest.raises(ConfigError, match="this is an adapter"):
         api.export("lora", tmp_path / "new", dtype="bfloat16", runs_dir=runs)
@@ -149,7 +147,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(runs: Path, tmp_p
 
 
 class Hub:
-    """Stands in for the client of a hub that takes what it is given."""
+    """Replaces the hub's client; accepts every upload."""
 
     pushed: list[tuple[Any, ...]] = []
 
@@ -162,9 +160,7 @@ class Hub:
         self.pushed.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
-def test_a_model_is_pushed_privately_unless_asked_otherwise(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_is_pushed_as_private_by_default(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "pushed", [])
     api.export("lora", tmp_path / "model", push="me/mine", runs_dir=runs)
@@ -176,7 +172,7 @@ def test_a_model_is_pushed_privately_unless_asked_otherwise(
 
 
 @pytest.mark.parametrize(("offline", "repo"), [(True, "me/mine"), (False, "me/mine"), (False, "not a name")])
-def test_a_hub_that_cannot_be_reached_is_said_before_the_work(
+def test_an_unreachable_hub_is_reported_before_the_export(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool, repo: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_none")

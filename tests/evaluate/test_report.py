@@ -1,4 +1,4 @@
-"""The report of a run: one file, complete, and safe to open whatever a model wrote."""
+"""The report of a run: one complete file that is safe to open, whatever a model wrote."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def page(run_dir: Path) -> _Page:
     return _Page(write_report(run_dir).read_text(encoding="utf-8"))
 
 
-def test_what_models_and_tools_wrote_is_text_and_never_markup(page: _Page) -> None:
+def test_text_of_models_and_tools_is_escaped(page: _Page) -> None:
     assert "script" not in page.tags
     assert page.open == []
     # kind, question and reference once a pair; text, arguments, result, verdict, reward name and answer for each of two
     assert page.text.count("<script>alert(") == 1 + 3 + 2 * 6
 
 
-def test_it_fetches_nothing(page: _Page, run_dir: Path) -> None:
+def test_the_report_loads_nothing_from_the_network(page: _Page, run_dir: Path) -> None:
     assert len(page.loads) == 1
     kind, _, data = page.loads[0].partition(",")
     assert kind == "data:image/png;base64"
@@ -55,7 +55,7 @@ def test_it_fetches_nothing(page: _Page, run_dir: Path) -> None:
     assert "@import" not in page.text and "url(" not in page.text
 
 
-def test_before_and_after_carry_their_intervals(page: _Page) -> None:
+def test_before_and_after_are_shown_with_intervals(page: _Page) -> None:
     text = re.sub(r"\s+", " ", page.text)
     assert "3 %1 to 11" in text and "90 %80 to 95" in text
     assert "+57 points" in text
@@ -65,7 +65,7 @@ def test_the_reward_is_shown_by_component(page: _Page) -> None:
     assert "reward: answer" in page.text and "reward: cost-0.050-0.050-0.050" in page.text
 
 
-def test_a_run_killed_at_its_start_has_a_report(tmp_path: Path) -> None:
+def test_a_run_killed_at_the_start_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"name": "cut", "status": "running"}')
     (tmp_path / "metrics.jsonl").write_text('{"stage": "rl", "step": 1, "rewa')
     (tmp_path / "samples.jsonl").write_text('{"label": "base"}\n{"label": "final", "turns": [{"role": null}, 3]}\n')

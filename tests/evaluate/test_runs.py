@@ -1,4 +1,4 @@
-"""Run directories read back, whatever state the run was left in."""
+"""Reading run directories in any state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from midstream.core.errors import RunError
 from midstream.evaluate.runs import find_run, list_runs, load_run, read_rows
-from midstream.learn.run_dir import RunDirectory
+from midstream.learn.run.run_dir import RunDirectory
 
 
 def test_a_run_reads_back(run_dir: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_run_reads_back(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 17])
-def test_a_killed_run_loses_its_last_line_only(run_dir: Path, cut: int) -> None:
+def test_a_killed_run_loses_only_its_unfinished_last_line(run_dir: Path, cut: int) -> None:
     metrics = run_dir / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[: -cut - 1])
     assert [row["step"] for row in load_run(run_dir).rl] == list(range(1, 40))
@@ -44,14 +44,14 @@ def test_a_resumed_run_counts_a_repeated_step_once(run_dir: Path) -> None:
     assert [row["reward"] for row in rows[-3:]] == [7, 8, 9]
 
 
-def test_a_line_that_was_never_json_is_an_error_with_its_place(tmp_path: Path) -> None:
+def test_a_corrupt_line_is_an_error_with_its_line_number(tmp_path: Path) -> None:
     path = tmp_path / "evals.jsonl"
     path.write_text('{"label": "base"}\n{"label" "final"}\n{"label": "final"}\n')
     with pytest.raises(RunError, match=r"evals\.jsonl, line 2"):
         read_rows(path)
 
 
-def test_a_run_that_has_only_begun_is_a_run(tmp_path: Path) -> None:
+def test_a_run_that_has_just_started_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"name": "x", "status": "runn')
     run = load_run(tmp_path)
     assert run.status == "unreadable" and run.metrics == run.evals == run.samples == []
@@ -81,7 +81,7 @@ def test_a_missing_run_names_the_nearest(run_dir: Path) -> None:
         load_run(run_dir.parent)
 
 
-def test_a_run_that_was_killed_is_interrupted_and_one_under_way_is_running(run_dir: Path) -> None:
+def test_a_killed_run_is_interrupted_and_a_locked_one_is_running(run_dir: Path) -> None:
     (run_dir / "run.json").write_text('{"name": "first", "status": "running"}')
     assert load_run(run_dir).status == "interrupted"
     held = RunDirectory(run_dir)

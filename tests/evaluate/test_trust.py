@@ -1,4 +1,4 @@
-"""A checkpoint from somebody else is data: what its config would run, it does not run until it is trusted."""
+"""The config of a checkpoint from elsewhere runs no code unless it is trusted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_path: Path) -> Path:
 
 @pytest.fixture
 def theirs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A checkpoint that lies outside `runs/`, with a config that was changed; where one works is a module to import."""
+    """A checkpoint outside `runs/` with a changed config, and an importable module in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "evil.py").write_text(EVIL)
@@ -70,7 +70,7 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
     "a tool": ({"flow": {"tools": ["calculator", "evil:tool"]}}, "flow.tools imports and runs 'evil:tool'"),
     "a server": (
         {"flow": {"roles": {"policy": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}}},
-        "flow.roles.policy sends what it reads to http://127.0.0.1:9/v1, with the key in $HOME",
+        "flow.roles.policy sends its prompts to http://127.0.0.1:9/v1, with the key in $HOME",
     ),
 }
 IN_EVAL: dict[str, tuple[dict[str, Any], str]] = {
@@ -82,14 +82,14 @@ IN_EVAL: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a judge at a server": (
         {"reward": {"judge": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}},
-        "reward.judge sends what it reads to http://127.0.0.1:9/v1, with the key in $HOME",
+        "reward.judge sends its prompts to http://127.0.0.1:9/v1, with the key in $HOME",
     ),
     "tasks": ({"tasks": {"sources": [{"type": "evil:tasks"}]}}, "tasks.sources imports and runs 'evil:tasks'"),
 }
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_asking_somebody_elses_agent_runs_nothing_of_theirs(theirs, tmp_path: Path, attack: str) -> None:
+def test_asking_an_untrusted_agent_runs_none_of_its_code(theirs, tmp_path: Path, attack: str) -> None:
     sections, told = ATTACKS[attack]
     folder = theirs(**sections)
     (tmp_path / "flows.yaml").write_text("- name: theirs\n  _target_: evil.Flow\n")
@@ -100,7 +100,7 @@ def test_asking_somebody_elses_agent_runs_nothing_of_theirs(theirs, tmp_path: Pa
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *IN_EVAL])
-def test_evaluating_somebody_elses_agent_runs_nothing_of_theirs(theirs, tmp_path: Path, attack: str) -> None:
+def test_evaluating_an_untrusted_agent_runs_none_of_its_code(theirs, tmp_path: Path, attack: str) -> None:
     sections, told = {**ATTACKS, **IN_EVAL}[attack]
     with pytest.raises(ConfigError, match="is not in your folder of runs") as caught:
         api.evaluate(checkpoint=theirs(**sections), n=1)
@@ -108,7 +108,7 @@ def test_evaluating_somebody_elses_agent_runs_nothing_of_theirs(theirs, tmp_path
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
 
-def test_with_trust_it_runs_and_what_runs_is_shown_first(
+def test_a_trusted_agent_runs_after_its_effects_are_listed(
     theirs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = theirs(**ATTACKS["a program"][0])
@@ -118,13 +118,13 @@ def test_with_trust_it_runs_and_what_runs_is_shown_first(
     assert "starts the program: " in capsys.readouterr().err and (tmp_path / "ran").exists()
 
 
-def test_what_is_shown_cannot_steer_the_terminal(theirs, caplog: pytest.LogCaptureFixture) -> None:
+def test_listed_effects_are_escaped_for_the_terminal(theirs, caplog: pytest.LogCaptureFixture) -> None:
     settings = {"command": "true \x1b[2J"}
     with pytest.raises(ConfigError, match=r"true \\x1b\[2J"):
         api.ask("?", checkpoint=theirs(flow={"name": "blackbox_command_agent", "settings": settings}))
 
 
-def test_built_in_parts_need_no_trust_and_neither_do_ones_own_runs(theirs, run: Path, tmp_path: Path) -> None:
+def test_built_in_parts_and_own_runs_need_no_trust(theirs, run: Path, tmp_path: Path) -> None:
     assert api.ask("What is 2 + 3?", checkpoint=theirs()).status is Status.COMPLETED
     program = {"name": "blackbox_command_agent", "settings": {"command": [sys.executable, "-c", EVIL]}}
     own = tmp_path / "runs" / "mine"
@@ -135,7 +135,7 @@ def test_built_in_parts_need_no_trust_and_neither_do_ones_own_runs(theirs, run: 
     assert (tmp_path / "ran").exists()
 
 
-def test_a_link_into_the_folder_of_runs_does_not_make_a_run_ones_own(theirs, tmp_path: Path) -> None:
+def test_a_link_in_the_folder_of_runs_is_not_trusted(theirs, tmp_path: Path) -> None:
     folder = theirs(**ATTACKS["a flow"][0])
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").symlink_to(folder)
@@ -143,7 +143,7 @@ def test_a_link_into_the_folder_of_runs_does_not_make_a_run_ones_own(theirs, tmp
         api.ask("?", checkpoint=tmp_path / "runs" / "mine")
 
 
-def test_exporting_somebody_elses_policy_runs_nothing_of_theirs(theirs, tmp_path: Path) -> None:
+def test_exporting_an_untrusted_policy_runs_none_of_its_code(theirs, tmp_path: Path) -> None:
     sections = {**ATTACKS["a flow"][0], **IN_EVAL["a reward"][0], **IN_EVAL["tasks"][0]}
     api.export(theirs(**sections), tmp_path / "out", merge=True)
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules

@@ -1,4 +1,4 @@
-"""The examples run as a user runs them, finish, and what they train gets better."""
+"""The examples run as scripts, finish, and increase their reward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture(scope="module", params=["own_agent", "own_tasks"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The run directory of an example, and what it printed."""
+    """The run directory and output of an example."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(EXAMPLES / f"{request.param}.py")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -23,7 +23,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder / "runs" / request.param, done.stdout
 
 
-def test_it_finishes_with_every_step_recorded(trained: tuple[Path, str]) -> None:
+def test_the_example_finishes_with_every_step_recorded(trained: tuple[Path, str]) -> None:
     run, printed = trained
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "finished" and info["model"] == "tiny"
@@ -59,7 +59,7 @@ def test_the_weights_changed_and_the_reward_rose(trained: tuple[Path, str]) -> N
     assert evaluations["base"] == 0 and evaluations["final"] > 0.8
 
 
-def test_it_is_short() -> None:
+def test_the_example_is_short() -> None:
     for path in EXAMPLES.glob("own_*.py"):
         _, _, body = path.read_text().partition('"""\n\n')
         assert len([line for line in body.splitlines() if line.strip()]) < 40, path

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last in a kernel, and what it trains gets better."""
+"""The notebook runs from the first to the last cell, and its agent improves."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def test_every_cell_runs_and_the_agent_gets_better(tmp_path: Path) -> None:
     assert int(evaluated.split("%")[0]) > 80
 
 
-def test_it_is_stored_without_outputs() -> None:
+def test_the_notebook_is_stored_without_outputs() -> None:
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None

@@ -1,4 +1,4 @@
-"""docs/walkthrough.md as a reader follows it: a gateway, flows against it, training from what it recorded."""
+"""The commands of docs/walkthrough.md: a gateway, flows that use it, training on its recordings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOWS = (ROOT / "examples" / "walkthrough" / "flows.py").read_text(encoding="utf
 
 
 def midstream(*words: str) -> str:
-    """What a command of the page prints, run where its reader is: at the top of the repository."""
+    """Run a command of the page at the top of the repository; return its output."""
     command = [sys.executable, "-m", "midstream", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -31,7 +31,7 @@ def midstream(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The URL of the page's gateway, and its store."""
+    """URL and store of the page's gateway."""
     folder = tmp_path_factory.mktemp("walkthrough")
     store = folder / "walkthrough.sqlite"
     command = [sys.executable, "-m", "midstream", "gateway", "--model", "tiny", "--store", str(store), "--port", "0"]
@@ -61,7 +61,7 @@ def rolled_out(gateway: tuple[str, Path]) -> tuple[str, Path]:
     return gateway
 
 
-def test_the_flows_on_the_page_are_the_examples() -> None:
+def test_the_flows_in_the_docs_equal_the_examples() -> None:
     (shown,) = re.findall(r'(@register\("my_agent_flow"\).*?)```', PAGE, re.DOTALL)
     assert shown.strip() in FLOWS
     listed = (ROOT / "examples" / "walkthrough" / "agent_flow_config.yaml").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
 from midstream.gateway.config import GatewayConfig
+from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.server import serving
 from midstream.gateway.service import Gateway
-from midstream.gateway.tokens import TokenSigner
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 

@@ -9,7 +9,7 @@ import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, SECRET, Opened, error
 
-from midstream.gateway.tokens import TokenSigner
+from midstream.gateway.limits.tokens import TokenSigner
 
 CHAT = {"model": "tiny", "messages": HELLO}
 

@@ -19,8 +19,8 @@ from tests.waiting import LIMIT_S, MovedClock
 
 from midstream import api
 from midstream.core.errors import UserError
-from midstream.gateway import protocol
 from midstream.gateway.config import GatewayConfig
+from midstream.gateway.http import protocol
 
 
 def config(tiny_path: Path, tmp_path: Path, **given: Any) -> GatewayConfig:

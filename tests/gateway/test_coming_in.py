@@ -13,9 +13,9 @@ import pytest
 from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, Opened, error
 
-from midstream.gateway import encodings
-from midstream.gateway.encodings import PART, decompressor
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http import encodings
+from midstream.gateway.http.encodings import PART, decompressor
+from midstream.gateway.http.errors import ApiError
 
 BODY = json.dumps({"model": "tiny", "messages": HELLO}).encode()
 

@@ -21,14 +21,14 @@ from midstream import api
 from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import load_tokenizer
 from midstream.engines.factory import EngineSettings, make_policy_engine
-from midstream.gateway.asks import Ask
-from midstream.gateway.callers import Caller
 from midstream.gateway.config import GatewayConfig
+from midstream.gateway.limits.callers import Caller
+from midstream.gateway.limits.tokens import TokenSigner
 from midstream.gateway.service import Gateway
-from midstream.gateway.tokens import TokenSigner
-from midstream.gateway.trajectories import Opening
-from midstream.learn.checkpoint import checkpoints, read_state
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.gateway.sessions.asks import Ask
+from midstream.gateway.sessions.trajectories import Opening
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.run.checkpoint import checkpoints, read_state
 from midstream.record.recorder import Call, RoleEngine
 from midstream.record.store import Store
 

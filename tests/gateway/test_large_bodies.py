@@ -18,7 +18,7 @@ from tests.gateway.conftest import Start
 from tests.gateway.served import HELLO, KEY, Opened, Served, error
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.bodies import has_more_than
+from midstream.gateway.http.bodies import has_more_than
 
 TEXT = "The quick brown <b>fox</b> jumps over 13 lazy dogs, and says: {1, 2, [3]}.\n"
 LONGEST_S = 0.1

@@ -14,7 +14,8 @@ from tests.gateway.served import HELLO, Opened, Served, error
 from tests.waiting import MovedClock, until
 
 from midstream.core.types import Status
-from midstream.gateway import service, trajectories
+from midstream.gateway import service
+from midstream.gateway.sessions import trajectories
 from midstream.store import servers
 
 

@@ -16,7 +16,7 @@ from midstream.engines.chat import ChatTokenizer
 from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.engines.vllm import VLLMEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

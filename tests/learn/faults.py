@@ -15,12 +15,14 @@ from midstream.engines.torch import attention
 from midstream.engines.torch import engine as torch_engine
 from midstream.engines.torch.decoder import Decoder, Projection
 from midstream.engines.torch.lora import Adapter
-from midstream.learn import batch, collect, learner, log_probs, reference, setup
 from midstream.learn.algorithms import FlowGRPO
-from midstream.learn.learner import Learner
+from midstream.learn.data import batch, collect
+from midstream.learn.model import learner, log_probs, reference
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.weights import Weights
+from midstream.learn.run import setup
 from midstream.learn.self_check import run as doctor_run
 from midstream.learn.self_check.rehearsal import Rehearsal
-from midstream.learn.weights import Weights
 from midstream.record import recorder
 from midstream.record.recorder import RoleEngine
 from midstream.rollouts import AgentFlowWorker
@@ -125,7 +127,10 @@ def engine_reports_shifted(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_reads_shifted(patch: Patch) -> None:
-    wrapped(patch, log_probs, "token_log_probs", lambda original, hidden, *rest: original(hidden.roll(1, 0), *rest))
+    def around(original: Any, hidden: Any, *rest: Any, **named: Any) -> Any:
+        return original(hidden.roll(1, 0), *rest, **named)
+
+    wrapped(patch, log_probs, "token_log_probs", around)
 
 
 @fault("log-probabilities are kept", "sampler and learner agree")
@@ -143,9 +148,10 @@ def recorder_rounds(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_ignores_temperature(patch: Patch) -> None:
-    wrapped(
-        patch, log_probs, "token_log_probs", lambda original, *given: original(*given[:-1], torch.ones_like(given[-1]))
-    )
+    def around(original: Any, *given: Any, **named: Any) -> Any:
+        return original(*given[:-1], torch.ones_like(given[-1]), **named)
+
+    wrapped(patch, log_probs, "token_log_probs", around)
 
 
 def at_one(params: Any) -> list[SamplingParams]:

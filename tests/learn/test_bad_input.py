@@ -13,8 +13,8 @@ from midstream.core.errors import TrainingError
 from midstream.engines.base import Completion, Request
 from midstream.engines.torch.engine import TorchEngine
 from midstream.evaluate.agreement import contents
-from midstream.learn import step
-from midstream.learn.collect import Collected, Group
+from midstream.learn.data.collect import Collected, Group
+from midstream.learn.run import step
 from midstream.rewards import component
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from midstream import api
 from midstream.core.errors import TaskError
-from midstream.learn.splits import check_splits
+from midstream.learn.data.splits import check_splits
 from midstream.tasks import file_tasks
 
 QUESTIONS = 8
@@ -95,7 +95,7 @@ def test_a_split_smaller_than_asked_for_is_one_line(tmp_path: Path, lines: list[
     check_splits(tasks, {"train": 1, "test": 2})
     assert lines == []
     check_splits(tasks, {"train": 1, "test": 64})
-    assert lines == ["the split 'test' of 'mine' holds 2 tasks, fewer than the 64 asked for: all are used"]
+    assert lines == ["the split 'test' of 'mine' has 2 tasks, fewer than the 64 requested: all are used"]
     with pytest.raises(TaskError, match=r"no task in split 'val'") as raised:
         check_splits(tasks, {"val": 1})
     assert "trainer.eval_every=0" in str(raised.value) and "train (6)" in str(raised.value)
@@ -116,7 +116,7 @@ def test_training_and_asking_work_beside_a_running_loop(tiny_path: Path, tmp_pat
 
 def test_an_interrupt_while_a_notebook_trains_saves_and_stops(tiny_path: Path, tmp_path: Path) -> None:
     from midstream.core.blocking import run_blocking
-    from midstream.learn.trainer import Training
+    from midstream.learn.run.trainer import Training
 
     class AtStep:
         """Asks the run to stop in its first step, as an interrupt of the kernel does."""

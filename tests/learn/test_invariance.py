@@ -19,14 +19,14 @@ import torch
 from midstream.core.config import parse_config
 from midstream.core.types import Trajectory
 from midstream.engines.torch.decoder import Decoder, Layer
-from midstream.learn import learner as learner_module
 from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
-from midstream.learn.batch import make_batch
 from midstream.learn.config import OptimizerConfig, TrainConfig
-from midstream.learn.learner import Learner
-from midstream.learn.log_probs import Scored, TokenSequence, score
-from midstream.learn.setup import TrainingContext, build
+from midstream.learn.data.batch import make_batch
+from midstream.learn.model import learner as learner_module
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.log_probs import Scored, TokenSequence, score
+from midstream.learn.run.setup import TrainingContext, build
 from midstream.rollouts import groups_of
 
 Groups = list[list[Trajectory]]

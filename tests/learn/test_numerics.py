@@ -20,9 +20,9 @@ from midstream.engines.factory import EngineSettings, make_policy_engine
 from midstream.engines.torch import numerics
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.agreement import contents
-from midstream.learn.checkpoint import checkpoints
 from midstream.learn.config import TrainConfig
-from midstream.learn.trainer import train
+from midstream.learn.run.checkpoint import checkpoints
+from midstream.learn.run.trainer import train
 
 SIZE = 1e-5
 """Enough to show in every log-probability, and far below what matters to a ratio."""

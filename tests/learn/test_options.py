@@ -11,8 +11,8 @@ import pytest
 
 from midstream import api
 from midstream.evaluate.runs import Row, read_rows
-from midstream.learn import step
-from midstream.learn.checkpoint import read_state
+from midstream.learn.run import step
+from midstream.learn.run.checkpoint import read_state
 from midstream.record.store import Store
 from midstream.rewards import component
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from midstream.api import train
 from midstream.core.errors import RunError
 from midstream.core.secrets import NOT_KEPT
 from midstream.evaluate.report import write_report
 from midstream.learn.config import TrainConfig
-from midstream.learn.trainer import train
 from midstream.record.store import Store
 
 SECRET = "hunter2hunter2"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tests.row_dependent import row_dependent_products
 
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.noise import noise_floor
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.self_check.noise import noise_floor
 from midstream.learn.self_check.recut import company, halves, size_of
 
 SEQUENCES = [TokenSequence((5, 6, 7), (n, n + 1, n + 2, 9), 0.5) for n in range(20, 40)]

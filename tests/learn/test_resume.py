@@ -20,8 +20,8 @@ from midstream import cli
 from midstream.core.errors import RunError
 from midstream.evaluate.agreement import contents
 from midstream.learn.config import TrainConfig
-from midstream.learn.run_dir import RunDirectory
-from midstream.learn.trainer import _run_path, train
+from midstream.learn.run.run_dir import RunDirectory
+from midstream.learn.run.trainer import _run_path, train
 
 # Forked from a process that has imported torch and computed nothing: real processes, without seconds of start-up each.
 SPAWN = multiprocessing.get_context("forkserver")
@@ -29,7 +29,7 @@ SPAWN.set_forkserver_preload(
     [
         "matplotlib.backends.backend_agg",
         "matplotlib.figure",
-        "midstream.learn.trainer",
+        "midstream.learn.run.trainer",
         "midstream.agents.agentflow.flow",
         "peft",
         "torch.utils.tensorboard",

@@ -16,9 +16,9 @@ from tests.row_dependent import row_dependent_products
 
 from midstream import cli
 from midstream.engines import tiny
-from midstream.learn.checks import Check
 from midstream.learn.config import TrainConfig
 from midstream.learn.self_check import self_check
+from midstream.learn.self_check.checks import Check
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]

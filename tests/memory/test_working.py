@@ -1,4 +1,4 @@
-"""The memory of a trajectory: everything said, in order, within its budget."""
+"""Working memory: all exchanges in order, within a token budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def memory_of(budget: int) -> WorkingMemory:
 RESULT = "fact " * 100
 
 
-def test_it_shows_the_conversation_in_order_and_ends_with_what_is_asked_next() -> None:
+def test_messages_are_in_order_and_end_with_the_next_request() -> None:
     memory = memory_of(500)
     memory.remember(Exchange("planner", "What is asked?\n[planner 1/3]", "search: Peru"))
     memory.remember(Exchange("generator", "Lima\n[generator]", "Lima"))
@@ -35,7 +35,7 @@ def test_it_shows_the_conversation_in_order_and_ends_with_what_is_asked_next() -
     )
 
 
-def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_one_before() -> None:
+def test_within_the_budget_each_prompt_extends_the_previous_one() -> None:
     memory = memory_of(1000)
     before = memory.messages("")[:-1]
     for turn in range(4):
@@ -46,7 +46,7 @@ def test_within_the_budget_nothing_is_touched_and_each_prompt_goes_on_from_the_o
     assert memory.shortened == 0
 
 
-def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
+def test_over_budget_only_old_results_are_shortened() -> None:
     memory = memory_of(250)
     said: list[Exchange] = []
     for turn in range(5):
@@ -61,7 +61,7 @@ def test_beyond_the_budget_old_results_are_cut_and_nothing_else() -> None:
     assert memory.exchanges[-1].asked.endswith("[planner 4/5]")
 
 
-def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
+def test_text_that_cannot_be_shortened_is_kept_over_budget() -> None:
     memory = memory_of(64)
     memory.remember(Exchange("planner", "question " * 100, "answer " * 100))
     assert memory.tokens() > 64
@@ -73,7 +73,7 @@ def test_what_cannot_be_cut_is_kept_over_the_budget_rather_than_lost() -> None:
     sizes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 60)), min_size=1, max_size=8),
     budget=st.integers(200, 900),
 )
-def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes, budget) -> None:
+def test_at_most_one_result_exceeds_the_budget(sizes, budget) -> None:
     memory = WorkingMemory("system", "?", len, budget)
     for asked, answered in sizes:
         memory.remember(Exchange("planner", "x" * asked, "y" * answered))
@@ -81,7 +81,7 @@ def test_whatever_the_results_no_more_than_one_of_them_exceeds_the_budget(sizes,
         assert all(len(said.asked) <= 160 for said in memory.exchanges[1:]), "there was more to cut"
 
 
-def test_findings_are_the_results_of_calls_that_went_through() -> None:
+def test_found_returns_the_results_of_successful_calls() -> None:
     memory = memory_of(100)
     for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10"), (True, "")):
         call = ToolCall(tool="search", arguments={}, ok=ok, result=result)
@@ -90,7 +90,7 @@ def test_findings_are_the_results_of_calls_that_went_through() -> None:
 
 
 @pytest.mark.parametrize("field", ["exchanges", "turns"])
-def test_two_memories_share_nothing(field: str) -> None:
+def test_memories_share_no_state(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
     one.remember(Exchange("planner", "secret", "secret"))
     one.turns.append(Turn(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))

@@ -1,4 +1,4 @@
-"""Stores on every database, and trajectories to put into them."""
+"""Stores on every database, and strategies for trajectories."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import strategies as st
 
-from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
+from midstream.core.types import Constraint, FinishReason, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.store import Store
 
 
@@ -37,6 +37,7 @@ values = st.recursive(
 )
 mappings = st.dictionaries(text, values, max_size=3)
 messages = st.lists(st.fixed_dictionaries({"role": text, "content": text}), max_size=3).map(tuple)
+constraints = st.builds(Constraint, kind=st.sampled_from(["json_schema", "regex", "lark"]), grammar=text)
 tokens = st.lists(st.integers(0, 2**31 - 1), max_size=6).map(tuple)
 
 
@@ -64,6 +65,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
                 parent=draw(st.none() | st.integers(0, index - 1)) if index else None,
                 branch_reason=draw(st.just("") | names),
                 temperature=draw(temperatures),
+                constraint=draw(st.none() | constraints),
                 messages=draw(messages),
                 tools=draw(st.lists(mappings, max_size=2).map(tuple)),
                 text=draw(text),
@@ -101,5 +103,5 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
 
 @pytest.fixture(scope="session")
 def whole_trajectories() -> st.SearchStrategy[Trajectory]:
-    """Every trajectory that can be recorded; draw one with `st.data()`."""
+    """Strategy for all trajectories that can be recorded; draw one with `st.data()`."""
     return _a_whole_trajectory()

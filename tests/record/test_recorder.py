@@ -1,4 +1,4 @@
-"""A trajectory's calls as exact tokens: each prompt goes on from the recorded one, or says why it does not."""
+"""A trajectory's calls as exact tokens: each prompt extends a recorded one, or has a branch reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEN = SamplingParams(max_tokens=10)
 
 
 class Scripted:
-    """An engine that says what it is told to, each text in tokens as odd as `spell` makes them."""
+    """Returns canned replies, tokenized by `spell`."""
 
     speaks_tokens, policy_version, context_length, name = True, 3, 4096, "scripted"
 
@@ -77,7 +77,7 @@ def talk(recorder: Recorder, *calls: tuple[RoleEngine, list[dict[str, Any]]]) ->
     return asyncio.run(go())
 
 
-def test_a_second_turn_keeps_the_sampled_ids_and_adds_the_templates_delta(recorder, tiny_tokenizer) -> None:
+def test_a_second_turn_extends_the_sampled_ids_by_the_templates_delta(recorder, tiny_tokenizer) -> None:
     says = role_engine(tiny_tokenizer, "The result is known")
     first = [SYSTEM, user("one")]
     second = [*first, assistant("The result is known"), user("two")]
@@ -109,7 +109,7 @@ def test_prompts_of_a_conversation_extend_each_other_token_for_token(tiny_tokeni
         messages.append(assistant(reply))
 
 
-def test_history_that_was_edited_starts_a_branch_and_says_so(recorder, tiny_tokenizer) -> None:
+def test_edited_history_starts_a_branch_with_its_reason(recorder, tiny_tokenizer) -> None:
     says = role_engine(tiny_tokenizer, "yes", "no", "so")
     _, two, three = talk(
         recorder,
@@ -122,8 +122,8 @@ def test_history_that_was_edited_starts_a_branch_and_says_so(recorder, tiny_toke
     assert (three.parent, three.branch_reason) == (None, "new_conversation")
 
 
-def test_going_on_from_before_an_edited_turn_is_a_branch_too(recorder, tiny_tokenizer) -> None:
-    """The second turn was shortened afterwards: only the first one's tokens are kept, and that is counted."""
+def test_extending_a_step_before_an_edited_turn_is_a_branch(recorder, tiny_tokenizer) -> None:
+    """The second turn was shortened afterwards: only the first turn's tokens are reused, and the branch is counted."""
     says = role_engine(tiny_tokenizer, "first", "second", "third")
     opening = [SYSTEM, user("one")]
     longer = [*opening, assistant("first"), user("a very long result")]
@@ -136,7 +136,7 @@ def test_going_on_from_before_an_edited_turn_is_a_branch_too(recorder, tiny_toke
     assert tiny_tokenizer.decode(three.prompt_ids) == tiny_tokenizer.template(edited, open_reply=True)
 
 
-def test_two_answers_to_one_question_are_siblings_and_each_can_go_on(recorder, tiny_tokenizer) -> None:
+def test_two_replies_to_one_prompt_are_siblings_and_can_both_be_extended(recorder, tiny_tokenizer) -> None:
     says = role_engine(tiny_tokenizer, "left", "right", "more", "even more")
     asked = [SYSTEM, user("which way?")]
     left, right, after_right, after_left = talk(
@@ -151,7 +151,7 @@ def test_two_answers_to_one_question_are_siblings_and_each_can_go_on(recorder, t
     assert (after_left.parent, after_left.branch_reason) == (0, "")
 
 
-def test_a_template_that_rewrites_history_is_the_reason_of_its_branch(recorder, tiny_path: Path) -> None:
+def test_a_template_that_rewrites_history_causes_a_branch(recorder, tiny_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_path)
     tokenizer._tokenizer.chat_template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
@@ -166,7 +166,7 @@ def test_a_template_that_rewrites_history_is_the_reason_of_its_branch(recorder, 
     assert "well" not in tokenizer.decode(steps[2].prompt_ids)
 
 
-def test_what_another_engine_said_is_part_of_the_delta(recorder, tiny_tokenizer) -> None:
+def test_replies_of_other_engines_are_part_of_the_delta(recorder, tiny_tokenizer) -> None:
     policy, remote = role_engine(tiny_tokenizer, "plan"), role_engine(tiny_tokenizer, "yes, done", tokens=False)
     asked = [SYSTEM, user("do it")]
     judged = [*asked, assistant("plan"), user("good?")]
@@ -178,7 +178,7 @@ def test_what_another_engine_said_is_part_of_the_delta(recorder, tiny_tokenizer)
     assert not any(verdict.loss_mask)
 
 
-def test_only_a_trainable_voice_makes_a_step_that_carries_loss(recorder, tiny_tokenizer) -> None:
+def test_only_steps_of_trainable_roles_carry_loss(recorder, tiny_tokenizer) -> None:
     trained, frozen = role_engine(tiny_tokenizer, "abc"), role_engine(tiny_tokenizer, "abc")
     frozen = replace(frozen, trainable=False)
     one, two = talk(recorder, (trained, [user("x")]), (frozen, [user("x")]))
@@ -187,7 +187,7 @@ def test_only_a_trainable_voice_makes_a_step_that_carries_loss(recorder, tiny_to
     assert (one.policy_version, one.rollout_log_probs) == (0, (-0.5,) * 3)
 
 
-def test_an_engine_that_fails_leaves_no_step_behind(recorder, tiny_tokenizer) -> None:
+def test_a_failed_call_leaves_no_step(recorder, tiny_tokenizer) -> None:
     says = role_engine(tiny_tokenizer, EngineError("down"), "up")
     with pytest.raises(EngineError, match="down"):
         talk(recorder, (says, [user("x")]))
@@ -197,7 +197,7 @@ def test_an_engine_that_fails_leaves_no_step_behind(recorder, tiny_tokenizer) ->
     assert (step.step_index, step.is_last, step.text) == (0, True, "up")
 
 
-def test_calls_made_side_by_side_keep_the_order_they_were_made_in(recorder, tiny_tokenizer) -> None:
+def test_concurrent_calls_keep_their_order(recorder, tiny_tokenizer) -> None:
     says = role_engine(tiny_tokenizer, "a", EngineError("lost"), "c")
 
     async def go() -> None:
@@ -210,12 +210,12 @@ def test_calls_made_side_by_side_keep_the_order_they_were_made_in(recorder, tiny
     assert [step.is_last for step in recorder.recorded()] == [False, True]
 
 
-def test_an_empty_answer_of_a_text_engine_is_a_step_all_the_same(recorder, tiny_tokenizer) -> None:
+def test_an_empty_reply_of_a_text_engine_is_a_step(recorder, tiny_tokenizer) -> None:
     talk(recorder, (role_engine(tiny_tokenizer, "", tokens=False), [user("x")]))
     assert [step.text for step in recorder.recorded()] == [""]
 
 
-def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokenizer) -> None:
+def test_seeds_depend_on_the_trajectory_and_the_index_of_the_call(tiny_tokenizer) -> None:
     def seeds(seed: int) -> list[int | None]:
         says = role_engine(tiny_tokenizer, "a", "b")
         talk(Recorder("t", "p", seed=seed), (says, [user("x")]), (says, [user("y")]))
@@ -226,18 +226,18 @@ def test_seeds_follow_from_the_trajectory_and_the_place_of_the_call(tiny_tokeniz
     assert len({*seeds(1), *seeds(2)}) == 4
 
 
-def test_a_step_is_on_disk_when_its_text_is_handed_on(tiny_tokenizer, tmp_path: Path) -> None:
+def test_a_step_is_on_disk_before_its_text_is_returned(tiny_tokenizer, tmp_path: Path) -> None:
     with Store(tmp_path / "store.sqlite") as store:
         store.trajectories.begin("t", "p", Task(id="q", prompt="?"), "train")
         recorder = Recorder("t", "p", seed=1, store=store)
-        (step,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
-        assert store.trajectories.get("t").steps == (step,)
+        (reply,) = talk(recorder, (role_engine(tiny_tokenizer, "kept"), [user("x")]))
+        assert reply.text == "kept" and store.trajectories.get("t").steps == (*recorder.finished(),)
 
 
 def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners(make_policy) -> None:
     import torch
 
-    from midstream.learn.log_probs import TokenSequence, score
+    from midstream.learn.model.log_probs import TokenSequence, score
 
     for dtype, tolerance in (("float32", 1e-5), ("bfloat16", 0.0)):
         policy = make_policy(dtype)
@@ -256,7 +256,7 @@ def test_a_real_conversation_is_exact_and_its_log_probabilities_are_the_learners
             known = before.prompt_ids + before.response_ids
             assert after.prompt_ids[: len(known)] == known
             assert policy.tokenizer.text_of(before.response_ids) == before.text
-        sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+        sequences = [TokenSequence.of(step) for step in steps]
         reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
         with torch.no_grad():
             assert (score(policy.decoder, sequences).log_probs - reported).abs().max() <= tolerance

@@ -1,4 +1,4 @@
-"""What goes wrong with a database: it is no store, of another version, out of reach, or full; in words that help."""
+"""Database errors (not a store, another version, unreachable, full) are reported with hints."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine, event
 
 from midstream.core.errors import RunError
-from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.core.types import Constraint, FinishReason, Status, Step, Task, Trajectory
 from midstream.record.store import Store
 
 
@@ -54,7 +55,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing_acknowledged(tmp_path: P
         event.remove(Engine, "connect", small)
 
 
-def test_a_file_that_is_no_store_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_store_is_refused_and_unchanged(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("These are my notes, not a database.\n" * 40)
     with pytest.raises(RunError, match="not a database"):
@@ -78,7 +79,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "store.db")
 
 
-def test_an_unknown_uid_and_a_closed_store_say_so(tmp_path: Path) -> None:
+def test_an_unknown_uid_and_a_closed_store_are_errors(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.db")
     with pytest.raises(RunError, match="no trajectory 'nobody'"):
         store.trajectories.get("nobody")
@@ -95,7 +96,7 @@ SCHEMA_2 = Path(__file__).parent / "schema_2.sql"
 """
 
 
-def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
+def test_a_store_of_schema_1_is_migrated_and_usable(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     connection = sqlite3.connect(path)
     connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
@@ -115,7 +116,7 @@ def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
         assert step.metadata == {"x": float("-inf")}
         assert [one.ended_at is None for one in store.trajectories.recorded()] == [False, False, True, True]
 
-        store.trajectories.discard_from(2)  # what a resumed run does, and then
+        store.trajectories.discard_from(2)  # as a resumed run does
         store.trajectories.begin(
             "train-000002-0000-00", "p", Task(id="t", prompt="q"), "train", train_step=2, group_size=1
         )
@@ -129,7 +130,7 @@ def test_a_store_of_schema_1_is_brought_up_and_goes_on(tmp_path: Path) -> None:
         assert again.trajectories.count() == 4
 
 
-def test_a_store_of_schema_2_is_brought_up_and_a_server_goes_on_with_it(tmp_path: Path) -> None:
+def test_a_store_of_schema_2_is_migrated_and_a_server_resumes_it(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     connection = sqlite3.connect(path)
     connection.executescript(SCHEMA_2.read_text(encoding="utf-8"))
@@ -149,7 +150,7 @@ def test_a_store_of_schema_2_is_brought_up_and_a_server_goes_on_with_it(tmp_path
 
 
 @pytest.mark.parametrize("old", [SCHEMA_1, SCHEMA_2], ids=["1", "2"])
-def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path, old: Path) -> None:
+def test_a_migrated_store_has_the_tables_of_a_new_one(tmp_path: Path, old: Path) -> None:
     def shape(path: Path) -> set[tuple[str, ...]]:
         with sqlite3.connect(path) as connection:
             tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -168,18 +169,37 @@ def test_a_brought_up_store_has_the_tables_of_a_new_one(tmp_path: Path, old: Pat
     assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
 
 
-def test_bringing_up_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+def test_constrained_steps_of_an_older_store_keep_their_meaning(database: str) -> None:
+    altered = {"sampling": {"constraint": "json_schema"}}
+    with Store(database) as store:
+        store.trajectories.begin("u", "p", Task(id="t", prompt="q"), "train")
+        store.trajectories.append_sync(a_step("u", metadata=altered))
+
+        def age(connection: sa.Connection) -> None:
+            connection.exec_driver_sql('ALTER TABLE steps DROP COLUMN "constraint"')
+            connection.exec_driver_sql("UPDATE schemas SET version = 4 WHERE name = 'record'")
+
+        store.database.change(age)
+    with Store(database) as store:
+        (old,) = store.trajectories.get("u").steps
+        assert old.constraint is None and old.metadata == altered
+        new = a_step("v", constraint=Constraint(kind="regex", grammar="a+"))
+        store.trajectories.append_sync(new)
+        assert store.trajectories.get("v").steps == (new,)
+
+
+def test_a_failed_migration_leaves_the_store_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
-        connection.execute("DROP INDEX trajectories_by_prompt")  # which comes to light half way
+        connection.execute("DROP INDEX trajectories_by_prompt")  # discovered halfway
     before = dump(path)
     with pytest.raises(RunError, match="no such index"):
         Store(path)
     assert dump(path) == before
 
 
-def test_tables_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_tables_are_not_touched(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "new.db") as connection:
         connection.execute("CREATE TABLE groups (mine)")
     for number, (old, table) in enumerate(((SCHEMA_1, "groups"), (SCHEMA_1, "servers"), (SCHEMA_2, "servers"))):
@@ -198,7 +218,7 @@ def dump(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("version", "old"), [(1, SCHEMA_1), (2, SCHEMA_2)])
-def test_a_postgresql_store_of_an_older_schema_is_brought_up(postgresql_database: str, version: int, old: Path) -> None:
+def test_a_postgresql_store_of_an_older_schema_is_migrated(postgresql_database: str, version: int, old: Path) -> None:
     import psycopg
 
     created = re.findall(r"CREATE .*?;", old.read_text(encoding="utf-8"), re.DOTALL)
@@ -213,7 +233,7 @@ def test_a_postgresql_store_of_an_older_schema_is_brought_up(postgresql_database
         assert store.trajectories.get("u").steps[0].tools == ({"type": "function"},)
 
 
-def test_a_postgresql_server_that_cannot_be_used_says_what_to_do(postgresql: str) -> None:
+def test_an_unusable_postgresql_server_gives_a_hint(postgresql: str) -> None:
     import psycopg
 
     with pytest.raises(RunError, match=r"no such database: 'postgresql://.*/nowhere.*\n.*createdb"):
@@ -231,7 +251,7 @@ def test_a_postgresql_server_that_cannot_be_used_says_what_to_do(postgresql: str
         Store(postgresql.format("postgres").replace("postgres:@", "reader:@"))
 
 
-def test_a_wrong_password_is_told(postgresql: str) -> None:
+def test_a_wrong_password_is_reported(postgresql: str) -> None:
     import psycopg
 
     with psycopg.connect(postgresql.format("postgres"), autocommit=True) as connection:
@@ -249,7 +269,7 @@ def test_a_wrong_password_is_told(postgresql: str) -> None:
             connection.execute("SELECT pg_reload_conf()")
 
 
-def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_acknowledged_stays(
+def test_postgresql_errors_while_recording_are_explained_and_acknowledged_data_stays(
     postgresql_database: str,
 ) -> None:
     import psycopg
@@ -260,7 +280,7 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
 
     with Store(postgresql_database) as store:
         store.trajectories.append_sync(a_step("u", 0))
-        # The server raises what it would on a full disk.
+        # The server raises the error of a full disk.
         admin("""
             CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'No space left on device'; END $$
@@ -269,7 +289,7 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
         with pytest.raises(RunError, match=r"no room left to record into: .*\n.*free disk space"):
             store.trajectories.append_sync(a_step("u", 1))
         admin("DROP TRIGGER fails ON steps")
-        # Connections that the server ended are made anew.
+        # Connections closed by the server are reopened.
         admin("""
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
             WHERE pid <> pg_backend_pid() AND datname = current_database()
@@ -283,7 +303,7 @@ def test_what_postgresql_refuses_while_recording_is_explained_and_what_was_ackno
             store.trajectories.append_sync(a_step("u", 3))
 
 
-def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_database: str) -> None:
+def test_a_name_too_long_for_postgresql_fails_only_its_caller(postgresql_database: str) -> None:
     async def together(store: Store) -> list[BaseException | None]:
         noise = "".join(map(chr, range(0x4E00, 0x4E00 + 9000)))  # nothing compresses it below a page
         appends = [
@@ -299,7 +319,7 @@ def test_a_name_too_long_for_postgresql_costs_only_its_own_caller(postgresql_dat
         assert len(store.trajectories.get("fine").steps) == 2
 
 
-def test_without_psycopg_the_error_says_what_to_install() -> None:
+def test_a_missing_psycopg_is_named_in_the_error() -> None:
     script = textwrap.dedent("""
         import sys
         sys.modules["psycopg"] = None
@@ -313,7 +333,7 @@ def test_without_psycopg_the_error_says_what_to_install() -> None:
     assert told.startswith("RunError") and "pip install 'midstream[postgres]'" in told
 
 
-def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
+def test_frequent_queries_use_indexes(tmp_path: Path) -> None:
     """Whatever a store holds, a call, an end, a lease and a count look at what they are about: by SQLite's own plans.
 
     Only counting goes through all groups, in an index that has all it needs; and of servers there are few.
@@ -353,7 +373,7 @@ def test_what_is_done_often_searches_and_never_scans(tmp_path: Path) -> None:
     assert scans == {"SCAN groups USING COVERING INDEX groups_by_state", "SCAN servers"}
 
 
-def test_a_file_that_was_deleted_or_replaced_is_not_written_to(tmp_path: Path) -> None:
+def test_a_deleted_or_replaced_file_is_not_written_to(tmp_path: Path) -> None:
     step = Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="u", prompt_uid="p")
     for replace_it in (False, True):
         path = tmp_path / f"{replace_it}.db"

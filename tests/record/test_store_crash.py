@@ -1,4 +1,4 @@
-"""What was acknowledged survives `kill -9` of the process that wrote it, and nothing is half there."""
+"""Acknowledged data survives `kill -9` of the writing process, and nothing is partial."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def test_every_acknowledged_step_survives_kill_9(tmp_path: Path, lines_before_ki
                     text="x" * 300,
                 )
         store.trajectories.discard_from(0)
-        assert store.trajectories.count() == 0  # and it can be written to as before
+        assert store.trajectories.count() == 0  # and it is still writable

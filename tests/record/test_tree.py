@@ -1,4 +1,4 @@
-"""The token tree under any conversation: each prompt is the recorded tokens and a delta, or it says why it is not."""
+"""The token tree for any conversation: each prompt extends recorded tokens by a delta, or has a branch reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def say(recorder: Recorder, tokenizer: ChatTokenizer, reply: str, messages: list
 
 
 def told(step: Step, tokenizer: ChatTokenizer) -> Message:
-    """The reply as a client hands it back: calls parsed, their arguments written anew."""
+    """The reply as a client sends it back: calls parsed, arguments re-serialized."""
     reply = tokenizer.format.read(step.text, step.tools)
     message: Message = {"role": "assistant", "content": reply.content}
     if reply.tool_calls:
@@ -69,11 +69,11 @@ moves = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(moves=moves)
-def test_whatever_an_agent_does_each_prompt_extends_its_parent_or_says_why_not(
+def test_every_prompt_extends_its_parent_or_has_a_branch_reason(
     tiny_tokenizer: ChatTokenizer, moves: list[tuple[str, str, int]]
 ) -> None:
     recorder = a_recorder()
-    histories: list[tuple[list[Message], Any]] = []  # each ends where the agent may speak again
+    histories: list[tuple[list[Message], Any]] = []  # each ends where the agent may reply again
     for number, (move, reply, pick) in enumerate(moves):
         messages, tools = histories[pick % len(histories)] if histories else ([{"role": "user", "content": "0"}], TOOLS)
         expected = "" if histories and len(messages) > 1 else None
@@ -111,7 +111,7 @@ def a_call(recorder: Recorder, tokenizer: ChatTokenizer) -> tuple[list[Message],
     return messages, told(say(recorder, tokenizer, CALL, messages, TOOLS), tokenizer)
 
 
-def test_arguments_written_otherwise_are_the_same_call_and_other_arguments_are_not(tiny_tokenizer: Any) -> None:
+def test_differently_formatted_arguments_are_the_same_call(tiny_tokenizer: Any) -> None:
     recorder = a_recorder()
     messages, message = a_call(recorder, tiny_tokenizer)
     same = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)], TOOLS)
@@ -131,8 +131,8 @@ def test_arguments_written_otherwise_are_the_same_call_and_other_arguments_are_n
         ("{}", ""),
     ],
 )
-def test_numbers_spelled_otherwise_are_the_same_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
-    """As JavaScript writes them, which has one type of number."""
+def test_differently_formatted_numbers_are_the_same_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+    """As JavaScript serializes them, which has one number type."""
     recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
     call = f'<tool_call>\n{{"name": "add", "arguments": {sampled}}}\n</tool_call>'
     message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
@@ -142,7 +142,7 @@ def test_numbers_spelled_otherwise_are_the_same_call(tiny_tokenizer: Any, sample
 
 
 @pytest.mark.parametrize(("sampled", "spelled"), [("1", "1.5"), ("1", "true"), ("1", '"1"'), ("0", "false")])
-def test_other_values_are_another_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
+def test_different_values_are_a_different_call(tiny_tokenizer: Any, sampled: str, spelled: str) -> None:
     recorder, messages = a_recorder(), [{"role": "user", "content": "1 + 1?"}]
     call = f'<tool_call>\n{{"name": "add", "arguments": {{"a": [{sampled}]}}}}\n</tool_call>'
     message = told(say(recorder, tiny_tokenizer, call, messages, TOOLS), tiny_tokenizer)
@@ -151,14 +151,14 @@ def test_other_values_are_another_call(tiny_tokenizer: Any, sampled: str, spelle
     assert (other.parent, other.branch_reason) == (None, "tool_rerendering")
 
 
-def test_the_same_history_with_other_tools_starts_anew_and_says_so(tiny_tokenizer: Any) -> None:
+def test_the_same_history_with_other_tools_starts_a_branch(tiny_tokenizer: Any) -> None:
     recorder = a_recorder()
     messages, message = a_call(recorder, tiny_tokenizer)
     step = say(recorder, tiny_tokenizer, "2", [*messages, message, *answers(message)])
     assert (step.parent, step.branch_reason) == (None, "changed_tools")
 
 
-def test_a_sub_agent_is_a_conversation_of_its_own_and_each_goes_on_from_its_own_tokens(tiny_tokenizer: Any) -> None:
+def test_a_sub_agent_has_its_own_conversation(tiny_tokenizer: Any) -> None:
     recorder = a_recorder()
     planner: list[Message] = [{"role": "system", "content": "Plan."}, {"role": "user", "content": "Go."}]
     helper: list[Message] = [{"role": "system", "content": "Help."}, {"role": "user", "content": "Go."}]
@@ -171,7 +171,7 @@ def test_a_sub_agent_is_a_conversation_of_its_own_and_each_goes_on_from_its_own_
     assert parents == [(None, ""), (None, "new_conversation"), (0, ""), (1, ""), (2, ""), (3, "")]
 
 
-def test_what_was_rendered_is_used_again_for_the_very_same_conversation_only(tiny_tokenizer: Any) -> None:
+def test_rendered_prompts_are_reused_for_identical_conversations_only(tiny_tokenizer: Any) -> None:
     recorder = a_recorder()
     messages: list[Message] = [{"role": "user", "content": "AAAA"}]
     first = say(recorder, tiny_tokenizer, "Fine.", messages)
@@ -188,8 +188,8 @@ def test_what_was_rendered_is_used_again_for_the_very_same_conversation_only(tin
         assert step.prompt_ids == tiny_tokenizer.render(messages, tool(default))
 
 
-def test_a_line_that_changes_with_each_request_does_not_make_a_root(tiny_tokenizer: ChatTokenizer) -> None:
-    """The prompt keeps the tokens of the line as it was first."""
+def test_a_line_that_changes_per_request_does_not_start_a_new_root(tiny_tokenizer: ChatTokenizer) -> None:
+    """The prompt keeps the tokens of the line's first version."""
 
     def conversation(number: int, *rest: Any) -> list[Any]:
         line = f"x-anthropic-billing-header: cc_version=2.1; cch={number};\n"

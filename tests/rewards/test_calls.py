@@ -1,4 +1,4 @@
-"""A reward function costs at most its own trajectory: late, raising, leaving, or cut off from what it asks."""
+"""A failing reward function (slow, raising, exiting, or without its service) affects only its own trajectory."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def scored(function: Any, *attempts: Trajectory, **config: Any) -> list[Trajecto
     return asyncio.run(score())
 
 
-def test_sync_components_run_side_by_side() -> None:
+def test_sync_components_run_concurrently() -> None:
     together = threading.Barrier(8)
 
     def waits_for_the_others() -> float:
-        together.wait(timeout=30)  # breaks, and so raises, unless all eight are inside
+        together.wait(timeout=30)  # raises unless all eight are waiting at the barrier
         return 1.0
 
     assert [one.reward for one in scored(waits_for_the_others, *map(an_attempt, range(8)))] == [1.0] * 8
 
 
-def test_async_components_of_one_trajectory_are_awaited_side_by_side() -> None:
+def test_async_components_of_one_trajectory_run_concurrently() -> None:
     inside: set[str] = set()
     met = asyncio.Event()
 
@@ -69,7 +69,7 @@ def test_async_components_of_one_trajectory_are_awaited_side_by_side() -> None:
     assert asyncio.run(reward.score(an_attempt())).reward == 3.0
 
 
-def test_waiting_for_the_process_of_mathematics_does_not_count() -> None:
+def test_waiting_for_the_math_process_does_not_count_towards_the_limit() -> None:
     class Comparer(math_process._Worker):
         def _ask(self, process: Any, pairs: Any, timeout_s: float) -> bytes:
             return b'{"equal": [true]}'
@@ -88,7 +88,7 @@ def test_waiting_for_the_process_of_mathematics_does_not_count() -> None:
     assert asyncio.run(go()) == calls.CallResult(1.0)
 
 
-def test_what_comes_after_an_uncounted_wait_counts() -> None:
+def test_time_after_an_uncounted_wait_counts() -> None:
     ended = threading.Event()
 
     def waits_and_hangs() -> None:
@@ -101,7 +101,7 @@ def test_what_comes_after_an_uncounted_wait_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) -> None:
+def test_a_component_over_its_time_limit_fails_only_its_trajectory(kind: str) -> None:
     ended = threading.Event()
 
     def hangs(trajectory: Trajectory) -> float:
@@ -122,7 +122,7 @@ def test_a_component_that_takes_too_long_fails_its_trajectory_only(kind: str) ->
     assert other.reward == 1.0
 
 
-def test_a_component_that_never_returns_does_not_hold_up_the_end_of_the_program() -> None:
+def test_a_component_that_never_returns_does_not_block_program_exit() -> None:
     code = (
         "import asyncio, time\n"
         "from midstream.rewards.calls import call_with_timeout\n"
@@ -140,7 +140,7 @@ def test_a_component_that_never_returns_does_not_hold_up_the_end_of_the_program(
 @pytest.mark.parametrize(
     "error", [SystemExit(3), StopIteration(), GeneratorExit(), asyncio.CancelledError(), MemoryError(), TimeoutError()]
 )
-def test_whatever_a_component_raises_costs_one_trajectory(error: BaseException, kind: str) -> None:
+def test_any_exception_of_a_component_fails_only_one_trajectory(error: BaseException, kind: str) -> None:
     def leaves(trajectory: Trajectory) -> float:
         if trajectory.uid == "u0":
             raise error
@@ -154,7 +154,7 @@ def test_whatever_a_component_raises_costs_one_trajectory(error: BaseException, 
     assert other.reward == 1.0
 
 
-def test_ctrl_c_still_stops() -> None:
+def test_ctrl_c_in_a_component_stops_the_program() -> None:
     async def interrupted() -> float:
         raise KeyboardInterrupt
 
@@ -191,7 +191,7 @@ def chained() -> None:
     "error",
     [EngineUnreachable("gone"), EngineError("busy"), ConnectionRefusedError("no"), httpx.ReadTimeout("slow"), None],
 )
-def test_a_judge_that_is_down_is_no_outcome_even_where_failures_have_a_reward(error: Exception | None) -> None:
+def test_an_unreachable_judge_never_gives_a_reward(error: Exception | None) -> None:
     def asks() -> float:
         if error is None:
             chained()
@@ -204,7 +204,7 @@ def test_a_judge_that_is_down_is_no_outcome_even_where_failures_have_a_reward(er
 
 
 class Answered(Exception):
-    """As `requests.HTTPError` and `httpx.HTTPStatusError` are: with the response."""
+    """Has the response as an attribute, like `requests.HTTPError` and `httpx.HTTPStatusError`."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -212,7 +212,7 @@ class Answered(Exception):
 
 
 class RequestException(Answered):
-    """Named as the base class of `requests`."""
+    """Has the name of the base class of `requests`."""
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ class RequestException(Answered):
         (FileNotFoundError("no such file"), False),
     ],
 )
-def test_an_outage_is_told_from_an_answer(error: Exception, outage: bool) -> None:
+def test_outages_are_distinguished_from_answers(error: Exception, outage: bool) -> None:
     assert is_outage(error) is outage
     around = ValueError("no grade")
     around.__cause__ = error
     assert is_outage(around) is outage
 
 
-def test_a_component_of_groups_may_not_ask_for_one_trajectory() -> None:
+def test_a_group_component_cannot_take_single_trajectory_arguments() -> None:
     with pytest.raises(ConfigError, match="asks for 'group' and for answer"):
         component("test_both")(lambda group, answer: 0.0)

@@ -1,4 +1,4 @@
-"""The built-in components, one by one, and how a component of one's own is found."""
+"""The built-in components, and how custom components are found."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_format_is_the_share_of_steps_that_parsed() -> None:
     assert value_of("format", a_trajectory()) is None
 
 
-def test_tool_calls_are_counted_where_they_were_made() -> None:
+def test_tool_calls_are_counted_on_their_steps() -> None:
     calls = (a_call("search", 0, q="a"), a_call("search", 1, "raised", q="b"), a_call("", 1, "unparsed"))
     trajectory = a_trajectory(a_step(0), a_step(1), a_step(2), calls=calls)
     assert value_of("tool_success", trajectory) == pytest.approx(1 / 3)
@@ -84,7 +84,7 @@ def test_tool_calls_are_counted_where_they_were_made() -> None:
     assert by_step("tool_cost", placeless) == [0.0, 2.0]
 
 
-def test_a_call_is_wasted_when_it_repeats_or_goes_beyond_what_is_needed() -> None:
+def test_repeated_and_excess_calls_are_wasted() -> None:
     once, again, more = a_call("search", 0, q="a"), a_call("search", 1, q="a"), a_call("search", 2, q="b")
     steps = (a_step(0), a_step(1), a_step(2))
     assert value_of("wasted_calls", a_trajectory(*steps, calls=(once,), needs=["search"])) == 0.0
@@ -126,12 +126,12 @@ def test_turns_and_length() -> None:
     assert value_of("length", a_trajectory()) is None
 
 
-def test_every_built_in_component_says_what_it_means() -> None:
+def test_every_built_in_component_has_a_docstring() -> None:
     assert {"correctness", "format", "tool_success", "turns", "right_tool"} <= set(components())
     assert all(one.function.__doc__ for one in components().values() if one.function.__module__.startswith("midstream"))
 
 
-def test_a_component_gets_what_it_asks_for_by_name() -> None:
+def test_a_component_gets_its_arguments_by_parameter_name() -> None:
     seen: dict[str, object] = {}
 
     @component("nosy")
@@ -148,7 +148,7 @@ def test_a_component_gets_what_it_asks_for_by_name() -> None:
     assert seen["steps"] == trajectory.steps and seen["reference"] == 12 and seen["trajectory"] is trajectory
 
 
-def test_a_component_that_asks_for_what_there_is_not_is_refused() -> None:
+def test_a_component_with_an_unknown_parameter_is_refused() -> None:
     with pytest.raises(ConfigError, match="asks for 'refrence'") as raised:
 
         @component("misspelt")

@@ -1,4 +1,4 @@
-"""The total is the declared arithmetic, its parts sit on the steps, and one bad trajectory costs only itself."""
+"""The total is the declared arithmetic, its parts are on the steps, and a failure affects only its trajectory."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def raises() -> float:
     raise ZeroDivisionError("no luck")
 
 
-def test_the_default_is_a_right_answer_on_the_last_step() -> None:
+def test_the_default_reward_is_correctness_on_the_last_step() -> None:
     scored = score(a_trajectory())
     assert (scored.reward, scored.rewards, on_steps(scored)) == (1.0, {"correctness": 1.0}, [0.0, 0.0, 1.0])
     assert score(a_trajectory(answer="112")).reward == 0.0
 
 
-def test_components_stay_as_they_were_and_the_total_is_their_weighted_sum() -> None:
+def test_components_are_recorded_unweighted_and_the_total_is_weighted() -> None:
     scored = score(
         a_trajectory(), components={"correctness": 2.0, "test_by_step": 0.5, "turns": -0.1, "test_none": 9.0}
     )
@@ -74,13 +74,13 @@ def test_components_stay_as_they_were_and_the_total_is_their_weighted_sum() -> N
     assert on_steps(scored) == pytest.approx([0.5, 0.0, 3.0])
 
 
-def test_nothing_that_applies_is_no_reward_rather_than_a_zero() -> None:
+def test_without_applicable_components_the_reward_is_none() -> None:
     scored = score(a_trajectory(reference=None))
     assert (scored.reward, scored.rewards, on_steps(scored)) == (None, {"correctness": None}, [None, None, None])
     assert score(a_trajectory(reference=None), components={"turns": 1.0}).reward == 0.0
 
 
-def test_success_is_recorded_without_a_weight_and_decides() -> None:
+def test_the_success_component_is_recorded_without_a_weight() -> None:
     function = RewardFunction(RewardConfig(components={"turns": 1.0}))
     right = asyncio.run(function.score(a_trajectory(turns=3)))
     assert right.reward == 3.0 and right.rewards["correctness"] == 1.0 and function.succeeded(right)
@@ -92,7 +92,7 @@ def test_success_is_recorded_without_a_weight_and_decides() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.TIMED_OUT])
-def test_a_failed_trajectory_gets_what_the_config_says(status: Status) -> None:
+def test_a_failed_trajectory_gets_the_configured_reward(status: Status) -> None:
     unscored = score(a_trajectory(status=status))
     assert (unscored.reward, unscored.rewards, on_steps(unscored)) == (None, {"correctness": None}, [None] * 3)
     scored = score(a_trajectory(status=status), failed=-1.0)
@@ -100,7 +100,7 @@ def test_a_failed_trajectory_gets_what_the_config_says(status: Status) -> None:
     assert not RewardFunction().succeeded(scored)
 
 
-def test_a_component_that_raises_fails_the_trajectory_and_keeps_what_there_was() -> None:
+def test_a_component_that_raises_fails_the_trajectory_and_keeps_other_values() -> None:
     function = RewardFunction(RewardConfig(components={"correctness": 1.0, "test_raises": 1.0, "turns": 1.0}))
     scored = asyncio.run(function.score(a_trajectory()))
     assert scored.status == Status.FAILED
@@ -111,7 +111,7 @@ def test_a_component_that_raises_fails_the_trajectory_and_keeps_what_there_was()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, "high", StepRewards([1.0]), StepRewards([0.0, 0.0, math.nan])])
-def test_a_component_that_returns_no_number_stops_with_its_name_and_the_task(bad: object) -> None:
+def test_a_component_without_a_number_is_an_error_naming_component_and_task(bad: object) -> None:
     component("test_bad")(lambda: bad)
     with pytest.raises(UserError, match=r"'test_bad' returned .* for task 't1'"):
         score(a_trajectory(), components={"test_bad": 1.0})
@@ -136,7 +136,7 @@ def test_a_trajectory_without_steps_is_scored() -> None:
         ({"sucess": "f1"}, "did you mean 'success'"),
     ],
 )
-def test_a_wrong_config_says_what_is_wrong(config: dict[str, Any], says: str) -> None:
+def test_an_invalid_reward_config_is_an_error(config: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse_config(RewardConfig, config)
 
@@ -226,7 +226,7 @@ a_call = st.builds(
     ),
     clip=st.none() | st.just((-0.5, 0.7)),
 )
-def test_steps_add_up_to_the_total_whatever_happened(
+def test_step_rewards_always_add_up_to_the_total(
     marks: Any, calls: Any, answer: Any, needs: Any, preset: Any, weights: Any, clip: Any
 ) -> None:
     trajectory = a_trajectory(marks=marks, calls=calls, answer=answer, metadata={"needs": needs})

@@ -1,4 +1,4 @@
-"""What people said of a trajectory becomes reward, and where they said nothing there is none."""
+"""User feedback becomes reward; without feedback there is none."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_without_feedback_there_is_no_reward() -> None:
         assert result.reward is None and [result.rewards[name] for name in COMPONENTS] == [None] * 4
 
 
-def test_thumbs_and_ratings_are_means_and_comments_count_for_nothing() -> None:
+def test_thumbs_and_ratings_are_averaged_and_comments_ignored() -> None:
     feedback = (said("thumbs", 1), said("thumbs", -1), said("thumbs", 1, step_index=0), said("rating", 0.25))
     result = scored(a_trajectory(a_step(0, "Paris"), feedback=(*feedback, said("comment", text="thanks"))))
     assert (result.rewards["thumbs"], result.rewards["rating"]) == (pytest.approx(1 / 3), 0.25)
     assert result.rewards["correction"] is None
 
 
-def test_a_correction_says_how_much_of_what_was_said_could_stay() -> None:
+def test_a_correction_is_scored_by_its_overlap_with_the_original() -> None:
     steps = (a_step(0, "It lies in France"), a_step(1, "Lyon"))
     assert scored(a_trajectory(*steps, feedback=(said("correction", text="Paris"),))).rewards["correction"] == 1.0
     halves = (said("correction", text="It lies in Italy", step_index=0), said("correction", text="Rome"))
@@ -91,11 +91,11 @@ def test_a_correction_says_how_much_of_what_was_said_could_stay() -> None:
         ("", 0),
     ],
 )
-def test_what_a_user_says_next_is_judged_by_a_small_rule(message: str, value: int) -> None:
+def test_the_next_user_message_is_rated_by_rule(message: str, value: int) -> None:
     assert verdict(message, "What is the capital of France?") == value
 
 
-def test_the_next_user_turn_lands_on_the_reply_it_answers() -> None:
+def test_the_next_user_turn_rates_the_preceding_reply() -> None:
     first = (user("Capital of France?"),)
     second = (*first, assistant("Lyon"), user("No, the capital"))
     third = (*second, assistant("Paris"), user("Thanks! And its river?"))
@@ -110,7 +110,7 @@ def test_the_next_user_turn_lands_on_the_reply_it_answers() -> None:
     assert [step.reward for step in result.steps] == [-1.0, 1.0, 0.0]
 
 
-def test_only_the_reply_the_user_saw_is_judged() -> None:
+def test_only_the_reply_shown_to_the_user_is_rated() -> None:
     first = (user("Capital of France?"),)
     steps = (
         a_step(0, "Lyon", *first),

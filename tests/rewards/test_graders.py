@@ -1,4 +1,4 @@
-"""Graders say right for what is right however it is written, and never for an answer that merely contains it."""
+"""Graders accept a correct answer in any notation, and reject text that merely contains it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ GRADERS = (exact_match, f1, numeric, multiple_choice, answer_correct)
         ("9", ["8", 9]),
     ],
 )
-def test_a_right_number_is_right_however_it_is_written(prediction: str, answer: Any) -> None:
+def test_equal_numbers_match_in_any_notation(prediction: str, answer: Any) -> None:
     assert numeric(prediction, answer) == 1.0
     assert answer_correct(prediction, answer) == 1.0
 
@@ -99,7 +99,7 @@ def test_a_right_number_is_right_however_it_is_written(prediction: str, answer: 
         ("<answer></answer> 12", 12),
     ],
 )
-def test_a_wrong_number_or_a_list_of_them_is_wrong(prediction: str, answer: Any) -> None:
+def test_wrong_or_listed_numbers_do_not_match(prediction: str, answer: Any) -> None:
     assert numeric(prediction, answer) == 0.0
     assert answer_correct(prediction, answer) == 0.0
 
@@ -115,7 +115,7 @@ def test_two_integers_are_equal_or_not(one: int, other: int) -> None:
     st.lists(st.integers(0, 99), min_size=2, unique=True),
     st.sampled_from([", ", " ", " or ", "/", "\n", "; ", ",", " and "]),
 )
-def test_listing_candidates_never_pays(candidates: list[int], separator: str) -> None:
+def test_listing_candidates_scores_zero(candidates: list[int], separator: str) -> None:
     prediction = separator.join(map(str, candidates))
     if separator == "/" and len(candidates) == 2:
         return  # a fraction, and a number like any other
@@ -187,7 +187,7 @@ def test_one_letter_is_chosen_or_none(prediction: str, chosen: str) -> None:
         assert multiple_choice(prediction, letter) == float(letter == chosen)
 
 
-def test_the_marked_answer_is_the_one_that_counts() -> None:
+def test_the_marked_answer_is_graded() -> None:
     assert extract_answer("<answer>a</answer> or <ANSWER> b </ANSWER>") == "b"
     assert extract_answer(r"\boxed{\frac{1}{2}} and \boxed{x^{2}}") == "x^{2}"
     assert extract_answer(r"<answer>\boxed{7}</answer>") == "7"

@@ -1,4 +1,4 @@
-"""Answers that do not rest on what was found or planned are told from those that do; BLEU is sacrebleu's."""
+"""Components that check answers against tool results and plans; BLEU equals sacrebleu's."""
 
 from __future__ import annotations
 

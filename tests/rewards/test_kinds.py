@@ -1,4 +1,4 @@
-"""The right grade by kind of reference: an equal answer in any wrapping scores 1, a different one 0."""
+"""Grades by kind of reference: an equal answer in any wrapping scores 1, a different one 0."""
 
 from __future__ import annotations
 
@@ -474,7 +474,7 @@ def test_another_answer_is_wrong_in_any_wrapping(pair: tuple[str, str], wrapping
 
 @settings(max_examples=200, deadline=None)
 @given(REFERENCES, st.sampled_from(("<think>{}</think>", "<think>{}", "{}</think>", "[THINK]{}[/THINK]", "[THINK]{}")))
-def test_what_is_thought_is_never_graded(reference: str, thought: str) -> None:
+def test_thinking_is_never_graded(reference: str, thought: str) -> None:
     text = thought.format(f"The answer is <answer>{reference}</answer>.")
     for grade in (answer_correct, exact_match, f1, numeric, multiple_choice, math_verify):
         assert grade(text, reference) == 0.0

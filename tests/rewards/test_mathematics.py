@@ -1,4 +1,4 @@
-"""math_verify compares mathematics, and lives through expressions that never end."""
+"""math_verify compares mathematics, and survives expressions whose evaluation never ends."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from midstream.rewards.mathematics import math_verify
         ("\0 \ud800 }{", "2", 0.0),
     ],
 )
-def test_equal_is_equal_however_it_is_written(prediction: str, answer: Any, score: float) -> None:
+def test_equal_expressions_match_in_any_notation(prediction: str, answer: Any, score: float) -> None:
     assert math_verify(prediction, answer) == score
 
 
-def test_an_endless_expression_is_wrong_and_the_next_one_is_graded() -> None:
+def test_an_endless_expression_scores_zero_and_grading_continues() -> None:
     assert math_verify("9**9**9**9**9", "5", timeout_s=0.5) == 0.0
     assert compare([("5", "9^{9^{9^{9}}}")], timeout_s=0.5) == [False]  # what no rule of ours sees coming
     assert math_verify("5", "5") == 1.0
 
 
-def test_threads_may_grade_at_once() -> None:
+def test_mathematics_is_graded_from_several_threads() -> None:
     with ThreadPoolExecutor(4) as threads:
         scores = list(threads.map(lambda number: math_verify(f"{number}/2", str(number / 2)), range(8)))
     assert scores == [1.0] * 8
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_process, "_worker", math_process._Worker())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="math-verify"):

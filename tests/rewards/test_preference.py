@@ -1,4 +1,4 @@
-"""A model of people's feedback orders answers as they did, and is a component by name."""
+"""The preference model reproduces the order of feedback, and is available as a component."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answered(uid: str, prompt: str, answer: str) -> Trajectory:
     return Trajectory(uid=uid, prompt_uid=prompt, task=Task(id=prompt, prompt="How many?"), answer=answer)
 
 
-def test_it_orders_answers_that_it_has_not_seen() -> None:
+def test_the_model_orders_unseen_answers() -> None:
     draw = random.Random(0)
     pairs = [(polite(draw.choice(NAMES), draw.randrange(99)), rude(draw.choice(NAMES), n)) for n in range(40)]
     model = fit(pairs)
@@ -39,7 +39,7 @@ def test_it_orders_answers_that_it_has_not_seen() -> None:
     assert model.score(polite("Zoe", 1000)) > 0.6 > 0.4 > model.score(rude("Zoe", 1000))
 
 
-def test_feedback_without_a_pattern_is_ordered_no_better_than_by_chance() -> None:
+def test_random_feedback_gives_chance_accuracy() -> None:
     draw = random.Random(1)
     answers = [" ".join(draw.choices(NAMES, k=6)) for _ in range(200)]
     accuracy = fit(list(zip(answers[:100], answers[100:], strict=True))).accuracy
@@ -85,9 +85,9 @@ def test_a_store_becomes_a_component(tmp_path: Path, capsys: pytest.CaptureFixtu
                 asyncio.run(store.trajectories.finish(one, "online"))
                 store.annotations.add_feedback(one.uid, "thumbs", 1 if make is polite else -1)
     assert cli.run(["store", "fit-preference", str(path), "--channel", "train", "--out", str(out)]) == 2
-    assert "feedback is needed" in capsys.readouterr().err
+    assert "give feedback on several trajectories" in capsys.readouterr().err
     assert cli.run(["store", "fit-preference", str(path), "--channel", "online", "--out", str(out)]) == 0
-    assert "10 pairs; 100% of held-out pairs are ordered right" in capsys.readouterr().out
+    assert "10 pairs; 100% of held-out pairs are ordered correctly" in capsys.readouterr().out
 
     config = RewardConfig(components={"preference": 2.0}, success="preference", preference=str(out))
     reward = RewardFunction(config)
@@ -96,7 +96,7 @@ def test_a_store_becomes_a_component(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert asyncio.run(reward.score(answered("u", "p", ""))).rewards["preference"] is not None
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_model_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a preference model"):
         RewardFunction(RewardConfig(components={"preference": 1.0}))
     path = tmp_path / "preference.json"
@@ -104,5 +104,5 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RunError, match="no preference model can be read"):
             PreferenceModel.load(path)
-    with pytest.raises(RunError, match="no pair of answers"):
+    with pytest.raises(RunError, match="the feedback prefers no answer"):
         fit([])

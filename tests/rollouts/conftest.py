@@ -1,4 +1,4 @@
-"""Workers whose model gives canned replies, and a gateway to record at."""
+"""Workers with scripted models, and a gateway that records."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def by_role_fixture() -> Callable[..., Says]:
 
 
 def by_role(**texts: str | list[str] | Exception) -> Says:
-    """Each role says its texts in turn, over and over, counted per trajectory."""
+    """Each role replies with its texts in turn, cyclically, per trajectory."""
     turns: dict[tuple[str, str], int] = {}
 
     def says(request: Request) -> str | Exception:
@@ -71,7 +71,7 @@ MakeWorker = Callable[..., AgentFlowWorker]
 
 @pytest.fixture
 def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
-    """A worker around one scripted engine; `rules` names roles without a role engine, other settings are the flow's."""
+    """Make a worker with one scripted engine; `rules` names roles without an engine, other settings are the flow's."""
 
     def make(
         says: Says,
@@ -102,7 +102,7 @@ def make_worker(tiny_tokenizer: ChatTokenizer) -> MakeWorker:
 
 @pytest.fixture
 def attempt() -> Callable[..., Attempt]:
-    """An attempt at a question."""
+    """Make an attempt at a question."""
 
     def make(question: str = "What is 2 * 3?", uid: str = "u", answer: Any = "6", **metadata: Any) -> Attempt:
         task = Task(id=f"task-{uid}", prompt=question, answer=answer, metadata=metadata)

@@ -61,7 +61,7 @@ class GraphSettings(Config):
 
 @register("graph_for_rollouts")
 class Graph(AgentFlowBase):
-    """Asks the nodes that its settings name, one after the other."""
+    """Calls the nodes named in its settings, in order."""
 
     settings = GraphSettings
 
@@ -81,7 +81,7 @@ def graph(make_worker, by_role, *nodes: str, **flow: Any) -> Any:
     return make_worker(says, "graph_for_rollouts", settings={"nodes": list(nodes)}, **flow)
 
 
-def test_roles_may_be_known_at_run_time_only(make_worker, by_role, attempt, tiny_tokenizer) -> None:
+def test_roles_can_depend_on_the_settings(make_worker, by_role, attempt, tiny_tokenizer) -> None:
     frozen = make_worker(by_role(refine="better"))._role_engines["policy"].engine
     worker = graph(
         make_worker, by_role, "draft", "refine", role_engines={"refine": RoleEngine(frozen, tiny_tokenizer, False)}
@@ -94,6 +94,6 @@ def test_roles_may_be_known_at_run_time_only(make_worker, by_role, attempt, tiny
     ]
 
 
-def test_a_role_that_the_settings_do_not_name_is_an_error(make_worker, by_role) -> None:
+def test_a_role_not_in_the_settings_is_an_error(make_worker, by_role) -> None:
     with pytest.raises(ConfigError, match="has no such role"):
         graph(make_worker, by_role, "draft", roles={"refine": RoleConfig()})

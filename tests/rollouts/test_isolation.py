@@ -1,4 +1,4 @@
-"""No trajectory ever sees another's memory, one after the other or at the same time."""
+"""No trajectory sees another's memory, sequentially or concurrently."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ SECRET = re.compile(r"secret-\d+-\d+")
 
 
 def whispering(request: Request) -> str:
-    """Every reply holds words of its own trajectory only, and the planner writes one into its tool call."""
+    """Every reply contains a secret of its own trajectory, and the planner puts it into its tool call."""
     own = request.session.split("-")[-2:]
     word = f"secret-{int(own[0])}-{int(own[1])}"
     return f"echo: {word}" if request.role == "planner" else f"{word} yes"
 
 
 def spoken(trajectory: Trajectory) -> set[str]:
-    """Every secret that appears anywhere in a trajectory."""
+    """All secrets that occur anywhere in a trajectory."""
     return set(SECRET.findall(repr(trajectory)))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tasks=st.integers(1, 4), members=st.integers(1, 3), concurrency=st.integers(1, 12), in_order=st.booleans())
-def test_trajectories_hold_their_own_words_only(make_worker, tasks, members, concurrency, in_order) -> None:
+def test_trajectories_contain_only_their_own_text(make_worker, tasks, members, concurrency, in_order) -> None:
     worker = make_worker(whispering, rules=("analysis", "executor"))
     manager = AgentFlowManager(worker, concurrency=concurrency, in_order=in_order)
     drawn = [Task(id=str(place), prompt=f"What of secret-{place}-99?") for place in range(tasks)]
@@ -43,8 +43,8 @@ def test_trajectories_hold_their_own_words_only(make_worker, tasks, members, con
             assert [step.step_index for step in trajectory.steps] == list(range(len(trajectory.steps)))
 
 
-def test_a_real_model_answers_each_as_if_it_were_alone(make_policy, make_worker, by_role) -> None:
-    """With real caches and slots: the same trajectory, whoever else is there and whoever was there before."""
+def test_a_real_model_answers_each_trajectory_as_if_alone(make_policy, make_worker, by_role) -> None:
+    """With real caches and slots, a trajectory does not depend on other trajectories before or beside it."""
     policy = make_policy("bfloat16", slots=2)
     worker = make_worker(by_role(), role_engines={"policy": policy.role_engine}, rules=("analysis", "executor"))
     tasks = [Task(id=str(place), prompt=f"What is {place} plus {7 * place}?") for place in range(2)]

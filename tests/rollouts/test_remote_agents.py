@@ -1,4 +1,4 @@
-"""Flows that run here and are answered by a gateway elsewhere, over a network that loses what it carries."""
+"""Flows that run against a remote gateway over an unreliable network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tests.gateway.served import HELLO, Served
 from midstream.agents.config import FlowConfig
 from midstream.core.errors import EngineError, UserError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.gateway import active
-from midstream.gateway.errors import ApiError
+from midstream.core.types import Constraint, Status, Step, Task, Trajectory
+from midstream.gateway.http.errors import ApiError
+from midstream.gateway.sessions import active
 from midstream.record.recorder import Call, RoleEngine
+from midstream.record.replies import ChatStep
 from midstream.rollouts import AgentFlowManager, AgentFlowWorker, groups_of
 from midstream.rollouts import client as gateway_client
 from midstream.rollouts.client import GatewayClient
@@ -32,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Losing(httpx.AsyncBaseTransport):
-    """Carries each request to the gateway and loses the first `lost` answers to the same one."""
+    """Delivers each request to the gateway and drops the first `lost` responses to it."""
 
     def __init__(self, lost: int) -> None:
         self._inner, self._lost = httpx.AsyncHTTPTransport(), lost
@@ -49,7 +50,7 @@ class Losing(httpx.AsyncBaseTransport):
 
 
 class Refusing(httpx.AsyncBaseTransport):
-    """Answers 429 so many times before it lets a request through."""
+    """Answers 429 a number of times before it delivers a request."""
 
     def __init__(self, times: int) -> None:
         self._inner, self.left = httpx.AsyncHTTPTransport(), times
@@ -82,8 +83,8 @@ def roll_out(client: GatewayClient) -> list[Trajectory]:
     return asyncio.run(go())
 
 
-def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
-    # Every answer would be another one, were a call made twice.
+def test_lost_answers_are_repeated_and_counted_once(start: Start) -> None:
+    # A repeated call would give a different answer.
     said = iter(f"It is {number}." for number in range(100))
     served = start(lambda request: next(said))
     transport = Losing(lost=2)
@@ -99,7 +100,7 @@ def test_answers_that_are_lost_come_again_and_count_once(start: Start) -> None:
     assert served.store.trajectories.count() == 2 and served.store.groups.counts()["ready"] == 1
 
 
-def test_an_attempt_that_raises_is_not_kept_alive(start: Start) -> None:
+def test_a_failed_attempt_sends_no_heartbeats(start: Start) -> None:
     async def raises(trajectory: Trajectory) -> Trajectory:
         raise UserError("the reward is wrong", "mend it")
 
@@ -151,7 +152,65 @@ def test_every_sampling_setting_reaches_the_gateway(start: Start) -> None:
     assert step.metadata["sampling"] == served.steps("t")[0].metadata["sampling"] == off.alterations()
 
 
-def test_what_its_agent_has_ended_stays_and_is_told_by_its_code_not_by_its_words(
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def ask_remotely(url: str, **asked: Any) -> ChatStep:
+    async def go() -> ChatStep:
+        async with GatewayClient(url) as client:
+            opened = await client.init_trajectory(trajectory_uid="t", prompt_uid="p")
+            recorder = RemoteRecorder("t", "p", seed=1, client=client, token=opened["owner_token"])
+            sampling = SamplingParams(max_tokens=40)
+            return await recorder.chat(RoleEngine(RemoteEngine(), None, True), HELLO, sampling, **asked)
+
+    return asyncio.run(go())
+
+
+def test_the_gateway_declares_tools_and_parses_their_calls(start: Start) -> None:
+    served = start('I look.\n<tool_call>\n{"name": "look", "arguments": {"far": true}}\n</tool_call>')
+    step = ask_remotely(served.url, tools=[LOOK], tool_choice="look")
+    (call,) = step.tool_calls
+    assert (call.name, call.values, step.content.strip()) == ("look", {"far": True}, "I look.")
+    (recorded,) = served.steps("t")
+    assert (recorded.tools, recorded.text) == ((LOOK,), step.text)
+    # The canned reply is no sample under the constraint, and says so on both sides.
+    assert step.metadata["sampling"] == recorded.metadata["sampling"] == {"constraint": "lark"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"), [(Constraint.one_of("yes", "no"), "lark"), ({"type": "json_object"}, "json_schema")]
+)
+def test_a_remote_step_keeps_the_constraint_that_it_was_sampled_under(
+    make_policy: Any, serve: Any, wanted: Any, kind: str
+) -> None:
+    served = serve(make_policy().engine)
+    step = ask_remotely(served.url, response_format=wanted)
+    (recorded,) = served.steps("t")
+    assert step.constraint is not None and step.constraint.kind == kind
+    assert (step.constraint, step.rollout_log_probs) == (recorded.constraint, recorded.rollout_log_probs)
+    assert "sampling" not in step.metadata
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({"tool_choice": "boat", "tools": [LOOK]}, "names the tool 'boat'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"constraint": {"kind": "regex", "grammar": "a"}, "tools": [LOOK]}, "leave out tools and response_format"),
+        ({"constraint": {"kind": "yaml", "grammar": "a"}}, "constraint"),
+        ({"response_format": {"type": "yaml"}}, "json_schema"),
+    ],
+)
+def test_a_demand_that_cannot_be_met_is_refused_by_the_gateway(start: Start, body: Any, problem: str) -> None:
+    served = start()
+    asked = {"trajectory_uid": "t", "prompt_uid": "p", "messages": HELLO, **body}
+    answer = served.post("/generate", asked)
+    assert answer.status_code == 400 and problem in answer.json()["error"]["message"]
+    untold = served.post("/generate", {"prompt_ids": [5], "response_format": {"type": "json_object"}})
+    assert "needs a trajectory_uid" in untold.json()["error"]["message"]
+
+
+def test_a_trajectory_ended_by_its_agent_is_recognised_by_error_code(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start()
@@ -170,7 +229,7 @@ def test_what_its_agent_has_ended_stays_and_is_told_by_its_code_not_by_its_words
     assert served.trajectory(attempt.uid).answer == "mine"
 
 
-def test_another_refusal_is_no_end_whatever_its_words(start: Start) -> None:
+def test_other_refusals_are_errors_whatever_their_message(start: Start) -> None:
     served = start()
 
     class Wording(httpx.AsyncBaseTransport):
@@ -192,7 +251,7 @@ def test_another_refusal_is_no_end_whatever_its_words(start: Start) -> None:
         asyncio.run(go())
 
 
-def test_a_gateway_that_starts_again_meanwhile_goes_on_with_the_call(start: Start) -> None:
+def test_a_call_survives_a_restart_of_the_gateway(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     served = start("Hello.", port=port)
@@ -211,14 +270,14 @@ def test_a_gateway_that_starts_again_meanwhile_goes_on_with_the_call(start: Star
     assert asyncio.run(go())["response_text"] == "Hello again."
 
 
-def test_a_busy_gateway_is_waited_for_longer_than_one_that_fails(start: Start) -> None:
+def test_a_busy_gateway_is_retried_longer_than_a_failing_one(start: Start) -> None:
     transport = Refusing(times=4 * gateway_client.RETRIES)
     client = over(transport, start())
     opened = asyncio.run(client.init_trajectory(trajectory_uid="t"))
     assert opened["trajectory_uid"] == "t" and transport.left == 0
 
 
-def test_where_nobody_answers_the_attempt_fails_and_says_so(start: Start) -> None:
+def test_an_unreachable_gateway_fails_the_attempt(start: Start) -> None:
     transport = Losing(lost=100)
     made = roll_out(over(transport, served := start()))
     told = f"the gateway {served.url} did not answer after {gateway_client.RETRIES + 1} tries; last: ReadError"
@@ -226,7 +285,7 @@ def test_where_nobody_answers_the_attempt_fails_and_says_so(start: Start) -> Non
     assert all(told in trajectory.error for trajectory in made)
 
 
-def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
+def test_a_refused_call_is_not_retried(start: Start) -> None:
     transport = Losing(lost=0)
     client = over(transport, start())
     with pytest.raises(EngineError, match=r"refused: no trajectory 'nobody'"):
@@ -234,7 +293,7 @@ def test_what_the_gateway_refuses_is_not_asked_again(start: Start) -> None:
     assert list(transport.sent.values()) == [1]
 
 
-def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_call_is_not_the_answer_to_the_next_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_client, "FIRST_WAIT_S", 20.0)
     served = start(["first", "second"])
 
@@ -248,7 +307,7 @@ def test_a_call_that_was_given_up_is_not_the_next_ones_answer(start: Start, monk
                 RemoteRecorder("t", "p", seed=1, client=losing),
                 RoleEngine(RemoteEngine(), None, True),
             )
-            with pytest.raises(TimeoutError):  # it is recorded, its answer lost, and nobody waits for another
+            with pytest.raises(TimeoutError):  # it is recorded, its answer is lost, and the caller has stopped waiting
                 await asyncio.wait_for(recorder.call(role_engine, call("One?")), 10)
             recorder._client = plain  # pyright: ignore[reportPrivateUsage]
             step, _ = await recorder.call(role_engine, call("Two?"))

@@ -1,4 +1,4 @@
-"""What a flow holds is closed with its trajectory, however that ends."""
+"""Resources of a flow are closed when its trajectory ends, fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def sandbox(name: str, fails: bool = False) -> AsyncIterator[str]:
     try:
         yield name
     finally:
-        await asyncio.sleep(0)  # closing takes awaits, also while the trajectory is cancelled
+        await asyncio.sleep(0)  # closing awaits, even while the trajectory is being cancelled
         events.append(f"close {name}")
         if fails:
             raise OSError("the disk is gone")
@@ -82,7 +82,7 @@ def test_resources_are_closed_when_the_rollout_is_cancelled(worker, attempt) -> 
     assert events == CLOSED
 
 
-def test_a_resource_that_does_not_close_is_logged_and_costs_nothing(worker, attempt, caplog) -> None:
+def test_a_resource_that_fails_to_close_is_logged(worker, attempt, caplog) -> None:
     made = asyncio.run(worker.run(attempt(ends="badly")))
     assert (made.status, made.answer) == (Status.COMPLETED, "done")
     assert events == CLOSED

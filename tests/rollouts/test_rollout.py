@@ -1,4 +1,4 @@
-"""Whatever happens inside one trajectory costs that one its status, and no other anything."""
+"""Failures of one trajectory become its status and do not affect others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from midstream.rollouts import AgentFlowManager, groups_of
 
 @register("test_broken")
 class Broken(AgentFlowBase):
-    """Raises outside `run`: in its constructor, or in what it says of itself."""
+    """Raises outside `run`: in its constructor or in `metadata`."""
 
     def __init__(self, session: Any, config: Any = None) -> None:
         super().__init__(session, config)
@@ -39,7 +39,7 @@ class Broken(AgentFlowBase):
 
 @register("test_moody")
 class Moody(AgentFlowBase):
-    """Does what its task says."""
+    """Behaves as its task requests."""
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         step = await self.chat([{"role": "user", "content": self.task.question}], sampling_params=sampling_params)
@@ -70,7 +70,7 @@ def run(make_worker, questions: list[str], *, store: Store | None = None, **mana
 
 
 @pytest.mark.parametrize("manager", [{"concurrency": 8}, {"concurrency": 1}, {"concurrency": 8, "in_order": True}])
-def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dict[str, Any], tmp_path: Path) -> None:
+def test_a_failure_affects_only_its_own_trajectory(make_worker, manager: dict[str, Any], tmp_path: Path) -> None:
     questions = ["well", "raise", "hang", "engine down", "time out by itself", "also well"]
     with Store(tmp_path / "store.sqlite") as store:
         done = run(make_worker, questions, store=store, **manager)
@@ -88,7 +88,7 @@ def test_what_goes_wrong_in_one_trajectory_stays_there(make_worker, manager: dic
     assert [(t.status, t.steps, t.reward) for t in kept] == [(t.status, t.steps, t.reward) for t in done]
 
 
-def test_a_flow_that_is_broken_outside_its_run_fails_its_own_trajectory_too(make_worker) -> None:
+def test_a_flow_that_raises_outside_run_fails_its_own_trajectory(make_worker) -> None:
     worker = make_worker(says, "test_broken")
     tasks = [Task(id=question, prompt=question) for question in ("constructor", "metadata")]
     first, second = asyncio.run(AgentFlowManager(worker).run(groups_of(tasks, 1, prefix="r", seed=0)))
@@ -98,12 +98,12 @@ def test_a_flow_that_is_broken_outside_its_run_fails_its_own_trajectory_too(make
     assert [step.text for step in second.steps] == ["fine: metadata"]
 
 
-def test_an_error_of_the_user_stops_the_rollout_and_is_told_once(make_worker) -> None:
+def test_a_user_error_stops_the_rollout_and_is_raised_once(make_worker) -> None:
     with pytest.raises(ConfigError, match="no engine for the role 'planer'"):
         run(make_worker, ["well", "typo", "typo"])
 
 
-def test_at_most_so_many_trajectories_are_under_way(make_worker) -> None:
+def test_concurrency_limits_running_trajectories(make_worker) -> None:
     under_way: list[int] = [0, 0]
 
     @register("test_counted")
@@ -121,8 +121,8 @@ def test_at_most_so_many_trajectories_are_under_way(make_worker) -> None:
     assert under_way[1] == 3
 
 
-def test_a_slow_tool_holds_nobody_else(make_worker) -> None:
-    """Each of twenty tools returns only when all twenty run at the same time."""
+def test_a_slow_tool_delays_no_other_trajectory(make_worker) -> None:
+    """Each of twenty tools returns only once all twenty are running."""
     from midstream.tools import tool
 
     everybody = threading.Barrier(20, timeout=30)
@@ -146,7 +146,7 @@ def test_a_slow_tool_holds_nobody_else(make_worker) -> None:
     assert {trajectory.answer for trajectory in done} == {"met"}
 
 
-def test_attempts_are_the_same_whenever_they_are_drawn() -> None:
+def test_attempts_are_reproducible() -> None:
     tasks = [Task(id="a", prompt="?"), Task(id="b", prompt="?")]
     once, again = (groups_of(tasks, 3, prefix="train-7", seed=1) for _ in range(2))
     assert once == again
@@ -156,7 +156,7 @@ def test_attempts_are_the_same_whenever_they_are_drawn() -> None:
     assert not {attempt.seed for attempt in other} & {attempt.seed for attempt in once}
 
 
-def test_sampling_of_a_role_falls_back_to_the_rollouts(make_worker, by_role, attempt) -> None:
+def test_role_sampling_falls_back_to_the_rollouts(make_worker, by_role, attempt) -> None:
     from midstream.agents.config import RoleConfig, RoleSamplingConfig
 
     planner = RoleConfig(sampling=RoleSamplingConfig(max_tokens=7, stop=("\n",)))
@@ -172,7 +172,7 @@ def test_sampling_of_a_role_falls_back_to_the_rollouts(make_worker, by_role, att
     ]
 
 
-def test_a_flow_that_is_cancelled_from_within_fails_its_own_trajectory(make_worker, attempt, by_role) -> None:
+def test_a_flow_that_cancels_itself_fails_its_own_trajectory(make_worker, attempt, by_role) -> None:
     @register("cancels_itself")
     class CancelsItself(AgentFlowBase):
         async def run(self, sampling_params, **kwargs) -> int:
@@ -184,8 +184,8 @@ def test_a_flow_that_is_cancelled_from_within_fails_its_own_trajectory(make_work
 
 
 @pytest.mark.parametrize("noted", [3, "text", [1, 2], [{"call": None}], [{"call": 0}]])
-def test_what_a_flow_notes_for_itself_can_always_be_shown(make_worker, attempt, by_role, noted) -> None:
-    from midstream.learn.samples import sample_row
+def test_flow_metadata_can_always_be_displayed(make_worker, attempt, by_role, noted) -> None:
+    from midstream.learn.data.samples import sample_row
 
     @register("notes_turns")
     class NotesTurns(AgentFlowBase):
@@ -202,14 +202,14 @@ def test_what_a_flow_notes_for_itself_can_always_be_shown(make_worker, attempt, 
 
 
 @pytest.mark.parametrize("role", ["planner", "policy"])
-def test_a_role_without_a_rule_cannot_be_rules(make_worker, by_role, role) -> None:
+def test_a_role_without_a_rule_cannot_use_rules(make_worker, by_role, role) -> None:
     from midstream.agents.config import RoleConfig
 
     with pytest.raises(ConfigError, match=rf"flow\.roles\.{role}\.engine is 'rules'"):
         make_worker(by_role(), roles={role: RoleConfig(engine="rules")})
 
 
-def test_the_planner_is_told_how_many_calls_are_left(make_worker, attempt, by_role) -> None:
+def test_the_planner_sees_the_remaining_calls(make_worker, attempt, by_role) -> None:
     says = by_role(planner=["calculator: 1 + 1", "echo: hi"], generator="2")
     worker = make_worker(says, max_tool_calls=2)
     asyncio.run(AgentFlowManager(worker).run([attempt()]))

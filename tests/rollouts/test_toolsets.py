@@ -1,4 +1,4 @@
-"""A flow with a toolset that is plain JSON schemas: no Python function, opened and closed with the trajectory."""
+"""A flow with a toolset defined by JSON schemas alone, opened and closed with the trajectory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SPECS = (
 
 
 class Railway:
-    """A toolset with a life: it books only while it is open."""
+    """A toolset with a lifetime: it books only while it is open."""
 
     def __init__(self, specs: Sequence[ToolSpec] = SPECS) -> None:
         self.specs, self.events = specs, list[str]()
@@ -70,7 +70,7 @@ class Railway:
 
 @pytest.fixture
 def traveller(make_worker, by_role, attempt):
-    """Makes a trajectory of a flow that makes `calls`."""
+    """Run a flow that makes `calls`; return its trajectory."""
 
     def run(toolset: Railway, *calls: tuple[str, Any], **flow: Any) -> Trajectory:
         @register("traveller_for_toolsets")
@@ -88,7 +88,7 @@ def traveller(make_worker, by_role, attempt):
     return run
 
 
-def test_a_flow_uses_tools_that_are_schemas(traveller) -> None:
+def test_a_flow_uses_tools_defined_by_schemas(traveller) -> None:
     railway = Railway()
     made = traveller(
         railway, ("book", {"train": "IC 1", "seats": "2"}), ("echo", {"text": "hi"}), ("ticket", {}), ("strike", {})
@@ -117,7 +117,7 @@ def test_a_flow_uses_tools_that_are_schemas(traveller) -> None:
         ([], "arguments must be an object"),
     ],
 )
-def test_a_wrong_call_is_refused_before_it_reaches_the_toolset(traveller, arguments, problem) -> None:
+def test_an_invalid_call_is_refused_before_it_reaches_the_toolset(traveller, arguments, problem) -> None:
     railway = Railway()
     (call,) = traveller(railway, ("book", arguments)).tool_calls
     assert (call.ok, call.error_kind) == (False, "invalid_arguments")
@@ -125,7 +125,7 @@ def test_a_wrong_call_is_refused_before_it_reaches_the_toolset(traveller, argume
     assert railway.events == ["open", "close"]
 
 
-def test_time_limit_and_budget_hold_for_every_toolset(traveller) -> None:
+def test_time_limit_and_budget_apply_to_every_toolset(traveller) -> None:
     made = traveller(Railway(), ("delayed", {}), ("ticket", {}), max_tool_calls=1)
     assert [call.error_kind for call in made.tool_calls] == ["timeout", "over_budget"]
 
@@ -145,7 +145,7 @@ def test_a_config_changes_the_policy_of_a_toolset(traveller) -> None:
     assert [(call.ok, call.answered_by) for call in made.tool_calls] == [(True, "ticket")]
 
 
-def test_a_schema_is_never_fetched_from_elsewhere(traveller) -> None:
+def test_schema_references_are_never_fetched(traveller) -> None:
     (call,) = traveller(Railway(), ("elsewhere", {"a": 1})).tool_calls
     assert "refers to http://127.0.0.1:9/a, which is not in it" in call.result
 
@@ -159,7 +159,7 @@ def test_a_schema_is_never_fetched_from_elsewhere(traveller) -> None:
         (ToolSpec(name="odd", parameters={"type": "object", "properties": 3}), "its JSON schema is invalid"),
     ],
 )
-def test_a_toolset_that_cannot_be_offered_is_closed_again(traveller, spec: ToolSpec, problem: str) -> None:
+def test_a_rejected_toolset_is_closed(traveller, spec: ToolSpec, problem: str) -> None:
     railway = Railway([spec])
     with pytest.raises(ConfigError, match=problem):
         traveller(railway)

@@ -21,7 +21,7 @@ from midstream.engines.chat import load_tokenizer
 from midstream.engines.models import resolve
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
-from midstream.learn.log_probs import TokenSequence, score
+from midstream.learn.model.log_probs import TokenSequence, score
 
 MODEL = "smollm2-135m"
 QUESTIONS = ("What is 12 + 30?", "What is 7 * 8?", "What is 90 / 6?")
@@ -30,7 +30,7 @@ ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class AgentEndpoint:
-    """What an agent is told of its model: `url` and `token` for OpenAI's clients; Anthropic's take `root`."""
+    """Address of an agent's model: `url` and `token` for OpenAI's clients; Anthropic's use `root`."""
 
     url: str
     token: str
@@ -46,7 +46,7 @@ Agent = Callable[[AgentEndpoint, str], object]
 
 
 class RecordingEngine(TorchEngine):
-    """The torch engine, with everything it sampled."""
+    """The torch engine; records everything it samples."""
 
     def __init__(self, decoder: Decoder, tokenizer: Any) -> None:
         super().__init__(decoder, tokenizer)
@@ -65,9 +65,9 @@ def decoder() -> Decoder:
 
 @pytest.fixture
 def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[Agent], list[Trajectory]]]:
-    """Lets an agent try three questions twice each, checks every token, trains on them; gives the trajectories."""
+    """Run an agent twice on each of three questions, check every token, train on them; return the trajectories."""
     engine = RecordingEngine(decoder, load_tokenizer(resolve(MODEL)))
-    # What frameworks send as temperature differs; training wants one.
+    # Frameworks send different temperatures; training needs a single one.
     served = serve(engine, model=MODEL, sampling={"temperature": 1.0}, limits={"max_response_tokens": 40})
 
     def attempt(agent: Agent, question: str, reward: float) -> str:
@@ -82,7 +82,7 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
         return opened["trajectory_uid"]
 
     def run(agent: Agent) -> list[Trajectory]:
-        # The rewards of a group differ, whatever so small a model says: there is something to learn from each.
+        # Rewards differ within each group, whatever the model replies, so that every group has a gradient.
         tries = [(question, float(number)) for question in QUESTIONS for number in range(ATTEMPTS)]
         with ThreadPoolExecutor(len(tries)) as pool:
             uids = list(pool.map(lambda one: attempt(agent, *one), tries))
@@ -99,7 +99,7 @@ def trained(serve: Any, decoder: Decoder, tmp_path: Path) -> Iterator[Callable[[
 
 
 def check_tree(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
-    """The tokens are the engine's, the text is theirs, and each step begins with the one it goes on from."""
+    """Assert that tokens are the engine's, text is decoded from them, and each step extends its parent."""
     for step in steps:
         sampled = [(one.ids, one.log_probs) for one in engine.seen[step.prompt_ids]]
         assert (step.response_ids, step.rollout_log_probs) in sampled
@@ -111,8 +111,8 @@ def check_tree(steps: tuple[Step, ...], engine: RecordingEngine) -> None:
 
 
 def check_log_probs(steps: list[Step], decoder: Decoder) -> None:
-    """The learner, given the recorded tokens alone, comes to the log-probabilities the engine reported."""
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    """Assert that the learner computes the engine's log-probabilities from the recorded tokens alone."""
+    sequences = [TokenSequence.of(step) for step in steps]
     reported = torch.tensor([value for step in steps for value in step.rollout_log_probs or ()])
     with torch.no_grad():
         off = (score(decoder, sequences).log_probs - reported).abs().max().item()
@@ -121,7 +121,7 @@ def check_log_probs(steps: list[Step], decoder: Decoder) -> None:
 
 
 def check_training(store: str, run: Path) -> None:
-    """`midstream train configs/from_store.yaml --from-store` learns from all of it in three steps."""
+    """Assert that `midstream train configs/from_store.yaml --from-store` trains on everything in three steps."""
     overrides = [
         f"rollout.source.store={store}",
         "rollout.source.wait_s=1",

@@ -1,4 +1,4 @@
-"""An agent of one's own, with the `anthropic` package: it asks for a tool, streams, and has a second conversation."""
+"""A custom agent with the `anthropic` package: calls a tool, streams, and has a second conversation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def agent(door: Any, question: str) -> str:
     messages += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": results}]
     with client.messages.stream(**{**asked, "max_tokens": 30}, messages=messages) as stream:
         said = "".join(stream.text_stream)
-    # A critic of its own, in the same trajectory.
+    # A separate critic in the same trajectory.
     critic = client.messages.create(
         model=door.model, max_tokens=10, system="You judge.", messages=[{"role": "user", "content": said or "-"}]
     )

@@ -1,4 +1,4 @@
-"""A `dspy` program: ReAct, which thinks, calls a tool and reads its result, then answers, streamed."""
+"""A `dspy` program with ReAct: thinks, calls a tool, reads its result and answers, streamed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def calculator(a: int, b: int) -> int:
 
 
 def held(lm: Any, **fields: Any) -> Any:
-    """`lm`, held to JSON of these fields: dspy itself asks for that only where it knows the model."""
+    """`lm` constrained to JSON with these fields: dspy itself requests that only for models it knows."""
     required: dict[str, Any] = {name: (kind, ...) for name, kind in fields.items()}
     model = create_model("Output", __config__=ConfigDict(extra="forbid"), **required)
     wanted = {"name": "output", "schema": model.model_json_schema()}

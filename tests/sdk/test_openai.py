@@ -1,4 +1,4 @@
-"""An agent of one's own, with the `openai` package: tools, parallel calls, a stream, an answer in JSON."""
+"""A custom agent with the `openai` package: tools, parallel calls, streaming, a JSON answer."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Answer(BaseModel):
 
 @pytest.fixture
 def team() -> Any:
-    """Whom to ask first: somebody who hands over to a mathematician, who uses a calculator and answers in JSON.
+    """A first agent that hands over to a mathematician, who uses a calculator and answers in JSON.
 
     The calculator can be used twice. A model as small as this one, free to call or to answer, repeats the call it sees
     before it without end."""
@@ -57,7 +57,7 @@ def check(trajectories: Any) -> None:
     for trajectory in trajectories:
         handed, called, again, *rest = trajectory.steps
         assert "transfer_to_mathematician" in handed.text and "calculator" in called.text
-        # Who takes over has other instructions and tools, so a prompt of its own; then it goes on from its own tokens.
+        # The second agent has other instructions and tools, so its own prompt; its later calls extend its own tokens.
         assert called.parent is None and called.branch_reason
         assert (again.parent, again.branch_reason) == (1, "")
         assert [step.branch_reason for step in rest] == ["changed_tools"] * ("calculator" in again.text)

@@ -67,7 +67,7 @@ def asked(model: Any) -> Any:
 
     @agent.tool_plain(prepare=until_asked)
     async def ask_helper(topic: Annotated[str, Field(max_length=12)]) -> str:
-        """Ask somebody else."""
+        """Ask another agent."""
         topics.append(topic)
         return (await helper.run(topic)).output
 
@@ -90,6 +90,6 @@ def test_an_agent_and_its_helper_are_recorded_exactly_and_trained(trained: Any, 
         helping, answered = ([step for step in rest if bool(step.tools) == tools] for tools in (False, True))
         assert "ask_helper" in asking.text and all("final_result" in step.text for step in answered)
         assert helping and all(step.parent is None for step in helping)
-        # To answer is another tool; from then on each prompt goes on from the tokens before it.
+        # The answer is another tool; from then on each prompt extends the previous tokens.
         assert answered[0].branch_reason == "changed_tools" and len(answered) >= 2
         assert [rest[step.parent - 1] for step in answered[1:] if step.parent] == answered[:-1]

@@ -34,7 +34,7 @@ def agent(door: Any, question: str) -> str:
         return answer
 
     def was_calculated(answer: object, memory: object, agent: object) -> bool:
-        """An answer that the model did not calculate is refused, and it goes on."""
+        """Reject an answer that the model did not calculate, so that it continues."""
         return bool(used)
 
     model = smolagents.OpenAIModel(model_id=door.model, api_base=door.url, api_key=door.token, max_tokens=120)

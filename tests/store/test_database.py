@@ -1,4 +1,4 @@
-"""A package of its own keeps tables, migrations and leases in a database, and changes nothing outside itself."""
+"""A toy package keeps tables, migrations and leases in the database without changes outside itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECOND = Schema("toy", noted_entries.metadata, 2, {2: _add_note})
 
 
 class Gathered:
-    """Entries of one transaction, written together."""
+    """Collects the entries of one transaction and writes them together."""
 
     flushes = 0
 
@@ -59,7 +59,7 @@ class Gathered:
 
 
 class Journal:
-    """Appends to a run while holding its lease."""
+    """Appends entries to a run while holding its lease."""
 
     def __init__(self, database: Database) -> None:
         self.database, self.leases = database, Leases(database)
@@ -90,14 +90,14 @@ def test_only_the_newest_holder_of_a_lease_can_write(journal: Journal, monkeypat
     assert first is not None and journal.leases.acquire("toy/run", "second", 10) is None
     journal.append(first, "one")
     now[0] += 11
-    journal.append(first, "two")  # late, but nobody else has taken it
+    journal.append(first, "two")  # expired, but not taken by another owner
     second = journal.leases.acquire("toy/run", "second", 10)
     assert second is not None and second.fence == first.fence + 1
     with pytest.raises(LeaseLost, match="'first' no longer holds 'toy/run'"):
         journal.append(first, "three")
     with pytest.raises(LeaseLost):
         journal.leases.renew(first, 10)
-    journal.leases.release(first)  # no longer its own: nothing happens
+    journal.leases.release(first)  # no longer the holder: no effect
     now[0] += 9
     second = journal.leases.renew(second, 10)
     now[0] += 9
@@ -106,7 +106,7 @@ def test_only_the_newest_holder_of_a_lease_can_write(journal: Journal, monkeypat
     assert journal.texts() == ["one", "two", "three"]
 
 
-def test_an_owner_that_asks_again_keeps_its_fence_and_a_released_one_gets_a_new_one(journal: Journal) -> None:
+def test_renewing_a_lease_keeps_its_fence_and_releasing_it_changes_it(journal: Journal) -> None:
     lease = journal.leases.acquire("toy/run", "worker", 10)
     assert lease is not None
     again = journal.leases.acquire("toy/run", "worker", 20)
@@ -130,7 +130,7 @@ def test_several_packages_share_one_file(database: str) -> None:
         assert Journal(reopened).texts() == ["entry"]
 
 
-def test_a_package_migrates_its_own_tables_and_refuses_those_of_a_newer_version(database: str) -> None:
+def test_a_package_migrates_its_tables_and_refuses_newer_ones(database: str) -> None:
     with Database(database) as first:
         first.require(FIRST)
         first.change(lambda connection: connection.execute(entries.insert(), [{"run": "r", "text": "old"}]))
@@ -142,7 +142,7 @@ def test_a_package_migrates_its_own_tables_and_refuses_those_of_a_newer_version(
         first.require(FIRST)
 
 
-def test_rows_gathered_in_one_transaction_are_written_together_and_before_anybody_looks(database: str) -> None:
+def test_rows_of_one_transaction_are_written_together_before_any_read(database: str) -> None:
     with Database(database, "normal") as opened:
         opened.require(FIRST)
         Gathered.flushes = 0
@@ -162,7 +162,7 @@ def test_rows_gathered_in_one_transaction_are_written_together_and_before_anybod
     assert batch is Gathered
 
 
-def test_reading_only_writes_and_migrates_nothing(tmp_path: Path) -> None:
+def test_a_read_only_database_writes_and_migrates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     with pytest.raises(RunError, match="no database at"):
         Database(path, read_only=True)
@@ -186,7 +186,7 @@ def test_reading_only_writes_and_migrates_nothing(tmp_path: Path) -> None:
         assert list(connection.iterdump()) == before
 
 
-def test_reading_only_works_on_postgresql_too(postgresql_database: str) -> None:
+def test_a_read_only_database_works_on_postgresql(postgresql_database: str) -> None:
     with Database(postgresql_database) as opened:
         opened.require(FIRST)
     with Database(postgresql_database, read_only=True) as looking:
@@ -195,7 +195,7 @@ def test_reading_only_works_on_postgresql_too(postgresql_database: str) -> None:
             looking.read(lambda connection: connection.execute(entries.delete()))
 
 
-def test_a_reader_sees_what_a_writer_beside_it_commits(tmp_path: Path) -> None:
+def test_a_reader_sees_commits_of_another_writer(tmp_path: Path) -> None:
     with Database(tmp_path / "store.db") as opened:
         opened.require(FIRST)
         with Database(tmp_path / "store.db", read_only=True) as looking:

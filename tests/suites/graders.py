@@ -1,4 +1,4 @@
-"""What suites for graders are run on: every built-in grader with tasks of the kinds it is for."""
+"""Every built-in grader with tasks of its kinds, for the grader suites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midstream.rewards.mathematics import math_verify
 
 @dataclass(frozen=True, slots=True)
 class GradedTask:
-    """A question with its answer, and answers that are wrong but near."""
+    """A question with its answer, and similar wrong answers."""
 
     question: str
     answer: str
@@ -56,7 +56,7 @@ GRADERS: dict[str, tuple[Callable[[str, Any], float], tuple[GradedTask, ...]]] =
     "exact_match": (graders.exact_match, TEXTS),
     "f1": (graders.f1, TEXTS),
 }
-"""By component: the grader, and what it is for."""
+"""Graders and their tasks, by component."""
 
 CASES = [
     (name, grade, task, wrapping)

@@ -1,4 +1,4 @@
-"""Counts how each suite ended, as a Markdown table with the reason beside whatever did not pass."""
+"""Counts the results of each suite in a Markdown table, with reasons for tests that did not pass."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Results:
             self._page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
     def table(self, suites: list[str]) -> str:
-        """One row a suite, then one row for each reason why tests of it did not pass."""
+        """One row per suite, then one row per reason why tests of it did not pass."""
         lines = ["| suite | pass | fail | do not apply |", "| --- | --- | --- | --- |"]
         for suite in suites:
             counts: Counter[str] = Counter()

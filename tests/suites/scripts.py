@@ -1,4 +1,4 @@
-"""An engine that answers as a capable model would: it calls the tool it must, keeps to a schema, and else talks."""
+"""A scripted engine that imitates a capable model: calls required tools, follows schemas, and otherwise replies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def reply_to(request: Request) -> str:
 
 
 def example(schema: Any, root: Any, text: str = "a text") -> Any:
-    """A value that `schema` allows, for schemas of the kinds that the suites declare."""
+    """Return a value that `schema` allows, for the kinds of schemas that the suites declare."""
     if "$ref" in schema:
         place = root
         for name in schema["$ref"].removeprefix("#/").split("/"):

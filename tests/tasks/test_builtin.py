@@ -1,4 +1,4 @@
-"""Every built-in task can be solved by its plan with the real tools, and splits share no subject."""
+"""Every built-in task is solved by its demonstration with the real tools, and splits share no subject."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ def load(name, seed=0):
 
 
 async def solve(task, session):
-    """Execute a task's plan; the values its calls found, in order."""
+    """Execute a task's demonstration; return the values its calls found, in order."""
     values = []
     for step in task.metadata["demonstration"]:
         arguments = dict(step["arguments"])
@@ -52,7 +52,7 @@ def answer_from(task, values):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "direct"])
-def test_the_plan_finds_the_answer(name):
+def test_the_demonstration_finds_the_answer(name):
     taskset = load(name, seed=7)
     tasks = [task for split in SPLITS for task in take(taskset, split, 300 if split == "train" else 100)]
     assert len(tasks) > 400

@@ -1,4 +1,4 @@
-"""Tasks are drawn as the curriculum says, and the same again from the same seed, step and progress."""
+"""Curricula draw the intended tasks, deterministically from seed, step and progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIX = load_tasks(parse_config(TasksConfig, {"sources": [{"type": "calculate"}, {
 
 
 def finite(size: int, **metadata: Any) -> FiniteTaskSet:
-    """Tasks of one split, in the order of their ids as the set shuffled them."""
+    """A finite set of tasks in one split."""
     given = {name: values for name, values in metadata.items()}
     tasks = [
         Task(id=f"t{n}", prompt="?", metadata={name: values[n] for name, values in given.items()}) for n in range(size)
@@ -36,7 +36,7 @@ def order(taskset: Any, count: int, start: int = 0) -> list[str]:
 
 
 def steps(curriculum: Curriculum, taskset: Any, count: int, each: int, rate: Any, seed: int = 0) -> list[list[str]]:
-    """The ids drawn in each of `count` steps, when a task is solved as often as `rate(id)` says."""
+    """The ids drawn in each of `count` steps, if task `id` is solved at the rate `rate(id)`."""
     progress, found = Progress(), []
     for step in range(1, count + 1):
         tasks, progress = curriculum.draw(taskset, progress, each, seed=seed, step=step)
@@ -46,7 +46,7 @@ def steps(curriculum: Curriculum, taskset: Any, count: int, each: int, rate: Any
 
 
 @pytest.mark.parametrize("taskset", [finite(5), MIX])
-def test_without_a_curriculum_the_order_of_the_set_is_followed_and_nothing_is_remembered(taskset) -> None:
+def test_without_a_curriculum_tasks_are_drawn_in_order_without_state(taskset) -> None:
     tasks, progress = InOrder().draw(taskset, Progress(3), 4, seed=9, step=2, drawn=["x"])
     assert (ids(tasks), progress) == (order(taskset, 4, 3), Progress(7))
     assert InOrder().observed(progress, {tasks[0].id: 1.0}) == progress
@@ -67,7 +67,7 @@ def test_without_a_curriculum_the_order_of_the_set_is_followed_and_nothing_is_re
         ((1.0, 1.0), "solved"),
     ],
 )
-def test_the_pool_of_a_task_is_by_the_mean_over_its_last_groups(rates: tuple[float, ...], pool: str) -> None:
+def test_the_pool_of_a_task_depends_on_the_mean_over_its_last_groups(rates: tuple[float, ...], pool: str) -> None:
     assert DifficultyPools().pool_of(Seen(0, rates)) == pool
 
 
@@ -80,7 +80,7 @@ def test_only_the_last_groups_of_a_task_count() -> None:
     assert pools.metrics(progress, 1) == {"pool/hard": 0, "pool/normal": 0, "pool/easy": 0, "pool/solved": 1}
 
 
-def test_pools_without_shares_are_the_order_of_the_set_without_what_is_solved() -> None:
+def test_without_shares_pools_follow_the_order_and_skip_solved_tasks() -> None:
     taskset, pools = finite(6), DifficultyPools(hard=0, normal=0, easy=0, solved=0)
     first, *later = steps(pools, taskset, 7, 3, lambda name: float(name in ("t0", "t1")))
     assert first == order(taskset, 3)
@@ -100,12 +100,12 @@ def test_each_pool_gets_its_share_of_the_draws() -> None:
             if name in seen:
                 again["hard" if seen[name] == 0 else "normal"] += 1
         seen |= {name: rates[name.rsplit("-")[0]] for name in step}
-    # two_hop is finite and comes again by its order too, so only the share of the endless set is exact.
+    # two_hop is finite and also repeats in its order, so only the share of the unbounded set is exact.
     assert again["normal"] / 2000 == pytest.approx(0.3, abs=0.03)
     assert again["hard"] / 2000 > 0.17
 
 
-def test_when_everything_is_solved_the_order_goes_on() -> None:
+def test_when_all_tasks_are_solved_the_order_continues() -> None:
     taskset = finite(4)
     assert steps(DifficultyPools(), taskset, 3, 2, lambda _: 1.0) == [
         order(taskset, 2),
@@ -115,7 +115,7 @@ def test_when_everything_is_solved_the_order_goes_on() -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 6), st.integers(1, 6))
-def test_no_task_is_drawn_twice_for_a_step_while_there_is_another(seed: int, each: int, rounds: int) -> None:
+def test_no_task_is_drawn_twice_per_step_while_others_are_left(seed: int, each: int, rounds: int) -> None:
     taskset, pools = finite(12), DifficultyPools(hard=0.4, normal=0.2, easy=0.2, solved=0.2)
     progress = Progress()
     for step in range(1, rounds + 1):
@@ -127,7 +127,7 @@ def test_no_task_is_drawn_twice_for_a_step_while_there_is_another(seed: int, eac
         progress = pools.observed(progress, {name: int(name[1:]) % 5 / 4 for name in drawn})
 
 
-def test_what_is_drawn_is_decided_by_seed_step_and_progress_alone() -> None:
+def test_draws_depend_only_on_seed_step_and_progress() -> None:
     def rate(name: str) -> float:
         return (len(name) + int(name[-1], 16)) % 5 / 4
 
@@ -136,7 +136,7 @@ def test_what_is_drawn_is_decided_by_seed_step_and_progress_alone() -> None:
     assert steps(pools, MIX, 12, 4, rate) == once != steps(pools, MIX, 12, 4, rate, seed=1)
 
 
-def test_a_set_without_end_does_not_fill_the_memory(monkeypatch) -> None:
+def test_an_unbounded_set_does_not_exhaust_memory(monkeypatch) -> None:
     monkeypatch.setattr("midstream.tasks.curriculum.REMEMBERED", 5)
     progress, pools = Progress(), DifficultyPools(hard=0, normal=0, easy=0)
     for step in range(1, 4):
@@ -145,7 +145,7 @@ def test_a_set_without_end_does_not_fill_the_memory(monkeypatch) -> None:
     assert list(progress.seen) == order(MIX, 5, 4)
 
 
-def test_a_ramp_passes_over_what_is_too_difficult_until_its_ceiling_has_risen() -> None:
+def test_a_ramp_skips_tasks_above_its_rising_ceiling() -> None:
     taskset = finite(20, difficulty=[n % 4 for n in range(20)])
     ramp = Ramp(start=0, end=3, steps=4)
     assert [ramp.ceiling(step) for step in (1, 2, 3, 4, 9)] == [0, 1, 2, 3, 3]
@@ -158,7 +158,7 @@ def test_a_ramp_passes_over_what_is_too_difficult_until_its_ceiling_has_risen() 
     assert Ramp(start=0, end=2, steps=1).ceiling(1) == 2
 
 
-def test_without_a_number_a_task_is_as_difficult_as_it_needs_tools() -> None:
+def test_the_default_difficulty_is_the_number_of_needed_tools() -> None:
     ramp = Ramp(start=1, end=2, steps=10)
     tasks, _ = ramp.draw(MIX, Progress(), 10, seed=0, step=1)
     assert {task.kind for task in tasks} == {"calculate"}
@@ -166,7 +166,7 @@ def test_without_a_number_a_task_is_as_difficult_as_it_needs_tools() -> None:
     assert {task.kind for task in tasks} == {"calculate", "two_hop"}
 
 
-def test_a_ramp_says_what_it_cannot_do() -> None:
+def test_a_ramp_without_suitable_tasks_is_an_error() -> None:
     with pytest.raises(TaskError, match=r"as easy as tasks\.curriculum allows at step 1: 0"):
         Ramp(start=0, end=1).draw(finite(3, difficulty=[1, 2, 3]), Progress(), 1, seed=0, step=1)
     for wrong in ({}, {"difficulty": ["hard"] * 3}, {"difficulty": [True] * 3}):
@@ -184,6 +184,6 @@ def test_a_ramp_says_what_it_cannot_do() -> None:
         ({"name": "pool"}, "pools"),
     ],
 )
-def test_a_curriculum_that_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+def test_an_inconsistent_curriculum_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(TasksConfig, {"sources": [{"type": "direct"}], "curriculum": wrong})

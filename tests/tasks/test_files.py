@@ -1,4 +1,4 @@
-"""Task files in the formats people have, and errors that name file, line and field."""
+"""Task files in common formats, and errors that name file, line and field."""
 
 import gzip
 import importlib.util
@@ -185,7 +185,7 @@ def test_other_broken_files(tmp_path, name, content, said):
     assert said in str(caught.value)
 
 
-def test_a_path_that_exists_is_never_a_name_on_the_hub(tmp_path, monkeypatch):
+def test_an_existing_path_is_never_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "openai").mkdir()
     (tmp_path / "openai" / "gsm8k").write_text('{"question": "a?", "answer": "b"}\n')
@@ -197,14 +197,14 @@ def test_a_path_that_exists_is_never_a_name_on_the_hub(tmp_path, monkeypatch):
         load_tasks(TasksConfig(sources=[TaskSourceConfig(type="openai/gone.CSV")]))
 
 
-def test_half_of_a_surrogate_pair_is_cleaned(tmp_path):
+def test_a_lone_surrogate_is_replaced(tmp_path):
     path = tmp_path / "cut.jsonl"
     path.write_text('{"question": "cut \\ud83d", "answer": "\\ud83d\\ude42", "note": ["\\udc00"]}\n')
     task = only(path)
     assert (task.prompt, task.answer, task.metadata) == ("cut \ufffd", "🙂", {"note": ["\ufffd"]})
 
 
-def test_the_shares_of_val_and_test_are_a_setting_and_a_test_task_stays_one(tmp_path):
+def test_val_and_test_shares_are_configurable_and_test_tasks_stay(tmp_path):
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps({"question": f"question {n}?", "answer": "a"}) + "\n" for n in range(400)))
 

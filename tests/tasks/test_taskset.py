@@ -1,4 +1,4 @@
-"""Splits, order and mixes: growth moves nothing, and a trainer resumes from an index."""
+"""Splits, order and mixes: growing sets keep their tasks in place, and a trainer resumes from an index."""
 
 from collections import Counter
 
@@ -41,7 +41,7 @@ def test_splits_are_80_10_10_and_never_change():
     assert [split_of(f"country/{code}") for code in ("PE", "CL", "NL", "JP")] == ["train", "train", "train", "train"]
 
 
-def test_growing_a_set_moves_no_task_and_keeps_the_order():
+def test_a_growing_set_keeps_splits_and_order():
     small, large = drafted(100), drafted(300)
     for split in SPLITS:
         before = [task.id for task in take(small, split, 1000)]
@@ -49,7 +49,7 @@ def test_growing_a_set_moves_no_task_and_keeps_the_order():
         assert [task_id for task_id in after if task_id in set(before)] == before
 
 
-def test_a_finite_set_starts_over_in_the_same_order():
+def test_a_finite_set_repeats_in_the_same_order():
     taskset = numbered("a", 5)
     ids = [taskset.get("train", index).id for index in range(10)]
     assert ids[:5] == ids[5:] and len(set(ids)) == 5
@@ -71,7 +71,7 @@ def test_an_empty_split_is_an_error_that_names_it():
         taskset.get("test", -1)
 
 
-def test_a_mix_keeps_its_ratios_and_walks_every_source():
+def test_a_mix_keeps_its_ratios_and_uses_every_source():
     mix = TaskMix([(numbered("a", 50), 2), (numbered("b", 7), 1), (numbered("c", 50), 1)])
     tasks = [mix.get("train", index) for index in range(40)]
     assert Counter(task.kind for task in tasks) == {"a": 20, "b": 10, "c": 10}
@@ -91,7 +91,7 @@ def test_a_mix_leaves_out_sources_without_the_split():
 
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(0, 400), st.integers(1, 200))
-def test_over_any_window_every_source_has_its_share(weights, start, length):
+def test_every_source_has_its_share_in_any_window(weights, start, length):
     order = spread(weights)
     period = len(order)
     assert Counter(order) == {source: weight for source, weight in enumerate(weights)}
@@ -127,7 +127,7 @@ def own_tasks(seed):
     return numbered(f"own{seed}", 3)
 
 
-def test_own_sets_by_import_path_and_by_registration():
+def test_custom_sets_by_import_path_and_by_registration():
     assert load_tasks(TasksConfig(sources=[TaskSourceConfig(type=f"{__name__}:own_tasks")], seed=4)).name == "own4"
     register_tasks("my_own_tasks")(own_tasks)
     assert load_tasks(TasksConfig(sources=[TaskSourceConfig(type="my_own_tasks")])).name == "own0"

@@ -1,4 +1,4 @@
-"""The calculator is exact, and hostile input neither hangs it nor gets anything executed."""
+"""The calculator is exact, and hostile input neither hangs it nor is executed."""
 
 from fractions import Fraction
 

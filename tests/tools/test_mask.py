@@ -1,4 +1,4 @@
-"""Input masking: the share that was asked for is hidden, the same words each time, and only where it was asked for."""
+"""Input masking: hides the configured share, reproducibly, and only for the configured tools."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def called(mask: dict[str, float], mask_seed: int | None, name: str = "look_up",
     return asyncio.run(session.call(name, arguments or {"query": "Peru"}))
 
 
-def test_a_share_of_the_words_is_hidden_and_the_rest_stays_in_its_place() -> None:
+def test_a_share_of_the_words_is_masked_in_place() -> None:
     masked = mask_retrieved_tokens(FACT)
     before, after = FACT.split(), masked.split()
     assert len(after) == len(before) == 11
@@ -42,14 +42,14 @@ def test_a_share_of_the_words_is_hidden_and_the_rest_stays_in_its_place() -> Non
 
 @example("\ud800", 0.5, 0)
 @given(st.text(st.characters(exclude_characters="[")), st.floats(0, 1), st.integers(0, 2**62))
-def test_the_number_hidden_is_the_share_rounded_down_and_a_seed_repeats_it(text: str, ratio: float, seed: int) -> None:
+def test_the_masked_count_is_rounded_down_and_reproducible(text: str, ratio: float, seed: int) -> None:
     masked, all_of_it = mask_retrieved_tokens(text, ratio, seed=seed), mask_retrieved_tokens(text, 1.0)
     assert masked == mask_retrieved_tokens(text, ratio, seed=seed)
     assert masked.count("[MASK]") == int(all_of_it.count("[MASK]") * ratio)
     assert all_of_it.replace("[MASK]", "").strip() == "" and mask_retrieved_tokens(text, 0.0) == text
 
 
-def test_another_seed_hides_other_words() -> None:
+def test_another_seed_masks_other_words() -> None:
     assert len({mask_retrieved_tokens(FACT, seed=seed) for seed in range(20)}) > 10
 
 
@@ -61,14 +61,14 @@ def test_text_without_spaces_is_masked_by_character_and_space_is_kept() -> None:
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
-def test_a_share_that_is_none_is_refused(ratio: float) -> None:
+def test_an_invalid_share_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="mask_ratio is a share from 0 to 1"):
         mask_retrieved_tokens(FACT, ratio)
     with pytest.raises(ConfigError, match="'look_up' to mask is from 0 to 1"):
         Toolbox([look_up], mask={"look_up": ratio})
 
 
-def test_a_session_with_a_seed_hides_what_it_was_told_to_and_keeps_the_whole() -> None:
+def test_a_session_with_a_seed_masks_results_and_keeps_the_original() -> None:
     call = called({"look_up": 0.3}, 5)
     assert (call.ok, call.result.split().count("[MASK]"), call.unmasked) == (True, 3, FACT)
     assert call.result == called({"look_up": 0.3}, 5).result != called({"look_up": 0.3}, 6).result
@@ -77,16 +77,16 @@ def test_a_session_with_a_seed_hides_what_it_was_told_to_and_keeps_the_whole() -
 @pytest.mark.parametrize(
     ("mask", "seed"), [({"look_up": 0.3}, None), ({"add": 1.0}, 5), ({"look_up": 0.0}, 5), ({}, 5)]
 )
-def test_nothing_is_hidden_without_a_seed_or_of_another_tool(mask: dict[str, float], seed: int | None) -> None:
+def test_nothing_is_masked_without_a_seed_or_for_other_tools(mask: dict[str, float], seed: int | None) -> None:
     call = called(mask, seed)
     assert (call.result, call.unmasked) == (FACT, "")
 
 
-def test_what_went_wrong_is_told_in_full() -> None:
+def test_error_results_are_not_masked() -> None:
     call = called({"add": 1.0}, 5, "add", a="one", b=2)
     assert call.error_kind == "invalid_arguments" and "[MASK]" not in call.result and call.unmasked == ""
 
 
-def test_a_tool_that_is_not_there_cannot_be_masked() -> None:
+def test_masking_an_unknown_tool_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"'lok_up' are to be masked(?s:.*)did you mean 'look_up'"):
         Toolbox([look_up], mask={"lok_up": 0.3})

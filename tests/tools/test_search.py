@@ -1,4 +1,4 @@
-"""Search finds the very fact that was asked for, for every country and city it knows."""
+"""Search returns the requested fact for every known country and city."""
 
 import pytest
 
@@ -41,12 +41,12 @@ def test_the_sentences():
         ("population of Niger", "The population of Niger is"),
     ],
 )
-def test_names_that_are_easy_to_confuse(query, fact):
+def test_similar_names_are_distinguished(query, fact):
     assert search(query).startswith(fact)
 
 
 @pytest.mark.parametrize("query", ["", "?!", "capital of Wakanda", "population", "\u4f60\u597d", "the of in"])
-def test_no_known_name_gives_no_result(query):
+def test_queries_without_a_known_name_give_no_result(query):
     with pytest.raises(ToolError, match="no result"):
         search(query)
 
@@ -56,7 +56,7 @@ def test_hostile_queries_are_answered():
     assert search("\x00\ud800 capital of Peru; DROP TABLE") == "The capital of Peru is Lima."
 
 
-def test_more_results_best_first_and_always_the_same():
+def test_results_are_ordered_and_deterministic():
     three = search_tool(k=3)("Peru population").splitlines()
     assert three[0] == "The population of Peru is 31989256."
     assert len(three) == 3

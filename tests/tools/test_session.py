@@ -1,4 +1,4 @@
-"""A session turns every call, however wrong, into a ToolCall; budgets and time limits hold."""
+"""A session converts every call, valid or not, to a ToolCall, within budgets and time limits."""
 
 import asyncio
 import subprocess
@@ -22,7 +22,7 @@ def add(a: int, b: float = 0.5, tags: list[str] | None = None) -> float:
 
 @tool(timeout_s=0.1)
 def hang() -> str:
-    """Never in time."""
+    """Never finish in time."""
     time.sleep(30)
     return "late"
 
@@ -74,7 +74,7 @@ def test_a_result_is_text_that_every_encoding_carries():
         ("add", {"a": {1, 2}}, "not valid JSON"),
     ],
 )
-def test_what_is_wrong_is_said_in_words_to_act_on(name, arguments, message):
+def test_errors_tell_the_model_what_to_change(name, arguments, message):
     session = Toolbox([add]).session()
     problems = session.validate(name, arguments)
     assert any(message in problem for problem in problems), problems
@@ -85,7 +85,7 @@ def test_what_is_wrong_is_said_in_words_to_act_on(name, arguments, message):
         assert "Use add(a: int" in done.result
 
 
-def test_only_unambiguous_numbers_in_text_are_taken_as_numbers():
+def test_only_unambiguous_numeric_strings_are_converted():
     done = call([add], "add", {"a": " 12", "b": "1.5"})
     assert done.ok and done.result == "13.5"
     assert done.arguments == {"a": 12, "b": 1.5}
@@ -177,7 +177,7 @@ class Unprintable(Exception):
     "error",
     [ValueError("bad"), SystemExit(3), KeyboardInterrupt(), TimeoutError("mine"), Unprintable(), RecursionError()],
 )
-def test_whatever_a_tool_raises_costs_one_call(error):
+def test_any_exception_of_a_tool_fails_only_its_call(error):
     @tool
     def fail() -> str:
         """Fail."""
@@ -189,7 +189,7 @@ def test_whatever_a_tool_raises_costs_one_call(error):
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), SystemExit(3), TimeoutError("mine"), asyncio.CancelledError()])
-def test_whatever_an_async_tool_raises_costs_one_call(error):
+def test_any_exception_of_an_async_tool_fails_only_its_call(error):
     @tool
     async def fail() -> str:
         """Fail."""

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, used outside the repository. `make test-wheel` runs these."""
+"""The wheel, installed in a separate environment and used outside the repository (`make test-wheel`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, program: str, *words: str) -> str:
-    """Run a program of the environment in `folder`, without anything of the repository; returns its output."""
+    """Run a program of the environment in `folder`, without the repository; return its output."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MIDSTREAM"))}
     environment = {**kept, "MIDSTREAM_HOME": str(folder / "home")}
     command = [os.path.join(os.environ["MIDSTREAM_WHEEL"], program), *words]
@@ -31,7 +31,7 @@ def run(folder: Path, program: str, *words: str) -> str:
     return done.stdout
 
 
-def test_it_is_the_installed_package(folder: Path) -> None:
+def test_the_installed_package_is_used(folder: Path) -> None:
     where = run(folder, "python", "-c", "import midstream; print(midstream.__file__)")
     assert "site-packages" in where
 
@@ -49,7 +49,7 @@ def test_a_model_is_pulled_and_a_shipped_config_trained_by_name(folder: Path) ->
     assert (folder / "runs/quickstart/report.html").is_file()
 
 
-def test_an_agent_of_ones_own_trains(folder: Path) -> None:
+def test_a_custom_agent_trains(folder: Path) -> None:
     shutil.copy(EXAMPLE, folder)
     assert "finished: runs/own_agent/report.html" in run(folder, "python", EXAMPLE.name)
     assert "<|im_start|>user" in run(folder, "midstream", "show", "own_agent", "train-000001-0000-00")

@@ -16,10 +16,11 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.config import Config, parse_config
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
-from midstream.core.toolsets import Toolset
-from midstream.core.types import Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
-from midstream.engines.base import Constraint
-from midstream.record.recorder import Call, Recorder, RoleEngine
+from midstream.core.toolsets import Toolset, ToolSpec
+from midstream.core.types import Constraint, Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
+from midstream.engines.formats import ToolChoice
+from midstream.record.recorder import Recorder, RoleEngine
+from midstream.record.replies import ChatStep
 from midstream.tools import ToolOutage, ToolSession
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
@@ -39,7 +40,7 @@ class FlowSession:
     """Accepts the calls of a black-box agent; other flows do not need one."""
     tool_calls: list[ToolCall] = field(default_factory=list)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
-    """What the flow holds open (memory, an index, a sandbox, an MCP session): `await
+    """Open resources of the flow (memory, an index, a sandbox, an MCP session), added with `await
     session.resources.enter_async_context(sandbox)`. Closed in reverse order when the flow ends, fails, times out or is
     cancelled."""
 
@@ -57,14 +58,14 @@ class AgentFlowBase(ABC):
         self.session = session
         self.config = parse_config(type(self).settings, dict(config or {}), "flow.settings")
         self.answer: str | None = None
-        """The final answer; what rewards grade."""
+        """The final answer, which rewards grade."""
         self.turns = 0
         """Turns taken, as the flow counts them."""
         self._generated: dict[tuple[tuple[int, ...], tuple[int, ...]], list[Step]] = {}
 
     @classmethod
     def roles_for(cls, settings: Config) -> tuple[str, ...]:
-        """Module roles of a flow with these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
+        """Return the module roles for these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
         return cls.roles
 
     @abstractmethod
@@ -87,27 +88,32 @@ class AgentFlowBase(ABC):
         role: str = "policy",
         sampling_params: SamplingParams | None = None,
         *,
-        constraint: Constraint | None = None,
-        tools: Sequence[ToolSchema] = (),
+        tools: Sequence[ToolSpec | ToolSchema] = (),
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | Constraint | None = None,
         **overrides: Any,
-    ) -> Step:
-        """Sample a reply of `role`. `constraint` limits what may be sampled, `tools` are declared to the chat template,
-        and `overrides` change single sampling settings (`max_tokens=64`).
+    ) -> ChatStep:
+        """Sample a reply of `role`. `overrides` change single sampling settings (`max_tokens=64`).
 
-        Raises `ConfigError` for a role without an engine and for unknown settings."""
+        `tools` are declared by the model's chat template; calls of them are data in the result's `tool_calls`, and
+        nothing is run (see `call_tools`). `tool_choice` and `response_format` are OpenAI's; the latter may also be a
+        `Constraint` of the whole reply, such as `Constraint.one_of("yes", "no")`.
+
+        Raises `ConfigError` for a role without an engine and for unknown settings, `Unsupported` for tools or an answer
+        format that the role's model cannot have."""
         role_engine = self.session.role_engines.get(role)
         if role_engine is None:
             raise ConfigError(f"no engine for the role '{role}'", nearest(role, self.session.role_engines))
         sampling = sampling_params or self.session.sampling.get(role) or self.session.sampling["policy"]
-        call = Call(
-            messages=tuple(messages),
-            sampling=_changed(sampling, overrides),
-            tools=tuple(tools),
+        return await self.session.recorder.chat(
+            role_engine,
+            messages,
+            _changed(sampling, overrides),
             role=role,
-            constraint=constraint,
+            tools=[tool.schema if isinstance(tool, ToolSpec) else tool for tool in tools],
+            tool_choice=tool_choice,
+            response_format=response_format,
         )
-        step, _ = await self.session.recorder.call(role_engine, call)
-        return step
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None) -> ToolCall:
         """Call a tool by name. A failure of the tool does not raise; check `ok`. `step_index` is the step that asked
@@ -118,6 +124,18 @@ class AgentFlowBase(ABC):
         recorded = self.steps
         if step_index is None and recorded:
             step_index = recorded[-1].step_index
+        return await self._call_tool(name, arguments, step_index)
+
+    async def call_tools(self, step: ChatStep) -> list[Message]:
+        """Run the tool calls of a reply, in order, and return their results as messages that continue the conversation
+        after `step.message`. A failure of a tool is a result too."""
+        results: list[Message] = []
+        for call, requested in zip(step.tool_calls, step.message.get("tool_calls", ()), strict=True):
+            done = await self._call_tool(call.name, call.values, step.step_index)
+            results.append({"role": "tool", "tool_call_id": requested["id"], "name": call.name, "content": done.result})
+        return results
+
+    async def _call_tool(self, name: str, arguments: Any, step_index: int | None) -> ToolCall:
         try:
             call = await self.session.tools.call(name, arguments, step_index=step_index)
         except ToolOutage as outage:
@@ -170,7 +188,7 @@ class AgentFlowBase(ABC):
     async def gateway_compute_reward(
         self, trajectory_uid: str, messages: Sequence[Message], dataset_fields: Mapping[str, Any] | None = None
     ) -> float | None:
-        """The reward this trajectory would have if the last assistant message of `messages` were its answer.
+        """Return the reward of this trajectory with the last assistant message of `messages` as its answer.
 
         `dataset_fields` override the task: `answer` its answer, other fields its metadata. Raises `ConfigError` when
         the run has no reward."""
@@ -187,7 +205,7 @@ class AgentFlowBase(ABC):
         return scored.reward
 
     def trajectory(self, status: Status = Status.COMPLETED, error: str = "") -> Trajectory:
-        """The trajectory so far."""
+        """Return the trajectory so far."""
         recorder = self.session.recorder
         return Trajectory(
             uid=recorder.trajectory_uid,
@@ -203,7 +221,7 @@ class AgentFlowBase(ABC):
         )
 
     def metadata(self) -> dict[str, Any]:
-        """Metadata to store with the trajectory, next to steps and tool calls."""
+        """Return metadata to store with the trajectory, in addition to steps and tool calls."""
         return {}
 
     def _own(self, trajectory_uid: str) -> None:

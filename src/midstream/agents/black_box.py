@@ -1,4 +1,4 @@
-"""Black-box agents: they get the URL of a model, and every call they make to it is recorded.
+"""Black-box agents: programs that get the URL of a model, and whose calls to it are recorded.
 
 Subclass `BlackBoxAgentFlowBase` and run an agent of any framework in `_run_agent`, or name a program with
 `BlackBoxCommandAgentFlow`.
@@ -154,8 +154,8 @@ class CommandSettings(Config):
     """Environment variables for the program; `{question}` and `{model}` are replaced there too. Their values may be
     secrets and are not saved with the run: a saved config reads them from the environment."""
     pass_env: tuple[str, ...] = ()
-    """Environment variables passed on to the program. Besides these it gets `PATH`, `HOME`, `LANG` and the address of
-    its model, and nothing else of this process's environment."""
+    """Environment variables passed on to the program. In addition it gets `PATH`, `HOME`, `LANG` and the address of its
+    model; nothing else of this process's environment."""
     stdin: bool = True
     """Whether the question is written to the program's standard input."""
     answer: str = r"(?s)(.*)"
@@ -218,7 +218,7 @@ class BlackBoxCommandAgentFlow(BlackBoxAgentFlowBase):
 
 
 def _value_of(name: str, value: str) -> str:
-    """The value of an environment variable; one that was not saved with the run is read from this process's."""
+    """Return the value of an environment variable; a value not saved with the run is read from this process's."""
     if value != NOT_KEPT:
         return value
     if name not in os.environ:

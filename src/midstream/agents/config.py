@@ -1,4 +1,4 @@
-"""Config of an agent: which flow, which engine speaks for each role, and which tools."""
+"""Config of an agent: its flow, the engine of each role, and its tools."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class RoleSamplingConfig(Config):
     """Sampling of one role; a key left out falls back to `rollout.sampling`."""
 
     max_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens of one response."""
+    """Maximum tokens of one response."""
     temperature: float | None = Field(default=None, ge=0)
     """0 is greedy."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    """Sample from the smallest set of tokens with this mass."""
+    """Sample from the smallest set of tokens whose probabilities add up to this."""
     top_k: int | None = Field(default=None, ge=0)
-    """Sample from this many likeliest tokens; 0 is all."""
+    """Sample from the k most likely tokens; 0 means all."""
     stop: tuple[str, ...] | None = None
     """Text that ends a response."""
 
@@ -33,11 +33,11 @@ class RoleConfig(Config):
     """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's
     rule), or the URL of an OpenAI-compatible server."""
     model: str | None = None
-    """The model to ask for at a URL."""
+    """Name of the model at a URL."""
     api_key_env: str | None = None
-    """Environment variable that holds the key for a URL."""
+    """Environment variable with the API key for a URL."""
     train: bool = True
-    """Train on this role's responses; only applies to the engine `policy`."""
+    """Train on this role's responses. Only applies to the engine `policy`."""
     sampling: RoleSamplingConfig = RoleSamplingConfig()
     """Sampling settings of this role."""
 
@@ -54,7 +54,7 @@ class FlowConfig(Config):
     roles: dict[str, RoleConfig] = Field(default_factory=dict)
     """Engine and sampling of each module role; a role left out uses the policy."""
     tools: tuple[str, ...] = ()
-    """Tools the agent has: built-in names, or `package.module:attribute`."""
+    """Tools of the agent: built-in names, or `package.module:attribute`."""
     tool_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of built-in tools, by name: `{search: {k: 3}}`."""
     mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict)
@@ -62,9 +62,9 @@ class FlowConfig(Config):
     tool_use: ToolUseConfig = ToolUseConfig()
     """How tools are called: policies, budgets, selection, recording."""
     max_tool_calls: int | None = Field(default=None, ge=0)
-    """Tool calls a trajectory may make."""
+    """Maximum tool calls of a trajectory."""
     max_result_chars: int = Field(default=2000, ge=80)
-    """Longest tool result shown to the agent."""
+    """Maximum characters of a tool result shown to the agent."""
     mask_results: dict[str, float] = Field(default_factory=dict)
-    """Input masking: share of the words in a tool's results that the agent sees as `[MASK]`, by tool name
-    (`{search: 0.3}`). Applies only to attempts that are trained on. Unrelated to the loss mask."""
+    """Input masking: share of the words in a tool's results that are replaced by `[MASK]`, by tool name
+    (`{search: 0.3}`). Only applies to training attempts. Unrelated to the loss mask."""

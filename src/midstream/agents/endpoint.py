@@ -1,6 +1,6 @@
 """The HTTP endpoint of a black-box agent: the address it calls, and how it completed its trajectory.
 
-The gateway implements `AgentEndpoint`; `api` passes it to whatever runs flows.
+The gateway implements `AgentEndpoint`; `api` passes it to the code that runs flows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class EndpointAddress:
     """URL and keys of a trajectory's model.
 
     OpenAI clients use `base_url` and `token` as their API key; Anthropic clients use `root_url` and the same token.
-    `owner_token` belongs to the flow: it grades the trajectory, and is never given to the agent. The other fields hold
-    what the trajectory was completed with."""
+    `owner_token` authorises the flow to grade the trajectory and is never given to the agent. The other fields hold the
+    result that the agent completed the trajectory with."""
 
     base_url: str
     token: str
@@ -52,5 +52,5 @@ class AgentEndpoint(Protocol):
     ) -> AbstractAsyncContextManager[EndpointAddress]:
         """While the context is open, calls to the address are answered by `role_engines` and recorded by `recorder`.
 
-        An agent may name a role as its model. On leaving, the address holds what the agent completed with."""
+        An agent may use a role as its model name. When the context closes, the address holds the agent's result."""
         ...

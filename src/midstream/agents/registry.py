@@ -24,6 +24,7 @@ _BUILT_IN = {
     "react": "midstream.agents.react.flow",
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
+    "environment_agent": "midstream.agents.environment",
 }
 
 

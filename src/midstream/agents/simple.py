@@ -23,12 +23,16 @@ class SingleStepSingleTurnAgentFlow(AgentFlowBase):
 
 @register("multi_step_agent")
 class MultiStepAgentFlow(AgentFlowBase):
-    """Chats until `is_terminal`, answering each reply with `execute_tool`. By default it reads calls written as
-    `tool: argument`."""
+    """Chats and calls tools until a reply calls none.
+
+    A model whose chat template has tools calls them as it was trained to. Any other writes `tool: argument`, as do
+    subclasses that override `is_terminal` or `execute_tool` to read calls from the text themselves."""
 
     max_turns = 6
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
+        if self._calls_natively():
+            return await self._run_natively(sampling_params)
         asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
             {"role": "system", "content": f"{asked}\n{self.session.tools.cards(self.task.question)}"},
@@ -57,3 +61,23 @@ class MultiStepAgentFlow(AgentFlowBase):
         tool = self.session.tools.get(name.strip())
         first = next(iter(tool.parameters.get("properties", {})), "text") if tool else "text"
         return (await self.call_tool(name.strip(), {first: argument.strip()})).result
+
+    def _calls_natively(self) -> bool:
+        flow, tokenizer = type(self), self.session.role_engines["policy"].tokenizer
+        reads_text = (flow.is_terminal, flow.execute_tool) != (
+            MultiStepAgentFlow.is_terminal,
+            MultiStepAgentFlow.execute_tool,
+        )
+        return not reads_text and tokenizer is not None and tokenizer.format.native_tools
+
+    async def _run_natively(self, sampling_params: SamplingParams) -> int:
+        tools = self.session.tools.shown(self.task.question)
+        messages: list[Message] = [{"role": "user", "content": self.task.question}]
+        while self.turns < self.max_turns:
+            self.turns += 1
+            reply = await self.chat(messages, sampling_params=sampling_params, tools=tools)
+            self.answer = reply.content.strip()
+            if not reply.tool_calls:
+                break
+            messages += [reply.message, *await self.call_tools(reply)]
+        return len(self.steps)

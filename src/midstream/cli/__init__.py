@@ -1,7 +1,7 @@
-"""The command line: `midstream COMMAND`. One module a command, thin; each imports what it needs when it runs.
+"""The command line, `midstream COMMAND`: one thin module per command, which imports its dependencies when it runs.
 
-Exit codes: 0 done, 1 a run stopped because its attempts failed, 2 wrong input (both printed as a message), 130 stopped
-with Ctrl-C. Anything else is a bug of ours and keeps its traceback.
+Exit codes: 0 success, 1 a run stopped because its attempts failed, 2 wrong input (both with a message), 130 stopped
+with Ctrl-C. Any other error is a bug in Midstream and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXTRAS = {
     "mcp": ("mcp", "mcp_types", "httpx2"),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
-"""Top-level modules that come with an extra only, by the extra."""
+"""Top-level modules that an optional extra installs, by extra."""
 
 
 class _Commands(click.Group):
@@ -70,8 +70,8 @@ def cli() -> None:
     """Train LLM agents in the flow.
 
     \b
-    midstream train quickstart          an agent that gets better in minutes
-    midstream ask "What is 17 * 23?"    talk to it, and see its four modules at work
+    midstream train quickstart          train an agent in minutes
+    midstream ask "What is 17 * 23?"    ask it, and watch its four modules work
     """
 
 
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     _log_to_stderr()
     if "" not in sys.path:
-        sys.path.insert(0, "")  # flows, tools, tasks and rewards of one's own are modules where one works
+        sys.path.insert(0, "")  # the user's flows, tools, tasks and rewards are modules in the working directory
     try:
         code = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()
@@ -107,14 +107,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo("stopped", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has gone; python would complain again when it flushes at exit.
+        # The reader of the output, such as `head`, has exited; without this, python's flush at exit fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code if isinstance(code, int) else 0
 
 
 class _Visible(logging.Formatter):
-    """Shows control characters as escapes: a message may quote a model or a tool."""
+    """Shows control characters as escapes, because a message may quote a model or a tool."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))

@@ -1,4 +1,4 @@
-"""`midstream algorithms`: what `algorithm.name` and `algorithm.loss.name` may be, with the formula of each."""
+"""`midstream algorithms`: the values of `algorithm.name` and `algorithm.loss.name`, with their formulas."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ WIDTH = 120
 @click.command(name="algorithms")
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
-    """List advantage estimators and policy losses, or tell all about one.
+    """List advantage estimators and policy losses, or describe one.
 
     \b
-    midstream algorithms            every name with its formula
-    midstream algorithms gigpo      the whole of it, with its settings
+    midstream algorithms            all names with their formulas
+    midstream algorithms gigpo      full description and settings
     """
     from midstream.core.config import models_in
     from midstream.core.errors import ConfigError, nearest
@@ -46,14 +46,14 @@ def command(name: str | None) -> None:
     for key, model in found:
         click.secho(f"{key}: {name}", bold=True)
         click.echo(click.wrap_text(" ".join((model.__doc__ or "").split()), WIDTH) + "\n")
-        for setting, default, told in _settings(model, key.removesuffix("name")):
+        for setting, default, description in _settings(model, key.removesuffix("name")):
             click.echo(f"  {setting} = {default}")
-            click.echo(click.wrap_text(told, WIDTH, "      ", "      "))
+            click.echo(click.wrap_text(description, WIDTH, "      ", "      "))
 
 
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """Every setting of `model` with its default and what it does, those of its sections too; the loss and the KL term
-    are the same for all and left out."""
+    """Yield name, default and description of each setting of `model`, including nested sections. Omits the loss and the
+    KL term, which all algorithms share."""
     from pydantic import BaseModel
 
     for name, field in model.model_fields.items():
@@ -73,7 +73,7 @@ def _paragraph(name: str, text: str) -> None:
 
 def _first_sentence(text: str | None) -> str:
     words = " ".join((text or "").split())
-    # A sentence ends where a capital follows; abbreviations and what stands in brackets do not end one.
+    # A sentence ends at a full stop before a capital, except after an abbreviation or inside brackets.
     for place, character in enumerate(words):
         before = words[:place]
         if (

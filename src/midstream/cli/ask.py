@@ -1,4 +1,4 @@
-"""`midstream ask`: put a question to an agent and watch its modules work, turn by turn."""
+"""`midstream ask`: ask an agent a question and print what its modules do, turn by turn."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import click
 @click.command(name="ask")
 @click.argument("question")
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
-@click.option("--run", "run_name", help="A run, by name or directory. Default: the last that finished.")
-@click.option("--config", type=click.Path(), help="A config, for an agent that was not trained.")
-@click.option("--model", help="A model by name, directory or hub id; with --config, in place of the config's.")
+@click.option("--run", "run_name", help="A run, by name or directory. Default: the last finished run.")
+@click.option("--config", type=click.Path(), help="A config, for an untrained agent.")
+@click.option("--model", help="A model by name, directory or hub id; with --config, replaces the config's model.")
 @click.option(
     "--set",
     "metadata",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Metadata of the task, which the flow gets as keyword arguments; the value is read as YAML. Repeatable.",
+    help="Metadata of the task, passed to the flow as keyword arguments; the value is YAML. Repeatable.",
 )
-@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
+@click.option("--trust", is_flag=True, help="Allow a run from elsewhere to run code of its config; lists it first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
     question: str,
@@ -33,10 +33,10 @@ def command(
     trust: bool,
     runs_dir: str,
 ) -> None:
-    """Ask a trained agent and watch its modules work.
+    """Ask a trained agent a question and watch its modules work.
 
-    Shows planner, executor, verifier and generator turn by turn. Without options, the agent of the last finished run
-    answers.
+    Shows planner, executor, verifier and generator turn by turn. Without options, uses the agent of the last finished
+    run.
     """
     from midstream.api import ask
     from midstream.cli.tables import console
@@ -56,7 +56,7 @@ def command(
 
 
 def _read(pairs: Sequence[str]) -> dict[str, Any]:
-    """The metadata that `KEY=VALUE` pairs give; raises `ConfigError` for anything else."""
+    """Parse `KEY=VALUE` pairs; raises `ConfigError` for anything else."""
     import yaml
 
     from midstream.core.errors import ConfigError

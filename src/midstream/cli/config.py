@@ -1,4 +1,4 @@
-"""`midstream config`: what can be set, or what a config comes to once overrides and defaults are in."""
+"""`midstream config`: list every setting, or print a config with overrides and defaults applied."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--schema", is_flag=True, help="Print the JSON schema of a config.")
 def command(config: str | None, overrides: tuple[str, ...], schema: bool) -> None:
-    """Print a config as it will be used, or every setting.
+    """Print a config with defaults and overrides applied, or list every setting.
 
-    Without CONFIG: every setting with its default and what it does.
+    Without CONFIG, lists every setting with its default and description.
     """
     from midstream.api import load_config
     from midstream.learn.config import TrainConfig
@@ -37,8 +37,8 @@ def command(config: str | None, overrides: tuple[str, ...], schema: bool) -> Non
 
 
 def reference(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """One entry a setting: its dotted name, its default, and the docstring under the field. `[]` stands for an item of
-    a list, NAME for a name."""
+    """Yield one entry per setting: dotted name, default and the docstring under the field. `[]` stands for a list item,
+    NAME for a key of a mapping."""
     from midstream.core.config import models_in, suffix
 
     for name, field in model.model_fields.items():
@@ -60,7 +60,7 @@ def reference(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _choices(sections: Sequence[type[BaseModel]], key: str, default: str | None) -> Iterator[str]:
-    """The settings that all of `sections` have, then those of single ones."""
+    """Yield the settings that all `sections` share, then those of each section."""
     entries = {section.model_fields["name"].default: list(reference(section, f"{key}.")) for section in sections}
     shared = [entry for entry in next(iter(entries.values())) if all(entry in other for other in entries.values())]
     yield f"{key}.name = {_text(default)}\n    One of {', '.join(entries)}."

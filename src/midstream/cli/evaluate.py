@@ -1,4 +1,4 @@
-"""`midstream eval`: how good a model, a checkpoint or a run is on a task set, with intervals."""
+"""`midstream eval`: evaluates a model, a checkpoint or a run on a task set, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LINE_EVERY_S = 10.0
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
 @click.option("--run", "run_name", help="A run, by name or directory: its last checkpoint.")
 @click.option("--tasks", help="A task file, or the name of a task set. Default: the tasks of the run or config.")
-@click.option("--question-field", metavar="FIELD", help="With --tasks: the field that holds the question.")
-@click.option("--answer-field", metavar="FIELD", help="With --tasks: the field that holds the answer.")
-@click.option("--id-field", metavar="FIELD", help="With --tasks: the field that holds the id of a task.")
+@click.option("--question-field", metavar="FIELD", help="With --tasks: the field with the question.")
+@click.option("--answer-field", metavar="FIELD", help="With --tasks: the field with the answer.")
+@click.option("--id-field", metavar="FIELD", help="With --tasks: the field with the id of a task.")
 @click.option("--subset", help="With --tasks: the subset of a data set on the hub.")
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test"]),
-    help="Default: all of a task file named by --tasks, else test.",
+    help="Default: all tasks of a file given with --tasks, else test.",
 )
 @click.option("--n", "count", type=click.IntRange(min=1), help="Only the first N tasks.")
 @click.option("--flow", help="The agent flow, by its registered name.")
-@click.option("--out", type=click.Path(dir_okay=False), help="Write the result with every attempt to this JSON file.")
-@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write the result, with all attempts, to this JSON file.")
+@click.option("--trust", is_flag=True, help="Allow a run from elsewhere to run code of its config; lists it first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(
     config: str | None,
@@ -59,8 +59,8 @@ def command(
 ) -> None:
     """Evaluate on held-out tasks: success by kind.
 
-    Greedy, with 95 % intervals. The agent is that of --run, --checkpoint or CONFIG; with none of them it is --model (by
-    default the model a config would have) answering in one go:
+    Samples greedily and reports 95 % intervals. Evaluates the agent of --run, --checkpoint or CONFIG; without these,
+    the model of --model (or the default model) with a single response per task:
 
     \b
     midstream eval --run last
@@ -105,7 +105,7 @@ def _print_errors(row: Row) -> None:
     if not errors:
         return
     failed = sum(error["count"] for error in errors)
-    click.echo(f"\n{failed} of {row['n']} attempts failed and count as not solved:")
+    click.echo(f"\n{failed} of {row['n']} attempts failed and count as unsuccessful:")
     for error in errors[:SHOWN_ERRORS]:
         click.echo(visible(f"  {error['count']} x {error['reason']}  (first: {error['task']})"))
     if len(errors) > SHOWN_ERRORS:
@@ -115,16 +115,14 @@ def _print_errors(row: Row) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Say so before the work, not after it."""
+    """Raise `RunError` before the evaluation if the output file cannot be written."""
     from midstream.core.errors import RunError
 
     try:
         with path.open("a", encoding="utf-8"):
             pass
     except OSError as error:
-        raise RunError(
-            f"cannot write '{path}': {error.strerror}", "give --out a file in a folder you can write to"
-        ) from None
+        raise RunError(f"cannot write '{path}': {error.strerror}", "give --out a file in a writable folder") from None
     if path.stat().st_size == 0:
         path.unlink()
 
@@ -143,7 +141,7 @@ def _write(path: Path, row: Row) -> None:
 
 
 class _ProgressLine:
-    """How far an evaluation is, on stderr: one line that changes on a terminal, else one every ten seconds."""
+    """Progress of an evaluation on stderr: an updating line on a terminal, else a line every ten seconds."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""`midstream gateway`: the HTTP door for agents that speak OpenAI's or Anthropic's API."""
+"""`midstream gateway`: serves a model over HTTP to agents that use OpenAI's or Anthropic's API."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--model", help="A known name, a directory, or a hub id.")
 @click.option("--engine", multiple=True, help="`torch`, `scripted`, or URLs of vLLM servers, one option each.")
-@click.option("--store", help="Where trajectories are kept: a file, or a postgresql:// URL.")
-@click.option("--host", help="Address to listen on; one that others can reach needs keys.")
-@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
-@click.option("--follow", help="A run directory, each new checkpoint of which becomes the policy.")
-@click.option("--tool-format", help="How the model writes tool calls, where its template does not tell.")
+@click.option("--store", help="Store for trajectories: a file, or a postgresql:// URL.")
+@click.option("--host", help="Address to listen on. An address that other machines can reach needs keys.")
+@click.option("--port", type=int, help="Port to listen on; 0 chooses a free one.")
+@click.option("--follow", help="A run directory; loads each new checkpoint of it.")
+@click.option("--tool-format", help="Format of the model's tool calls, if its template does not define one.")
 def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> int:
-    """Serve a model to agents, and record what they do with it as training data.
+    """Serve a model to agents, and record their calls as training data.
 
     \b
     midstream gateway --model smollm2-135m --store agents.sqlite
     midstream gateway gateway.yaml limits.concurrency=16
 
-    CONFIG is a YAML file; options and KEY=VALUE change what it says. Ctrl-C lets calls under way finish, and stops.
+    CONFIG is a YAML file; options and KEY=VALUE override it. Ctrl-C waits for running calls, then stops.
     """
     from midstream.api import load_gateway_config, serve
 
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    serve(load_gateway_config(config, overrides, given), on_ready=_told)
+    serve(load_gateway_config(config, overrides, given), on_ready=_print_address)
     return 0
 
 
-def _told(url: str, served: str, store: str) -> None:
+def _print_address(url: str, served: str, store: str) -> None:
     click.echo(f"{served} on {url}, recording to {store}")
-    click.echo(f"  POST {url}/init_trajectory opens a trajectory: its base_url and token go into your agent's client")
-    click.echo(f"  {url}/docs has every endpoint, {url}/metrics what Prometheus reads")
+    click.echo(f"  POST {url}/init_trajectory opens a trajectory; give its base_url and token to your agent's client")
+    click.echo(f"  {url}/docs lists all endpoints, {url}/metrics serves metrics to Prometheus")

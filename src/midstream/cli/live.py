@@ -1,4 +1,4 @@
-"""Training as it happens: a live table on a terminal, one plain line a step anywhere else."""
+"""Progress of training: a live table on a terminal, else one plain line per step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
 
 
 class LiveTable:
-    """A callback of the trainer. Use it as a context manager, so that the terminal is given back whatever happens."""
+    """Callback of the trainer. Use it as a context manager, so that the terminal is always restored."""
 
     def __init__(self, console: Console | None = None) -> None:
         from midstream.cli.tables import console as new_console
@@ -52,7 +52,7 @@ class LiveTable:
         self._evals: list[Row] = []
         self._warm: Row | None = None
         self._failures = ""
-        self._raised = ""
+        self._traceback = ""
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +63,7 @@ class LiveTable:
         self._stop()
 
     def on_start(self, info: dict[str, Any]) -> None:
-        """`info`: `name`, `model`, `seed`, `max_steps`, `numerics`, and `step` where a resumed run goes on."""
+        """`info`: `name`, `model`, `seed`, `max_steps`, `numerics`, and for a resumed run `step`."""
         self._max_steps = info.get("max_steps")
         facts = [str(info[key]) for key in ("name", "model") if info.get(key)]
         if info.get("seed") is not None:
@@ -107,7 +107,7 @@ class LiveTable:
         self._show_failures(row)
 
     def on_finish(self, result: dict[str, Any]) -> None:
-        """`result`: `status`, and `run_dir`, whose before/after table and samples are printed."""
+        """`result`: `status` and `run_dir`. Prints the before/after table and samples of the run."""
         self._stop()
         if result.get("run_dir"):
             print_outcome(self._console, Path(result["run_dir"]), str(result.get("status") or ""))
@@ -125,14 +125,14 @@ class LiveTable:
             click.echo(visible(line))
 
     def _show_failures(self, row: Row) -> None:
-        """Show how many attempts failed, and the first traceback of the run."""
+        """Show the number of failed attempts, and the first traceback of the run."""
         if self._failures:
             self._show(self._failures)
-        raised = traceback_in(row)
-        if raised and not self._raised:
-            self._raised = raised
-            # Above the live table, where there is one.
-            self._console.print(raised, style="dim", markup=False)
+        traceback = traceback_in(row)
+        if traceback and not self._traceback:
+            self._traceback = traceback
+            # The console prints it above the live table, if there is one.
+            self._console.print(traceback, style="dim", markup=False)
 
     def _eta(self) -> str:
         step = self._rows[-1].get("step") if self._rows else None
@@ -165,7 +165,7 @@ class LiveTable:
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """Proportions as a line of bars, `width` at most: each bar is the mean of its share of `values`."""
+    """Return proportions as a line of at most `width` bars; each bar is the mean of consecutive `values`."""
     count = min(width, len(values))
     bars: list[str] = []
     for index in range(count):
@@ -176,7 +176,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
 
 
 def print_outcome(console: Console, run_dir: Path, status: str) -> None:
-    """Print what came of a run: the table before and after, a sample trajectory of each, and where to look next."""
+    """Print the outcome of a run: table and sample trajectories from before and after, and its files."""
     from rich.markup import escape
 
     from midstream.cli.tables import evaluation_table
@@ -205,15 +205,15 @@ def _print_sample(console: Console, title: str, sample: Row) -> None:
     mark = "[green]right[/green]" if sample.get("success") else "[red]wrong[/red]"
     console.print(f"\n[bold]{title}[/bold] {mark}  {escape(str(sample.get('question') or ''))}")
     for turn in sample.get("turns") or []:
-        said = " ".join(str(turn.get("text") or turn.get("verdict") or "").split())[:200]
-        console.print(f"  {escape(str(turn.get('role') or '')):<10} {escape(said)}")
+        text = " ".join(str(turn.get("text") or turn.get("verdict") or "").split())[:200]
+        console.print(f"  {escape(str(turn.get('role') or '')):<10} {escape(text)}")
         if turn.get("tool"):
             result = " ".join(str(turn.get("result") or "").split())[:160]
             console.print(f"  {'':<10} {escape(str(turn['tool']))} -> {escape(result)}", style="dim")
 
 
 def failures(row: Row) -> str:
-    """What went wrong in the attempts of a step or an evaluation, in a line; empty when nothing did."""
+    """Return one line about the failed attempts of a step or an evaluation; empty if none failed."""
     errors = row.get("errors") or []
     if not errors:
         return ""
@@ -222,7 +222,7 @@ def failures(row: Row) -> str:
 
 
 def traceback_in(row: Row) -> str:
-    """The traceback that a row of metrics or an evaluation came with; empty without one."""
+    """Return the first traceback in a row of metrics or evaluations; empty without one."""
     return next((str(error["traceback"]) for error in row.get("errors") or [] if error.get("traceback")), "")
 
 

@@ -1,4 +1,4 @@
-"""`midstream rollout`: run an agent flow against a gateway, which samples and records."""
+"""`midstream rollout`: runs an agent flow against a gateway, which samples and records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--key-env", metavar="NAME", help="Environment variable with a key of the gateway.")
 @click.option("--split", default="train", show_default=True, help="Tasks to attempt.")
 @click.option(
-    "--tasks", default=8, show_default=True, help="How many tasks; each is attempted rollout.group_size times."
+    "--tasks", default=8, show_default=True, help="Number of tasks; each is attempted rollout.group_size times."
 )
 @click.option("--channel", default="train", show_default=True, help="Channel to record in.")
 def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str | None, **options: object) -> None:
@@ -33,15 +33,16 @@ def command(config: str, overrides: tuple[str, ...], gateway: str, key_env: str 
     """
     from midstream.api import load_config, rollout
 
-    def told(trajectory: Trajectory) -> None:
+    def print_line(trajectory: Trajectory) -> None:
         reward = "-" if trajectory.reward is None else f"{trajectory.reward:.2f}"
-        why = f": {trajectory.error}" if trajectory.error else ""
-        told = f"{trajectory.uid}  {trajectory.status}  reward {reward}  {len(trajectory.steps)} calls{why}"
-        click.echo(visible(told))
+        error = f": {trajectory.error}" if trajectory.error else ""
+        line = f"{trajectory.uid}  {trajectory.status}  reward {reward}  {len(trajectory.steps)} calls{error}"
+        click.echo(visible(line))
 
-    made = rollout(load_config(config, overrides), gateway, key_env=key_env, on_done=told, **options)  # type: ignore[arg-type]
-    rewards = [t.reward for t in made if t.reward is not None]
+    resolved = load_config(config, overrides)
+    trajectories = rollout(resolved, gateway, key_env=key_env, on_done=print_line, **options)  # type: ignore[arg-type]
+    rewards = [t.reward for t in trajectories if t.reward is not None]
     mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
-    click.echo(f"{len(made)} trajectories, mean reward {mean}")
-    if raised := first_traceback(made):
-        click.echo(visible(f"\n{raised}"))
+    click.echo(f"{len(trajectories)} trajectories, mean reward {mean}")
+    if traceback := first_traceback(trajectories):
+        click.echo(visible(f"\n{traceback}"))

@@ -1,4 +1,4 @@
-"""`midstream runs`: the runs there are and how far each got."""
+"""`midstream runs`: lists runs with their status and progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @click.command(name="runs")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(runs_dir: str) -> None:
-    """List the runs: status, steps, success before and after."""
+    """List runs: status, steps, success before and after training."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -22,7 +22,7 @@ def command(runs_dir: str) -> None:
 
     runs = [load_run(path) for path in list_runs(runs_dir)]
     if not runs:
-        click.echo(f"no runs in '{runs_dir}'; midstream train CONFIG makes one")
+        click.echo(f"no runs in '{runs_dir}'; start one with midstream train CONFIG")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("run", "status", "model", "created"):

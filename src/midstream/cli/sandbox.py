@@ -1,4 +1,4 @@
-"""`midstream sandbox`: run a file as model-written code is run, and see which sandboxes this machine has."""
+"""`midstream sandbox`: runs a file like model-written code, and lists the sandboxes of this machine."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ FAILED = 1
 
 @click.group(name="sandbox")
 def command() -> None:
-    """Run code where it can do no harm."""
+    """Run code in isolation from this machine."""
 
 
 @command.command(name="run")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True)
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="Wall seconds; CPU too.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    help="Limit of wall and CPU time, in seconds.",
+)
 @click.option("--input", "inputs", multiple=True, type=click.Path(path_type=Path),
-              help="A file to put beside the code; can be given several times.")  # fmt: skip
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="A folder for the files it makes.")
+              help="A file to place next to the code. Repeatable.")  # fmt: skip
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the files it writes.")
 def run_command(file: Path, backend: str, timeout: float | None, inputs: tuple[Path, ...], output: Path | None) -> int:
-    """Run FILE and print what it prints, its last value, and the outcome: ok, error, timeout, memory, output, refused.
+    """Run FILE and print its output, its last value and the outcome: ok, error, timeout, memory, output, refused.
 
-    Exits with 0 only for ok, with 1 for every other outcome, and with 2 when no sandbox can run here.
+    Exits with 0 for ok, with 1 for any other outcome, and with 2 if this machine has no sandbox.
     """
     from midstream.core.errors import UserError
     from midstream.tools.sandbox import Limits
@@ -39,7 +44,7 @@ def run_command(file: Path, backend: str, timeout: float | None, inputs: tuple[P
         code = file.read_text(encoding="utf-8")
         given = {path.name: path.read_bytes() for path in inputs}
     except UnicodeDecodeError:
-        raise UserError(f"'{file}' is not UTF-8 text", "give a file of Python code") from None
+        raise UserError(f"'{file}' is not UTF-8 text", "give a Python file") from None
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from None
     limits = Limits() if timeout is None else Limits(wall_s=timeout, cpu_s=timeout)
@@ -61,7 +66,7 @@ async def _run(code: str, files: dict[str, bytes], backend: str, limits: Limits)
 
 
 def _save(result: Result, folder: Path) -> None:
-    """Write the files that came out. Their names are relative and stay inside (`base.safe_name`)."""
+    """Write the result's files to `folder`. Their names are relative and stay inside it (`base.safe_name`)."""
     from midstream.core.errors import UserError
 
     try:
@@ -76,7 +81,7 @@ def _save(result: Result, folder: Path) -> None:
 
 
 def _show(result: Result) -> None:
-    """stdout and value on stdout, the rest on stderr, so that output can be piped on."""
+    """Print output and value to stdout and the rest to stderr, so that the output can be piped."""
     from midstream.core.text import visible
 
     click.echo(visible(result.stdout), nl=False)
@@ -93,15 +98,17 @@ def _show(result: Result) -> None:
 
 @command.command(name="list")
 def list_command() -> None:
-    """The sandboxes this machine has, the safest first. `auto` takes the first that is here."""
+    """List the sandboxes, safest first. `auto` selects the first available one."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console
     from midstream.tools.sandbox import backends
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("name", "runs", "here"):
+    for heading in ("name", "runs", "available"):
         table.add_column(heading, overflow="fold")
     for backend in asyncio.run(backends()):
-        table.add_row(backend.name, backend.runs, "yes" if backend.available else f"no: {backend.reason}")
+        here = "yes" if backend.available else escape(f"no: {backend.reason}")
+        table.add_row(backend.name, backend.runs, here)
     console().print(table)

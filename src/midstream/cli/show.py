@@ -1,4 +1,4 @@
-"""`midstream show`: a run's numbers and trajectories, or one trajectory turn by turn."""
+"""`midstream show`: prints a run's results and trajectories, or one trajectory turn by turn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--channel", help="Only trajectories of this channel, such as train or val.")
 @click.option("--step", "train_step", type=int, help="Only trajectories of this training step.")
 @click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many trajectories to list."
+    "--limit", default=20, show_default=True, type=click.IntRange(min=1), help="Number of trajectories to list."
 )
 @click.option("--tokens", is_flag=True, help="With TRAJECTORY: the token ids and log-probabilities of every step.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Show a run, or one trajectory of it.
 
-    RUN is a name, the start of one, a directory, or 'last'. TRAJECTORY is a uid, or the start of one; each of its steps
-    is shown with what was new in its prompt, as the model read it.
+    RUN is a name or its beginning, a directory, or 'last'. TRAJECTORY is a uid or its beginning. Each step is shown
+    with the part of its prompt that is new since the previous step, as the model read it.
     """
     from midstream.cli.tables import console
     from midstream.cli.trajectory import print_trajectory
@@ -50,9 +50,9 @@ def command(
     database = run.path / "store.sqlite"
     if not database.is_file():
         if trajectory is not None:
-            raise RunError(f"run '{run.name}' has no store.sqlite, so no trajectories")
+            raise RunError(f"run '{run.name}' has no trajectories: store.sqlite is missing")
         return
-    from midstream.learn.prompts import decode_of, new_prompts
+    from midstream.learn.data.prompts import decode_of, new_prompts
     from midstream.record.store import Store
 
     with Store(database, read_only=True) as store:
@@ -102,13 +102,13 @@ def _print_list(out: Console, trajectories: list[Trajectory], count: int) -> Non
     table.add_column("status", no_wrap=True)
     for heading in ("turns", "reward"):
         table.add_column(heading, justify="right", no_wrap=True)
-    # Only these two give way where the terminal is narrow.
+    # Only these two columns shrink on a narrow terminal.
     table.add_column("question")
     table.add_column("answer")
     for one in trajectories:
         row = (one.uid, one.task.kind, one.status, str(one.turns), number(one.reward, 2))
-        told = (_shortened(one.task.question, 60), _shortened(one.answer or "", 40))
-        table.add_row(*(escape(text) for text in (*row, *told)))
+        texts = (_shortened(one.task.question, 60), _shortened(one.answer or "", 40))
+        table.add_row(*(escape(text) for text in (*row, *texts)))
     out.print(f"\n{count} trajectories" + (f", the last {len(trajectories)}:" if count > len(trajectories) else ":"))
     out.print(table)
 
@@ -119,13 +119,14 @@ def _shortened(text: str, characters: int) -> str:
 
 
 def _find(store: Store, name: str) -> Trajectory:
-    """The trajectory called `name`, or the only one whose uid starts with it."""
+    """Return the trajectory with uid `name`, or the only one whose uid starts with it."""
     from midstream.core.errors import RunError
 
     matching = store.trajectories.uids_starting(name, 4)
     if len(matching) > 1 and matching[0] != name:
         more = " and more" if len(matching) > 3 else ""
         raise RunError(
-            f"several trajectories start with '{name}': {', '.join(matching[:3])}{more}", "give more of its uid"
+            f"several trajectories start with '{name}': {', '.join(matching[:3])}{more}",
+            "give a longer part of its uid",
         )
     return store.trajectories.get(matching[0] if matching else name)

@@ -1,4 +1,4 @@
-"""`midstream store`: what is in a store, and export, import, curation and pruning of it."""
+"""`midstream store`: inspects, exports, imports, curates and prunes a store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Age(click.ParamType):
         number, unit = (value[:-1], value[-1:]) if value[-1:] in UNITS else (value, "")
         if unit and number.replace(".", "", 1).isdigit():
             return float(number) * UNITS[unit]
-        self.fail(f"'{value}' is no age: give a number and s, m, h or d, such as 30d", param, ctx)
+        self.fail(f"'{value}' is not an age: give a number and s, m, h or d, such as 30d", param, ctx)
 
 
 @click.group(name="store")
 def command() -> None:
-    """See what a store holds, carry it elsewhere, curate it, prune it.
+    """Inspect, export, import, curate or prune a store.
 
     STORE is the path of a SQLite file, such as runs/NAME/store.sqlite, or a postgresql:// URL.
     """
@@ -46,7 +46,8 @@ def command() -> None:
 @store_argument
 @channel_option
 def stats_command(url_or_path: str, channel: str | None) -> None:
-    """Print how many trajectories and groups there are, and how they stand."""
+    """Print the number of trajectories and groups by status."""
+    from rich.markup import escape
     from rich.table import Table
 
     from midstream.cli.tables import console, seconds
@@ -57,19 +58,22 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
         for heading in ("channel", *Status):
             table.add_column(heading, justify="left" if heading == "channel" else "right")
         for name in [channel] if channel else store.trajectories.channels():
-            table.add_row(name, *(str(store.trajectories.count(channel=name, status=status)) for status in Status))
+            table.add_row(
+                escape(name), *(str(store.trajectories.count(channel=name, status=status)) for status in Status)
+            )
         counts, left_out = store.groups.counts(channel), store.groups.left_out(channel)
         branches = store.trajectories.branches(channel)
     console().print(table)
     oldest = counts.pop("oldest_ready_s")
-    told = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
-    click.echo(f"\ngroups: {told}" + (f"; the oldest has been ready for {seconds(oldest)}" if counts["ready"] else ""))
+    by_state = ", ".join(f"{count:.0f} {state}" for state, count in counts.items())
+    waited = f"; the oldest has been ready for {seconds(oldest)}" if counts["ready"] else ""
+    click.echo(f"\ngroups: {by_state}{waited}")
     if branches:
-        click.echo("\ncalls that could not go on from recorded tokens, and tokens of their prompts computed again:")
+        click.echo("\ncalls that did not extend recorded tokens, and the prompt tokens computed again for them:")
         for one in branches:
             click.echo(f"  {one.cause}: {one.calls} calls, {one.tokens:,} tokens")
     if left_out:
-        click.echo(f"{left_out} trajectories came after their group was handed out, and are not trained on")
+        click.echo(f"{left_out} trajectories ended after their group was leased, and are not trained on")
 
 
 @command.command(name="export")
@@ -80,11 +84,11 @@ def stats_command(url_or_path: str, channel: str | None) -> None:
 @click.option("--prompt-uid", help="Only trajectories of this group.")
 @click.option("--min-reward", type=float)
 @click.option("--max-reward", type=float)
-@click.option("--policy-version", type=int, help="Only trajectories with a step that this version sampled.")
-@click.option("--quality", type=click.Choice(QUALITIES), help="Only what was curated so.")
-@click.option("--tag", help="Only what has this tag, or a step with it.")
+@click.option("--policy-version", type=int, help="Only trajectories with a step sampled by this version.")
+@click.option("--quality", type=click.Choice(QUALITIES), help="Only trajectories curated with this quality.")
+@click.option("--tag", help="Only trajectories with this tag, on them or on a step.")
 def export_command(url_or_path: str, file: str, status: str | None, **filters: Any) -> None:
-    """Write trajectories to FILE, which ends in .jsonl or .parquet."""
+    """Write trajectories to FILE (.jsonl or .parquet)."""
     from midstream.core.types import Status
     from midstream.record.exchange import export_to
 
@@ -101,10 +105,10 @@ def export_command(url_or_path: str, file: str, status: str | None, **filters: A
     type=click.Choice(["refuse", "skip"]),
     default="refuse",
     show_default=True,
-    help="What to do about trajectories that are in the store already.",
+    help="How to handle trajectories that are already in the store.",
 )
 def import_command(url_or_path: str, file: str, existing: Any) -> None:
-    """Read FILE, which an export wrote, into STORE, which is made where it is not there."""
+    """Import FILE, written by an export, into STORE; creates STORE if it does not exist."""
     from midstream.record.exchange import import_from
     from midstream.record.store import Store
 
@@ -116,7 +120,7 @@ def import_command(url_or_path: str, file: str, existing: Any) -> None:
 @command.command(name="upgrade")
 @store_argument
 def upgrade_command(url_or_path: str) -> None:
-    """Bring a STORE that an older version of Midstream wrote up to date."""
+    """Upgrade a STORE written by an older version of Midstream."""
     with _open(url_or_path) as store:
         click.echo(f"{store.where} is up to date: {store.trajectories.count()} trajectories")
 
@@ -128,22 +132,24 @@ def upgrade_command(url_or_path: str) -> None:
 def fit_preference_command(url_or_path: str, channel: str | None, out: str) -> None:
     """Fit the reward component `preference` to the feedback in a store.
 
-    Answers to one question are paired by their thumbs and ratings, and with their corrections. Use the file as
-    reward.preference, with the component in reward.components.
+    Pairs the answers to each question by their thumbs and ratings, and each answer with its correction. Set
+    reward.preference to the file, and add the component to reward.components.
     """
     from midstream.rewards.preference import fit, pairs_in
 
     with _open(url_or_path, read_only=True) as store:
         model = fit(pairs_in(store, channel))
     model.save(out)
-    share = "" if model.accuracy is None else f"; {model.accuracy:.0%} of held-out pairs are ordered right"
+    share = "" if model.accuracy is None else f"; {model.accuracy:.0%} of held-out pairs are ordered correctly"
     click.echo(f"{model.pairs} pairs{share}")
     click.echo(f"written to {out}")
 
 
 @command.command(name="prune")
 @store_argument
-@click.option("--older-than", type=Age(), required=True, help="Only what ended longer ago: 12h, 30d.")
+@click.option(
+    "--older-than", type=Age(), required=True, help="Only trajectories that ended longer ago than this: 12h, 30d."
+)
 @channel_option
 @click.option(
     "--keep",
@@ -151,13 +157,13 @@ def fit_preference_command(url_or_path: str, channel: str | None, out: str) -> N
     multiple=True,
     default=("waiting", "ready"),
     show_default=True,
-    help="Keep trajectories whose group is in this state; may be repeated.",
+    help="Keep trajectories whose group is in this state. Repeatable.",
 )
-@click.option("--vacuum", is_flag=True, help="Give the space back to the file system; others wait meanwhile.")
+@click.option("--vacuum", is_flag=True, help="Return the freed space to the file system; blocks other users meanwhile.")
 def prune_command(
     url_or_path: str, older_than: float, channel: str | None, keep: tuple[str, ...], vacuum: bool
 ) -> None:
-    """Delete trajectories that ended long ago, never one that runs or is held on lease."""
+    """Delete old trajectories, except running and leased ones."""
     with _open(url_or_path) as store:
         count = store.prune(older_than, channel, keep=keep, vacuum=vacuum)
         click.echo(f"{count} trajectories deleted, {store.trajectories.count()} left")
@@ -166,31 +172,33 @@ def prune_command(
 @command.command(name="curate")
 @store_argument
 @click.argument("trajectory")
-@click.option("--step", "step_index", type=int, help="Only this step of it.")
+@click.option("--step", "step_index", type=int, help="Curate only this step.")
 @click.option("--trainable/--not-trainable", default=None, help="Whether it may carry loss.")
-@click.option("--quality", type=click.Choice(QUALITIES), help="'reject' leaves a trajectory out of its group.")
-@click.option("--tag", "tags", multiple=True, help="In place of the tags there are; may be repeated.")
+@click.option("--quality", type=click.Choice(QUALITIES), help="'reject' removes a trajectory from its group.")
+@click.option("--tag", "tags", multiple=True, help="Replaces the existing tags. Repeatable.")
 @click.option("--note")
 def curate_command(
-    url_or_path: str, trajectory: str, step_index: int | None, tags: tuple[str, ...], **decided: Any
+    url_or_path: str, trajectory: str, step_index: int | None, tags: tuple[str, ...], **decisions: Any
 ) -> None:
-    """Decide what training makes of TRAJECTORY; with no option, print what was decided."""
+    """Set how training uses TRAJECTORY; without options, print the current decisions."""
     with _open(url_or_path) as store:
-        if tags or any(value is not None for value in decided.values()):
-            store.annotations.curate(trajectory, step_index, tags=tags or None, **decided)
+        if tags or any(value is not None for value in decisions.values()):
+            store.annotations.curate(trajectory, step_index, tags=tags or None, **decisions)
         store.trajectories.get(trajectory)
         for one in store.annotations.curation(trajectory):
-            place = "all of it" if one.step_index is None else f"step {one.step_index}"
+            scope = "whole trajectory" if one.step_index is None else f"step {one.step_index}"
             loss = {None: "", True: "trainable", False: "not trainable"}[one.trainable]
-            told = (place, loss, one.quality, " ".join(one.tags), one.note)
-            click.echo(visible("  ".join(part for part in told if part)))
+            parts = (scope, loss, one.quality, " ".join(one.tags), one.note)
+            click.echo(visible("  ".join(part for part in parts if part)))
 
 
 def _open(url_or_path: str, *, read_only: bool = False) -> Store:
-    """An existing store: a misspelt path must not make a new one."""
+    """Open an existing store: a misspelt path must not create a new one."""
     from midstream.core.errors import RunError
     from midstream.record.store import Store
 
     if "://" not in url_or_path and not Path(url_or_path).is_file():
-        raise RunError(f"no store at '{url_or_path}'", "a run's is RUN/store.sqlite; 'midstream runs' lists the runs")
+        raise RunError(
+            f"no store at '{url_or_path}'", "the store of a run is RUN/store.sqlite; list runs with 'midstream runs'"
+        )
     return Store(url_or_path, read_only=read_only)

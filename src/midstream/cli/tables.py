@@ -1,4 +1,4 @@
-"""How numbers and evaluations look on a terminal, the same in every command."""
+"""Formats numbers and evaluations for the terminal, the same way in every command."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """A console on stdout that shows control characters as escapes. What goes elsewhere than to a terminal is not
-    wrapped at 80 columns."""
+    """Return a console on stdout that shows control characters as escapes. Output to files and pipes is not wrapped at
+    80 columns."""
     from midstream.cli.terminal import VisibleConsole
 
     made = VisibleConsole(highlight=False, soft_wrap=False)
@@ -23,17 +23,17 @@ def console() -> Console:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """`value` with `digits` decimals; a value that is absent or not finite is a dash."""
+    """Format `value` with `digits` decimals; a dash if it is absent or not finite."""
     return f"{value:.{digits}f}" if _is_number(value) else "-"
 
 
 def percent(value: Any) -> str:
-    """A proportion as a percentage; absent is a dash."""
+    """Format a proportion as a percentage; a dash if it is absent."""
     return f"{100 * value:.0f} %" if _is_number(value) else "-"
 
 
 def seconds(value: Any) -> str:
-    """A duration in seconds as `48s`, `3m20s` or `1h05m`; absent is a dash."""
+    """Format a duration in seconds as `48s`, `3m20s` or `1h05m`; a dash if it is absent."""
     if not _is_number(value):
         return "-"
     whole = round(value)
@@ -44,7 +44,7 @@ def seconds(value: Any) -> str:
 
 
 def interval(row: Row) -> str:
-    """`92 % (82-96)`: success with its interval."""
+    """Format success with its interval: `92 % (82-96)`."""
     text = percent(row.get("success"))
     if _is_number(row.get("low")) and _is_number(row.get("high")):
         text += f" ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
@@ -52,7 +52,7 @@ def interval(row: Row) -> str:
 
 
 def evaluation_table(rows: Sequence[Row]) -> Table:
-    """Evaluations as a table: one row each, success in all and by kind with its interval."""
+    """Return a table of evaluations, one per row: success overall and by kind, with intervals."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""A terminal that text from models and tools cannot steer: control characters are shown as escapes."""
+"""Terminal output in which text from models and tools cannot move the cursor: control characters become escapes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from midstream.core.text import visible
 
 
 class VisibleConsole(Console):
-    """A rich console whose own control codes work and whose text holds none, whatever is printed."""
+    """A rich console that emits its own control codes, but escapes those in printed text."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -1,4 +1,4 @@
-"""`midstream train`: train an agent as a config says, and show it getting better."""
+"""`midstream train`: trains an agent and shows its progress."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import click
 @click.option("--resume", is_flag=True, help="Continue the run in its directory, from its last checkpoint.")
 @click.option("--force", is_flag=True, help="With --resume: continue although the config changed.")
 def command(config: str, overrides: tuple[str, ...], from_store: str | None, resume: bool, force: bool) -> int:
-    """Train an agent as CONFIG says and show it getting better.
+    """Train the agent of CONFIG and show its progress.
 
-    CONFIG is a YAML file, or the name of a config that ships (quickstart, from_store). KEY=VALUE changes a setting:
+    CONFIG is a YAML file, or the name of a shipped config (quickstart, from_store). KEY=VALUE changes a setting:
 
     \b
     midstream train quickstart trainer.max_steps=30 policy.lora.rank=32
 
-    Ctrl-C saves and stops; --resume goes on to the same numbers. Exits with 1 when the attempts failed, 2 for wrong
-    input, 130 when it was stopped.
+    Ctrl-C saves and stops; --resume continues with the numbers of an uninterrupted run. Exits with 1 when the attempts
+    failed, 2 for wrong input, 130 when stopped.
     """
     from midstream.api import load_config, train
     from midstream.cli import INTERRUPTED

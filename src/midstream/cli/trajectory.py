@@ -1,4 +1,4 @@
-"""A trajectory on a terminal, turn by turn: who spoke, what it said, what the tool returned, what it earned."""
+"""Prints a trajectory turn by turn: role, text, tool results and rewards."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ SHOWN_CHARACTERS = 1200
 def print_trajectory(
     out: Console, trajectory: Trajectory, *, tokens: bool = False, prompts: Mapping[int, str] | None = None
 ) -> None:
-    """Print `trajectory`. `tokens` adds the ids and log-probabilities of every step; `prompts`, by `step_index`, is
-    what to show of each prompt."""
+    """Print `trajectory`. `tokens` adds the ids and log-probabilities of every step; `prompts` holds the text to show
+    for each step's prompt, by `step_index`."""
     from rich.markup import escape
 
     from midstream.core.failures import first_traceback
-    from midstream.learn.samples import verdicts_of
+    from midstream.learn.data.samples import verdicts_of
 
     task = trajectory.task
     out.print(f"[bold]{escape(task.question)}[/bold]")
     out.print(f"{escape(task.id)}  {escape(task.kind)}  {trajectory.status}", style="dim")
-    spoke = {step.role for step in trajectory.steps}
-    verdicts = {} if "verifier" in spoke else verdicts_of(trajectory)
-    by_rule = "executor" if verdicts and "executor" not in spoke else ""
+    called = {step.role for step in trajectory.steps}
+    verdicts = {} if "verifier" in called else verdicts_of(trajectory)
+    by_rule = "executor" if verdicts and "executor" not in called else ""
     for step in trajectory.steps:
         _print_step(out, step, trajectory, tokens, (prompts or {}).get(step.step_index, ""))
         for call in trajectory.tool_calls:
@@ -37,14 +37,14 @@ def print_trajectory(
                 _print_call(out, call, by_rule)
         if step.step_index in verdicts:
             enough, reason = verdicts[step.step_index]
-            _print_by_rule(out, "verifier", f"{'enough' if enough else 'go on'}: {escape(reason)}")
+            _print_by_rule(out, "verifier", f"{'stop' if enough else 'continue'}: {escape(reason)}")
     for call in trajectory.tool_calls:
         if call.step_index is None:
             _print_call(out, call, by_rule)
     if trajectory.error:
         out.print(f"\n[red]{trajectory.status}[/red] {escape(trajectory.error)}")
-    if raised := first_traceback([trajectory]):
-        out.print(raised, style="dim", markup=False)
+    if traceback := first_traceback([trajectory]):
+        out.print(traceback, style="dim", markup=False)
     out.print(f"\n[bold]answer[/bold] {escape(trajectory.answer or '(none)')}")
     if task.answer is not None:
         out.print(f"reference {escape(str(task.answer))}", style="dim")
@@ -64,8 +64,8 @@ def _print_step(out: Console, step: Step, trajectory: Trajectory, tokens: bool, 
     note = f"step {step.step_index}: {len(step.prompt_ids)} + {len(step.response_ids)} tokens{reward}{trained}"
     if step.branch_reason:
         parents = [one for one in trajectory.steps if one.step_index == step.parent]
-        again = branch_tokens(step, parents[0] if parents else None)
-        note += f", a branch ({step.branch_reason}): {again} tokens computed again"
+        recomputed = branch_tokens(step, parents[0] if parents else None)
+        note += f", a branch ({step.branch_reason}): {recomputed} tokens computed again"
     if why := step.metadata.get("interrupted"):
         note += f", cut short: {why}"
     out.print(f"\n[bold {colour}]{escape(step.role)}[/bold {colour}]  [dim]{escape(note)}[/dim]")
@@ -85,9 +85,9 @@ def _print_call(out: Console, call: ToolCall, role: str) -> None:
 
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
     colour = "yellow" if call.ok else "red"
-    asked = f"{call.tool}({arguments}) ->" if call.tool else "no call:"
-    told = call.result if call.ok or not call.tool else f"{call.error_kind}: {call.result}"
-    line = f"[{colour}]{escape(asked)}[/{colour}] {escape(_shortened(told))}"
+    label = f"{call.tool}({arguments}) ->" if call.tool else "no call:"
+    result = call.result if call.ok or not call.tool else f"{call.error_kind}: {call.result}"
+    line = f"[{colour}]{escape(label)}[/{colour}] {escape(_shortened(result))}"
     if role:
         _print_by_rule(out, role, line)
     else:
@@ -95,7 +95,7 @@ def _print_call(out: Console, call: ToolCall, role: str) -> None:
 
 
 def _print_by_rule(out: Console, role: str, line: str) -> None:
-    """What a module without a model did."""
+    """Print the action of a module without a model."""
     out.print(f"[{COLOURS[role]}]{role}[/{COLOURS[role]}]  {line}")
 
 

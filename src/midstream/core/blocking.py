@@ -1,4 +1,4 @@
-"""Runs a coroutine from synchronous code, also where an event loop runs already, as it does in a notebook."""
+"""Runs a coroutine from synchronous code, even when an event loop is already running, as in a notebook."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ T = TypeVar("T")
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T], interrupt: Callable[[], None] | None = None) -> T:
-    """Run `coroutine` to its end and return its result.
+    """Run `coroutine` and return its result.
 
-    Where a loop runs in this thread, the coroutine gets a thread and a loop of its own, and this call blocks. A
-    KeyboardInterrupt meanwhile calls `interrupt` in that loop and goes on waiting; without it, and from the second one
-    on, the coroutine is cancelled and the KeyboardInterrupt raised.
+    If a loop is running in this thread, the coroutine runs in a new thread with its own loop, and this call blocks. The
+    first KeyboardInterrupt calls `interrupt` in that loop and keeps waiting. Without `interrupt`, or at the second
+    KeyboardInterrupt, the coroutine is cancelled and the KeyboardInterrupt is raised.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        pass  # not run here: whatever the coroutine raises would have this error as its context
+        pass  # run it outside of this handler, or its exceptions would have this error as their context
     else:
         return _in_thread(coroutine, interrupt)
     return asyncio.run(coroutine)

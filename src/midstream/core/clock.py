@@ -1,5 +1,5 @@
-"""The clock of expiries, leases, heartbeats and retries. Code that acts when time has passed reads it here and sleeps
-here, so that a test can move it (`use`).
+"""Clock for expiries, leases, heartbeats and retries. Code that acts on elapsed time reads the time and sleeps through
+this module, so that tests can replace the clock (`use`).
 
 Durations that are only reported are measured with `time.perf_counter`."""
 
@@ -11,14 +11,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What `use` takes. Called from any thread; `sleep` from any event loop."""
+    """Source of time. Its methods may be called from any thread, `sleep` from any event loop."""
 
     def time(self) -> float:
-        """Seconds since 1970, comparable between processes."""
+        """Return seconds since 1970, comparable between processes."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Return seconds since an arbitrary moment; never decreases."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -41,22 +41,22 @@ _clock: Clock = SystemClock()
 
 
 def use(clock: Clock) -> Clock:
-    """Read `clock` from now on, in the whole process; returns the clock used before."""
+    """Use `clock` in the whole process from now on; return the previous clock."""
     global _clock
     before, _clock = _clock, clock
     return before
 
 
 def time() -> float:
-    """Seconds since 1970."""
+    """Return seconds since 1970."""
     return _clock.time()
 
 
 def monotonic() -> float:
-    """Seconds since some moment; never goes back."""
+    """Return seconds since an arbitrary moment; never decreases."""
     return _clock.monotonic()
 
 
 async def sleep(seconds: float) -> None:
-    """Let others run for `seconds`."""
+    """Wait for `seconds` without blocking the event loop."""
     await _clock.sleep(seconds)

@@ -24,8 +24,8 @@ class Config(BaseModel):
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping from a file, or from the shipped config of that name; raises `ConfigError` with the line when
-    it is not one."""
+    """Read a YAML mapping from a file, or from the shipped config of that name. Raises `ConfigError`, with the line if
+    the YAML is invalid."""
     path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         closest = nearest(str(path), shipped_configs())
         raise ConfigError(
             f"no config file at '{path}'",
-            f"give a YAML file, or the name of a config that ships; {closest}",
+            f"give a YAML file, or the name of a shipped config; {closest}",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read '{path}': {error}") from None
@@ -44,12 +44,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of settings, not a {type(data).__name__}")
+        raise ConfigError(f"'{path}' must contain a mapping of settings, not a {type(data).__name__}")
     return data
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`data` with each `a.b.c=value` set; values are read as YAML (`1e-4`, `true`, `[a, b]`, `{a: 1}`)."""
+    """Return `data` with each `a.b.c=value` applied; values are YAML (`1e-4`, `true`, `[a, b]`, `{a: 1}`)."""
     result = _copy(data)
     for override in overrides:
         key, equals, raw = override.partition("=")
@@ -66,13 +66,13 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             target[leaf] = _number(yaml.safe_load(raw))
         except yaml.YAMLError:
             raise ConfigError(
-                f"override '{override}': the value is not valid YAML", "quote text that holds : { [ or #"
+                f"override '{override}': the value is not valid YAML", "quote text that contains : { [ or #"
             ) from None
     return result
 
 
 def parse_config(model: type[C], data: dict[str, Any], source: str = "config") -> C:
-    """Validate `data` as `model`; one `ConfigError` lists everything wrong, each line with what to do."""
+    """Validate `data` as `model`. A single `ConfigError` lists all errors, each with a hint."""
     try:
         return model.model_validate(_numbers(data))
     except ValidationError as error:
@@ -91,12 +91,13 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         whole = ".".join(map(str, path))
         return (
             f"{dotted}: unknown key; '{variant}' has no such setting, but {hint.removeprefix('one of: ')}; "
-            f"an override of the whole section drops it: '{whole}={{{_tag_field(section)}: {variant}}}'"
+            f"override the whole section to remove it: '{whole}={{{_tag_field(section)}: {variant}}}'"
         )
     if item["type"] == "missing":
         return f"{dotted}: is required"
     if item["type"] == "union_tag_not_found":
-        return f"{dotted}.{item['ctx']['discriminator'].strip(chr(39))}: is required beside other settings of {dotted}"
+        key = item["ctx"]["discriminator"].strip("'")
+        return f"{dotted}.{key}: is required when other settings of {dotted} are given"
     message = item["msg"].removeprefix("Value error, ")
     # For conflicting settings the message names the relevant ones; the input would be the whole section.
     if isinstance(item["input"], dict) and item["type"] == "value_error":

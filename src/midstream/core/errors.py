@@ -1,8 +1,8 @@
-"""Errors that say what was wrong, where, and what to do.
+"""Exceptions. Each message says what was wrong, where, and what to do.
 
-Every error a user can cause derives from `UserError`; the command line prints its message and exits with its
-`exit_code`: 2 for wrong input, 1 for a run that stopped because its attempts failed. Any other error is a bug in
-Midstream and keeps its traceback.
+Errors a user can cause derive from `UserError`; the command line prints the message and exits with `exit_code`: 2 for
+wrong input, 1 for a run that stopped because its attempts failed. Any other exception is a bug in Midstream and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ModelError(UserError):
 
 
 class RunError(UserError):
-    """A run directory cannot be used: it is taken, was changed, or does not exist."""
+    """A run directory cannot be used: it is in use, was changed, or does not exist."""
 
 
 class AlreadyEnded(RunError):
@@ -76,7 +76,7 @@ class ToolUnavailable(ServiceError):
 
 
 class EngineError(ServiceError):
-    """An engine could not answer a call. Fails the trajectory that made it, never the run."""
+    """An engine could not answer a call. Fails the calling trajectory, never the run."""
 
 
 class EngineUnreachable(EngineError):
@@ -92,7 +92,7 @@ class TrainingError(UserError):
 
 
 class AttemptsFailed(TrainingError):
-    """Too many attempts failed to go on: an agent or a reward raised, or a service was gone."""
+    """Too many attempts failed: an agent or a reward raised, or a service was unreachable."""
 
     exit_code = 1
 

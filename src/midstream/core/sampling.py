@@ -9,16 +9,17 @@ from typing import Any
 _CUTS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 _PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 ALTERATIONS = ("greedy", "constraint", *_CUTS, *_PENALTIES)
-"""Settings that make a response differ from a plain sample of the model's distribution at the temperature."""
+"""What makes a response differ from a plain sample of the distribution that its log-probabilities are of. `constraint`
+is one of them only where log-probabilities are over the whole vocabulary, see `Step.constraint`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to sample one response.
 
-    `temperature` 0 is greedy. Log-probabilities are taken at the sampling temperature over the whole vocabulary
-    (greedy: at temperature 1), before the settings below apply. `seed` makes the response deterministic for a given
-    prompt and weights.
+    `temperature` 0 is greedy. Log-probabilities are taken at the sampling temperature (greedy: at temperature 1) over
+    the whole vocabulary, or the tokens that a constraint allows, before the settings below apply. `seed` makes the
+    response deterministic for a given prompt and weights.
 
     The other settings apply in vLLM's order. `repetition_penalty` divides positive logits and multiplies negative
     logits of tokens in the prompt or response (Keskar et al. 2019). `frequency_penalty` is subtracted from a token's

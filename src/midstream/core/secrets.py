@@ -10,11 +10,11 @@ NOT_KEPT = "<not-kept>"
 """Replaces a value that may be a secret in saved settings."""
 
 _KEY = re.compile(r"(?i)(^|[_-])(api[_-]?key|key|password|passwd|secret|token|authorization|credentials?)$")
-# A password ends at the last @ before the path: it may hold one itself, and so may the name before it. Where no @ comes
-# before the first slash, the slash belongs to the password unless a port is what it follows.
+# A password ends at the last @ before the path, because user name and password may contain @. Without an @ before the
+# first slash, the slash is part of the password, unless it follows a port.
 _IN_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://[^/\s:]*):(?:[^/\s]+|(?!\d+[/?#])[^\s'\",]+)@")
 _IN_QUERY = re.compile(r"(?i)([?&](?:[\w-]*[_-])?(?:api[_-]?key|key|password|secret|token|sig)=)[^&\s#]+")
-# How keys of well-known services look, and what follows a flag or a header that announces one.
+# Key formats of well-known services, and values after flags or headers that carry a key.
 _SHAPES = re.compile(
     r"\b(sk-|sk_)(?=[A-Za-z_\-]*\d)[A-Za-z0-9_\-]{20,}"
     r"|\b(hf_|ghp_|gho_|github_pat_|glpat-|xox[a-z]-|AKIA|AIza)[A-Za-z0-9_\-]{12,}"

@@ -1,4 +1,4 @@
-"""The configs that ship with the package, by name: `midstream train quickstart` works wherever it is installed."""
+"""Finds the configs shipped with the package by name, so that `midstream train quickstart` works in any directory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")
-"""In an installed package, and in a clone of the repository."""
+"""Location in an installed package, and in a clone of the repository."""
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Each config by its name without ending."""
+    """Return the paths of the shipped configs by name (file name without suffix)."""
     for folder in _FOLDERS:
         if found := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
             return found
@@ -18,6 +18,6 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(path: str | Path) -> Path:
-    """`path`, or the shipped config of that name where there is no such file."""
+    """Return `path` if it is a file, else the path of the shipped config with that name, else `path`."""
     path = Path(path)
     return path if path.is_file() else shipped_configs().get(str(path), path)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from midstream.core.types import ToolSchema
+
 DEFAULT_TIMEOUT_S = 10.0
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -80,6 +82,11 @@ class ToolSpec:
         return f"{self.name}({', '.join(parts)})"
 
     @property
+    def schema(self) -> ToolSchema:
+        """The declaration in OpenAI's format, as chat templates read it."""
+        return tool_schema(self.name, self.description, self.parameters)
+
+    @property
     def card(self) -> str:
         """Signature and first line of the description, for a list of tools in a prompt."""
         first_line = self.description.partition("\n")[0]
@@ -98,6 +105,15 @@ class ToolSpec:
         return "\n  ".join(lines)
 
 
+def tool_schema(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> ToolSchema:
+    """Declare a tool in OpenAI's format, as chat templates read it."""
+    function: dict[str, Any] = {"name": name}
+    if description:
+        function["description"] = description
+    function["parameters"] = parameters or {"type": "object", "properties": {}}
+    return {"type": "function", "function": function}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContent:
     """One part of a tool's result. `text` is what a text-only model sees of it."""
@@ -105,12 +121,12 @@ class ToolContent:
     kind: Literal["text", "data", "image", "file"]
     text: str
     data: Any = None
-    """The value of `data`: anything JSON can carry."""
+    """JSON value of a part of kind `data`."""
     content: bytes | None = None
-    """The bytes of an image or a file."""
+    """Bytes of an image or a file."""
     media_type: str = ""
     source: str = ""
-    """Where the content comes from: a URL, a document, a path."""
+    """Provenance: a URL, a document or a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +151,8 @@ class ToolResult:
 
     @classmethod
     def of(cls, value: Any, source: str = "") -> ToolResult:
-        """A result of one part: a string as text, a list or an object as data, anything else by `str`. A result is
-        returned as it is."""
+        """Return a result with one part: text for a string, data for a list or dict, else text by `str`. A result is
+        returned unchanged."""
         if isinstance(value, ToolResult):
             return value
         if isinstance(value, dict | list | tuple):
@@ -154,18 +170,17 @@ class Toolset(Protocol):
     """A set of tools with a lifetime. A call that fails raises, or returns a result with `is_error`."""
 
     async def open(self) -> None:
-        """Acquire what the tools need. If it raises, it has released everything, and `close` is not called."""
+        """Acquire resources. An implementation that raises must release them first; `close` is then not called."""
         ...
 
     async def list(self) -> Sequence[ToolSpec]:
-        """The tools there are. Called once, after `open`."""
+        """Return the available tools. Called once, after `open`."""
         ...
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Run the tool `name` of `list`. Calls may overlap, and are cancelled when they exceed the tool's
-        `timeout_s`."""
+        """Run the tool `name`. Calls may overlap; a call that exceeds the tool's `timeout_s` is cancelled."""
         ...
 
     async def close(self) -> None:
-        """Release everything."""
+        """Release all resources."""
         ...

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, Self
 
 Message = dict[str, Any]
 """A chat message in OpenAI's format: `{"role": "system" | "user" | "assistant" | "tool", "content": ...}`.
@@ -65,6 +66,22 @@ class Status(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """Limits a whole response: JSON that matches a schema, or text that matches a regular expression or a Lark grammar
+    (in llguidance's dialect)."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    grammar: str
+
+    @classmethod
+    def one_of(cls, *choices: str) -> Self:
+        """Limit a response to one of `choices`, character for character. Raises `ValueError` without any."""
+        if not choices or not all(choices):
+            raise ValueError("a choice needs at least one text, and no empty one")
+        return cls(kind="lark", grammar="start: " + " | ".join(json.dumps(one, ensure_ascii=False) for one in choices))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One model call: the state (`prompt_ids`), the action (`response_ids`), and its reward.
 
@@ -93,6 +110,9 @@ class Step:
     """Why a step does not extend its predecessor; `""` if it does or is the first."""
     temperature: float = 1.0
     """Sampling temperature of the response and of `rollout_log_probs`."""
+    constraint: Constraint | None = None
+    """What limited the response: `rollout_log_probs` are over the tokens it allowed. None: over the whole vocabulary,
+    also for a constrained response of an engine that reports no others (`metadata["sampling"]["constraint"]`)."""
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
     """Tool declarations rendered with `messages`."""

@@ -6,23 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Message, ToolSchema
+from midstream.core.types import Constraint, FinishReason, Message, ToolSchema
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Called in the event loop with the ids and log-probabilities of tokens as they are sampled, in order."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraint:
-    """Constrains a whole response: JSON that matches a schema, or text that matches a regular expression or a Lark
-    grammar (in llguidance's dialect). Log-probabilities are those of the whole vocabulary."""
-
-    kind: Literal["json_schema", "regex", "lark"]
-    grammar: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +43,8 @@ class Completion:
 
     `ids` include the end token if the model sampled one. All tokens come from one `policy_version`. `prompt_ids` is set
     if the engine rendered the prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id,
-    log-probability) of the most likely ones if the request asked for them.
+    log-probability) of the most likely ones if the request asked for them. `over_allowed` says that all
+    log-probabilities are over the tokens that the request's constraint allowed, instead of the whole vocabulary.
     """
 
     ids: tuple[int, ...]
@@ -63,6 +55,7 @@ class Completion:
     latency_s: float = 0.0
     prompt_ids: tuple[int, ...] | None = None
     top_log_probs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    over_allowed: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):

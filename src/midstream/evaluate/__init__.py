@@ -1,1 +1,1 @@
-"""How good an agent is and how sure we are: evaluation, statistics, the learning curve, the report of a run."""
+"""Evaluates agents: success with confidence intervals, learning curves, reports, exports."""

@@ -1,4 +1,4 @@
-"""The agent to evaluate or ask: that of a run, of a checkpoint, of a config, or a bare model; with its weights."""
+"""Finds and loads the agent to evaluate or ask: from a run, a checkpoint, a config or a model name."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from midstream.learn.config import PolicyConfig, TrainConfig
 
 if TYPE_CHECKING:
     from midstream.agents.endpoint import AgentEndpoint
-    from midstream.learn.setup import TrainingContext
+    from midstream.learn.run.setup import TrainingContext
 
 PRECISION = ("numerics", "dtype", "device", "model")
-"""Settings of `policy` that decide how its numbers are computed."""
+"""Settings of `policy` that determine its numerics."""
 BARE_FLOW = "single_step_single_turn_agent"
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSource:
-    """Where an agent comes from: its config as written, the checkpoint its weights are in, and a name for tables."""
+    """Source of an agent: its config, the checkpoint with its weights, and a display name."""
 
     config: Mapping[str, Any]
     checkpoint: Path | None
     name: str
     ours: bool = True
-    """False for a run or checkpoint that is not in the folder of runs: its config may name built-in parts only."""
+    """False for a run or checkpoint outside the user's folder of runs: its config may only name built-in parts."""
 
 
 def find_agent(
@@ -42,16 +42,16 @@ def find_agent(
     model: str | None = None,
     runs_dir: str | Path = "runs",
 ) -> AgentSource:
-    """The agent that was named. A run or checkpoint that is not in `runs_dir` is somebody else's.
+    """Find the agent given by one of `config`, `run` or `checkpoint`. One from outside `runs_dir` is not `ours`.
 
-    With nothing but a model, or nothing at all: the model in the simplest flow."""
+    With only `model`, or without any argument, it is that (or the default) model in the simplest flow."""
     named = [
         name for name, value in (("config", config), ("run", run), ("checkpoint", checkpoint)) if value is not None
     ]
     if len(named) > 1:
-        raise ConfigError(f"both a {named[0]} and a {named[1]} were given", "each says which agent is meant: give one")
+        raise ConfigError(f"both a {named[0]} and a {named[1]} were given", "each names an agent: give one")
     if model is not None and named and named[0] != "config":
-        raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} brings its model: give one")
+        raise ConfigError(f"both a model and a {named[0]} were given", f"a {named[0]} has its own model: give one")
     if run is not None:
         folder = find_checkpoint(Path(run))
         name = f"{Path(run).name}, {_at(folder)}"
@@ -78,21 +78,21 @@ def load_agent(
     trust: bool = False,
     endpoint: AgentEndpoint | None = None,
 ) -> TrainingContext:
-    """Build the agent and load its weights, computing as its run did if this machine can and no override changes that;
-    a warning is logged if it cannot. `sections` replace whole sections of its config (None: by its defaults);
-    `overrides` come last. `endpoint` accepts the calls of black-box agents.
+    """Build the agent and load its weights, with the numerics of its run unless an override changes them; logs a
+    warning if this machine cannot reproduce them. `sections` replace whole sections of its config (None: by defaults);
+    `overrides` are applied last. `endpoint` accepts the calls of black-box agents.
 
-    Raises `ConfigError` when a config from elsewhere names more than built-in parts, unless it is trusted."""
+    Raises `ConfigError` when a config that is not ours names more than built-in parts, unless `trust`."""
     from midstream.engines.torch.compute import submit
     from midstream.engines.torch.numerics import read_recorded
-    from midstream.learn.setup import build
+    from midstream.learn.run.setup import build
 
     data = {key: value for key, value in source.config.items() if not (sections and key in sections)}
     if not source.ours:
         insist_trusted(data, source.name, trust)
     data |= {key: dict(value) for key, value in (sections or {}).items() if value is not None}
     if source.checkpoint is not None and (data.get("tasks") or {}).get("sources"):
-        # The store that a run learned from is not needed again, and may not be there, or not be ours.
+        # The store that a run was trained from is not needed, and may be missing or belong to someone else.
         data["rollout"] = {key: value for key, value in (data.get("rollout") or {}).items() if key != "source"}
     overridden = apply_overrides(data, overrides)
     config = parse_config(TrainConfig, overridden, f"the config of '{source.name}'")
@@ -114,17 +114,17 @@ def _precision(config: Mapping[str, Any]) -> list[Any]:
 
 
 def last_finished(root: str | Path) -> Path:
-    """The run in `root` that finished last; raises `RunError` that says what there is when none has."""
+    """Return the last finished run in `root`. Raises a `RunError` that names the newest run if none has finished."""
     runs = [load_run(path) for path in list_runs(root)]
     for run in runs:
         if run.status == "finished":
             return run.path
     if not runs:
-        raise RunError(f"there is no run in '{root}' yet", "midstream train quickstart makes one")
+        raise RunError(f"there is no run in '{root}' yet", "start one with midstream train quickstart")
     newest = runs[0]
     raise RunError(
         f"no run in '{root}' has finished; the last one, '{newest.name}', is {newest.status}",
-        f"--run {newest.path} takes its last checkpoint all the same; midstream train CONFIG --resume goes on with it",
+        f"use its last checkpoint with --run {newest.path}, or continue it with midstream train CONFIG --resume",
     )
 
 
@@ -135,15 +135,17 @@ def _as_data(config: TrainConfig | Mapping[str, Any] | str | Path) -> dict[str, 
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The newest checkpoint of a run; a checkpoint is itself. Raises `RunError` when there is none."""
-    from midstream.learn.checkpoint import checkpoints
+    """Return the newest checkpoint of a run, or `path` if it is a checkpoint. Raises `RunError` if there is none."""
+    from midstream.learn.run.checkpoint import checkpoints
 
     run = Path(path)
     if (run / "state.json").is_file():
         return _checkpoint(run)
     found = checkpoints(run)
     if not found:
-        raise RunError(f"the run '{run}' has no checkpoint yet", "wait for its first one, or go on with it by --resume")
+        raise RunError(
+            f"the run '{run}' has no checkpoint yet", "wait for the first one, or continue the run with --resume"
+        )
     return found[-1]
 
 

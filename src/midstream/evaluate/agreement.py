@@ -1,7 +1,7 @@
-"""Whether two runs came to the same: weights and optimizer byte for byte, logs, and every sampled token.
+"""Compares two runs: weights and optimizer state byte for byte, logs, and every sampled token.
 
-What says how fast a run went is left out: keys of logs that end in `_s`, latencies, tensorboard's files, and the
-config, which names the run's directory.
+Ignores timings (log keys that end in `_s`, latencies, tensorboard files) and the config, which contains the run's
+directory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LOGS = ("metrics.jsonl", "evals.jsonl", "samples.jsonl")
 
 
 def contents(run_dir: str | Path) -> dict[str, Any]:
-    """By name, all of a run that must not depend on how fast it went or how often it was resumed."""
-    from midstream.learn.checkpoint import checkpoints
+    """Return the contents of a run that must not depend on its speed or on how often it was resumed, by name."""
+    from midstream.learn.run.checkpoint import checkpoints
     from midstream.record.store import Store
 
     run_dir = Path(run_dir)
@@ -36,16 +36,16 @@ def contents(run_dir: str | Path) -> dict[str, Any]:
             {key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run_dir / name)
         ]
     with Store(run_dir / "store.sqlite", read_only=True) as store:
-        result["trajectories"] = {trajectory.uid: _told(trajectory) for trajectory in store.trajectories.iterate()}
+        result["trajectories"] = {trajectory.uid: _compared(trajectory) for trajectory in store.trajectories.iterate()}
     return result
 
 
 def differences(one: str | Path, other: str | Path) -> list[str]:
-    """The names of what is not the same in two runs; empty when they agree."""
+    """Return the names of contents that differ between two runs; empty if they agree."""
     left, right = contents(one), contents(other)
     return [name for name in sorted({*left, *right}) if left.get(name) != right.get(name)]
 
 
-def _told(trajectory: Trajectory) -> tuple[Any, ...]:
+def _compared(trajectory: Trajectory) -> tuple[Any, ...]:
     steps = [(s.prompt_ids, s.response_ids, s.rollout_log_probs, s.policy_version) for s in trajectory.steps]
     return trajectory.status, trajectory.answer, dict(trajectory.rewards), steps

@@ -1,4 +1,4 @@
-"""One question to an agent, and everything it did to answer. Writes nothing."""
+"""Asks an agent one question and returns the whole trajectory. Writes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from midstream.gateway.in_process import InProcessGateway
 if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
 
-# What a run was trained and graded on does not matter to a question, and may not even be there any more.
+# A question needs neither the tasks nor the reward of the run, and their files may be missing.
 _NOT_NEEDED: Mapping[str, Mapping[str, Any] | None] = {
     "tasks": {"sources": [{"type": "direct"}]},
     "reward": {"failed": 0.0},
@@ -34,12 +34,12 @@ def ask(
     runs_dir: str | Path = "runs",
     trust: bool = False,
 ) -> Trajectory:
-    """Put `question` to an agent, greedily, and get everything it did.
+    """Ask an agent `question` with greedy sampling and return its trajectory.
 
-    The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
-    or a bare `model`; with none of them, of the run in `runs_dir` that finished last. The config of a run or checkpoint
-    from outside `runs_dir` may name built-in flows and tools only, unless `trust`. `metadata` is that of the task: a
-    flow gets it as keyword arguments. `ask_async` is the same for async code.
+    The agent comes from a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`
+    or a `model`; by default from the last finished run in `runs_dir`. The config of a run or checkpoint from outside
+    `runs_dir` may only name built-in flows and tools, unless `trust`. `metadata` is the task's metadata, passed to the
+    flow as keyword arguments. `ask_async` is the async form.
     """
     return run_blocking(
         ask_async(
@@ -66,7 +66,7 @@ async def ask_async(
     runs_dir: str | Path = "runs",
     trust: bool = False,
 ) -> Trajectory:
-    """As `ask`."""
+    """Async form of `ask`."""
     if run is None and checkpoint is None and config is None and model is None:
         run = last_finished(runs_dir)
     elif run is not None:

@@ -1,4 +1,4 @@
-"""The learning curve of a run as a picture: success above, reward below, evaluations with their intervals."""
+"""Draws the learning curve of a run: success, reward, and evaluations with confidence intervals."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LEVELS = (("base", BASE), ("warm start", WARM))
 
 
 def draw_curve(run_dir: str | Path) -> Path:
-    """Draw `curve.png` in `run_dir` from the run's files and return its path. Works on a run that is under way."""
+    """Draw `curve.png` in `run_dir` from the run's files and return its path. Works while the run is in progress."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     run = load_run(run_dir)
-    # A figure of its own, not pyplot's: no global state, so a trainer may draw while somebody else plots.
+    # Not pyplot, which has global state: user code may plot at the same time.
     figure = Figure(figsize=(9.6, 6.0), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.6, 1])
@@ -39,7 +39,7 @@ def draw_curve(run_dir: str | Path) -> Path:
     figure.text(0.985, 0.968, _subtitle(run), ha="right", va="center", fontsize=9, color=MUTED)
     figure.subplots_adjust(left=0.07, right=0.985, top=0.895, bottom=0.085, hspace=0.16)
     path = run.path / "curve.png"
-    # Renamed into place, so that a viewer never sees half a picture.
+    # Renamed into place, so that a viewer never sees a partial image.
     partial = path.with_name(f".curve-{os.getpid()}.png")
     try:
         figure.savefig(partial)
@@ -61,7 +61,7 @@ def _draw_success(axes: Axes, run: Run) -> None:
     _draw_points(axes, points, "o", EVALUATION, "held out (val), 95 % interval")
     final = run.evaluation("final", "test")
     if final and _is_number(final.get("success")):
-        # Beside the last val point, which has the same step.
+        # Shifted from the last val point, which has the same step.
         beside = {**final, "step": float(final.get("step") or 0) * 1.013}
         _draw_points(axes, [beside], "D", INK, f"held out (test) {100 * final['success']:.0f} %")
     if axes.get_legend_handles_labels()[1]:
@@ -139,7 +139,7 @@ def _draw_points(axes: Axes, rows: Sequence[Row], marker: str, colour: str, labe
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """`values` under a Gaussian window about a twentieth of the run wide; ends are averaged over what is there."""
+    """Smooth `values` with a Gaussian window of about a twentieth of the run, truncated at both ends."""
     sigma = max(1.0, len(values) / 20)
     reach = math.ceil(3 * sigma)
     weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(reach + 1)]

@@ -1,4 +1,4 @@
-"""How good an agent is on a task set: one greedy attempt at each task, scored, with intervals. Writes nothing."""
+"""Evaluates an agent on a task set: one greedy attempt per task, with confidence intervals. Writes nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from midstream.tasks.row_files import is_task_file
 if TYPE_CHECKING:
     from midstream.evaluate.runs import Row
     from midstream.learn.config import TrainConfig
-    from midstream.learn.setup import TrainingContext
+    from midstream.learn.run.setup import TrainingContext
 
 Progress = Callable[[int, int, float], None]
-"""Called with how many attempts are done, of how many, and the tokens sampled a second."""
+"""Called with the number of finished attempts, the total, and sampled tokens per second."""
 
 _log = logging.getLogger(__name__)
 REPORT_EVERY_S = 0.5
@@ -47,16 +47,18 @@ def evaluate(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> Row:
-    """Evaluate an agent, greedily, and return a row like those of `evals.jsonl`.
+    """Evaluate an agent with greedy sampling and return a row in the format of `evals.jsonl`.
 
-    The agent is that of a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`,
-    or a bare `model`. `tasks` is a task file or the name of a task set, in place of the config's; a file is taken whole
-    unless `split` names a part of it, anything else by its split `test`. `fields` are options of that source
-    (`{"answer": "target"}`, see `TaskSourceConfig`). `n` takes the first tasks only; of a set made
-    without end it is `trainer.test_tasks` when not given. Beside success and its Wilson interval, by kind too, the row
-    holds `errors`: why attempts failed, the most frequent first. A failed attempt counts as one without success.
-    `samples` holds every attempt. The config of a run or checkpoint from outside `runs_dir` may name built-in flows,
-    tools and components only, unless `trust`. `evaluate_async` is the same for async code.
+    The agent comes from a `run` (its newest checkpoint; a folder, or a name in `runs_dir`), a `checkpoint`, a `config`
+    or a `model`. `tasks` is a task file or the name of a task set, and replaces the config's. Without `split`, all
+    tasks of a file are used, and the split `test` of any other set. `fields` are options of the task source
+    (`{"answer": "target"}`, see `TaskSourceConfig`). `n` limits the number of tasks; for an unbounded set it defaults
+    to `trainer.test_tasks`.
+
+    The row holds success with its Wilson interval, also by kind, `errors` (reasons of failed attempts, most frequent
+    first) and `samples` (all attempts). Failed attempts count as unsuccessful. The config of a run or checkpoint from
+    outside `runs_dir` may only name built-in flows, tools and components, unless `trust`. `evaluate_async` is the async
+    form.
     """
     return run_blocking(
         evaluate_async(
@@ -93,7 +95,7 @@ async def evaluate_async(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> Row:
-    """As `evaluate`."""
+    """Async form of `evaluate`."""
     folder = None if run is None else find_run(str(run), runs_dir)
     source = find_agent(config=config, run=folder, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     sections: dict[str, Mapping[str, Any] | None] = {}
@@ -107,10 +109,12 @@ async def evaluate_async(
             "seed": own_seed,
         }
     elif fields:
-        raise ConfigError(f"fields are named ({', '.join(fields)}), but no tasks", "name their file with --tasks")
+        raise ConfigError(
+            f"field names ({', '.join(fields)}) were given without tasks", "name the task file with --tasks"
+        )
     elif "tasks" not in source.config:
         raise ConfigError(
-            "there are no tasks to evaluate on", "name a task file or a built-in set, such as --tasks calculate"
+            "there are no tasks to evaluate on", "give a task file or a built-in set, such as --tasks calculate"
         )
     async with InProcessGateway() as endpoint:
         parts = await asyncio.to_thread(
@@ -122,26 +126,26 @@ async def evaluate_async(
 async def _evaluate(
     parts: TrainingContext, source: AgentSource, split: str, n: int | None, progress: Progress | None
 ) -> Row:
-    from midstream.learn.samples import sample_row
+    from midstream.learn.data.samples import sample_row
     from midstream.rewards.summary import summarise
 
     tasks = _chosen(parts, split, n)
     done = 0
     began = time.perf_counter()
 
-    def tell() -> None:
+    def report() -> None:
         if progress is not None:
             progress(done, len(tasks), parts.engine.tokens_sampled / max(time.perf_counter() - began, 1e-9))
 
     def count(_: Trajectory) -> None:
         nonlocal done
         done += 1
-        tell()
+        report()
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY_S)
-            tell()
+            report()
 
     watcher = asyncio.create_task(watch())
     try:
@@ -170,7 +174,7 @@ def _chosen(parts: TrainingContext, split: str, n: int | None) -> list[Task]:
     size = parts.tasks.size(split)
     check(parts.tasks, [split])
     if n is None:
-        # A set that is made without end has no whole: as many then as the run's own evaluations take.
+        # For an unbounded set, use as many tasks as the run's own evaluations.
         n = size if size is not None else parts.config.trainer.test_tasks or DEFAULT_TASKS
     elif short := shortage(parts.tasks, split, n):
         _log.warning("%s", short)

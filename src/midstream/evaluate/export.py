@@ -1,4 +1,4 @@
-"""A trained policy as a folder for others: its adapter, or the whole model, with a model card; and to the hub."""
+"""Exports a trained policy: writes its adapter or the whole model to a folder with a model card, and uploads it."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def export(
     public: bool = False,
     runs_dir: str | Path = "runs",
 ) -> Path:
-    """Write the policy of a run into the new folder `out` and return it.
+    """Write the policy of a run to the new folder `out` and return its path.
 
-    `run` is a run (its newest checkpoint; a folder, or a name in `runs_dir`) or a checkpoint. Of an adapter, `merge`
-    makes a model of its own, which transformers loads; without it, the folder holds the adapter as peft reads it. After
-    full tuning it is the model either way. `dtype` is that of the weights; `auto` is the base model's. `push` uploads
-    the folder to the hub under `owner/name`, private unless `public`. Nothing that the run's config names is imported
-    or run. Raises `UserError`; then there is no folder.
+    `run` is a run (its newest checkpoint; a folder, or a name in `runs_dir`) or a checkpoint. `merge` merges an adapter
+    into its base model and writes a model that transformers loads; otherwise the folder holds the adapter in peft's
+    format. A fully tuned policy is always written as a model. `dtype` is the type of the weights; `auto` is the base
+    model's. `push` uploads the folder to the hub as `owner/name`, private unless `public`. Imports and runs nothing
+    that the run's config names. Raises `UserError`, and then leaves no folder behind.
     """
     checkpoint = find_checkpoint(run if Path(run, "state.json").is_file() else find_run(str(run), runs_dir))
     config = parse_config(TrainConfig, load_yaml(checkpoint / "config.yaml"), f"the config of '{checkpoint}'")
     whole = merge or config.policy.tuning == "full"
     if dtype != "auto" and not whole:
-        raise ConfigError(f"dtype {dtype} is of a whole model, and this is an adapter", "export it with merge")
+        raise ConfigError(f"dtype {dtype} applies to a whole model, and this is an adapter", "export it with merge")
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RunError(f"there is something at '{target}' already", "give --out a folder that is not there yet")
+        raise RunError(f"'{target}' already exists", "give --out a new folder")
     hub = None if push is None else _log_in(push)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,9 +75,9 @@ def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dty
     from midstream.engines.models import resolve
     from midstream.engines.torch.checkpoint_files import stored_dtype
     from midstream.engines.torch.decoder import load_decoder
-    from midstream.learn.model_folder import copy_beside, merge_adapters, write_model
-    from midstream.learn.setup import make_weights
-    from midstream.learn.weights import unfused
+    from midstream.learn.model.model_folder import copy_beside, merge_adapters, write_model
+    from midstream.learn.model.weights import unfused
+    from midstream.learn.run.setup import make_weights
 
     base = resolve(config.policy.model)
     if whole:
@@ -95,12 +95,12 @@ def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dty
 
 
 def _log_in(repo: str) -> HfApi:
-    """The hub's client, when it is there and takes uploads of whoever is logged in: known before the work."""
+    """Return a client of the hub after checking, before the export, that it is reachable and a user is logged in."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
     hub = HfApi()
-    with _refusals(repo, "log in with `hf auth login`, or leave --push out"):
+    with _refusals(repo, "log in with `hf auth login`, or omit --push"):
         validate_repo_id(repo)
         hub.whoami()
     return hub
@@ -117,7 +117,7 @@ def _upload(hub: HfApi, repo: str, folder: Path, public: bool) -> None:
 
 @contextmanager
 def _refusals(repo: str, hint: str) -> Iterator[None]:
-    """Says of what the hub refused that it was the hub, and what to do."""
+    """Convert errors of the hub to `RunError` with `hint`."""
     from midstream.engines.models import hub_errors
 
     try:

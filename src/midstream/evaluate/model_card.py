@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how it was trained, how well it does, how to use it."""
+"""Writes the README of an exported model: origin, training, evaluation and use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 
 
 def model_card(checkpoint: Path, config: TrainConfig, whole: bool) -> str:
-    """The card of the policy in `checkpoint`: a whole model, or an adapter. Names no path of this machine."""
+    """Return the model card of the policy in `checkpoint`, a whole model or an adapter. Contains no local paths."""
     from huggingface_hub import ModelCardData
 
     base = _base(config.policy.model)
@@ -70,7 +70,7 @@ def model_card(checkpoint: Path, config: TrainConfig, whole: bool) -> str:
 
 
 def _evaluations(run: Path) -> list[str]:
-    """A table of the run's evaluations on held-out tasks; nothing when it has none."""
+    """Return the lines of a table of the run's evaluations on held-out tasks; empty without any."""
     if not is_run(run):
         return []
     rows = [row for row in load_run(run).evals if row.get("split") == "test" and "success" in row]
@@ -85,12 +85,12 @@ def _evaluations(run: Path) -> list[str]:
 
 
 def _base(model: str) -> str:
-    """What others know the base model as."""
+    """Return the public name of the base model."""
     return _HUB_IDS.get(model) or _shown(model)
 
 
 def _shown(name: str) -> str:
-    """`name`, or only the last part of it when it is a path here."""
+    """Return `name`, or only its last part if it is a local path."""
     path = Path(name).expanduser()
     return path.name if path.is_absolute() or name.startswith(".") or path.exists() else name
 

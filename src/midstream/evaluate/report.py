@@ -1,6 +1,6 @@
-"""The report of a run: one HTML file that needs nothing else, to keep, mail or open without a network.
+"""Writes the report of a run as one self-contained HTML file that works offline.
 
-Everything in it comes from the run's files, and every text is escaped: models and tools write whatever they like.
+All content comes from the run's files, and all text is escaped, because models and tools may write HTML.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COLUMNS = (
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` in `run_dir` and return its path. Draws the curve when there is none yet."""
+    """Write `report.html` in `run_dir` and return its path. Draws the curve if it does not exist yet."""
     run = load_run(run_dir)
     picture = run.path / "curve.png"
     if not picture.is_file():
@@ -78,8 +78,8 @@ def _header(run: Run) -> str:
     numerics = run.info.get("numerics")
     facts += [("numerics", numerics.get("mode"))] if isinstance(numerics, dict) else []
     known = [(str(key), str(value)) for key, value in facts if value is not None]
-    told = "".join(f"<span><b>{escape(key)}</b> {escape(value)}</span>" for key, value in known)
-    return f'<h1>{escape(run.name)} <span class="status">{escape(run.status)}</span></h1><p class="facts">{told}</p>'
+    spans = "".join(f"<span><b>{escape(key)}</b> {escape(value)}</span>" for key, value in known)
+    return f'<h1>{escape(run.name)} <span class="status">{escape(run.status)}</span></h1><p class="facts">{spans}</p>'
 
 
 def _headline(run: Run) -> str:
@@ -95,7 +95,7 @@ def _headline(run: Run) -> str:
 
 
 def _stages(run: Run) -> dict[str, Row]:
-    """The evaluations to set side by side: on the test split when there are two, else on whatever there is."""
+    """Return the evaluations to compare: those on the test split if there are at least two, else all stages."""
     on_test = {label: row for label in STAGES if (row := run.evaluation(label, "test"))}
     return on_test if len(on_test) > 1 else {label: row for label in STAGES if (row := run.evaluation(label))}
 
@@ -118,7 +118,7 @@ def _before_after(run: Run) -> str:
         ]
         for label, row in rows.items()
     ]
-    note = "<p class='note'>Held-out tasks the agent never trained on; 95 % intervals below each figure.</p>"
+    note = "<p class='note'>Held-out tasks, with 95 % intervals below each value.</p>"
     return "<h2>Before and after</h2>" + note + _table(head, lines)
 
 
@@ -144,8 +144,8 @@ def _samples(run: Run) -> str:
 def _sample(label: str, sample: Row) -> str:
     verdict = "right" if sample.get("success") else "wrong"
     components = sample.get("rewards") or {}
-    told = ", ".join(f"{name} {_component(value)}" for name, value in components.items())
-    reward = f"reward {_number(sample.get('reward'), 3)}" + (f" ({told})" if told else "")
+    parts = ", ".join(f"{name} {_component(value)}" for name, value in components.items())
+    reward = f"reward {_number(sample.get('reward'), 3)}" + (f" ({parts})" if parts else "")
     turns = "".join(_turn(turn) for turn in sample.get("turns") or [] if isinstance(turn, dict))
     return (
         f'<section class="card"><h4>{escape(label)} <span class="{verdict}">{verdict}</span>'
@@ -159,7 +159,7 @@ def _turn(turn: Row) -> str:
     parts = [f'<div class="turn"><b class="role {role if role.isalpha() else ""}">{role}</b>']
     if turn.get("prompt"):
         tokens = turn.get("prompt_tokens")
-        title = "prompt" + (f", {tokens} tokens with what came before" if isinstance(tokens, int) else "")
+        title = "prompt" + (f", {tokens} tokens including the history" if isinstance(tokens, int) else "")
         parts.append(f"<details><summary>{escape(title)}</summary><pre>{_text(turn['prompt'])}</pre></details>")
     if turn.get("text"):
         parts.append(f"<pre>{_text(turn['text'])}</pre>")
@@ -192,7 +192,7 @@ def _components(run: Run) -> str:
         for name in names
     ]
     head = ["", f"first {fifth} steps", f"last {fifth} steps", "all steps"]
-    return "<h2>What the reward was made of</h2>" + _table(head, lines)
+    return "<h2>Reward components</h2>" + _table(head, lines)
 
 
 def _metrics(run: Run) -> str:
@@ -213,7 +213,7 @@ def _config(run: Run) -> str:
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table; `head` is text, `lines` is HTML that is escaped already."""
+    """Return an HTML table. `head` is plain text; `lines` is HTML that is already escaped."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
     return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'

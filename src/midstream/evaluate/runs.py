@@ -1,7 +1,7 @@
-"""A run directory, read back: what the curve, the report and the command line show.
+"""Reads run directories for the curve, the report and the command line.
 
-Reads the plain files only, never the store or a checkpoint. A run that was killed may end in half a line; that line
-is not there yet, so it is left out. Not for writing: the trainer does that.
+Reads the text files only, never the store or a checkpoint, and writes nothing. The unfinished last line of a killed run
+is ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The files of one run. `config` is the YAML as text; rows are in the order of training, one a step."""
+    """Contents of a run's files. `config` is YAML text; rows are in the order of training, one per step."""
 
     path: Path
     info: Row
@@ -38,17 +38,17 @@ class Run:
 
     @property
     def rl(self) -> list[Row]:
-        """The rows of the reinforcement-learning stage."""
+        """Rows of the reinforcement-learning stage."""
         return [row for row in self.metrics if row.get("stage", "rl") == "rl"]
 
     def evaluation(self, label: str, split: str | None = None) -> Row | None:
-        """The last evaluation called `label`, on `split` when given."""
+        """Return the last evaluation labelled `label`, on `split` if given."""
         found = [row for row in self.evals if row.get("label") == label and split in (None, row.get("split"))]
         return found[-1] if found else None
 
 
 def load_run(path: str | Path) -> Run:
-    """Read the run in directory `path`; raises `RunError` when it is not one."""
+    """Read the run in directory `path`; raises `RunError` if it is not a run."""
     path = Path(path)
     if not is_run(path):
         raise RunError(f"'{path}' is not a run directory: it has no run.json and no metrics.jsonl")
@@ -59,26 +59,26 @@ def load_run(path: str | Path) -> Run:
         path=path,
         info=info,
         config=_read_text(path / "config.yaml"),
-        metrics=_one_a_step(read_rows(path / "metrics.jsonl")),
+        metrics=_last_per_step(read_rows(path / "metrics.jsonl")),
         evals=read_rows(path / "evals.jsonl"),
         samples=read_rows(path / "samples.jsonl"),
     )
 
 
 def is_run(path: Path) -> bool:
-    """Whether `path` looks like a run directory."""
+    """Return whether `path` is a run directory."""
     return (path / "run.json").is_file() or (path / "metrics.jsonl").is_file()
 
 
 def list_runs(root: str | Path) -> list[Path]:
-    """The run directories in `root`, the last touched first."""
+    """Return the run directories in `root`, most recently modified first."""
     root = Path(root)
     found = [path for path in root.iterdir() if is_run(path)] if root.is_dir() else []
-    return sorted(found, key=_touched, reverse=True)
+    return sorted(found, key=_modified, reverse=True)
 
 
 def find_run(name: str, root: str | Path) -> Path:
-    """The directory of run `name`: a path, the name of a run in `root`, the start of one only, or `last`."""
+    """Find the directory of run `name`: a path, the name of a run in `root`, an unambiguous prefix, or `last`."""
     if is_run(Path(name)):
         return Path(name)
     runs = list_runs(root)
@@ -91,12 +91,12 @@ def find_run(name: str, root: str | Path) -> Path:
     if matching:
         raise RunError(f"'{name}' could be any of {', '.join(sorted(path.name for path in matching))}")
     if not runs:
-        raise RunError(f"no run '{name}', and no runs in '{root}'", "midstream train CONFIG makes one")
+        raise RunError(f"no run '{name}', and no runs in '{root}'", "start one with midstream train CONFIG")
     raise RunError(f"no run '{name}' in '{root}'", nearest(name, (path.name for path in runs)))
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The JSON objects of a `.jsonl` file; no file is no rows, and an unfinished last line is left out."""
+    """Read the JSON objects of a `.jsonl` file. A missing file has no rows; an unfinished last line is ignored."""
     lines = _read_text(path).split("\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
@@ -105,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            # A process that was killed while it wrote, then resumed, leaves a broken line in the middle as well.
+            # A run killed during a write and then resumed also leaves a broken line in the middle.
             if number == len(lines) or _is_cut(line):
                 continue
             raise RunError(f"{path}, line {number}: not JSON ({error})") from None
@@ -118,8 +118,8 @@ def _is_cut(line: str) -> bool:
     return line.startswith("{") and not line.rstrip().endswith("}")
 
 
-def _one_a_step(rows: list[Row]) -> list[Row]:
-    """A resumed run writes steps again that it had written before it died: the later row counts."""
+def _last_per_step(rows: list[Row]) -> list[Row]:
+    """Keep the last row of each step: a resumed run repeats the steps after its last checkpoint."""
     by_step: dict[tuple[str, int, int], Row] = {}
     for row in rows:
         by_step[str(row.get("stage", "rl")), int(row.get("step") or 0), int(row.get("update") or 0)] = row
@@ -144,7 +144,7 @@ def _read_text(path: Path) -> str:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process holds the run's lock: one that was killed says `running` for ever."""
+    """Return whether a process holds the run's lock. The status of a killed run stays `running`."""
     try:
         with (path / ".lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -155,6 +155,6 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _touched(path: Path) -> float:
+def _modified(path: Path) -> float:
     files = [path / name for name in ("run.json", "metrics.jsonl") if (path / name).is_file()]
     return max((file.stat().st_mtime for file in files), default=0.0)

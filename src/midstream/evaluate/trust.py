@@ -1,7 +1,7 @@
-"""What the config of a run would run, import or send elsewhere: asked before somebody else's run is put to work.
+"""Lists what the config of a run would import, execute or send elsewhere, before a run from elsewhere is used.
 
-A config is code: it names modules to import, programs to start and servers to talk to. Runs in one's own `runs/` are
-one's own; a checkpoint from anywhere else is data until its user says otherwise.
+A config can execute code: it names modules to import, programs to start and servers to call. Runs in the user's own
+folder of runs are trusted; a run or checkpoint from elsewhere needs the user's consent.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ STARTS_PROGRAMS = ("blackbox_command_agent",)
 
 
 def is_ours(folder: Path, runs_dir: str | Path) -> bool:
-    """Whether `folder` lies in `runs_dir`, links followed."""
+    """Return whether `folder` is inside `runs_dir`, after resolving links."""
     return folder.resolve().is_relative_to(Path(runs_dir).resolve())
 
 
 def insist_trusted(config: Mapping[str, Any], name: str, trust: bool) -> None:
-    """Raise `ConfigError` that lists what `config` would do beyond built-in flows and tools; with `trust`, log it."""
+    """Raise a `ConfigError` that lists the effects of `config` beyond built-in parts; with `trust`, log them."""
     effects = list(effects_of(config))
     if not effects:
         return
@@ -32,13 +32,13 @@ def insist_trusted(config: Mapping[str, Any], name: str, trust: bool) -> None:
     if not trust:
         raise ConfigError(
             f"'{name}' is not in your folder of runs, and its config uses more than built-in parts:{listing}",
-            "read it; with --trust (trust=True) this is done",
+            "read it, and allow it with --trust (trust=True)",
         )
     _log.warning("trusting '%s':%s", name, listing)
 
 
 def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each thing that `config` would import, run, or send elsewhere."""
+    """Yield a line for each thing that `config` would import, run, or send elsewhere."""
     from midstream.agents.registry import is_registered
     from midstream.tasks.load import is_imported
 
@@ -59,7 +59,7 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     reward = _section(config, "reward")
     judge = _section(reward, "judge")
     yield from _sent_by("reward.judge", judge)
-    # Whatever the reward's config may resolve: an override can give weight to what has none here.
+    # All components that the config names, with weight or not: an override can change weights.
     names = (*_section(reward, "components"), reward.get("success"), judge.get("compare_with"))
     for component in dict.fromkeys(map(str, names)):
         if ":" in component:
@@ -71,11 +71,11 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sent_by(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
-    """A line when the model that `settings` describe is at a URL."""
+    """Yield a line if `settings` name a model at a URL."""
     engine = str(settings.get("engine", ""))
     if "://" in engine:
         key = f", with the key in ${settings['api_key_env']}" if settings.get("api_key_env") else ""
-        yield f"{name} sends what it reads to {engine}{key}"
+        yield f"{name} sends its prompts to {engine}{key}"
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

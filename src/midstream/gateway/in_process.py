@@ -55,7 +55,7 @@ class InProcessGateway:
         role_engines: Mapping[str, RoleEngine],
         sampling: Mapping[str, SamplingParams],
     ) -> AsyncIterator[EndpointAddress]:
-        from midstream.gateway.active import ActiveTrajectory
+        from midstream.gateway.sessions.active import ActiveTrajectory
 
         server = await self._server(role_engines[MODEL])
         gateway, signer = server.gateway, server.gateway.signer
@@ -113,9 +113,9 @@ class InProcessGateway:
 
 async def _start(role_engine: RoleEngine) -> _Server:
     from midstream.gateway.config import GatewayConfig, LimitsConfig
+    from midstream.gateway.limits.tokens import TokenSigner
     from midstream.gateway.server import serving
     from midstream.gateway.service import Gateway
-    from midstream.gateway.tokens import TokenSigner
 
     config = GatewayConfig(
         port=0,

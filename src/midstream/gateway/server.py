@@ -14,8 +14,8 @@ import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
 
 from midstream.core.errors import UserError
-from midstream.gateway.app import make_app
-from midstream.gateway.protocol import BoundedHead
+from midstream.gateway.http.app import make_app
+from midstream.gateway.http.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
 STOPPING = "stopping"

@@ -12,17 +12,17 @@ from midstream.core.errors import NameTaken
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.active import ActiveTrajectory
-from midstream.gateway.admission import AdmissionController
-from midstream.gateway.callers import Caller, Callers
-from midstream.gateway.calls import Calls
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.dialects.hints import template_arguments
-from midstream.gateway.errors import ApiError
-from midstream.gateway.length import check_length, rendered
-from midstream.gateway.metrics import Metrics
-from midstream.gateway.tokens import TokenSigner
-from midstream.gateway.trajectories import Trajectories
+from midstream.gateway.http.errors import ApiError
+from midstream.gateway.http.metrics import Metrics
+from midstream.gateway.limits.admission import AdmissionController
+from midstream.gateway.limits.callers import Caller, Callers
+from midstream.gateway.limits.length import check_length, rendered
+from midstream.gateway.limits.tokens import TokenSigner
+from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.calls import Calls
+from midstream.gateway.sessions.trajectories import Trajectories
 from midstream.record.recorder import Call, RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction

@@ -74,10 +74,9 @@ class TrainRolloutConfig(RolloutConfig):
     """A trajectory with a response that hit `max_tokens`: `keep` trains on it; `mask` counts it in its group's
     statistics and in the denominators of the loss, without training on it; `drop` leaves it out."""
     altered_sampling: Literal["keep", "mask"] = "keep"
-    """A step sampled greedily, under a constraint (a JSON schema, a required tool call), or with `top_p`, `top_k`,
-    `min_p` or penalties: `keep` trains on it, because agents that call tools and write JSON have little else; `mask`
-    does not train on it, but counts it in the denominators of the loss, and its trajectory in its group's
-    statistics."""
+    """A step sampled greedily, or with `top_p`, `top_k`, `min_p` or penalties: `keep` trains on it; `mask` does not
+    train on it, but counts it in the denominators of the loss, and its trajectory in its group's statistics. A step
+    under a constraint is altered only if its engine reported log-probabilities over the whole vocabulary."""
     failed: Literal["drop", "mask", "score"] = "mask"
     """A failed or timed-out trajectory: `drop` leaves it out of its group; `mask` leaves it out but counts it in the
     denominators of the loss; `score` gives it `reward.failed` and trains on it, except for failures of infrastructure

@@ -1,6 +1,6 @@
 """Export and import: trajectories as JSONL or Parquet, with their steps, groups, curation and feedback.
 
-A JSONL file begins with a line `{"format": "midstream", "schema_version": 2}`; each line after it is a trajectory, as
+A JSONL file begins with a line `{"format": "midstream", "schema_version": 3}`; each line after it is a trajectory, as
 `exact_json` writes it. A Parquet file has the same header in its metadata, and one row per trajectory; columns other
 than numbers, names and token ids hold that JSON. Both are streamed a few trajectories at a time. The round trip is
 exact to the bit.

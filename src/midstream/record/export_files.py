@@ -19,8 +19,9 @@ Write = Callable[[list[Record]], None]
 LazyRecord = tuple[str, Callable[[], Record]]
 """Location of a record in a file, and a function that reads it; raises `ValueError` if the record is damaged."""
 
-READS = (2,)
-"""Readable versions of the record format. It does not change with columns that are not exported."""
+READS = (2, 3)
+"""Readable versions of the record format. It does not change with columns that are not exported. Steps of version 2
+have no `constraint`."""
 HEADER = {"format": "midstream", "schema_version": READS[-1]}
 ROWS = 64
 """Rows of a Parquet file in memory at once."""
@@ -97,7 +98,7 @@ class Parquet:
 
 
 _TEXT = {"task", "tool_calls", "answer", "error", "rewards", "metadata", "curation", "feedback", "group"}
-_STEP_TEXT = {"metadata", "messages", "tools", "text"}
+_STEP_TEXT = {"metadata", "messages", "tools", "text", "constraint"}
 """Parquet columns that hold JSON."""
 
 
@@ -143,7 +144,7 @@ def _packed(record: Record) -> Record:
 
 
 def _unpacked(row: Record) -> Record:
-    steps = [{**step, **{name: from_json(step[name]) for name in _STEP_TEXT}} for step in row["steps"]]
+    steps = [{**step, **{name: from_json(step[name]) for name in _STEP_TEXT & {*step}}} for step in row["steps"]]
     return {**row, **{name: from_json(row[name]) for name in _TEXT}, "steps": steps}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from midstream.core.errors import UserError
-from midstream.core.types import Status, Step, Task, ToolCall, Trajectory
+from midstream.core.types import Constraint, Status, Step, Task, ToolCall, Trajectory
 from midstream.record.curation import Curation, check_quality
 from midstream.record.feedback import Feedback
 from midstream.record.group_states import GroupState
@@ -78,7 +78,7 @@ def rows_of(record: Mapping[str, Any]) -> RecordRows:
         task = dict(record["task"])
         if not isinstance(task["prompt"], str):
             task["prompt"] = tuple(task["prompt"])
-        steps = [Step(**{**step, **_tuples(step)}) for step in record["steps"]]
+        steps = [Step(**{**step, **_tuples(step), "constraint": _constraint(step)}) for step in record["steps"]]
         own = {field.name: record[field.name] for field in fields(Trajectory) if field.name not in ("task", "steps")}
         calls = tuple(ToolCall(**call) for call in record["tool_calls"])
         trajectory = Trajectory(
@@ -107,11 +107,18 @@ def _fields(value: Any) -> dict[str, Any]:
 
 def _step_record(step: Step) -> dict[str, Any]:
     record = {**_fields(step), "finish_reason": str(step.finish_reason)}
+    if step.constraint is not None:
+        record["constraint"] = _fields(step.constraint)
     return {**record, **{name: list(record[name]) for name in LISTS if record[name] is not None}}
 
 
 def _tuples(step: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(step[name]) for name in LISTS if step[name] is not None}
+
+
+def _constraint(step: Mapping[str, Any]) -> Constraint | None:
+    found = step.get("constraint")
+    return None if found is None else Constraint(**found)
 
 
 def _group_row(record: Mapping[str, Any]) -> Row | None:

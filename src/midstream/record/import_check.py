@@ -52,6 +52,11 @@ class _ToolCall(_Part):
     attempts: int = 1
 
 
+class _Constraint(_Part):
+    kind: Literal["json_schema", "regex", "lark"]
+    grammar: str
+
+
 class _Step(_Part):
     trajectory_uid: Name
     prompt_uid: Literal[""] | Name = ""
@@ -73,6 +78,7 @@ class _Step(_Part):
     text: str = ""
     finish_reason: str = ""
     latency_s: Finite = 0.0
+    constraint: _Constraint | None = None
 
 
 class _Curation(_Part):

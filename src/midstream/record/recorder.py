@@ -11,14 +11,18 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from midstream.core.errors import Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
-from midstream.core.types import FinishReason, Message, Step, ToolSchema
-from midstream.engines.base import Completion, Constraint, Engine, OnTokens, Request
+from midstream.core.types import Constraint, FinishReason, Message, Step, ToolSchema
+from midstream.engines.base import Completion, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.formats import ToolChoice, constrain
 from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
+from midstream.record.replies import ChatStep, reply_of
 from midstream.record.store import Store
 from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, PromptPlacement, TokenTree
 
@@ -126,12 +130,26 @@ class Recorder:
         sampling: SamplingParams,
         *,
         role: str = "policy",
-        metadata: Mapping[str, Any] | None = None,
-    ) -> Step:
-        """`call` for a plain conversation."""
-        call = Call(messages=tuple(messages), sampling=sampling, role=role, metadata=metadata or {})
+        tools: Sequence[ToolSchema] = (),
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | Constraint | None = None,
+    ) -> ChatStep:
+        """`call` for a conversation; the result can be read as a message. Arguments are those of `constrain`; raises
+        `Unsupported` like it."""
+        tokenizer = role_engine.tokenizer
+        if tokenizer is not None:
+            declared, constraint = constrain(
+                tokenizer.format, tools, tool_choice=tool_choice, response_format=response_format
+            )
+        elif tools or response_format is not None:
+            raise Unsupported(
+                f"{role_engine.engine.name} returns complete text only: no tools and no response_format for '{role}'"
+            )
+        else:
+            declared, constraint = (), None
+        call = Call(messages=tuple(messages), sampling=sampling, role=role, tools=declared, constraint=constraint)
         step, _ = await self.call(role_engine, call)
-        return step
+        return ChatStep.of(step, partial(reply_of, tokenizer=tokenizer))
 
     async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
         """Make one model call; the step is on disk when this returns. Propagates `PromptTooLong`, `Unsupported` and
@@ -187,6 +205,7 @@ class Recorder:
         if call.keep_top_log_probs and completion.top_log_probs:
             extras[TOP_LOG_PROBS] = [[list(one) for one in top] for top in completion.top_log_probs]
         template = {TEMPLATE: dict(call.template)} if call.template else {}
+        over_allowed = completion.over_allowed and call.constraint is not None
         return Step(
             prompt_ids=placement.prompt_ids if completion.prompt_ids is None else completion.prompt_ids,
             response_ids=completion.ids,
@@ -195,12 +214,18 @@ class Recorder:
             prompt_uid=self.prompt_uid,
             step_index=index,
             policy_version=completion.policy_version,
-            metadata={**call.metadata, **template, **extras, **_sampling_metadata(sampling, call.constraint)},
+            metadata={
+                **call.metadata,
+                **template,
+                **extras,
+                **_sampling_metadata(sampling, None if over_allowed else call.constraint),
+            },
             role=call.role,
             trainable=role_engine.trainable and bool(completion.ids),
             parent=placement.parent,
             branch_reason=placement.branch_reason,
             temperature=sampling.temperature or 1.0,
+            constraint=call.constraint if over_allowed else None,
             messages=call.messages,
             tools=call.tools,
             text=completion.text,
@@ -335,9 +360,10 @@ class Recorder:
             self._tree(role_engine.tokenizer).add(step, role_engine.tokenizer)
 
 
-def _sampling_metadata(sampling: SamplingParams, constraint: Constraint | None) -> dict[str, Any]:
-    """Return the metadata that describes altered sampling; empty for a plain sample."""
+def _sampling_metadata(sampling: SamplingParams, unseen: Constraint | None) -> dict[str, Any]:
+    """Return the metadata that describes altered sampling; empty for a plain sample. `unseen` is a constraint that the
+    log-probabilities do not show."""
     found = sampling.alterations()
-    if constraint is not None:
-        found["constraint"] = constraint.kind
+    if unseen is not None:
+        found["constraint"] = unseen.kind
     return {"sampling": found} if found else {}

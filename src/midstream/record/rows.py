@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import RowMapping
 
-from midstream.core.types import FinishReason, Status, Step, Task, ToolCall, Trajectory
+from midstream.core.types import Constraint, FinishReason, Status, Step, Task, ToolCall, Trajectory
 from midstream.store.exact_json import from_json, to_json
 
 Row = dict[str, Any]
@@ -39,6 +41,7 @@ def step_row(step: Step) -> Row:
         "finish_reason": str(step.finish_reason),
         "latency_s": step.latency_s,
         "tools": to_json(step.tools, f"tools of {where}"),
+        "constraint": None if step.constraint is None else _constraint_json(step.constraint),
     }
 
 
@@ -65,6 +68,7 @@ def step_from_row(row: RowMapping) -> Step:
         finish_reason=_finish_reason(row["finish_reason"]),
         latency_s=row["latency_s"],
         tools=from_json(row["tools"]),
+        constraint=None if row["constraint"] is None else _constraint(row["constraint"]),
     )
 
 
@@ -72,6 +76,16 @@ def late(row: Row) -> Row:
     """Return the row of a step that arrived after its trajectory ended: marked late, and not trainable."""
     metadata = {**from_json(row["metadata"]), "late": True}
     return {**row, "metadata": to_json(metadata, "metadata"), "trainable": False}
+
+
+@lru_cache(256)
+def _constraint_json(constraint: Constraint) -> str:
+    return to_json(asdict(constraint), "a constraint")
+
+
+@lru_cache(256)
+def _constraint(text: str) -> Constraint:
+    return Constraint(**from_json(text))
 
 
 def _finish_reason(text: str) -> str:

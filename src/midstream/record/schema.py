@@ -68,6 +68,7 @@ steps = Table(
     Column("finish_reason", String, nullable=False),
     Column("latency_s", Float, nullable=False),
     Column("tools", Text, nullable=False, server_default='{"!tuple":[]}'),
+    Column("constraint", Text),  # see `Step.constraint`
     Index("steps_by_prompt", "prompt_uid"),
 )
 
@@ -146,6 +147,11 @@ def _upgrade_to_4(connection: sa.Connection) -> None:
     connection.exec_driver_sql("DROP TABLE schema_version")  # replaced by the table `schemas`
 
 
+def _upgrade_to_5(connection: sa.Connection) -> None:
+    # Older steps have none: their log-probabilities are over the whole vocabulary.
+    add_column(connection, steps, "constraint")
+
+
 def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | None:
     if "schema_version" not in tables:
         return None
@@ -153,5 +159,9 @@ def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | Non
 
 
 SCHEMA = Schema(
-    "record", metadata, 4, {2: _upgrade_to_2, 3: _upgrade_to_3, 4: _upgrade_to_4}, unregistered=_unregistered
+    "record",
+    metadata,
+    5,
+    {2: _upgrade_to_2, 3: _upgrade_to_3, 4: _upgrade_to_4, 5: _upgrade_to_5},
+    unregistered=_unregistered,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_THINKING = re.compile(r"<(/?)(?:think|thinking|thought)>|\[(/?)THINK\]", re.IGNORECASE)
+from midstream.core.text import after_thinking
+
 _OPENING = re.compile(r"<answer>", re.IGNORECASE)
 _CLOSING = re.compile(r"</answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -16,26 +17,6 @@ _LEAD_IN = re.compile(
 
 DEEPEST_BOX = 4
 """Maximum depth of nested boxes."""
-
-
-def after_thinking(text: str) -> str:
-    """Remove `<think>...</think>` and `[THINK]...[/THINK]` from `text`.
-
-    An unclosed thought extends to the end of the text; an unopened one (opened by the template) starts at its
-    beginning.
-    """
-    pieces: list[str] = []
-    thinking, start = False, 0
-    for mark in _THINKING.finditer(text):
-        if not (mark[1] or mark[2]):
-            if not thinking:
-                pieces.append(text[start : mark.start()])
-            thinking = True
-            continue
-        if not thinking:
-            pieces.clear()
-        thinking, start = False, mark.end()
-    return "".join(pieces) if thinking else "".join(pieces) + text[start:]
 
 
 def marked_answer(text: str) -> str | None:

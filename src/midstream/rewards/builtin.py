@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import Any
 
@@ -81,6 +81,19 @@ def bleu(answer: str | None, reference: Any) -> float | None:
     tokenizer = "zh" if any("\u4e00" <= character <= "\u9fff" for text in references for character in text) else "13a"
     metric = BLEU(effective_order=True, tokenize=tokenizer)
     return min(metric.sentence_score(extract_answer(answer or ""), references).score / 100, 1.0)
+
+
+@component("environment")
+def environment(trajectory: Trajectory) -> StepRewards | float | None:
+    """What the task's environment gave, summed over the episode; by step where each action was one model call. None
+    when it gave nothing."""
+    played = trajectory.metadata.get("environment")
+    rewards = played.get("rewards") if isinstance(played, Mapping) else None
+    if not isinstance(rewards, list | tuple) or all(value is None for value in rewards):
+        return None
+    if len(rewards) == len(trajectory.steps):
+        return StepRewards(rewards)
+    return fsum(value for value in rewards if value is not None)
 
 
 @component("given")

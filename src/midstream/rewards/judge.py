@@ -20,11 +20,11 @@ from pydantic import Field
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError
 from midstream.core.sampling import SamplingParams
+from midstream.core.text import after_thinking
 from midstream.core.types import Message, Task, Trajectory
 from midstream.engines.base import Engine, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.openai import OpenAIEngine
-from midstream.rewards.answers import after_thinking
 from midstream.rewards.components import component
 
 Ask = Callable[[Sequence[Message], int], Awaitable[str]]

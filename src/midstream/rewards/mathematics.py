@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from midstream.rewards.answers import after_lead_in, after_thinking, extract_answer, marked_answer
+from midstream.core.text import after_thinking
+from midstream.rewards.answers import after_lead_in, extract_answer, marked_answer
 from midstream.rewards.characters import unify
 from midstream.rewards.kinds import Kind, is_expression, kind_of, unwrapped_mathematics
 from midstream.rewards.math_process import compare

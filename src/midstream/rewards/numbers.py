@@ -1,7 +1,7 @@
 """Parses numbers in text: signs, thousands separators, decimals, exponents, fractions, currencies, percent, "million".
 
-Number words ("twelve"), roman numerals and decimal commas are not read, and what is part of a larger expression
-(`10^3`, `3x`, `\\sqrt{2}`, "12 squared", "less than 12") is not a number.
+Ignores number words ("twelve"), roman numerals, decimal commas, and numbers that are part of a larger expression
+(`10^3`, `3x`, `\\sqrt{2}`, "12 squared", "less than 12").
 """
 
 from __future__ import annotations
@@ -201,8 +201,7 @@ def number_of(value: float | Fraction) -> Number | None:
 
 
 def tidy(text: str) -> str:
-    """`text` with one spelling for what numbers are written with: groups of digits, minus signs (also in words),
-    LaTeX's text."""
+    """Normalize how numbers are written in `text`: digit groups, minus signs (also in words), LaTeX text commands."""
     text = spaced(unify(_THIN_GROUPS.sub(",", text)))
     text = _TEXT_COMMAND.sub(r" \1 ", text).replace("\\left", "").replace("\\right", "")
     return _MINUS.sub(_minus_sign, text)
@@ -257,7 +256,7 @@ def _is_denied(text: str, start: int, stop: int, own: list[re.Match[str]]) -> bo
 
 
 def _is_fragment(text: str, match: re.Match[str]) -> bool:
-    """Whether a number is a part of a larger expression."""
+    """Return whether a number is part of a larger expression."""
     start, end = max(0, match.start() - 40), match.end()
     if _BEFORE.search(text, start, match.start()) or _WORDS_BEFORE.search(text, start, match.start()):
         return True
@@ -282,7 +281,7 @@ def _unit(text: str, match: re.Match[str]) -> Unit | None:
 
 
 def _currency(text: str, match: re.Match[str]) -> Unit | None:
-    """The currency of the sign before a number; `$` is one unless a later `$` closes it."""
+    """Return the currency of the sign before a number; `$` is one unless a later `$` closes it as mathematics."""
     sign = match["currency"]
     if sign is None or (sign == "$" and _CLOSES_MATHEMATICS.search(text, match.end())):
         return None
@@ -290,8 +289,8 @@ def _currency(text: str, match: re.Match[str]) -> Unit | None:
 
 
 def _together(text: str, large: re.Match[str], small: re.Match[str]) -> Quantity | None:
-    """One measure in two units ("5 ft 3 in", "5 dollars and 50 cents") as a quantity in the smaller; None when the two
-    numbers are no such thing."""
+    """Combine a measure in two units ("5 ft 3 in", "5 dollars and 50 cents") into a quantity in the smaller unit; None
+    for two separate numbers."""
     between = text[large.end() : small.start()]
     word = _SMALLER_UNIT.match(text, small.end())
     whole, part = _read(large), _read(small)

@@ -1,8 +1,8 @@
-"""The component `preference`: what people's feedback says of answers that nobody gave feedback on.
+"""The component `preference`: a model that predicts, from feedback on some answers, how people rate others.
 
-Pairs of answers to the same question, of which people liked one more, fit a linear Bradley-Terry model (Bradley & Terry
-1952): P(a before b) = sigmoid(s(a) - s(b)), s(a) = w . x(a). x(a) are hashed words and pairs of words of the answer,
-and its length. It sees the text of an answer only: neither the question nor what is true. Saved as JSON.
+A linear Bradley-Terry model (Bradley & Terry 1952) fitted to pairs of answers to the same question, one preferred:
+P(a before b) = sigmoid(s(a) - s(b)), s(a) = w . x(a), where x(a) are hashed words and word pairs of the answer, and its
+length. The model sees only the text of the answer: neither the question nor the reference. Saved as JSON.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from midstream.record.store import Store
 from midstream.rewards.components import component
 
 DIMENSIONS = 4096
-"""Of x(a): the last one is the length, words are hashed into the others."""
+"""Size of x(a): the last dimension is the length, words are hashed into the others."""
 FOLDS = 5
 ITERATIONS = 300
 _FORMAT = "midstream preference 1"
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 Pair = tuple[str, str]
-"""Two answers to one question, the one that people liked more first."""
+"""Two answers to one question, the preferred one first."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceModel:
-    """A fitted model. `offset` is the mean score of the answers it was fitted to; `accuracy` is the share of pairs that
-    models fitted without their fold ordered right, None for fewer than `FOLDS` pairs."""
+    """A fitted model. `offset` is the mean score of the training answers; `accuracy` is the cross-validated share of
+    correctly ordered pairs, None for fewer than `FOLDS` pairs."""
 
     weights: NDArray[np.float64]
     offset: float
@@ -48,7 +48,7 @@ class PreferenceModel:
     accuracy: float | None
 
     def score(self, answer: str) -> float:
-        """The probability that people like `answer` more than an average one, 0 to 1."""
+        """Return the probability that people prefer `answer` to an average one."""
         return float(_sigmoid(np.array(features(answer) @ self.weights - self.offset)))
 
     def save(self, path: str | Path) -> None:
@@ -82,7 +82,7 @@ class PreferenceModel:
 
 @component("preference")
 def preference(answer: str | None, preference: PreferenceModel) -> float | None:
-    """The probability that people like the answer more than an average one, by `reward.preference`. None without an
+    """Probability that people prefer the answer to an average one, by `reward.preference`. None without an
     answer."""
     return None if answer is None else preference.score(answer)
 
@@ -105,8 +105,8 @@ def fit(pairs: Sequence[Pair], l2: float = 0.01) -> PreferenceModel:
     """Minimise mean log(1 + exp(s(less) - s(more))) + l2 / 2 |w|^2 over `pairs`. Raises `RunError` without pairs."""
     if not pairs:
         raise RunError(
-            "there is no pair of answers to one question of which people liked one more",
-            "feedback is needed on several trajectories of one group, or corrections",
+            "the feedback prefers no answer to another answer to the same question",
+            "give feedback on several trajectories of one group, or corrections",
         )
     more, less = (np.stack([features(pair[side]) for pair in pairs]) for side in (0, 1))
     differences = more - less
@@ -116,30 +116,30 @@ def fit(pairs: Sequence[Pair], l2: float = 0.01) -> PreferenceModel:
 
 
 def pairs_of(groups: Iterable[Sequence[Trajectory]]) -> list[Pair]:
-    """The pairs that feedback (`metadata["feedback"]`) makes of the trajectories of each group: thumbs and ratings
-    order the answers of a group, and a correction goes before the answer it corrects."""
+    """Pair the answers of each group by feedback (`metadata["feedback"]`): thumbs and ratings order the answers, and a
+    correction is preferred to the answer it corrects."""
     pairs: list[Pair] = []
     for group in groups:
-        liked = [(value, one.answer) for one in group if one.answer and (value := _liking(one)) is not None]
-        for (a, first), (b, second) in combinations(liked, 2):
+        rated = [(value, one.answer) for one in group if one.answer and (value := _rating(one)) is not None]
+        for (a, first), (b, second) in combinations(rated, 2):
             if a != b and first != second:
                 pairs.append((first, second) if a > b else (second, first))
         for one in group:
-            corrections = [said["text"] for said in _feedback(one) if said["kind"] == "correction"]
+            corrections = [item["text"] for item in _feedback(one) if item["kind"] == "correction"]
             pairs += [(text, one.answer) for text in corrections if one.answer and text != one.answer]
     return pairs
 
 
 def pairs_in(store: Store, channel: str | None = None) -> list[Pair]:
-    """The pairs that the feedback in a store makes; with a `channel`, of its trajectories only."""
+    """Return the pairs from the feedback in a store, or in one `channel` of it."""
     groups: dict[str, list[Trajectory]] = {}
     for uid in store.annotations.uids_with_feedback():
         found = store.trajectories.find(uid)
         if found is None or channel not in (None, found.channel):
             continue
         one = found.trajectory
-        said = [feedback.mapping() for feedback in store.annotations.feedback(uid)]
-        groups.setdefault(one.prompt_uid, []).append(replace(one, metadata={**one.metadata, "feedback": said}))
+        items = [feedback.mapping() for feedback in store.annotations.feedback(uid)]
+        groups.setdefault(one.prompt_uid, []).append(replace(one, metadata={**one.metadata, "feedback": items}))
     return pairs_of(groups.values())
 
 
@@ -147,10 +147,10 @@ def _feedback(trajectory: Trajectory) -> Sequence[Mapping[str, Any]]:
     return trajectory.metadata.get("feedback", ())
 
 
-def _liking(trajectory: Trajectory) -> float | None:
-    """Mean of thumbs and ratings, on the scale of thumbs: -1 to 1."""
+def _rating(trajectory: Trajectory) -> float | None:
+    """Return the mean of thumbs and ratings, on the scale -1 to 1; None without any."""
     scales = {"thumbs": lambda value: value, "rating": lambda value: 2 * value - 1}
-    values = [scales[said["kind"]](float(said["value"])) for said in _feedback(trajectory) if said["kind"] in scales]
+    values = [scales[item["kind"]](float(item["value"])) for item in _feedback(trajectory) if item["kind"] in scales]
     return sum(values) / len(values) if values else None
 
 

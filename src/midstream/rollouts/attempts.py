@@ -1,4 +1,4 @@
-"""An attempt at a task, and the groups of attempts that a training step makes."""
+"""`Attempt`: one trajectory to generate, and the groups of attempts of a training step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from midstream.core.types import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One trajectory to make. `seed` fixes what is sampled in it."""
+    """One trajectory to generate. `seed` determines its samples."""
 
     task: Task
     uid: str
@@ -20,7 +20,7 @@ class Attempt:
     channel: str = "train"
     train_step: int | None = None
     mask_seed: int | None = None
-    """Decides which words `flow.mask_results` hides; None hides none."""
+    """Seed of the words that `flow.mask_results` hides; None hides none."""
 
 
 def groups_of(
@@ -33,10 +33,10 @@ def groups_of(
     train_step: int | None = None,
     masked: bool = False,
 ) -> list[Attempt]:
-    """`size` attempts at each of `tasks`, the attempts of a task next to each other.
+    """Return `size` attempts per task, those of a task adjacent.
 
-    Uids and seeds depend only on `prefix`, `seed` and the position of the task and the attempt, so repeating a step
-    repeats them. `masked` applies `flow.mask_results`: all attempts at a task in one step miss the same words."""
+    Uids and seeds depend only on `prefix`, `seed` and the positions of task and attempt, so repeating a step repeats
+    them. `masked` applies `flow.mask_results` with the same hidden words for all attempts at a task in one step."""
     return [
         Attempt(
             task=task,

@@ -16,7 +16,7 @@ RETRIES = 5
 """Retries of a call when the gateway is busy, restarting or unreachable, after 0.5, 1, 2, ... s."""
 FIRST_WAIT_S = 0.5
 PATIENCE_S = 600.0
-"""How long a call is retried while a gateway that is busy, or waits for its trainer, answers 429."""
+"""Seconds for which a call is retried while the gateway answers 429 (it is busy or waits for its trainer)."""
 
 
 class Refused(EngineError):
@@ -31,8 +31,8 @@ class GatewayClient:
     """Client of a gateway's native API. Calls that change something are idempotent, so a retry counts once.
 
     `key_env` names the environment variable that holds a key of the gateway, for opening trajectories; calls about one
-    trajectory are sent with its `token`, if given. Raises `Refused` with the gateway's error, and `EngineError` when it
-    does not answer.
+    trajectory are sent with its `token`, if given. Raises `Refused` with the gateway's error, or `EngineError` if the
+    gateway does not answer.
     """
 
     def __init__(self, url: str, key_env: str | None = None, timeout_s: float = 600.0) -> None:
@@ -51,11 +51,11 @@ class GatewayClient:
         return await self.post("/init_trajectory", opening)
 
     async def generate(self, key: str, token: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Sample a response; `fields` are those of `POST /generate`, `key` makes a retry count once."""
+        """Sample a response. `fields` are those of `POST /generate`; `key` makes retries idempotent."""
         return await self.post("/generate", fields, key, token)
 
     async def submit_steps(self, steps: list[dict[str, Any]], channel: str, token: str | None = None) -> int:
-        """Submit steps; returns how many were new."""
+        """Submit steps; returns the number of new ones."""
         return (await self.post(f"/submit_steps?channel={channel}", {"steps": steps}, token=token))["accepted"]
 
     async def complete(self, trajectory_uid: str, token: str | None = None, **fields: Any) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class GatewayClient:
     async def post(
         self, path: str, body: Mapping[str, Any], key: str | None = None, token: str | None = None
     ) -> dict[str, Any]:
-        """`POST path`, retried while the gateway cannot answer."""
+        """Send `POST path`, with retries while the gateway cannot answer."""
         return await self._send("POST", path, body, key, token)
 
     async def _send(

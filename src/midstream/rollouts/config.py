@@ -8,28 +8,28 @@ from midstream.core.config import Config
 
 
 class SamplingConfig(Config):
-    """Sampling of every role without settings of its own."""
+    """Sampling of roles without their own settings."""
 
     max_tokens: int = Field(default=256, ge=1)
-    """Most tokens of one response."""
+    """Maximum tokens of one response."""
     temperature: float = Field(default=1.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this mass."""
+    """Sample from the smallest set of tokens whose probabilities add up to this."""
     top_k: int = Field(default=0, ge=0)
-    """Sample from this many likeliest tokens; 0 is all."""
+    """Sample from the k most likely tokens; 0 means all."""
     stop: tuple[str, ...] = ()
     """Text that ends a response."""
 
 
 class RolloutConfig(Config):
-    """How trajectories are made."""
+    """How trajectories are generated."""
 
     group_size: int = Field(default=8, ge=1)
     """Trajectories per task (G)."""
     sampling: SamplingConfig = SamplingConfig()
-    """Sampling of every role without settings of its own (`flow.roles.*.sampling`)."""
+    """Sampling of roles without their own settings (`flow.roles.*.sampling`)."""
     concurrency: int = Field(default=64, ge=1)
-    """Trajectories that run at once."""
+    """Maximum concurrent trajectories."""
     timeout_s: float = Field(default=300.0, gt=0)
-    """Wall time one trajectory may take."""
+    """Time limit of one trajectory, in seconds of wall time."""

@@ -31,7 +31,7 @@ class AgentFlowManager:
         temperature: float | None = None,
         on_done: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
-        """One trajectory per attempt, in the order of `attempts`. `on_done` is called with each as it ends.
+        """Return one trajectory per attempt, in the order of `attempts`. `on_done` is called with each when it ends.
 
         `temperature` overrides every role's. The first `UserError` stops the rollout and is raised."""
 
@@ -61,11 +61,11 @@ class AgentFlowManager:
 
 
 async def _gather(runs: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
-    """All results in order; the first error cancels the rest."""
+    """Return all results in order; the first error cancels the rest."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(run) for run in runs]
     except ExceptionGroup as errors:
-        # What stops a rollout stops every attempt for the same reason, so one error is enough.
+        # An error that stops a rollout would stop every attempt, so one is enough.
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -13,9 +13,11 @@ from midstream.agents.endpoint import AgentEndpoint, EndpointAddress
 from midstream.core import clock
 from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import FinishReason, Step, Task, Trajectory
+from midstream.core.types import Constraint, FinishReason, Message, Step, Task, ToolSchema, Trajectory
 from midstream.engines.base import Completion, Request
+from midstream.engines.formats import ToolChoice
 from midstream.record.recorder import Call, Recorder, RoleEngine
+from midstream.record.replies import ChatStep, reply_from
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.client import GatewayClient, Refused
 
@@ -24,8 +26,8 @@ HEARTBEAT_S = 60.0
 
 
 class RemoteRecorder(Recorder):
-    """Sends calls to a gateway, which samples and records them, and keeps the returned steps. `token` authorises calls
-    of the trajectory."""
+    """Sends calls to a gateway, which samples and records them, and keeps the returned steps. `token` authorises the
+    trajectory's calls."""
 
     def __init__(
         self, trajectory_uid: str, prompt_uid: str, *, seed: int, client: GatewayClient, token: str | None = None
@@ -33,7 +35,43 @@ class RemoteRecorder(Recorder):
         super().__init__(trajectory_uid, prompt_uid, seed=seed)
         self._client, self._token = client, token
 
+    async def chat(
+        self,
+        role_engine: RoleEngine,
+        messages: Sequence[Message],
+        sampling: SamplingParams,
+        *,
+        role: str = "policy",
+        tools: Sequence[ToolSchema] = (),
+        tool_choice: ToolChoice = "auto",
+        response_format: Mapping[str, Any] | Constraint | None = None,
+    ) -> ChatStep:
+        """Make one model call. The gateway has the model's tokenizer: it renders the prompt and parses the reply."""
+        fields: dict[str, Any] = {"tool_choice": None if tool_choice == "auto" else tool_choice}
+        if isinstance(response_format, Constraint):
+            fields["constraint"] = asdict(response_format)
+        elif response_format is not None:
+            fields["response_format"] = dict(response_format)
+        call = Call(messages=tuple(messages), sampling=sampling, role=role, tools=tuple(tools))
+        step, message = await self._generate(role_engine, call, fields)
+        return ChatStep.of(step, lambda _: reply_from(message))
+
     async def call(self, role_engine: RoleEngine, call: Call) -> tuple[Step, Completion]:
+        constraint = {} if call.constraint is None else {"constraint": asdict(call.constraint)}
+        step, _ = await self._generate(role_engine, call, constraint)
+        completion = Completion(
+            ids=step.response_ids,
+            log_probs=step.rollout_log_probs or (),
+            text=step.text,
+            finish_reason=FinishReason(step.finish_reason),
+            policy_version=step.policy_version,
+            over_allowed=step.constraint is not None,
+        )
+        return step, completion
+
+    async def _generate(self, role_engine: RoleEngine, call: Call, fields: Mapping[str, Any]) -> tuple[Step, Message]:
+        """Make one model call, with further `fields` of `POST /generate`. Returns the step, and its message as the
+        gateway parsed it."""
         sampling = call.sampling
         place = self._reserve_index()
         try:
@@ -46,6 +84,7 @@ class RemoteRecorder(Recorder):
                 tools=list(call.tools) or None,
                 sampling_params=asdict(sampling),
                 role=call.role,
+                **fields,
             )
         except BaseException:
             self._abandon(place)
@@ -62,24 +101,18 @@ class RemoteRecorder(Recorder):
             role=call.role,
             trainable=role_engine.trainable and bool(reply["response_ids"]),
             temperature=sampling.temperature or 1.0,
+            constraint=Constraint(**reply["constraint"]) if "constraint" in reply else None,
             messages=call.messages,
             tools=call.tools,
             text=reply["response_text"],
             finish_reason=FinishReason(reply["stop_reason"]),
         )
         self._answered(step)
-        completion = Completion(
-            ids=step.response_ids,
-            log_probs=step.rollout_log_probs or (),
-            text=step.text,
-            finish_reason=FinishReason(step.finish_reason),
-            policy_version=step.policy_version,
-        )
-        return step, completion
+        return step, reply["message"]
 
 
 class RemoteEngine:
-    """Placeholder engine of a flow whose calls a gateway answers. Raises if it is called."""
+    """Placeholder engine for flows whose calls are answered by a gateway. Raises if it is called."""
 
     name, policy_version, context_length = "gateway", 0, 1 << 20
 
@@ -143,15 +176,15 @@ class RemoteSink:
             self._heartbeat = asyncio.create_task(self._send_heartbeats())
 
     async def _send_heartbeats(self) -> None:
-        """Keep open trajectories alive whose flows make no calls for a while, such as during a slow tool."""
+        """Keep open trajectories alive while their flows make no calls, such as during a slow tool."""
         while self._open:
             await clock.sleep(HEARTBEAT_S)
             for uid, opened in list(self._open.items()):
-                with suppress(EngineError):  # it has ended, or its next call will raise the same error
+                with suppress(EngineError):  # the trajectory has ended, or its next call raises the same error
                     await self._client.post(f"/trajectories/{uid}/heartbeat", {}, token=opened["owner_token"])
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
-        """Submit step rewards and metadata, and complete the trajectory. One its agent completed stays as it is."""
+        """Submit step rewards and metadata, and complete the trajectory, unless its agent has completed it."""
         token = self._open[trajectory.uid]["owner_token"]
         steps = [_payload(step) for step in trajectory.steps if step.reward is not None or step.metadata]
         try:

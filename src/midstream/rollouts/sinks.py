@@ -1,4 +1,4 @@
-"""Where trajectories are recorded: `TrajectorySink`, and the sink of a store in this process."""
+"""`TrajectorySink`, which records trajectories, and `LocalSink`, which records in a store in this process."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class TrajectorySink(Protocol):
     """Records attempts. `begin` and `finish` raise `EngineError` when the recording service cannot be reached."""
 
     def recorder(self, attempt: Attempt) -> Recorder:
-        """Records the model calls of `attempt`."""
+        """Return the recorder for the model calls of `attempt`."""
         ...
 
     def endpoint(self, attempt: Attempt) -> AgentEndpoint | None:
-        """The endpoint that a black-box agent must call to be recorded by this sink; None for the worker's own."""
+        """Return the endpoint whose calls this sink records; None if the worker's endpoint is used."""
         ...
 
     async def begin(self, attempt: Attempt) -> None: ...
@@ -27,12 +27,12 @@ class TrajectorySink(Protocol):
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
 
     def forget(self, attempt: Attempt) -> None:
-        """Drop what is kept of a begun `attempt`, finished or not. Called once for each."""
+        """Release the state of a begun `attempt`, finished or not. Called once per attempt."""
         ...
 
 
 class LocalSink:
-    """Records in `store`, or without one in memory only."""
+    """Records in `store`, or in memory only if it is None."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store

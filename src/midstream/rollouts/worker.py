@@ -1,4 +1,4 @@
-"""`AgentFlowWorker` makes one trajectory: it runs the flow, closes what the flow opened, scores and records."""
+"""`AgentFlowWorker` generates one trajectory: runs the flow, closes its resources, scores and records it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,19 @@ from midstream.rollouts.sinks import LocalSink, TrajectorySink
 from midstream.tools import Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
-"""Task metadata that would give the solution away: a flow does not get it as an argument of `run`."""
+"""Task metadata that reveals the solution, and is not passed to `run`."""
 CLOSE_TIMEOUT_S = 30.0
-"""Time that closing the resources of one trajectory may take."""
+"""Time limit for closing the resources of one trajectory."""
 
 _log = logging.getLogger(__name__)
 
 
 class AgentFlowWorker:
-    """Runs attempts through one flow. Whatever the flow does, each attempt ends in a trajectory with a status.
+    """Runs attempts with one flow. Every attempt ends as a trajectory with a status, even if the flow fails.
 
-    `role_engines` are by module role; `policy` is required, and speaks for every role without an engine of its own.
-    Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` takes the calls of black-box
-    agents, unless the sink has an endpoint of its own. Raises `ConfigError` for a flow, role, tool or setting that does
-    not exist."""
+    `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
+    Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` accepts the calls of black-box
+    agents, unless the sink provides an endpoint. Raises `ConfigError` for an unknown flow, role, tool or setting."""
 
     def __init__(
         self,
@@ -94,7 +93,7 @@ class AgentFlowWorker:
 
     @property
     def roles(self) -> dict[str, bool]:
-        """The flow's roles that have an engine, and whether the responses of each are trained on."""
+        """The flow's roles with an engine, and whether each role's responses are trained on."""
         return {role: self._role_engines[role].trainable for role in self._roles if role in self._role_engines}
 
     @property
@@ -105,9 +104,9 @@ class AgentFlowWorker:
         )
 
     async def run(self, attempt: Attempt, *, temperature: float | None = None) -> Trajectory:
-        """Make one trajectory and score it. `temperature` overrides every role's (0 for greedy evaluation).
+        """Generate one trajectory and score it. `temperature` overrides that of all roles (0 for greedy evaluation).
 
-        Raises `UserError` for what only the user can fix; every other failure is a status of the trajectory."""
+        Raises `UserError` for errors that the user must fix; any other failure becomes the trajectory's status."""
         try:
             await self._sink.begin(attempt)
         except EngineError as error:
@@ -190,7 +189,7 @@ class AgentFlowWorker:
 
 
 def _not_begun(attempt: Attempt, error: EngineError) -> Trajectory:
-    """The trajectory of an attempt whose sink could not be reached."""
+    """Return a failed trajectory for an attempt whose sink could not be reached."""
     failed = Trajectory(
         uid=attempt.uid, prompt_uid=attempt.prompt_uid, task=attempt.task, status=Status.FAILED, error=str(error)
     )
@@ -198,7 +197,7 @@ def _not_begun(attempt: Attempt, error: EngineError) -> Trajectory:
 
 
 def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, error: str) -> Trajectory:
-    """The trajectory of a flow that failed. If the flow cannot describe it, it holds everything that was recorded."""
+    """Return the trajectory of a failed flow. If the flow's own `trajectory` raises, use the recorded steps."""
     error = text_without_secrets(error)
     if flow is not None:
         try:
@@ -219,7 +218,7 @@ def _ended(session: FlowSession, flow: AgentFlowBase | None, status: Status, err
 
 
 async def _close_resources(session: FlowSession) -> None:
-    """Close everything the flow opened. A resource that fails to close is logged; the trajectory stays as it is."""
+    """Close the flow's resources. A failure to close is logged and does not change the trajectory."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await session.resources.aclose()

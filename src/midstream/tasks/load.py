@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from midstream.core.types import Task
 from midstream.tasks.calculate import calculate
 from midstream.tasks.curriculum import CurriculumConfig, InOrder
 from midstream.tasks.direct import direct
+from midstream.tasks.environments import ENVIRONMENTS, environment_tasks
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
 from midstream.tasks.mix import TaskMix
@@ -46,8 +47,8 @@ class TaskSourceConfig(Config):
 
     type: str
     """A built-in or registered set (`calculate`, `facts`, ...), the path of a task file (`.jsonl`, `.jsonl.gz`, `.csv`,
-    `.parquet`), `package.module:attribute` (a `TaskSet`, or a function from a seed to one), or a data set on the hub
-    (`owner/name`)."""
+    `.parquet`), `package.module:attribute` (a `TaskSet`, or a function from a seed to one), a data set on the hub
+    (`owner/name`), or a project whose environment `env` names (`gymnasium`, `reasoning_gym`, `textarena`)."""
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
     question: str | None = None
@@ -67,6 +68,10 @@ class TaskSourceConfig(Config):
     grows."""
     subset: str | None = None
     """Subset of a hub data set, such as `main`."""
+    env: str | None = None
+    """Environment of another project, with `type` `gymnasium`, `reasoning_gym` or `textarena`: its name there."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the environment, as its project names them."""
 
     @model_validator(mode="after")
     def _some_to_train_on(self) -> TaskSourceConfig:
@@ -145,6 +150,16 @@ def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
         val_share=val,
         test_share=test,
     )
+    if source.type in ENVIRONMENTS:
+        _refuse(source, *_OF_FILES, "subset")
+        if source.env is None:
+            raise ConfigError(f"task source '{source.type}' names no environment", "add `env`, such as FrozenLake-v1")
+        return environment_tasks(source.type, source.env, source.settings, seed)
+    if source.env is not None or source.settings:
+        raise ConfigError(
+            f"task source '{source.type}' has no environments",
+            f"`env` and `settings` go with the types {', '.join(ENVIRONMENTS)}",
+        )
     if source.type in _REGISTRY:
         _refuse(source, *_OF_FILES, "subset")
         return _REGISTRY[source.type](seed)
@@ -157,7 +172,7 @@ def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
     if _HUB_NAME.fullmatch(source.type):
         return hub_tasks(source.type, source.subset, fields, source.kind, seed)
     others = f"a task file ({', '.join(ENDINGS)}), package.module:attribute, or a hub name owner/name"
-    hint = f"{nearest(source.type, _REGISTRY)} Or {others}"
+    hint = f"{nearest(source.type, [*_REGISTRY, *ENVIRONMENTS])} Or {others}"
     raise ConfigError(f"unknown task set '{source.type}'", hint)
 
 

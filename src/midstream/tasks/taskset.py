@@ -49,9 +49,9 @@ class TaskSet(ABC):
 class Draft:
     """A question of a built-in set, before it becomes a task of a split.
 
-    `demonstration` lists the tool calls that solve it, as `{"tool", "arguments"}`; `{1}` in a string argument stands
-    for the value call 1 found: what follows " is " in a fact, without the final "." and " km2", or the calculator's
-    result.
+    `demonstration` lists the tool calls that solve it, as `{"tool", "arguments"}`. `{1}` in a string argument stands
+    for the value found by call 1: the text after " is " in a fact, without the final "." and " km2", or the
+    calculator's result.
     """
 
     question: str
@@ -146,13 +146,11 @@ def empty_split(taskset: TaskSet, split: str) -> TaskError:
 
 
 def shortage(taskset: TaskSet, split: str, wanted: int) -> str:
-    """A line that says that the split holds fewer than `wanted` tasks; empty when it does not."""
+    """Return a warning if the split holds fewer than `wanted` tasks, else an empty string."""
     size = taskset.size(split)
     if size is None or size >= wanted:
         return ""
-    return (
-        f"the split '{split}' of '{taskset.name}' holds {size} tasks, fewer than the {wanted} asked for: all are used"
-    )
+    return f"the split '{split}' of '{taskset.name}' has {size} tasks, fewer than the {wanted} requested: all are used"
 
 
 def known_split(split: str) -> str:

@@ -75,17 +75,7 @@ class ToolSession:
 
     def schemas(self, question: str | None = None) -> tuple[ToolSchema, ...]:
         """The declarations of `shown`, for native tool calls."""
-        return tuple(
-            {
-                "type": "function",
-                "function": {
-                    "name": tool.name,
-                    "description": tool.description,
-                    "parameters": dict(tool.parameters),
-                },
-            }
-            for tool in self.shown(question)
-        )
+        return tuple(tool.schema for tool in self.shown(question))
 
     async def add(self, toolset: Toolset) -> None:
         """Offer the tools of an open `toolset`, within the budget and limits of this session.

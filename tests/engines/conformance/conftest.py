@@ -1,4 +1,4 @@
-"""Every engine, opened the same way."""
+"""Opens every engine in the same way."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ REAL = pytest.param("vllm, real", marks=[pytest.mark.vllm, pytest.mark.timeout(6
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine under test, and what may be asked of it."""
+    """An engine under test and its capabilities."""
 
     engine: Any
     tokenizer: ChatTokenizer
     seeded: bool = True
-    """Whether seeds draw."""
+    """Whether the seed determines samples."""
     waits: bool = True
-    """Whether a call takes any time, and calls can be held up."""
+    """Whether calls take time and can be delayed."""
 
 
 Check = Callable[[Subject], Coroutine[Any, Any, None]]
@@ -39,7 +39,7 @@ Check = Callable[[Subject], Coroutine[Any, Any, None]]
 
 @pytest.fixture(params=[*KINDS, REAL])
 def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_path: Path) -> Callable[[Check], None]:
-    """Runs a check on an engine of the kind."""
+    """Run a check on an engine of this kind."""
     kind: str = request.param
     real = request.getfixturevalue("start_real_vllm")("processed_logprobs") if kind == "vllm, real" else None
 

@@ -1,4 +1,4 @@
-"""What holds for every engine that speaks in tokens."""
+"""Conformance tests for every engine that returns tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTION = "How many are there in total?"
 
 
 class Heard:
-    """What `on_tokens` was told."""
+    """Collects the arguments of `on_tokens`."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -42,7 +42,7 @@ def ask(subject, session: str = "one", text: str = PROMPT, **settings: Any) -> a
     return asyncio.create_task(subject.engine.generate(request))
 
 
-def test_every_token_has_its_log_probability_and_the_text_is_theirs(run) -> None:
+def test_every_token_has_a_log_probability_and_decodes_to_the_text(run) -> None:
     async def check(subject) -> None:
         said = await ask(subject)
         assert 0 < len(said.ids) == len(said.log_probs) <= 12
@@ -54,7 +54,7 @@ def test_every_token_has_its_log_probability_and_the_text_is_theirs(run) -> None
     run(check)
 
 
-def test_what_is_heard_as_it_comes_is_what_comes_back(run) -> None:
+def test_streamed_tokens_equal_the_completion(run) -> None:
     async def check(subject) -> None:
         heard, plain = Heard(), await ask(subject)
         task = ask(subject, on_tokens=heard)
@@ -66,7 +66,7 @@ def test_what_is_heard_as_it_comes_is_what_comes_back(run) -> None:
     run(check)
 
 
-def test_max_tokens_is_where_a_response_is_cut(run) -> None:
+def test_max_tokens_limits_a_response(run) -> None:
     async def check(subject) -> None:
         whole = await ask(subject)
         said = await ask(subject, max_tokens=2)
@@ -102,7 +102,7 @@ def test_a_stop_string_closes_a_response_with_the_token_that_completes_it(run) -
     run(check)
 
 
-def test_a_prompt_that_fills_the_context_is_refused_and_a_response_ends_where_it_does(run) -> None:
+def test_a_full_prompt_is_refused_and_a_response_ends_at_the_context_length(run) -> None:
     async def check(subject) -> None:
         context = subject.engine.context_length
         full = Request(prompt_ids=(70,) * context, sampling=SamplingParams(max_tokens=1), session="one")
@@ -114,7 +114,7 @@ def test_a_prompt_that_fills_the_context_is_refused_and_a_response_ends_where_it
     run(check)
 
 
-def test_calls_of_one_session_run_side_by_side_and_none_changes_another(run) -> None:
+def test_calls_of_one_session_are_concurrent_and_independent(run) -> None:
     async def check(subject) -> None:
         order: list[int] = []
         heard = [Heard() for _ in range(4)]
@@ -136,7 +136,7 @@ def test_calls_of_one_session_run_side_by_side_and_none_changes_another(run) -> 
     run(check)
 
 
-def test_a_seed_fixes_a_response_and_another_gives_another(run) -> None:
+def test_a_seed_determines_the_response(run) -> None:
     async def check(subject) -> None:
         if subject.seeded:
             said = [(await ask(subject, session=str(place), seed=seed)).ids for place, seed in enumerate((7, 7, 8, 9))]
@@ -146,7 +146,7 @@ def test_a_seed_fixes_a_response_and_another_gives_another(run) -> None:
     run(check)
 
 
-def test_the_likeliest_tokens_come_first_and_agree_with_the_tokens_own(run) -> None:
+def test_top_log_probabilities_are_sorted_and_match_the_sampled_token(run) -> None:
     async def check(subject) -> None:
         said = await ask(subject, top_log_probs=3, max_tokens=6)
         assert len(said.top_log_probs) == len(said.ids)
@@ -158,7 +158,7 @@ def test_the_likeliest_tokens_come_first_and_agree_with_the_tokens_own(run) -> N
     run(check)
 
 
-def test_a_listener_that_raises_costs_its_own_call_only(run) -> None:
+def test_a_raising_stream_callback_fails_only_its_call(run) -> None:
     def broken(ids: Sequence[int], log_probs: Sequence[float]) -> None:
         raise ZeroDivisionError("in the callback")
 
@@ -174,7 +174,7 @@ def test_a_listener_that_raises_costs_its_own_call_only(run) -> None:
     run(check)
 
 
-def test_a_call_that_is_given_up_is_heard_of_no_more_and_holds_nobody_up(run) -> None:
+def test_a_cancelled_call_streams_no_more_and_delays_no_other(run) -> None:
     async def check(subject) -> None:
         if not subject.waits:
             return
@@ -194,7 +194,7 @@ def test_a_call_that_is_given_up_is_heard_of_no_more_and_holds_nobody_up(run) ->
     run(check)
 
 
-def test_calls_under_way_finish_before_weights_may_change_and_new_ones_wait(run) -> None:
+def test_weight_updates_wait_for_running_calls_and_block_new_ones(run) -> None:
     async def check(subject) -> None:
         if not subject.waits:
             return

@@ -1,4 +1,4 @@
-"""Tools that the tests of formats declare, and tokenizers for the templates there."""
+"""Tool declarations and tokenizers for the tests of chat formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Templates of other people's models come to an end, and write what transformers writes."""
+"""Untrusted chat templates are bounded in time and output, and render like transformers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         "{{ [1]|batch(1000000000, 0)|list }}",
     ],
 )
-def test_a_template_without_end_or_measure_is_stopped(hostile: str) -> None:
+def test_an_endless_template_is_stopped(hostile: str) -> None:
     with pytest.raises(TooMuch, match="the model's chat template"):
         render(hostile, ASKED, None, {}, open_reply=True)
 
@@ -89,13 +89,13 @@ ORDINARY = [
 
 
 @pytest.mark.parametrize("source", ORDINARY)
-def test_an_ordinary_template_writes_what_transformers_writes(source: str) -> None:
+def test_an_ordinary_template_renders_like_transformers(source: str) -> None:
     arguments: Any = {"tools": [TOOL], "add_generation_prompt": True, "bos_token": "<s>"}
     expected = render_jinja_template([ASKED], chat_template=source, **arguments)[0][0]
     assert render(source, ASKED, [TOOL], {"bos_token": "<s>"}, open_reply=True) == expected
 
 
-def test_a_long_conversation_is_no_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_conversation_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     source = "{% for m in messages %}{% if loop.index0 < messages|length %}{{ m.content ~ '' }}{% endif %}{% endfor %}"
     long = [{"role": "user", "content": json.dumps(list(range(200)))}] * 1000

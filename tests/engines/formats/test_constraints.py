@@ -1,4 +1,4 @@
-"""A reply held to a call is one, whatever is sampled: llguidance lets random tokens pass, and the format reads them."""
+"""A reply constrained to a call parses as one: random tokens are sampled under llguidance and parsed by the format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from tests.engines.formats.conftest import declared
 
 from midstream.core.errors import Unsupported
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.formats import response_constraint
 from midstream.engines.formats.gemma4 import Gemma4
@@ -83,7 +83,7 @@ def sample(tokenizer: ChatTokenizer, constraint: Constraint, seed: int, most: in
 
 
 def takes(tokenizer: ChatTokenizer, constraint: Constraint, text: str) -> bool:
-    """Whether `text` is a whole reply under `constraint`."""
+    """Return whether `text` is a complete reply under `constraint`."""
     state, ids = matcher(tokenizer, constraint), list(tokenizer.encode(text))
     return state.validate_tokens(ids) == len(ids) and state.consume_tokens(ids) and state.is_accepting()
 
@@ -109,7 +109,7 @@ def test_random_tokens_under_a_constraint_are_valid_calls(
     template, tokens, special = MODELS[model]
     tokenizer = tokenizer_like(template, *tokens, special=special)
     several = {check(tokenizer, tools, "required", True, seed) for seed in range(8)}
-    assert several != {1}  # that several calls are possible shows
+    assert several != {1}  # several calls are possible, and occur
     for seed in range(4):
         check(tokenizer, tools, "required", False, seed)
         check(tokenizer, tools, "get_weather", False, seed)
@@ -136,7 +136,9 @@ def test_a_forced_call_in_object_notation_is_valid(special: bool, tokenizer_like
         check(tokenizer, [FLAT], "get_weather", False, seed)
 
 
-def test_what_object_notation_cannot_enforce_is_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_schemas_that_object_notation_cannot_enforce_are_refused(
+    tokenizer_like: Callable[..., ChatTokenizer], tools
+) -> None:
     with pytest.raises(Unsupported, match=r"parameter move\.to cannot be enforced"):
         tokenizer_like("gemma4").format.constraint(tools, "move", True)
     with pytest.raises(Unsupported, match="Python notation"):
@@ -161,7 +163,7 @@ def test_a_forced_harmony_call_may_follow_an_analysis(
 
 
 @pytest.mark.skipif(cached("smollm2-135m") is None, reason="SmolLM2 has not been fetched")
-def test_smollm2_can_be_held_to_a_call(tools) -> None:
+def test_smollm2_can_be_constrained_to_a_call(tools) -> None:
     folder = cached("smollm2-135m")
     assert folder is not None
     tokenizer = load_tokenizer(folder)
@@ -169,7 +171,7 @@ def test_smollm2_can_be_held_to_a_call(tools) -> None:
         check(tokenizer, tools, "required", False, seed)
 
 
-def test_a_thinking_model_may_think_before_it_must_call(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_a_thinking_model_can_think_before_a_forced_call(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
     call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     for tokens in ((), HERMES_TAGS):
         for template, begun in (("qwen3", "<think>\n"), ("qwen3_thinking", "")):
@@ -180,11 +182,11 @@ def test_a_thinking_model_may_think_before_it_must_call(tokenizer_like: Callable
             thought = f"{begun}I could say </thin or\n{{}}.\n</think>\n\n"
             assert takes(tokenizer, forced, thought + call) and takes(tokenizer, as_json, thought + '{"a": 1}')
             assert not takes(tokenizer, forced, thought + "No.") and not takes(tokenizer, forced, thought)
-            # What the prompt has begun to think must end first.
+            # A thought opened by the prompt must end first.
             assert takes(tokenizer, forced, call) == takes(tokenizer, as_json, "{}") == bool(begun)
 
 
-def test_only_required_and_named_choices_hold_a_reply(tiny_tokenizer: ChatTokenizer, tools) -> None:
+def test_only_required_and_named_tool_choices_constrain_a_reply(tiny_tokenizer: ChatTokenizer, tools) -> None:
     chat_format = tiny_tokenizer.format
     assert chat_format.constraint(tools, "auto", True) is chat_format.constraint(tools, "none", True) is None
     with pytest.raises(Unsupported, match="names 'get_wether'"):
@@ -209,7 +211,7 @@ def test_a_response_format_is_json_of_its_schema(tiny_tokenizer: ChatTokenizer) 
             response_constraint(chat_format, wrong)
 
 
-def test_what_xml_cannot_enforce_is_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
+def test_schemas_that_xml_cannot_enforce_are_refused(tokenizer_like: Callable[..., ChatTokenizer], tools) -> None:
     parameters = {"type": "object", "properties": {"day": {"type": "string", "pattern": "^[0-9]+$"}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
     with pytest.raises(Unsupported, match=r"'pattern' of the parameter f\.day"):

@@ -1,4 +1,4 @@
-"""Calls and thoughts are read out of replies; what is none stays content, word for word, however the reply is cut."""
+"""Calls and thoughts are parsed from replies, whole or in chunks; all other text stays content unchanged."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ GLM, HARMONY, GEMMA, KIMI, LLAMA4 = map(named, ("glm4", "harmony", "gemma4", "ki
         (LLAMA4, "Hm.\n<|python_start|>[get_weather(city='Paris')]<|python_end|>", "Hm."),
     ],
 )
-def test_a_call_is_read_in_every_form_its_family_writes(family: ChatFormat, text: str, content: str, tools) -> None:
+def test_calls_are_parsed_in_every_form_of_a_family(family: ChatFormat, text: str, content: str, tools) -> None:
     assert family.read(text, tools) == Reply(content, "", (PARIS,))
-    assert family.read(text) == Reply(text)  # nothing was declared, so nothing is a call
+    assert family.read(text) == Reply(text)  # without declared tools there are no calls
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_a_call_is_read_in_every_form_its_family_writes(family: ChatFormat, text
         (HARMONY, " to=functions.f<|channel|>commentary json<|message|>{}<|call|>" * 2),
     ],
 )
-def test_several_calls_of_one_reply_are_read_in_order(family: ChatFormat, text: str) -> None:
+def test_several_calls_of_one_reply_are_parsed_in_order(family: ChatFormat, text: str) -> None:
     assert family.read(text, ANY) == Reply("", "", (CalledTool("f", "{}"),) * 2)
 
 
 @pytest.mark.parametrize(
     ("family", "text"),
     [
-        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),  # a brace too few
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": 1}\n</tool_call>'),  # one brace too few
         (HERMES, '<tool_call>\n{"name": "f", "arguments": {}}}\n</tool_call>'),  # one too many
         (HERMES, "<tool_call>\n{'name': 'f', 'arguments': {}}\n</tool_call>"),
         (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": NaN}}\n</tool_call>'),
@@ -157,7 +157,7 @@ def test_several_calls_of_one_reply_are_read_in_order(family: ChatFormat, text: 
         (HARMONY, "Just text."),
     ],
 )
-def test_what_is_no_call_stays_content_word_for_word(family: ChatFormat, text: str) -> None:
+def test_text_that_is_not_a_call_stays_content_unchanged(family: ChatFormat, text: str) -> None:
     reply = family.read(text, ANY)
     assert (reply.content, reply.reasoning, reply.tool_calls) == (text, "", ())
 
@@ -177,13 +177,13 @@ def test_what_is_no_call_stays_content_word_for_word(family: ChatFormat, text: s
         (HARMONY, "<|channel|>commentary to=python code<|message|>print(1)", 1),
     ],
 )
-def test_what_begins_like_a_call_and_is_none_is_counted(family: ChatFormat, text: str, malformed: int) -> None:
+def test_incomplete_calls_are_counted(family: ChatFormat, text: str, malformed: int) -> None:
     assert family.read(text, ANY).malformed_calls == malformed
     assert family.read(text).malformed_calls == 0
 
 
 @pytest.mark.parametrize("family", [CODER, GLM], ids=lambda family: family.name)
-def test_a_value_that_is_not_closed_swallows_no_other(family: ChatFormat) -> None:
+def test_an_unclosed_value_does_not_absorb_others(family: ChatFormat) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     whole = family.write("f", '{"a": "one", "b": "two"}')
     close = "</parameter>" if family is CODER else "</arg_value>"
@@ -214,7 +214,7 @@ def test_no_end_marker_is_left_in_the_content(family: ChatFormat, end: str) -> N
     assert family.read(f"{family.write(*astuple(call))}\n{end}\nSo.", ANY).content == "So."
 
 
-def test_mistral_thinks_in_tokens_or_in_plain_text() -> None:
+def test_mistral_thoughts_are_parsed_as_tokens_or_text() -> None:
     tokens = format_of((TEMPLATES / "ministral.jinja").read_text(), {})
     assert tokens.read("[THINK]hm[/THINK]161") == Reply("161", "hm")
     assert tokens.read('[THINK]hm[/THINK]Yes.[TOOL_CALLS]f[ARGS]{"a": 1}', ANY) == Reply(
@@ -235,13 +235,13 @@ def test_harmony_has_a_channel_for_each_part() -> None:
     assert HARMONY.read("<|channel|>analysis<|message|>hm") == Reply("", "hm")
 
 
-def test_the_end_of_the_prompt_says_whether_a_thought_is_open() -> None:
+def test_the_end_of_the_prompt_determines_whether_a_thought_is_open() -> None:
     thinking = format_of(QWEN3, {})
     assert thinking.read("hm</think>161", opening="<|im_start|>assistant\n<think>\n") == Reply("161", "hm")
     assert format_of(QWEN3_THINKING, {}).read("161", opening="<think>\n\n</think>\n\n") == Reply("161")
 
 
-def test_a_broken_call_takes_nothing_from_the_good_one_after_it(tools) -> None:
+def test_a_broken_call_does_not_affect_the_next_one(tools) -> None:
     broken = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par}}\n</tool_call>'
     assert HERMES.read(f"{broken}\n{HERMES_CALL}", tools) == Reply(broken, "", (PARIS,), malformed_calls=1)
 
@@ -251,7 +251,7 @@ def test_text_around_calls_is_kept(tools) -> None:
     assert reply == Reply("First.\n\nThen this.\n", "", (PARIS, PARIS))
 
 
-def test_a_tool_that_nobody_declared_is_still_called() -> None:
+def test_a_call_of_an_undeclared_tool_is_parsed() -> None:
     assert HERMES.read('<tool_call>{"name": "other", "arguments": {}}</tool_call>', ANY).tool_calls[0].name == "other"
 
 
@@ -261,7 +261,7 @@ def test_markers_within_an_argument_are_text() -> None:
     assert json.loads(HERMES.read(text, ANY).tool_calls[0].arguments) == {"a": odd}
 
 
-def test_arguments_that_no_encoding_carries_are_escaped() -> None:
+def test_unencodable_arguments_are_escaped() -> None:
     arguments = HERMES.read('<tool_call>{"name": "f", "arguments": {"a": "\\ud800é"}}</tool_call>', ANY).tool_calls[0]
     assert json.loads(arguments.arguments.encode()) == {"a": "\ud800é"}
 
@@ -287,7 +287,7 @@ def test_xml_arguments_have_the_types_their_tool_declares() -> None:
     assert read(s="a </parameter> b")["s"] == "a </parameter> b"
 
 
-def test_a_thought_is_read_where_the_model_thinks() -> None:
+def test_thoughts_are_parsed_for_thinking_models() -> None:
     thinking, opened, other = (format_of(t, {}) for t in (QWEN3, QWEN3_THINKING, QWEN2_5))
     assert thinking.read("<think>\nhm\n</think>\n\n161") == Reply("161", "hm")
     assert thinking.read("161 <think>hm</think>") == Reply("161 <think>hm</think>")
@@ -344,7 +344,7 @@ ANYWHERE = ["<think>", "</think>", "</thi", " ", "\n", '"', "\\", "{", "}", "[",
 @pytest.mark.parametrize("name", sorted(FORMATS))
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), template=st.sampled_from(["", QWEN3, QWEN3_THINKING]))
-def test_a_reply_reads_the_same_however_it_is_cut(name: str, data: st.DataObject, template: str) -> None:
+def test_a_reply_parses_the_same_in_any_chunks(name: str, data: st.DataObject, template: str) -> None:
     family = named(name, template)
     part = st.one_of(st.sampled_from([*PIECES[name], *ANYWHERE]), st.text(max_size=4))
     text = "".join(data.draw(st.lists(part, max_size=14)))
@@ -382,7 +382,7 @@ _NAMES = st.text("abcxyz_", min_size=1, max_size=5)
 )
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_what_is_written_is_read_back(name: str, source: str, data: st.DataObject) -> None:
+def test_written_calls_are_parsed_back(name: str, source: str, data: st.DataObject) -> None:
     family = named(name, source)
     keys = st.text(max_size=5) if name not in ("gemma4", "llama4") else _NAMES
     values = _JSON
@@ -400,7 +400,7 @@ def test_what_is_written_is_read_back(name: str, source: str, data: st.DataObjec
 @pytest.mark.parametrize("name", ["qwen3_coder", "glm4"])
 @settings(max_examples=60, deadline=None)
 @given(arguments=st.dictionaries(_NAMES, _JSON.map(lambda value: {"of": value}) | st.text(max_size=9), max_size=4))
-def test_text_in_tags_is_read_back_by_its_declared_type(name: str, arguments: dict[str, Any]) -> None:
+def test_tagged_text_is_parsed_by_its_declared_type(name: str, arguments: dict[str, Any]) -> None:
     properties = {key: {"type": "object" if isinstance(value, dict) else "string"} for key, value in arguments.items()}
     parameters = {"type": "object", "properties": properties}
     tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
@@ -414,7 +414,7 @@ def test_text_in_tags_is_read_back_by_its_declared_type(name: str, arguments: di
     [HERMES, LLAMA, MISTRAL, CODER, DEEPSEEK, GLM, HARMONY, GEMMA, KIMI, LLAMA4],
     ids=lambda family: family.name,
 )
-def test_calls_and_half_calls_read_the_same_letter_by_letter(family: ChatFormat) -> None:
+def test_calls_and_partial_calls_parse_the_same_by_characters(family: ChatFormat) -> None:
     one = family.write("f", '{"a": "x"}')
     for text in (one, f"So.\n{one}\n{one} end", one[:-3], one[: len(one) // 2], f"{one[:-9]} {one}", f"{one}; {one}"):
         parser = family.parser(ANY)
@@ -422,7 +422,7 @@ def test_calls_and_half_calls_read_the_same_letter_by_letter(family: ChatFormat)
         assert joined(deltas) == family.read(text, ANY)
 
 
-def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
+def test_content_is_streamed_as_soon_as_it_cannot_be_a_marker() -> None:
     def heard(*pieces: str) -> list[str]:
         parser = HERMES.parser(ANY)
         return ["".join(delta.content for delta in parser.feed(piece)) for piece in pieces]
@@ -434,8 +434,8 @@ def test_content_streams_as_soon_as_it_can_be_no_marker() -> None:
     assert [delta.name for delta in parser.feed(HERMES_CALL)] == ["get_weather"]
 
 
-def test_a_reply_of_nothing_but_openers_is_read_in_little_time() -> None:
-    """Each would otherwise be read to the end of the reply."""
+def test_a_reply_of_only_opening_markers_is_parsed_quickly() -> None:
+    """Parsing each opener to the end of the reply would take quadratic time."""
     for family, opener in (
         (HERMES, '<tool_call>{"a'),
         (LLAMA, "{\n"),

@@ -1,4 +1,4 @@
-"""Schemas are rewritten where they are schemas, and lose only what allows everything."""
+"""JSON schemas are rewritten only where they are schemas, and lose only keywords that allow everything."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from midstream.core.errors import Unsupported
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint
 from midstream.engines.formats.grammar import call_rule, json_schema
 from midstream.engines.formats.schema import lean, moved
 from midstream.engines.grammar import check, compiled
@@ -43,7 +43,7 @@ def test_a_property_named_as_a_keyword_is_a_schema() -> None:
 @pytest.mark.parametrize(
     "around", ["items", "not", "additionalProperties", "allOf", "prefixItems", "patternProperties"]
 )
-def test_a_reference_moves_wherever_a_schema_can_stand(around: str) -> None:
+def test_references_are_rewritten_wherever_a_schema_can_occur(around: str) -> None:
     def schema(reference: str) -> Any:
         one = {"$ref": reference}
         many = [one] if around in ("allOf", "prefixItems") else {"^a": one} if around == "patternProperties" else one
@@ -79,7 +79,7 @@ VACUOUS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", VACUOUS, ids=str)
-def test_a_keyword_that_allows_everything_is_dropped_wherever_it_stands(schema: dict[str, Any]) -> None:
+def test_keywords_that_allow_everything_are_dropped(schema: dict[str, Any]) -> None:
     assert lean(schema) == {"type": schema["type"]}
     checked({"type": "object", "properties": {"a": {"anyOf": [schema, {"type": "null"}]}}})
 
@@ -98,7 +98,7 @@ def test_a_keyword_that_allows_everything_is_dropped_wherever_it_stands(schema: 
     ],
     ids=str,
 )
-def test_a_keyword_that_forbids_something_is_refused_as_it_was(schema: dict[str, Any]) -> None:
+def test_unsupported_keywords_that_restrict_are_refused(schema: dict[str, Any]) -> None:
     assert lean(schema) == schema
     with pytest.raises(Unsupported, match=r"cannot be followed"):
         checked(schema)

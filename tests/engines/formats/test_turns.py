@@ -15,7 +15,7 @@ ASKED: Message = {"role": "user", "content": "How warm is it in Paris?"}
 TOOLS = [declared("get_weather", {"city": {"type": "string"}}, ["city"])]
 THOUGHT = "I look."
 
-# The tokens that each family's models have, the first of which ends a turn with a call.
+# The special tokens of each family's models; the first one ends a turn with a call.
 HERMES = ("<|im_end|>", "<tool_call>", "</tool_call>")
 GLM = (
     *("<|observation|>", "<|user|>", "<|assistant|>", "<tool_call>", "</tool_call>"),
@@ -37,7 +37,7 @@ DEEPSEEK = (
 )
 MISTRAL = ("<|im_end|>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
 
-# What the model samples, and what follows in the prompt of the next turn, the reply's end token included.
+# The sampled reply, and what follows it in the next turn's prompt, including the reply's end token.
 TURNS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "qwen2_5": (
         HERMES,
@@ -146,13 +146,13 @@ def test_a_result_continues_the_sampled_call(template: str, tokenizer_like: Call
 
 
 @pytest.mark.parametrize("template", TURNS)
-def test_the_history_is_written_as_it_was_sampled(template: str, tokenizer_like: Callable[..., ChatTokenizer]) -> None:
+def test_history_is_rendered_as_it_was_sampled(template: str, tokenizer_like: Callable[..., ChatTokenizer]) -> None:
     tokens, text, follows = TURNS[template]
     tokenizer = tokenizer_like(template, *tokens, special=True, end=tokens[0])
     result: Message = {"role": "tool", "tool_call_id": "call_0", "content": "21"}
     rendered = tokenizer.template([ASKED, history(tokenizer, text), result], TOOLS, open_reply=True)
     opened = tokenizer.template([ASKED], TOOLS, open_reply=True)
-    if template == "gpt_oss":  # its template writes the recipient before the channel, its models behind it
+    if template == "gpt_oss":  # its template writes the recipient before the channel, its models after it
         text = text.replace("<|channel|>commentary to=functions.get_weather <|constrain|>json", "{header}").replace(
             "{header}", " to=functions.get_weather<|channel|>commentary json"
         )
@@ -163,7 +163,7 @@ KEEPS_THOUGHTS = {"glm4_7": False, "ministral": True, "qwen3": False, "glm4_5": 
 
 
 @pytest.mark.parametrize(("template", "kept"), KEEPS_THOUGHTS.items())
-def test_a_thought_of_an_earlier_turn_stays_only_where_the_template_keeps_it(
+def test_earlier_thoughts_are_kept_only_if_the_template_keeps_them(
     template: str, kept: bool, tokenizer_like: Callable[..., ChatTokenizer]
 ) -> None:
     tokens = TURNS[template][0]
@@ -182,10 +182,10 @@ def test_a_thought_of_an_earlier_turn_stays_only_where_the_template_keeps_it(
     assert (THOUGHT in tokenizer.template([ASKED, sent, *new], open_reply=True)) == kept
     sampled = tokenizer.encode(text + end)
     delta = tokenizer.extension([ASKED], tokenizer.text_of(sampled), sampled, new, sent=sent)
-    assert (delta is not None) == kept  # a prompt never holds a thought that the template would have dropped
+    assert (delta is not None) == kept  # a prompt never contains a thought that the template drops
 
 
-def test_a_result_finds_its_call_by_its_id(tokenizer_like: Callable[..., ChatTokenizer]) -> None:
+def test_results_are_matched_to_calls_by_id(tokenizer_like: Callable[..., ChatTokenizer]) -> None:
     def call(name: str, uid: str) -> dict[str, Any]:
         return {"id": uid, "type": "function", "function": {"name": name, "arguments": "{}"}}
 

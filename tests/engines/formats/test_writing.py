@@ -1,4 +1,4 @@
-"""Conversations as each family's template takes them, and what a template cannot write put into text."""
+"""Conversations in each family's format; parts that a template cannot render become text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESULTS: list[Message] = [
 
 
 def calls(*units: str, content: str | None = None, **more: Any) -> Message:
-    """An assistant's message that asks for the weather in each of `units`."""
+    """An assistant message that calls the weather tool for each of `units`."""
     functions = [{"name": "get_weather", "arguments": json.dumps({"city": "Paris", "unit": unit})} for unit in units]
     listed = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(functions, 1)]
     return {"role": "assistant", "content": content, "tool_calls": listed, **more}
@@ -56,14 +56,14 @@ def test_qwen_writes_calls_and_results_in_tags(template: str, tools) -> None:
     )
 
 
-def test_the_other_families_write_calls_and_results_their_own_way(tools) -> None:
+def test_other_families_write_calls_and_results_in_their_format(tools) -> None:
     one = [USER, calls("celsius"), RESULTS[0]]
     assert written("llama3_1", one, tools).endswith(
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
         '{"name": "get_weather", "parameters": {"city": "Paris", "unit": "celsius"}}<|eot_id|>'
         "<|start_header_id|>ipython<|end_header_id|>\n\n21<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    # Mistral's templates refuse ids that have not nine letters and digits.
+    # Mistral's templates require ids of nine letters and digits.
     text = written("mistral", one, tools)
     uid = text.split('"id": "')[1][:9]
     assert uid.isalnum() and text.endswith(
@@ -82,7 +82,7 @@ def test_the_other_families_write_calls_and_results_their_own_way(tools) -> None
     )
 
 
-def test_a_template_without_tools_is_told_of_them_in_text(tools) -> None:
+def test_tools_are_described_as_text_for_templates_without_tools(tools) -> None:
     text = written(SMOLLM2, [USER, calls("celsius", "fahrenheit"), *RESULTS], tools)
     told, _, rest = text.partition("<|im_end|>\n")
     assert told.startswith("<|im_start|>system\nYou are a function calling AI model.")
@@ -97,7 +97,7 @@ def test_a_template_without_tools_is_told_of_them_in_text(tools) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen3_coder", "deepseek", "glm4", "kimi_k2", "llama4"])
-def test_a_format_that_is_named_is_told_in_its_own_words(name: str, tools) -> None:
+def test_a_named_format_is_described_as_text(name: str, tools) -> None:
     source = SMOLLM2
     family = format_of(source, {}, name)
     text = written(source, [USER, calls("celsius")], tools, name)
@@ -107,7 +107,7 @@ def test_a_format_that_is_named_is_told_in_its_own_words(name: str, tools) -> No
     assert json.loads(call.arguments) == {"city": "Paris", "unit": "celsius"}
 
 
-def test_thoughts_of_earlier_turns_are_what_the_template_makes_of_them() -> None:
+def test_earlier_thoughts_are_rendered_by_the_template() -> None:
     thought = calls("celsius", reasoning_content="Hm.")
     kept = "<|im_start|>assistant\n<think>\nHm.\n</think>\n\n<tool_call>"
     assert kept in written("qwen3", [USER, thought, RESULTS[0]])
@@ -115,7 +115,7 @@ def test_thoughts_of_earlier_turns_are_what_the_template_makes_of_them() -> None
     assert "Hm." not in written("qwen2_5", [USER, thought, RESULTS[0]])
 
 
-def test_arguments_that_are_no_object_are_written_as_they_are() -> None:
+def test_arguments_that_are_not_an_object_are_written_unchanged() -> None:
     broken = calls("celsius")
     broken["tool_calls"][0]["function"]["arguments"] = '{"city": '
     assert '"arguments": {"city": }' in written("qwen3", [USER, broken])
@@ -130,13 +130,13 @@ def test_a_template_that_prints_arguments_is_given_text() -> None:
     assert written(prints, [calls("celsius")]) == 'get_weather({"city": "Paris", "unit": "celsius"})'
 
 
-def test_parts_are_joined_and_developers_are_heard_as_the_system() -> None:
+def test_parts_are_joined_and_developer_messages_become_system_messages() -> None:
     parts = [{"type": "text", "text": "How warm"}, {"type": "input_text", "text": "is it?"}]
     text = written("qwen2_5", [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}])
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHow warm\nis it?<|im_end|>\n")
 
 
-def test_an_image_goes_only_where_the_template_has_a_place_for_one() -> None:
+def test_images_need_a_template_that_supports_them() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
     asked: list[Message] = [{"role": "user", "content": [{"type": "text", "text": "What is this?"}, image]}]
     with pytest.raises(Unsupported, match="an image: this model's chat template has no place"):
@@ -161,7 +161,7 @@ def test_an_image_goes_only_where_the_template_has_a_place_for_one() -> None:
         ("qwen2_5", [], "without messages"),
     ],
 )
-def test_what_a_template_refuses_is_refused_in_its_words(template: str, messages: list[Message], reason: str) -> None:
+def test_errors_of_a_template_are_passed_on(template: str, messages: list[Message], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
         written(template, messages)
 
@@ -203,7 +203,7 @@ CALLS_AND_MORE = (
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        # In the same tags as Hermes, GLM or Qwen3-Coder, but not in the form of any.
+        # The tags of Hermes, GLM or Qwen3-Coder, but in another form.
         (
             "<tool_call>{{ c.function.name }}({{ c.function.arguments | tojson }})</tool_call>",
             "unknown form: '<tool_call>",
@@ -225,7 +225,7 @@ CALLS_AND_MORE = (
         ("{{ raise_exception('one call only') }}", "one call only"),
     ],
 )
-def test_a_form_that_is_not_known_is_refused_and_never_read_as_a_near_one(call: str, reason: str, tools) -> None:
+def test_an_unknown_format_is_refused(call: str, reason: str, tools) -> None:
     family = format_of(CALLS_AND_MORE.replace("CALL", call), {"<tool_call>": 1, "</tool_call>": 2})
     assert family.name == "plain" and family.read(f"<tool_call>\n{CELSIUS}\n</tool_call>", tools).tool_calls == ()
     with pytest.raises(Unsupported, match=reason):
@@ -239,7 +239,7 @@ def test_calls_that_a_template_writes_only_without_content(tools) -> None:
     assert written(template, [USER, calls("celsius", content="")], tools).count("</tool_call>") == 1
 
 
-def test_a_format_can_be_told_by_the_vocabulary_or_by_name(tools) -> None:
+def test_a_format_is_detected_by_vocabulary_or_name(tools) -> None:
     assert format_of(SMOLLM2, {"[TOOL_CALLS]": 5}).why == "the vocabulary has [TOOL_CALLS]"
     assert format_of(SMOLLM2, dict.fromkeys(GLM4.tags, 1)).name == "glm4"
     assert format_of(SMOLLM2, {}, "llama3").name == "llama3"

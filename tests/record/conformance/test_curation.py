@@ -1,4 +1,4 @@
-"""What people decide about recorded data reaches training, and what they say of it is kept once."""
+"""Curation of recorded data reaches training, and feedback is stored once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TASK = Task(id="t", prompt="How many?")
 
 
 def a_group(store: Store, *uids: str) -> None:
-    """A ready group `p`, two trainable steps in each of its trajectories."""
+    """A ready group `p` with two trainable steps in each trajectory."""
     for uid in uids:
         store.trajectories.begin(uid, "p", TASK, "train", group_size=len(uids))
     for uid in uids:
@@ -47,7 +47,7 @@ def trainable(group: Leased) -> dict[str, list[bool]]:
     return {t.uid: [step.trainable for step in t.steps] for t in group.trajectories}
 
 
-def test_a_step_or_a_trajectory_taken_out_carries_no_loss_and_its_reward_still_counts(store: Store) -> None:
+def test_excluded_steps_and_trajectories_carry_no_loss_but_keep_their_reward(store: Store) -> None:
     a_group(store, "a", "b", "c")
     store.annotations.curate("a", 1, trainable=False)
     store.annotations.curate("b", trainable=False)
@@ -58,7 +58,7 @@ def test_a_step_or_a_trajectory_taken_out_carries_no_loss_and_its_reward_still_c
     assert [step.trainable for step in store.trajectories.get("b").steps] == [True, True]  # as it was recorded
 
 
-def test_what_was_not_sampled_by_the_policy_is_never_made_trainable(store: Store) -> None:
+def test_steps_not_sampled_by_the_policy_never_become_trainable(store: Store) -> None:
     store.trajectories.begin("a", "p", TASK, "train", group_size=1)
     store.trajectories.append_sync(
         Step(prompt_ids=(1,), response_ids=(2,), trajectory_uid="a", prompt_uid="p", trainable=False)
@@ -76,7 +76,7 @@ def test_a_rejected_trajectory_is_left_out_of_its_group(store: Store) -> None:
     assert trainable(leased(store)) == {"b": [True, True]}
 
 
-def test_a_group_of_rejected_trajectories_is_not_handed_out_until_one_is_taken_back(store: Store) -> None:
+def test_a_group_of_rejected_trajectories_is_not_leased(store: Store) -> None:
     a_group(store, "a", "b")
     store.annotations.curate("a", quality="reject")
     store.annotations.curate("b", quality="reject")
@@ -86,7 +86,7 @@ def test_a_group_of_rejected_trajectories_is_not_handed_out_until_one_is_taken_b
     assert trainable(leased(store)) == {"b": [True, True]}
 
 
-def test_what_was_decided_adds_up_is_read_back_and_can_be_taken_back(store: Store) -> None:
+def test_curation_is_merged_read_back_and_revoked(store: Store) -> None:
     a_group(store, "a", "b")
     store.annotations.curate("a", quality="good", tags=["maths", "long", "maths"])
     store.annotations.curate("a", note="see \ud800 below")
@@ -113,7 +113,7 @@ def test_listing_by_quality_and_tag(store: Store) -> None:
     assert found(tag="y", quality="good") == []
 
 
-def test_a_decision_about_what_is_not_there_or_of_no_known_kind_is_refused(store: Store) -> None:
+def test_curation_of_unknown_targets_or_kinds_is_refused(store: Store) -> None:
     a_group(store, "a")
     with pytest.raises(RunError, match="no trajectory 'nobody'"):
         store.annotations.curate("nobody", quality="good")
@@ -126,7 +126,7 @@ def test_a_decision_about_what_is_not_there_or_of_no_known_kind_is_refused(store
     assert store.annotations.curation("a") == []
 
 
-def test_feedback_comes_with_the_trajectories_that_are_trained_on(store: Store) -> None:
+def test_leased_trajectories_include_their_feedback(store: Store) -> None:
     a_group(store, "a", "b")
     store.annotations.add_feedback("a", "thumbs", -1, step_index=1)
     store.annotations.add_feedback("a", "correction", text="It is 4.\ud800")
@@ -138,7 +138,7 @@ def test_feedback_comes_with_the_trajectories_that_are_trained_on(store: Store) 
     assert store.trajectories.get("a").metadata == {}
 
 
-def test_feedback_with_a_key_is_kept_once(store: Store) -> None:
+def test_feedback_with_a_key_is_stored_once(store: Store) -> None:
     a_group(store, "a", "b")
     assert store.annotations.add_feedback("a", "thumbs", 1, key="click-1")
     assert not store.annotations.add_feedback("a", "thumbs", -1, key="click-1")
@@ -166,7 +166,7 @@ def test_feedback_that_does_not_fit_its_kind_is_refused(store: Store, kind: Any,
     assert store.annotations.feedback("a") == []
 
 
-def test_a_trajectory_begun_again_leaves_nothing_of_what_was_said_of_the_one_before(store: Store) -> None:
+def test_restarting_a_trajectory_deletes_its_annotations(store: Store) -> None:
     a_group(store, "a", "b")
     store.annotations.curate("a", quality="reject", tags=["x"])
     store.annotations.add_feedback("a", "thumbs", 1)

@@ -1,4 +1,4 @@
-"""What is exported comes back exactly, and a file that cannot be read says where it is wrong."""
+"""Exports are imported exactly, and unreadable files are errors with a location."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from midstream.core.errors import RunError
 from midstream.core.types import Status, Step, Task, Trajectory
-from midstream.record import schema
+from midstream.record import export_files, schema
 from midstream.record.exchange import export_to, import_from
 from midstream.record.store import Store
 from midstream.record.trajectories import PAGE
@@ -24,7 +24,7 @@ either = pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 
 
 def everything(store: Store) -> str:
-    """All that a store holds, but for the numbers it gives."""
+    """Everything in a store except its row ids."""
     recorded = [replace(one, id=0) for one in store.trajectories.recorded()]
     uids = [one.trajectory.uid for one in recorded]
     groups = store.database.read(lambda connection: connection.execute(schema.groups.select()).all())
@@ -46,7 +46,7 @@ def some(store: Store, count: int, *, first: int = 0, channel: str = "train") ->
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_what_is_exported_comes_back_exactly(
+def test_an_export_is_imported_exactly(
     store: Store,
     tmp_path_factory: pytest.TempPathFactory,
     data: st.DataObject,
@@ -78,7 +78,7 @@ def test_what_is_exported_comes_back_exactly(
 
 
 @either
-def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Path, ending: str) -> None:
+def test_a_store_imports_an_export_in_pages(store: Store, tmp_path: Path, ending: str) -> None:
     total = PAGE * 2 + 3
     with Store(tmp_path / "other.db", durability="normal") as other:
         some(other, total)
@@ -88,19 +88,19 @@ def test_a_store_takes_what_another_gave_page_by_page(store: Store, tmp_path: Pa
     assert [one.prompt_uid for one in store.groups.lease("run", 2, "train", 60)] == ["p0", "p1"]
 
 
-def test_only_what_the_filters_leave_is_exported(store: Store, tmp_path: Path) -> None:
+def test_export_applies_its_filters(store: Store, tmp_path: Path) -> None:
     some(store, 4)
     some(store, 2, first=4, channel="val")
     assert export_to(store, tmp_path / "out.jsonl", channel="train", min_reward=1.0) == 2
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 2}
+    assert json.loads(lines[0]) == {"format": "midstream", "schema_version": 3}
     assert [json.loads(line)["uid"] for line in lines[1:]] == ["u2", "u3"]
     assert json.loads(lines[1])["steps"][0]["prompt_ids"] == [1, 2]
     assert list(tmp_path.glob(".*")) == []
 
 
 @either
-def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tmp_path: Path, ending: str) -> None:
+def test_existing_trajectories_are_refused_or_skipped_unchanged(store: Store, tmp_path: Path, ending: str) -> None:
     with Store(tmp_path / "other.db", durability="normal") as other:
         some(other, 6)
         export_to(other, tmp_path / f"out.{ending}")
@@ -117,7 +117,7 @@ def test_what_is_there_is_refused_or_skipped_and_stays_as_it_is(store: Store, tm
         import_from(store, tmp_path / f"out.{ending}", existing="skipp")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_lease_does_not_travel(store: Store, tmp_path: Path) -> None:
+def test_leases_are_not_exported(store: Store, tmp_path: Path) -> None:
     some(store, 2)
     assert store.groups.lease("run", 1, "train", 60)
     export_to(store, tmp_path / "out.jsonl")
@@ -164,7 +164,7 @@ STEP = {"trajectory_uid": "u", "prompt_ids": [1], "response_ids": [2], "rollout_
         (json.dumps(a_record(uid="u" * 201)), "a name has 1 to 200 characters, not 201"),
         (
             json.dumps(a_record(task={"id": "t", "prompt": "q", "colour": 1})),
-            "it has 'task.colour', which is not known",
+            "it has the unknown field 'task.colour'",
         ),
         (json.dumps(a_record(task={"id": "t", "prompt": ["q"]})), "its task.prompt"),
         (
@@ -226,7 +226,26 @@ def test_a_damaged_line_is_named_and_nothing_is_imported(tmp_path: Path, line: s
         assert store.trajectories.get("u").status is Status.COMPLETED
 
 
-def test_a_file_that_is_no_export_or_of_another_version_is_refused(tmp_path: Path) -> None:
+@either
+def test_steps_of_an_older_file_have_no_constraint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path = tmp_path / f"out.{ending}"
+    with Store(tmp_path / "old.db") as old:
+        some(old, 1)
+        with monkeypatch.context() as older:
+            older.setattr(export_files, "HEADER", {"format": "midstream", "schema_version": 2})
+            older.setattr(export_files, "_STEP_TEXT", export_files._STEP_TEXT - {"constraint"})
+            export_to(old, path)
+    if ending == "jsonl":
+        path.write_text(path.read_text(encoding="utf-8").replace('"constraint":null,', ""), encoding="utf-8")
+    assert b'"constraint"' not in path.read_bytes()
+    with Store(tmp_path / "new.db") as new:
+        assert import_from(new, path).count == 1
+        assert new.trajectories.get("u0").steps[0].constraint is None
+
+
+def test_a_file_of_another_format_or_version_is_refused(tmp_path: Path) -> None:
     def refused(name: str, content: str) -> str:
         (tmp_path / name).write_text(content)
         with Store(tmp_path / "store.db") as store, pytest.raises(RunError) as raised:

@@ -1,4 +1,4 @@
-"""Groups are handed out when they are ready, once, to one owner, and nothing that hangs stands in the way."""
+"""Ready groups are leased once, to one owner, and hanging trajectories block no group."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def counts(store: Store, channel: str = "train") -> dict[str, float]:
     return {state: count for state, count in found.items() if count and state in list(GroupState)}
 
 
-def test_a_group_is_ready_when_enough_of_its_trajectories_ended_in_whatever_way(store: Store) -> None:
+def test_a_group_is_ready_when_enough_trajectories_ended_with_any_status(store: Store) -> None:
     for member in range(3):
         begin(store, f"p-{member}", group_size=2)
     end(store, "p-1", Status.FAILED)
@@ -76,7 +76,7 @@ def test_a_group_is_ready_when_enough_of_its_trajectories_ended_in_whatever_way(
     assert lease(store, "other") == []
 
 
-def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_became_ready(store: Store) -> None:
+def test_groups_are_leased_in_the_order_they_became_ready(store: Store) -> None:
     for prompt in ("slow", "a", "b", "c"):
         begin(store, f"{prompt}-0", group_size=1)
     for prompt in ("c", "a", "b"):
@@ -86,7 +86,7 @@ def test_a_straggler_does_not_hold_up_others_and_they_come_in_the_order_they_bec
     assert counts(store) == {"waiting": 1, "leased": 3}
 
 
-def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(store: Store, clock: MovedClock) -> None:
+def test_at_the_deadline_running_trajectories_time_out_and_stay_in_the_group(store: Store, clock: MovedClock) -> None:
     for member in range(3):
         begin(store, f"p-{member}", group_size=3, deadline=clock.time() + 10)
     end(store, "p-0")
@@ -102,7 +102,7 @@ def test_at_the_deadline_what_still_runs_is_timed_out_and_belongs_to_the_group(s
         asyncio.run(store.trajectories.finish(end_too_late))
 
 
-def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: Store, clock: MovedClock) -> None:
+def test_groups_made_ready_by_a_deadline_keep_their_order(store: Store, clock: MovedClock) -> None:
     begin(store, "due-0", group_size=2, deadline=clock.time() + 10)
     begin(store, "due-1")
     end(store, "due-0")
@@ -112,7 +112,7 @@ def test_what_the_deadline_made_ready_comes_before_what_became_so_since(store: S
     assert lease(store) == ["due", "after"]
 
 
-def test_a_group_in_which_nothing_ended_by_its_deadline_is_ready_with_the_first_end(store: Store) -> None:
+def test_a_group_without_ends_at_its_deadline_is_ready_with_the_first_end(store: Store) -> None:
     begin(store, "p-0", deadline=time.time() - 1)
     begin(store, "p-1")
     assert lease(store) == [] and counts(store) == {"waiting": 1}
@@ -122,13 +122,13 @@ def test_a_group_in_which_nothing_ended_by_its_deadline_is_ready_with_the_first_
     assert store.trajectories.get("p-0").status is Status.TIMED_OUT
 
 
-def test_what_has_neither_size_nor_deadline_is_no_group(store: Store) -> None:
+def test_without_size_or_deadline_there_is_no_group(store: Store) -> None:
     begin(store, "p-0")
     end(store, "p-0")
     assert counts(store) == {} and lease(store) == []
 
 
-def test_the_first_to_say_how_large_a_group_is_decides_also_for_those_before(store: Store) -> None:
+def test_the_first_given_group_size_applies_to_earlier_members(store: Store) -> None:
     begin(store, "p-0")
     begin(store, "p-1", group_size=2)
     begin(store, "p-2", group_size=99)
@@ -137,7 +137,7 @@ def test_the_first_to_say_how_large_a_group_is_decides_also_for_those_before(sto
     assert lease(store) == ["p"]
 
 
-def test_groups_of_other_channels_are_others(store: Store) -> None:
+def test_groups_of_different_channels_are_different(store: Store) -> None:
     store.trajectories.begin("a", "p", TASK, "train", group_size=1)
     store.trajectories.begin("b", "p", TASK, "online", group_size=1)
     asyncio.run(store.trajectories.finish(Trajectory(uid="b", prompt_uid="p", task=TASK)))
@@ -151,7 +151,7 @@ def join(store: Store, uid: str, **group: Any) -> None:
     asyncio.run(store.trajectories.open(uid, uid.partition("-")[0], TASK, "train", **group))
 
 
-def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clock: MovedClock) -> None:
+def test_opening_a_trajectory_of_a_leased_group_is_refused(store: Store, clock: MovedClock) -> None:
     due = clock.time() + 10
     for member in range(2):
         join(store, f"full-{member}", group_size=2)
@@ -163,13 +163,13 @@ def test_who_opens_a_trajectory_too_late_for_its_group_is_told(store: Store, clo
     assert "another prompt_uid" in (error.value.hint or "") and store.trajectories.find("full-2") is None
     asyncio.run(
         store.trajectories.open("full-2", "full", TASK, "val", group_size=2)
-    )  # of another channel it is another group
+    )  # in another channel it is another group
     end(store, "due-0")
     clock.advance(12)
     for uid, why in (("due-2", "is past its deadline"), ("full-3", "has all its 2")):
         with pytest.raises(GroupClosed, match=why):
             join(store, uid)
-    join(store, "endless-1")  # nothing of it has ended: it is handed out once something has
+    join(store, "endless-1")  # none of its trajectories has ended: it is leased once one has
     end(store, "full-0")
     end(store, "full-1")
     assert lease(store, count=2) == ["due", "full"]
@@ -195,7 +195,7 @@ def test_a_refused_opening_changes_nothing(store: Store) -> None:
     assert store.groups.counts()["waiting"] == 1 and store.trajectories.count(prompt_uid="p") == 3
 
 
-def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> None:
+def test_concurrent_openings_do_not_exceed_the_group_size(store: Store) -> None:
     async def together() -> list[BaseException | None]:
         opened = [store.trajectories.open(f"p-{n}", "p", TASK, "train", group_size=3) for n in range(8)]
         return await asyncio.gather(*opened, return_exceptions=True)
@@ -205,7 +205,7 @@ def test_those_who_join_a_group_at_once_do_not_become_too_many(store: Store) -> 
     assert store.trajectories.count(prompt_uid="p") == 3
 
 
-def test_those_who_join_a_group_in_two_processes_do_not_become_too_many(database: str) -> None:
+def test_openings_in_two_processes_do_not_exceed_the_group_size(database: str) -> None:
     async def together(stores: tuple[Store, Store]) -> list[BaseException | None]:
         opened = [
             store.trajectories.open(f"p{n}-{place}", f"p{n}", TASK, "train", group_size=1)
@@ -220,7 +220,7 @@ def test_those_who_join_a_group_in_two_processes_do_not_become_too_many(database
         assert all(one.trajectories.count(prompt_uid=f"p{n}") == 1 for n in range(40))
 
 
-def test_what_a_group_was_handed_out_without_is_counted(store: Store) -> None:
+def test_trajectories_left_out_of_a_leased_group_are_counted(store: Store) -> None:
     for member in range(3):
         begin(store, f"p-{member}", group_size=1)
     end(store, "p-1")
@@ -231,7 +231,7 @@ def test_what_a_group_was_handed_out_without_is_counted(store: Store) -> None:
     assert (store.groups.left_out(), store.groups.left_out("train"), store.groups.left_out("val")) == (2, 2, 0)
 
 
-def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_had_it(store: Store) -> None:
+def test_an_expired_lease_is_leased_again_and_its_old_owner_cannot_consume(store: Store) -> None:
     complete(store, "p")
     assert lease(store, "gone", lease_s=-1) == ["p"]
     assert counts(store) == {"ready": 1} and store.groups.oldest_ready_version("train") == 0
@@ -241,7 +241,7 @@ def test_a_lease_that_ran_out_is_handed_out_again_and_cannot_be_consumed_by_who_
     store.groups.consume("new", keys("p"), 1)
 
 
-def test_a_renewed_lease_goes_on(store: Store) -> None:
+def test_a_renewed_lease_stays_valid(store: Store) -> None:
     complete(store, "p")
     lease(store, "run", lease_s=-1)
     assert store.groups.renew("run", 60) == 1 and store.groups.renew("other", 60) == 0
@@ -256,7 +256,7 @@ def test_consumed_is_final_and_all_or_nothing(store: Store) -> None:
         store.groups.consume("run", keys("a", "c"), 3)
     assert counts(store) == {"leased": 2, "ready": 1}
     store.groups.consume("run", keys("a"), 3)
-    store.groups.consume("run", keys("a"), 3)  # the answer to the first may have got lost
+    store.groups.consume("run", keys("a"), 3)  # the response to the first call may have been lost
     with pytest.raises(LeaseLost):
         store.groups.consume("run", keys("a"), 4)
     assert counts(store) == {"consumed": 1, "leased": 1, "ready": 1}
@@ -290,7 +290,7 @@ def test_more_groups_than_a_statement_takes_are_leased_and_consumed(
     assert counts(store) == {"consumed": 7}
 
 
-def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
+def test_a_resumed_run_gets_the_groups_after_its_checkpoint_again(store: Store) -> None:
     for prompt in ("a", "b", "c", "d"):
         complete(store, prompt)
     for step, prompt in enumerate(("a", "b", "c")):
@@ -303,7 +303,7 @@ def test_a_run_that_goes_back_gets_again_what_came_after(store: Store) -> None:
     assert counts(store) == {"consumed": 1, "leased": 3}
 
 
-def test_a_group_of_too_old_a_policy_is_stale_and_never_handed_out(store: Store) -> None:
+def test_a_stale_group_is_never_leased(store: Store) -> None:
     complete(store, "old", version=1)
     complete(store, "new", version=3)
     begin(store, "mixed-0", group_size=2)
@@ -319,7 +319,7 @@ def test_a_group_of_too_old_a_policy_is_stale_and_never_handed_out(store: Store)
     assert lease(store) == []
 
 
-def test_a_trajectory_begun_again_takes_its_place_in_the_group_again(store: Store) -> None:
+def test_a_restarted_trajectory_rejoins_its_group(store: Store) -> None:
     complete(store, "p")
     begin(store, "p-0")
     assert counts(store) == {"waiting": 1}
@@ -327,14 +327,14 @@ def test_a_trajectory_begun_again_takes_its_place_in_the_group_again(store: Stor
     assert counts(store) == {"ready": 1}
 
 
-def test_a_trajectory_begun_again_elsewhere_leaves_its_group(store: Store) -> None:
+def test_a_trajectory_restarted_in_another_group_leaves_the_first(store: Store) -> None:
     begin(store, "p-0", group_size=1)
     end(store, "p-0")
     store.trajectories.begin("p-0", "p", TASK, "val")
     assert counts(store) == {}
 
 
-def test_a_group_goes_with_the_last_of_its_trajectories(store: Store) -> None:
+def test_deleting_the_last_trajectory_deletes_its_group(store: Store) -> None:
     store.trajectories.begin("p-0", "p", TASK, "train", train_step=1, group_size=1)
     store.trajectories.begin("q-0", "q", TASK, "train", train_step=2, group_size=1)
     store.trajectories.discard_from(2)
@@ -346,7 +346,7 @@ def test_any_number_of_groups_can_change_at_once(store: Store) -> None:
     store.database.write(
         lambda transaction: transaction.connection.execute(schema.groups.update().values(state="waiting"))
     )
-    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database takes as parameters
+    keys = {(f"p{number}", "train") for number in range(130_000)}  # more than either database accepts as parameters
     store.database.write(lambda transaction: group_states.update_states(transaction.connection, keys, time.time()))
     assert counts(store) == {"ready": 1}
 
@@ -375,7 +375,7 @@ WORKER = textwrap.dedent(
 )
 
 
-def test_two_processes_never_get_the_same_group_and_miss_none(database: str) -> None:
+def test_two_processes_lease_every_group_exactly_once(database: str) -> None:
     with Store(database) as store:
         for number in range(40):
             begin(store, f"p{number}-a", group_size=2)

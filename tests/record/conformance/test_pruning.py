@@ -1,4 +1,4 @@
-"""What is old and done with can be deleted, and nothing else goes."""
+"""Pruning deletes old, finished trajectories and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(store: Store) -> dict[str, int]:
     return store.database.read(lambda c: {table.name: len(c.execute(table.select()).all()) for table in tables})
 
 
-def test_what_ended_long_enough_ago_goes_with_all_that_is_kept_of_it(store: Store) -> None:
+def test_pruning_deletes_old_trajectories_with_all_their_data(store: Store) -> None:
     recorded(store, "a")
     store.annotations.curate("a", tags=["x"])
     store.annotations.add_feedback("a", "thumbs", 1)
@@ -38,14 +38,14 @@ def test_what_ended_long_enough_ago_goes_with_all_that_is_kept_of_it(store: Stor
     assert rows(store) == {"steps": 0, "curation": 0, "tags": 0, "feedback": 0, "groups": 0}
 
 
-def test_only_the_channel_that_is_named_is_pruned(store: Store) -> None:
+def test_only_the_given_channel_is_pruned(store: Store) -> None:
     recorded(store, "a", channel="online")
     recorded(store, "b")
     assert store.prune(-1, "online") == 1
     assert uids(store) == ["b"]
 
 
-def test_groups_that_wait_are_ready_or_leased_stay_and_consumed_ones_go(store: Store) -> None:
+def test_pruning_keeps_waiting_ready_and_leased_groups(store: Store) -> None:
     for prompt in ("consumed", "leased", "ready"):
         recorded(store, prompt, prompt, size=1)
     recorded(store, "waiting", "waiting", size=2)
@@ -59,7 +59,7 @@ def test_groups_that_wait_are_ready_or_leased_stay_and_consumed_ones_go(store: S
     assert store.groups.counts()["leased"] == 1 and rows(store)["groups"] == 1
 
 
-def test_more_than_one_transaction_takes_is_pruned_too(store: Store) -> None:
+def test_pruning_spans_several_transactions(store: Store) -> None:
     store.trajectories.begin("u0", "p", TASK, "train")
     store.flush()
     [row] = store.database.read(lambda c: [dict(one) for one in c.execute(schema.trajectories.select()).mappings()])
@@ -70,7 +70,7 @@ def test_more_than_one_transaction_takes_is_pruned_too(store: Store) -> None:
     assert uids(store) == ["u0"]
 
 
-def test_space_is_given_back_on_request_and_recording_goes_on(database: str) -> None:
+def test_vacuum_frees_space_and_recording_continues(database: str) -> None:
     with Store(database, durability="normal") as store:
         for number in range(200):
             recorded(store, f"u{number}", f"p{number}")

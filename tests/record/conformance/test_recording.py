@@ -1,4 +1,4 @@
-"""The store gives back exactly what it took, in the order it took it, to readers who need not wait for writers."""
+"""The store returns exactly what was written, in order, and readers do not wait for writers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def a_step(uid: str, index: int = 0, **changes: Any) -> Step:
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_what_goes_in_comes_out(
+def test_recorded_trajectories_are_read_back_exactly(
     store: Store, data: st.DataObject, whole_trajectories: st.SearchStrategy[Trajectory]
 ) -> None:
     trajectory = data.draw(whole_trajectories)
@@ -48,7 +48,7 @@ def test_what_goes_in_comes_out(
     assert store.trajectories.get(trajectory.uid) == trajectory
     assert repr(store.trajectories.get(trajectory.uid)) == repr(
         trajectory
-    )  # tells 1 from 1.0 and True, and a tuple from a list
+    )  # distinguishes 1 from 1.0 and True, and a tuple from a list
 
 
 def test_a_running_trajectory_can_be_read_with_its_steps(store: Store) -> None:
@@ -71,7 +71,7 @@ def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) 
     assert store.trajectories.get("u").steps == (changed,)
 
 
-def test_what_a_trajectory_ended_with_stands(store: Store) -> None:
+def test_the_first_end_of_a_trajectory_stands(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "train", session={})
     store.trajectories.append_sync(a_step("u"))
     asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, steps=(a_step("u"),))))
@@ -87,7 +87,7 @@ def test_what_a_trajectory_ended_with_stands(store: Store) -> None:
     assert store.trajectories.get("u") == ended
 
 
-def test_a_rerun_of_a_uid_starts_from_nothing(store: Store) -> None:
+def test_rerunning_a_uid_starts_empty(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "train", train_step=1)
     store.trajectories.append_sync(a_step("u", 0))
     store.trajectories.append_sync(a_step("u", 1))
@@ -104,7 +104,7 @@ def test_a_rerun_of_a_uid_starts_from_nothing(store: Store) -> None:
     assert store.trajectories.count() == 1
 
 
-def test_finish_keeps_the_training_step_and_the_steps_it_is_not_given(store: Store) -> None:
+def test_finish_keeps_the_training_step_and_recorded_steps(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "train", train_step=3)
     store.trajectories.append_sync(a_step("u"))
     asyncio.run(
@@ -115,7 +115,7 @@ def test_finish_keeps_the_training_step_and_the_steps_it_is_not_given(store: Sto
     assert store.trajectories.count(train_step=3) == 1
 
 
-def test_a_step_of_a_trajectory_nobody_began_is_kept(store: Store) -> None:
+def test_a_step_of_an_unopened_trajectory_is_kept(store: Store) -> None:
     store.trajectories.append_sync(a_step("stray"), channel="online")
     assert store.trajectories.get("stray").steps == (a_step("stray"),)
     assert store.trajectories.uids_by_prompt("online") == {"p": ["stray"]}
@@ -143,7 +143,7 @@ def test_trajectories_stream_in_order_and_by_filter(store: Store) -> None:
     assert (store.trajectories.count(), store.trajectories.count(channel="train")) == (total, total // 2)
 
 
-def test_discard_from_a_step_leaves_what_came_before_and_what_has_no_step(store: Store) -> None:
+def test_discard_from_a_step_keeps_earlier_and_stepless_trajectories(store: Store) -> None:
     for step in (None, 0, 1, 2, 3):
         store.trajectories.begin(f"u{step}", "p", TASK, "train", train_step=step)
         store.trajectories.append_sync(a_step(f"u{step}"))
@@ -169,7 +169,7 @@ def test_many_callers_share_few_transactions(database: str) -> None:
         assert store.database.commits < 64 * 20 / 16
 
 
-def test_reading_goes_on_while_others_write(store: Store) -> None:
+def test_reading_continues_during_writes(store: Store) -> None:
     stop = threading.Event()
 
     def write() -> None:
@@ -198,13 +198,13 @@ def test_reading_goes_on_while_others_write(store: Store) -> None:
         writer.join()
 
 
-def test_a_second_store_on_the_database_sees_what_was_acknowledged(database: str) -> None:
+def test_a_second_store_sees_acknowledged_writes(database: str) -> None:
     with Store(database) as writer, Store(database) as reader:
         writer.trajectories.append_sync(a_step("u"))
         assert reader.trajectories.get("u").steps == (a_step("u"),)
 
 
-def test_a_cancelled_append_is_kept_and_costs_nobody_else(store: Store) -> None:
+def test_a_cancelled_append_is_stored_and_affects_no_other(store: Store) -> None:
     async def cancel_one() -> None:
         appends = [asyncio.ensure_future(store.trajectories.append(a_step("u", index))) for index in range(8)]
         await asyncio.sleep(0)
@@ -218,7 +218,7 @@ def test_a_cancelled_append_is_kept_and_costs_nobody_else(store: Store) -> None:
     assert len(store.trajectories.get("u").steps) == 8
 
 
-def test_what_json_cannot_hold_is_refused_where_it_is_written(store: Store) -> None:
+def test_values_that_json_cannot_represent_are_refused(store: Store) -> None:
     with pytest.raises(RunError, match="metadata of step 0 of trajectory 'u': it holds a object"):
         store.trajectories.append_sync(a_step("u", metadata={"handle": object()}))
     with pytest.raises(RunError, match=r"task of trajectory 'v'.*\n.*lists"):
@@ -226,7 +226,7 @@ def test_what_json_cannot_hold_is_refused_where_it_is_written(store: Store) -> N
     assert store.trajectories.count() == 0
 
 
-def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> None:
+def test_a_row_refused_by_the_database_fails_only_its_caller(store: Store) -> None:
     async def together() -> list[BaseException | None]:
         appends = [
             store.trajectories.append(a_step("fine")),
@@ -240,19 +240,19 @@ def test_a_row_the_database_refuses_costs_only_its_own_caller(store: Store) -> N
     assert len(store.trajectories.get("fine").steps) == 2
 
 
-def test_those_who_stopped_waiting_do_not_stop_the_others(database: str) -> None:
+def test_cancelled_callers_do_not_affect_others(database: str) -> None:
     async def hand_in(store: Store) -> None:
         waiting = [asyncio.ensure_future(store.trajectories.append(a_step("given up", index))) for index in range(20)]
         await asyncio.sleep(0)
         assert not any(one.done() for one in waiting)
 
     with Store(database) as store:
-        asyncio.run(hand_in(store))  # whose loop is closed before all is on disk
+        asyncio.run(hand_in(store))  # its loop is closed before everything is on disk
         store.trajectories.append_sync(a_step("u"))
         assert len(store.trajectories.get("given up").steps) == 20
 
 
-def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
+def test_a_failed_unawaited_write_is_reported_later(store: Store) -> None:
     store.trajectories.begin("\ud800", "p", TASK, "train")
     with pytest.raises(UnicodeEncodeError):
         store.flush()
@@ -260,7 +260,7 @@ def test_a_write_nobody_waited_for_is_reported_later(store: Store) -> None:
     assert store.trajectories.count() == 1
 
 
-def test_close_writes_what_still_waits(database: str) -> None:
+def test_close_writes_pending_rows(database: str) -> None:
     store = Store(database)
     for number in range(50):
         store.trajectories.begin(f"u{number}", "p", TASK, "train")
@@ -269,21 +269,21 @@ def test_close_writes_what_still_waits(database: str) -> None:
         assert again.trajectories.count() == 50
 
 
-def test_what_looks_like_our_own_marks_in_json_comes_back_as_it_was(store: Store) -> None:
+def test_json_that_resembles_our_markers_is_read_back_unchanged(store: Store) -> None:
     odd = {"!tuple": [1], "a": {"!dict": [[1, 2]]}, "b": [{"!float": "inf"}], "c": {"!tuple": (math.inf, "\ud800")}}
     step = a_step("u", metadata=odd, messages=({"role": "user", "content": "x", "extra": {"!tuple": []}},))
     store.trajectories.append_sync(step)
     assert repr(store.trajectories.get("u").steps[0]) == repr(step)
 
 
-def test_infinities_and_zero_signs_survive(store: Store) -> None:
+def test_infinities_and_signed_zeros_are_kept(store: Store) -> None:
     step = a_step("u", rollout_log_probs=(-math.inf, -0.0), reward=math.inf, metadata={"x": -math.inf})
     store.trajectories.append_sync(step)
     read = store.trajectories.get("u").steps[0]
     assert read == step and repr(read) == repr(step)
 
 
-def test_acknowledge_returns_once_everything_handed_in_is_on_disk(database: str) -> None:
+def test_acknowledge_returns_after_all_rows_are_on_disk(database: str) -> None:
     async def begin_and_wait(store: Store) -> None:
         for number in range(5):
             store.trajectories.begin(f"u{number}", "p", TASK, "train")
@@ -307,7 +307,7 @@ def test_a_trajectory_ends_once(store: Store) -> None:
     assert store.trajectories.get("u") == first
 
 
-def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(store: Store) -> None:
+def test_of_concurrent_ends_exactly_one_succeeds(store: Store) -> None:
     gate = threading.Event()
 
     async def together() -> list[BaseException | None]:
@@ -331,7 +331,7 @@ def test_of_those_who_end_it_together_one_succeeds_and_nobody_else_is_disturbed(
     assert store.trajectories.get("v").steps == (a_step("v"),)
 
 
-def test_a_step_that_comes_after_the_end_is_kept_marked_and_not_trained_on(database: str) -> None:
+def test_a_step_after_the_end_is_marked_late_and_not_trained_on(database: str) -> None:
     late = a_step("u", 1, trainable=True, metadata={"x": (1,)})
     with Store(database) as gateway, Store(database) as other:
         gateway.trajectories.begin("u", "p", TASK, "train")
@@ -380,7 +380,7 @@ def test_open_trajectories_come_back_with_their_session_and_steps(database: str)
         assert changed is not None and changed.session == {"token": "new"}
 
 
-def test_listing_filters_by_what_was_recorded(store: Store) -> None:
+def test_listing_filters_by_recorded_fields(store: Store) -> None:
     for number in range(6):
         uid = f"u{number}"
         store.trajectories.begin(uid, f"p{number // 2}", TASK, "train")
@@ -404,7 +404,7 @@ def test_listing_filters_by_what_was_recorded(store: Store) -> None:
         found(policy_versions=1)
 
 
-def test_summaries_come_in_pages_and_count_what_they_leave_out(store: Store) -> None:
+def test_summaries_are_paged_and_count_steps_and_tokens(store: Store) -> None:
     for number in range(5):
         store.trajectories.begin(f"u{number}", "p", TASK, "train" if number else "val", train_step=number)
         for index in range(number):

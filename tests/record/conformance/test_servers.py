@@ -1,4 +1,4 @@
-"""Of the servers that share a store one holds each trajectory; what a dead one held goes to another, never to two."""
+"""Each trajectory belongs to one of the servers that share a store; those of a dead server move to exactly one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK = Task(id="t", prompt="How many?")
 
 @pytest.fixture
 def serve(database: str) -> Iterator[Callable[[str], Store]]:
-    """Opens the store for a server of that name."""
+    """Open the store for a server of that name."""
     opened: list[Store] = []
 
     def start(name: str) -> Store:
@@ -44,9 +44,7 @@ def finish(store: Store, uid: str, status: Status = Status.COMPLETED) -> None:
     asyncio.run(store.trajectories.finish(Trajectory(uid=uid, prompt_uid="p", task=TASK, status=status)))
 
 
-def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
-    serve: Callable[[str], Store], clock: MovedClock
-) -> None:
+def test_a_server_owns_its_trajectories_and_no_others(serve: Callable[[str], Store], clock: MovedClock) -> None:
     one, other = serve("one"), serve("other")
     begin(one, "a")
     begin(other, "b")
@@ -68,7 +66,7 @@ def test_a_server_holds_what_it_began_and_leaves_alone_what_another_holds(
     assert one.trajectories.get("a").status is Status.COMPLETED and len(one.trajectories.get("a").steps) == 1
 
 
-def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], Store], clock: MovedClock) -> None:
+def test_trajectories_of_a_dead_server_move_to_a_live_one(serve: Callable[[str], Store], clock: MovedClock) -> None:
     dead, one, other = serve("dead"), serve("one"), serve("other")
     begin(dead, "a")
     begin(dead, "ended")
@@ -89,7 +87,7 @@ def test_what_a_dead_server_held_goes_to_one_that_lives(serve: Callable[[str], S
     assert not dead.servers.beat().lost
 
 
-def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_on_at_once(
+def test_a_restarted_server_takes_over_its_trajectories_at_once(
     serve: Callable[[str], Store], clock: MovedClock
 ) -> None:
     begin(killed := serve("one"), "a")
@@ -102,14 +100,14 @@ def test_a_server_that_starts_again_under_its_name_or_after_one_that_left_goes_o
         killed.trajectories.append_sync(a_step("a"))
 
 
-def test_two_servers_of_one_name_are_told(serve: Callable[[str], Store], clock: MovedClock) -> None:
+def test_two_servers_with_one_name_are_an_error(serve: Callable[[str], Store], clock: MovedClock) -> None:
     first, second = serve("same"), serve("same")
     with pytest.raises(NameTaken, match=r"another server joined this store as 'same'.*\n.*a name of its own"):
         first.servers.beat()
     assert not second.servers.beat().lost
 
 
-def test_what_nobody_holds_goes_to_the_first_server_and_a_rollouts_trajectories_to_none(
+def test_unowned_trajectories_go_to_the_first_server_except_those_of_rollouts(
     store: Store, serve: Callable[[str], Store]
 ) -> None:
     begin(store, "of-an-older-version")

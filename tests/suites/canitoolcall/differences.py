@@ -1,4 +1,4 @@
-"""Fixtures whose replies are parsed otherwise here, each with the reason."""
+"""Fixtures whose replies are parsed differently here, with the reasons."""
 
 _SPACES = "white space on both sides of a call is how calls are written: of what stands around them one gap is kept"
 _CUT = "a call that is cut off stays content, word for word, and is counted as malformed: nothing sampled is hidden"

@@ -16,7 +16,7 @@ from midstream.engines.chat import ChatTokenizer
 
 
 class ThroughTheGateway(ChatModelIntegrationTests):
-    """The suite, each test with a gateway and a trajectory of its own."""
+    """The suite; each test has its own gateway and trajectory."""
 
     @pytest.fixture(autouse=True)
     def served(self, serve: Any, tiny_tokenizer: ChatTokenizer) -> None:

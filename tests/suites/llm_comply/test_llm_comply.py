@@ -36,9 +36,9 @@ LEFT = {
     "chat-error-handling": ONE_MODEL,
     "error-handling": ONE_MODEL,
 }
-"""Tests that fail, and why."""
+"""Tests that fail, with reasons."""
 ADVISORY = "compact-response"
-"""Passes with the warning that there is no such endpoint."""
+"""Passes with a warning that the endpoint does not exist."""
 
 
 @pytest.mark.parametrize(("case", "spec"), CASES, ids=[case.id for case, _ in CASES])

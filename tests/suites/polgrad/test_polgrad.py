@@ -37,14 +37,14 @@ from midstream.learn.algorithms.grpo import GRPO, DrGRPO
 from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome
 from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.algorithms.reinforce import RLOO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
-from midstream.learn.batch import make_batch
-from midstream.learn.correction import importance
+from midstream.learn.data.batch import make_batch
+from midstream.learn.losses.correction import importance
 from midstream.learn.losses.kl import Estimator, kl_estimate
+from midstream.learn.losses.mismatch import importance_metrics
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.ratio import CISPO, PPOClip, ReinforceLoss
 from midstream.learn.losses.sequence import GSPO
 from midstream.learn.losses.tokens import TokenBatch
-from midstream.learn.mismatch import importance_metrics
 
 pytestmark = pytest.mark.suites
 

@@ -1,4 +1,4 @@
-"""Every backend that this machine has, opened for a test and closed after it."""
+"""Opens every available backend for a test, and closes it afterwards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ T = TypeVar("T")
 BACKENDS = ("bubblewrap", "interpreter")
 Use = Callable[[Callable[[Sandbox], Awaitable[Any]]], Any]
 LIMITS = Limits(wall_s=4, cpu_s=2, memory_mb=200, processes=24, files=200, file_mb=8, output_kb=64)
-"""Small, so that every attack ends soon."""
+"""Small, so that every attack ends quickly."""
 
 
 def use(backend: str, work: Callable[[Sandbox], Awaitable[T]], limits: Limits = LIMITS, warm: int = 1) -> T:
-    """What `work` returns with a sandbox of its own; skips the test where the machine lacks the backend."""
+    """Run `work` with its own sandbox and return its result; skips the test if the backend is unavailable."""
 
     async def with_sandbox() -> T:
         found = {one.name: one for one in await backends()}[backend]

@@ -1,4 +1,4 @@
-"""What hostile or broken code does: contained, reported as what it was, and the next call works.
+"""Hostile and broken code is contained and reported with the right outcome, and the next call works.
 
 Each attack runs against every backend of this machine. A backend that has no such thing at all (no `os` module) reports
 `error`, or `refused` where its language lacks the syntax; what is asserted for it is that nothing came of the attack.
@@ -22,7 +22,7 @@ from midstream.tools.sandbox.processes import usage
 
 
 class Attack(NamedTuple):
-    """`outcomes` are what full CPython may report, `words` what must stand in its output, error or detail."""
+    """`outcomes` are those that full CPython may report, `words` must occur in its output, error or detail."""
 
     code: str
     outcomes: tuple[str, ...]
@@ -223,7 +223,7 @@ print(found)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_of_the_machine_is_readable(backend: str, tmp_path: Path) -> None:
+def test_files_of_the_machine_are_not_readable(backend: str, tmp_path: Path) -> None:
     project = Path(__file__).resolve()
     secret = tmp_path / "secret.txt"
     secret.write_text("a secret")
@@ -304,7 +304,7 @@ def test_nothing_is_written_outside_the_temporary_folder(backend: str, tmp_path:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_processes_left_behind_end_with_the_call(backend: str) -> None:
-    """A daemon that left its process group and session is gone with the call, in a session too."""
+    """A daemon that left its process group and session ends with the call, also in a session."""
     if backend == "interpreter":
         pytest.skip("its language has no processes")
     daemon = (
@@ -328,8 +328,8 @@ def test_processes_left_behind_end_with_the_call(backend: str) -> None:
     assert sleeping == 0
 
 
-def test_a_session_uses_no_processor_between_its_calls() -> None:
-    """A thread that goes on after its call is frozen with the interpreter."""
+def test_a_session_uses_no_cpu_between_calls() -> None:
+    """A thread that outlives its call is frozen with the interpreter."""
 
     async def work(sandbox: Sandbox) -> tuple[float, Result]:
         async with sandbox.session() as session:
@@ -347,7 +347,7 @@ def test_a_session_uses_no_processor_between_its_calls() -> None:
 
 
 def test_the_sandbox_dies_with_its_parent(tmp_path: Path) -> None:
-    """`kill -9` of the program that runs the code leaves nothing behind."""
+    """`kill -9` of the parent program leaves no process behind."""
     script = tmp_path / "parent.py"
     script.write_text(
         "import asyncio\nfrom midstream.tools.sandbox import SandboxConfig, open_sandbox\n"

@@ -1,4 +1,4 @@
-"""What full CPython adds: packages, files, plots and tables, and the filter of system calls."""
+"""Features of full CPython: packages, files, plots, tables, and the system call filter."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from midstream.tools.sandbox.worker import MAX_FILES_OUT
 
 PNG = b"\x89PNG\r\n\x1a\n"
 AMPLE = Limits(wall_s=100, cpu_s=60)
-"""Importing pandas or matplotlib on a busy machine takes its time."""
+"""Importing pandas or matplotlib is slow on a busy machine."""
 
 
 def run(code: str, files: dict[str, bytes] | None = None, limits: Limits = AMPLE) -> Result:
     return use("bubblewrap", lambda sandbox: sandbox.run(code, files, limits), limits)
 
 
-def test_files_go_in_and_come_out() -> None:
+def test_files_are_copied_in_and_out() -> None:
     code = (
         "import os\ndata = open('in/data.txt').read()\nos.makedirs('out')\n"
         "open('out/upper.txt', 'w').write(data.upper())"
@@ -51,7 +51,7 @@ def test_a_session_returns_what_each_cell_changed() -> None:
     assert [dict(result.files) for result in results] == [{"a": b"1"}, {"b": b"2"}, {"a": b"13"}, {}]
 
 
-def test_links_pipes_and_devices_are_not_returned() -> None:
+def test_links_pipes_and_devices_are_not_copied_out() -> None:
     code = (
         "import os\nos.symlink('/usr/bin/env', 'link')\nos.mkfifo('pipe')\n"
         "open('real', 'w').close()\nos.link('real', 'hard')"
@@ -59,7 +59,7 @@ def test_links_pipes_and_devices_are_not_returned() -> None:
     assert sorted(run(code).files) == ["hard", "real"]
 
 
-def test_files_that_do_not_fit_are_named() -> None:
+def test_files_above_the_limit_are_named() -> None:
     code = f"for n in range({MAX_FILES_OUT + 3}):\n    open(f'{{n:03}}', 'w').close()"
     result = run(code)
     assert len(result.files) == MAX_FILES_OUT
@@ -134,7 +134,7 @@ def test_input_files_above_the_limit_are_refused() -> None:
     assert result.outcome == "refused" and "2.0 MB" in result.detail
 
 
-def test_a_larger_folder_than_usual_can_be_asked_for() -> None:
+def test_the_folder_limit_is_configurable() -> None:
     async def work(sandbox: Sandbox) -> list[Result]:
         code = "open('big', 'wb').write(bytes(3 << 20))"
         return [await sandbox.run(code), await sandbox.run(code, limits=AMPLE.model_copy(update={"file_mb": 4}))]
@@ -144,7 +144,7 @@ def test_a_larger_folder_than_usual_can_be_asked_for() -> None:
     assert large.value == str(3 << 20) and len(large.files["big"]) == 3 << 20
 
 
-def test_auto_takes_bubblewrap_first_then_the_interpreter_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_bubblewrap_then_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(sandbox: Sandbox) -> str:
         return sandbox.name
 
@@ -168,7 +168,7 @@ def use_auto() -> str:
 
 
 def verdict(machine: str, number: int, *arguments: int) -> int:
-    """Run the filter as the kernel would on one system call."""
+    """Evaluate the filter for one system call, like the kernel."""
     data = struct.pack("<iIQ6Q", number, seccomp.AUDIT_ARCH[machine], 0, *arguments, *[0] * (6 - len(arguments)))
     steps = list(struct.iter_unpack("=HBBI", seccomp.program(machine)))
     at = loaded = 0
@@ -190,7 +190,7 @@ def verdict(machine: str, number: int, *arguments: int) -> int:
 
 
 @pytest.mark.parametrize("machine", list(seccomp.AUDIT_ARCH))
-def test_the_filter_allows_and_denies_what_it_says(machine: str) -> None:
+def test_the_system_call_filter_allows_and_denies(machine: str) -> None:
     column = list(seccomp.AUDIT_ARCH).index(machine)
     number = {name: numbers[column] for name, numbers in seccomp.CHECKED.items()}
     denied, missing = seccomp.FAIL | 1, seccomp.FAIL | 38

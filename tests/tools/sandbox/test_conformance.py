@@ -1,4 +1,4 @@
-"""What every backend does with well-behaved code. A new backend is done when this and `test_attacks.py` pass."""
+"""Conformance tests of all backends with ordinary code. A new backend must pass this and `test_attacks.py`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_error_is_reported_as_python_does(backend: str, code: str, error: str
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_was_printed_before_an_error_or_a_limit_is_kept(backend: str) -> None:
+def test_output_before_an_error_or_limit_is_kept(backend: str) -> None:
     short = LIMITS.model_copy(update={"wall_s": 0.5, "cpu_s": 0.5})
     assert run(backend, "print('before')\n1 / 0").stdout == "before\n"
     late = run(backend, "print('before')\nwhile True:\n    pass", short)
@@ -83,7 +83,7 @@ def test_a_session_goes_on_after_an_error(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_session_that_broke_a_limit_says_that_its_state_is_lost_and_goes_on(backend: str) -> None:
+def test_a_session_that_exceeds_a_limit_reports_lost_state_and_continues(backend: str) -> None:
     async def work(sandbox: Sandbox) -> list[Result]:
         async with sandbox.session(LIMITS.model_copy(update={"wall_s": 0.5, "cpu_s": 0.5})) as session:
             return [await session.run(code) for code in ("x = 1", "while True:\n    pass", "print(x)", "2 + 2")]
@@ -160,13 +160,13 @@ def test_a_long_value_is_cut(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_that_cannot_be_shown_are_no_failure_of_the_sandbox(backend: str) -> None:
+def test_values_that_cannot_be_displayed_are_errors_of_the_code(backend: str) -> None:
     for code in ("10 ** 5000", "x = []\nx.append(x)\nx", "print", "float('nan')", "{1: {2: (3,)}}"):
         assert run(backend, code).outcome in ("ok", "error")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_closed_session_opens_anew(backend: str) -> None:
+def test_a_closed_session_reopens(backend: str) -> None:
     async def work(sandbox: Sandbox) -> list[Result]:
         session = sandbox.session()
         await session.close()
@@ -182,7 +182,7 @@ def test_a_closed_session_opens_anew(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_closing_the_sandbox_ends_sessions_and_calls(backend: str) -> None:
-    """Nothing waits for ever, and no call comes back as a success."""
+    """No call hangs, and none returns success."""
 
     async def work(sandbox: Sandbox) -> Result | BaseException:
         idle, busy = sandbox.session(), sandbox.session()

@@ -1,4 +1,4 @@
-"""bubblewrap without root: the same promises, kept by a user namespace in place of a user id of its own."""
+"""bubblewrap without root: the same guarantees, by a user namespace instead of a separate user id."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ print(json.dumps(asyncio.run(main())))
 """
 
 
-def test_the_same_holds_without_root() -> None:
+def test_limits_hold_without_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("the other tests run without root already")
     environment = {
@@ -80,7 +80,7 @@ def test_the_same_holds_without_root() -> None:
 
 
 def _usable(python: str, environment: dict[str, str]) -> bool:
-    """Whether nobody can start `python` and import what the sandbox needs."""
+    """Return whether the user `nobody` can start `python` and import the sandbox's modules."""
     try:
         done = subprocess.run(
             [python, "-c", "import pydantic, midstream.core.config"],

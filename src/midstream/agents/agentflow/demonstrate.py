@@ -1,7 +1,7 @@
 """Demonstrations of the flow `agentflow` for a supervised start: an engine that follows a task's demonstration.
 
 For a share of the tasks the first action has a wrong tool, and the demonstration continues after its first call. Such
-lessons teach how to write actions and how to continue, but not which tool a question needs first."""
+demonstrations teach how to write actions and how to continue, but not which tool a question needs first."""
 
 from __future__ import annotations
 

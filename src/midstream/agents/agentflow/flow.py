@@ -46,17 +46,17 @@ class AgentFlowSettings(Config):
     """`flow.settings` of the flow `agentflow`."""
 
     max_turns: int = Field(default=3, ge=1)
-    """Most turns of plan, execute, verify (T_max)."""
+    """Maximum turns of plan, execute, verify (T_max)."""
     notation: Notation = "json"
     """How the planner writes its actions: `json`, or `compact` for small models."""
     fields: tuple[ActionField, ...] = ("justification", "context", "sub_goal")
     """Fields the planner must write besides tool and arguments. Fewer fields cost fewer tokens."""
     stop_rule: StopRule = "planner"
-    """When a verifier without an engine stops: `planner`, when the planner asks for no other tool; `evidence`, when a
-    call succeeded and, if the question asks for a calculation, the calculator was called. `evidence` saves a turn, and
-    suits questions that one look-up and one calculation answer."""
+    """When a verifier without an engine stops. `planner`: when the planner requests no more tools. `evidence`: when a
+    call succeeded and, if the question asks for a calculation, the calculator was called; this saves a turn, and suits
+    questions that need one look-up and one calculation."""
     memory_tokens: int = Field(default=2048, ge=64)
-    """Token budget of the memory; beyond it the longest old results are shortened."""
+    """Token budget of the memory. When it is exceeded, the longest old results are shortened."""
     instructions: str | None = None
     """System prompt instead of the built-in one; `{tools}` in it is replaced by a list of the tools."""
 

@@ -24,7 +24,7 @@ class Conversation:
     flow: AgentFlowBase
     memory: WorkingMemory
     observation: str
-    """Shown with the next request: the question at first, then the last tool result."""
+    """Sent with the next request: first the question, then the last tool result."""
 
     def has(self, role: str) -> bool:
         return role in self.flow.session.role_engines
@@ -40,7 +40,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The planner's action, or why its reply could not be read as one, and the step of the reply."""
+    """The planner's action, or the reason why its reply could not be parsed, and the step of the reply."""
 
     action: NextStep | None
     problem: str
@@ -107,7 +107,7 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Judges whether memory holds what the answer needs, and why; True stops. Its rule is `stop_rule`."""
+    """Judges whether memory contains enough for the answer (True stops), with a reason. Its rule is `stop_rule`."""
 
     rule: StopRule
 

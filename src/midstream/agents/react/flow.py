@@ -33,8 +33,7 @@ from midstream.agents.react.actions import (
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Message, Step, ToolCall
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, Message, Step, ToolCall
 from midstream.memory.reflections import Reflections
 from midstream.memory.retrieve import MemorySettings, MemoryToolset
 from midstream.memory.window import ConversationWindow
@@ -119,7 +118,7 @@ class ReactFlow(AgentFlowBase):
         if self.chosen.constrained:
             schema = action_schema(left, self._tools(), self.chosen.answer_schema)
             constraint = Constraint(kind="json_schema", grammar=json.dumps(schema))
-        step = await self.chat(self.window.messages, constraint=constraint)
+        step = await self.chat(self.window.messages, response_format=constraint)
         self.window.add({"role": "assistant", "content": step.text})
         return step
 

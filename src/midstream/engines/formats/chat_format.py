@@ -12,8 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from midstream.core.errors import Unsupported
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats import grammar
 from midstream.engines.formats.parsing import THINK, THINK_END, StreamParser, Tape, as_json, loads
 from midstream.engines.formats.reply import CalledTool, Reply, ReplyParser, ToolChoice, joined
@@ -105,6 +104,11 @@ class ChatFormat:
         """Parse a complete reply. Never raises."""
         parser = self.parser(tools, opening)
         return joined([*parser.feed(text), *parser.close()])
+
+    @property
+    def native_tools(self) -> bool:
+        """Whether the chat template itself declares tools and writes their calls, and this format reads those."""
+        return self.declares() and self.facts.writes_calls
 
     def declares(self) -> bool:
         """Whether the template itself writes tool declarations, and so receives `tools`."""

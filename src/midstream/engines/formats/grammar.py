@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from midstream.core.errors import Unsupported
 from midstream.core.types import ToolSchema
-from midstream.engines.base import Constraint
 from midstream.engines.formats.schema import lean, moved
-
-if TYPE_CHECKING:
-    from midstream.engines.formats.chat_format import ChatFormat
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON spacing of chat templates. Small models derail when white space is free."""
@@ -78,24 +73,3 @@ def after_thought(rules: str, thinks: str, vocabulary: Mapping[str, int], think:
         thought = f"thought[lazy]: /(?s:.*){re.escape(end).replace('/', chr(92) + '/')}/"
     begun = {"tag": f"({marker(begin, vocabulary)} thought)?", "opened": "thought"}[thinks]
     return f"start: {begun} /\\n{{0,2}}/ answer\n{thought}\n{rules}"
-
-
-def response_constraint(
-    chat_format: ChatFormat,
-    wanted: Mapping[str, Any] | None,
-    tools: Sequence[ToolSchema] = (),
-    parallel: bool = True,
-) -> Constraint | None:
-    """Return the constraint for OpenAI's `response_format`: None for text, else JSON, or calls of `tools`. Raises
-    `Unsupported`."""
-    kind = (wanted or {}).get("type", "text")
-    if wanted is None or kind == "text":
-        return None
-    if kind == "json_object":
-        return chat_format.answer({"type": "object"}, tools, parallel)
-    schema = (wanted.get("json_schema") or {}).get("schema")
-    if kind != "json_schema" or not isinstance(schema, Mapping):
-        raise Unsupported(
-            f"response_format {json.dumps(dict(wanted))[:200]}: known are text, json_object and json_schema"
-        )
-    return chat_format.answer(schema, tools, parallel)

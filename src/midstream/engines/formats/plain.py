@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from midstream.core.errors import Unsupported
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats.chat_format import ChatFormat, Guard, unguarded
 from midstream.engines.formats.reply import ToolChoice
 

@@ -5,8 +5,12 @@ Parsing works on a copy of the text. The sampled tokens remain the record; agent
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+from midstream.core.types import Message
 
 ToolChoice = Literal["auto", "none", "required"] | str
 """Whether a reply may, must not or must call a tool; any other text is the name of the required tool."""
@@ -19,6 +23,15 @@ class CalledTool:
     name: str
     arguments: str
 
+    @property
+    def values(self) -> Any:
+        """The arguments as an object; text that is none is unchanged, and refused where the tool is called."""
+        try:
+            found: Any = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return self.arguments
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -29,6 +42,19 @@ class Reply:
     reasoning: str = ""
     tool_calls: tuple[CalledTool, ...] = ()
     malformed_calls: int = 0
+
+    def message(self, call_ids: Sequence[str]) -> Message:
+        """Return the assistant's message of OpenAI's chat API, with an id for each tool call."""
+        message: Message = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["content"] = self.content or None
+            message["tool_calls"] = [
+                {"id": uid, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for uid, call in zip(call_ids, self.tool_calls, strict=True)
+            ]
+        return message
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from midstream.engines.torch.linear import PackedWeight
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
+
+if TYPE_CHECKING:
+    from midstream.engines.torch.allowed import Grammars
 
 COMPANY = Rows(at_least=2)
 """A single-row oneDNN product uses a different kernel, whose sums round differently."""
@@ -108,6 +111,8 @@ class Decoder(nn.Module):
         self.packed_head = PackedWeight()
         self.rows, self.queries = COMPANY, Rows()
         """Row counts for products with weights, and for those of attention."""
+        self.grammars: Grammars | None = None
+        """Compiles constraints for the model's tokenizer; set by the first engine that samples from it."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
         head = weights.get("lm_head.weight")
         self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)

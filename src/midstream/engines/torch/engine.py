@@ -7,6 +7,7 @@ every active trajectory waits for the engine, so batches depend on the trajector
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from midstream.core.errors import EngineError, Unsupported
 from midstream.core.types import FinishReason
 from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
@@ -28,7 +30,7 @@ from midstream.engines.torch.loading import load_checkpoint
 from midstream.engines.torch.numerics import Asked, read_recorded, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
-from midstream.engines.torch.steering import Grammars, Steering
+from midstream.engines.torch.steering import Steering
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +84,8 @@ class TorchEngine:
         self._slots = Slots(slots)
         self._cached_version = decoder.version
         self._vocabulary = decoder.head.shape[0]
-        self._grammars = Grammars(tokenizer, self._vocabulary)
+        # Shared with whoever scores recorded responses of this model.
+        self._grammars = decoder.grammars = decoder.grammars or Grammars(tokenizer, self._vocabulary)
         # Deterministic engines that serve the same trajectories wait for them jointly, in order of creation.
         self._together: list[TorchEngine] = beside._together if beside else []
         self._together.append(self)
@@ -232,6 +235,7 @@ class TorchEngine:
                 policy_version=self.policy_version,
                 latency_s=time.perf_counter() - row.since,
                 top_log_probs=tuple(row.top),
+                over_allowed=row.request.constraint is not None,
             )
         )
 
@@ -263,12 +267,12 @@ class TorchEngine:
         else:
             hidden = self._cached.extend([place.slot for place in places], [[row.ids[-1]] for row in rows])
         logits = self.decoder.logits(hidden)
-        picked, log_probs, whole = sample(
+        picked, log_probs, every = sample(
             logits,
             [row.request.sampling for row in rows],
             [row.seed for row in rows],
             [len(row.ids) for row in rows],
-            self._steer(rows, logits),
+            *self._steer(rows, logits),
         )
         for at, (row, token, log_prob) in enumerate(zip(rows, picked.tolist(), log_probs.tolist(), strict=True)):
             if row.failure is not None:
@@ -276,19 +280,28 @@ class TorchEngine:
             row.ids.append(token)
             row.log_probs.append(log_prob)
             if row.request.top_log_probs:
-                row.top.append(_likeliest(whole[at], row.request.top_log_probs))
+                row.top.append(_likeliest(every[at], row.request.top_log_probs))
             row.finish = self._finished(row)
         self.tokens_sampled += len(rows)
 
-    def _steer(self, rows: list[_Row], logits: Tensor) -> dict[int, Tensor]:
-        steered: dict[int, Tensor] = {}
+    def _steer(self, rows: list[_Row], logits: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Return the limited and the penalised logits of the rows that have any."""
+        limited: dict[int, Tensor] = {}
+        penalised: dict[int, Tensor] = {}
         for at, row in enumerate(rows):
-            if row.steering is not None:
-                try:
-                    steered[at] = row.steering.logits(logits[at], row.ids)
-                except EngineError as error:
-                    row.failure = error
-        return steered
+            if row.steering is None:
+                continue
+            try:
+                own = row.steering.limited(logits[at], row.ids)
+            except EngineError as error:
+                row.failure = error
+                continue
+            if row.request.constraint is not None:
+                limited[at] = own
+            changed = row.steering.penalised(own, row.ids)
+            if changed is not None:
+                penalised[at] = changed
+        return limited, penalised
 
     def _finished(self, row: _Row) -> FinishReason | None:
         if row.ids[-1] in self.tokenizer.end_ids:
@@ -315,4 +328,5 @@ def _tell(row: _Row) -> None:
 
 def _likeliest(log_probs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
     values, ids = log_probs.topk(min(count, len(log_probs)))
-    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    # Tokens that a constraint refuses have no probability.
+    return tuple(one for one in zip(ids.tolist(), values.tolist(), strict=True) if one[1] > -math.inf)

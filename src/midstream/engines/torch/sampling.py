@@ -23,15 +23,21 @@ def sample(
     params: Sequence[SamplingParams],
     seeds: Sequence[int],
     position: Sequence[int],
-    steered: Mapping[int, Tensor] | None = None,
+    limited: Mapping[int, Tensor] | None = None,
+    penalised: Mapping[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw one token for each row of `logits` [n, vocab]; return (tokens [n], their log-probabilities [n], all
     log-probabilities [n, vocab]), in fp32.
 
-    Log-probabilities are the model's own at the row's temperature (temperature 1 for greedy rows). `steered` maps rows
-    to processed logits [vocab] in fp32 from which the token is picked instead.
+    Log-probabilities are at the row's temperature (temperature 1 for greedy rows). `limited` maps rows to logits
+    [vocab] in fp32 that replace theirs: those of a constrained row, -inf for refused tokens. `penalised` maps rows to
+    logits from which the token is picked, while its log-probability stays that without penalties.
     """
     logits = logits.float()
+    if limited:
+        logits = logits.clone()
+        for row, own in limited.items():
+            logits[row] = own
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
     if any(p.temperature not in (0.0, 1.0) for p in params):
         logits = logits / temperatures[:, None]
@@ -44,8 +50,8 @@ def sample(
         probs = (log_probs if everything else log_probs[drawn]).exp()
         for i, row in enumerate(drawn):
             p = params[row]
-            if steered and row in steered:
-                probs[i] = torch.softmax(steered[row] / p.temperature, -1)
+            if penalised and row in penalised:
+                probs[i] = torch.softmax(penalised[row] / p.temperature, -1)
             if p.top_k or p.top_p < 1 or p.min_p:
                 probs[i] = _truncate(probs[i], p)
         uniform = [unit_interval("token", seeds[row], position[row]) for row in drawn]
@@ -54,7 +60,7 @@ def sample(
         tokens = picked
     else:
         tokens = log_probs.argmax(-1).index_copy(0, torch.tensor(drawn, dtype=torch.long, device=logits.device), picked)
-        for row, scores in (steered or {}).items():
+        for row, scores in (penalised or {}).items():
             if params[row].temperature == 0:
                 tokens[row] = scores.argmax()
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0], log_probs

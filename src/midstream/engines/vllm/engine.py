@@ -32,9 +32,10 @@ class LogProbs(Enum):
     """What the server reports, its `--logprobs-mode`.
 
     Raw ones are those of the whole vocabulary at temperature 1; processed ones are taken after temperature, penalties
-    and cuts. Both are taken after a constraint. So raw ones are right at temperature 1, and processed ones without
-    penalties and cuts. At temperature 1 the tokens can also be scored afterwards, as a prompt, which covers every case;
-    at other temperatures that is impossible, and the call raises `Unsupported`."""
+    and cuts. Both are taken after a constraint, whose masks depend on the server's backend and cannot be recomputed. So
+    raw ones are right at temperature 1, and processed ones without penalties and cuts, if there is no constraint. At
+    temperature 1 the tokens can also be scored afterwards, as a prompt, which covers every case; at other temperatures
+    that is impossible, and the call raises `Unsupported`."""
 
     RAW = "raw_logprobs"
     PROCESSED = "processed_logprobs"

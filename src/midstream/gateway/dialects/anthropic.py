@@ -7,12 +7,9 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from midstream.core.types import Message, ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.toolsets import tool_schema
+from midstream.core.types import Constraint, Message, ToolSchema
 from midstream.engines.formats import Delta
-from midstream.gateway.active import ActiveTrajectory
-from midstream.gateway.answer import Answer, Outline, Part, answer_of, call_id
-from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects.anthropic_request import (
     CountRequest,
     ImageBlock,
@@ -26,10 +23,13 @@ from midstream.gateway.dialects.anthropic_request import (
     Turn,
 )
 from midstream.gateway.dialects.hints import step_metadata
-from midstream.gateway.dialects.shared import event, tool_schema
+from midstream.gateway.dialects.shared import event
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
+from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.answer import Answer, Outline, Part, answer_of, call_id
+from midstream.gateway.sessions.asks import Ask, Piece
 from midstream.record.recorder import Call
 
 SIGNATURE = "unsigned"

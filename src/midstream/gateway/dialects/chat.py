@@ -7,19 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.active import ActiveTrajectory
-from midstream.gateway.answer import Answer, call_id, created_at, usage_of
-from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
 from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.plain_json import JsonObject
-from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event, tool_schema
+from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event
 from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
+from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.answer import Answer, call_id, created_at, usage_of
+from midstream.gateway.sessions.asks import Ask, Piece
 from midstream.record.recorder import Call
 
 

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.active import ActiveTrajectory
-from midstream.gateway.answer import Answer, created_at
-from midstream.gateway.asks import Ask, Piece
 from midstream.gateway.dialects import log_probs
 from midstream.gateway.dialects.arguments import Argument, Refused, What
 from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import SamplingArguments, event
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
+from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.answer import Answer, created_at
+from midstream.gateway.sessions.asks import Ask, Piece
 from midstream.record.recorder import Call
 from midstream.record.tree import truncate_at_stop
 

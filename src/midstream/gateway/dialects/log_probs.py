@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from midstream.engines.chat import ChatTokenizer
-from midstream.gateway.answer import Answer
+from midstream.gateway.sessions.answer import Answer
 
 
 def token_text(token: int, tokenizer: ChatTokenizer) -> str:

@@ -10,11 +10,11 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from midstream.core.sampling import SamplingParams
-from midstream.gateway.answer import Answer, Outline, Part, call_id, created_at
-from midstream.gateway.asks import Piece
 from midstream.gateway.dialects.responses import offer_of
 from midstream.gateway.dialects.responses_request import FunctionTool, NamedTool, ResponseRequest
 from midstream.gateway.dialects.shared import event
+from midstream.gateway.sessions.answer import Answer, Outline, Part, call_id, created_at
+from midstream.gateway.sessions.asks import Piece
 
 _IDS = {"thought": "rs", "text": "msg", "call": "fc"}
 _DELTAS = {

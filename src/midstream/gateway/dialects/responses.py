@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
-from midstream.gateway.active import ActiveTrajectory
-from midstream.gateway.answer import answer_of
-from midstream.gateway.asks import Ask
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.responses_request import (
     FunctionCall,
@@ -22,10 +20,12 @@ from midstream.gateway.dialects.responses_request import (
     ReasoningItem,
     ResponseRequest,
 )
-from midstream.gateway.dialects.shared import tool_schema
 from midstream.gateway.dialects.tools import HostedTool, Offer, offer
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
+from midstream.gateway.sessions.active import ActiveTrajectory
+from midstream.gateway.sessions.answer import answer_of
+from midstream.gateway.sessions.asks import Ask
 from midstream.record.recorder import Call
 
 _INSTRUCTED = "instructions"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import ToolSchema
 from midstream.gateway.dialects.arguments import Argument, What
 from midstream.gateway.dialects.plain_json import JsonObject
 
@@ -58,15 +57,6 @@ class SamplingArguments(Body):
 
 
 _SAMPLING = [name for name in SamplingArguments.model_fields if name not in ("stop", "logit_bias")]
-
-
-def tool_schema(name: str, description: str | None, parameters: dict[str, Any] | None) -> ToolSchema:
-    """A declaration as chat templates take it."""
-    function: dict[str, Any] = {"name": name}
-    if description:
-        function["description"] = description
-    function["parameters"] = parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": function}
 
 
 def event(data: Any, name: str | None = None) -> bytes:

@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from midstream.core.types import ToolSchema
-from midstream.engines.base import Constraint
+from midstream.core.types import Constraint, ToolSchema
 from midstream.engines.chat import ChatTokenizer
-from midstream.engines.formats import ToolChoice, response_constraint
+from midstream.engines.formats import ToolChoice, constrain
 from midstream.gateway.dialects.arguments import is_nothing
 from midstream.gateway.dialects.shared import Body
-from midstream.gateway.errors import ApiError
+from midstream.gateway.http.errors import ApiError
 
 
 class HostedTool(Body):
@@ -70,9 +69,7 @@ class Offer:
             raise _refused(choice.type)
         response_format = None if is_nothing(response_format) else response_format
         names = [tool["function"]["name"] for tool in self.functions]
-        if choice == "none":
-            return (), response_constraint(tokenizer.format, response_format)
-        if choice not in ("auto", "required") and choice not in names:
+        if choice not in ("auto", "none", "required") and choice not in names:
             if any(choice in (tool.name, tool.type) for tool in self.left_out):
                 raise _refused(choice)
             if names:
@@ -80,13 +77,17 @@ class Offer:
                 raise ApiError(
                     400, f"tool_choice names the tool '{choice}', but there are only {there}", param="tool_choice"
                 )
-        if choice != "auto" and not names:
+        if choice not in ("auto", "none") and not names:
             if self.left_out:
                 raise _refused(", ".join(tool.type for tool in self.left_out))
             raise ApiError(400, "tool_choice asks for a tool, but there are no tools", param="tool_choice")
-        calls = tokenizer.format.constraint(self.functions, choice, parallel)
-        answer = response_constraint(tokenizer.format, response_format, self.functions, parallel)
-        return self.functions, calls or answer
+        return constrain(
+            tokenizer.format,
+            self.functions,
+            tool_choice=choice,
+            response_format=response_format,
+            parallel=parallel,
+        )
 
 
 def offer(tools: Sequence[tuple[str, ToolSchema]], left_out: Sequence[HostedTool] = ()) -> Offer:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from midstream.core.types import Status, Trajectory
 from midstream.learn.algorithms.base import Algorithm, CorrectionConfig
-from midstream.learn.batch import LearningBatch, make_batch
-from midstream.learn.checks import Check, is_trained, judged
-from midstream.learn.collect import Collected, Group
-from midstream.learn.learner import Reference
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.noise import UNDECIDABLE, Noise, noise_floor, trimmed_rms
-from midstream.learn.policy_outputs import compute_outputs, required_outputs
+from midstream.learn.data.batch import LearningBatch, make_batch
+from midstream.learn.data.collect import Collected, Group
+from midstream.learn.model.learner import Reference
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.policy_outputs import compute_outputs, required_outputs
+from midstream.learn.run.setup import TrainingContext
+from midstream.learn.run.step import reference_of
+from midstream.learn.self_check.checks import Check, is_trained, judged
+from midstream.learn.self_check.noise import UNDECIDABLE, Noise, noise_floor, trimmed_rms
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.recording_engine import RecordedCall
-from midstream.learn.setup import TrainingContext
-from midstream.learn.step import reference_of
 
 OURS = ("policy", "frozen")
 """Engines that run the model in training, with its adapters and without."""

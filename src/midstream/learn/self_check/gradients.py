@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from midstream.learn.batch import LearningBatch, LearningTurn
-from midstream.learn.checks import Check, judged
-from midstream.learn.learner import Learner
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.noise import FURTHER, factor, least_spread, margin, slope, t_quantile
+from midstream.learn.data.batch import LearningBatch, LearningTurn
+from midstream.learn.model.learner import Learner
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.weights import unfused
+from midstream.learn.self_check.checks import Check, judged
 from midstream.learn.self_check.evidence import Evidence
+from midstream.learn.self_check.noise import FURTHER, factor, least_spread, margin, slope, t_quantile
 from midstream.learn.self_check.recording_engine import RecordedCall
 from midstream.learn.self_check.recut import halves
-from midstream.learn.weights import unfused
 
 GRADIENT = {"float32": 1e-3, "bfloat16": 0.3}
 """Smallest limit on the difference of two gradients, as a share of their norm."""

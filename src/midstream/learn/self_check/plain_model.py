@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from midstream.engines.models import no_progress_bars
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.weights import Weights, unfused
+from midstream.engines.torch.allowed import as_bool
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.weights import Weights, unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,16 @@ class PlainModel:
             else {"position_ids": positions.to(device)[None], "attention_mask": torch.ones_like(ids)}
         )
         logits = self._model(ids, use_cache=False, logits_to_keep=kept, **placed).logits[0, :-1]
-        return torch.log_softmax(logits.float() / sequence.temperature, -1)
+        return torch.log_softmax(self._limited(logits.float() / sequence.temperature, sequence), -1)
+
+    def _limited(self, logits: Tensor, sequence: TokenSequence) -> Tensor:
+        """Return `logits` with -inf for tokens that the constraint of `sequence` refuses."""
+        if sequence.constraint is None:
+            return logits
+        grammars = self._weights.decoder.grammars
+        assert grammars is not None, "the engine that sampled under a constraint has set them"
+        allowed = as_bool(grammars.masks(sequence.constraint, sequence.response_ids), logits.shape[-1])
+        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
 
     def _chosen(self, every: Tensor, sequence: TokenSequence) -> Tensor:
         return every.gather(-1, torch.tensor(sequence.response_ids, device=every.device)[:, None])[:, 0]

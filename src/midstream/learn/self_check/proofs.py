@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from midstream.core.types import FinishReason
-from midstream.learn.checks import TEMPERATURE, Check, judged
-from midstream.learn.learner import Reference
-from midstream.learn.log_probs import TokenSequence, score
-from midstream.learn.noise import UNDECIDABLE, Noise, least_spread, margin, slope, trimmed_rms
+from midstream.learn.model.learner import Reference
+from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.self_check.checks import TEMPERATURE, Check, judged
 from midstream.learn.self_check.evidence import Evidence, judged_by_role
 from midstream.learn.self_check.gradients import prove_gradients
+from midstream.learn.self_check.noise import UNDECIDABLE, Noise, least_spread, margin, slope, trimmed_rms
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.recording_engine import RecordedCall
 from midstream.learn.self_check.recut import halves
@@ -320,5 +320,6 @@ def weights_add_up(evidence: Evidence) -> Check:
 
 
 def _is_drawn(call: RecordedCall) -> bool:
-    altered = call.request.sampling.alterations() or call.request.constraint is not None
+    whole = call.request.constraint is None or call.completion.over_allowed
+    altered = call.request.sampling.alterations() or not whole
     return call.engine == "policy" and not altered

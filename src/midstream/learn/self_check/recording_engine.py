@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from midstream.engines.base import Completion, Engine, Request
-from midstream.learn.log_probs import TokenSequence
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.record.recorder import RoleEngine
 
 
@@ -24,8 +24,10 @@ class RecordedCall:
 
     @property
     def sequence(self) -> TokenSequence:
-        """What was sampled, at the temperature that was asked for; 1 where that was greedy."""
-        return TokenSequence(self.request.prompt_ids, self.completion.ids, self.request.sampling.temperature or 1.0)
+        """What was sampled, at the requested temperature (1 if greedy), over the tokens that the constraint allowed."""
+        request = self.request
+        constraint = request.constraint if self.completion.over_allowed else None
+        return TokenSequence(request.prompt_ids, self.completion.ids, request.sampling.temperature or 1.0, constraint)
 
 
 class RecordingEngine:

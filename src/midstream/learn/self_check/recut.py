@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from midstream.engines.torch.attention import merge_prefixes
 from midstream.engines.torch.decoder import Decoder
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.packing import pack_sequences
+from midstream.learn.data.packing import pack_sequences
+from midstream.learn.model.log_probs import TokenSequence
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
     """The size of a pass of `sequences`."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences])
     predicted = {
-        (node, s.temperature)
+        (node, s.distribution)
         for s, path in zip(sequences, tree.paths, strict=True)
         for node in path[len(s.prompt_ids) :]
     }

@@ -21,21 +21,21 @@ from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
-from midstream.learn.batch import make_batch
-from midstream.learn.checks import Check, first_batch
-from midstream.learn.collect import Collected, attempt_tasks
 from midstream.learn.config import TrainConfig
-from midstream.learn.log_probs import TokenSequence
-from midstream.learn.mismatch import OwnLogProbs, correction_for
-from midstream.learn.noise import noise_floor
-from midstream.learn.policy_outputs import compute_outputs, required_outputs
+from midstream.learn.data.batch import make_batch
+from midstream.learn.data.collect import Collected, attempt_tasks
+from midstream.learn.losses.mismatch import OwnLogProbs, correction_for
+from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.policy_outputs import compute_outputs, required_outputs
+from midstream.learn.run.setup import TrainingContext, build, check_trained_roles
+from midstream.learn.run.step import reference_of
+from midstream.learn.self_check.checks import Check, first_batch
 from midstream.learn.self_check.evidence import SEQUENCES, gather, judged_by_role, rounding
+from midstream.learn.self_check.noise import noise_floor
 from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.proofs import prove, same_scale
 from midstream.learn.self_check.recording_engine import RecordedCall, recorded_calls
 from midstream.learn.self_check.rehearsal import rehearsal
-from midstream.learn.setup import TrainingContext, build, check_trained_roles
-from midstream.learn.step import reference_of
 from midstream.rewards.summary import failure_reasons
 from midstream.tasks.curriculum import Progress
 
@@ -125,7 +125,7 @@ def _as_training_begins(
     # A few attempts are enough, of every task: the plain model takes its time.
     attempts = [attempt for some in zip_longest(*begun.groups) for attempt in some if attempt is not None]
     steps = [step for attempt in attempts for step in attempt.steps if step.rollout_log_probs][:STEPS]
-    sequences = [TokenSequence(step.prompt_ids, step.response_ids, step.temperature) for step in steps]
+    sequences = [TokenSequence.of(step) for step in steps]
     differences: list[np.ndarray] = []
     by_role: dict[str, list[np.ndarray]] = {}
     for step, sequence in zip(steps, sequences, strict=True):

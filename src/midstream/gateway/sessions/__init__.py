@@ -1,0 +1,1 @@
+"""Trajectories in progress and the model calls made in them."""

@@ -1,0 +1,1 @@
+"""Training data: groups from rollouts, stores and replay, turned into batches."""

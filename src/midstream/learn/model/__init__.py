@@ -1,0 +1,1 @@
+"""What is trained: weights, log-probabilities, the critic and the optimizer step."""

@@ -1,0 +1,280 @@
+"""Builds the components of a run from its config: model, engines, tasks, reward, rollout, learner. Shared by training,
+evaluation and `ask`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from midstream.agents.config import FlowConfig
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.errors import ConfigError, ModelError
+from midstream.core.seeds import derive_seed
+from midstream.core.types import Task, Trajectory
+from midstream.engines.chat import ChatTokenizer, load_tokenizer
+from midstream.engines.models import resolve
+from midstream.engines.openai import OpenAIEngine
+from midstream.engines.torch.allowed import Grammars
+from midstream.engines.torch.decoder import Decoder, load_decoder
+from midstream.engines.torch.engine import TorchEngine
+from midstream.engines.torch.loading import load_policy
+from midstream.engines.torch.numerics import Numerics, settle
+from midstream.learn.algorithms import PPO
+from midstream.learn.config import TrainConfig
+from midstream.learn.data.source import check_store_exists
+from midstream.learn.model.critic import Critic
+from midstream.learn.model.learner import Learner, Reference
+from midstream.learn.model.reference import base_reference, swapped_reference
+from midstream.learn.model.weights import Weights
+from midstream.record.recorder import RoleEngine
+from midstream.record.store import Store
+from midstream.rewards import RewardFunction
+from midstream.rewards.judge import Judge, JudgeConfig, ask_engine, remote_judge
+from midstream.rollouts import AgentFlowManager, AgentFlowWorker, evaluate_tasks
+from midstream.tasks import TaskSet, load_tasks
+
+
+@dataclass(slots=True)
+class TrainingContext:
+    """All components of a run in this process."""
+
+    config: TrainConfig
+    model_path: Path
+    decoder: Decoder
+    tokenizer: ChatTokenizer
+    engine: TorchEngine
+    weights: Weights
+    learner: Learner
+    tasks: TaskSet
+    reward: RewardFunction
+    role_engines: dict[str, RoleEngine]
+    numerics: Numerics
+    reference: Reference | None = None
+    """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
+    endpoint: AgentEndpoint | None = None
+    """Accepts the calls of black-box agents; None refuses flows that run one."""
+
+    def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
+        """Return a manager that runs the config's flow and records in `store`. `role_engines` replaces the config's
+        engines."""
+        worker = AgentFlowWorker(
+            self.config.flow,
+            role_engines or self.role_engines,
+            sampling=self.config.rollout.sampling,
+            store=store,
+            score=self.reward.score,
+            timeout_s=self.config.rollout.timeout_s,
+            endpoint=self.endpoint,
+        )
+        return AgentFlowManager(
+            worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
+        )
+
+    async def evaluate(
+        self,
+        tasks: Sequence[Task],
+        label: str,
+        *,
+        channel: str,
+        train_step: int = 0,
+        store: Store | None = None,
+        on_done: Callable[[Trajectory], None] | None = None,
+    ) -> list[Trajectory]:
+        """One greedy, scored attempt at each of `tasks`; see `evaluate_tasks`."""
+        config = self.config
+        return await evaluate_tasks(
+            config.flow,
+            self.role_engines,
+            tasks,
+            self.reward.score,
+            rollout=config.rollout,
+            endpoint=self.endpoint,
+            store=store,
+            label=label,
+            channel=channel,
+            train_step=train_step,
+            seed=config.trainer.seed,
+            in_order=config.trainer.deterministic,
+            on_done=on_done,
+        )
+
+
+def build(
+    config: TrainConfig,
+    recorded: Numerics | None = None,
+    endpoint: AgentEndpoint | None = None,
+    *,
+    numerics_required: bool = True,
+) -> TrainingContext:
+    """Load and connect all components. Raises a `UserError` for anything wrong with the config.
+
+    `recorded` holds the numerics of the run whose policy this is, which are kept; with `numerics_required` False, only
+    where this machine can. `endpoint` accepts the calls of black-box agents.
+    """
+    set_threads(config.trainer.threads)
+    if config.rollout.source is not None:
+        check_store_exists(config.rollout.source)
+    tasks = load_tasks(config.tasks)
+    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
+    model_path = resolve(config.policy.model)
+    tokenizer = load_tokenizer(model_path)
+    decoder = load_policy(config.policy, model_path, recorded)
+    if len(tokenizer) > decoder.embed.shape[0]:
+        raise ModelError(
+            f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
+            "use the tokenizer the model was trained with",
+        )
+    weights = make_weights(config, decoder, "adapters")
+    numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
+    slots = config.rollout.concurrency
+    engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
+    critic = make_critic(config, decoder, tokenizer)
+    learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
+    reference = make_reference(config, decoder, weights, tokenizer)
+    role_engines = make_role_engines(config.flow, engine)
+    reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
+    context = TrainingContext(
+        config,
+        model_path,
+        decoder,
+        tokenizer,
+        engine,
+        weights,
+        learner,
+        tasks,
+        reward,
+        role_engines,
+        numerics,
+        reference,
+        endpoint,
+    )
+    # Validates flow, roles, tools and settings before any training work.
+    context.manager(None)
+    return context
+
+
+def processors() -> int:
+    """Return the number of processors available to this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count: int | None) -> None:
+    """Set the number of CPU threads. Raises `ConfigError` when there are fewer processors."""
+    if count is None:
+        return
+    if count > (available := processors()):
+        raise ConfigError(
+            f"trainer.threads is {count}, but this machine has {available} processors: more threads would only wait",
+            f"set trainer.threads to {available} or fewer, or remove it",
+        )
+    torch.set_num_threads(count)
+
+
+def make_weights(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
+    """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`."""
+    decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
+    if config.policy.tuning == "lora":
+        lora = config.policy.lora
+        adapter_seed = derive_seed(config.trainer.seed, seed)
+        decoder.add_adapters(lora.rank, lora.alpha, adapter_seed, lora.targets, lora.last_layers)
+    return Weights(decoder, config.policy.tuning)
+
+
+def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
+    """Return the critic of an algorithm that has one. Raises `ModelError` when its model has a different vocabulary
+    than the policy."""
+    if not isinstance(config.algorithm, PPO):
+        return None
+    critic = config.algorithm.critic
+    if critic.model is None:
+        return Critic(critic, policy, None, config.optimizer.max_grad_norm)
+    decoder = load_compatible(critic.model, policy, tokenizer, "algorithm.critic.model")
+    return Critic(critic, policy, make_weights(config, decoder, "critic"), config.optimizer.max_grad_norm)
+
+
+def make_reference(
+    config: TrainConfig, decoder: Decoder, weights: Weights, tokenizer: ChatTokenizer
+) -> Reference | None:
+    """Return the reference policy. None for `start`, which is not known yet, and for `base` in full tuning, where no
+    base model is left."""
+    name = config.algorithm.kl.reference
+    if name == "base":
+        return base_reference(decoder) if config.policy.tuning == "lora" else None
+    if name == "start":
+        return None
+    folder = Path(name)
+    if (folder / "state.json").is_file():
+        return swapped_reference(decoder, weights, weights.read(folder))
+    return base_reference(load_compatible(name, decoder, tokenizer, "algorithm.kl.reference"))
+
+
+def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
+    """Load a model with the policy's vocabulary. Raises `ModelError` when its vocabulary differs."""
+    path = resolve(name)
+    if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
+        raise ModelError(
+            f"{setting} '{name}' has another vocabulary than the policy: it cannot read the policy's tokens",
+            "name a model with the policy's own tokenizer",
+        )
+    decoder = load_decoder(path, policy.dtype, policy.device)
+    # Same kernels as the policy, so that the same model gives the same numbers.
+    decoder.compute_by(policy.rows, policy.queries)
+    decoder.grammars = Grammars(tokenizer, decoder.head.shape[0])
+    return decoder
+
+
+def check_trained_roles(context: TrainingContext) -> None:
+    """Raise `ConfigError` when no role of the flow is trained."""
+    roles = context.manager(None).roles
+    if not any(roles.values()):
+        raise ConfigError(
+            f"no role of the flow '{context.config.flow.name}' is trained ({', '.join(roles)})",
+            "set engine: policy and train: true for one of flow.roles",
+        )
+
+
+def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEngine]:
+    """Return the engine of each role in the config. Roles with `rules` have no engine."""
+    role_engines = {"policy": RoleEngine(policy, policy.tokenizer, True)}
+    frozen: RoleEngine | None = None
+    for role, config in flow.roles.items():
+        if config.engine == "policy":
+            role_engines[role] = RoleEngine(policy, policy.tokenizer, config.train)
+        elif config.engine == "frozen":
+            if frozen is None:
+                frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
+            role_engines[role] = frozen
+        elif config.engine.startswith(("http://", "https://")):
+            role_engines[role] = RoleEngine(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
+        elif config.engine != "rules":
+            raise ConfigError(
+                f"flow.roles.{role}.engine is '{config.engine}'",
+                "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
+            )
+    return role_engines
+
+
+def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
+    """Return an engine for the trainable model without its adapter. Raises `ConfigError` when it has none."""
+    if policy.decoder.adapter_rank == 0:
+        raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
+    return TorchEngine(
+        policy.decoder,
+        policy.tokenizer,
+        name="frozen",
+        slots=policy.slots,
+        deterministic=policy.deterministic,
+        adapter=False,
+        beside=policy,
+    )
+
+
+def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
+    """Return the judge for reward components, configured by `reward.judge`."""
+    if config is None or config.engine != "frozen":
+        return remote_judge(config)
+    return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))

@@ -1,0 +1,438 @@
+"""The training loop: steps, logs, evaluates, saves checkpoints, and resumes from one to the same numbers.
+
+All random draws are derived from the seed and from counters in the checkpoint, so a resumed run repeats what the killed
+run would have done. Log rows after the last checkpoint are dropped and produced again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import re
+import resource
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from midstream import __version__
+from midstream.agents.endpoint import AgentEndpoint
+from midstream.core.blocking import run_blocking
+from midstream.core.errors import RunError, TrainingError
+from midstream.core.secrets import without_secrets
+from midstream.engines.torch.compute import compute
+from midstream.engines.torch.numerics import Numerics, read_recorded
+from midstream.learn.config import TrainConfig
+from midstream.learn.data.batch import LearningBatch
+from midstream.learn.data.collect import Group
+from midstream.learn.data.source import GroupSource, SourceExhausted
+from midstream.learn.data.splits import check_splits
+from midstream.learn.losses.mismatch import OwnLogProbs
+from midstream.learn.run.callback import Callback
+from midstream.learn.run.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    load_reference,
+    prune,
+    save_checkpoint,
+)
+from midstream.learn.run.held_out import HeldOut
+from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error
+from midstream.learn.run.setup import build, check_trained_roles
+from midstream.learn.run.step import take_step
+from midstream.learn.run.tensorboard import TensorBoard
+from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
+from midstream.learn.self_check.checks import PLAINLY, first_batch, insist
+from midstream.learn.self_check.noise import noise_floor
+from midstream.record.store import Store
+
+_log = logging.getLogger(__name__)
+NUMERICS_SETTINGS = ("policy.numerics", "policy.dtype", "policy.device", "policy.model")
+"""Settings that determine the numerics of a run."""
+
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a run to save and stop: Ctrl-C, and the polite signal of systemd, Slurm and Kubernetes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Outcome of a run: `status` is `finished` or `stopped`; `final` is the last evaluation on test."""
+
+    run_dir: Path
+    status: str
+    step: int
+    final: dict[str, Any] | None
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    callbacks: Sequence[Callback] = (),
+    endpoint: AgentEndpoint | None = None,
+) -> TrainResult:
+    """Train with `config` until done, or until Ctrl-C or SIGTERM. `endpoint` accepts the calls of black-box agents.
+    Raises `UserError` for problems the user can fix; saved data stays intact."""
+    training = Training(config, callbacks, resume=resume, force=force, endpoint=endpoint)
+    return run_blocking(training.run(), interrupt=training.stop)
+
+
+class Training:
+    """A new or resumed run. Call `run` once."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        callbacks: Sequence[Callback] = (),
+        *,
+        resume: bool = False,
+        force: bool = False,
+        endpoint: AgentEndpoint | None = None,
+    ) -> None:
+        self._config, self._callbacks, self._resume, self._force = config, callbacks, resume, force
+        self._endpoint = endpoint
+        self._run: _Run | None = None
+
+    async def run(self) -> TrainResult:
+        """As `train`."""
+        directory = RunDirectory(_run_path(self._config, self._resume))
+        try:
+            self._check(directory)
+            self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
+            return await self._run.go()
+        except OSError as error:
+            # Logs and checkpoints raise their own errors; this one came from elsewhere, such as tensorboard.
+            if error.errno not in DISK_FULL:
+                raise
+            raise disk_full_error(directory.path, error) from None
+        finally:
+            directory.release()
+
+    def stop(self) -> None:
+        """Save and stop after the current training step. Raises KeyboardInterrupt when called again, or before the
+        start."""
+        if self._run is None:
+            raise KeyboardInterrupt
+        self._run.stop()
+
+    def _check(self, directory: RunDirectory) -> None:
+        if not directory.started:
+            if self._resume:
+                _log.warning("there is no run in '%s' to resume: this one begins at step 0", directory.path)
+            return
+        if not self._resume:
+            raise RunError(
+                f"there is a run in '{directory.path}' already",
+                "continue it with --resume, or give this one another trainer.run_dir",
+            )
+        changes = directory.config_changes(self._config.model_dump(mode="json"))
+        if changes and not self._force:
+            listing = "\n  ".join(changes)
+            raise RunError(
+                f"the config changed since the run in '{directory.path}' began:\n  {listing}",
+                "resume with the old config, or use the new one with --force",
+            )
+
+
+def _run_path(config: TrainConfig, resume: bool) -> Path:
+    if config.trainer.run_dir is not None:
+        return Path(config.trainer.run_dir)
+    root = Path("runs")
+    own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
+    names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
+    if resume:
+        existing = [root / name for name in names if (root / name / "config.yaml").exists()]
+        return max(existing, key=lambda path: path.stat().st_mtime, default=root / config.name)
+    number = 1
+    while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
+        number += 1
+    return root / name
+
+
+class _Run:
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        callbacks: Sequence[Callback],
+        endpoint: AgentEndpoint | None,
+    ) -> None:
+        self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
+        self.stopping = False
+        self.tensorboard: TensorBoard | None = None
+
+    async def go(self) -> TrainResult:
+        """Run everything. The first Ctrl-C or SIGTERM stops after the current step, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return await self._go()
+        loop = asyncio.get_running_loop()
+        # A notebook's event loop outlives the run and has its own handlers.
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self.stop)
+        try:
+            return await self._go()
+        finally:
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    async def _go(self) -> TrainResult:
+        config = self.config
+        self.context = context = await compute(build, config, self._recorded_numerics(), self.endpoint)
+        if self.stopping:
+            raise KeyboardInterrupt
+        check_splits(context.tasks, _needed(config))
+        check_trained_roles(context)
+        check_demonstrations(context)
+        self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
+        state, saved = await compute(self._resume_state)
+        reference = load_reference(saved) if saved else {}
+        if saved and not reference and config.algorithm.kl.reference == "start":
+            raise RunError(
+                f"the run in '{self.directory.path}' has no copy of its starting policy",
+                "resume with algorithm.kl.reference=base",
+            )
+        self._begin(state, resumed=saved is not None)
+        status = "failed"
+        self.source = self._open_source(state)
+        try:
+            with Store(self.directory / "store.sqlite") as self.store:
+                self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)
+                if saved is None:
+                    self.store.trajectories.discard_from(0)
+                    await self.held_out.before()
+                    await self._warm_start()
+                    if not self.stopping:
+                        reference = await compute(self._reference_weights, config.algorithm.kl.reference)
+                        state = TrainState(0, 0, 0, context.decoder.version)
+                        await self._save(state, reference)
+                else:
+                    self.store.trajectories.discard_from(state.step + 1)
+                await self.held_out.after(state.step)
+                self.reference = reference
+                while state.step < config.trainer.max_steps and not self.stopping:
+                    try:
+                        state = await self._step(state)
+                    except SourceExhausted as exhausted:
+                        self._end_early(exhausted, state)
+                        break
+                    if (
+                        state.step % config.trainer.save_every == 0
+                        or state.step == config.trainer.max_steps
+                        or self.stopping
+                    ):
+                        await self._save(state, reference)
+                    await self.held_out.after(state.step)
+                if state.step and not self._folder(state).exists():
+                    # Ctrl-C came during the step's evaluation, after the last save; or the source is exhausted.
+                    await self._save(state, reference)
+                complete = state.step == config.trainer.max_steps and self.held_out.complete
+                status = "stopped" if self.stopping and not complete else "finished"
+        finally:
+            self._write_info("stopped" if status == "failed" and self.stopping else status)
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+            if self.source is not None:
+                self.source.close()
+        final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
+        for callback in self.callbacks:
+            callback.on_finish({"status": status, "run_dir": str(self.directory.path)})
+        return TrainResult(self.directory.path, status, state.step, final[-1] if final else None)
+
+    def _recorded_numerics(self) -> Numerics | None:
+        """Return the numerics of the run in this directory; None for a new run or after a change of precision
+        settings."""
+        if not self.directory.started:
+            return None
+        changes = self.directory.config_changes(self.config.model_dump(mode="json"))
+        if any(change.startswith(NUMERICS_SETTINGS) for change in changes):
+            return None
+        return read_recorded(self.directory.path)
+
+    def _open_source(self, state: TrainState) -> GroupSource | None:
+        config = self.config.rollout.source
+        if config is None:
+            return None
+        # A random name, because runs may move and another run may later use the same path.
+        path = self.directory / "source_owner"
+        if not path.is_file():
+            self.directory.write("source_owner", f"{self.config.name}-{uuid.uuid4().hex}")
+        source = GroupSource(config, path.read_text(encoding="utf-8"), lambda: self.stopping)
+        source.rewind_to(state.step)
+        return source
+
+    def _end_early(self, exhausted: SourceExhausted, state: TrainState) -> None:
+        """End the run normally when the source is exhausted, unless it never had a group."""
+        if not self.stopping:
+            if state.step == 0:
+                raise exhausted
+            _log.warning("%s", exhausted)
+        self.stopping = True
+
+    def stop(self) -> None:
+        """As `Training.stop`."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+
+    def _resume_state(self) -> tuple[TrainState, Path | None]:
+        """Return the state to resume from, and truncate the logs to it."""
+        found = checkpoints(self.directory.path)
+        state = TrainState(0, 0, 0, 0)
+        if found:
+            state = load_checkpoint(found[-1], self.context.learner)
+            self.directory.filter_log("metrics.jsonl", lambda row: row["step"] <= state.step)
+            # When a finished run continues, its final evaluation is no longer final.
+            last = self.config.trainer.max_steps
+            self.directory.filter_log(
+                "evals.jsonl",
+                lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
+            )
+            # Samples are written before their evaluation's row; without the row they will be written again.
+            evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
+            self.directory.filter_log("samples.jsonl", lambda row: row["label"] in evaluated)
+            return state, found[-1]
+        for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
+            self.directory.filter_log(name, lambda row: False)
+        return state, None
+
+    def _begin(self, state: TrainState, resumed: bool) -> None:
+        if not self.directory.started:
+            self.created = datetime.now(UTC).isoformat(timespec="seconds")
+        else:
+            info = self.directory / "run.json"
+            self.created = (
+                json.loads(info.read_text())["created"]
+                if info.exists()
+                else datetime.now(UTC).isoformat(timespec="seconds")
+            )
+        self.directory.write("config.yaml", self.yaml)
+        self._write_info("running")
+        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
+        self.callbacks = (self.tensorboard, *self.callbacks)
+        info = {
+            "name": self.config.name,
+            "model": self.config.policy.model,
+            "seed": self.config.trainer.seed,
+            "max_steps": self.config.trainer.max_steps,
+            "step": state.step,
+            "run_dir": str(self.directory.path),
+            "numerics": self.context.numerics.summary(),
+        }
+        for callback in self.callbacks:
+            callback.on_start(info)
+
+    def _write_info(self, status: str) -> None:
+        self.directory.write_json(
+            "run.json",
+            {
+                "name": self.config.name,
+                "created": self.created,
+                "status": status,
+                "model": self.config.policy.model,
+                "seed": self.config.trainer.seed,
+                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+                "numerics": self.context.numerics.as_json(),
+                "versions": {
+                    "midstream": __version__,
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                    "dtype": str(self.context.decoder.dtype).removeprefix("torch."),
+                    "device": str(self.context.decoder.device),
+                    "threads": torch.get_num_threads(),
+                },
+            },
+        )
+
+    def _folder(self, state: TrainState) -> Path:
+        return self.directory / "checkpoints" / f"step-{state.step:06d}"
+
+    async def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
+        await compute(
+            save_checkpoint,
+            self._folder(state),
+            self.context.learner,
+            state,
+            self.yaml,
+            str(self.config.policy.model),
+            reference,
+        )
+        prune(self.directory.path, self.config.trainer.keep_checkpoints)
+
+    async def _warm_start(self) -> None:
+        """Imitate demonstrations when configured. An interrupted warm start begins again on resume."""
+        config, context = self.config, self.context
+        if not config.warm_start.examples or self.stopping:
+            return
+        demonstrations = await demonstrate(context)
+        learner = make_learner(context)
+        for update, sequences in enumerate(
+            demonstration_batches(demonstrations, config.warm_start, config.trainer.seed), 1
+        ):
+            began = time.perf_counter()
+            metrics = await compute(learner.imitate, sequences)
+            elapsed = time.perf_counter() - began
+            self._log({"stage": "warm_start", "step": 0, "update": update, **metrics, "time_s": elapsed})
+            if self.stopping:
+                return
+
+    def _reference_weights(self, kind: str) -> dict[str, torch.Tensor]:
+        return self.context.weights.snapshot() if kind == "start" else {}
+
+    async def _step(self, state: TrainState) -> TrainState:
+        try:
+            result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
+        except TrainingError as error:
+            raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
+        self._log(result.row)
+        return result.state
+
+    def _check(
+        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
+    ) -> None:
+        reference = self.config.algorithm.kl.reference
+        fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
+        kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
+        checks = first_batch(
+            self.config,
+            groups,
+            batch,
+            own=own,
+            noise=noise_floor(self.context.decoder, [turn.sequence for turn in batch.turns]),
+            version=self.context.decoder.version - 1,  # the version before the first update
+            kl_at_start=kl,
+        )
+        self.directory.write_json("checks.json", [asdict(check) for check in checks])
+        insist(checks)
+        for check in checks:
+            if not check.decided:
+                _log.warning("self-check '%s' cannot decide at this machine's noise: %s", check.name, check.meaning)
+            if check.name == PLAINLY and check.value:
+                _log.warning("%.0f %% of tokens: %s", 100 * check.value, check.meaning)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.directory.append("metrics.jsonl", row)
+        for callback in self.callbacks:
+            callback.on_metrics(row)
+
+
+def _needed(config: TrainConfig) -> dict[str, int]:
+    """Return how many tasks the run needs of each split; for `train` any number suffices."""
+    trainer = config.trainer
+    val = trainer.val_tasks if trainer.eval_every else 0
+    needed = {"train": int(config.rollout.source is None), "val": val, "test": trainer.test_tasks}
+    return {split: count for split, count in needed.items() if count}
