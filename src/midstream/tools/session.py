@@ -127,7 +127,7 @@ class ToolSession:
         limit = self.toolbox.max_result_chars
         call = ToolCall(
             tool=_storable(str(name)[:MAX_NAME_CHARS]),
-            arguments=raw,
+            arguments=dict(raw),
             ok=not result.is_error,
             result=_shorten(shown, limit),
             error_kind=result.error_kind,
