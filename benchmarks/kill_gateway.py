@@ -50,8 +50,8 @@ IMPORTS += (
 
 
 @dataclass
-class Told:
-    """What the agents were told: answers by trajectory and turn, and the rewards they completed with."""
+class Received:
+    """What the agents received: answers by trajectory and turn, and the rewards they completed with."""
 
     answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     completed: dict[str, float] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Gateway:
                     return
                 except httpx.TransportError:
                     if not self._process.is_alive():
-                        raise RuntimeError("the gateway does not start; what it said stands above") from None
+                        raise RuntimeError("the gateway does not start; its output is above") from None
                     await asyncio.sleep(0.01)
 
     def kill(self) -> None:
@@ -97,8 +97,8 @@ def _gateway(arguments: list[str]) -> None:
 class Agent:
     """Opens trajectories, speaks a few turns in each, completes them; asks again whatever was not answered."""
 
-    def __init__(self, name: str, client: httpx.AsyncClient, told: Told, stopping: asyncio.Event) -> None:
-        self._name, self._client, self._told, self._stopping = name, client, told, stopping
+    def __init__(self, name: str, client: httpx.AsyncClient, received: Received, stopping: asyncio.Event) -> None:
+        self._name, self._client, self._received, self._stopping = name, client, received, stopping
 
     async def run(self) -> None:
         number = 0
@@ -110,7 +110,7 @@ class Agent:
         opened = await self._post("/init_trajectory", {"trajectory_uid": uid, "prompt_uid": uid}, f"{uid}-open")
         path = f"/{opened['trajectory_uid']}/{opened['prompt_uid']}/v1"
         messages: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
-        answers = self._told.answers.setdefault(uid, [])
+        answers = self._received.answers.setdefault(uid, [])
         for turn in range(TURNS):
             messages.append({"role": "user", "content": f"Turn {turn}?"})
             body = {"messages": messages, "stream": bool(turn % 2)}
@@ -118,7 +118,7 @@ class Agent:
             answers.append((answer["id"], answer["content"]))
             messages.append({"role": "assistant", "content": answer["content"]})
         await self._post(f"{path}/complete_trajectory", {"reward": float(len(uid))}, f"{uid}-end")
-        self._told.completed[uid] = float(len(uid))
+        self._received.completed[uid] = float(len(uid))
 
     async def _post(self, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
         while True:
@@ -133,15 +133,15 @@ class Agent:
                     return response.json()
                 if (answer := _answer(response.text, stream=body["stream"])) is not None:
                     return answer
-            self._told.retries += 1
+            self._received.retries += 1
             await asyncio.sleep(RETRY_S)
 
 
 def _answer(text: str, *, stream: bool) -> dict[str, Any] | None:
     """Id and content of a chat completion; None for a stream that broke off."""
     if not stream:
-        told = json.loads(text)
-        return {"id": told["id"], "content": told["choices"][0]["message"]["content"]}
+        reply = json.loads(text)
+        return {"id": reply["id"], "content": reply["choices"][0]["message"]["content"]}
     if not text.endswith("data: [DONE]\n\n"):
         return None
     chunks = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line[6:] not in ("", "[DONE]")]
@@ -149,40 +149,43 @@ def _answer(text: str, *, stream: bool) -> dict[str, Any] | None:
     return {"id": chunks[0]["id"], "content": content}
 
 
-async def torment(gateway: Gateway, agents: int, kills: int, moments: random.Random) -> Told:
-    """What the agents were told by a gateway that was killed `kills` times."""
-    told, stopping = Told(), asyncio.Event()
+async def torment(gateway: Gateway, agents: int, kills: int, moments: random.Random) -> Received:
+    """Return what agents received from a gateway that was killed `kills` times."""
+    received, stopping = Received(), asyncio.Event()
     gateway.start()
     await gateway.ready()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60, limits=limits) as client:
-        running = [asyncio.create_task(Agent(f"a{n}", client, told, stopping).run()) for n in range(agents)]
+        running = [asyncio.create_task(Agent(f"a{n}", client, received, stopping).run()) for n in range(agents)]
         for kill in range(1, kills + 1):
             await asyncio.wait(running, timeout=moments.uniform(0.0, 0.8), return_when=asyncio.FIRST_EXCEPTION)
             gateway.kill()
             gateway.start()
             await gateway.ready()
             if kill % 10 == 0:
-                print(f"  {kill} kills: {len(told.completed)} trajectories, {told.retries} calls again", flush=True)
+                print(
+                    f"  {kill} kills: {len(received.completed)} trajectories, {received.retries} calls again",
+                    flush=True,
+                )
         stopping.set()
         await asyncio.gather(*running)
     gateway.kill()
-    return told
+    return received
 
 
-def problems(told: Told, store: Store) -> Iterator[str]:
-    """Everything in the store that is not as the agents were told."""
+def problems(received: Received, store: Store) -> Iterator[str]:
+    """Yield the differences between the store and what the agents received."""
     kept = {trajectory.uid: trajectory for trajectory in store.trajectories.iterate()}
-    if extra := kept.keys() - told.answers.keys():
+    if extra := kept.keys() - received.answers.keys():
         yield f"trajectories nobody opened: {sorted(extra)[:3]}"
-    for uid, answers in told.answers.items():
+    for uid, answers in received.answers.items():
         if uid not in kept:
             yield f"{uid} is lost"
             continue
-        yield from (f"{uid}: {problem}" for problem in _differences(kept[uid], answers, told.completed.get(uid)))
+        yield from (f"{uid}: {problem}" for problem in _differences(kept[uid], answers, received.completed.get(uid)))
     ready = store.groups.counts()["ready"]
-    if ready != len(told.completed):
-        yield f"{len(told.completed)} groups were completed, {ready:g} are ready"
+    if ready != len(received.completed):
+        yield f"{len(received.completed)} groups were completed, {ready:g} are ready"
 
 
 def _differences(kept: Trajectory, answers: list[tuple[str, str]], reward: float | None) -> Iterator[str]:
@@ -190,10 +193,10 @@ def _differences(kept: Trajectory, answers: list[tuple[str, str]], reward: float
         yield "its agent did not finish"
     if (kept.status, kept.reward) != (Status.COMPLETED, reward):
         yield f"ended as {kept.status} with {kept.reward}, not {reward}"
-    said = [(f"chatcmpl-{step.metadata['answer_id']}", step.text) for step in kept.steps]
-    if said != answers:
-        lost, more = [one for one in answers if one not in said], [one for one in said if one not in answers]
-        yield f"{len(said)} steps for {len(answers)} answers; lost {lost}, not asked for {more}"
+    recorded = [(f"chatcmpl-{step.metadata['answer_id']}", step.text) for step in kept.steps]
+    if recorded != answers:
+        lost, more = [one for one in answers if one not in recorded], [one for one in recorded if one not in answers]
+        yield f"{len(recorded)} steps for {len(answers)} answers; lost {lost}, not asked for {more}"
     if [step.text for step in kept.steps] != [REPLIES[turn % len(REPLIES)] for turn in range(TURNS)]:
         yield "replies in another order"
     before: tuple[int, ...] = ()
@@ -241,11 +244,13 @@ def main() -> int:
         gateway = Gateway([f"model={model}", "engine=[scripted]", f"store={where}", f"script={script}"], port)
         began = time.monotonic()
         print(f"{arguments.agents} agents, {arguments.kills} kills, {arguments.store}", flush=True)
-        told = asyncio.run(torment(gateway, arguments.agents, arguments.kills, random.Random(arguments.seed)))
+        received = asyncio.run(torment(gateway, arguments.agents, arguments.kills, random.Random(arguments.seed)))
         with Store(where) as store:
-            wrong = list(problems(told, store))
-        steps = sum(map(len, told.answers.values()))
-        print(f"{steps} answers in {len(told.completed)} trajectories, {told.retries} calls made again, ", end="")
+            wrong = list(problems(received, store))
+        steps = sum(map(len, received.answers.values()))
+        print(
+            f"{steps} answers in {len(received.completed)} trajectories, {received.retries} calls made again, ", end=""
+        )
         print(f"{time.monotonic() - began:.0f} s: {len(wrong)} problems")
         print(*wrong[:20], sep="\n")
         return 1 if wrong else 0

@@ -72,7 +72,7 @@ def decoding_step(decoder: Decoder, rows: int, held: int = 232) -> tuple[Callabl
         logits = decoder.logits(decoder(tokens, attend.positions, attend))
         sample(logits, [SamplingParams(temperature=1.0)] * rows, range(rows), [0] * rows)
 
-    weights = sum(p.weight.nbytes for p in decoder.projections().values()) + decoder.head.nbytes
+    weights = sum(p.weight.nbytes for p in decoder.projections().values()) + decoder.lm_head.weight.nbytes
     return once, weights + cache.keys.nbytes + cache.values.nbytes
 
 

@@ -1,4 +1,4 @@
-"""Compares the torch engine with transformers' `generate` and vLLM: tokens per second by number of sequences, load time.
+"""Compares the torch engine with transformers' `generate` and vLLM: tokens per second by number of sequences.
 
     python benchmarks/sampling.py --sequences 1 8 16 32 --vllm .venv-vllm/bin/python
 

@@ -132,10 +132,10 @@ def clean(noises: Sequence[float], runs: int) -> None:
         every = [check for own in checks for check in own]
         floors = [check.value or 0.0 for check in every if check.name == "noise floor"]
         alarms = [check.name for check in every if not check.ok]
-        told = ", ".join([str(len(alarms)), *alarms])
+        listed = ", ".join([str(len(alarms)), *alarms])
         undecided = sum(not check.decided for check in every)
         measured = f"{min(floors, default=0):.2g} to {max(floors, default=0):.2g}"
-        print(f"| {noise:g} | {len(checks)} | {told} | {len(every)} | {undecided} | {measured} |", flush=True)
+        print(f"| {noise:g} | {len(checks)} | {listed} | {len(every)} | {undecided} | {measured} |", flush=True)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from midstream.gateway.dialects.anthropic_request import MessagesRequest
-from midstream.gateway.dialects.arguments import What, describe_arguments
+from midstream.gateway.dialects.arguments import Treatment, describe_arguments
 from midstream.gateway.dialects.chat import ChatRequest
 from midstream.gateway.dialects.completions import CompletionRequest
 from midstream.gateway.dialects.responses_request import ResponseRequest
@@ -26,7 +26,7 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "`/v1/messages`": MessagesRequest,
     "`/v1/completions`": CompletionRequest,
 }
-ORDER = (What.HINT, What.IGNORED, What.OFFERED, What.REFUSED)
+ORDER = (Treatment.HINT, Treatment.IGNORED, Treatment.OFFERED, Treatment.REFUSED)
 
 
 def table() -> str:
@@ -35,17 +35,17 @@ def table() -> str:
 
 
 def _section(path: str, model: type[BaseModel]) -> Iterator[str]:
-    known: dict[str, tuple[What, str]] = {}
+    known: dict[str, tuple[Treatment, str]] = {}
     for name, what, why in describe_arguments(model):
         if name.count("content[]") < 2:  # blocks in blocks are the same ones
             known.setdefault(name, (what, why))
-    used = [f"`{name}`" for name, (what, _) in known.items() if what == What.USED and "." not in name]
+    used = [f"`{name}`" for name, (what, _) in known.items() if what == Treatment.USED and "." not in name]
     yield f"\n{path} uses {', '.join(used)}.\n"
     yield "| argument | handling | reason |"
     yield "| --- | --- | --- |"
-    rows: dict[tuple[What, str], list[str]] = {}
+    rows: dict[tuple[Treatment, str], list[str]] = {}
     for name, (what, why) in known.items():
-        if what != What.USED:
+        if what != Treatment.USED:
             rows.setdefault((what, why), []).append(f"`{name}`")
     for (what, why), names in sorted(rows.items(), key=lambda row: ORDER.index(row[0][0])):
         yield f"| {', '.join(names)} | {what} | {why} |"

@@ -38,11 +38,11 @@ midstream config quickstart trainer.max_steps=30 policy.lora.rank=32 'flow.tools
 ```
 
 `quickstart` and `from_store` are shipped configs; any other name is the path of a file. Without a config, `midstream
-config` lists every setting; `midstream config --schema` prints the JSON schema. An unknown key is an error that names the
-nearest valid key. Only one section is required: `tasks.sources`, or `rollout.source` to train on a store.
+config` lists every setting; `midstream config --schema` prints the JSON schema. An unknown key is an error that names
+the nearest valid key. Only one section is required: `tasks.sources`, or `rollout.source` to train on a store.
 
-Defaults below are written in YAML. `null` means not set, `NAME` in a key stands for a name of your choice, and `[]` for a
-list item.
+Defaults below are written in YAML. `null` means not set, `NAME` in a key stands for a name of your choice, and `[]`
+for a list item.
 """
 CHOICE = "A section `{key}` must set `{key}.name`, which is one of {names}."
 ALL_OF_THEM = "Common settings:"

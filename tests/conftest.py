@@ -135,8 +135,9 @@ def make_policy(tiny_path: Path, tiny_tokenizer: ChatTokenizer) -> MakePolicy:
         import torch
 
         from midstream.core.errors import ConfigError
-        from midstream.engines.torch.decoder import Layer, load_decoder
+        from midstream.engines.torch.decoder import load_decoder
         from midstream.engines.torch.engine import TorchEngine
+        from midstream.engines.torch.layers import Layer
         from midstream.engines.torch.numerics import settle
 
         decoder = load_decoder(tiny_path, getattr(torch, dtype))

@@ -156,6 +156,12 @@ def test_core_never_imports_torch() -> None:
     assert _python(script) == "False False"
 
 
+def test_configs_import_without_torch() -> None:
+    configs = ("midstream.learn.config", "midstream.gateway.config", "midstream.cli.config", "midstream.cli.algorithms")
+    script = f"import sys, {', '.join(configs)}; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert _python(script) == "False False"
+
+
 def test_public_names_load_when_used_and_are_all_listed() -> None:
     assert midstream.Task.__module__ == "midstream.core.types"
     assert set(midstream.__all__) <= set(dir(midstream))

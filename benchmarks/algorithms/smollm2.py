@@ -2,8 +2,8 @@
 
     python benchmarks/algorithms/smollm2.py
 
-The quickstart's config with another algorithm and, to save time, fewer steps; all from the same warm start, with the same
-learning rate; none is tuned but the one the quickstart uses. Success is on the tasks of `val`, in percent with a 95 %
+The quickstart's config with another algorithm and, to save time, fewer steps; all with the same warm start and learning
+rate. Only the quickstart's algorithm is tuned. Success is on the tasks of `val`, in percent with a 95 %
 interval.
 """
 

@@ -62,11 +62,11 @@ def runs(teacher: Path) -> dict[str, dict[str, Any]]:
     """What is run, by its name in the table."""
     names = [model.model_fields["name"].default for model in models_in(AlgorithmConfig)]
     losses = [model.model_fields["name"].default for model in models_in(LossConfig)]
-    told: dict[str, dict[str, Any]] = {
+    settings: dict[str, dict[str, Any]] = {
         "imitate": {"at_least": 0.9},
         "distill": {"kl": {"coef": 0.0, "measure_every": 0, "reference": str(teacher)}},
     }
-    chosen = {name: {"name": name, **told.get(name, {})} for name in names}
+    chosen = {name: {"name": name, **settings.get(name, {})} for name in names}
     chosen |= {"ppo, critic of its own": {"name": "ppo", "critic": {"model": "tiny"}}}
     return chosen | {
         f"grpo, loss {name}": {"name": "grpo", "loss": {"name": name}} for name in losses if name != "ppo_clip"

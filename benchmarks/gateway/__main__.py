@@ -125,7 +125,7 @@ def processor() -> str:
 
 
 def versions(program: Path) -> dict[str, str]:
-    ours = {name: version(name) for name in ("midstream", "uvicorn", "uvloop", "fastapi")}
+    ours = {name: version(name) for name in ("midstream", "uvicorn", "uvloop", "starlette")}
     asked = "from importlib.metadata import version; print(version('litellm'))"
     python = program.parent / "python"
     return ours | {"litellm": subprocess.check_output([str(python), "-c", asked], text=True).strip()}

@@ -129,10 +129,10 @@ class Client:
             opened = await self._post("/init_trajectory", b"{}", token)
             opened = json.loads(opened.partition(b"\r\n\r\n")[2])
             path, token, owner = urlsplit(opened["base_url"]).path, opened["token"], opened["owner_token"]
-        for said in self._bodies:
+        for request_body in self._bodies:
             if time.perf_counter() > self._measured.closes:
                 break
-            answer = await self._post(f"{path}/chat/completions", said, token, call=True)
+            answer = await self._post(f"{path}/chat/completions", request_body, token, call=True)
             self.calls += 1
             if EXPECTED not in answer:
                 raise SystemExit(f"not the expected reply:\n{answer.decode(errors='replace')[:2000]}")

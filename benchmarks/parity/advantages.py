@@ -124,8 +124,8 @@ def _rows(case: Case) -> list[Row]:
     draw, rows = random.Random(3), []
     for number in range(len(case.columns[0])):
         length = 3 + number % 4
-        prompt, said = (tuple(draw.randrange(4, 512) for _ in range(n)) for n in (3, length))
-        rows.append(Row(prompt, said, (1,) * length, 0.0, number // case.size, (-1.0,) * length))
+        prompt, completion = (tuple(draw.randrange(4, 512) for _ in range(n)) for n in (3, length))
+        rows.append(Row(prompt, completion, (1,) * length, 0.0, number // case.size, (-1.0,) * length))
     return rows
 
 

@@ -40,8 +40,8 @@ END = 1
 
 def earned(reply: Sequence[int], word: int) -> float:
     """What a reply is worth."""
-    said = len(reply) > 0 and reply[0] == word
-    return 0.0 if not said else 1.0 if list(reply[1:]) == [END] else 0.5
+    correct = len(reply) > 0 and reply[0] == word
+    return 0.0 if not correct else 1.0 if list(reply[1:]) == [END] else 0.5
 
 
 def level(folder: Path, runs: Path) -> Level:
@@ -60,8 +60,8 @@ def _lines(folder: Path, runs: Path) -> Iterator[Line]:
         yield Line((str(seed), *(str(n) for n in steps), *means), max(steps) <= STEPS)
     steps = [[float(_solved(curve)) for curve in curves] for curves in (theirs, ours)]
     rewards = [[statistics.mean(curve) for curve in curves] for curves in (theirs, ours)]
-    told = [f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}" for values in (*steps, *rewards)]
-    yield Line(("mean ± standard deviation", *told), True)
+    summary = [f"{statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}" for values in (*steps, *rewards)]
+    yield Line(("mean ± standard deviation", *summary), True)
     for_steps, for_rewards = _p_value(*steps), _p_value(*rewards)
     ok = min(for_steps, for_rewards) > SIGNIFICANT
     yield Line(("permutation test, p", f"{for_steps:.3f}", "", f"{for_rewards:.3f}", ""), ok)
@@ -129,8 +129,8 @@ def _tasks(seed: int) -> ms.TaskSet:
     return ms.FiniteTaskSet("parity_words", tasks, seed)
 
 
-@ms.component("parity_said")
-def _said(steps: Sequence[Any], reference: int) -> float:
+@ms.component("parity_reply")
+def _score(steps: Sequence[Any], reference: int) -> float:
     return earned(steps[-1].response_ids, reference)
 
 
@@ -140,7 +140,7 @@ def _ours(folder: Path, seed: int, run_dir: Path) -> list[float]:
         {
             "policy": {"model": str(folder), "tuning": "full", "dtype": "float32"},
             "tasks": {"sources": [{"type": "parity_words"}], "seed": seed},
-            "reward": {"components": {"parity_said": 1.0}, "success": "parity_said"},
+            "reward": {"components": {"parity_reply": 1.0}, "success": "parity_reply"},
             "rollout": {"tasks_per_step": TASKS, "group_size": GROUP, "sampling": {"max_tokens": 2}},
             "algorithm": {
                 "name": "grpo",

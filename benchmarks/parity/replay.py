@@ -149,9 +149,9 @@ def _lines(folder: Path) -> Iterator[Line]:
         off = {name: _apart(name, our_log, their_log) for name in scenario.logged}
         moved = max(float((theirs[name] - start[name]).abs().max()) for name in start)
         weights = furthest(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
-        told = ", ".join(f"{name} {small(value)}" for name, value in off.items())
+        differences = ", ".join(f"{name} {small(value)}" for name, value in off.items())
         ok = furthest([weights, *off.values()]) <= TOLERANCE
-        yield Line((scenario.name, told, f"{moved:.4f}", small(weights)), ok)
+        yield Line((scenario.name, differences, f"{moved:.4f}", small(weights)), ok)
 
 
 def _apart(name: str, ours: Sequence[dict[str, float]], theirs: Sequence[dict[str, float]]) -> float:
@@ -170,11 +170,11 @@ def _batch(number: int, scenario: Scenario) -> list[Row]:
         for member in range(GROUP):
             length = draw.randrange(7, 16)
             cut = scenario.truncated == "mask" and (number + task + member) % 3 == 0
-            said = tuple(draw.randrange(4, 512) for _ in range(length)) + (() if cut else (END,))
+            completion = tuple(draw.randrange(4, 512) for _ in range(length)) + (() if cut else (END,))
             tool = (2 + member % 2, 3 + member % 2, 4) if scenario.tools else ()
-            mask = tuple(int(place not in tool) for place in range(len(said)))
+            mask = tuple(int(place not in tool) for place in range(len(completion)))
             reward = 0.5 if scenario.flat and number % 4 == 0 and task == 0 else round(draw.random(), 2)
-            rows.append(Row(prompt, said, mask, reward, task, truncated=cut))
+            rows.append(Row(prompt, completion, mask, reward, task, truncated=cut))
     return rows
 
 

@@ -73,9 +73,9 @@ class Stored:
     def rollout(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """A `rollout_func` of `GRPOTrainer`."""
         prompt_ids, completion_ids, _ = self.generate(prompts)
-        told = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
+        output = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
         masked = any(0 in row.mask for row in self._rows)
-        return told | ({"env_mask": [list(row.mask) for row in self._rows]} if masked else {})
+        return output | ({"env_mask": [list(row.mask) for row in self._rows]} if masked else {})
 
     def generate(self, prompts: Sequence[Any]) -> tuple[list[list[int]], list[list[int]], list[str]]:
         """A `_generate` of `RLOOTrainer`: ids of prompts and of completions, and texts, which nothing reads."""

@@ -245,23 +245,23 @@ def replaying(asked: dict[str, Any], tokenizer: Any, lora: LoraConfig, clock: Cl
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         rows = replay[len(trainer.rollouts)]
         starts = [row["prompt_ids"] for row in rows]
-        said: list[list[int]] = [[] for _ in rows]
+        completions: list[list[int]] = [[] for _ in rows]
         masks: list[list[int]] = [[] for _ in rows]
         for turn in range(max(len(row["sampled"]) for row in rows)):
             speaking = [number for number, row in enumerate(rows) if turn < len(row["sampled"])]
             for number in speaking if turn else []:
-                said[number] += rows[number]["inserted"][turn - 1]
+                completions[number] += rows[number]["inserted"][turn - 1]
                 masks[number] += [0] * len(rows[number]["inserted"][turn - 1])
             trainer.pace.start([[rows[number]["sampled"][turn]] for number in speaking])
-            history = [starts[number] + said[number] for number in speaking]
+            history = [starts[number] + completions[number] for number in speaking]
             replies, _ = trainer._generate_single_turn(history, None, {}, 1)
             for number, reply in zip(speaking, replies, strict=True):
-                said[number] += reply
+                completions[number] += reply
                 masks[number] += [1] * len(reply)
         rewards = [row["reward"] for row in rows]
         return {
             "prompt_ids": starts,
-            "completion_ids": said,
+            "completion_ids": completions,
             "logprobs": None,
             "env_mask": masks,
             "reward": rewards,

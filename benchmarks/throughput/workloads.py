@@ -107,9 +107,9 @@ def is_flat(name: str, number: int) -> bool:
     return number % workload.prompts < workload.flat
 
 
-def reward(said: str, flat: bool) -> float:
-    """A number that what was said decides by chance, or 0 in a flat group."""
-    return 0.0 if flat else zlib.crc32(said.encode()) % 1000 / 1000
+def reward(response: str, flat: bool) -> float:
+    """A pseudo-random number derived from the response, or 0 in a flat group."""
+    return 0.0 if flat else zlib.crc32(response.encode()) % 1000 / 1000
 
 
 def peak_mb() -> float:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from midstream.agents.registry import offer
 from midstream.core.blocking import run_blocking
 from midstream.core.config import apply_overrides, load_yaml, parse_config
 from midstream.core.errors import ConfigError, EngineError, RunError
@@ -24,6 +25,7 @@ from midstream.evaluate.evaluation import evaluate, evaluate_async
 from midstream.evaluate.export import export
 from midstream.learn.config import TrainConfig, resolve_aliases
 from midstream.learn.config import load_config as _load_file
+from midstream.workflows.seed003 import is_seed003, split_overrides, translate
 
 if TYPE_CHECKING:
     from midstream.core.types import Trajectory
@@ -50,6 +52,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+offer("workflow_writer", "midstream.workflows.flow")
+
 Settings = TrainConfig | Mapping[str, Any] | str | Path
 """A config, a mapping of settings, or the path of a YAML file."""
 
@@ -59,9 +63,25 @@ def load_config(source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
 
     Raises a `ConfigError` that lists every error.
     """
+    data = dict(source) if isinstance(source, Mapping) else load_yaml(source)
+    if is_seed003(data):
+        return _load_seed003(data, source, overrides)
     if isinstance(source, Mapping):
-        return parse_config(TrainConfig, apply_overrides(dict(source), resolve_aliases(overrides)), "the config")
+        return parse_config(TrainConfig, apply_overrides(data, resolve_aliases(overrides)), "the config")
     return _load_file(source, overrides)
+
+
+def _load_seed003(
+    data: dict[str, Any], source: Mapping[str, Any] | str | Path, overrides: Sequence[str]
+) -> TrainConfig:
+    """The config that the keys of seed 003's `training.yaml` amount to. Overrides may use its keys and ours. Its files
+    are relative to the folder above that of the config, as in the seed, or to the working directory."""
+    theirs, ours = split_overrides(overrides)
+    folder = Path() if isinstance(source, Mapping) or Path("config").is_dir() else Path(source).resolve().parents[1]
+    settings, notes = translate(apply_overrides(data, theirs), folder)
+    for note in notes:
+        _log.warning("%s", note)
+    return parse_config(TrainConfig, apply_overrides(settings, resolve_aliases(ours)), "the config")
 
 
 def train(

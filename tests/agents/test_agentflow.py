@@ -98,10 +98,10 @@ def test_parse_errors_are_shown_to_the_planner_and_counted(make_worker, by_role,
     settings = {"notation": "compact", "fields": [], "max_turns": 3}
     trajectory = run(make_worker(says, settings=settings), attempt())
     assert [call.error_kind for call in trajectory.tool_calls] == ["unparsed", "unknown_tool", "invalid_arguments"]
-    heard = asked(trajectory)
-    assert heard[1].startswith("Error: write `TOOL: INPUT`")
-    assert "did you mean 'calculator'?" in heard[2]
-    assert "expression" in heard[3]
+    observations = asked(trajectory)
+    assert observations[1].startswith("Error: write `TOOL: INPUT`")
+    assert "did you mean 'calculator'?" in observations[2]
+    assert "expression" in observations[3]
     assert "write `TOOL" in trajectory.steps[0].metadata["parse_error"]
     assert trajectory.steps[1].metadata["parsed"] is True
 

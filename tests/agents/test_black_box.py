@@ -152,16 +152,16 @@ def test_a_key_printed_by_a_failing_program_is_removed_from_the_error(run, scrip
 
 
 @pytest.mark.parametrize(
-    ("program", "told"),
+    ("program", "message"),
     [
         ("raise SystemExit('no idea')", "ended with 1: no idea"),
         ("import os; os.kill(os.getpid(), 9)", "ended with -9"),
     ],
 )
-def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script, program: str, told: str) -> None:
+def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script, program: str, message: str) -> None:
     trajectory = run("blackbox_command_agent", settings=script(program))
     assert trajectory.status is Status.FAILED
-    assert told in trajectory.error
+    assert message in trajectory.error
 
 
 def test_calls_before_a_crash_are_kept(run, script) -> None:
@@ -292,7 +292,7 @@ class TwoQuestions(BlackBoxAgentFlowBase):
         from anthropic import AsyncAnthropic
 
         async with AsyncAnthropic(base_url=self.address.root_url, api_key=self.address.token) as client:
-            said = await asyncio.gather(
+            reply = await asyncio.gather(
                 *[
                     client.messages.create(
                         model=self.address.model, max_tokens=6, messages=[{"role": "user", "content": text}]
@@ -300,7 +300,7 @@ class TwoQuestions(BlackBoxAgentFlowBase):
                     for text in (kwargs["raw_prompt"], "Are you sure?")
                 ]
             )
-        return str(len(said))
+        return str(len(reply))
 
 
 def test_a_custom_flow_gets_the_url_and_returns_the_answer(run) -> None:

@@ -21,7 +21,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch import engine as torch_engine
-from midstream.engines.torch.decoder import Layer
+from midstream.engines.torch.layers import Layer
 from midstream.engines.torch.sampling import sample
 from midstream.learn.config import TrainConfig
 from midstream.learn.data.batch import LearningBatch, make_batch
@@ -178,17 +178,17 @@ def test_responses_of_other_roles_do_not_change_the_gradient(parts: TrainingCont
         for group in groups
     ]
     assert batch(loud).turns == plain.turns
-    heard = [[replace(t, steps=tuple(replace(s, trainable=True) for s in t.steps)) for t in g] for g in loud]
-    assert batch(heard).turns != plain.turns
+    all_trained = [[replace(t, steps=tuple(replace(s, trainable=True) for s in t.steps)) for t in g] for g in loud]
+    assert batch(all_trained).turns != plain.turns
 
 
 def test_a_deterministic_rollout_is_bitwise_repeatable_for_any_tool_latency(
     parts: TrainingContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(trajectories: list[Trajectory]) -> list[Any]:
+    def recorded(trajectories: list[Trajectory]) -> list[Any]:
         return [[(s.prompt_ids, s.response_ids, s.rollout_log_probs) for s in t.steps] for t in trajectories]
 
-    once = told(roll(parts))
+    once = recorded(roll(parts))
     (calculator,) = load_tools(["calculator"])
     plain, waits = calculator.function, iter([0.02, 0.0, 0.01] * 50)
 
@@ -197,5 +197,5 @@ def test_a_deterministic_rollout_is_bitwise_repeatable_for_any_tool_latency(
         return plain(expression)
 
     monkeypatch.setitem(calculator.__dict__, "function", slowly)
-    assert told(roll(parts)) == once
+    assert recorded(roll(parts)) == once
     assert len(list(waits)) < 150, "the slow tool was never called"

@@ -80,8 +80,8 @@ class HelpersAgentFlow(AgentFlowBase):
         text, response_ids, prompt_ids = await self.gateway_generate(
             **own, messages=messages, max_tokens=512, temperature=0.8
         )
-        said = [*messages, {"role": "assistant", "content": text}]
-        self.found = await self.gateway_compute_reward(kwargs["trajectory_uid"], said, dataset_fields={})
+        reply = [*messages, {"role": "assistant", "content": text}]
+        self.found = await self.gateway_compute_reward(kwargs["trajectory_uid"], reply, dataset_fields={})
         step = Step(prompt_ids=prompt_ids, response_ids=response_ids, reward=self.found, is_last=True, **own)
         await self.gateway_submit_steps([step], channel="val")
         return 1
@@ -114,9 +114,9 @@ def test_a_loop_of_tool_calls(make_worker, by_role, attempt) -> None:
     assert [message["role"] for message in trajectory.steps[1].messages] == ["user", "assistant", "tool"]
 
 
-@pytest.mark.parametrize(("said", "reward"), [("6", 1.0), ("7", 0.0)])
-def test_the_gateway_helpers_sample_and_compute_the_reward(make_worker, by_role, attempt, said, reward) -> None:
-    trajectory = run(make_worker, by_role(policy=said), "helpers_agent_flow", attempt())
+@pytest.mark.parametrize(("reply", "reward"), [("6", 1.0), ("7", 0.0)])
+def test_the_gateway_helpers_sample_and_compute_the_reward(make_worker, by_role, attempt, reply, reward) -> None:
+    trajectory = run(make_worker, by_role(policy=reply), "helpers_agent_flow", attempt())
     (step,) = trajectory.steps
     assert (trajectory.status, trajectory.metadata["found"], trajectory.reward) == (Status.COMPLETED, reward, reward)
     assert (step.temperature, step.metadata["channel"]) == (0.8, "val")
@@ -146,10 +146,10 @@ def flow(make_worker, by_role, attempt) -> AgentFlowBase:
 
 
 def ask(flow: AgentFlowBase, text: str) -> Step:
-    said, response_ids, prompt_ids = asyncio.run(
+    reply, response_ids, prompt_ids = asyncio.run(
         flow.gateway_generate("mine", "p", [{"role": "user", "content": text}])
     )
-    assert said == "yes"
+    assert reply == "yes"
     return Step(prompt_ids=prompt_ids, response_ids=response_ids, trajectory_uid="mine", prompt_uid="p")
 
 

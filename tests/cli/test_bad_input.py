@@ -121,24 +121,28 @@ def test_a_flow_named_as_verl_names_it_is_trained(config: Path, capsys: pytest.C
 
 
 def test_all_errors_are_reported_at_once(refused: Refused) -> None:
-    told = refused("trainer.max_step=3", "optimizer.lr=fast")
-    assert "max_step: unknown key" in told and "optimizer.lr: Input should be a valid number" in told
+    message = refused("trainer.max_step=3", "optimizer.lr=fast")
+    assert "max_step: unknown key" in message and "optimizer.lr: Input should be a valid number" in message
 
 
 def test_a_model_that_is_not_causal_is_refused(refused: Refused, tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["BertForMaskedLM"], "model_type": "bert"}))
-    told = refused(f"policy.model={folder}")
-    assert "BertForMaskedLM" in told and "causal" in told
+    message = refused(f"policy.model={folder}")
+    assert "BertForMaskedLM" in message and "causal" in message
 
 
 def test_damaged_weights_give_one_line(refused: Refused, tiny_path: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_path, folder)
     (folder / "model.safetensors").write_bytes(b"half a fi")
-    told = refused(f"policy.model={folder}").splitlines()
-    assert len(told) == 2 and f"'{folder}/model.safetensors' is damaged" in told[0] and "fetch it again" in told[1]
+    message = refused(f"policy.model={folder}").splitlines()
+    assert (
+        len(message) == 2
+        and f"'{folder}/model.safetensors' is damaged" in message[0]
+        and "fetch it again" in message[1]
+    )
 
 
 def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path) -> None:
@@ -146,8 +150,8 @@ def test_a_broken_line_of_a_task_file_is_named(refused: Refused, tmp_path: Path)
     file.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "ans')
     assert f"{file}, line 2: is not valid JSON" in refused(f"tasks.sources=[{{type: {file}}}]")
     file.write_text('{"question": "a?", "answer": "b"}\n{"question": "", "answer": "b"}\n')
-    told = refused(f"tasks.sources=[{{type: {file}}}]")
-    assert f"{file}, line 2" in told and "question" in told
+    message = refused(f"tasks.sources=[{{type: {file}}}]")
+    assert f"{file}, line 2" in message and "question" in message
 
 
 def test_eval_accepts_the_field_options_that_its_errors_suggest(
@@ -172,22 +176,22 @@ def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_pa
     file.write_text('{"question": "a?", "answer": "b", "split": "test"}\n')
     assert "task set 'mine' has no task in split 'train'" in refused(f"tasks.sources=[{{type: {file}}}]")
     file.write_text('{"question": "a?", "answer": "b", "split": "train"}\n')
-    told = refused(f"tasks.sources=[{{type: {file}}}]", "trainer.test_tasks=4")
-    assert "split 'test'" in told and "trainer.test_tasks=0" in told
+    message = refused(f"tasks.sources=[{{type: {file}}}]", "trainer.test_tasks=4")
+    assert "split 'test'" in message and "trainer.test_tasks=0" in message
 
 
 def test_a_warm_start_needs_tasks_with_a_plan(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "one", "question": "a?", "answer": "b", "split": "train"}\n')
     rules = "flow.roles={analysis: {engine: rules}, executor: {engine: rules}}"
-    told = refused(f"tasks.sources=[{{type: {file}}}]", "flow.name=agentflow", rules, "warm_start.examples=1")
-    assert "the task 'one' has none" in told and "warm_start.examples=0" in told
+    message = refused(f"tasks.sources=[{{type: {file}}}]", "flow.name=agentflow", rules, "warm_start.examples=1")
+    assert "the task 'one' has none" in message and "warm_start.examples=0" in message
 
 
 def test_an_unwritable_run_directory_is_refused(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    told = refused(f"trainer.run_dir={tmp_path}/file/run")
-    assert f"cannot write to the run directory '{tmp_path}/file/run'" in told and "trainer.run_dir" in told
+    message = refused(f"trainer.run_dir={tmp_path}/file/run")
+    assert f"cannot write to the run directory '{tmp_path}/file/run'" in message and "trainer.run_dir" in message
 
 
 def test_two_runs_in_one_directory_are_refused(refused: Refused, tmp_path: Path) -> None:
@@ -222,20 +226,20 @@ def test_a_prompt_longer_than_the_context_fails_only_its_task(
 
 
 def test_eval_and_ask_name_missing_input(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(*arguments: object) -> str:
+    def error(*arguments: object) -> str:
         assert cli.run([str(argument) for argument in arguments]) == 2
         return capsys.readouterr().err
 
-    assert "there is no run in 'runs' yet" in told("ask", "What is 1 + 1?")
-    assert "no tasks to evaluate on" in told("eval", "--model", "tiny")
-    assert "is not a checkpoint" in told("eval", "--checkpoint", tmp_path, "--tasks", "direct")
-    assert "both a config and a checkpoint" in told("eval", config, "--checkpoint", tmp_path)
-    assert "cannot write" in told("eval", config, "--tasks", "direct", "--out", tmp_path / "no" / "o.json")
+    assert "there is no run in 'runs' yet" in error("ask", "What is 1 + 1?")
+    assert "no tasks to evaluate on" in error("eval", "--model", "tiny")
+    assert "is not a checkpoint" in error("eval", "--checkpoint", tmp_path, "--tasks", "direct")
+    assert "both a config and a checkpoint" in error("eval", config, "--checkpoint", tmp_path)
+    assert "cannot write" in error("eval", config, "--tasks", "direct", "--out", tmp_path / "no" / "o.json")
     run = tmp_path / "runs" / "half"
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"name": "half", "status": "stopped"}))
-    assert "'half', is stopped" in told("ask", "What is 1 + 1?")
-    assert "has no checkpoint yet" in told("ask", "What is 1 + 1?", "--run", "half")
+    assert "'half', is stopped" in error("ask", "What is 1 + 1?")
+    assert "has no checkpoint yet" in error("ask", "What is 1 + 1?", "--run", "half")
 
 
 def test_a_full_disk_gives_one_message_and_the_run_can_be_resumed(config: Path, tmp_path: Path) -> None:
@@ -254,8 +258,8 @@ def test_a_full_disk_gives_one_message_and_the_run_can_be_resumed(config: Path, 
 
 
 def test_a_run_that_would_train_nothing_is_refused(refused: Refused) -> None:
-    told = refused("flow.roles={policy: {train: false}}")
-    assert "no role of the flow" in told and "train: true" in told
+    message = refused("flow.roles={policy: {train: false}}")
+    assert "no role of the flow" in message and "train: true" in message
 
 
 def test_training_reports_why_attempts_fail(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,16 +23,16 @@ def nobody() -> str:
 def test_a_rollout_names_an_unreachable_gateway(nobody: str, capsys, monkeypatch) -> None:
     monkeypatch.setattr("midstream.rollouts.client.FIRST_WAIT_S", 0.0)
     assert run(["rollout", str(ROOT / "examples/walkthrough/tiny.yaml"), "--gateway", nobody]) == 2
-    told = capsys.readouterr().err
-    assert f"the gateway {nobody} did not answer" in told and "midstream gateway --store" in told
+    message = capsys.readouterr().err
+    assert f"the gateway {nobody} did not answer" in message and "midstream gateway --store" in message
 
 
 def test_a_gateway_names_an_unreachable_vllm_server(nobody: str, capsys, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("midstream.engines.vllm.server.FIRST_WAIT_S", 0.0)
     words = ["gateway", "--model", "tiny", "--engine", nobody, "--port", "0", "--store", str(tmp_path / "s.sqlite")]
     assert run(words) == 2
-    told = capsys.readouterr().err
-    assert f"{nobody} did not answer" in told and "start the vLLM server first" in told
+    message = capsys.readouterr().err
+    assert f"{nobody} did not answer" in message and "start the vLLM server first" in message
 
 
 def test_training_from_a_missing_store_creates_none(capsys, tmp_path: Path) -> None:

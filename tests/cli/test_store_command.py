@@ -51,7 +51,7 @@ def test_curate_prints_the_decisions(run_files: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["stats", "nowhere.sqlite"], "no store at 'nowhere.sqlite'"),
         (["curate", "STORE", "nobody", "--quality", "good"], "no trajectory 'nobody'"),
@@ -64,11 +64,11 @@ def test_curate_prints_the_decisions(run_files: Path, capsys: pytest.CaptureFixt
     ],
 )
 def test_store_commands_explain_errors(
-    run_files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+    run_files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     store = str(run_files / "store.sqlite")
     assert run(["store", *(store if word == "STORE" else word for word in arguments)]) == 2
-    assert told in capsys.readouterr().err.replace("\n", " ")
+    assert message in capsys.readouterr().err.replace("\n", " ")
     assert not Path("nowhere.sqlite").exists()
 
 
@@ -94,6 +94,6 @@ def test_stats_show_the_cost_of_branches(tmp_path: Path, capsys: pytest.CaptureF
             )
             asyncio.run(store.trajectories.append(step, "train"))
     assert run(["store", "stats", str(path)]) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     # A step that extends 5 + 2 tokens reuses them.
-    assert "changed_system_prompt: 1 calls, 5 tokens" in told and "template: 1 calls, 9 tokens" in told
+    assert "changed_system_prompt: 1 calls, 5 tokens" in message and "template: 1 calls, 9 tokens" in message

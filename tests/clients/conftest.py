@@ -149,7 +149,7 @@ class RecordingEngine(ScriptedEngine):
                     self._cached.begin([prompt], [SlotAssignment(self._slot, None)])
                 ]  # in pieces, because it may be long
             hidden += [self._cached.extend([self._slot], [[token]]) for token in reply[:-1]]
-            logits = torch.cat(hidden).float() @ self._decoder.head.float().T
+            logits = torch.cat(hidden).float() @ self._decoder.lm_head.weight.float().T
             chosen = torch.tensor(reply)[:, None]
             return tuple(torch.log_softmax(logits, -1).gather(-1, chosen)[:, 0].tolist())
 

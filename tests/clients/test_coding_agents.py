@@ -70,17 +70,17 @@ def test_three_tool_turns_are_one_conversation_and_are_trained_on(
     check_training(served.store.where, long_tiny, tmp_path / "run", layers)
 
 
-def test_claude_code_with_its_defaults_asks_for_a_title_beside(
+def test_a_title_that_claude_code_asks_for_is_a_conversation_of_its_own(
     run: Run, serve_engine: Callable[..., Served], tokenizer: ChatTokenizer
 ) -> None:
-    """The title is a separate conversation; the other one stays intact."""
+    """Some releases request a title by default (2.1.197), others do not (2.1.332). The task stays intact either way."""
     client = claude()
     engine = RecordingEngine(tokenizer, looks_thrice(client), context_length=CONTEXT)
     steps = run(client, serve_engine(engine))
     check_tokens(steps, engine)
     titles = [step for step in steps if not step.tools]
     turns = [step for step in steps if step.tools]
-    assert len(titles) == 1 and titles[0].parent is None and len(turns) == len(COMMANDS) + 1
+    assert len(titles) <= 1 and all(title.parent is None for title in titles) and len(turns) == len(COMMANDS) + 1
     assert [step.parent for step in turns] == [None, *(step.step_index for step in turns[:-1])]
     assert {step.branch_reason for step in steps} <= {"", "new_conversation"}
 

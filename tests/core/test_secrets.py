@@ -51,8 +51,8 @@ def test_settings_without_secrets_are_unchanged(plain: dict) -> None:
 
 
 def test_a_password_in_a_message_is_not_kept() -> None:
-    told = text_without_secrets("cannot reach postgresql://me:pass@host/db (timeout)")
-    assert told == f"cannot reach postgresql://me:{NOT_KEPT}@host/db (timeout)"
+    message = text_without_secrets("cannot reach postgresql://me:pass@host/db (timeout)")
+    assert message == f"cannot reach postgresql://me:{NOT_KEPT}@host/db (timeout)"
 
 
 @pytest.mark.parametrize("role", PREFIXES)

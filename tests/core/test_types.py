@@ -47,7 +47,7 @@ def test_only_sampled_tokens_of_trainable_steps_carry_loss(prompt, response, tra
 
 
 def test_the_question_is_the_prompt_or_its_last_user_message() -> None:
-    said = (
+    messages = (
         {"role": "user", "content": "first"},
         {"role": "assistant", "content": "hm"},
         {
@@ -57,8 +57,8 @@ def test_the_question_is_the_prompt_or_its_last_user_message() -> None:
         {"role": "system", "content": "x"},
     )
     assert Task(id="a", prompt="plain").question == "plain"
-    assert Task(id="a", prompt=said).question == "What is it?"
-    assert Task(id="a", prompt=said[:2]).question == "first"
+    assert Task(id="a", prompt=messages).question == "What is it?"
+    assert Task(id="a", prompt=messages[:2]).question == "first"
     assert Task(id="a", prompt=()).question == ""
 
 

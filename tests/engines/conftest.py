@@ -53,8 +53,8 @@ def chat_server() -> Iterator[ChatServer]:
             if isinstance(answer, float):
                 time.sleep(answer)
                 answer = "late"
-            status, said = answer if isinstance(answer, tuple) else (200, answer)
-            payload = reply(said) if isinstance(said, str) else said
+            status, response = answer if isinstance(answer, tuple) else (200, answer)
+            payload = reply(response) if isinstance(response, str) else response
             raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
             try:
                 self.send_response(status)
@@ -112,18 +112,18 @@ class VLLMServer:
         temperature = body.get("temperature", 1.0)
         drawn = random.Random(body.get("seed"))
         processed = self.mode == "processed_logprobs"
-        said: list[int] = []
+        response: list[int] = []
         while True:
             # Greedily, vLLM cuts nothing.
-            true = self.log_probs([*prompt, *said], temperature or 1.0, body.get("top_k", 0) if temperature else 0)
+            true = self.log_probs([*prompt, *response], temperature or 1.0, body.get("top_k", 0) if temperature else 0)
             token = max(true, key=lambda one: true[one])
             if temperature:
                 token = drawn.choices(list(true), [math.exp(value) for value in true.values()])[0]
-            said.append(token)
-            reported = true if processed else self.log_probs([*prompt, *said[:-1]], 1.0)
-            text = self.tokenizer.decode(said)
+            response.append(token)
+            reported = true if processed else self.log_probs([*prompt, *response[:-1]], 1.0)
+            text = self.tokenizer.decode(response)
             end = token in body.get("stop_token_ids", ()) or any(stop in text for stop in body.get("stop", ()))
-            reason = "stop" if end else "length" if len(said) >= body.get("max_tokens", 16) else None
+            reason = "stop" if end else "length" if len(response) >= body.get("max_tokens", 16) else None
             yield token, reported, reason
             if reason:
                 return
@@ -222,15 +222,15 @@ class _VLLMHandler(BaseHTTPRequestHandler):
         if "messages" in body:
             named = _named(reported, token, body["top_logprobs"])
             top = [{"token": name, "logprob": value} for name, value in list(named.items())[: body["top_logprobs"]]]
-            said: dict[str, Any] = {"content": [{"logprob": reported[token], "top_logprobs": top}]}
+            response: dict[str, Any] = {"content": [{"logprob": reported[token], "top_logprobs": top}]}
         else:
-            said = {
+            response = {
                 "token_logprobs": [reported[token]],
                 "top_logprobs": [_named(reported, token, body["logprobs"])],
             }
         if fault == "no ids":
-            return {"logprobs": said, "finish_reason": reason}
-        return {"token_ids": [token], "logprobs": said, "finish_reason": "abort" if fault == "abort" else reason}
+            return {"logprobs": response, "finish_reason": reason}
+        return {"token_ids": [token], "logprobs": response, "finish_reason": "abort" if fault == "abort" else reason}
 
     def _scored(self, prompt: Sequence[int], top: int) -> dict[str, Any]:
         places: list[Any] = [None]
@@ -243,8 +243,8 @@ class _VLLMHandler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
-    def _answer(self, status: int, said: Any) -> None:
-        raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+    def _answer(self, status: int, response: Any) -> None:
+        raw = response if isinstance(response, bytes) else json.dumps(response).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
@@ -255,13 +255,13 @@ class _VLLMHandler(BaseHTTPRequestHandler):
 
 def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the pieces of a stream to one choice."""
-    said: dict[str, list[Any]] = {}
+    response: dict[str, list[Any]] = {}
     for piece in pieces:
         for name, values in piece["logprobs"].items():
-            said.setdefault(name, []).extend(values)
+            response.setdefault(name, []).extend(values)
     ids = [token for piece in pieces for token in piece.get("token_ids", ())]
     reasons = [piece["finish_reason"] for piece in pieces]
-    return {**({"token_ids": ids} if ids else {}), "logprobs": said, "finish_reason": reasons[-1]}
+    return {**({"token_ids": ids} if ids else {}), "logprobs": response, "finish_reason": reasons[-1]}
 
 
 @pytest.fixture

@@ -108,14 +108,14 @@ def test_gradients_and_entropies_are_those_over_the_allowed_tokens(policy, froze
     sequences = sequences_of(policy, constraints, ask(policy, *constraints))
     decoder, adapter = policy.decoder, next(iter(policy.decoder.adapters().values()))
     parameter = adapter.down[0] if hasattr(adapter.down, "__getitem__") else adapter.down
-    decoder.head.requires_grad_(not frozen_head)
+    decoder.lm_head.weight.requires_grad_(not frozen_head)
     try:
         scored = score(decoder, sequences)
-        wrt = [parameter] if frozen_head else [parameter, decoder.head]
+        wrt = [parameter] if frozen_head else [parameter, decoder.lm_head.weight]
         weight = torch.linspace(-1, 1, len(scored.log_probs))
         found = torch.autograd.grad((weight * scored.log_probs + weight.flip(0) * scored.entropy).sum(), wrt)
         own = score(decoder, sequences)
-        logits = own.states.hidden.float() @ decoder.head.float().T
+        logits = own.states.hidden.float() @ decoder.lm_head.weight.float().T
         allowed = own.states.allowed
         assert isinstance(allowed, AllowedTokens)
         mask = torch.ones_like(logits, dtype=torch.bool)
@@ -127,7 +127,7 @@ def test_gradients_and_entropies_are_those_over_the_allowed_tokens(policy, froze
         expected_loss = weight * own.states.by_token(chosen) + weight.flip(0) * own.states.by_token(entropy)
         expected = torch.autograd.grad(expected_loss.sum(), wrt)
     finally:
-        decoder.head.requires_grad_(False)
+        decoder.lm_head.weight.requires_grad_(False)
     assert torch.allclose(scored.entropy, own.states.by_token(entropy), atol=1e-5)
     for one, other in zip(found, expected, strict=True):
         assert torch.isfinite(one).all() and (one - other).abs().max() <= 1e-4 * other.abs().max()

@@ -24,11 +24,11 @@ def test_an_extension_is_the_template_text_after_the_reply(tiny_tokenizer) -> No
 
 
 @settings(max_examples=60, deadline=None)
-@given(reply=st.text(min_size=1, max_size=12), news=st.text(max_size=12))
-def test_no_text_moves_the_boundary_after_a_reply(tiny_tokenizer, reply: str, news: str) -> None:
+@given(reply=st.text(min_size=1, max_size=12), observation=st.text(max_size=12))
+def test_no_text_moves_the_boundary_after_a_reply(tiny_tokenizer, reply: str, observation: str) -> None:
     tok = tiny_tokenizer
     ids = tok.encode(reply)
-    delta = tok.extension([USER], tok.text_of(ids), ids, [{"role": "user", "content": news}])
+    delta = tok.extension([USER], tok.text_of(ids), ids, [{"role": "user", "content": observation}])
     if delta is None:
         return
     assert tok.decode(delta).startswith("<|im_end|>\n<|im_start|>user\n")

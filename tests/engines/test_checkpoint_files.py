@@ -141,13 +141,13 @@ def test_a_missing_shard_is_an_error_that_names_it(folder: Path) -> None:
 def test_an_index_that_is_wrong_is_refused(folder: Path) -> None:
     placed = shard(folder)
     swapped = {**placed, EMBED: next(file for file in placed.values() if file != placed[EMBED])}
-    for weight_map, said in (
+    for weight_map, message in (
         (swapped, f"'{EMBED}' is not in"),
         ({**placed, EMBED: "../elsewhere.safetensors"}, "not a file of that folder"),
         ([], "has no weight_map"),
     ):
         (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-        assert said in refused(folder)
+        assert message in refused(folder)
     (folder / INDEX).write_text("{")
     assert f"no readable {INDEX}" in refused(folder)
 

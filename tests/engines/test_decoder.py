@@ -95,26 +95,26 @@ def test_logits_and_greedy_text_equal_transformers(kind: str, tmp_path: Path, ti
 
     engine = TorchEngine(decoder, tiny_tokenizer)
     request = Request(prompt_ids=tuple(IDS[:40]), sampling=SamplingParams(max_tokens=24, temperature=0), session="a")
-    said = asyncio.run(engine.generate(request))
+    completion = asyncio.run(engine.generate(request))
     given = model.generate(
         torch.tensor([IDS[:40]]), attention_mask=torch.ones(1, 40), do_sample=False, max_new_tokens=24
     )
-    assert list(said.ids) == given[0, 40 : 40 + len(said.ids)].tolist()
-    assert len(said.ids) > 1
+    assert list(completion.ids) == given[0, 40 : 40 + len(completion.ids)].tolist()
+    assert len(completion.ids) > 1
 
 
 def test_unsupported_models_are_refused(tmp_path: Path) -> None:
     save_hugging_face("llama", tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
-    for change, said in (
+    for change, completion in (
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"num_hidden_layers": 3}, "lacks"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, "sliding-window"),
     ):
         path.write_text(json.dumps({**config, **change}))
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=completion):
             load_decoder(tmp_path, torch.float32)
 
 

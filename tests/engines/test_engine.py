@@ -26,8 +26,8 @@ def policy(make_policy):
 
 
 def test_responses_depend_on_the_seed(policy) -> None:
-    said = [ask(policy, max_tokens=12, seed=seed).ids for seed in (7, 7, 8)]
-    assert said[0] == said[1] != said[2]
+    reply = [ask(policy, max_tokens=12, seed=seed).ids for seed in (7, 7, 8)]
+    assert reply[0] == reply[1] != reply[2]
     assert ask(policy, max_tokens=12).ids != ask(policy, max_tokens=12).ids
 
 
@@ -46,10 +46,10 @@ def test_a_seed_affects_only_its_request(policy) -> None:
 
 
 def test_max_tokens_ends_a_response_with_the_reason_length(policy) -> None:
-    said = ask(policy, max_tokens=5, seed=1)
-    assert len(said.ids) == len(said.log_probs) == 5
-    assert said.finish_reason is FinishReason.LENGTH
-    assert said.text == policy.tokenizer.decode(said.ids)
+    reply = ask(policy, max_tokens=5, seed=1)
+    assert len(reply.ids) == len(reply.log_probs) == 5
+    assert reply.finish_reason is FinishReason.LENGTH
+    assert reply.text == policy.tokenizer.decode(reply.ids)
 
 
 def test_an_end_token_stops_the_response_and_is_kept_but_not_decoded(policy) -> None:
@@ -87,13 +87,13 @@ def test_greedy_picks_the_top_token_and_reports_temperature_one(policy) -> None:
     from midstream.learn.model.log_probs import TokenSequence, score
 
     prompt = policy.tokenizer.encode("How many are there?")
-    said = ask(policy, max_tokens=6, temperature=0.0, seed=1)
-    assert said.ids == ask(policy, max_tokens=6, temperature=0.0, seed=2).ids
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
-    for place, token in enumerate(said.ids):
-        others = [TokenSequence(prompt + said.ids[:place], (other,)) for other in range(0, len(policy.tokenizer), 7)]
-        best = score(policy.decoder, [*others, TokenSequence(prompt + said.ids[:place], (token,))]).log_probs
+    reply = ask(policy, max_tokens=6, temperature=0.0, seed=1)
+    assert reply.ids == ask(policy, max_tokens=6, temperature=0.0, seed=2).ids
+    found = score(policy.decoder, [TokenSequence(prompt, reply.ids)]).log_probs.detach()
+    assert (found - torch.tensor(reply.log_probs)).abs().max() <= 1e-5
+    for place, token in enumerate(reply.ids):
+        others = [TokenSequence(prompt + reply.ids[:place], (other,)) for other in range(0, len(policy.tokenizer), 7)]
+        best = score(policy.decoder, [*others, TokenSequence(prompt + reply.ids[:place], (token,))]).log_probs
         assert int(best.argmax()) == len(others) or float(best.max()) == float(best[-1])
 
 
@@ -109,9 +109,9 @@ def test_a_response_ends_at_the_context_length(make_policy) -> None:
     policy.decoder.context_length = 40
     prompt = tuple(range(10, 47))
     request = Request(prompt_ids=prompt, sampling=SamplingParams(max_tokens=50, seed=0), session="a")
-    said = asyncio.run(policy.engine.generate(request))
-    assert len(said.ids) == 3
-    assert said.finish_reason is FinishReason.LENGTH
+    reply = asyncio.run(policy.engine.generate(request))
+    assert len(reply.ids) == 3
+    assert reply.finish_reason is FinishReason.LENGTH
 
 
 def test_an_empty_prompt_is_an_engine_error(policy) -> None:
@@ -166,7 +166,7 @@ def test_a_cancelled_call_does_not_affect_others(make_policy) -> None:
 
 def test_a_cancelled_call_stops_decoding_and_frees_its_slot(make_policy) -> None:
     engine = make_policy().engine
-    heard: list[int] = []
+    received_tokens: list[int] = []
 
     def call(**parts: Any) -> asyncio.Task[Completion]:
         sampling = SamplingParams(max_tokens=3000, seed=9)
@@ -178,8 +178,8 @@ def test_a_cancelled_call_stops_decoding_and_frees_its_slot(make_policy) -> None
             await task
 
     async def go() -> None:
-        running = call(on_tokens=lambda ids, log_probs: heard.extend(ids))
-        while not heard:
+        running = call(on_tokens=lambda ids, log_probs: received_tokens.extend(ids))
+        while not received_tokens:
             await asyncio.sleep(0.001)
         await give_up(running)
         sampled = engine.tokens_sampled
@@ -270,16 +270,16 @@ def test_deterministic_batches_do_not_depend_on_arrival_times(make_policy) -> No
         policy.engine._admit = noted
 
         async def speak(session: str) -> tuple[float, ...]:
-            heard: list[float] = []
+            received_tokens: list[float] = []
             prompt = policy.tokenizer.encode(f"What is {session}?")
             for turn in range(2):
                 await asyncio.sleep(delays[session])
                 sampling = SamplingParams(max_tokens=8, seed=turn)
-                said = await policy.engine.generate(Request(prompt_ids=prompt, sampling=sampling, session=session))
-                heard += said.log_probs
-                prompt = (*prompt, *said.ids, *policy.tokenizer.encode(" and"))
+                reply = await policy.engine.generate(Request(prompt_ids=prompt, sampling=sampling, session=session))
+                received_tokens += reply.log_probs
+                prompt = (*prompt, *reply.ids, *policy.tokenizer.encode(" and"))
             policy.engine.leave(session)
-            return tuple(heard)
+            return tuple(received_tokens)
 
         async def go() -> list[tuple[float, ...]]:
             for session in delays:

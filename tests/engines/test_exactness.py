@@ -175,12 +175,12 @@ def test_the_frozen_engine_samples_without_the_adapter(make_policy, tiny_tokeniz
     frozen = TorchEngine(policy.decoder, tiny_tokenizer, name="frozen", adapter=False)
     prompt = tiny_tokenizer.encode("The capital of France is")
     sampling = SamplingParams(max_tokens=6, seed=3)
-    said = asyncio.run(frozen.generate(Request(prompt_ids=prompt, sampling=sampling, session="a")))
-    sequence = [TokenSequence(prompt, said.ids)]
+    reply = asyncio.run(frozen.generate(Request(prompt_ids=prompt, sampling=sampling, session="a")))
+    sequence = [TokenSequence(prompt, reply.ids)]
     with torch.no_grad():
         base = score(policy.decoder, sequence, adapter=False).log_probs
         adapted = score(policy.decoder, sequence).log_probs
-    assert (base - torch.tensor(said.log_probs)).abs().max() == 0
+    assert (base - torch.tensor(reply.log_probs)).abs().max() == 0
     assert (adapted - base).abs().max() > 0.01
     policy.decoder.version += 1
     assert frozen.policy_version == 0

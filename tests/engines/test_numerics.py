@@ -71,7 +71,7 @@ def test_row_dependent_products_are_found_in_every_layer(make_policy) -> None:
         return mock.patch.object(products, "linear", linear)
 
     adapter_of_qkv = (12, 128)
-    for shape in (decoder.head.shape, adapter_of_qkv, (896, 128)):
+    for shape in (decoder.lm_head.weight.shape, adapter_of_qkv, (896, 128)):
         with only(tuple(shape)):
             assert dependent_product(decoder) is not None
     with row_dependent_products(SIZE, attention=True):
@@ -178,3 +178,13 @@ def test_a_resumed_run_keeps_its_dtype(make_policy, tiny_path: Path) -> None:
     with mock.patch.object(numerics, "bfloat16_speed", lambda *sizes: 0.3):
         assert load_policy(policy, tiny_path, recorded).dtype == torch.bfloat16
         assert load_policy(policy, tiny_path).dtype == torch.float32
+
+
+def test_auto_takes_the_dtype_that_is_faster_here() -> None:
+    here = numerics.instructions()
+    if here.startswith(("amx", "avx")):
+        computes_in_bf16 = here.startswith(("amx_bf16", "avx512_fp16", "avx512_bf16"))
+        fast = computes_in_bf16 and not here.endswith(("held to AVX512_CORE", "held to AVX2"))
+        assert numerics.fastest_dtype(576, 3072) == (torch.bfloat16 if fast else torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert settle(numerics.layer_like(dtype), "auto").mode in ("exact", "fast")

@@ -31,8 +31,13 @@ def test_a_call_carries_the_messages_and_every_setting(chat_server, monkeypatch)
     monkeypatch.setenv("A_KEY", "sesame")
     chat_server.answers = ["Yes."]
     engine = OpenAIEngine(f"{chat_server.url}/", "judge-7b", api_key_env="A_KEY")
-    said = ask(engine, max_tokens=9, temperature=0.3, top_p=0.9, stop=("\n",), seed=5)
-    assert (said.text, said.ids, said.log_probs, said.finish_reason) == ("Yes.", (), (), FinishReason.STOP)
+    reply = ask(engine, max_tokens=9, temperature=0.3, top_p=0.9, stop=("\n",), seed=5)
+    assert (reply.text, reply.ids, reply.log_probs, reply.finish_reason) == (
+        "Yes.",
+        (),
+        (),
+        FinishReason.STOP,
+    )
     assert chat_server.asked == [
         {
             "path": "/v1/chat/completions",

@@ -20,8 +20,8 @@ CALL = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(seed=1), session="o
 
 
 def record(path: Path, tokenizer, calls: list[Request]) -> list[Completion]:
-    said = iter(range(100))
-    engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(said)} é", policy_version=4)
+    numbers = iter(range(100))
+    engine = ScriptedEngine(tokenizer, lambda request: f"answer {next(numbers)} é", policy_version=4)
     recording = ReplayRecorder(engine, path)
 
     async def go() -> list[Completion]:
@@ -48,8 +48,8 @@ def test_replayed_answers_match_their_calls(tiny_tokenizer, tmp_path: Path) -> N
     answers = record(path, tiny_tokenizer, [CALL, other, CALL, held])
     assert replay(path, held, other, CALL, CALL) == [answers[3], answers[1], answers[0], answers[2]]
     # Neither the session nor a request for top log-probabilities matters.
-    (said,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
-    assert said == replace(answers[0], top_log_probs=())
+    (reply,) = replay(path, replace(CALL, session="two", role="", top_log_probs=0))
+    assert reply == replace(answers[0], top_log_probs=())
 
 
 def test_a_second_recording_appends_to_the_file(tiny_tokenizer, tmp_path: Path) -> None:

@@ -54,27 +54,27 @@ SESSIONS = [f"s{number}" for number in range(60)]
 
 
 def test_sessions_stay_with_their_replica_and_all_replicas_are_used(parts) -> None:
-    first = [said.text for said in ask(Replicas(parts), *SESSIONS)]
+    first = [reply.text for reply in ask(Replicas(parts), *SESSIONS)]
     # Another process with the same replicas finds the same ones.
-    assert [said.text for said in ask(Replicas(parts), *SESSIONS)] == first
+    assert [reply.text for reply in ask(Replicas(parts), *SESSIONS)] == first
     assert min(Counter(first).values()) >= 10 and len(set(first)) == 3
 
 
 def test_an_answer_has_the_version_of_its_replica(parts) -> None:
     replicas = Replicas(parts)
-    for said in ask(replicas, *SESSIONS[:10]):
-        assert said.policy_version == [part.name for part in parts].index(said.text)
+    for reply in ask(replicas, *SESSIONS[:10]):
+        assert reply.policy_version == [part.name for part in parts].index(reply.text)
     assert replicas.policy_version == 0 and replicas.context_length == 100
 
 
 def test_sessions_of_a_failed_replica_are_spread_and_others_stay(parts) -> None:
     replicas = Replicas(parts, rest_s=60)
-    before = [said.text for said in ask(replicas, *SESSIONS)]
+    before = [reply.text for reply in ask(replicas, *SESSIONS)]
     parts[0].down = 0
     # Detected once, then skipped.
     ask(replicas, SESSIONS[before.index("north")])
     parts[0].asked.clear()
-    after = [said.text for said in ask(replicas, *SESSIONS)]
+    after = [reply.text for reply in ask(replicas, *SESSIONS)]
     assert parts[0].asked == []
     moved = {now for was, now in zip(before, after, strict=True) if was == "north"}
     assert moved == {"east", "south"}
@@ -83,11 +83,11 @@ def test_sessions_of_a_failed_replica_are_spread_and_others_stay(parts) -> None:
 
 def test_a_failed_replica_is_retried_after_a_pause(parts) -> None:
     replicas = Replicas(parts, rest_s=0.0)
-    before = [said.text for said in ask(replicas, *SESSIONS)]
+    before = [reply.text for reply in ask(replicas, *SESSIONS)]
     parts[1].down = 0
     ask(replicas, *SESSIONS)
     parts[1].down = None
-    assert [said.text for said in ask(replicas, *SESSIONS)] == before
+    assert [reply.text for reply in ask(replicas, *SESSIONS)] == before
 
 
 def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) -> None:
@@ -102,12 +102,12 @@ def test_with_every_replica_down_the_call_fails_and_later_ones_still_try(parts) 
 
 def test_a_call_that_failed_after_a_token_is_not_retried_elsewhere(parts) -> None:
     replicas = Replicas(parts)
-    heard: list[int] = []
+    received_tokens: list[int] = []
     for part in parts:
         part.down = 2
     with pytest.raises(EngineUnreachable):
-        ask(replicas, "one", on_tokens=lambda ids, log_probs: heard.extend(ids))
-    assert heard == [5, 5]
+        ask(replicas, "one", on_tokens=lambda ids, log_probs: received_tokens.extend(ids))
+    assert received_tokens == [5, 5]
     assert sum(len(part.asked) for part in parts) == 1
 
 
@@ -121,7 +121,7 @@ def test_calls_without_a_session_are_spread(tiny_tokenizer) -> None:
     parts = [Replica(tiny_tokenizer, name) for name in ("one", "other")]
     for part in parts:
         part.latency_s = 0.01
-    assert Counter(said.text for said in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
+    assert Counter(reply.text for reply in ask(Replicas(parts), *[""] * 10)) == {"one": 5, "other": 5}
 
 
 def test_replicas_with_one_name_are_distinguished(tiny_tokenizer) -> None:

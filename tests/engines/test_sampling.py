@@ -82,7 +82,7 @@ def test_penalties_change_logits_like_vllm() -> None:
     """Computed by hand from vLLM's `apply_penalties`: repetition first, for tokens in prompt or response."""
     logits = torch.tensor([2.0, -1.0, 0.5, 0.0, -3.0, 1.2])
     params = SamplingParams(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5)
-    found = penalise(logits, params, prompt=[0, 1, 1], said=[4, 5, 5])
+    found = penalise(logits, params, prompt=[0, 1, 1], response=[4, 5, 5])
     assert found.tolist() == pytest.approx([1.0, -2.0, 0.5, 0.0, -6.0 - 0.75, 0.6 - 0.5 - 0.5])
     assert logits[0] == 2.0
     assert penalise(logits, SamplingParams(presence_penalty=1.0), [0], []).equal(logits), "only the response counts"

@@ -24,11 +24,15 @@ def ask(engine: ScriptedEngine, session: str = "one", **sampling) -> Completion:
 
 def test_a_text_answers_every_call_with_an_end_token(tiny_tokenizer) -> None:
     engine = ScriptedEngine(tiny_tokenizer, "It is 161.")
-    said = [ask(engine), ask(engine, "two")]
-    assert said[0].ids == (*tiny_tokenizer.encode("It is 161."), tiny_tokenizer.closing_id())
-    assert (said[0].ids, said[0].log_probs, said[0].text) == (said[1].ids, said[1].log_probs, "It is 161.")
-    assert len(set(said[0].log_probs)) == len(said[0].ids)
-    assert said[0].finish_reason is FinishReason.STOP
+    reply = [ask(engine), ask(engine, "two")]
+    assert reply[0].ids == (*tiny_tokenizer.encode("It is 161."), tiny_tokenizer.closing_id())
+    assert (reply[0].ids, reply[0].log_probs, reply[0].text) == (
+        reply[1].ids,
+        reply[1].log_probs,
+        "It is 161.",
+    )
+    assert len(set(reply[0].log_probs)) == len(reply[0].ids)
+    assert reply[0].finish_reason is FinishReason.STOP
 
 
 def test_a_list_is_replayed_per_session_and_its_end_is_an_error(tiny_tokenizer) -> None:
@@ -90,4 +94,4 @@ def test_a_call_reports_the_version_at_its_start(tiny_tokenizer) -> None:
         engine.policy_version = 4
         return [await first, await engine.generate(request_of())]
 
-    assert [said.policy_version for said in asyncio.run(go())] == [3, 4]
+    assert [reply.policy_version for reply in asyncio.run(go())] == [3, 4]

@@ -17,9 +17,9 @@ from midstream.learn.model.log_probs import TokenSequence, score
 TOLERANCE = {"float32": 1e-5, "bfloat16": 0.0}
 
 
-def largest_difference(policy, prompt: tuple[int, ...], said: Completion) -> float:
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids)]).log_probs.detach()
-    return float((found - torch.tensor(said.log_probs)).abs().max())
+def largest_difference(policy, prompt: tuple[int, ...], reply: Completion) -> float:
+    found = score(policy.decoder, [TokenSequence(prompt, reply.ids)]).log_probs.detach()
+    return float((found - torch.tensor(reply.log_probs)).abs().max())
 
 
 async def together(policy, prompts, session: str = "one", max_tokens: int = 8, first_seed: int = 0) -> list[Completion]:
@@ -45,13 +45,13 @@ def test_samples_of_one_prompt_in_one_session_are_batched(make_policy, dtype, de
         advance(admitted)
 
     policy.engine._advance = noted
-    said = asyncio.run(together(policy, [prompt] * 4))
-    assert rows[0] == 4 and sum(rows) == sum(len(one.ids) for one in said)
+    reply = asyncio.run(together(policy, [prompt] * 4))
+    assert rows[0] == 4 and sum(rows) == sum(len(one.ids) for one in reply)
     assert policy.engine.tokens_prefilled == len(prompt)
-    for one in said:
+    for one in reply:
         assert largest_difference(policy, prompt, one) <= TOLERANCE[dtype]
     apart = [asyncio.run(together(policy, [prompt], first_seed=at, session=f"alone {at}")) for at in range(4)]
-    assert [one.ids for one in said] == [one.ids for (one,) in apart]
+    assert [one.ids for one in reply] == [one.ids for (one,) in apart]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -64,13 +64,13 @@ def test_samples_that_extend_a_conversation_compute_only_new_tokens(make_policy,
         (first,) = await together(policy, [prompt])
         longer = (*prompt, *first.ids, *encode(" and how much?"))
         computed = policy.engine.tokens_prefilled
-        said = await together(policy, [longer] * 3)
+        reply = await together(policy, [longer] * 3)
         new = len(longer) - (len(prompt) + len(first.ids) - 1)
         assert policy.engine.tokens_prefilled - computed == new
-        return longer, said
+        return longer, reply
 
-    longer, said = asyncio.run(go())
-    for one in said:
+    longer, reply = asyncio.run(go())
+    for one in reply:
         assert largest_difference(policy, longer, one) <= TOLERANCE[dtype]
 
 
@@ -81,11 +81,11 @@ def test_sub_agents_of_one_session_extend_their_own_conversations(make_policy, d
 
     async def go() -> None:
         prompts = [encode(f"Agent {name}: what is the capital?") for name in "abc"]
-        said = await together(policy, prompts)
-        longer = [(*prompt, *one.ids, *encode(" So?")) for prompt, one in zip(prompts, said, strict=True)]
+        reply = await together(policy, prompts)
+        longer = [(*prompt, *one.ids, *encode(" So?")) for prompt, one in zip(prompts, reply, strict=True)]
         computed = policy.engine.tokens_prefilled
         again = await together(policy, longer[::-1])
-        new = sum(len(long) - len(p) - len(one.ids) + 1 for long, p, one in zip(longer, prompts, said, strict=True))
+        new = sum(len(long) - len(p) - len(one.ids) + 1 for long, p, one in zip(longer, prompts, reply, strict=True))
         assert policy.engine.tokens_prefilled - computed == new
         for prompt, one in zip(longer[::-1], again, strict=True):
             assert largest_difference(policy, prompt, one) <= TOLERANCE[dtype]

@@ -49,13 +49,13 @@ def ask(policy, constraint: Constraint | None, **sampling) -> Completion:
 @pytest.mark.parametrize("sampling", [{"seed": 1}, {"seed": 2, "temperature": 0.0}, {"seed": 3, "temperature": 1.5}])
 @pytest.mark.parametrize("constraint", [SCHEMA, DATE, SUM], ids=lambda one: one.kind)
 def test_a_response_satisfies_its_constraint_up_to_its_end_token(policy, constraint, sampling) -> None:
-    said = ask(policy, constraint, **sampling)
-    assert said.finish_reason is FinishReason.STOP
-    assert said.ids[-1] in policy.tokenizer.end_ids
+    reply = ask(policy, constraint, **sampling)
+    assert reply.finish_reason is FinishReason.STOP
+    assert reply.ids[-1] in policy.tokenizer.end_ids
     if constraint is SCHEMA:
-        jsonschema.validate(json.loads(said.text), PERSON)
+        jsonschema.validate(json.loads(reply.text), PERSON)
     else:
-        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", said.text)
+        assert re.fullmatch(r"[0-9]{4}-[0-9]{2}" if constraint is DATE else r"[0-9]{1,3}(\+[0-9]{1,3})*", reply.text)
 
 
 def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matter(policy) -> None:
@@ -70,9 +70,9 @@ def test_a_seed_fixes_a_constrained_response_and_others_in_the_batch_do_not_matt
 
 
 def test_a_constrained_response_cut_by_max_tokens_has_reason_length(policy) -> None:
-    said = ask(policy, DATE, seed=1, max_tokens=2)
-    assert said.finish_reason is FinishReason.LENGTH
-    assert re.fullmatch(r"[0-9]{2}", said.text)
+    reply = ask(policy, DATE, seed=1, max_tokens=2)
+    assert reply.finish_reason is FinishReason.LENGTH
+    assert re.fullmatch(r"[0-9]{2}", reply.text)
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ def test_grammars_are_cached_within_a_limit(make_policy, monkeypatch) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_penalties_change_samples_but_not_reported_log_probabilities(policy, sampling, temperature) -> None:
     plain = ask(policy, None, seed=3, max_tokens=40, temperature=temperature)
-    said = ask(policy, None, seed=3, max_tokens=40, temperature=temperature, **sampling)
-    assert said.ids != plain.ids
-    assert len(set(said.ids)) / len(said.ids) > len(set(plain.ids)) / len(plain.ids)
+    reply = ask(policy, None, seed=3, max_tokens=40, temperature=temperature, **sampling)
+    assert reply.ids != plain.ids
+    assert len(set(reply.ids)) / len(reply.ids) > len(set(plain.ids)) / len(plain.ids)
     prompt = policy.tokenizer.encode(PROMPT)
-    found = score(policy.decoder, [TokenSequence(prompt, said.ids, temperature or 1.0)]).log_probs.detach()
-    assert (found - torch.tensor(said.log_probs)).abs().max() <= 1e-5
+    found = score(policy.decoder, [TokenSequence(prompt, reply.ids, temperature or 1.0)]).log_probs.detach()
+    assert (found - torch.tensor(reply.log_probs)).abs().max() <= 1e-5
 
 
 def test_top_log_probabilities_are_reported_on_request(policy) -> None:
@@ -160,7 +160,7 @@ def test_top_log_probabilities_are_reported_on_request(policy) -> None:
     prompt = policy.tokenizer.encode(PROMPT)
     for place, top in enumerate(asked.top_log_probs):
         before = prompt + asked.ids[:place]
-        every = [TokenSequence(before, (token,)) for token in range(policy.decoder.head.shape[0])]
+        every = [TokenSequence(before, (token,)) for token in range(policy.decoder.lm_head.weight.shape[0])]
         found = score(policy.decoder, every).log_probs.detach()
         values, ids = found.topk(3)
         assert [token for token, _ in top] == ids.tolist()

@@ -128,12 +128,12 @@ def test_log_probabilities_are_those_of_the_whole_vocabulary_at_the_temperature(
     for settings in (SCORED if again else TRUE_AT)[mode]:
         if "constraint" in settings:
             settings = {**settings, "constraint": Constraint(kind="regex", grammar=".*")}
-        said = ask(imitation, tiny_tokenizer, **settings)
+        reply = ask(imitation, tiny_tokenizer, **settings)
         temperature = settings.get("temperature", 1.0) or 1.0
-        for place, (token, log_prob) in enumerate(zip(said.ids, said.log_probs, strict=True)):
-            true = imitation.log_probs([*PROMPT, *said.ids[:place]], temperature)
+        for place, (token, log_prob) in enumerate(zip(reply.ids, reply.log_probs, strict=True)):
+            true = imitation.log_probs([*PROMPT, *reply.ids[:place]], temperature)
             assert log_prob == pytest.approx(true[token])
-        assert not said.over_allowed
+        assert not reply.over_allowed
         assert len(imitation.asked) == (2 if again else 1)
 
 
@@ -170,21 +170,21 @@ def test_a_server_that_reports_logits_is_refused(start_vllm, tiny_tokenizer, mon
 def test_messages_with_images_are_sent_and_the_servers_prompt_is_recorded(start_vllm, tiny_tokenizer) -> None:
     imitation = start_vllm()
     tools = ({"type": "function", "function": {"name": "look"}},)
-    heard: list[int] = []
-    for stream in (None, lambda ids, log_probs: heard.extend(ids)):
-        said = ask(imitation, tiny_tokenizer, messages=IMAGE, tools=tools, top_log_probs=2, on_tokens=stream)
+    received_tokens: list[int] = []
+    for stream in (None, lambda ids, log_probs: received_tokens.extend(ids)):
+        reply = ask(imitation, tiny_tokenizer, messages=IMAGE, tools=tools, top_log_probs=2, on_tokens=stream)
         asked = imitation.asked[-1]
         assert asked["path"] == "/v1/chat/completions" and "prompt" not in asked
         assert asked["messages"] == list(IMAGE)
         assert asked["tools"] == list(tools) and asked["tool_choice"] == "none"
-        assert said.prompt_ids == tiny_tokenizer.encode(
+        assert reply.prompt_ids == tiny_tokenizer.encode(
             '[{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image_url", "image_url": {}}]}]'
         )
-        assert said.prompt_ids is not None and len(said.ids) == len(said.log_probs) == len(said.top_log_probs)
-        for place, top in enumerate(said.top_log_probs):
-            true = imitation.log_probs([*said.prompt_ids, *said.ids[:place]], 1.0)
+        assert reply.prompt_ids is not None and len(reply.ids) == len(reply.log_probs) == len(reply.top_log_probs)
+        for place, top in enumerate(reply.top_log_probs):
+            true = imitation.log_probs([*reply.prompt_ids, *reply.ids[:place]], 1.0)
             assert [value for _, value in top] == pytest.approx(sorted(true.values())[:-3:-1])
-    assert tuple(heard) == said.ids
+    assert tuple(received_tokens) == reply.ids
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -193,16 +193,16 @@ def test_an_unreachable_or_busy_server_is_retried_before_the_first_token(
     start_vllm, tiny_tokenizer, fault: str, stream: bool
 ) -> None:
     imitation = start_vllm()
-    heard: list[int] = []
-    parts = {"on_tokens": lambda ids, log_probs: heard.extend(ids)} if stream else {}
+    received_tokens: list[int] = []
+    parts = {"on_tokens": lambda ids, log_probs: received_tokens.extend(ids)} if stream else {}
 
     async def act(engine: VLLMEngine) -> Completion:
         imitation.faults = [fault, fault]
         return await engine.generate(request_of(**parts))
 
-    said = use(imitation, tiny_tokenizer, act)
-    assert len(imitation.asked) == 3 and said.ids
-    assert tuple(heard) == (said.ids if stream else ())
+    reply = use(imitation, tiny_tokenizer, act)
+    assert len(imitation.asked) == 3 and reply.ids
+    assert tuple(received_tokens) == (reply.ids if stream else ())
 
 
 def test_a_server_that_stays_unreachable_is_an_error_with_the_cause(start_vllm, tiny_tokenizer) -> None:
@@ -223,16 +223,16 @@ def test_a_server_that_dies_mid_stream_fails_the_call_without_duplicate_tokens(
     start_vllm, tiny_tokenizer, fault, error
 ) -> None:
     imitation = start_vllm()
-    heard: list[int] = []
+    received_tokens: list[int] = []
 
     async def act(engine: VLLMEngine) -> None:
         imitation.faults = [fault]
         with pytest.raises(error, match="mid-stream"):
-            await engine.generate(request_of(on_tokens=lambda ids, log_probs: heard.extend(ids)))
-        assert (await engine.generate(request_of())).ids[: len(heard)] == tuple(heard)
+            await engine.generate(request_of(on_tokens=lambda ids, log_probs: received_tokens.extend(ids)))
+        assert (await engine.generate(request_of())).ids[: len(received_tokens)] == tuple(received_tokens)
 
     use(imitation, tiny_tokenizer, act)
-    assert len(heard) == 2 and len(imitation.asked) == 2
+    assert len(received_tokens) == 2 and len(imitation.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -263,16 +263,16 @@ def test_a_cancelled_call_is_cancelled_on_the_server(start_vllm, tiny_tokenizer)
     imitation = start_vllm(token_s=0.01)
 
     async def act(engine: VLLMEngine) -> None:
-        heard: list[int] = []
-        request = request_of(max_tokens=400, seed=11, on_tokens=lambda ids, log_probs: heard.extend(ids))
+        received_tokens: list[int] = []
+        request = request_of(max_tokens=400, seed=11, on_tokens=lambda ids, log_probs: received_tokens.extend(ids))
         call = asyncio.create_task(engine.generate(request))
-        while not heard:
+        while not received_tokens:
             await asyncio.sleep(0.005)
         done = imitation.done
         call.cancel()
         while imitation.done == done:
             await asyncio.sleep(0.005)
-        assert call.cancelled() and len(heard) < 50
+        assert call.cancelled() and len(received_tokens) < 50
 
     use(imitation, tiny_tokenizer, act)
 

@@ -60,9 +60,9 @@ def ask(real, **settings: Any) -> Completion:
     return use(real, lambda engine: engine.generate(request_of(real, **settings)))
 
 
-def largest_difference(decoder: Decoder, real, said: Completion, temperature: float = 1.0) -> float:
-    found = score(decoder, [TokenSequence(real.tokenizer.render(ASKED), said.ids, temperature)]).log_probs.detach()
-    return float((found - torch.tensor(said.log_probs)).abs().max())
+def largest_difference(decoder: Decoder, real, reply: Completion, temperature: float = 1.0) -> float:
+    found = score(decoder, [TokenSequence(real.tokenizer.render(ASKED), reply.ids, temperature)]).log_probs.detach()
+    return float((found - torch.tensor(reply.log_probs)).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -85,31 +85,31 @@ def test_vllm_log_probabilities_equal_our_decoders(real_vllm, decoder, settings)
         with pytest.raises(Unsupported, match="--logprobs-mode processed_logprobs"):
             ask(real_vllm, **settings)
         return
-    said = ask(real_vllm, **settings)
-    assert len(said.ids) > 3
-    assert largest_difference(decoder, real_vllm, said, temperature) < TOLERANCE
+    reply = ask(real_vllm, **settings)
+    assert len(reply.ids) > 3
+    assert largest_difference(decoder, real_vllm, reply, temperature) < TOLERANCE
 
 
 def test_greedy_tokens_equal_our_engines(real_vllm, decoder) -> None:
     from midstream.engines.torch.engine import TorchEngine
 
-    said = ask(real_vllm, temperature=0.0, max_tokens=60)
+    reply = ask(real_vllm, temperature=0.0, max_tokens=60)
     own = TorchEngine(decoder, real_vllm.tokenizer)
-    assert asyncio.run(own.generate(request_of(real_vllm, temperature=0.0, max_tokens=60))).ids == said.ids
+    assert asyncio.run(own.generate(request_of(real_vllm, temperature=0.0, max_tokens=60))).ids == reply.ids
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_end_tokens_and_stop_strings_close_a_response_and_stay_in_it(real_vllm, stream: bool) -> None:
-    heard: list[int] = []
-    parts = {"on_tokens": lambda ids, log_probs: heard.extend(ids)} if stream else {}
+    received_tokens: list[int] = []
+    parts = {"on_tokens": lambda ids, log_probs: received_tokens.extend(ids)} if stream else {}
     whole = ask(real_vllm, temperature=0.0, max_tokens=200, **parts)
     assert whole.finish_reason is FinishReason.STOP and whole.ids[-1] in real_vllm.tokenizer.end_ids
     stop = whole.text[20:23]
-    said = ask(real_vllm, temperature=0.0, max_tokens=200, stop=(stop,))
-    assert said.finish_reason is FinishReason.STOP
-    assert stop in said.text and stop not in real_vllm.tokenizer.decode(said.ids[:-1])
-    assert said.ids == whole.ids[: len(said.ids)]
-    assert tuple(heard) == (whole.ids if stream else ())
+    reply = ask(real_vllm, temperature=0.0, max_tokens=200, stop=(stop,))
+    assert reply.finish_reason is FinishReason.STOP
+    assert stop in reply.text and stop not in real_vllm.tokenizer.decode(reply.ids[:-1])
+    assert reply.ids == whole.ids[: len(reply.ids)]
+    assert tuple(received_tokens) == (whole.ids if stream else ())
 
 
 SCHEMA = {
@@ -124,8 +124,8 @@ def test_every_kind_of_constraint_is_satisfied(real_vllm) -> None:
     # Without further constraints, so small a model may write white space until the limit.
     prompt_ids = real_vllm.tokenizer.render([{"role": "user", "content": 'Answer with {"animal": "cat", "legs": 4}.'}])
     schema = Constraint(kind="json_schema", grammar=json.dumps(SCHEMA))
-    said = ask(real_vllm, prompt_ids=prompt_ids, constraint=schema, temperature=0.0, max_tokens=60)
-    jsonschema.validate(json.loads(said.text), SCHEMA)
+    reply = ask(real_vllm, prompt_ids=prompt_ids, constraint=schema, temperature=0.0, max_tokens=60)
+    jsonschema.validate(json.loads(reply.text), SCHEMA)
     assert re.fullmatch(
         r"[0-9]{4}-[0-9]{2}", ask(real_vllm, constraint=Constraint(kind="regex", grammar=r"[0-9]{4}-[0-9]{2}")).text
     )
@@ -150,26 +150,26 @@ def test_adapters_swap_under_one_name_without_stale_caches(real_vllm, tmp_path: 
         save_adapter(decoder.adapters(), tmp_path / str(version), rank=4, alpha=8.0, base=str(real_vllm.folder))
 
     async def act(engine: VLLMEngine) -> dict[int, Completion]:
-        said = {0: await engine.generate(request_of(real_vllm))}
+        reply = {0: await engine.generate(request_of(real_vllm))}
         for version in versions:
             await engine.load_adapter(tmp_path / str(version), version)
-            said[version] = await engine.generate(request_of(real_vllm))
+            reply[version] = await engine.generate(request_of(real_vllm))
         # The same folder with other weights: vLLM itself would not distinguish them.
         save_adapter(versions[1].adapters(), tmp_path / "2", rank=4, alpha=8.0, base=str(real_vllm.folder))
         await engine.load_adapter(tmp_path / "2", 3)
-        said[3] = await engine.generate(request_of(real_vllm))
+        reply[3] = await engine.generate(request_of(real_vllm))
         with pytest.raises(EngineError, match="No adapter found"):
             await engine.load_adapter(tmp_path / "nowhere", 4)
         assert (await engine.generate(request_of(real_vllm))).policy_version == 3
-        return said
+        return reply
 
-    said = use(real_vllm, act)
+    reply = use(real_vllm, act)
     decoders = {**versions, 3: versions[1]}
     for version, decoder in decoders.items():
-        assert said[version].policy_version == version
-        assert largest_difference(decoder, real_vllm, said[version]) < TOLERANCE
-        assert largest_difference(decoder, real_vllm, said[0]) > 0.05
-    assert largest_difference(versions[2], real_vllm, said[1]) > 0.05
+        assert reply[version].policy_version == version
+        assert largest_difference(decoder, real_vllm, reply[version]) < TOLERANCE
+        assert largest_difference(decoder, real_vllm, reply[0]) > 0.05
+    assert largest_difference(versions[2], real_vllm, reply[1]) > 0.05
 
 
 def test_a_text_model_refuses_images(real_vllm) -> None:

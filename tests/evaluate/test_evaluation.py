@@ -55,8 +55,8 @@ def test_a_run_and_its_checkpoint_give_the_trainers_own_final_numbers(trained: P
         assert {key: row[key] for key in ("n", "success", "low", "high", "by_kind", "reward", "turns")} == {
             key: final[key] for key in ("n", "success", "low", "high", "by_kind", "reward", "turns")
         }
-        said = {sample["question"]: [turn["text"] for turn in sample["turns"]] for sample in row["samples"]}
-        assert all(said[question] == [turn["text"] for turn in after[question]["turns"]] for question in after)
+        texts = {sample["question"]: [turn["text"] for turn in sample["turns"]] for sample in row["samples"]}
+        assert all(texts[question] == [turn["text"] for turn in after[question]["turns"]] for question in after)
         assert row["label"] == "first, step 2"
 
 
@@ -90,10 +90,10 @@ def test_a_model_without_flow_answers_with_one_response(tiny_path: Path) -> None
 
 
 def test_progress_is_reported_until_all_attempts_are_done(trained: Path) -> None:
-    told: list[tuple[int, int, float]] = []
-    api.evaluate(run=trained, n=3, progress=lambda *progress: told.append(progress))
-    assert [done for done, _, _ in told][-1] == 3 and all(of == 3 for _, of, _ in told)
-    assert told[-1][2] > 0
+    reports: list[tuple[int, int, float]] = []
+    api.evaluate(run=trained, n=3, progress=lambda *progress: reports.append(progress))
+    assert [done for done, _, _ in reports][-1] == 3 and all(of == 3 for _, of, _ in reports)
+    assert reports[-1][2] > 0
 
 
 def test_ask_returns_the_steps_of_each_module(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

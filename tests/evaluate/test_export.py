@@ -72,8 +72,8 @@ def load_theirs(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto", output_loading_info=True)
-    model, told = loaded
-    assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"], told
+    model, info = loaded
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
     assert AutoTokenizer.from_pretrained(str(folder)).chat_template
     assert GenerationConfig.from_pretrained(str(folder)).eos_token_id == 2
     return model
@@ -123,8 +123,8 @@ def test_the_model_card_describes_the_training_without_local_paths(runs: Path, t
     text = (folder / "README.md").read_text()
     data = ModelCard(text).data.to_dict()
     assert data["library_name"] == "transformers" and {"midstream", "grpo"} <= set(data["tags"])
-    for told in ("LoRA, rank 3, alpha 12, merged into the base", "grpo", "| final | 4 |", "even_ids x 1", "direct"):
-        assert told in text, told
+    for expected in ("LoRA, rank 3, alpha 12, merged into the base", "grpo", "| final | 4 |", "even_ids x 1", "direct"):
+        assert expected in text, expected
     assert str(tiny_path) not in text and str(runs) not in text
     assert (
         ModelCard((api.export("lora", tmp_path / "a", runs_dir=runs) / "README.md").read_text()).data.to_dict()[

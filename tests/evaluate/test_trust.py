@@ -90,21 +90,21 @@ IN_EVAL: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_asking_an_untrusted_agent_runs_none_of_its_code(theirs, tmp_path: Path, attack: str) -> None:
-    sections, told = ATTACKS[attack]
+    sections, effect = ATTACKS[attack]
     folder = theirs(**sections)
     (tmp_path / "flows.yaml").write_text("- name: theirs\n  _target_: evil.Flow\n")
     with pytest.raises(ConfigError, match="is not in your folder of runs") as caught:
         api.ask("What is 2 + 3?", checkpoint=folder)
-    assert told in caught.value.message and "--trust" in caught.value.hint
+    assert effect in caught.value.message and "--trust" in caught.value.hint
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *IN_EVAL])
 def test_evaluating_an_untrusted_agent_runs_none_of_its_code(theirs, tmp_path: Path, attack: str) -> None:
-    sections, told = {**ATTACKS, **IN_EVAL}[attack]
+    sections, effect = {**ATTACKS, **IN_EVAL}[attack]
     with pytest.raises(ConfigError, match="is not in your folder of runs") as caught:
         api.evaluate(checkpoint=theirs(**sections), n=1)
-    assert told in caught.value.message
+    assert effect in caught.value.message
     assert not (tmp_path / "ran").exists() and "evil" not in sys.modules
 
 

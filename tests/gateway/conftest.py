@@ -1,7 +1,9 @@
-"""Starts gateways for the tests of this folder."""
+"""Starts gateways for the tests in this folder."""
 
 from __future__ import annotations
 
+import functools
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,18 @@ from midstream.engines.chat import ChatTokenizer
 Start = Callable[..., Served]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_ssl_context() -> Iterator[None]:
+    """Load the system's certificates once. Each HTTP client would load them again, for connections without TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
+
+
 @pytest.fixture
 def start(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> Iterator[Start]:
-    """Starts gateways whose engine answers with `replies`; settings are the config's, those with `engine_` the
-    engine's. A second one goes on with the store of the first."""
+    """Starts gateways with scripted `replies`. Settings are the config's; those with the prefix `engine_` are the
+    engine's. All gateways of a test share one store."""
     running: list[Served] = []
 
     def start(replies: Any = "Hello.", **settings: Any) -> Served:
@@ -35,6 +45,6 @@ def start(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def keyed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The settings of a gateway with one key, `KEY`."""
+    """Settings for a gateway with one key, `KEY`."""
     monkeypatch.setenv("TEST_GATEWAY_KEY", KEY)
     return {"keys": ({"name": "trainer", "env": "TEST_GATEWAY_KEY"},)}

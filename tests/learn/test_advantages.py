@@ -38,13 +38,13 @@ def blank(tokens: int) -> PolicyOutputs:
     return PolicyOutputs(*[(0.0,) * tokens] * 4)
 
 
-def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence[int] = (), **told) -> Outcome:
+def trajectory(reward: float, earned: Sequence[float] = (0.0,), tokens: Sequence[int] = (), **given) -> Outcome:
     """A trajectory whose turns earned that much each and have that many tokens, two where nothing is said."""
     sizes = tokens or (2,) * len(earned)
-    roles, states = told.pop("roles", ("planner",) * len(earned)), told.pop("states", range(len(earned)))
-    outputs = told.pop("outputs", [blank(size) for size in sizes])
+    roles, states = given.pop("roles", ("planner",) * len(earned)), given.pop("states", range(len(earned)))
+    outputs = given.pop("outputs", [blank(size) for size in sizes])
     turns = zip(sizes, roles, earned, states, outputs, strict=True)
-    return Outcome(reward, tuple(TurnOutcome(*turn) for turn in turns), **told)
+    return Outcome(reward, tuple(TurnOutcome(*turn) for turn in turns), **given)
 
 
 def of(algorithm: Algorithm, groups: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -160,8 +160,8 @@ def test_leave_one_out_is_the_mean_of_the_others() -> None:
 
 
 def test_the_greedy_attempt_is_the_baseline_or_else_the_mean() -> None:
-    told = [trajectory(1.0, greedy=0.25), trajectory(0.0, greedy=0.25)]
-    assert ReMax().advantages([told]) == [[[0.75], [-0.25]]]
+    given = [trajectory(1.0, greedy=0.25), trajectory(0.0, greedy=0.25)]
+    assert ReMax().advantages([given]) == [[[0.75], [-0.25]]]
     assert ReMax().advantages([[trajectory(1.0), trajectory(0.0)]]) == [[[0.5], [-0.5]]]
 
 
@@ -307,9 +307,9 @@ def test_a_component_that_is_not_named_has_its_weight_in_the_reward() -> None:
             for right, calls in ((1.0, 0.0), (1.0, 3.0), (0.0, 3.0))
         ]
     ]
-    told = GDPO(weights={"correctness": 2.0}).for_reward({"correctness": 1.0, "failed_calls": -1.0, "success": 0.0})
-    assert told.weights == {"correctness": 2.0, "failed_calls": -1.0, "success": 0.0}
-    best, middle, worst = (own[0] for own in told.advantages(groups)[0])
+    given = GDPO(weights={"correctness": 2.0}).for_reward({"correctness": 1.0, "failed_calls": -1.0, "success": 0.0})
+    assert given.weights == {"correctness": 2.0, "failed_calls": -1.0, "success": 0.0}
+    best, middle, worst = (own[0] for own in given.advantages(groups)[0])
     assert best > middle > worst  # type: ignore[operator]
 
 

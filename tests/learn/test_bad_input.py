@@ -14,7 +14,7 @@ from midstream.engines.base import Completion, Request
 from midstream.engines.torch.engine import TorchEngine
 from midstream.evaluate.agreement import contents
 from midstream.learn.data.collect import Collected, Group
-from midstream.learn.run import step
+from midstream.learn.run import producer
 from midstream.rewards import component
 
 
@@ -55,7 +55,7 @@ def undisturbed(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_a_broken_gradient_names_step_group_and_tensor_and_the_last_checkpoint_is_gone_on_from(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any]
 ) -> None:
-    collect, run = step.collect, tmp_path / "run"
+    collect, run = producer.collect, tmp_path / "run"
 
     def broken(group: Group) -> Group:
         """Sampled, it says, with a probability no number can hold: its ratio is infinite."""
@@ -67,12 +67,12 @@ def test_a_broken_gradient_names_step_group_and_tensor_and_the_last_checkpoint_i
     async def disturbed(*given: Any) -> Collected:
         collected = await collect(*given)
         first, second = collected.groups
-        return replace(collected, groups=[first, broken(second)]) if given[3] == 3 else collected
+        return replace(collected, groups=[first, broken(second)]) if given[4] == 3 else collected
 
     with monkeypatch.context() as patch:
-        patch.setattr(step, "collect", disturbed)
-        told = r"^step 3: the gradient of \S+lora_[AB] is not finite at update 3, from the group 'train-000003-0001'"
-        with pytest.raises(TrainingError, match=told):
+        patch.setattr(producer, "collect", disturbed)
+        message = r"^step 3: the gradient of \S+lora_[AB] is not finite at update 3, from the group 'train-000003-0001'"
+        with pytest.raises(TrainingError, match=message):
             train(tiny_path, run)
     assert contents(run)["checkpoint"] == "step-000002"
     assert train(tiny_path, run, resume=True) == undisturbed
@@ -81,14 +81,14 @@ def test_a_broken_gradient_names_step_group_and_tensor_and_the_last_checkpoint_i
 def test_a_reward_without_a_number_stops_the_run_before_anything_moves(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect, run = step.collect, tmp_path / "run"
+    collect, run = producer.collect, tmp_path / "run"
 
     async def disturbed(*given: Any) -> Collected:
         collected = await collect(*given)
         (first, *others), *groups = collected.groups
         return replace(collected, groups=[[replace(first, reward=float("nan")), *others], *groups])
 
-    monkeypatch.setattr(step, "collect", disturbed)
+    monkeypatch.setattr(producer, "collect", disturbed)
     with pytest.raises(TrainingError, match=r"^step 1: the reward of trajectory 'train-000001-0000-00' is nan"):
         train(tiny_path, run)
     assert contents(run)["checkpoint"] == "step-000000"

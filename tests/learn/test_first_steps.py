@@ -22,15 +22,15 @@ QUESTIONS = 8
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """What our loggers say."""
-    said: list[str] = []
+    messages: list[str] = []
 
     class Listening(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     log, listening = logging.getLogger("midstream"), Listening()
     log.addHandler(listening)
-    yield said
+    yield messages
     log.removeHandler(listening)
 
 

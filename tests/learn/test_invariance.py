@@ -18,7 +18,8 @@ import torch
 
 from midstream.core.config import parse_config
 from midstream.core.types import Trajectory
-from midstream.engines.torch.decoder import Decoder, Layer
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Layer
 from midstream.learn.algorithms.base import KLConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.config import OptimizerConfig, TrainConfig

@@ -40,8 +40,8 @@ def batch_of(ratios, advantages, turns: Sequence[int] = (), reference=None, entr
 
 def loss_of(ratios, advantages, loss=None, turns: Sequence[int] = (), **config) -> tuple[Loss, list[float]]:
     """The whole loss, a mean over the tokens, and its slope at each log-probability."""
-    told = {name: config.pop(name) for name in ("reference", "entropy") if name in config}
-    batch = batch_of(ratios, advantages, turns, **told)
+    terms = {name: config.pop(name) for name in ("reference", "entropy") if name in config}
+    batch = batch_of(ratios, advantages, turns, **terms)
     algorithm: Algorithm = FlowGRPO(loss=loss or PPOClip(), **config)
     found = objective(batch, algorithm)
     found.total.backward()
@@ -203,8 +203,8 @@ def test_estimates_of_the_kl_come_to_the_kl(name: Estimator) -> None:
 
 def test_kl_and_entropy_enter_the_loss_by_their_coefficients() -> None:
     entropy = torch.tensor([2.0, 4.0])
-    told = {"reference": [0.5, 0.0], "entropy": entropy, "entropy_coef": 0.1, "kl": KLConfig(coef=0.5)}
-    found, _ = loss_of([1.0, 1.0], [1.0, -1.0], None, **told)
+    terms = {"reference": [0.5, 0.0], "entropy": entropy, "entropy_coef": 0.1, "kl": KLConfig(coef=0.5)}
+    found, _ = loss_of([1.0, 1.0], [1.0, -1.0], None, **terms)
     kl = (math.exp(0.5) - 1.5) / 2
     assert float(found.total.detach()) == pytest.approx(0.0 + 0.5 * kl - 0.1 * 3.0, rel=1e-5)
     assert found.sums["kl"] == pytest.approx(kl, rel=1e-5)

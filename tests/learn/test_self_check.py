@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,37 @@ Checked = Callable[..., list[Check]]
 Run = Callable[..., tuple[int, str]]
 
 
+class Enough(Exception):
+    """Ends a self-check whose further findings do not matter."""
+
+
+@pytest.fixture(scope="module")
+def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny` with two of its four layers."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copytree(tiny_path, folder, dirs_exist_ok=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_path, num_hidden_layers=2, local_files_only=True)
+    model.save_pretrained(folder)
+    return folder
+
+
+def use_model(patch: Patch, model: Path) -> None:
+    """Let the built-in run copy `model` instead of building one."""
+    patch.setattr(tiny, "build", lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
+
+
 @pytest.fixture
-def check(tiny_path: Path, monkeypatch: Patch) -> Checked:
-    """The self-check of the built-in run, with `tiny` copied instead of made anew."""
-    monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(tiny_path, folder, dirs_exist_ok=True))
-    return lambda *overrides: self_check(None, ["trainer.threads=1", *overrides])
+def check(small_path: Path, monkeypatch: Patch) -> Checked:
+    """Runs the self-check of the built-in run with a small model."""
+    use_model(monkeypatch, small_path)
+    return lambda *overrides, **given: self_check(None, ["trainer.threads=1", *overrides], **given)
 
 
 @pytest.fixture
 def run(check: Checked, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The same by `midstream doctor --training`: exit code and what it prints."""
+    """Runs the same by `midstream doctor --training`: returns its exit code and what it prints."""
     return lambda *overrides: (
         cli.run(["doctor", "--training", "trainer.threads=1", *overrides]),
         capsys.readouterr().out,
@@ -52,27 +74,29 @@ WHOLE = ("sampling_is_a_position_off",)
 """Faults that show too little in two layers."""
 
 
-@pytest.fixture(scope="module")
-def small_path(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tiny` with two of its four layers."""
-    from transformers import AutoModelForCausalLM
+def findings(check: Checked, wanted: set[str], *given: str) -> dict[str, bool]:
+    """Return by name whether checks passed, up to the last of the `wanted` ones."""
+    found: dict[str, bool] = {}
 
-    folder = tmp_path_factory.mktemp("small")
-    shutil.copytree(tiny_path, folder, dirs_exist_ok=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(tiny_path, num_hidden_layers=2, local_files_only=True)
-    model.save_pretrained(folder)
-    return folder
+    def note(finding: Check) -> None:
+        found[finding.name] = finding.ok
+        if wanted <= found.keys():
+            raise Enough
+
+    with suppress(Enough):
+        check(*given, tell=note)
+    return found
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_by_the_check_that_names_it(
-    name: str, small_path: Path, tiny_path: Path, check: Checked, monkeypatch: Patch
+    name: str, tiny_path: Path, check: Checked, monkeypatch: Patch
 ) -> None:
-    model = tiny_path if name in WHOLE else small_path
-    monkeypatch.setattr(tiny, "build", lambda folder: shutil.copytree(model, folder, dirs_exist_ok=True))
+    if name in WHOLE:
+        use_model(monkeypatch, tiny_path)
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)
-    found = {finding.name: finding.ok for finding in check(*given)}
+    found = findings(check, found_by, *given)
     assert found_by <= found.keys() and not any(found[name] for name in found_by)
 
 
@@ -80,28 +104,25 @@ def test_a_planted_fault_is_found_by_the_check_that_names_it(
     "name",
     [
         "engine_reports_shifted",
-        "learner_ignores_temperature",
         "learner_merges_prefixes_wrongly",
         "losses_are_averaged_by_pass",
-        "loss_has_the_wrong_sign",
     ],
 )
 def test_where_products_depend_on_their_rows_it_is_found_too(name: str, check: Checked, monkeypatch: Patch) -> None:
     plant, found_by, given = FAULTS[name]
     plant(monkeypatch)
     with row_dependent_products(NOISE):
-        found = {finding.name: finding.ok for finding in check(FAST, *given)}
+        found = findings(check, found_by, FAST, *given)
     assert not all(found[name] for name in found_by if name in found)
 
 
-@pytest.mark.parametrize(("size", "seed"), [(0.0007, 1), (NOISE, 4)])
-def test_noise_alone_is_no_fault(size: float, seed: int, check: Checked) -> None:
-    with row_dependent_products(size):
-        found = check(FAST, *FEW, f"trainer.seed={seed}")
+def test_noise_alone_is_no_fault(check: Checked) -> None:
+    with row_dependent_products(NOISE):
+        found = check(FAST, *FEW, "trainer.seed=4")
     assert [finding.name for finding in found if not finding.ok] == []
     by_name = {finding.name: finding for finding in found}
     floor = by_name["noise floor"]
-    assert floor.value is not None and floor.value > 10 * size
+    assert floor.value is not None and floor.value > 10 * NOISE
     # What needs no comparison of two roundings is decided at any noise.
     for name in (
         "temperatures agree",
@@ -129,7 +150,7 @@ def test_a_check_that_noise_drowns_says_what_it_could_see(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["critic_is_trained", "learner_reads_shifted", "learner_ignores_temperature", "learner_drops_out"],
+    ["critic_is_trained", "learner_reads_shifted"],
 )
 def test_in_full_tuning_and_bf16_it_is_found_too_and_the_command_exits_with_2(
     name: str, run: Run, monkeypatch: Patch
@@ -141,13 +162,20 @@ def test_in_full_tuning_and_bf16_it_is_found_too_and_the_command_exits_with_2(
     assert any(f"bad   {check} " in out for check in found_by)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_where_nothing_is_wrong_everything_passes(tuning: str, dtype: str, run: Run) -> None:
+@pytest.mark.parametrize(("tuning", "dtype"), [("lora", "float32"), ("lora", "bfloat16"), ("full", "bfloat16")])
+def test_where_nothing_is_wrong_everything_passes(
+    tuning: str, dtype: str, run: Run, tiny_path: Path, monkeypatch: Patch
+) -> None:
+    use_model(monkeypatch, tiny_path)
     code, out = run(f"policy.tuning={tuning}", f"policy.dtype={dtype}")
     assert code == 0
     *lines, last = out.splitlines()
-    assert last == f"{len(lines)} of {len(lines)} checks passed" and len(lines) == 42
+    undecided = [line for line in lines if line.startswith("note  ")]
+    # Where this machine computes with noise, which exact numerics take away, it may hide a fault from a few checks.
+    assert len(undecided) <= (0 if re.search(r"^ok    numerics .*  exact, ", out, re.MULTILINE) else 4)
+    rest = f", {len(undecided)} undecided" if undecided else ""
+    assert last == f"{len(lines) - len(undecided)} of {len(lines)} checks passed{rest}" and len(lines) == 42
+    lines = [line for line in lines if line not in undecided]
     # One line each: mark, name, value, meaning, in columns of their own.
     assert all(re.fullmatch(r"ok    \S.{28}  .{8}  \S.*", line) for line in lines)
     # Nothing was trivially right: there were replies that ended, and groups that differed.
@@ -162,7 +190,7 @@ def test_where_nothing_is_wrong_everything_passes(tuning: str, dtype: str, run: 
         ("algorithm.name=grpo", "algorithm.aggregation=constant_length", "algorithm.kl.placement=reward"),
         ("algorithm.name=reinforce", "rollout.group_size=1", "algorithm.entropy_coef=0.01"),
         ("rollout.sampling.top_p=0.8", "flow.roles.planner.sampling.temperature=0", "rollout.truncated=drop"),
-        ("policy.lora.last_layers=2", "trainer.deterministic=false", "trainer.max_tokens_per_pass=256"),
+        ("policy.lora.last_layers=1", "trainer.deterministic=false", "trainer.max_tokens_per_pass=256"),
     ],
 )
 def test_a_setting_is_no_fault(given: tuple[str, ...], check: Checked) -> None:
@@ -189,8 +217,8 @@ def test_a_run_of_ones_own_is_checked_and_nothing_is_left_behind(
             "trainer": {"threads": 1},
         }
     )
-    told: list[Check] = []
-    assert self_check(config, tell=told.append) == told and all(finding.ok for finding in told)
+    reported: list[Check] = []
+    assert self_check(config, tell=reported.append) == reported and all(finding.ok for finding in reported)
     assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert sorted(path.name for path in tmp_path.rglob("*") if model not in path.parents) == [
         "model",

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midstream.core.types import ToolCall
-from midstream.memory.working import Exchange, Turn, WorkingMemory
+from midstream.memory.working import Exchange, TurnRecord, WorkingMemory
 
 
 def words(text: str) -> int:
@@ -48,14 +48,14 @@ def test_within_the_budget_each_prompt_extends_the_previous_one() -> None:
 
 def test_over_budget_only_old_results_are_shortened() -> None:
     memory = memory_of(250)
-    said: list[Exchange] = []
+    remembered: list[Exchange] = []
     for turn in range(5):
-        said.append(Exchange("planner", f"{RESULT}\n[planner {turn}/5]", f"search: {turn}"))
-        memory.remember(said[-1])
+        remembered.append(Exchange("planner", f"{RESULT}\n[planner {turn}/5]", f"search: {turn}"))
+        memory.remember(remembered[-1])
         assert memory.tokens() <= 250
     assert memory.shortened > 0
-    assert memory.exchanges[0] == said[0], "the question stays whole"
-    for kept, was in zip(memory.exchanges, said, strict=True):
+    assert memory.exchanges[0] == remembered[0], "the question stays whole"
+    for kept, was in zip(memory.exchanges, remembered, strict=True):
         assert (kept.role, kept.answered) == (was.role, was.answered)
         assert kept == was or (" [...] " in kept.asked and len(kept.asked) < len(was.asked))
     assert memory.exchanges[-1].asked.endswith("[planner 4/5]")
@@ -78,14 +78,14 @@ def test_at_most_one_result_exceeds_the_budget(sizes, budget) -> None:
     for asked, answered in sizes:
         memory.remember(Exchange("planner", "x" * asked, "y" * answered))
     if memory.tokens() > budget:
-        assert all(len(said.asked) <= 160 for said in memory.exchanges[1:]), "there was more to cut"
+        assert all(len(remembered.asked) <= 160 for remembered in memory.exchanges[1:]), "there was more to cut"
 
 
 def test_found_returns_the_results_of_successful_calls() -> None:
     memory = memory_of(100)
     for ok, result in ((True, "Lima"), (False, "Error: no such tool"), (True, "10"), (True, "")):
         call = ToolCall(tool="search", arguments={}, ok=ok, result=result)
-        memory.turns.append(Turn(len(memory.turns) + 1, "", call))
+        memory.turns.append(TurnRecord(len(memory.turns) + 1, "", call))
     assert memory.found() == ["Lima", "10"]
 
 
@@ -93,5 +93,5 @@ def test_found_returns_the_results_of_successful_calls() -> None:
 def test_memories_share_no_state(field: str) -> None:
     one, other = memory_of(100), memory_of(100)
     one.remember(Exchange("planner", "secret", "secret"))
-    one.turns.append(Turn(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
+    one.turns.append(TurnRecord(1, "", ToolCall(tool="echo", arguments={}, ok=True, result="secret")))
     assert getattr(other, field) == []

@@ -38,14 +38,14 @@ class Scripted:
 
     async def generate(self, request: Request) -> Completion:
         self.requests.append(request)
-        said = self.says(self.calls)
+        canned = self.says(self.calls)
         self.calls += 1
         await asyncio.sleep(0)
-        if isinstance(said, Exception):
-            raise said
+        if isinstance(canned, Exception):
+            raise canned
         # One token a character: never how the tokenizer itself would write it.
-        ids = tuple(i for letter in said for i in self.tokenizer.encode(letter)) if self.tokens else ()
-        return Completion(ids=ids, log_probs=(-0.5,) * len(ids), text=said, finish_reason=FinishReason.STOP)
+        ids = tuple(i for letter in canned for i in self.tokenizer.encode(letter)) if self.tokens else ()
+        return Completion(ids=ids, log_probs=(-0.5,) * len(ids), text=canned, finish_reason=FinishReason.STOP)
 
     def join(self, session: str) -> None: ...
 

@@ -329,8 +329,8 @@ def test_a_missing_psycopg_is_named_in_the_error() -> None:
         except Exception as error:
             print(type(error).__name__, error)
     """)
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert told.startswith("RunError") and "pip install 'midstream[postgres]'" in told
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("RunError") and "pip install 'midstream[postgres]'" in output
 
 
 def test_frequent_queries_use_indexes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from midstream.rewards.feedback import verdict
 COMPONENTS = ("thumbs", "rating", "correction", "next_user_turn")
 
 
-def said(kind: str, value: float | None = None, text: str = "", step_index: int | None = None) -> dict[str, Any]:
+def item(kind: str, value: float | None = None, text: str = "", step_index: int | None = None) -> dict[str, Any]:
     return {"kind": kind, "value": value, "text": text, "step_index": step_index, "key": None, "created_at": 0.0}
 
 
@@ -51,18 +51,18 @@ def test_without_feedback_there_is_no_reward() -> None:
 
 
 def test_thumbs_and_ratings_are_averaged_and_comments_ignored() -> None:
-    feedback = (said("thumbs", 1), said("thumbs", -1), said("thumbs", 1, step_index=0), said("rating", 0.25))
-    result = scored(a_trajectory(a_step(0, "Paris"), feedback=(*feedback, said("comment", text="thanks"))))
+    feedback = (item("thumbs", 1), item("thumbs", -1), item("thumbs", 1, step_index=0), item("rating", 0.25))
+    result = scored(a_trajectory(a_step(0, "Paris"), feedback=(*feedback, item("comment", text="thanks"))))
     assert (result.rewards["thumbs"], result.rewards["rating"]) == (pytest.approx(1 / 3), 0.25)
     assert result.rewards["correction"] is None
 
 
 def test_a_correction_is_scored_by_its_overlap_with_the_original() -> None:
     steps = (a_step(0, "It lies in France"), a_step(1, "Lyon"))
-    assert scored(a_trajectory(*steps, feedback=(said("correction", text="Paris"),))).rewards["correction"] == 1.0
-    halves = (said("correction", text="It lies in Italy", step_index=0), said("correction", text="Rome"))
+    assert scored(a_trajectory(*steps, feedback=(item("correction", text="Paris"),))).rewards["correction"] == 1.0
+    halves = (item("correction", text="It lies in Italy", step_index=0), item("correction", text="Rome"))
     assert scored(a_trajectory(*steps, feedback=halves)).rewards["correction"] == pytest.approx((3 / 4 + 0) / 2)
-    without_answer = a_trajectory(*steps, feedback=(said("correction", text="Lyon"),), answer=None)
+    without_answer = a_trajectory(*steps, feedback=(item("correction", text="Lyon"),), answer=None)
     assert scored(without_answer).rewards["correction"] == 1.0
 
 

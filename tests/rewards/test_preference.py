@@ -56,7 +56,7 @@ def test_the_fit_is_where_the_gradient_vanishes() -> None:
 
 
 def test_pairs_are_made_within_a_group_and_by_corrections() -> None:
-    def said(kind: str, value: float | None = None, text: str = "") -> dict[str, object]:
+    def item(kind: str, value: float | None = None, text: str = "") -> dict[str, object]:
         return {"kind": kind, "value": value, "text": text, "step_index": None}
 
     def one(answer: str | None, *feedback: dict[str, object]) -> Trajectory:
@@ -65,14 +65,14 @@ def test_pairs_are_made_within_a_group_and_by_corrections() -> None:
         )
 
     group = [
-        one("good", said("thumbs", 1)),
-        one("middling", said("rating", 0.5), said("correction", text="better")),
-        one("bad", said("thumbs", -1)),
-        one(None, said("thumbs", 1)),
+        one("good", item("thumbs", 1)),
+        one("middling", item("rating", 0.5), item("correction", text="better")),
+        one("bad", item("thumbs", -1)),
+        one(None, item("thumbs", 1)),
         one("unjudged"),
     ]
     assert pairs_of([group]) == [("good", "middling"), ("good", "bad"), ("middling", "bad"), ("better", "middling")]
-    assert pairs_of([[one("good", said("thumbs", 1))], [one("bad", said("thumbs", -1))]]) == []
+    assert pairs_of([[one("good", item("thumbs", 1))], [one("bad", item("thumbs", -1))]]) == []
 
 
 def test_a_store_becomes_a_component(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,12 +50,12 @@ def test_a_real_model_answers_each_trajectory_as_if_alone(make_policy, make_work
     tasks = [Task(id=str(place), prompt=f"What is {place} plus {7 * place}?") for place in range(2)]
     attempts = groups_of(tasks, 2, prefix="r", seed=5)
 
-    def told(trajectory: Trajectory) -> list[object]:
+    def contents(trajectory: Trajectory) -> list[object]:
         return [(step.prompt_ids, step.response_ids, step.rollout_log_probs) for step in trajectory.steps]
 
     crowd = asyncio.run(AgentFlowManager(worker, concurrency=8).run(attempts))
     one_by_one = asyncio.run(AgentFlowManager(worker, concurrency=1).run(attempts))
     alone = asyncio.run(AgentFlowManager(worker).run(attempts[2:3]))
-    assert [told(trajectory) for trajectory in crowd] == [told(trajectory) for trajectory in one_by_one]
-    assert told(alone[0]) == told(crowd[2])
-    assert len({str(told(trajectory)) for trajectory in crowd}) == 4
+    assert [contents(trajectory) for trajectory in crowd] == [contents(trajectory) for trajectory in one_by_one]
+    assert contents(alone[0]) == contents(crowd[2])
+    assert len({str(contents(trajectory)) for trajectory in crowd}) == 4

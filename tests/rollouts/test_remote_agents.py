@@ -214,7 +214,7 @@ def test_a_trajectory_ended_by_its_agent_is_recognised_by_error_code(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = start()
-    monkeypatch.setattr(active, "over", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
+    monkeypatch.setattr(active, "trajectory_ended", lambda *_: ApiError(409, "zu Ende", code="trajectory_ended"))
     client = GatewayClient(served.url)
     records = RemoteSink(client, group_size=1, model="tiny")
     (attempt,) = groups_of([Task(id="t", prompt="?")], 1, prefix="r", seed=1)

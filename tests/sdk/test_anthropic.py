@@ -21,10 +21,10 @@ LOOKUP: Any = {
 }
 
 
-def agent(door: Any, question: str) -> str:
-    client = anthropic.Anthropic(base_url=door.root, api_key=door.token)
+def agent(endpoint: Any, question: str) -> str:
+    client = anthropic.Anthropic(base_url=endpoint.root, api_key=endpoint.token)
     messages: list[Any] = [{"role": "user", "content": question}]
-    asked: Any = {"model": door.model, "max_tokens": 80, "tools": [LOOKUP]}
+    asked: Any = {"model": endpoint.model, "max_tokens": 80, "tools": [LOOKUP]}
     reply = client.messages.create(**asked, messages=messages, tool_choice={"type": "any"})
     results = [
         {"type": "tool_result", "tool_use_id": block.id, "content": f"{block.input['row']}2"}
@@ -36,7 +36,7 @@ def agent(door: Any, question: str) -> str:
         said = "".join(stream.text_stream)
     # A separate critic in the same trajectory.
     critic = client.messages.create(
-        model=door.model, max_tokens=10, system="You judge.", messages=[{"role": "user", "content": said or "-"}]
+        model=endpoint.model, max_tokens=10, system="You judge.", messages=[{"role": "user", "content": said or "-"}]
     )
     return critic.content[0].text
 

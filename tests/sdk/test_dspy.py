@@ -35,9 +35,14 @@ def held(lm: Any, **fields: Any) -> Any:
     return lm.copy(response_format={"type": "json_schema", "json_schema": wanted})
 
 
-def agent(door: Any, question: str) -> int:
+def agent(endpoint: Any, question: str) -> int:
     lm = dspy.LM(
-        f"openai/{door.model}", api_base=door.url, api_key=door.token, cache=False, max_tokens=200, num_retries=0
+        f"openai/{endpoint.model}",
+        api_base=endpoint.url,
+        api_key=endpoint.token,
+        cache=False,
+        max_tokens=200,
+        num_retries=0,
     )
     program = dspy.ReAct("question -> answer: int", tools=[calculator], max_iters=ROUNDS)
     called = Literal["calculator"]

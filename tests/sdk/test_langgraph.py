@@ -11,7 +11,7 @@ pytest.importorskip("langgraph")
 langchain_openai = pytest.importorskip("langchain_openai")
 
 
-def graph(door: Any) -> Any:
+def graph(endpoint: Any) -> Any:
     from langchain_core.tools import tool
     from langgraph.graph import START, MessagesState, StateGraph
     from langgraph.prebuilt import ToolNode
@@ -21,7 +21,9 @@ def graph(door: Any) -> Any:
         """Multiply two numbers."""
         return str(a * b)
 
-    model = langchain_openai.ChatOpenAI(model=door.model, base_url=door.url, api_key=door.token, max_tokens=100)
+    model = langchain_openai.ChatOpenAI(
+        model=endpoint.model, base_url=endpoint.url, api_key=endpoint.token, max_tokens=100
+    )
 
     def call(state: MessagesState) -> Any:
         return {"messages": model.bind_tools([calculator], tool_choice="required").invoke(state["messages"])}
@@ -39,12 +41,12 @@ def graph(door: Any) -> Any:
     return built.compile()
 
 
-def agent(door: Any, question: str) -> str:
-    said = ""
-    for chunk, about in graph(door).stream({"messages": [("user", question)]}, stream_mode="messages"):
+def agent(endpoint: Any, question: str) -> str:
+    answer = ""
+    for chunk, about in graph(endpoint).stream({"messages": [("user", question)]}, stream_mode="messages"):
         if about["langgraph_node"] == "answer":
-            said += chunk.text if isinstance(chunk.text, str) else chunk.text()
-    return said
+            answer += chunk.text if isinstance(chunk.text, str) else chunk.text()
+    return answer
 
 
 def test_a_graph_is_recorded_exactly_and_trained(trained: Any) -> None:

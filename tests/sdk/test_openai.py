@@ -30,10 +30,10 @@ class Answer(BaseModel):
     number: int = Field(ge=0, le=999)
 
 
-def agent(door: Any, question: str) -> int:
-    client = openai.OpenAI(base_url=door.url, api_key=door.token)
+def agent(endpoint: Any, question: str) -> int:
+    client = openai.OpenAI(base_url=endpoint.url, api_key=endpoint.token)
     messages: list[Any] = [{"role": "user", "content": question}]
-    asked: Any = {"model": door.model, "tools": [CALCULATOR]}
+    asked: Any = {"model": endpoint.model, "tools": [CALCULATOR]}
     with client.chat.completions.stream(
         **asked, messages=messages, tool_choice="required", parallel_tool_calls=False, max_tokens=80
     ) as stream:

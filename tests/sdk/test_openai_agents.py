@@ -24,7 +24,7 @@ def team() -> Any:
     before it without end."""
     agents.set_tracing_disabled(True)
 
-    def make(door: Any, model_class: Any) -> Any:
+    def make(endpoint: Any, model_class: Any) -> Any:
         used: list[tuple[int, int]] = []
 
         @agents.function_tool(is_enabled=lambda context, agent: len(used) < 2)
@@ -33,7 +33,9 @@ def team() -> Any:
             used.append((a, b))
             return str(a * b)
 
-        model = model_class(model=door.model, openai_client=agents.AsyncOpenAI(base_url=door.url, api_key=door.token))
+        model = model_class(
+            model=endpoint.model, openai_client=agents.AsyncOpenAI(base_url=endpoint.url, api_key=endpoint.token)
+        )
         mathematician = agents.Agent(
             name="mathematician",
             instructions="You use the calculator.",
@@ -65,9 +67,9 @@ def check(trajectories: Any) -> None:
 
 
 def test_a_handover_that_streams_is_recorded_exactly_and_trained(trained: Any, team: Any) -> None:
-    def agent(door: Any, question: str) -> Any:
+    def agent(endpoint: Any, question: str) -> Any:
         async def go() -> Any:
-            run = agents.Runner.run_streamed(team(door, agents.OpenAIChatCompletionsModel), question, max_turns=5)
+            run = agents.Runner.run_streamed(team(endpoint, agents.OpenAIChatCompletionsModel), question, max_turns=5)
             async for _ in run.stream_events():
                 pass
             return run.final_output.number
@@ -78,8 +80,8 @@ def test_a_handover_that_streams_is_recorded_exactly_and_trained(trained: Any, t
 
 
 def test_a_handover_by_responses_is_recorded_exactly_and_trained(trained: Any, team: Any) -> None:
-    def agent(door: Any, question: str) -> Any:
-        run = agents.Runner.run(team(door, agents.OpenAIResponsesModel), question, max_turns=5)
+    def agent(endpoint: Any, question: str) -> Any:
+        run = agents.Runner.run(team(endpoint, agents.OpenAIResponsesModel), question, max_turns=5)
         return asyncio.run(run).final_output.number
 
     check(trained(agent))

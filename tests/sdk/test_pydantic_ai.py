@@ -19,27 +19,27 @@ class Answer(BaseModel):
     number: Annotated[int, Field(ge=0, le=999)]
 
 
-def by_chat(door: Any) -> Any:
+def by_chat(endpoint: Any) -> Any:
     from pydantic_ai.models.openai import OpenAIChatModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIChatModel(door.model, provider=OpenAIProvider(base_url=door.url, api_key=door.token))
+    return OpenAIChatModel(endpoint.model, provider=OpenAIProvider(base_url=endpoint.url, api_key=endpoint.token))
 
 
-def by_responses(door: Any) -> Any:
+def by_responses(endpoint: Any) -> Any:
     from pydantic_ai.models.openai import OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    return OpenAIResponsesModel(door.model, provider=OpenAIProvider(base_url=door.url, api_key=door.token))
+    return OpenAIResponsesModel(endpoint.model, provider=OpenAIProvider(base_url=endpoint.url, api_key=endpoint.token))
 
 
-def by_messages(door: Any) -> Any:
+def by_messages(endpoint: Any) -> Any:
     from anthropic import AsyncAnthropic
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
-    client = AsyncAnthropic(base_url=door.root, api_key=door.token)
-    return AnthropicModel(door.model, provider=AnthropicProvider(anthropic_client=client))
+    client = AsyncAnthropic(base_url=endpoint.root, api_key=endpoint.token)
+    return AnthropicModel(endpoint.model, provider=AnthropicProvider(anthropic_client=client))
 
 
 def asked(model: Any) -> Any:
@@ -76,9 +76,9 @@ def asked(model: Any) -> Any:
 
 @pytest.mark.parametrize("model", [by_chat, by_responses, by_messages])
 def test_an_agent_and_its_helper_are_recorded_exactly_and_trained(trained: Any, model: Any) -> None:
-    def agent(door: Any, question: str) -> int:
+    def agent(endpoint: Any, question: str) -> int:
         async def go() -> int:
-            asking = asked(model(door))
+            asking = asked(model(endpoint))
             first = await asking.run(question)
             async with asking.run_stream("Once more.", message_history=first.all_messages()) as stream:
                 return (await stream.get_output()).number

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.sdk
 smolagents = pytest.importorskip("smolagents")
 
 
-def agent(door: Any, question: str) -> str:
+def agent(endpoint: Any, question: str) -> str:
     used: list[tuple[int, int]] = []
 
     @smolagents.tool
@@ -37,7 +37,9 @@ def agent(door: Any, question: str) -> str:
         """Reject an answer that the model did not calculate, so that it continues."""
         return bool(used)
 
-    model = smolagents.OpenAIModel(model_id=door.model, api_base=door.url, api_key=door.token, max_tokens=120)
+    model = smolagents.OpenAIModel(
+        model_id=endpoint.model, api_base=endpoint.url, api_key=endpoint.token, max_tokens=120
+    )
     runner = smolagents.ToolCallingAgent(
         tools=[calculator, final_answer],
         model=model,

@@ -167,7 +167,7 @@ def test_endings_in_any_case_and_gzip(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"question,answer\na?,b,c\n", "a.csv, line 2: has 3 fields, but the header has 2"),
         ("a.csv", b'question,answer\na?,"b\n', "a.csv, line 2: is not valid CSV"),
@@ -178,11 +178,11 @@ def test_endings_in_any_case_and_gzip(tmp_path, name):
         ("a.txt", b"plain", "ends in none of .jsonl, .jsonl.gz, .csv, .parquet"),
     ],
 )
-def test_other_broken_files(tmp_path, name, content, said):
+def test_other_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TaskError) as caught:
         load_tasks(TasksConfig(sources=[TaskSourceConfig(type=str(tmp_path / name))]))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_existing_path_is_never_a_hub_name(tmp_path, monkeypatch):

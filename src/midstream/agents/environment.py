@@ -1,4 +1,4 @@
-"""`environment_agent`: plays the environment of a task, one reply of the model an action."""
+"""`environment_agent`: plays the environment of a task; each reply of the model is an action."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class EnvironmentSettings(Config):
     """Settings of `environment_agent`."""
 
     system: str | None = None
-    """A system message before the environment's own messages."""
+    """System message before the environment's messages."""
     max_turns: int = Field(default=20, ge=1)
-    """Most actions of an episode. After them the episode ends with the rewards it has."""
+    """Maximum actions of an episode. After the last one the episode ends with its rewards so far."""
 
 
 @register("environment_agent")
 class EnvironmentAgentFlow(AgentFlowBase):
     """Chats with an environment until the episode ends. The last reply is the answer; the reward component
-    `environment` pays what the environment gave for each action."""
+    `environment` is the environment's reward for each action."""
 
     settings = EnvironmentSettings
 

@@ -46,6 +46,13 @@ def register(name: str) -> Callable[[F], F]:
     return decorate
 
 
+def offer(name: str, module: str) -> None:
+    """Let `name` be found in `module`, which registers it when it is first asked for: for flows of packages that this
+    one must not import. Raises `ConfigError` when the name is taken."""
+    if _BUILT_IN.setdefault(name, module) != module:
+        raise ConfigError(f"an agent flow named '{name}' is already offered by {_BUILT_IN[name]}")
+
+
 def is_registered(name: str) -> bool:
     """Whether `name` is a built-in flow or registered in this process. Imports nothing."""
     return name in _FLOWS or name in _BUILT_IN

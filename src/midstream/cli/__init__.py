@@ -30,14 +30,17 @@ COMMANDS = {
     "models": "models",
     "sandbox": "sandbox",
     "mcp": "mcp",
+    "workflow": "workflow",
+    "infer": "infer",
+    "devices": "devices",
     "algorithms": "algorithms",
     "config": "config",
     "doctor": "doctor",
 }
 INTERRUPTED = 130
 EXTRAS = {
-    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib"),
-    "gateway": ("fastapi", "starlette", "uvicorn", "prometheus_client"),
+    "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
+    "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
     "mcp": ("mcp", "mcp_types", "httpx2"),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),

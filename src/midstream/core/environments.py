@@ -1,6 +1,6 @@
-"""`Environment`: a problem that answers actions, such as a game or another project's task.
+"""`Environment`: a problem that responds to actions, such as a game or a task of another project.
 
-The flow `environment_agent` plays one; `midstream.tasks.environments` adapts those of other projects.
+The flow `environment_agent` plays environments; `midstream.tasks.environments` adapts those of other projects.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from midstream.core.types import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one action led to."""
+    """Result of one action."""
 
     observation: str = ""
-    """What the agent is shown next. Ignored once the episode has ended."""
+    """Text shown to the agent next. Ignored after the end of the episode."""
     reward: float | None = None
     """Reward of this action; None if the environment gives none for it."""
     done: bool = False
     """Whether the episode has ended."""
     info: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts to keep with the trajectory: anything JSON can carry."""
+    """Further JSON data to store with the trajectory."""
 
 
 class Environment(Protocol):
-    """One episode. Methods are called in turn, never at the same time, and `close` last."""
+    """One episode. Methods are never called concurrently, and `close` is called last."""
 
     async def reset(self) -> Sequence[Message]:
-        """Begin the episode; returns the messages that the agent starts with."""
+        """Start the episode; return the agent's first messages."""
         ...
 
     async def act(self, action: str) -> Outcome:
-        """Take the agent's reply as the next action. A reply that is no valid action is answered by an observation that
-        says so, not by an error: an error fails the trajectory."""
+        """Apply the agent's reply as the next action. Respond to an invalid action with an observation that says so; an
+        exception fails the trajectory."""
         ...
 
     async def close(self) -> None:
-        """Release everything. Called once, after `reset` was called, whatever happened."""
+        """Release all resources. Called once if `reset` was called, even after errors."""
         ...

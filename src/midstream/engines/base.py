@@ -56,6 +56,8 @@ class Completion:
     prompt_ids: tuple[int, ...] | None = None
     top_log_probs: tuple[tuple[tuple[int, float], ...], ...] = ()
     over_allowed: bool = False
+    usage: tuple[int, int] | None = None
+    """Prompt and response tokens as a remote server counts them; None where `ids` say it, or nobody does."""
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.log_probs):

@@ -17,7 +17,7 @@ from typing import Any
 from midstream.core.errors import ModelError, Unsupported
 from midstream.core.text import cleaned
 from midstream.core.types import Message, ToolSchema
-from midstream.engines.control import SEAM, ControlTokens
+from midstream.engines.control import BREAK, ControlTokens
 from midstream.engines.formats import ChatFormat, format_of
 from midstream.engines.formats.chat_format import guarded
 from midstream.engines.formats.template import TooMuch, render, variables_of
@@ -110,7 +110,7 @@ class ChatTokenizer:
         """Return the conversation as text; with `open_reply` it ends where the assistant's turn begins.
 
         Raises `Unsupported` if the template refuses it, or cannot represent part of it."""
-        return self._rendered(messages, tools, open_reply=open_reply).replace(SEAM, "")
+        return self._rendered(messages, tools, open_reply=open_reply).replace(BREAK, "")
 
     def closing_id(self) -> int:
         """Return the token that ends a reply in the template; any end token if the template writes none."""
@@ -141,7 +141,7 @@ class ChatTokenizer:
 
     def encode_written(self, text: str) -> tuple[int, ...]:
         """Return the ids of text from `written`, or of a part of it."""
-        if SEAM not in text:
+        if BREAK not in text:
             return self.encode(text)
         ids: list[int] = []
         for piece, plain in self._control.pieces(text):
@@ -267,10 +267,10 @@ def _after(text: str, reply: str) -> str | None:
     """Return what follows `reply` at the start of `text`, ignoring white space at the reply's ends."""
     if text.startswith(reply):
         return text[len(reply) :]
-    for said in (reply.lstrip(), reply.rstrip(), reply.strip()):
-        trimmed = text if said[:1].isspace() else text.lstrip()
-        if trimmed.startswith(said):
-            return trimmed[len(said) :]
+    for candidate in (reply.lstrip(), reply.rstrip(), reply.strip()):
+        trimmed = text if candidate[:1].isspace() else text.lstrip()
+        if trimmed.startswith(candidate):
+            return trimmed[len(candidate) :]
     return None
 
 

@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 
-SEAM = f"seam{secrets.token_hex(12)}"
+BREAK = f"break{secrets.token_hex(12)}"
 """Break inserted into control tokens. Unpredictable outside this process; survives trimming and JSON."""
 
 
@@ -35,17 +35,17 @@ class ControlTokens:
             return text
         pattern, found = self._foreign if own else self._every, 1
         while found:  # the text after a break may spell a shorter token
-            text, found = pattern.subn(_sewn, text)
+            text, found = pattern.subn(_broken, text)
         return text
 
     def pieces(self, text: str) -> Iterator[tuple[str, bool]]:
         """Split `text` into pieces: those from outside that spell control tokens (True), and the rest."""
         done = start = 0
         for stop, after in (*((match.start(), match.end()) for match in self._every.finditer(text)), (len(text),) * 2):
-            if SEAM in text[start:stop]:
+            if BREAK in text[start:stop]:
                 if done < start:
                     yield text[done:start], False
-                yield text[start:stop].replace(SEAM, ""), True
+                yield text[start:stop].replace(BREAK, ""), True
                 done = stop
             start = after
         if done < len(text):
@@ -56,5 +56,5 @@ def _pattern(tokens: set[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)")
 
 
-def _sewn(match: re.Match[str]) -> str:
-    return f"{match.group()[0]}{SEAM}{match.group()[1:]}"
+def _broken(match: re.Match[str]) -> str:
+    return f"{match.group()[0]}{BREAK}{match.group()[1:]}"

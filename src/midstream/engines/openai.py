@@ -28,11 +28,17 @@ class OpenAIEngine:
     context_length = 1 << 20
 
     def __init__(
-        self, url: str, model: str | None = None, api_key_env: str | None = None, timeout_s: float = 120.0
+        self,
+        url: str,
+        model: str | None = None,
+        api_key_env: str | None = None,
+        timeout_s: float = 120.0,
+        *,
+        api_key: str | None = None,
     ) -> None:
         self.name = url
         self._url, self._model, self._timeout_s = url.rstrip("/"), model, timeout_s
-        key = None
+        key = api_key
         if api_key_env is not None:
             key = os.environ.get(api_key_env)
             if not key:
@@ -70,7 +76,8 @@ class OpenAIEngine:
         began = time.perf_counter()
         response = await self._post(body)
         try:
-            choice = response.json()["choices"][0]
+            answered = response.json()
+            choice = answered["choices"][0]
             text = choice["message"]["content"]
             if not isinstance(text, str | None):
                 raise TypeError("content is not text")
@@ -80,7 +87,14 @@ class OpenAIEngine:
             ) from None
         reason = FinishReason.LENGTH if choice.get("finish_reason") == "length" else FinishReason.STOP
         latency_s = time.perf_counter() - began
-        return Completion(ids=(), log_probs=(), text=text or "", finish_reason=reason, latency_s=latency_s)
+        return Completion(
+            ids=(),
+            log_probs=(),
+            text=text or "",
+            finish_reason=reason,
+            latency_s=latency_s,
+            usage=_usage(answered.get("usage")),
+        )
 
     async def _post(self, body: dict[str, Any]) -> httpx.Response:
         problem = ""
@@ -100,3 +114,10 @@ class OpenAIEngine:
                 raise EngineError(f"{self.name} refused the call: HTTP {response.status_code}: {response.text[:300]}")
             return response
         raise EngineError(f"{self.name} did not answer after {RETRIES + 1} tries; last: {problem}")
+
+
+def _usage(usage: Any) -> tuple[int, int] | None:
+    """Prompt and response tokens of a response's `usage`; None where it has none."""
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    known = [count for count in counts if isinstance(count, int) and count >= 0]
+    return (known[0], known[1]) if len(known) == 2 else None

@@ -99,20 +99,20 @@ class Replicas:
     async def generate(self, request: Request) -> Completion:
         async with self._pause.call():
             *others, last = self._ranked(request.session)
-            heard = 0
+            delivered = 0
 
-            def tell(ids: Sequence[int], log_probs: Sequence[float]) -> None:
-                nonlocal heard
-                heard += len(ids)
+            def deliver(ids: Sequence[int], log_probs: Sequence[float]) -> None:
+                nonlocal delivered
+                delivered += len(ids)
                 assert request.on_tokens is not None
                 request.on_tokens(ids, log_probs)
 
-            passed_on = replace(request, on_tokens=request.on_tokens and tell)
+            passed_on = replace(request, on_tokens=request.on_tokens and deliver)
             for replica in others:
                 try:
                     return await self._ask(replica, passed_on)
                 except EngineUnreachable:
-                    if heard:
+                    if delivered:
                         raise
             return await self._ask(last, passed_on)
 

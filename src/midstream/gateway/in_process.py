@@ -80,7 +80,7 @@ class InProcessGateway:
             yield address
         finally:
             gateway.trajectories.detach(active)
-            if (outcome := active.said) is not None:
+            if (outcome := active.reported) is not None:
                 address.completed, address.answer, address.error = True, outcome.answer, outcome.error
                 address.reward, address.rewards = outcome.reward, outcome.rewards
 

@@ -1,4 +1,4 @@
-"""Serving the application: as a program of its own, or in the event loop of one that has the engine already."""
+"""Serves the application: as a program, or inside an event loop that already has the engine."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from midstream.gateway.http.protocol import BoundedHead
 from midstream.gateway.service import Gateway
 
 STOPPING = "stopping"
-LAST_WORDS_S = 2
-"""Time answers get to reach their clients, after the calls have had theirs."""
+FLUSH_S = 2
+"""Time for the last answers to reach their clients, after `drain_s`."""
 BACKLOG = 4096
-"""Connections the system may hold that have not been accepted yet."""
+"""Connections that may wait to be accepted."""
 
 
 @asynccontextmanager
 async def serving(gateway: Gateway, listening: socket.socket | None = None) -> AsyncIterator[str]:
-    """Serve inside this event loop; gives the URL. On leaving, calls under way are let finish first; meanwhile others
-    are refused, and whoever asks is told that this gateway is stopping."""
+    """Serve in this event loop; gives the URL. On exit calls in progress may finish; meanwhile new ones are refused,
+    and `/ready` reports that the gateway is stopping."""
     own = listening or listen(gateway.config.host, gateway.config.port)
     server = uvicorn.Server(_settings(gateway))
-    # Without uvicorn's handlers of signals: those belong to the program around it.
+    # `_serve` installs no signal handlers: those belong to the program.
     task = asyncio.create_task(server._serve([own]))  # pyright: ignore[reportPrivateUsage]
     while not server.started:
         if task.done():
@@ -40,16 +40,16 @@ async def serving(gateway: Gateway, listening: socket.socket | None = None) -> A
     try:
         yield url_of(own)
     finally:
-        # While the server still listens: once it is told to exit, it hangs up on whoever is not in the midst of a call.
-        gateway.gate.close(STOPPING)
-        await gateway.gate.drained(gateway.config.limits.drain_s)
+        # The server still listens while calls drain: once it exits, it closes connections without a call in progress.
+        gateway.admission.close(STOPPING)
+        await gateway.admission.drain(gateway.config.limits.drain_s)
         server.should_exit = True
         await task
         own.close()
 
 
 async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; then calls under way are let finish. The second one ends the process at once."""
+    """Serve until SIGTERM or Ctrl-C, then let calls in progress finish. A second signal ends the process at once."""
     stopped, loop = asyncio.Event(), asyncio.get_running_loop()
     ends = (signal.SIGINT, signal.SIGTERM)
 
@@ -61,20 +61,20 @@ async def serve(gateway: Gateway, listening: socket.socket, on_ready: Callable[[
     for number in ends:
         loop.add_signal_handler(number, stop)
     gc.collect()
-    gc.freeze()  # what is loaded by now stays: to go through it in each collection would hold up calls
+    gc.freeze()  # loaded modules stay: scanning them in each collection would delay calls
     async with serving(gateway, listening) as url:
         on_ready(url)
         await stopped.wait()
 
 
 def run(program: Coroutine[Any, Any, None]) -> None:
-    """Run a program around `serve`, on uvloop where there is one."""
+    """Run a program around `serve`, on uvloop if it is installed."""
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         runner.run(program)
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `UserError` when the address cannot be had."""
+    """Return a listening socket. Raises `UserError` if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,7 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}", "choose another port, or end what listens there"
+            f"cannot listen on {host}:{port}: {error.strerror}",
+            "choose another port, or stop the program that listens there",
         ) from None
     listening.listen(BACKLOG)
     return listening
@@ -101,8 +102,8 @@ def _settings(gateway: Gateway) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=LAST_WORDS_S,
-        # Without a store nothing is watched, and the event loop that ends may be the rollout's own.
+        timeout_graceful_shutdown=FLUSH_S,
+        # Without a store there is no upkeep, and a rollout may end its event loop at any time.
         lifespan="on" if gateway.store is not None else "off",
         server_header=False,
     )

@@ -155,10 +155,15 @@ class TrainConfig(Config):
             raise ValueError("tasks.sources: at least one is required (or rollout.source, to train from a store)")
         if self.rollout.source is not None and self.rollout.backfill:
             raise ValueError("rollout.backfill makes more attempts, which a rollout.source cannot; set it to 0")
+        if self.rollout.steps_ahead and (self.rollout.source is not None or self.trainer.deterministic):
+            other = (
+                "rollout.source: its groups are sampled elsewhere" if self.rollout.source else "trainer.deterministic"
+            )
+            raise ValueError(f"rollout.steps_ahead cannot be combined with {other}; set rollout.steps_ahead=0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
         single = self.rollout.group_size == 1 and self.rollout.source is None
-        if single and self.algorithm.needs_group:
+        if single and self.algorithm.needs_spread:
             raise ValueError(
                 f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a group and "
                 "needs at least 2 trajectories; raise rollout.group_size or set algorithm.name=reinforce"
@@ -179,7 +184,7 @@ class TrainConfig(Config):
                 for setting, on in (
                     (f"reward.normalize={self.reward.normalize}", self.reward.normalize != "none"),
                     ("algorithm.kl.placement=reward", kl.placement == "reward" and kl.coef > 0),
-                    ("rollout.failed=score", algorithm.name == "gdpo" and self.rollout.failed == "score"),
+                    ("rollout.failed=score", algorithm.needs_components and self.rollout.failed == "score"),
                 )
                 if on
             ]

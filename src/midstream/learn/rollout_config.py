@@ -61,6 +61,10 @@ class TrainRolloutConfig(RolloutConfig):
 
     tasks_per_step: int = Field(default=6, ge=1)
     """Tasks per training step."""
+    steps_ahead: int = Field(default=0, ge=0)
+    """Training steps by which sampling may run ahead of learning. At 0 each step is sampled by the newest policy. Above
+    0, the attempts of the next steps begin while a step is learned from, so that slow tools do not hold up learning;
+    samples are then up to this many training steps old, and the numbers of a run depend on timing."""
     backfill: int = Field(default=0, ge=0)
     """Drop groups whose rewards are all equal and attempt other tasks instead, for at most this many rounds a step; 0
     keeps them and counts them in the denominators of the loss."""

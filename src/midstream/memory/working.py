@@ -22,7 +22,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnRecord:
     """One turn: the planner's action, the tool's result, and the verifier's verdict."""
 
     number: int
@@ -41,7 +41,7 @@ class WorkingMemory:
     count_tokens: Callable[[str], int]
     budget: int = 1024
     exchanges: list[Exchange] = field(default_factory=list)
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[TurnRecord] = field(default_factory=list)
     analysis: str = ""
     shortened: int = 0
     """Number of results shortened to fit the budget."""

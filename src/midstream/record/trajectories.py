@@ -237,16 +237,6 @@ class Trajectories:
         query = sa.select(schema.trajectories.c.channel).distinct().order_by(schema.trajectories.c.channel)
         return list(self.database.read(lambda connection: connection.scalars(query)))
 
-    def uids_by_prompt(self, channel: str, train_step: int | None = None) -> dict[str, list[str]]:
-        """Return the uids of the trajectories that share a prompt, by `prompt_uid`, in the order they were begun."""
-        table = schema.trajectories.c
-        wanted = conditions({"channel": channel, "train_step": train_step})
-        query = sa.select(table.prompt_uid, table.uid).where(*wanted).order_by(table.id)
-        found: dict[str, list[str]] = {}
-        for prompt_uid, uid in self.database.read(lambda connection: connection.execute(query).all()):
-            found.setdefault(prompt_uid, []).append(uid)
-        return found
-
     def _begun(
         self, uid: str, prompt_uid: str, task: Task, channel: str, session: Mapping[str, Any] | None
     ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from midstream.core.types import Status, Step, Task, Trajectory
 from midstream.rewards import builtin as _builtin  # noqa: F401  registers the built-in components
 from midstream.rewards import feedback as _feedback  # noqa: F401
 from midstream.rewards import grounding as _grounding  # noqa: F401
+from midstream.rewards import workflows as _workflows  # noqa: F401
 from midstream.rewards.calls import CallResult, call_with_timeout, is_outage
 from midstream.rewards.components import Component, StepRewards, resolve
 from midstream.rewards.judge import Judge, JudgeConfig
@@ -34,7 +35,8 @@ class RewardConfig(Config):
     """The reward of a trajectory."""
 
     preset: str | None = None
-    """A named set of components and weights: `seed002-3-2` or `seed002-3-3`."""
+    """A named set of components and weights: `seed002-3-2` or `seed002-3-3`; for policies that write workflows,
+    `workflow`, `seed003-5` or `seed003-3`."""
 
     components: dict[str, float] = Field(default_factory=dict)
     """Weight by component: a registered name, or `package.module:function`. Extends or overrides the preset. Without a

@@ -15,11 +15,13 @@ from midstream.core.types import Step, Task, ToolCall
 from midstream.rewards import graders
 from midstream.rewards.builtin import is_search, repeats, step_parsed
 from midstream.rewards.components import StepRewards, at_calls, component, needs_of
+from midstream.rewards.workflows import WORKFLOW_PRESETS
 
 FREE_SEARCHES = 3
 """Number of searches without a penalty: the course's "first few"."""
 
 PRESETS: Mapping[str, Mapping[str, float]] = {
+    **WORKFLOW_PRESETS,
     "seed002-3-2": {
         "correctness": 1.0,
         "search_success": 0.5,
@@ -34,7 +36,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
         "signed_search": 0.2,
     },
 }
-"""Weights by component.
+"""Weights by component; those of workflows are explained in `workflows.py`.
 
 `seed002-3-2` (per action): a correct answer +1, well formed or not; each successful search +0.5; each excess search
 -0.1; each failed tool call -1; a correct and well-formed answer +2 more. A correct, well-formed answer after one search

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,25 @@ NO_FIELDS = RowFields()
 _HUB_SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
 
-def file_tasks(path: str | Path, fields: RowFields = NO_FIELDS, kind: str | None = None, seed: int = 0) -> TaskSet:
-    """Load the tasks of a file: JSON lines, CSV or Parquet, one task per row.
+def file_tasks(
+    path: str | Path,
+    fields: RowFields = NO_FIELDS,
+    kind: str | None = None,
+    seed: int = 0,
+    only: Mapping[str, str] | None = None,
+) -> TaskSet:
+    """Load the tasks of a file: JSON lines, CSV or Parquet, one task per row; with `only`, of rows with these values.
 
     A row's split is `fields.split`, else its own field `split`, else by hash of its question. Raises `TaskError` with
     file, line and field at the first invalid line.
     """
     path = Path(path)
     name = stem(path)
-    tasks = (read_row(row, where, fields, kind or name, f"{name}-{number - 1}") for number, where, row in rows(path))
+    tasks = (
+        read_row(row, where, fields, kind or name, f"{name}-{number - 1}")
+        for number, where, row in rows(path)
+        if not isinstance(row, Mapping) or all(str(row.get(key)) == value for key, value in (only or {}).items())
+    )
     return FiniteTaskSet(name, _distinct(tasks, str(path)), seed)
 
 

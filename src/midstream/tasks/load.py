@@ -20,13 +20,14 @@ from midstream.tasks.environments import ENVIRONMENTS, environment_tasks
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
 from midstream.tasks.mix import TaskMix
+from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
 from midstream.tasks.taskset import HELD_OUT, TaskSet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
-_OF_FILES = ("question", "answer", "id", "kind", "split", "val_share", "test_share")
+_OF_FILES = ("question", "answer", "id", "kind", "split", "only", "val_share", "test_share")
 """Options that only files and hub data sets have."""
 
 TaskSetFactory = Callable[[int], TaskSet]
@@ -38,6 +39,7 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "direct": direct,
     "facts": facts,
     "facts_calculate": facts_calculate,
+    "programs": programs,
     "two_hop": two_hop,
 }
 
@@ -61,6 +63,8 @@ class TaskSourceConfig(Config):
     """`kind` of the tasks; the file's name without suffix if not given."""
     split: Literal["train", "val", "test"] | None = None
     """Put every task of the file into this split. Otherwise by the field `split`, else by hash of the question."""
+    only: dict[str, str] | None = None
+    """Use only rows with these values of fields, such as `{problem_type: math}`."""
     val_share: float | None = Field(default=None, ge=0, lt=1)
     """Share of the tasks that the hash puts into `val`; 0.1 when not given."""
     test_share: float | None = Field(default=None, ge=0, lt=1)
@@ -165,11 +169,12 @@ def _load(source: TaskSourceConfig, seed: int) -> TaskSet:
         return _REGISTRY[source.type](seed)
     if _is_file(source.type):
         _refuse(source, "subset")
-        return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed)
+        return file_tasks(Path(source.type).expanduser(), fields, source.kind, seed, source.only)
     if is_imported(source.type):
         _refuse(source, *_OF_FILES, "subset")
         return _imported(source.type, seed)
     if _HUB_NAME.fullmatch(source.type):
+        _refuse(source, "only")
         return hub_tasks(source.type, source.subset, fields, source.kind, seed)
     others = f"a task file ({', '.join(ENDINGS)}), package.module:attribute, or a hub name owner/name"
     hint = f"{nearest(source.type, [*_REGISTRY, *ENVIRONMENTS])} Or {others}"

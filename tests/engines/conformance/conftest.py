@@ -60,8 +60,8 @@ def run(request, make_policy, tiny_tokenizer: ChatTokenizer, start_vllm, tmp_pat
             case "torch" | "torch, deterministic":
                 await check(Subject(torch(deterministic="," in kind), tiny_tokenizer))
             case "scripted":
-                said = "The query is the question of the user, and the result is one two three four five six."
-                engine = ScriptedEngine(tiny_tokenizer, said, tokens_per_s=500, context_length=CONTEXT)
+                completion = "The query is the question of the user, and the result is one two three four five six."
+                engine = ScriptedEngine(tiny_tokenizer, completion, tokens_per_s=500, context_length=CONTEXT)
                 await check(Subject(engine, tiny_tokenizer, seeded=False))
             case "vllm" | "vllm, raw":
                 async with vllm("raw_logprobs" if "raw" in kind else "processed_logprobs") as engine:

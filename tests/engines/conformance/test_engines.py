@@ -20,7 +20,7 @@ PROMPT = "Once upon a time there was a"
 QUESTION = "How many are there in total?"
 
 
-class Heard:
+class ReceivedTokens:
     """Collects the arguments of `on_tokens`."""
 
     def __init__(self) -> None:
@@ -44,24 +44,24 @@ def ask(subject, session: str = "one", text: str = PROMPT, **settings: Any) -> a
 
 def test_every_token_has_a_log_probability_and_decodes_to_the_text(run) -> None:
     async def check(subject) -> None:
-        said = await ask(subject)
-        assert 0 < len(said.ids) == len(said.log_probs) <= 12
-        assert all(math.isfinite(value) and value <= 0 for value in said.log_probs)
-        assert said.text == subject.tokenizer.text_of(said.ids)
-        assert said.policy_version == subject.engine.policy_version == 0
-        assert said.latency_s >= 0 and said.prompt_ids is None and said.top_log_probs == ()
+        reply = await ask(subject)
+        assert 0 < len(reply.ids) == len(reply.log_probs) <= 12
+        assert all(math.isfinite(value) and value <= 0 for value in reply.log_probs)
+        assert reply.text == subject.tokenizer.text_of(reply.ids)
+        assert reply.policy_version == subject.engine.policy_version == 0
+        assert reply.latency_s >= 0 and reply.prompt_ids is None and reply.top_log_probs == ()
 
     run(check)
 
 
 def test_streamed_tokens_equal_the_completion(run) -> None:
     async def check(subject) -> None:
-        heard, plain = Heard(), await ask(subject)
-        task = ask(subject, on_tokens=heard)
-        said = await task
-        assert (tuple(heard.ids), tuple(heard.log_probs)) == (said.ids, said.log_probs)
-        assert heard.calls > 1
-        assert said.ids == plain.ids
+        received_tokens, plain = ReceivedTokens(), await ask(subject)
+        task = ask(subject, on_tokens=received_tokens)
+        reply = await task
+        assert (tuple(received_tokens.ids), tuple(received_tokens.log_probs)) == (reply.ids, reply.log_probs)
+        assert received_tokens.calls > 1
+        assert reply.ids == plain.ids
 
     run(check)
 
@@ -69,9 +69,9 @@ def test_streamed_tokens_equal_the_completion(run) -> None:
 def test_max_tokens_limits_a_response(run) -> None:
     async def check(subject) -> None:
         whole = await ask(subject)
-        said = await ask(subject, max_tokens=2)
-        assert len(said.ids) == 2 and said.finish_reason is FinishReason.LENGTH
-        assert said.ids == whole.ids[:2]
+        reply = await ask(subject, max_tokens=2)
+        assert len(reply.ids) == 2 and reply.finish_reason is FinishReason.LENGTH
+        assert reply.ids == whole.ids[:2]
 
     run(check)
 
@@ -79,12 +79,12 @@ def test_max_tokens_limits_a_response(run) -> None:
 def test_an_end_token_closes_a_response_and_is_kept(run) -> None:
     async def check(subject) -> None:
         every = [await ask(subject, text=QUESTION, max_tokens=300, seed=seed) for seed in range(5)]
-        stopped = [said for said in every if said.finish_reason is FinishReason.STOP]
+        stopped = [reply for reply in every if reply.finish_reason is FinishReason.STOP]
         assert stopped
-        for said in stopped:
-            assert said.ids[-1] in subject.tokenizer.end_ids
-            assert not set(said.ids[:-1]) & subject.tokenizer.end_ids
-            assert said.text == subject.tokenizer.decode(said.ids[:-1])
+        for reply in stopped:
+            assert reply.ids[-1] in subject.tokenizer.end_ids
+            assert not set(reply.ids[:-1]) & subject.tokenizer.end_ids
+            assert reply.text == subject.tokenizer.decode(reply.ids[:-1])
 
     run(check)
 
@@ -93,11 +93,11 @@ def test_a_stop_string_closes_a_response_with_the_token_that_completes_it(run) -
     async def check(subject) -> None:
         whole = await ask(subject)
         stop = subject.tokenizer.decode(whole.ids[2:4])
-        heard = Heard()
-        said = await ask(subject, stop=("never said", stop), on_tokens=heard)
-        assert said.finish_reason is FinishReason.STOP
-        assert stop in said.text and stop not in subject.tokenizer.decode(said.ids[:-1])
-        assert said.ids == whole.ids[: len(said.ids)] == tuple(heard.ids)
+        received_tokens = ReceivedTokens()
+        reply = await ask(subject, stop=("never said", stop), on_tokens=received_tokens)
+        assert reply.finish_reason is FinishReason.STOP
+        assert stop in reply.text and stop not in subject.tokenizer.decode(reply.ids[:-1])
+        assert reply.ids == whole.ids[: len(reply.ids)] == tuple(received_tokens.ids)
 
     run(check)
 
@@ -117,21 +117,21 @@ def test_a_full_prompt_is_refused_and_a_response_ends_at_the_context_length(run)
 def test_calls_of_one_session_are_concurrent_and_independent(run) -> None:
     async def check(subject) -> None:
         order: list[int] = []
-        heard = [Heard() for _ in range(4)]
+        received_tokens = [ReceivedTokens() for _ in range(4)]
 
         def callback(number: int):
             def on_tokens(ids: Sequence[int], log_probs: Sequence[float]) -> None:
                 order.append(number)
-                heard[number](ids, log_probs)
+                received_tokens[number](ids, log_probs)
 
             return on_tokens
 
-        said = await asyncio.gather(*[ask(subject, seed=seed, on_tokens=callback(seed)) for seed in range(4)])
-        assert [tuple(one.ids) for one in heard] == [one.ids for one in said]
-        if any(len(one.ids) > 2 for one in said[1:]):
+        reply = await asyncio.gather(*[ask(subject, seed=seed, on_tokens=callback(seed)) for seed in range(4)])
+        assert [tuple(one.ids) for one in received_tokens] == [one.ids for one in reply]
+        if any(len(one.ids) > 2 for one in reply[1:]):
             assert order != sorted(order), "one waited for another"
         alone = [await ask(subject, session=f"alone {seed}", seed=seed) for seed in range(4)]
-        assert [one.ids for one in said] == [one.ids for one in alone]
+        assert [one.ids for one in reply] == [one.ids for one in alone]
 
     run(check)
 
@@ -139,18 +139,18 @@ def test_calls_of_one_session_are_concurrent_and_independent(run) -> None:
 def test_a_seed_determines_the_response(run) -> None:
     async def check(subject) -> None:
         if subject.seeded:
-            said = [(await ask(subject, session=str(place), seed=seed)).ids for place, seed in enumerate((7, 7, 8, 9))]
-            assert said[0] == said[1]
-            assert len(set(said)) > 1
+            reply = [(await ask(subject, session=str(place), seed=seed)).ids for place, seed in enumerate((7, 7, 8, 9))]
+            assert reply[0] == reply[1]
+            assert len(set(reply)) > 1
 
     run(check)
 
 
 def test_top_log_probabilities_are_sorted_and_match_the_sampled_token(run) -> None:
     async def check(subject) -> None:
-        said = await ask(subject, top_log_probs=3, max_tokens=6)
-        assert len(said.top_log_probs) == len(said.ids)
-        for token, log_prob, top in zip(said.ids, said.log_probs, said.top_log_probs, strict=True):
+        reply = await ask(subject, top_log_probs=3, max_tokens=6)
+        assert len(reply.top_log_probs) == len(reply.ids)
+        for token, log_prob, top in zip(reply.ids, reply.log_probs, reply.top_log_probs, strict=True):
             assert len(top) == 3 and [value for _, value in top] == sorted((value for _, value in top), reverse=True)
             known = dict(top)
             assert known[token] == log_prob if token in known else log_prob <= top[-1][1]
@@ -165,11 +165,11 @@ def test_a_raising_stream_callback_fails_only_its_call(run) -> None:
     async def check(subject) -> None:
         if not subject.waits:
             return
-        failed, said = await asyncio.gather(
+        failed, reply = await asyncio.gather(
             ask(subject, on_tokens=broken, seed=1), ask(subject, seed=2), return_exceptions=True
         )
         assert isinstance(failed, ZeroDivisionError)
-        assert isinstance(said, Completion) and said.ids == (await ask(subject, seed=2)).ids
+        assert isinstance(reply, Completion) and reply.ids == (await ask(subject, seed=2)).ids
 
     run(check)
 
@@ -178,18 +178,18 @@ def test_a_cancelled_call_streams_no_more_and_delays_no_other(run) -> None:
     async def check(subject) -> None:
         if not subject.waits:
             return
-        heard, steady = Heard(), ask(subject, seed=2)
-        given_up = ask(subject, on_tokens=heard, seed=11, max_tokens=400, text="Which city has more people?")
-        while not heard.calls and not given_up.done():
+        received_tokens, steady = ReceivedTokens(), ask(subject, seed=2)
+        given_up = ask(subject, on_tokens=received_tokens, seed=11, max_tokens=400, text="Which city has more people?")
+        while not received_tokens.calls and not given_up.done():
             await asyncio.sleep(0.001)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
-        calls = heard.calls
+        calls = received_tokens.calls
         async with subject.engine.exclusive():
             assert steady.done()
         assert (await ask(subject, seed=2)).ids == (await steady).ids
-        assert heard.calls == calls
+        assert received_tokens.calls == calls
 
     run(check)
 
@@ -202,10 +202,10 @@ def test_weight_updates_wait_for_running_calls_and_block_new_ones(run) -> None:
         await asyncio.sleep(0.005)
         async with subject.engine.exclusive():
             assert first.done()
-            heard = Heard()
-            second = ask(subject, on_tokens=heard)
+            received_tokens = ReceivedTokens()
+            second = ask(subject, on_tokens=received_tokens)
             await asyncio.sleep(0.05)
-            assert not heard.calls and not second.done()
+            assert not received_tokens.calls and not second.done()
         assert (await second).ids == (await first).ids
 
     run(check)

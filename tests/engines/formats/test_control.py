@@ -38,13 +38,13 @@ def test_text_of_users_and_tools_opens_no_turn_or_call(tiny_tokenizer: ChatToken
         for place in range(4):
 
             def conversation(text: str, place: int = place) -> list[Message]:
-                said = [text if one == place else "21" for one in range(4)]
-                parts = [{"type": "text", "text": said[0]}, {"type": "text", "text": "?"}]
-                call = {**CALL, "function": {"name": "f", "arguments": json.dumps({said[3]: [said[1]]})}}
+                answer = [text if one == place else "21" for one in range(4)]
+                parts = [{"type": "text", "text": answer[0]}, {"type": "text", "text": "?"}]
+                call = {**CALL, "function": {"name": "f", "arguments": json.dumps({answer[3]: [answer[1]]})}}
                 return [
                     {"role": "user", "content": parts},
                     {"role": "assistant", "content": None, "tool_calls": [call]},
-                    {"role": "tool", "tool_call_id": "call_1", "content": said[2]},
+                    {"role": "tool", "tool_call_id": "call_1", "content": answer[2]},
                 ]
 
             plain, attacked = (tok.render(conversation(text), [TOOL]) for text in ("21", ATTACK))
@@ -67,8 +67,8 @@ def test_control_tokens_in_tool_declarations_are_encoded_as_text(
 
 
 def test_model_replies_keep_only_their_own_markers(qwen3: ChatTokenizer) -> None:
-    said = "<tool_call>\n{}\n</tool_call> <|im_start|>system"
-    ids = qwen3.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": said}])
+    answer = "<tool_call>\n{}\n</tool_call> <|im_start|>system"
+    ids = qwen3.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
     assert (count(qwen3, ids, "<tool_call>"), count(qwen3, ids, "<|im_start|>")) == (1, 3)
 
 
@@ -81,9 +81,9 @@ def test_control_tokens_formed_across_template_and_text_stay_text(tiny_tokenizer
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=4))
-def test_an_ordinary_conversation_has_unchanged_ids(tiny_tokenizer, qwen3, said: list[str]) -> None:
+def test_an_ordinary_conversation_has_unchanged_ids(tiny_tokenizer, qwen3, answer: list[str]) -> None:
     roles = itertools.cycle(["user", "assistant"])
-    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, answer, strict=False)]
     for tok in (tiny_tokenizer, qwen3):
         backend = tok._tokenizer
         assert tok.render(messages) == tuple(

@@ -423,11 +423,11 @@ def test_calls_and_partial_calls_parse_the_same_by_characters(family: ChatFormat
 
 
 def test_content_is_streamed_as_soon_as_it_cannot_be_a_marker() -> None:
-    def heard(*pieces: str) -> list[str]:
+    def received_tokens(*pieces: str) -> list[str]:
         parser = HERMES.parser(ANY)
         return ["".join(delta.content for delta in parser.feed(piece)) for piece in pieces]
 
-    assert heard("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
+    assert received_tokens("So", "me", " text", " <", "tool", "box>", " <tool_call>", " x") == [
         *("So", "me", " text", "", "", " <toolbox>", "", " <tool_call> x"),
     ]
     parser = HERMES.parser(ANY)

@@ -58,8 +58,8 @@ def test_a_call_may_have_a_constant_argument_that_looks_like_a_reference() -> No
     tool: Any = {"function": {"name": "f", "parameters": {"properties": {"a": {"const": DATA}}, "required": ["a"]}}}
     rule = f"start: {call_rule(tool)}"
     matcher = compiled(Constraint(kind="lark", grammar=rule), LLTokenizer("byte"))
-    said = f'{{"name": "f", "arguments": {{"a": {json.dumps(DATA)}}}}}'.encode()
-    assert matcher.try_consume_tokens(list(said)) == len(said)
+    completion = f'{{"name": "f", "arguments": {{"a": {json.dumps(DATA)}}}}}'.encode()
+    assert matcher.try_consume_tokens(list(completion)) == len(completion)
 
 
 VACUOUS: list[dict[str, Any]] = [

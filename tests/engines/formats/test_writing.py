@@ -84,9 +84,9 @@ def test_other_families_write_calls_and_results_in_their_format(tools) -> None:
 
 def test_tools_are_described_as_text_for_templates_without_tools(tools) -> None:
     text = written(SMOLLM2, [USER, calls("celsius", "fahrenheit"), *RESULTS], tools)
-    told, _, rest = text.partition("<|im_end|>\n")
-    assert told.startswith("<|im_start|>system\nYou are a function calling AI model.")
-    assert all(json.dumps(tool) in told for tool in tools)
+    message, _, rest = text.partition("<|im_end|>\n")
+    assert message.startswith("<|im_start|>system\nYou are a function calling AI model.")
+    assert all(json.dumps(tool) in message for tool in tools)
     assert rest == (
         "<|im_start|>user\nHow warm is it in Paris?<|im_end|>\n<|im_start|>assistant\n"
         f"<tool_call>\n{CELSIUS}\n</tool_call>\n<tool_call>\n{FAHRENHEIT}\n</tool_call><|im_end|>\n<|im_start|>user\n"
@@ -102,8 +102,8 @@ def test_a_named_format_is_described_as_text(name: str, tools) -> None:
     family = format_of(source, {}, name)
     text = written(source, [USER, calls("celsius")], tools, name)
     assert all(json.dumps(tool) in text for tool in tools)
-    said = text.rpartition("<|im_start|>assistant\n")[0].rpartition("<|im_start|>assistant\n")[2]
-    (call,) = family.read(said.removesuffix("<|im_end|>\n"), tools).tool_calls
+    reply = text.rpartition("<|im_start|>assistant\n")[0].rpartition("<|im_start|>assistant\n")[2]
+    (call,) = family.read(reply.removesuffix("<|im_end|>\n"), tools).tool_calls
     assert json.loads(call.arguments) == {"city": "Paris", "unit": "celsius"}
 
 

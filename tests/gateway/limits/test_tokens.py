@@ -1,4 +1,4 @@
-"""Who may do what: keys of the gateway, tokens of one trajectory, and nobody else."""
+"""Access: keys of the gateway, and tokens of one trajectory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.gateway.conftest import Start
-from tests.gateway.served import HELLO, KEY, SECRET, error
+from tests.gateway.served import HELLO, KEY, SECRET, Opened, error
 
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
@@ -49,7 +49,7 @@ def test_a_token_is_valid_for_its_own_trajectory_only(start: Start) -> None:
     assert other.steps == () and served.trajectory(other.uid).status == "running"
 
 
-def test_a_token_cannot_do_what_needs_a_key(start: Start) -> None:
+def test_a_token_is_refused_where_a_key_is_needed(start: Start) -> None:
     served = start()
     mine = served.open()
     for path, body in (
@@ -62,7 +62,7 @@ def test_a_token_cannot_do_what_needs_a_key(start: Start) -> None:
         assert error(served.post(path, body, **bearer(mine.token)))[:2] == (403, "forbidden"), path
 
 
-def test_at_the_root_the_token_says_which_trajectory_it_is_and_a_header_cannot_change_that(start: Start) -> None:
+def test_at_the_root_the_token_names_the_trajectory_and_a_header_cannot_change_it(start: Start) -> None:
     served = start()
     mine, other = served.open(), served.open()
     headers = {**bearer(mine.token), "X_Midstream_Trajectory": other.uid}
@@ -71,7 +71,7 @@ def test_at_the_root_the_token_says_which_trajectory_it_is_and_a_header_cannot_c
     assert (len(mine.steps), len(other.steps)) == (2, 0)
 
 
-def test_an_expired_or_forged_token_is_refused_also_where_there_are_no_keys(start: Start) -> None:
+def test_an_expired_or_forged_token_is_refused_even_without_keys(start: Start) -> None:
     served = start()
     uid = served.open().uid
     now = time.time()
@@ -88,11 +88,11 @@ def test_an_expired_or_forged_token_is_refused_also_where_there_are_no_keys(star
     ):
         headers = httpx.Headers([(b"Authorization", f"Bearer {bad}".encode())])
         refused = served.client.post(f"/trajectories/{uid}/heartbeat", headers=headers)
-        assert error(refused) == (401, "unauthorized", "the key or token is not known, or has expired")
+        assert error(refused) == (401, "unauthorized", "the key or token is unknown or has expired")
     assert served.post(f"/trajectories/{uid}/heartbeat", **bearer(good)).status_code == 200
 
 
-def test_with_keys_nothing_but_health_is_open_to_who_has_none(start: Start, keyed: dict[str, Any]) -> None:
+def test_with_keys_only_health_is_open_to_everyone(start: Start, keyed: dict[str, Any]) -> None:
     served = start(**keyed)
     for method, path in (("POST", "/init_trajectory"), ("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/pause")):
         for headers in ({}, bearer("wrong"), {"Authorization": f"Basic {KEY}"}, {"x-api-key": ""}):
@@ -104,14 +104,14 @@ def test_with_keys_nothing_but_health_is_open_to_who_has_none(start: Start, keye
     assert served.post("/init_trajectory", X_Api_Key=KEY).status_code == 200
 
 
-def test_a_key_that_is_not_admin_reads_and_does_no_more(start: Start, keyed: dict[str, Any]) -> None:
+def test_a_key_without_admin_can_only_read(start: Start, keyed: dict[str, Any]) -> None:
     served = start(keys=({**keyed["keys"][0], "admin": False},))
     assert served.client.get("/metrics", headers=bearer(KEY)).status_code == 200
     assert served.client.get("/v1/models/tiny", headers=bearer(KEY)).json()["id"] == "tiny"
     assert error(served.post("/init_trajectory", {}, **bearer(KEY)))[0] == 403
 
 
-def test_the_limits_of_a_key_hold_for_the_agents_of_its_trajectories(start: Start, keyed: dict[str, Any]) -> None:
+def test_the_limits_of_a_key_apply_to_the_agents_of_its_trajectories(start: Start, keyed: dict[str, Any]) -> None:
     served = start(keys=({**keyed["keys"][0], "requests_per_minute": 2},))
     told = served.post("/init_trajectory", {}, **bearer(KEY)).json()
     path = f"/{told['trajectory_uid']}/{told['prompt_uid']}/v1/chat/completions"
@@ -122,15 +122,13 @@ def test_the_limits_of_a_key_hold_for_the_agents_of_its_trajectories(start: Star
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
-def test_an_address_that_others_can_reach_needs_keys(host: str) -> None:
+def test_a_public_address_needs_keys(host: str) -> None:
     with pytest.raises(ConfigError, match="there are no keys"):
         parse_config(GatewayConfig, {"host": host}, "the config")
     parse_config(GatewayConfig, {"host": host, "keys": [{"name": "a", "env": "A"}]}, "the config")
 
 
-def test_a_key_that_is_not_in_the_environment_or_too_short_stops_the_start(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_or_short_key_prevents_the_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (None, "", "short"):
         if value is not None:
             monkeypatch.setenv("MY_KEY", value)
@@ -138,9 +136,7 @@ def test_a_key_that_is_not_in_the_environment_or_too_short_stops_the_start(
             start(keys=({"name": "me", "env": "MY_KEY"},))
 
 
-def test_the_secret_is_made_once_kept_from_others_and_never_short(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_secret_is_generated_once_private_and_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MIDSTREAM_HOME", str(tmp_path))
     made = load_secret("UNSET_SECRET")
     (path,) = tmp_path.iterdir()
@@ -158,23 +154,23 @@ def test_the_secret_is_made_once_kept_from_others_and_never_short(
         load_secret("SET_SECRET")
 
 
-def test_a_page_of_another_site_is_refused_where_there_are_no_keys(start: Start) -> None:
+def test_a_page_of_another_site_is_refused_without_keys(start: Start) -> None:
     served = start()
     assert error(served.post("/pause", None, Origin="https://elsewhere.example"))[:2] == (403, "forbidden")
     assert served.client.get("/ready").status_code == 200
     assert served.post("/init_trajectory", {}, Origin=served.url).status_code == 200
 
 
-def test_in_a_rollout_nobody_is_let_in_without_a_token() -> None:
-    callers = Callers((), TokenSigner(SECRET), open_to_all=False)
+def test_a_rollout_requires_a_token() -> None:
+    callers = Callers((), TokenSigner(SECRET), allow_anonymous=False)
     for secret in (None, "a guess"):
         with pytest.raises(ApiError) as refused:
-            callers.of(secret)
+            callers.identify(secret)
         assert refused.value.status == 401
-    assert callers.of(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
+    assert callers.identify(TokenSigner(SECRET).issue("mine", time.time() + 9)).trajectory_uid == "mine"
 
 
-def test_they_hold_for_agents_of_trajectories_that_were_begun_by_name_too(start: Start, keyed: dict[str, Any]) -> None:
+def test_key_limits_apply_to_trajectories_opened_by_register(start: Start, keyed: dict[str, Any]) -> None:
     served = start(keys=({**keyed["keys"][0], "requests_per_minute": 1},))
     assert served.post("/t/p/v1/register_trajectory", {}, **bearer(KEY)).status_code == 200
     token = served.post("/init_trajectory", {"trajectory_uid": "t"}, **bearer(KEY)).json()["token"]
@@ -183,7 +179,30 @@ def test_they_hold_for_agents_of_trajectories_that_were_begun_by_name_too(start:
     assert answers == [200, 429]
 
 
-def test_a_key_that_is_no_admins_hears_that_it_is_not(start: Start, keyed: dict[str, Any]) -> None:
+def test_a_key_without_admin_is_told_so(start: Start, keyed: dict[str, Any]) -> None:
     served = start(keys=({**keyed["keys"][0], "admin": False},))
     for path in ("/init_trajectory", "/complete_trajectory/t"):
         assert "the key 'trainer' may only read" in error(served.post(path, {}, **bearer(KEY)))[2]
+
+
+def test_of_two_credentials_the_valid_one_counts(start: Start, keyed: dict[str, Any]) -> None:
+    served = start(**keyed)
+    told = served.post("/init_trajectory", {}, Authorization=f"Bearer {KEY}").json()
+    opened = Opened(served, told)
+    body = {"model": "tiny", "messages": HELLO}
+    for headers in (
+        {"Authorization": "Bearer of another service", "X_Api_Key": opened.token},
+        {"Authorization": f"Bearer {opened.token}", "X_Api_Key": "of another service"},
+        {"Authorization": "Basic YTpi", "X_Api_Key": opened.token},
+    ):
+        assert served.post("/v1/chat/completions", body, **headers).status_code == 200
+    neither = {"Authorization": "Bearer one", "X_Api_Key": "two"}
+    assert served.post("/v1/chat/completions", body, **neither).status_code == 401
+
+
+def test_a_token_counts_in_a_gateway_without_keys(start: Start) -> None:
+    served = start()
+    opened = served.open()
+    headers = {"Authorization": "Bearer of another service", "X_Api_Key": opened.token}
+    response = served.post("/v1/chat/completions", {"model": "tiny", "messages": HELLO}, **headers)
+    assert response.status_code == 200 and len(opened.steps) == 1

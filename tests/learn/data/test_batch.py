@@ -221,7 +221,7 @@ def rewarded(one: Trajectory) -> Trajectory:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
-def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
+def test_an_algorithm_says_whether_it_needs_a_spread_within_groups(algorithm) -> None:
     alone = [[rewarded(trajectory("a", 1.0, group="g"))], [rewarded(trajectory("b", 0.0, group="h"))]]
     outputs = {
         (t.uid, step.step_index): PolicyOutputs(*[(0.0,) * len(step.response_ids)] * 4)
@@ -234,7 +234,7 @@ def test_an_algorithm_says_whether_it_needs_groups(algorithm) -> None:
         outputs = {place: replace(one, reference=[-1.0] * len(one.log_probs)) for place, one in outputs.items()}
     batch = make_batch(alone, algorithm(), failed="mask", outputs=outputs, greedy=greedy, keep_zero=True)
     teaches = any(value for turn in batch.turns for value in turn.advantages)
-    assert teaches is not algorithm.needs_group
+    assert teaches is not algorithm.needs_spread
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda model: model.__name__)
@@ -257,7 +257,7 @@ def test_a_group_of_one_and_a_group_of_none_are_counted_and_break_nothing(algori
     assert batch.counts["groups"] == 3 and batch.counts["empty_groups"] == 1
     assert sum(shares(batch)) == pytest.approx(1.0)
     assert all(math.isfinite(value) for turn in batch.turns for value in turn.advantages)
-    if algorithm.needs_group and algorithm().name not in WHITENED:
+    if algorithm.needs_spread and algorithm().name not in WHITENED:
         # It has nobody to be compared with.
         assert [turn.advantages for turn in batch.turns if turn.group == "h"] == [(0.0, 0.0)]
         assert batch.counts["zero_variance_groups"] >= 1

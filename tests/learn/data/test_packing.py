@@ -84,8 +84,8 @@ def test_each_item_is_in_one_pass_and_no_pass_is_too_large(ids: list[list[int]],
 
 
 def test_numbers_come_back_in_the_order_of_the_sequences() -> None:
-    dealt = ScatterIndex([TokenSequence((1,), (2, 3)), TokenSequence((1,), (4,)), TokenSequence((1,), (5, 6, 7))])
-    assert dealt.in_order() == []
-    dealt.add([2, 0], torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0]))
-    dealt.add([1], torch.tensor([4.0]))
-    assert dealt.in_order() == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assigned = ScatterIndex([TokenSequence((1,), (2, 3)), TokenSequence((1,), (4,)), TokenSequence((1,), (5, 6, 7))])
+    assert assigned.in_order() == []
+    assigned.add([2, 0], torch.tensor([5.0, 6.0, 7.0, 2.0, 3.0]))
+    assigned.add([1], torch.tensor([4.0]))
+    assert assigned.in_order() == [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]

@@ -320,8 +320,8 @@ def test_a_run_that_died_and_was_moved_is_still_the_owner_of_what_it_held(
 
 def test_tokens_of_another_model_are_refused(record: Record, train: Any) -> None:
     (first, *_) = record("q0", change=lambda step: replace(step, response_ids=(*step.response_ids[:-1], 50_000)))
-    told = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy's vocabulary has \d+"
-    with pytest.raises(TrainingError, match=told) as error:
+    message = rf"step 1: trajectory '{first.uid}' holds the token 50000, but the policy's vocabulary has \d+"
+    with pytest.raises(TrainingError, match=message) as error:
         train(1)
     assert "train the model that the gateway served" in (error.value.hint or "")
 
@@ -399,10 +399,10 @@ def test_what_was_not_sampled_plainly_is_told_and_trained_on_or_masked(
         tokens = sum(len(t.steps[0].response_ids) for t in made)
         assert row["loss_tokens"] == (tokens if trained else 0)
         assert (row["altered_sampling"], row["altered_sampling/greedy"]) == (1.0, 1.0)
-        told = [entry.getMessage() for entry in caplog.records if "no plain samples" in entry.getMessage()]
+        message = [entry.getMessage() for entry in caplog.records if "no plain samples" in entry.getMessage()]
         if trained:  # without an update there is nothing to check
-            assert "(greedy 100%)" in told[0] and "temperature: 1.0, top_p: 1.0" in told[0]
-            assert "the gateway's config" in told[0] and "rollout.altered_sampling=mask" in told[0]
+            assert "(greedy 100%)" in message[0] and "temperature: 1.0, top_p: 1.0" in message[0]
+            assert "the gateway's config" in message[0] and "rollout.altered_sampling=mask" in message[0]
     record("q2")
     caplog.clear()
     train(1, run="plain")

@@ -12,8 +12,9 @@ import torch
 from midstream import api
 from midstream.core.errors import TrainingError
 from midstream.evaluate.runs import read_rows
+from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.algorithms.outcome import Outcome, PolicyOutputs, TurnOutcome
-from midstream.learn.algorithms.ppo import PPO, CriticConfig
+from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.model.critic import Critic
 from midstream.learn.model.log_probs import TokenSequence, run
 
@@ -73,11 +74,11 @@ def test_without_a_critic_there_is_an_error_and_no_guess() -> None:
 )
 def test_a_value_is_pulled_only_so_far(make_policy, value, before, target, loss, slope) -> None:
     critic = Critic(CriticConfig(clip=0.2), make_policy().decoder, None)
-    said = torch.tensor([value], requires_grad=True)
-    found, _ = critic.loss(said, torch.tensor([before]), torch.tensor([target]), torch.ones(1))
+    estimate = torch.tensor([value], requires_grad=True)
+    found, _ = critic.loss(estimate, torch.tensor([before]), torch.tensor([target]), torch.ones(1))
     found.backward()
-    assert found.item() == pytest.approx(loss) and said.grad is not None
-    assert said.grad.item() == pytest.approx(slope, abs=1e-6)
+    assert found.item() == pytest.approx(loss) and estimate.grad is not None
+    assert estimate.grad.item() == pytest.approx(slope, abs=1e-6)
 
 
 def test_roles_have_heads_of_their_own_and_the_others_share_one(make_policy) -> None:

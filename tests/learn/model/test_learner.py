@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from dataclasses import replace
@@ -12,9 +13,12 @@ import pytest
 import torch
 
 from midstream.core.errors import ModelError, TrainingError
+from midstream.core.sampling import SamplingParams
+from midstream.engines.base import Request
 from midstream.learn.algorithms import FlowGRPO
 from midstream.learn.algorithms.base import KLConfig
-from midstream.learn.algorithms.ppo import PPO, CriticConfig
+from midstream.learn.algorithms.critic import CriticConfig
+from midstream.learn.algorithms.ppo import PPO
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.data.batch import LearningBatch, LearningTurn
 from midstream.learn.model.critic import Critic
@@ -38,14 +42,14 @@ def batch_for(learner: Learner) -> LearningBatch:
         for member in range(3):
             history = prompt
             for _turn in range(1 + member):
-                said = tuple(generator.randrange(3, 400) for _ in range(2 + member))
-                sequence = TokenSequence(history, said, 0.8)
+                reply = tuple(generator.randrange(3, 400) for _ in range(2 + member))
+                sequence = TokenSequence(history, reply, 0.8)
                 with torch.no_grad():
                     old = score(learner.decoder, [sequence]).log_probs
                 moved = tuple(float(value) + generator.uniform(-0.4, 0.4) for value in old)
-                weight = 1 / (6 * (1 + member) * len(said))
-                turns.append(LearningTurn(sequence, moved, (member - 1.0,) * len(said), weight, "planner", str(group)))
-                history = (*history, *said, 8, 9, 10)
+                weight = 1 / (6 * (1 + member) * len(reply))
+                turns.append(LearningTurn(sequence, moved, (member - 1.0,) * len(reply), weight, "planner", str(group)))
+                history = (*history, *reply, 8, 9, 10)
     return LearningBatch(turns)
 
 
@@ -364,3 +368,22 @@ def test_during_the_warm_up_only_the_critic_learns(make_policy) -> None:
     assert not torch.equal(head, learner.critic.head["critic.weight"].detach())
     learner.update(batch, PPO(), None)
     assert not all(torch.equal(value, policy[name]) for name, value in learner.weights.snapshot().items())
+
+
+def test_forward_hooks_see_every_layer_and_the_head_in_sampling_and_in_learning(make_policy) -> None:
+    policy = make_policy()
+    decoder, seen = policy.decoder, []
+    for name, module in decoder.named_modules():
+        if name == "lm_head" or (name.startswith("layers.") and name.count(".") == 1):
+            module.register_forward_hook(lambda module, given, out, name=name: seen.append(name))
+    expected = [f"layers.{index}" for index in range(len(decoder.layers))] + ["lm_head"]
+
+    request = Request(prompt_ids=(5, 6, 7), sampling=SamplingParams(max_tokens=2, seed=1), session="a")
+    completion = asyncio.run(policy.engine.generate(request))
+    assert seen == expected * 2  # once for each token
+
+    seen.clear()
+    learner = Learner(decoder, Weights(decoder, "lora"), OptimizerConfig())
+    turn = LearningTurn(TokenSequence((5, 6, 7), completion.ids), completion.log_probs, (1.0, 1.0), 0.5, "", "")
+    learner.update(LearningBatch([turn]), FlowGRPO())
+    assert seen == expected

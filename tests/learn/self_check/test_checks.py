@@ -36,14 +36,14 @@ CONFIG = TrainConfig.model_validate(
 def attempts(decoder: Any) -> list[list[Trajectory]]:
     """A group of two: each plans, and is judged by a role that is not trained."""
     group: list[Trajectory] = []
-    for number, said in enumerate(((8, 9), (10, 11, 12))):
+    for number, response_ids in enumerate(((8, 9), (10, 11, 12))):
         steps: list[Step] = []
-        for role, prompt in (("planner", (5, 6, 7)), ("verifier", (5, 6, 7, *said, 13))):
-            found = tuple(score(decoder, [TokenSequence(prompt, said)]).log_probs.tolist())
+        for role, prompt in (("planner", (5, 6, 7)), ("verifier", (5, 6, 7, *response_ids, 13))):
+            found = tuple(score(decoder, [TokenSequence(prompt, response_ids)]).log_probs.tolist())
             steps.append(
                 Step(
                     prompt_ids=prompt,
-                    response_ids=said,
+                    response_ids=response_ids,
                     rollout_log_probs=found,
                     role=role,
                     trainable=role == "planner",
@@ -115,9 +115,11 @@ def many_attempts(decoder: Any) -> list[list[Trajectory]]:
     task = Task(id="t", prompt="?")
     group: list[Trajectory] = []
     for number in range(16):
-        prompt, said = (5, 6, 7, number), tuple(generator.integers(8, 400, 8).tolist())
-        found = tuple(score(decoder, [TokenSequence(prompt, said)]).log_probs.tolist())
-        step = Step(prompt_ids=prompt, response_ids=said, rollout_log_probs=found, role="planner", trainable=True)
+        prompt, response_ids = (5, 6, 7, number), tuple(generator.integers(8, 400, 8).tolist())
+        found = tuple(score(decoder, [TokenSequence(prompt, response_ids)]).log_probs.tolist())
+        step = Step(
+            prompt_ids=prompt, response_ids=response_ids, rollout_log_probs=found, role="planner", trainable=True
+        )
         group.append(Trajectory(uid=str(number), prompt_uid="g", task=task, steps=(step,), reward=float(number % 2)))
     return [group[:2], group[2:4], *([group[n], group[n + 1]] for n in range(4, 16, 2))]
 

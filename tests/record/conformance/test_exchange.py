@@ -28,8 +28,8 @@ def everything(store: Store) -> str:
     recorded = [replace(one, id=0) for one in store.trajectories.recorded()]
     uids = [one.trajectory.uid for one in recorded]
     groups = store.database.read(lambda connection: connection.execute(schema.groups.select()).all())
-    said = [(store.annotations.curation(uid), store.annotations.feedback(uid)) for uid in uids]
-    return repr((recorded, said, sorted(map(tuple, groups))))
+    annotated = [(store.annotations.curation(uid), store.annotations.feedback(uid)) for uid in uids]
+    return repr((recorded, annotated, sorted(map(tuple, groups))))
 
 
 def some(store: Store, count: int, *, first: int = 0, channel: str = "train") -> None:

@@ -157,8 +157,8 @@ def test_opening_a_trajectory_of_a_leased_group_is_refused(store: Store, clock: 
         join(store, f"full-{member}", group_size=2)
         join(store, f"due-{member}", group_size=4, deadline=due)
     join(store, "endless-0", deadline=due)
-    told = "the group 'full' of the channel 'train' has all its 2 trajectories.*would never be\\s+trained on"
-    with pytest.raises(GroupClosed, match=told) as error:
+    message = "the group 'full' of the channel 'train' has all its 2 trajectories.*would never be\\s+trained on"
+    with pytest.raises(GroupClosed, match=message) as error:
         join(store, "full-2", group_size=9)
     assert "another prompt_uid" in (error.value.hint or "") and store.trajectories.find("full-2") is None
     asyncio.run(

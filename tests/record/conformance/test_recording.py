@@ -118,7 +118,7 @@ def test_finish_keeps_the_training_step_and_recorded_steps(store: Store) -> None
 def test_a_step_of_an_unopened_trajectory_is_kept(store: Store) -> None:
     store.trajectories.append_sync(a_step("stray"), channel="online")
     assert store.trajectories.get("stray").steps == (a_step("stray"),)
-    assert store.trajectories.uids_by_prompt("online") == {"p": ["stray"]}
+    assert [t.uid for t in store.trajectories.iterate(channel="online", prompt_uid="p")] == ["stray"]
 
 
 def test_trajectories_stream_in_order_and_by_filter(store: Store) -> None:
@@ -139,7 +139,7 @@ def test_trajectories_stream_in_order_and_by_filter(store: Store) -> None:
     ]
     assert list(store.trajectories.iterate(status=Status.COMPLETED)) == []
     assert list(store.trajectories.iterate(limit=0)) == []
-    assert store.trajectories.uids_by_prompt("val")["p0"] == ["u0", "u2"]
+    assert [t.uid for t in store.trajectories.iterate(channel="val", prompt_uid="p0")] == ["u0", "u2"]
     assert (store.trajectories.count(), store.trajectories.count(channel="train")) == (total, total // 2)
 
 
@@ -360,7 +360,7 @@ def test_a_step_in_the_same_transaction_as_the_end_is_late_only_after_it(store: 
 def test_the_channel_it_was_begun_in_stays(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "online")
     asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK), channel="train"))
-    assert store.trajectories.uids_by_prompt("online") == {"p": ["u"]}
+    assert [t.uid for t in store.trajectories.iterate(channel="online", prompt_uid="p")] == ["u"]
 
 
 def test_open_trajectories_come_back_with_their_session_and_steps(database: str) -> None:

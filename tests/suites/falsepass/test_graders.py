@@ -33,8 +33,8 @@ class Grader(Adapter):
 
     async def score(self, example: Example, completion: Any) -> Score:
         if not isinstance(completion, str):
-            said = [str(m.get("content") or "") for m in completion if m.get("role") == "assistant"]
-            completion = said[-1] if said else ""
+            replies = [str(m.get("content") or "") for m in completion if m.get("role") == "assistant"]
+            completion = replies[-1] if replies else ""
         return Score(self.grade(completion, self.task.answer))
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from midstream.agents.agentflow.actions import NO_TOOL, ActionField, NextStep, Notation, UnreadableAction, read_action
 from midstream.agents.base import AgentFlowBase
 from midstream.core.types import Step, ToolCall
-from midstream.memory.working import Exchange, Turn, WorkingMemory
+from midstream.memory.working import Exchange, TurnRecord, WorkingMemory
 
 StopRule = Literal["planner", "evidence"]
 _OPERATION = re.compile(r"(?<![\w.])\d|\b(half|twice|double|triple|third|quarter|sum|difference|product)\b")
@@ -144,6 +144,6 @@ class Generator:
         return found[-1] if found else ""
 
 
-def turn_record(number: int, action: NextStep | None, call: ToolCall, verdict: bool, reason: str) -> Turn:
+def turn_record(number: int, action: NextStep | None, call: ToolCall, verdict: bool, reason: str) -> TurnRecord:
     """The memory's record of one turn."""
-    return Turn(number, action.sub_goal if action else "", call, verdict, reason)
+    return TurnRecord(number, action.sub_goal if action else "", call, verdict, reason)

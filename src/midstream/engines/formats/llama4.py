@@ -26,7 +26,6 @@ _TOKEN = re.compile(r"""[\[\](){}]|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|["']""", 
 _HEAD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*\(")
 _MAY_BE_CALL = re.compile(r"\[\s*(?:[A-Za-z_][\w.-]*\s*)?")
 _KEY = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*")
-_NEXT = re.compile(r"\s*([,)\]])")
 _PAIRS = {"]": "[", ")": "(", "}": "{"}
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 

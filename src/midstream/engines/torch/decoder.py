@@ -11,8 +11,9 @@ towers."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +21,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
-from midstream.engines.torch import products
-from midstream.engines.torch.blocked import blocked_projection
 from midstream.engines.torch.checkpoint_files import read_config, read_weights, weight_files
-from midstream.engines.torch.linear import PackedWeight
+from midstream.engines.torch.layers import AT_LEAST_TWO, Attend, Layer, LMHead, Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
@@ -31,67 +30,12 @@ from midstream.engines.torch.products import Rows
 if TYPE_CHECKING:
     from midstream.engines.torch.allowed import Grammars
 
-COMPANY = Rows(at_least=2)
-"""A single-row oneDNN product uses a different kernel, whose sums round differently."""
-ROOM = 3
+RESERVED_SIZES = 3
 """Multiple of a checkpoint's size reserved in huge pages: fused and packed weights, keys and values."""
 
 
-class Attend(Protocol):
-    """Attention over flat tokens: q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads * head_dim]."""
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
-
-
-class Projection(nn.Module):
-    """One matrix for projections that share an input, with their adapters."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, names: list[str], sizes: list[int]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.names, self.sizes = names, sizes
-        self.adapter: Adapter | None = None
-        self.packed = PackedWeight()
-        self.rows = COMPANY
-        self._cached: tuple[int, Tensor, Tensor] | None = None
-
-    def forward(self, x: Tensor, version: int, use_adapter: bool) -> Tensor:
-        """x [n, in] -> [n, out]. `version` identifies the state of the weights; outside autograd it keys cast and
-        packed copies."""
-        a = b = None
-        if self.adapter is not None and use_adapter:
-            if torch.is_grad_enabled():
-                a, b = self.adapter.matrices(x.dtype)
-            else:
-                if self._cached is None or self._cached[0] != version:
-                    self._cached = (version, *self.adapter.matrices(x.dtype))
-                _, a, b = self._cached
-        base_version = version if self.weight.requires_grad else 0
-        if self.rows.block is not None and torch.is_grad_enabled():
-            return blocked_projection(x, self.weight, self.bias, a, b, self.packed, base_version, self.rows)
-        return products.by_rows(lambda part: self._product(part, base_version, a, b), x, self.rows)
-
-    def _product(self, x: Tensor, version: int, a: Tensor | None, b: Tensor | None) -> Tensor:
-        y = self.packed.linear(x, self.weight, self.bias, version)
-        return y if a is None or b is None else products.add_linear(y, products.linear(x, a), b)
-
-
-class Layer(nn.Module):
-    """One transformer block."""
-
-    def __init__(
-        self, qkv: Projection, out: Projection, gate_up: Projection, down: Projection, norms: dict[str, Tensor]
-    ) -> None:
-        super().__init__()
-        self.qkv, self.out, self.gate_up, self.down = qkv, out, gate_up, down
-        self.norms = nn.ParameterDict(
-            {name: nn.Parameter(weight, requires_grad=False) for name, weight in norms.items()}
-        )
-
-
 class Decoder(nn.Module):
-    """The model: `forward` returns hidden states, `head` is the matrix that maps them to logits.
+    """The model: `forward` returns hidden states, `lm_head` maps them to logits.
 
     `version` counts weight updates. `policy_version` reports it, and caches of casts use it to detect changes."""
 
@@ -108,15 +52,14 @@ class Decoder(nn.Module):
         self.version = 0
         self.gradient_checkpointing = False
         """Recompute a layer's activations in the backward pass instead of storing them."""
-        self.packed_head = PackedWeight()
-        self.rows, self.queries = COMPANY, Rows()
+        self.rows, self.queries = AT_LEAST_TWO, Rows()
         """Row counts for products with weights, and for those of attention."""
         self.grammars: Grammars | None = None
         """Compiles constraints for the model's tokenizer; set by the first engine that samples from it."""
         self.embed = nn.Parameter(weights["model.embed_tokens.weight"], requires_grad=False)
-        head = weights.get("lm_head.weight")
-        self.head = self.embed if head is None else nn.Parameter(head, requires_grad=False)
         self.final_norm = nn.Parameter(weights["model.norm.weight"], requires_grad=False)
+        head = weights.get("lm_head.weight")
+        self.lm_head = LMHead(self.embed if head is None else nn.Parameter(head, requires_grad=False))
         self.layers = nn.ModuleList(self._layer(i, weights) for i in range(int(config["num_hidden_layers"])))
         cos, sin = _rotary_tables(config, self.head_dim, self.context_length)
         self.register_buffer("cos", cos.to(self.embed.dtype), persistent=False)
@@ -149,19 +92,21 @@ class Decoder(nn.Module):
             fuse("mlp.gate_proj", "mlp.up_proj"),
             fuse("mlp.down_proj"),
             norms,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            eps=self.eps,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [n, hidden] -> [n, vocab] in the model's dtype."""
-        version = self.version if self.head.requires_grad else 0
-        return products.by_rows(lambda part: self.packed_head.linear(part, self.head, None, version), hidden, self.rows)
+        return self.lm_head(hidden, self.version)
 
     def compute_by(self, rows: Rows, queries: Rows) -> None:
         """Use `rows` for products with weights, and `queries` for those of attention, from now on."""
         self.rows, self.queries = rows, queries
-        self.packed_head.allowed = rows.packed
-        for projection in self.projections().values():
-            projection.rows, projection.packed.allowed = rows, rows.packed
+        for product in (self.lm_head, *self.projections().values()):
+            product.rows, product.packed.allowed = rows, rows.packed
 
     @property
     def group(self) -> int:
@@ -181,33 +126,13 @@ class Decoder(nn.Module):
         x = F.embedding(tokens, self.embed)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         again = self.gradient_checkpointing and torch.is_grad_enabled()
-        for index in range(len(self.layers)):
+        for index, layer in enumerate(self.layers):
+            arguments = (x, cos, sin, partial(attend, index), self.version, adapter)
             if again:
-                x = checkpoint(
-                    self._block, index, x, cos, sin, attend, adapter, use_reentrant=False, preserve_rng_state=False
-                )
+                x = cast(Tensor, checkpoint(layer, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
-                x = self._block(index, x, cos, sin, attend, adapter)
+                x = layer(*arguments)
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
-
-    def _block(self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, adapter: bool) -> Tensor:
-        """Apply layer `index` to x [n, hidden]."""
-        layer, version = self.layers[index], self.version
-        assert isinstance(layer, Layer)
-        n_rotary = self.heads + self.kv_heads
-        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["attention"], self.eps)
-        qkv = layer.qkv(normed, version, adapter).view(len(x), n_rotary + self.kv_heads, self.head_dim)
-        rotary, v = qkv[:, :n_rotary], qkv[:, n_rotary:]
-        if "q" in layer.norms:
-            q = F.rms_norm(rotary[:, : self.heads], (self.head_dim,), layer.norms["q"], self.eps)
-            k = F.rms_norm(rotary[:, self.heads :], (self.head_dim,), layer.norms["k"], self.eps)
-            rotary = torch.cat([q, k], 1)
-        rotary = _rotate(rotary, cos, sin)
-        attended = attend(index, rotary[:, : self.heads], rotary[:, self.heads :], v)
-        x = x + layer.out(attended, version, adapter)
-        normed = F.rms_norm(x, (x.shape[-1],), layer.norms["mlp"], self.eps)
-        gate, up = layer.gate_up(normed, version, adapter).chunk(2, -1)
-        return x + layer.down(F.silu(gate) * up, version, adapter)
 
     def add_adapters(
         self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
@@ -247,7 +172,7 @@ class Decoder(nn.Module):
         """Pack the weights for sampling now instead of at the first token."""
         for projection in self.projections().values():
             projection.packed.pack(projection.weight, 0)
-        self.packed_head.pack(self.head, 0)
+        self.lm_head.packed.pack(self.lm_head.weight, 0)
 
     def projections(self) -> dict[str, Projection]:
         """Return every fused projection by its module path."""
@@ -256,12 +181,6 @@ class Decoder(nn.Module):
     def adapters(self) -> dict[str, Adapter]:
         """Return every adapter by the path of its projection; empty without `add_adapters`."""
         return {name: p.adapter for name, p in self.projections().items() if p.adapter is not None}
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in the half-split layout of Hugging Face's Llama (Su et al. 2021)."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat([-second, first], -1) * sin
 
 
 def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor, Tensor]:
@@ -280,7 +199,7 @@ def load_decoder(folder: Path, dtype: torch.dtype, device: torch.device | str = 
     model."""
     config = read_config(folder)
     if torch.device(device).type == "cpu":
-        reserve(ROOM * sum(file.stat().st_size for file in set(weight_files(folder).values())))
+        reserve(RESERVED_SIZES * sum(file.stat().st_size for file in set(weight_files(folder).values())))
     decoder = Decoder(config, read_weights(folder, config, dtype, device), str(folder))
     decoder.pack()
     return decoder

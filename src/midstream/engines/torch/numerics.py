@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 
 from midstream.core.errors import ConfigError, RunError
-from midstream.engines.torch.decoder import COMPANY, Decoder
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import AT_LEAST_TWO
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.row_probe import dependent_pass, dependent_product, slowdown
 
@@ -29,7 +30,7 @@ _log = logging.getLogger(__name__)
 Mode = Literal["exact", "fast"]
 Asked = Literal["auto", "exact", "fast"]
 
-PLAIN = (COMPANY, Rows())
+PLAIN = (AT_LEAST_TWO, Rows())
 """Row counts of products with weights, and of those of attention, in mode `fast`."""
 FEW = Rows(at_least=8, depth=128)
 BLOCK = Rows(block=64)

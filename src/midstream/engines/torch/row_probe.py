@@ -15,7 +15,8 @@ from torch import Tensor
 from midstream.engines.torch import products
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
 from midstream.engines.torch.cached import CachedDecoder
-from midstream.engines.torch.decoder import Decoder, Layer, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Layer, Projection
 from midstream.engines.torch.lora import Adapter
 from midstream.engines.torch.products import Rows
 from midstream.engines.torch.slots import Slot, SlotAssignment
@@ -51,10 +52,10 @@ def dependent_product(decoder: Decoder) -> str | None:
             return f"{projection.weight.shape[1]}x{projection.weight.shape[0]} at {count} rows"
 
     def learned(x: Tensor) -> Tensor:
-        return products.by_rows(lambda part: products.linear(part, decoder.head), x, decoder.rows).detach()
+        return products.by_rows(lambda part: products.linear(part, decoder.lm_head.weight), x, decoder.rows).detach()
 
-    vocabulary, hidden = decoder.head.shape
-    sampled = decoder.logits if decoder.packed_head.used_for(decoder.head) else None
+    vocabulary, hidden = decoder.lm_head.weight.shape
+    sampled = decoder.logits if decoder.lm_head.packed.used_for(decoder.lm_head.weight) else None
     if (count := _differs(decoder, sampled, learned, hidden, HEAD_COUNTS)) is not None:
         return f"{hidden}x{vocabulary} at {count} rows"
     return None
@@ -208,7 +209,7 @@ def _learn(decoder: Decoder) -> float:
     with torch.set_grad_enabled(bool(wanted)):
         hidden = decoder(tree.tokens, tree.positions, attend)
         with torch.no_grad():
-            products.by_rows(lambda part: products.linear(part, decoder.head), hidden[:128], decoder.rows)
+            products.by_rows(lambda part: products.linear(part, decoder.lm_head.weight), hidden[:128], decoder.rows)
         if wanted:
             torch.autograd.grad(hidden.float().square().sum(), wanted, allow_unused=True)
     return time.perf_counter() - began

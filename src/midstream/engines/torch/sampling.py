@@ -66,16 +66,16 @@ def sample(
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0], log_probs
 
 
-def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], said: Sequence[int]) -> Tensor:
-    """Apply the penalties of `params` to `logits` [vocab], for tokens of `prompt` and of the response so far,
-    `said`."""
+def penalise(logits: Tensor, params: SamplingParams, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Apply the penalties of `params` to `logits` [vocab], for tokens of `prompt` and of the `response` so
+    far."""
     logits = logits.clone()
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt, *said}), device=logits.device)
+        seen = torch.tensor(sorted({*prompt, *response}), device=logits.device)
         of_seen, penalty = logits[seen], params.repetition_penalty
         logits[seen] = torch.where(of_seen > 0, of_seen / penalty, of_seen * penalty)
-    if said:
-        times = Counter(said)
+    if response:
+        times = Counter(response)
         taken = torch.tensor(list(times.values()), dtype=logits.dtype, device=logits.device) * params.frequency_penalty
         logits[torch.tensor(list(times), device=logits.device)] -= taken + params.presence_penalty
     return logits

@@ -61,11 +61,11 @@ class Server:
             try:
                 async with self._client.stream("GET" if body is None else "POST", path, json=body) as response:
                     if response.status_code != 200:
-                        said = _message(await response.aread())
+                        message = _message(await response.aread())
                         if response.status_code == 429 or response.status_code >= 500:
-                            problem = f"HTTP {response.status_code}: {said}"
+                            problem = f"HTTP {response.status_code}: {message}"
                             continue
-                        raise self._refusal(path, response.status_code, said, body or {})
+                        raise self._refusal(path, response.status_code, message, body or {})
                     if not (body or {}).get("stream"):
                         yield self._parsed(path, await response.aread())
                         return
@@ -73,7 +73,7 @@ class Server:
                         if line.startswith("data: ") and line != "data: [DONE]":
                             piece = self._parsed(path, line[len("data: ") :])
                             if "error" in piece:
-                                raise EngineError(f"{self.url}{path} failed in mid-stream: {_said(piece)}")
+                                raise EngineError(f"{self.url}{path} failed in mid-stream: {_error_text(piece)}")
                             begun = True
                             yield piece
                     return
@@ -95,22 +95,22 @@ class Server:
         except ValueError:
             raise EngineError(f"{self.url}{path} answered with something that is not JSON: {text[:200]}") from None
 
-    def _refusal(self, path: str, status: int, said: str, body: Mapping[str, Any]) -> Exception:
-        if "maximum context length" in said:
-            return PromptTooLong(f"{self.url}: {said}")
+    def _refusal(self, path: str, status: int, message: str, body: Mapping[str, Any]) -> Exception:
+        if "maximum context length" in message:
+            return PromptTooLong(f"{self.url}: {message}")
         if status == 400 and "structured_outputs" in body:
-            return Unsupported(f"{self.url} cannot honour the constraint: {said}")
-        return Refused(f"{self.url}{path} refused the call: HTTP {status}: {said}", status)
+            return Unsupported(f"{self.url} cannot honour the constraint: {message}")
+        return Refused(f"{self.url}{path} refused the call: HTTP {status}: {message}", status)
 
 
 def _message(raw: bytes) -> str:
     text = raw.decode("utf-8", "replace")
     try:
-        return _said(json.loads(text))
+        return _error_text(json.loads(text))
     except ValueError:
         return text[:300]
 
 
-def _said(answer: Any) -> str:
+def _error_text(answer: Any) -> str:
     error = answer.get("error") if isinstance(answer, Mapping) else None
     return str(error.get("message") if isinstance(error, Mapping) else error or answer)[:500]

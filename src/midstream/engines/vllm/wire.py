@@ -106,8 +106,8 @@ class Response:
 def prompt_log_probs(answer: Any, ids: Sequence[int], top: int) -> tuple[list[float], list[Top]]:
     """Return log-probabilities of a prompt's last tokens, `ids`, from an answer with `prompt_logprobs`."""
     try:
-        said = answer["choices"][0]["prompt_logprobs"][-len(ids) :]
-        places = [{int(token): float(one["logprob"]) for token, one in place.items()} for place in said]
+        by_place = answer["choices"][0]["prompt_logprobs"][-len(ids) :]
+        places = [{int(token): float(one["logprob"]) for token, one in place.items()} for place in by_place]
         return [place[token] for place, token in zip(places, ids, strict=True)], [
             _likeliest(place, top) for place in places if top
         ]
@@ -115,15 +115,15 @@ def prompt_log_probs(answer: Any, ids: Sequence[int], top: int) -> tuple[list[fl
         raise EngineError(f"vLLM's prompt_logprobs cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _log_probs(said: Mapping[str, Any]) -> tuple[list[float], list[dict[int, float]]]:
+def _log_probs(log_probs: Mapping[str, Any]) -> tuple[list[float], list[dict[int, float]]]:
     """Return each token's log-probability and its most likely alternatives, from a completion or a chat."""
-    if "content" in said:
-        content = said["content"] or ()
+    if "content" in log_probs:
+        content = log_probs["content"] or ()
         return [float(one["logprob"]) for one in content], [
             {_id(other["token"]): float(other["logprob"]) for other in one["top_logprobs"]} for one in content
         ]
-    tops = said.get("top_logprobs") or ()
-    return [float(one) for one in said.get("token_logprobs") or ()], [
+    tops = log_probs.get("top_logprobs") or ()
+    return [float(one) for one in log_probs.get("token_logprobs") or ()], [
         {_id(token): float(value) for token, value in (one or {}).items()} for one in tops
     ]
 

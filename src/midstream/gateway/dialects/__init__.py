@@ -1,1 +1,1 @@
-"""One module an API: what its clients send becomes a call, and answers become what they expect to read."""
+"""One module per API: parses its requests and formats its answers."""

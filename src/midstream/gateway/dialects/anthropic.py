@@ -1,5 +1,5 @@
-"""Anthropic's messages: `POST /v1/messages`. A message can go on from an earlier one of its trajectory, as the tool
-runner of Anthropic's client has it."""
+"""Anthropic's messages: `POST /v1/messages`. A message can continue an earlier one of its trajectory, as the tool
+runner of Anthropic's client does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from midstream.core.toolsets import tool_schema
-from midstream.core.types import Constraint, Message, ToolSchema
+from midstream.core.types import Message
 from midstream.engines.formats import Delta
 from midstream.gateway.dialects.anthropic_request import (
     CountRequest,
@@ -24,33 +24,32 @@ from midstream.gateway.dialects.anthropic_request import (
 )
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.shared import event
-from midstream.gateway.dialects.tools import HostedTool, Offer, offer
+from midstream.gateway.dialects.tools import HostedTool, Offer, ReplyRules, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
 from midstream.gateway.sessions.active import ActiveTrajectory
 from midstream.gateway.sessions.answer import Answer, Outline, Part, answer_of, call_id
-from midstream.gateway.sessions.asks import Ask, Piece
+from midstream.gateway.sessions.call_request import CallRequest, Piece
 from midstream.record.recorder import Call
 
 SIGNATURE = "unsigned"
-"""Of every thought. Nothing is signed here, but clients take a thought with an empty signature for a broken one, and
+"""Signature of every thought. Nothing is signed here, but clients treat a thought with an empty signature as broken and
 send it back as text."""
 
 
-def parse(request: MessagesRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
-    """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model, live)
+def parse(request: MessagesRequest, gateway: Gateway, active: ActiveTrajectory) -> tuple[CallRequest, ReplyRules]:
+    """Return the call of `request`, and the rules of its reply."""
+    request.model = gateway.model_name(request.model, active)
     messages, offered = conversation(request)
     thread = request.thread
     if thread is not None and thread.type == "continue":
-        before, offered = _earlier(request, thread, gateway, live)
+        before, offered = _earlier(request, thread, gateway, active)
         messages = [*before, *messages]
-    declared, constraint = _held(request, offered, gateway)
+    rules = _rules(request, offered)
     call = Call(
         role=request.model,
         messages=tuple(messages),
-        tools=declared,
-        constraint=constraint,
+        tools=rules.declared,
         sampling=gateway.sampling(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -62,52 +61,49 @@ def parse(request: MessagesRequest, gateway: Gateway, live: ActiveTrajectory) ->
             request,
             user=None if request.metadata is None else request.metadata.user_id,
             thread_tools=None if thread is None else list(offered.functions),
-            left_out=gateway.leave_out(
-                [tool.type for tool in offered.left_out] + ["mcp"] * (request.mcp_servers is not None)
+            left_out=gateway.metrics.count_dropped(
+                [tool.type for tool in offered.dropped] + ["mcp"] * (request.mcp_servers is not None)
             ),
         ),
     )
-    return Ask(call=call)
+    return CallRequest(call=call), rules
 
 
-def prompt(request: CountRequest, gateway: Gateway) -> Call:
-    """The call whose prompt `request` wants counted."""
+def prompt(request: CountRequest) -> Call:
+    """Return the call whose prompt is counted."""
     messages, offered = conversation(request)
-    declared, _ = _held(request, offered, gateway)
-    return Call(messages=tuple(messages), tools=declared, metadata=step_metadata(request))
+    return Call(messages=tuple(messages), tools=_rules(request, offered).declared, metadata=step_metadata(request))
 
 
-def _held(request: CountRequest, offered: Offer, gateway: Gateway) -> tuple[tuple[ToolSchema, ...], Constraint | None]:
-    """The tools to declare, and what holds the reply to `tool_choice` and `output_config.format`."""
+def _rules(request: CountRequest, offered: Offer) -> ReplyRules:
+    """Return the rules of `tool_choice` and `output_config.format`."""
     asked = request.tool_choice
     choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
     parallel = not (asked is not None and asked.disable_parallel_tool_use)
-    return offered.hold(gateway.tokenizer, choice, _format(request), parallel=parallel)
+    return offered.rules(choice, _format(request), parallel=parallel)
 
 
 def _earlier(
-    request: MessagesRequest, thread: Thread, gateway: Gateway, live: ActiveTrajectory
+    request: MessagesRequest, thread: Thread, gateway: Gateway, active: ActiveTrajectory
 ) -> tuple[list[Message], Offer]:
-    """The conversation up to and with the message that a thread goes on from, and the tools it was begun with. These
-    are kept apart from those its prompt declared, which are none where `tool_choice` was `none`."""
+    """Return the conversation up to and including the message that a thread continues, and the thread's tools. These
+    are not always those of the earlier prompt, which has none if `tool_choice` was `none`."""
     if request.system is not None or request.tools is not None:
-        raise ApiError(
-            400, "system and tools are those the thread was created with; leave them out to continue it", param="thread"
-        )
-    for step in live.recorder.finished():
+        raise ApiError(400, "system and tools are taken from the thread; leave them out to continue it", param="thread")
+    for step in active.recorder.finished():
         if f"msg_{step.metadata.get('answer_id')}" == thread.previous_message_id:
-            said = answer_of(step, gateway.tokenizer).message()
-            return [*step.messages, said], Offer(tuple(step.metadata.get("thread_tools", ())))
+            reply = answer_of(step, gateway.tokenizer).message()
+            return [*step.messages, reply], Offer(tuple(step.metadata.get("thread_tools", ())))
     raise ApiError(
         404,
-        f"trajectory '{live.uid}' has no message '{thread.previous_message_id}' to go on from",
+        f"trajectory '{active.uid}' has no message '{thread.previous_message_id}'",
         code="thread_not_found",
         param="thread.previous_message_id",
     )
 
 
 def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
-    """Messages and tools as chat templates take them."""
+    """Return messages and tools in the form of chat templates."""
     messages: list[Message] = []
     if request.system:
         system = request.system
@@ -131,7 +127,7 @@ def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
 
 
 def _format(request: CountRequest) -> dict[str, Any] | None:
-    """`output_config.format` as chat completions word it."""
+    """Return `output_config.format` in the form of chat completions."""
     asked = None if request.output_config is None else request.output_config.format
     if asked is None or asked.get("type") != "json_schema":
         return asked
@@ -139,13 +135,13 @@ def _format(request: CountRequest) -> dict[str, Any] | None:
 
 
 def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
-    """A message, its content in the order in which the model wrote it."""
+    """Return a message; its content is in the order of sampling."""
     content = [_block(part, answer.id) for part in answer.parts]
     return {**_head(answer.id, request), "content": content, **_stopped(answer), "usage": _usage(answer)}
 
 
 async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece]) -> AsyncGenerator[bytes]:
-    """The message's events: one content block for each part of the reply."""
+    """Yield the events of a message: one content block for each part of the reply."""
     outline, current, begun = Outline(), None, 0
     started = False
     async for piece in pieces:
@@ -174,16 +170,16 @@ async def events(request: MessagesRequest, pieces: AsyncGenerator[Piece]) -> Asy
 
 
 def _closing(part: Part | None, index: int) -> list[bytes]:
-    """The events that end the block of `part`, if one is open."""
-    told: list[dict[str, Any]] = [] if part is None else [{"type": "content_block_stop", "index": index}]
+    """Return the events that end the block of `part`, if one is open."""
+    ending: list[dict[str, Any]] = [] if part is None else [{"type": "content_block_stop", "index": index}]
     if part is not None and part.kind == "thought":
         signed = {"type": "signature_delta", "signature": SIGNATURE}
-        told.insert(0, {"type": "content_block_delta", "index": index, "delta": signed})
-    return [event(one, one["type"]) for one in told]
+        ending.insert(0, {"type": "content_block_delta", "index": index, "delta": signed})
+    return [event(one, one["type"]) for one in ending]
 
 
 def _block(part: Part, answer_id: str, signature: str = SIGNATURE) -> dict[str, Any]:
-    """A content block."""
+    """Return a content block."""
     if part.kind == "text":
         return {"type": "text", "text": part.text, "citations": None}
     if part.kind == "thought":
@@ -212,7 +208,7 @@ _NO_USAGE: dict[str, Any] = {
     "inference_geo": None,
 }
 _ONCE = frozenset({"cache_creation", "service_tier", "inference_geo"})
-"""What a stream says of usage only when it begins."""
+"""Usage fields that a stream has only in its first event."""
 _STOPPED = {"stop_reason": None, "stop_sequence": None, "stop_details": None}
 
 
@@ -228,7 +224,7 @@ def _head(answer_id: str, request: CountRequest) -> dict[str, Any]:
 
 
 def _stopped(answer: Answer) -> dict[str, Any]:
-    """Why the reply ended; `max_tokens` where it was cut, whatever it called before."""
+    """Return why the reply ended: `max_tokens` if it was cut, even after a call."""
     stops = answer.step.metadata.get("stop", ())
     found = [(place, string) for string in stops if (place := answer.step.text.find(string)) >= 0]
     if answer.finish_reason == "length":
@@ -241,7 +237,7 @@ def _stopped(answer: Answer) -> dict[str, Any]:
 
 
 def _plain(turn: Turn) -> list[Message]:
-    """One turn as messages: results of tools stand before what the user says beside them."""
+    """Return one turn as messages. Tool results come before the user's text beside them."""
     if isinstance(turn.content, str):
         return [{"role": turn.role, "content": turn.content}]
     results: list[Message] = []
@@ -251,7 +247,7 @@ def _plain(turn: Turn) -> list[Message]:
     for block in turn.content:
         if isinstance(block, ToolResultBlock):
             content = _content(block.content)
-            if block.is_error and isinstance(content, str):  # templates have no other place for it
+            if block.is_error and isinstance(content, str):  # templates do not support it otherwise
                 content = f"Error: {content}"
             results.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
         elif isinstance(block, ToolUseBlock):
@@ -262,10 +258,10 @@ def _plain(turn: Turn) -> list[Message]:
         else:
             parts.append(block)
     if turn.role == "assistant":
-        said = "".join(block.text for block in parts if isinstance(block, TextBlock))
-        message: Message = {"role": "assistant", "content": said}
+        text = "".join(block.text for block in parts if isinstance(block, TextBlock))
+        message: Message = {"role": "assistant", "content": text}
         if calls:
-            message |= {"content": said or None, "tool_calls": calls}
+            message |= {"content": text or None, "tool_calls": calls}
         return [{**message, "reasoning_content": thought} if thought else message]
     if calls:
         raise ApiError(400, "a tool_use block can only be in an assistant's message", param="messages")
@@ -273,7 +269,7 @@ def _plain(turn: Turn) -> list[Message]:
 
 
 def _content(blocks: str | list[Any] | None) -> Any:
-    """Text where there is only text, else a list of parts."""
+    """Return a text if all blocks are text, else a list of parts."""
     if blocks is None or isinstance(blocks, str):
         return blocks or ""
     if all(isinstance(block, TextBlock) for block in blocks):

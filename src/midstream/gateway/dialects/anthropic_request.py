@@ -1,4 +1,4 @@
-"""The body of `POST /v1/messages`: each argument, and what is done with it."""
+"""The body of `POST /v1/messages`, with the treatment of each argument."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
+from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, Treatment
 from midstream.gateway.dialects.plain_json import JsonObject
 from midstream.gateway.dialects.shared import Body, TopK
 from midstream.gateway.dialects.tools import HostedTool, kind_of
@@ -18,7 +18,7 @@ class TextBlock(Body):
     cache_control: Ignored = None
     """Prompts are cached by trajectory."""
     citations: Ignored = None
-    """Chat templates have no place for them."""
+    """Chat templates do not support them."""
 
 
 class Source(Body):
@@ -43,9 +43,9 @@ class ToolUseBlock(Body):
     cache_control: Ignored = None
     """Prompts are cached by trajectory."""
     caller: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
     toolset_name: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
 
 
 Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
@@ -59,7 +59,7 @@ class ToolResultBlock(Body):
     cache_control: Ignored = None
     """Prompts are cached by trajectory."""
     toolset_name: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
 
 
 class ThinkingBlock(Body):
@@ -87,13 +87,13 @@ class ToolParam(Body):
     cache_control: Ignored = None
     """Prompts are cached by trajectory."""
     defer_loading: Ignored = None
-    """Every function is shown at once: there is no tool search."""
+    """All functions are shown at once: there is no tool search."""
     allowed_callers: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
     eager_input_streaming: Ignored = None
     """Arguments are streamed as they are sampled."""
     input_examples: Ignored = None
-    """Chat templates have no place for them."""
+    """Chat templates do not support them."""
 
 
 AnyTool = Annotated[
@@ -118,12 +118,12 @@ class OutputConfig(Body):
     effort: Hint = None
     """Passed to the chat template as `reasoning_effort` (and as `enable_thinking`: false for `none` and `minimal`)."""
     task_budget: Hint = None
-    """Chat templates have no place for it."""
+    """Chat templates do not support it."""
 
 
 class ContextManagement(Body):
     edits: list[JsonObject] | None = None
-    """Those that keep everything are without effect; others, which would hide history, are refused."""
+    """Edits that keep everything have no effect; others would hide history and are refused."""
 
     @field_validator("edits")
     @classmethod
@@ -135,15 +135,15 @@ class ContextManagement(Body):
 
 
 class Thread(Body):
-    """Every message can be gone on from, so `create` asks for nothing more. `continue` sends new messages only: the
-    conversation, its system prompt and its tools are those of the earlier message."""
+    """`create` has no effect: every message can be continued. `continue` sends only new messages; the earlier messages,
+    the system prompt and the tools are taken from the earlier message's call."""
 
     type: Literal["create", "continue"]
     previous_message_id: str | None = None
 
 
 class CountRequest(Body):
-    """A prompt whose tokens are to be counted."""
+    """Counts the tokens of a prompt."""
 
     model: str
     messages: list[Turn] = Field(min_length=1)
@@ -152,16 +152,16 @@ class CountRequest(Body):
     tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
     thinking: Hint = None
-    """Whether to think is passed to the chat template as `enable_thinking`, `budget_tokens` as `thinking_budget`."""
+    """`type` is passed to the chat template as `enable_thinking`, `budget_tokens` as `thinking_budget`."""
     context_management: ContextManagement | None = None
     cache_control: Ignored = None
     """Prompts are cached by trajectory."""
     mcp_servers: Offered = None
-    """No MCP server is called from here."""
+    """The gateway calls no MCP servers."""
 
 
 class MessagesRequest(CountRequest):
-    """A message to be made."""
+    """Creates a message."""
 
     max_tokens: int = Field(ge=1)
     temperature: float | None = None
@@ -179,20 +179,20 @@ class MessagesRequest(CountRequest):
     inference_geo: Ignored = None
     """The model runs where the gateway's engine does."""
     diagnostics: Ignored = None
-    """Nothing is diagnosed."""
+    """There are no diagnostics."""
     billing_policy: Ignored = None
     """Nothing is billed."""
     user_profile_id: Ignored = None
-    """Nobody has a profile here."""
+    """There are no profiles."""
     workspace_id: Ignored = None
     """There is one workspace."""
-    fallbacks: Annotated[Any, Argument(What.REFUSED, "one policy answers")] = None
+    fallbacks: Annotated[Any, Argument(Treatment.REFUSED, "one policy answers")] = None
     """One policy answers."""
     fallback_credit_token: Ignored = None
     """Nothing is billed."""
     container: Refused = None
     """There are no containers."""
-    compaction: Annotated[Any, Argument(What.REFUSED, "shorten the conversation")] = None
-    """History is never compacted here."""
+    compaction: Annotated[Any, Argument(Treatment.REFUSED, "shorten the conversation")] = None
+    """The history is never compacted."""
     prefill: Refused = None
-    """Replies begin where the chat template has them begin."""
+    """The chat template determines how replies begin."""

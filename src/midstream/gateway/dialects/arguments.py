@@ -1,10 +1,10 @@
-"""What the gateway does with each argument of a request, declared where the argument is.
+"""Declares how the gateway treats each argument of a request, in the type of its field.
 
-A field of a request body without one of the annotations below is used. `Ignored` is accepted and changes nothing,
-`Hint` is kept with the step and passed to chat templates that read it, `Offered` names things the model could use if
-this gateway had them (they are left out and counted), and `Refused` would change the answer and is an error.
+A field without one of these annotations is used. `Ignored` is accepted without effect. `Hint` is kept with the step and
+passed to chat templates that read it. `Offered` names things this gateway does not have; they are dropped and counted.
+`Refused` would change the answer and is an error.
 
-An argument that asks for nothing (`is_nothing`) is as if left out, whatever its name. `describe_arguments` gives the
+An argument that asks for nothing (`is_empty`) counts as left out, whatever its name. `describe_arguments` makes the
 table in `docs/agents.md`.
 """
 
@@ -21,10 +21,11 @@ from pydantic_core import CoreSchema, core_schema
 from midstream.gateway.dialects.plain_json import AnyJson
 
 _OFF = ("", "disabled", "off")
+"""Values by which clients switch something off."""
 
 
-class What(StrEnum):
-    """What is done with an argument."""
+class Treatment(StrEnum):
+    """How an argument is treated."""
 
     USED = "used"
     HINT = "hint"
@@ -35,43 +36,43 @@ class What(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """The annotation of an argument that is not simply used. `instead` tells a client what to do about a refusal."""
+    """Annotation of a field that is not simply used. `instead` tells a client what to do about a refusal."""
 
-    what: What
+    treatment: Treatment
     instead: str = "leave it out"
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, value: Any) -> Any:
-        if self.what == What.REFUSED and not is_nothing(value):
-            raise ValueError(f"this server does not do this; {self.instead}")
-        return value if self.what in (What.HINT, What.OFFERED) and not is_nothing(value) else None
+        if self.treatment == Treatment.REFUSED and not is_empty(value):
+            raise ValueError(f"this server does not support it; {self.instead}")
+        return value if self.treatment in (Treatment.HINT, Treatment.OFFERED) and not is_empty(value) else None
 
 
-Ignored = Annotated[Any, Argument(What.IGNORED)]
-Hint = Annotated[AnyJson, Argument(What.HINT)]
-Offered = Annotated[AnyJson, Argument(What.OFFERED)]
-Refused = Annotated[Any, Argument(What.REFUSED)]
+Ignored = Annotated[Any, Argument(Treatment.IGNORED)]
+Hint = Annotated[AnyJson, Argument(Treatment.HINT)]
+Offered = Annotated[AnyJson, Argument(Treatment.OFFERED)]
+Refused = Annotated[Any, Argument(Treatment.REFUSED)]
 
 
-def is_nothing(value: Any) -> bool:
-    """Whether an argument with this value asks for nothing: null, false, empty, or switched off."""
+def is_empty(value: Any) -> bool:
+    """Return whether an argument with this value asks for nothing: null, false, empty, or switched off."""
     if isinstance(value, Mapping):
-        return all(is_nothing(setting) for setting in cast("Mapping[str, Any]", value).values())
+        return all(is_empty(setting) for setting in cast("Mapping[str, Any]", value).values())
     return value is None or value is False or value == [] or (isinstance(value, str) and value in _OFF)
 
 
-def without_nothing(body: Any, errors: list[Any]) -> bool:
-    """Remove from `body`, parsed JSON, what pydantic's `errors` are about where it asks for nothing; whether something
-    was removed, so that the body may be valid now."""
+def remove_empty(body: Any, errors: list[Any]) -> bool:
+    """Remove empty arguments that pydantic's `errors` are about from `body`, parsed JSON. Return whether something was
+    removed, so that the body may be valid now."""
     removed = False
     for error in errors:
         place: tuple[int | str, ...] = error["loc"]
-        # What is wrong with an object may be that it asks for nothing: the outermost such value goes.
+        # The error may be inside an empty object: remove the outermost empty value.
         for length in range(1, len(place) + 1):
             found = _find(body, place[:length])
-            if found is not None and is_nothing(found[0][found[1]]):
+            if found is not None and is_empty(found[0][found[1]]):
                 del found[0][found[1]]
                 removed = True
                 break
@@ -79,7 +80,7 @@ def without_nothing(body: Any, errors: list[Any]) -> bool:
 
 
 def _find(value: Any, place: tuple[int | str, ...]) -> tuple[dict[str, Any], str] | None:
-    """The object and the key in it that pydantic's `place` names: words for members of unions are no keys."""
+    """Return the object and its key at pydantic's `place`, which also contains names of union members."""
     if not place:
         return None
     first, rest = place[0], place[1:]
@@ -94,26 +95,25 @@ def _find(value: Any, place: tuple[int | str, ...]) -> tuple[dict[str, Any], str
 
 
 def hints_of(body: BaseModel) -> dict[str, Any]:
-    """The hints in a request, by the names its client gave them; those of nested objects with dots."""
+    """Return the hints of a request by argument name; nested ones with dots."""
     found: dict[str, Any] = {}
     for name, field in type(body).model_fields.items():
         value = getattr(body, name)
         if value is None:
             continue
-        if any(isinstance(one, Argument) and one.what == What.HINT for one in field.metadata):
+        if any(isinstance(one, Argument) and one.treatment == Treatment.HINT for one in field.metadata):
             found[name] = value
         elif isinstance(value, BaseModel):
             found |= {f"{name}.{inner}": hint for inner, hint in hints_of(value).items()}
     return found
 
 
-def describe_arguments(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, What, str]]:
-    """Each argument of a request by its dotted name, what is done with it, and why, as its docstring has it. `[]` is an
-    item of a list."""
+def describe_arguments(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Treatment, str]]:
+    """Yield each argument's dotted name (`[]` for items of a list), its treatment, and its docstring."""
     for name, field in model.model_fields.items():
         own = [one for one in field.metadata if isinstance(one, Argument)]
-        what = own[0].what if own else What.USED
-        yield f"{prefix}{name}", what, " ".join((field.description or "").split())
+        treatment = own[0].treatment if own else Treatment.USED
+        yield f"{prefix}{name}", treatment, " ".join((field.description or "").split())
         if not own:
             for nested, suffix in dict.fromkeys(_models_in(field.annotation)):
                 yield from describe_arguments(nested, f"{prefix}{name}{suffix}.")

@@ -11,16 +11,16 @@ from midstream.core.toolsets import tool_schema
 from midstream.core.types import Message
 from midstream.engines.chat import ChatTokenizer
 from midstream.gateway.dialects import log_probs
-from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, What
+from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Offered, Refused, Treatment
 from midstream.gateway.dialects.hints import step_metadata
 from midstream.gateway.dialects.plain_json import JsonObject
 from midstream.gateway.dialects.shared import Body, Function, SamplingArguments, event
-from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of, offer
+from midstream.gateway.dialects.tools import HostedChoice, HostedTool, ReplyRules, kind_of, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
 from midstream.gateway.sessions.active import ActiveTrajectory
 from midstream.gateway.sessions.answer import Answer, call_id, created_at, usage_of
-from midstream.gateway.sessions.asks import Ask, Piece
+from midstream.gateway.sessions.call_request import CallRequest, Piece
 from midstream.record.recorder import Call
 
 
@@ -46,7 +46,7 @@ class CalledFunction(Body):
     name: str
     arguments: str
     parsed_arguments: Any = None
-    """What OpenAI's client read `arguments` as; they count as they were written."""
+    """OpenAI's client adds its parsed `arguments`; the text counts."""
 
 
 class ToolCallPart(Body):
@@ -57,9 +57,8 @@ class ToolCallPart(Body):
 
 
 class ChatMessage(Body):
-    """A message of the conversation so far. `refusal`, `annotations`, `audio` and `function_call` come back from
-    clients that send a reply as they got it; they must be empty. `parsed` is what OpenAI's client read `content` as,
-    which counts as it was written."""
+    """A message of the conversation. Clients that send a reply back unchanged include `refusal`, `annotations`, `audio`
+    and `function_call`; they must be empty. OpenAI's client adds its `parsed` content; the text counts."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
@@ -75,7 +74,7 @@ class ChatMessage(Body):
     parsed: Any = None
 
     def plain(self) -> Message:
-        """As the rest of the gateway has it."""
+        """Return the message in the form of chat templates."""
         content = self.content
         message: Message = {
             "role": self.role,
@@ -131,7 +130,7 @@ AnyChoice = Annotated[
 
 
 class ChatRequest(SamplingArguments):
-    """A chat completion. Beside OpenAI's arguments, `top_k`, `min_p` and `repetition_penalty` are honoured."""
+    """Creates a chat completion. Beside OpenAI's arguments, `top_k`, `min_p` and `repetition_penalty` are used."""
 
     model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
@@ -157,13 +156,13 @@ class ChatRequest(SamplingArguments):
     verbosity: Hint = None
     """Passed to the chat template as `verbosity`."""
     web_search_options: Offered = None
-    """There is no web search."""
+    """There is no web search here."""
     store: Ignored = None
     """Every call is stored."""
     service_tier: Ignored = None
     """There is one tier."""
     prediction: Ignored = None
-    """It would only make the reply faster."""
+    """It would only speed up the reply."""
     prompt_cache_key: Ignored = None
     """Prompts are cached by trajectory."""
     prompt_cache_options: Ignored = None
@@ -175,20 +174,20 @@ class ChatRequest(SamplingArguments):
     """Replies are text."""
     moderation: Refused = None
     """Nothing is moderated."""
-    functions: Annotated[Any, Argument(What.REFUSED, "use tools")] = None
-    """The form that `tools` replaced."""
-    function_call: Annotated[Any, Argument(What.REFUSED, "use tool_choice")] = None
-    """The form that `tool_choice` replaced."""
+    functions: Annotated[Any, Argument(Treatment.REFUSED, "use tools")] = None
+    """Replaced by `tools`."""
+    function_call: Annotated[Any, Argument(Treatment.REFUSED, "use tool_choice")] = None
+    """Replaced by `tool_choice`."""
 
 
-def parse(request: ChatRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
-    """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model, live)
+def parse(request: ChatRequest, gateway: Gateway, active: ActiveTrajectory) -> tuple[CallRequest, ReplyRules]:
+    """Return the call of `request`, and the rules of its reply."""
+    request.model = gateway.model_name(request.model, active)
     messages = tuple(message.plain() for message in request.messages)
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     if request.top_logprobs and request.stream:
-        raise ApiError(400, "top_logprobs are not given in a stream; ask without stream", param="top_logprobs")
+        raise ApiError(400, "top_logprobs are not supported in a stream; leave out stream", param="top_logprobs")
     functions = [t.function for t in request.tools or () if isinstance(t, Tool)]
     offered = offer(
         [("", tool_schema(function.name, function.description, function.parameters)) for function in functions],
@@ -196,14 +195,11 @@ def parse(request: ChatRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask
     )
     asked = request.tool_choice
     choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = offered.hold(
-        gateway.tokenizer, choice, request.response_format, parallel=request.parallel_tool_calls is not False
-    )
+    rules = offered.rules(choice, request.response_format, parallel=request.parallel_tool_calls is not False)
     call = Call(
         role=request.model,
         messages=messages,
-        tools=declared,
-        constraint=constraint,
+        tools=rules.declared,
         top_log_probs=request.top_logprobs or 0,
         sampling=request.sampling(gateway, request.max_completion_tokens or request.max_tokens),
         metadata=step_metadata(
@@ -211,16 +207,16 @@ def parse(request: ChatRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask
             user=request.user,
             metadata=request.metadata,
             safety_identifier=request.safety_identifier,
-            left_out=gateway.leave_out(
-                [tool.type for tool in offered.left_out] + ["web_search"] * (request.web_search_options is not None)
+            left_out=gateway.metrics.count_dropped(
+                [tool.type for tool in offered.dropped] + ["web_search"] * (request.web_search_options is not None)
             ),
         ),
     )
-    return Ask(call=call, choices=request.n or 1)
+    return CallRequest(call=call, choices=request.n or 1), rules
 
 
 def body(request: ChatRequest, answers: Sequence[Answer], tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """A chat completion."""
+    """Return a chat completion."""
     choices = [
         {
             "index": place,
@@ -248,7 +244,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
 async def chunks(
     request: ChatRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
 ) -> AsyncGenerator[bytes]:
-    """Chat completion chunks, as server-sent events."""
+    """Yield chat completion chunks as server-sent events."""
     answers: list[Answer] = []
     begun: set[int] = set()
     head: dict[str, Any] = {}

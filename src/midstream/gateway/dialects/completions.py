@@ -1,4 +1,4 @@
-"""OpenAI's text completions: `POST /v1/completions`, with a prompt of text or of token ids."""
+"""OpenAI's text completions: `POST /v1/completions`, for text or token ids."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.long_text import LONG, off_loop
 from midstream.gateway.dialects import log_probs
-from midstream.gateway.dialects.arguments import Argument, Refused, What
+from midstream.gateway.dialects.arguments import Argument, Refused, Treatment
 from midstream.gateway.dialects.chat import StreamOptions, usage
 from midstream.gateway.dialects.shared import SamplingArguments, event
 from midstream.gateway.http.errors import ApiError
+from midstream.gateway.limits.length import check_texts
 from midstream.gateway.service import Gateway
 from midstream.gateway.sessions.active import ActiveTrajectory
 from midstream.gateway.sessions.answer import Answer, created_at
-from midstream.gateway.sessions.asks import Ask, Piece
+from midstream.gateway.sessions.call_request import CallRequest, Piece
 from midstream.record.recorder import Call
 from midstream.record.tree import truncate_at_stop
 
@@ -24,7 +26,7 @@ TokenIds = list[int]
 
 
 class CompletionRequest(SamplingArguments):
-    """A text completion of one prompt."""
+    """Creates a text completion of one prompt."""
 
     model: str | None = None
     prompt: str | TokenIds
@@ -36,34 +38,44 @@ class CompletionRequest(SamplingArguments):
     stream_options: StreamOptions | None = None
     user: str | None = None
     """Kept with the step."""
-    best_of: Annotated[Literal[1] | None, Argument(What.IGNORED)] = None
-    """Only 1, which asks for nothing: every choice is returned."""
+    best_of: Annotated[Literal[1] | None, Argument(Treatment.IGNORED)] = None
+    """Only 1: every choice is returned."""
     suffix: Refused = None
-    """Text is only continued."""
+    """Text is only continued at its end."""
 
 
-def parse(request: CompletionRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
-    """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model, live)
+async def parse(request: CompletionRequest, gateway: Gateway, active: ActiveTrajectory) -> CallRequest:
+    """Return the call of `request`. Long prompts are encoded off the event loop."""
+    request.model = gateway.model_name(request.model, active)
     if request.logprobs is not None and request.stream:
-        raise ApiError(400, "logprobs are not given in a stream; ask without stream", param="logprobs")
+        raise ApiError(400, "logprobs are not supported in a stream; leave out stream", param="logprobs")
     if request.logprobs is not None and request.echo:
-        raise ApiError(400, "echo gives no log-probabilities of the prompt; leave out echo or logprobs", param="echo")
-    prompt = gateway.tokenizer.encode(request.prompt) if isinstance(request.prompt, str) else tuple(request.prompt)
-    if not prompt:
-        raise ApiError(400, "the prompt is empty: there is nothing to continue", param="prompt")
+        raise ApiError(400, "echo has no log-probabilities of the prompt; leave out echo or logprobs", param="echo")
     call = Call(
         role=request.model,
-        prompt_ids=gateway.checked_ids(prompt, "prompt"),
+        prompt_ids=await _prompt_ids(request.prompt, gateway),
         top_log_probs=request.logprobs or 0,
         sampling=request.sampling(gateway, request.max_tokens),
         metadata={"user": request.user} if request.user else {},
     )
-    return Ask(call=call, choices=request.n or 1)
+    return CallRequest(call=call, choices=request.n or 1)
+
+
+async def _prompt_ids(prompt: str | TokenIds, gateway: Gateway) -> tuple[int, ...]:
+    """Return the ids of the prompt. Raises `ApiError` 400 for an empty prompt or wrong ids, and `PromptTooLong`."""
+    if isinstance(prompt, str):
+        await check_texts(gateway.tokenizer, gateway.role_engine.engine.context_length, [prompt])
+        encode = gateway.tokenizer.encode
+        ids = await off_loop(encode, prompt) if len(prompt) > LONG else encode(prompt)
+    else:
+        ids = prompt
+    if not ids:
+        raise ApiError(400, "the prompt is empty", param="prompt")
+    return gateway.checked_ids(ids, "prompt")
 
 
 def body(request: CompletionRequest, answers: Sequence[Answer], tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """A text completion."""
+    """Return a text completion."""
     choices: list[dict[str, Any]] = []
     for place, answer in enumerate(answers):
         text = truncate_at_stop(answer.step.text, answer.step.metadata.get("stop", ()))
@@ -81,7 +93,7 @@ def body(request: CompletionRequest, answers: Sequence[Answer], tokenizer: ChatT
 async def chunks(
     request: CompletionRequest, pieces: AsyncGenerator[Piece], tokenizer: ChatTokenizer
 ) -> AsyncGenerator[bytes]:
-    """Text completion chunks, as server-sent events."""
+    """Yield text completion chunks as server-sent events."""
     answers: list[Answer] = []
     head: dict[str, Any] = {}
     begun: set[int] = set()
@@ -101,7 +113,7 @@ async def chunks(
 
 
 def _echoed(request: CompletionRequest, tokenizer: ChatTokenizer) -> str:
-    """What stands before the text: the prompt, where that is asked for."""
+    """Return the prompt if it is to be echoed."""
     if not request.echo:
         return ""
     return request.prompt if isinstance(request.prompt, str) else tokenizer.decode(request.prompt)

@@ -1,5 +1,5 @@
-"""Hints of a request: how hard to think, whether to think, how long to answer. They are kept with the step; what the
-model's chat template reads is passed to it, under the names that templates have for it."""
+"""Hints of a request, such as reasoning effort and verbosity: kept with the step, and passed to the chat template under
+the variable names that templates use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from midstream.gateway.dialects.arguments import hints_of
 
 NO_EFFORT = ("none", "minimal")
+"""Efforts that switch thinking off."""
 
 
 def step_metadata(request: BaseModel, **kept: Any) -> dict[str, Any]:
-    """What is kept with the step: the arguments in `kept` that were given, and the request's hints."""
+    """Return the metadata of a step: the nonempty values of `kept`, and the request's hints."""
     found = {name: value for name, value in kept.items() if value}
     if hints := hints_of(request):
         found["hints"] = hints
@@ -22,7 +23,7 @@ def step_metadata(request: BaseModel, **kept: Any) -> dict[str, Any]:
 
 
 def template_arguments(metadata: Mapping[str, Any], reads: Collection[str]) -> dict[str, Any]:
-    """The hints in a step's `metadata` as arguments of a chat template that reads the variables `reads`."""
+    """Return the hints in `metadata` as arguments of a chat template that reads the variables `reads`."""
     hints = metadata.get("hints")
     if not hints or not reads:
         return {}
@@ -32,7 +33,7 @@ def template_arguments(metadata: Mapping[str, Any], reads: Collection[str]) -> d
     if isinstance(effort, str):
         found["reasoning_effort"] = effort
     if thinking in ("enabled", "adaptive") or isinstance(effort, str):
-        # As Qwen's and as DeepSeek's templates call it.
+        # Qwen's and DeepSeek's names.
         found["enable_thinking"] = found["thinking"] = thinking is not None or effort not in NO_EFFORT
     if isinstance(budget := _in(hints, "thinking", "budget_tokens"), int):
         found["thinking_budget"] = budget

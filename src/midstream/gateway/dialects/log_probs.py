@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's APIs give them, by token: its text, its bytes, its place in the text."""
+"""Log-probabilities in OpenAI's format: text, bytes and text offset of each token."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from midstream.gateway.sessions.answer import Answer
 
 
 def token_text(token: int, tokenizer: ChatTokenizer) -> str:
-    """A token's text, in which bytes that are no whole character are written out, as in `\\xf0`."""
+    """Return a token's text. Bytes that are not a whole character are escaped, as in `\\xf0`."""
     return tokenizer.token_bytes(token).decode(errors="backslashreplace")
 
 
 def of_token(
     token: int, log_prob: float, tokenizer: ChatTokenizer, top: Sequence[tuple[int, float]] = ()
 ) -> dict[str, Any]:
-    """One entry of a chat completion's `logprobs.content`, with the likeliest tokens at its place."""
+    """Return an entry of a chat completion's `logprobs.content`, with the likeliest tokens at its position."""
     return {**_named(token, log_prob, tokenizer), "top_logprobs": [_named(*one, tokenizer) for one in top]}
 
 
 def of_chat(answer: Answer, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """The `logprobs` of a chat completion's choice."""
+    """Return the `logprobs` of a chat completion's choice."""
     step = answer.step
     top = answer.top or ((),) * len(step.response_ids)
     entries = zip(step.response_ids, step.rollout_log_probs or (), top, strict=True)
@@ -32,7 +32,7 @@ def of_chat(answer: Answer, tokenizer: ChatTokenizer) -> dict[str, Any]:
 
 
 def of_text(answer: Answer, text: str, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """The `logprobs` of a text completion's choice, which says `text`."""
+    """Return the `logprobs` of a text completion's choice, whose text is `text`."""
     step = answer.step
     top = [{token_text(token, tokenizer): log_prob for token, log_prob in likeliest} for likeliest in answer.top]
     return {
@@ -44,8 +44,8 @@ def of_text(answer: Answer, text: str, tokenizer: ChatTokenizer) -> dict[str, An
 
 
 def offsets(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[int]:
-    """Where in `text` each token begins. A token that goes on with a character begins where that does; one that `text`
-    lacks (an end token, what follows a stop string) stands at its end."""
+    """Return the offset of each token in `text`. A token that continues a character has the offset of the character;
+    one that is not in `text` (an end token, or text after a stop string) has its end."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     found: list[int] = []
     place, spaced = 0, False
@@ -54,7 +54,7 @@ def offsets(ids: Sequence[int], text: str, tokenizer: ChatTokenizer) -> list[int
         if token in tokenizer.end_ids:
             continue
         new = decoder.decode(tokenizer.token_bytes(token))
-        # SentencePiece puts a space before a text's first word, and decodes the text without it.
+        # SentencePiece encodes a space before the first word and decodes the text without it.
         if new and not spaced:
             spaced = True
             place -= new[0] == " " and text[:1] != " "

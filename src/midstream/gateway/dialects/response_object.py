@@ -1,7 +1,7 @@
-"""Responses as OpenAI's API gives them, whole and as events. Each part of a reply is one item, in the order in which
-the model wrote them, with the same id and index in the stream and in the final list.
+"""Formats answers of OpenAI's responses API, whole and as events. Each part of a reply is one item in the order of
+sampling, with the same id and index in the stream and in the final list.
 
-The fields are those that Open Responses requires: https://www.openresponses.org/reference
+Fields follow Open Responses: https://www.openresponses.org/reference
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from midstream.gateway.dialects.responses import offer_of
 from midstream.gateway.dialects.responses_request import FunctionTool, NamedTool, ResponseRequest
 from midstream.gateway.dialects.shared import event
 from midstream.gateway.sessions.answer import Answer, Outline, Part, call_id, created_at
-from midstream.gateway.sessions.asks import Piece
+from midstream.gateway.sessions.call_request import Piece
 
 _IDS = {"thought": "rs", "text": "msg", "call": "fc"}
 _DELTAS = {
@@ -25,7 +25,7 @@ _DELTAS = {
 
 
 def body(request: ResponseRequest, answer: Answer, sampling: SamplingParams) -> dict[str, Any]:
-    """A response, sampled as `sampling` says."""
+    """Return a response, sampled with `sampling`."""
     status, last = _status(answer), len(answer.parts) - 1
     output = [
         _item(request, part, answer.id, status if place == last else "completed")
@@ -43,10 +43,10 @@ def body(request: ResponseRequest, answer: Answer, sampling: SamplingParams) -> 
 async def events(
     request: ResponseRequest, pieces: AsyncGenerator[Piece], sampling: SamplingParams
 ) -> AsyncGenerator[bytes]:
-    """The response's events."""
+    """Yield the events of a response."""
     number = -1
 
-    def told(kind: str, **fields: Any) -> bytes:
+    def numbered(kind: str, **fields: Any) -> bytes:
         nonlocal number
         number += 1
         return event({"type": kind, "sequence_number": number, **fields}, kind)
@@ -55,32 +55,32 @@ async def events(
     async for piece in pieces:
         if number < 0:
             response = _head(piece.answer_id, request, "in_progress", sampling)
-            yield told("response.created", response=response)
-            yield told("response.in_progress", response=response)
+            yield numbered("response.created", response=response)
+            yield numbered("response.in_progress", response=response)
         delta, answer = piece.delta, piece.answer
         part = None if delta is None else outline.add(delta)
-        for new in outline.parts[begun:] if answer is None else outline.close()[begun:]:
-            for kind, fields in _turn(request, outline, current, new, piece.answer_id):
-                yield told(kind, **fields)
-            current, begun = new, begun + 1
-        if delta is not None and part is not None and (said := delta.content or delta.reasoning or delta.arguments):
-            yield told(_DELTAS[part.kind], **_where(outline, part, piece.answer_id), delta=said, **_extra(part))
+        for added in outline.parts[begun:] if answer is None else outline.close()[begun:]:
+            for kind, fields in _next_item(request, outline, current, added, piece.answer_id):
+                yield numbered(kind, **fields)
+            current, begun = added, begun + 1
+        if delta is not None and part is not None and (new := delta.content or delta.reasoning or delta.arguments):
+            yield numbered(_DELTAS[part.kind], **_where(outline, part, piece.answer_id), delta=new, **_extra(part))
         if answer is not None:
             whole = body(request, answer, sampling)
-            assert current is not None  # a reply that is over has a part
+            assert current is not None  # a finished reply has at least one part
             for kind, fields in _closing(request, outline, current, piece.answer_id, whole["status"]):
-                yield told(kind, **fields)
-            yield told(f"response.{whole['status']}", response=whole)
+                yield numbered(kind, **fields)
+            yield numbered(f"response.{whole['status']}", response=whole)
 
 
 Event = tuple[str, dict[str, Any]]
 """An event's type and its fields."""
 
 
-def _turn(
+def _next_item(
     request: ResponseRequest, outline: Outline, before: Part | None, part: Part, answer_id: str
 ) -> Iterator[Event]:
-    """The events with which the item of `before` ends and that of `part` begins."""
+    """Yield the events that end the item of `before` and start that of `part`."""
     if before is not None:
         yield from _closing(request, outline, before, answer_id, "completed")
     where = _where(outline, part, answer_id)
@@ -91,7 +91,7 @@ def _turn(
 
 
 def _closing(request: ResponseRequest, outline: Outline, part: Part, answer_id: str, status: str) -> Iterator[Event]:
-    """The events that end the item of `part`."""
+    """Yield the events that end the item of `part`."""
     where, item = _where(outline, part, answer_id), _item(request, part, answer_id, status)
     if part.kind == "call":
         yield "response.function_call_arguments.done", {**where, "name": item["name"], "arguments": part.text}
@@ -103,7 +103,7 @@ def _closing(request: ResponseRequest, outline: Outline, part: Part, answer_id: 
 
 
 def _where(outline: Outline, part: Part, answer_id: str) -> dict[str, Any]:
-    """Which item an event is about, and which part of its content."""
+    """Return the fields that locate an item and its content."""
     place = next(place for place, one in enumerate(outline.parts) if one is part)
     where = {"item_id": _item_id(part, answer_id), "output_index": place}
     return where if part.kind == "call" else {**where, "content_index": 0}
@@ -114,21 +114,21 @@ def _extra(part: Part) -> dict[str, Any]:
 
 
 def _item_id(part: Part, answer_id: str) -> str:
-    """The first message has the answer's id; what comes after it is numbered."""
+    """Return the id of an item: the answer's id, numbered after the first of its kind."""
     numbered = f"{part.place:02d}" if part.place or part.kind == "call" else ""
     return f"{_IDS[part.kind]}_{answer_id}{numbered}"
 
 
 def _item(request: ResponseRequest, part: Part, answer_id: str, status: str) -> dict[str, Any]:
-    """An output item; one that is in progress has no content yet."""
+    """Return an output item; one that is in progress has no content yet."""
     item: dict[str, Any] = {"id": _item_id(part, answer_id)}
     content = [] if status == "in_progress" else [_content(part.kind, part.text)]
     if part.kind == "call":
-        # As its client knows it: with the namespace that it declared the function in.
+        # The client knows the function by its namespace and its own name.
         space, name = offer_of(request).namespaces.get(part.name, ("", part.name))
         own = {"call_id": call_id(answer_id, part.place), "name": name, "arguments": part.text}
         own |= {"namespace": space} if space else {}
-        # Calls are handed on whole: what was cut is what came after.
+        # Calls are always complete: only what follows them can be cut.
         return {**item, "type": "function_call", **own, "status": status.replace("incomplete", "completed")}
     if part.kind == "thought":
         return {**item, "type": "reasoning", "summary": [], "content": content, "status": status}
@@ -157,7 +157,7 @@ def _usage(answer: Answer) -> dict[str, Any]:
 
 
 def _head(answer_id: str, request: ResponseRequest, status: str, sampling: SamplingParams) -> dict[str, Any]:
-    """A response without what is known only once it is over."""
+    """Return the fields of a response that are known before it ends."""
     choice, text = request.tool_choice, request.text
     verbosity = {} if text is None or text.verbosity is None else {"verbosity": text.verbosity}
     asked = None if text is None else text.format
@@ -203,7 +203,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
 
 
 def _format(asked: dict[str, Any]) -> dict[str, Any]:
-    """`text.format` with the fields that a response must have."""
+    """Return `text.format` with the fields that a response must have."""
     if asked.get("type") != "json_schema":
         return asked
     return {"description": None, "strict": False, **asked}

@@ -1,4 +1,4 @@
-"""OpenAI's responses: `POST /v1/responses`. A response can go on from an earlier one of its trajectory."""
+"""OpenAI's responses: `POST /v1/responses`. A response can continue an earlier one of its trajectory."""
 
 from __future__ import annotations
 
@@ -20,42 +20,39 @@ from midstream.gateway.dialects.responses_request import (
     ReasoningItem,
     ResponseRequest,
 )
-from midstream.gateway.dialects.tools import HostedTool, Offer, offer
+from midstream.gateway.dialects.tools import HostedTool, Offer, ReplyRules, offer
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.service import Gateway
 from midstream.gateway.sessions.active import ActiveTrajectory
 from midstream.gateway.sessions.answer import answer_of
-from midstream.gateway.sessions.asks import Ask
+from midstream.gateway.sessions.call_request import CallRequest
 from midstream.record.recorder import Call
 
-_INSTRUCTED = "instructions"
-"""In a step's metadata: whether its first message are the instructions of its request."""
+_HAS_INSTRUCTIONS = "instructions"
+"""Metadata key: whether the step's first message holds the instructions of its request."""
 
 
-def parse(request: ResponseRequest, gateway: Gateway, live: ActiveTrajectory) -> Ask:
-    """The call that `request` asks for."""
-    request.model = gateway.model_name(request.model, live)
+def parse(request: ResponseRequest, gateway: Gateway, active: ActiveTrajectory) -> tuple[CallRequest, ReplyRules]:
+    """Return the call of `request`, and the rules of its reply."""
+    request.model = gateway.model_name(request.model, active)
     messages: list[Message] = []
     if request.previous_response_id is not None:
-        messages += _earlier(request.previous_response_id, gateway, live)
+        messages += _earlier(request.previous_response_id, gateway, active)
     if request.instructions:
         messages.insert(0, {"role": "system", "content": request.instructions})
-    messages += _messages(request.input, offer_of(request))
-    if not messages:
-        raise ApiError(400, "there is no input", param="input")
     offered = offer_of(request)
+    messages += _messages(request.input, offered)
+    if not messages:
+        raise ApiError(400, "the input is empty", param="input")
     asked = request.tool_choice
     choice = _visible(offered, asked.namespace, asked.name) if isinstance(asked, NamedTool) else asked or "auto"
-    declared, constraint = offered.hold(
-        gateway.tokenizer, choice, _format(request), parallel=request.parallel_tool_calls is not False
-    )
+    rules = offered.rules(choice, _format(request), parallel=request.parallel_tool_calls is not False)
     if "message.output_text.logprobs" in (request.include or ()):
-        raise ApiError(400, "log-probabilities are given by chat completions, not here", param="include")
+        raise ApiError(400, "responses have no log-probabilities; use chat completions", param="include")
     call = Call(
         role=request.model,
         messages=tuple(messages),
-        tools=declared,
-        constraint=constraint,
+        tools=rules.declared,
         sampling=gateway.sampling(
             max_tokens=request.max_output_tokens, temperature=request.temperature, top_p=request.top_p
         ),
@@ -64,15 +61,15 @@ def parse(request: ResponseRequest, gateway: Gateway, live: ActiveTrajectory) ->
             user=request.user,
             metadata=request.metadata,
             safety_identifier=request.safety_identifier,
-            **{_INSTRUCTED: bool(request.instructions)},
-            left_out=gateway.leave_out([tool.type for tool in offered.left_out]),
+            **{_HAS_INSTRUCTIONS: bool(request.instructions)},
+            left_out=gateway.metrics.count_dropped([tool.type for tool in offered.dropped]),
         ),
     )
-    return Ask(call=call)
+    return CallRequest(call=call), rules
 
 
 def offer_of(request: ResponseRequest) -> Offer:
-    """The functions and hosted tools of a request, those in namespaces too."""
+    """Return the functions and hosted tools of a request, including those in namespaces."""
     listed = [("", tool) for tool in request.tools or () if not isinstance(tool, NamespaceTool)]
     for space in request.tools or ():
         if isinstance(space, NamespaceTool):
@@ -88,13 +85,13 @@ def offer_of(request: ResponseRequest) -> Offer:
 
 
 def _visible(offered: Offer, namespace: str | None, name: str) -> str:
-    """The name under which the model sees a function."""
+    """Return the name under which the model sees a function."""
     seen = [visible for visible, own in offered.namespaces.items() if own == (namespace, name)]
     return seen[0] if seen else name
 
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
-    """`text.format` as chat completions word it."""
+    """Return `text.format` in the form of chat completions."""
     asked = None if request.text is None else request.text.format
     if asked is None or asked.get("type") != "json_schema":
         return asked
@@ -102,50 +99,49 @@ def _format(request: ResponseRequest) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": inner}
 
 
-def _earlier(response_id: str, gateway: Gateway, live: ActiveTrajectory) -> list[Message]:
-    """The conversation up to and with an earlier response, without its instructions, which do not carry over."""
-    for step in live.recorder.finished():
+def _earlier(response_id: str, gateway: Gateway, active: ActiveTrajectory) -> list[Message]:
+    """Return the conversation up to and including an earlier response, without its instructions, which do not carry
+    over."""
+    for step in active.recorder.finished():
         if f"resp_{step.metadata.get('answer_id')}" == response_id:
-            said = answer_of(step, gateway.tokenizer).message()
-            return [*step.messages[bool(step.metadata.get(_INSTRUCTED)) :], said]
-    raise ApiError(
-        404, f"trajectory '{live.uid}' has no response '{response_id}' to go on from", param="previous_response_id"
-    )
+            reply = answer_of(step, gateway.tokenizer).message()
+            return [*step.messages[bool(step.metadata.get(_HAS_INSTRUCTIONS)) :], reply]
+    raise ApiError(404, f"trajectory '{active.uid}' has no response '{response_id}'", param="previous_response_id")
 
 
 def _messages(given: str | list[Item], offered: Offer) -> list[Message]:
-    """The input as messages. What an assistant thought, said and called in one breath is one message: also what it says
+    """Return the input as messages. The assistant's thoughts, texts and calls in a row are one message, including text
     after a call that has no result yet."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[Message] = []
-    speaking: Message | None = None
+    assistant: Message | None = None
     for item in given:
         own = isinstance(item, FunctionCall | ReasoningItem) or (
             isinstance(item, InputMessage) and item.role == "assistant"
         )
         if not own:
-            speaking = None
+            assistant = None
         elif (
-            speaking is None
+            assistant is None
             or isinstance(item, ReasoningItem)
-            or (isinstance(item, InputMessage) and speaking["content"] and "tool_calls" not in speaking)
+            or (isinstance(item, InputMessage) and assistant["content"] and "tool_calls" not in assistant)
         ):
-            speaking = {"role": "assistant", "content": ""}
-            messages.append(speaking)
+            assistant = {"role": "assistant", "content": ""}
+            messages.append(assistant)
         if isinstance(item, FunctionCall):
-            assert speaking is not None
+            assert assistant is not None
             called = {"name": _visible(offered, item.namespace, item.name), "arguments": item.arguments}
-            speaking.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": called})
-            speaking["content"] = speaking["content"] or None
+            assistant.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": called})
+            assistant["content"] = assistant["content"] or None
         elif isinstance(item, ReasoningItem):
-            assert speaking is not None
-            speaking["reasoning_content"] = "".join(part.text for part in item.content or item.summary)
+            assert assistant is not None
+            assistant["reasoning_content"] = "".join(part.text for part in item.content or item.summary)
         elif isinstance(item, FunctionOutput):
             messages.append({"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)})
-        elif speaking is not None:
-            said = _content(item.content)
-            speaking["content"] = f"{speaking['content'] or ''}{said}" if isinstance(said, str) else said
+        elif assistant is not None:
+            text = _content(item.content)
+            assistant["content"] = f"{assistant['content'] or ''}{text}" if isinstance(text, str) else text
         else:
             messages.append({"role": item.role, "content": _content(item.content)})
     return messages

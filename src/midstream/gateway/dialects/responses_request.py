@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`: each argument, and what is done with it."""
+"""The body of `POST /v1/responses`, with the treatment of each argument."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Refused, What
+from midstream.gateway.dialects.arguments import Argument, Hint, Ignored, Refused, Treatment
 from midstream.gateway.dialects.plain_json import JsonObject
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.dialects.tools import HostedChoice, HostedTool, kind_of
@@ -45,9 +45,9 @@ class FunctionCall(Body):
     id: str | None = None
     status: str | None = None
     namespace: str | None = None
-    """The one its function was declared in."""
+    """The namespace in which the function was declared."""
     caller: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
 
 
 class FunctionOutput(Body):
@@ -57,7 +57,7 @@ class FunctionOutput(Body):
     id: str | None = None
     status: str | None = None
     caller: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
 
 
 class ReasoningText(Body):
@@ -71,12 +71,12 @@ class ReasoningItem(Body):
     summary: list[ReasoningText] = Field(default_factory=list)
     content: list[ReasoningText] | None = None
     encrypted_content: Ignored = None
-    """Reasoning is sent and read in clear."""
+    """Reasoning is not encrypted."""
     status: str | None = None
 
 
 def _type_of(item: Any) -> str:
-    """A message need not say what it is."""
+    """Return the type of an input item; messages may omit it."""
     return str(item.get("type") or "message") if isinstance(item, dict) else getattr(item, "type", "message")
 
 
@@ -96,15 +96,15 @@ class FunctionTool(Body):
     parameters: JsonObject | None = None
     strict: bool | None = None
     defer_loading: Ignored = None
-    """Every function is shown at once: there is no tool search."""
+    """All functions are shown at once: there is no tool search."""
     allowed_callers: Ignored = None
-    """Only the model calls."""
+    """Only the model calls tools."""
     output_schema: Ignored = None
-    """Chat templates have no place for it."""
+    """Chat templates do not support it."""
 
 
 class NamespaceTool(Body):
-    """Functions of one namespace. The model sees each under its own name."""
+    """Functions of one namespace. The model sees each under its own name, unless two share it."""
 
     type: Literal["namespace"]
     name: str
@@ -146,7 +146,7 @@ class ResponseStreamOptions(Body):
 
 
 class ResponseRequest(Body):
-    """A response to be made."""
+    """Creates a response."""
 
     model: str | None = None
     input: str | list[Item]
@@ -169,12 +169,12 @@ class ResponseRequest(Body):
     """Kept with the step."""
     reasoning: Hint = None
     """`effort` is passed to the chat template as `reasoning_effort` (and as `enable_thinking`: false for `none` and
-    `minimal`). Thoughts come back whole, so `summary` changes nothing."""
+    `minimal`). Thoughts are returned in full, so `summary` has no effect."""
     include: list[str] | None = None
-    """Reasoning comes back in clear, and there are no hosted tools whose results could be included.
-    `message.output_text.logprobs` is refused: chat completions give log-probabilities."""
+    """Reasoning is always returned, and there are no hosted tools whose results could be included.
+    `message.output_text.logprobs` is refused: chat completions return log-probabilities."""
     client_metadata: Ignored = None
-    """What a client notes for itself."""
+    """For the client's own use."""
     store: Ignored = None
     """Every call is stored."""
     service_tier: Ignored = None
@@ -186,23 +186,23 @@ class ResponseRequest(Body):
     prompt_cache_retention: Ignored = None
     """Prompts are cached by trajectory."""
     max_tool_calls: Ignored = None
-    """It counts calls of hosted tools, of which there are none."""
+    """It limits calls of hosted tools, and there are none."""
     background_options: Ignored = None
-    """For `background`."""
+    """Belongs to `background`."""
     access_programs: Ignored = None
-    """There are none."""
-    truncation: Annotated[Any, Argument(What.REFUSED, "shorten the conversation")] = None
+    """There are no access programs."""
+    truncation: Annotated[Any, Argument(Treatment.REFUSED, "shorten the conversation")] = None
     """A prompt is never cut."""
-    top_logprobs: Annotated[Literal[0] | None, Argument(What.REFUSED, "use chat completions")] = None
-    """Chat completions give log-probabilities."""
+    top_logprobs: Annotated[Literal[0] | None, Argument(Treatment.REFUSED, "use chat completions")] = None
+    """Chat completions return log-probabilities."""
     background: Refused = None
-    """A call is answered while its client waits."""
-    conversation: Annotated[Any, Argument(What.REFUSED, "use previous_response_id")] = None
-    """Conversations are not kept by name."""
-    context_management: Annotated[Any, Argument(What.REFUSED, "shorten the conversation")] = None
-    """History is never compacted here."""
-    prompt: Annotated[Any, Argument(What.REFUSED, "send instructions and input")] = None
-    """Prompts are not kept by name."""
+    """Responses are not created in the background."""
+    conversation: Annotated[Any, Argument(Treatment.REFUSED, "use previous_response_id")] = None
+    """There are no named conversations."""
+    context_management: Annotated[Any, Argument(Treatment.REFUSED, "shorten the conversation")] = None
+    """The history is never compacted."""
+    prompt: Annotated[Any, Argument(Treatment.REFUSED, "send instructions and input")] = None
+    """There are no named prompts."""
     moderation: Refused = None
     """Nothing is moderated."""
     image: Refused = None

@@ -1,4 +1,4 @@
-"""What the dialects share: strict bodies, server-sent events, and the parts of a call they all can name."""
+"""Shared by the dialects: strict request bodies, sampling arguments, and server-sent events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from midstream.core.sampling import SamplingParams
-from midstream.gateway.dialects.arguments import Argument, What
+from midstream.gateway.dialects.arguments import Argument, Treatment
 from midstream.gateway.dialects.plain_json import JsonObject
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class Body(BaseModel):
-    """A request body. An argument that it does not have is an error, unless it asks for nothing (see `arguments`)."""
+    """A request body. Unknown arguments are errors, unless they ask for nothing (see `arguments`)."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Function(Body):
-    """A function an agent offers."""
+    """A function that an agent offers to the model."""
 
     name: str
     description: str | None = None
@@ -31,11 +31,11 @@ class Function(Body):
 
 
 TopK = Annotated[int | None, BeforeValidator(lambda value: None if value == -1 else value)]
-"""-1 is how vLLM's clients switch it off."""
+"""vLLM's clients send -1 for none."""
 
 
 class SamplingArguments(Body):
-    """What a request may say of sampling, but for how many tokens: the APIs differ in how they call that."""
+    """Sampling arguments that OpenAI's APIs share. The limit on tokens has a different name in each API."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -46,11 +46,11 @@ class SamplingArguments(Body):
     repetition_penalty: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    logit_bias: Annotated[Any, Argument(What.REFUSED, "the policy is sampled as it is")] = None
-    """The policy is sampled as it is."""
+    logit_bias: Annotated[Any, Argument(Treatment.REFUSED, "leave it out: the policy is not biased")] = None
+    """The policy is not biased."""
 
     def sampling(self, gateway: Gateway, max_tokens: int | None) -> SamplingParams:
-        """Sampling parameters, those left out by the gateway's defaults."""
+        """Return the sampling parameters, with the gateway's defaults."""
         asked = {name: getattr(self, name) for name in _SAMPLING}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return gateway.sampling(max_tokens=max_tokens, stop=stop or None, **asked)
@@ -60,7 +60,7 @@ _SAMPLING = [name for name in SamplingArguments.model_fields if name not in ("st
 
 
 def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
+    """Return a server-sent event."""
     head = f"event: {name}\n" if name is not None else ""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"{head}data: {text}\n\n".encode(errors="backslashreplace")

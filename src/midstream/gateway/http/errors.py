@@ -1,19 +1,20 @@
-"""What goes wrong at the endpoint, once, and the two shapes clients expect to read it in."""
+"""`ApiError`, its status codes, and the error bodies that OpenAI's and Anthropic's clients expect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from midstream.core.errors import EngineError, MidstreamError, PromptTooLong, Unsupported, UserError
 
 RETRY_AFTER_S = 1
+CLIENT_CLOSED_REQUEST = 499
+"""Status of a request whose client disconnected, as nginx counts it. Nobody receives it."""
 
 
 class ApiError(MidstreamError):
-    """A refused or failed request: an HTTP status, what to tell the client, and which argument it is about.
+    """A refused or failed request: HTTP status, message for the client, and the argument at fault (`param`).
 
-    `code` is a word a program can compare; `retry_after_s` makes a `Retry-After` header."""
+    `code` is stable, for programs. `retry_after_s` becomes a `Retry-After` header."""
 
     def __init__(
         self, status: int, message: str, *, code: str = "", param: str | None = None, retry_after_s: float | None = None
@@ -27,7 +28,7 @@ class ApiError(MidstreamError):
     def headers(self) -> dict[str, str]:
         if self.retry_after_s is not None:
             return {"Retry-After": str(max(1, round(self.retry_after_s)))}
-        # Clients would ask again after a conflict or a bug, unless they are told not to.
+        # The clients' SDKs retry after 409 and 500 unless this header forbids it.
         return {"x-should-retry": "false"} if self.status in (409, 500) else {}
 
 
@@ -43,6 +44,7 @@ _CODES = {
     413: "request_too_large",
     415: "unsupported_media_type",
     429: "rate_limited",
+    CLIENT_CLOSED_REQUEST: "client_closed_request",
     500: "internal_error",
     502: "engine_error",
     503: "unavailable",
@@ -53,7 +55,7 @@ _ANTHROPIC_TYPES = {**_OPENAI_TYPES, 413: "request_too_large", 503: "overloaded_
 
 
 def as_api_error(error: Exception) -> ApiError | None:
-    """The answer to an error of ours that a call ended in; None for one that is a bug."""
+    """Return the `ApiError` for an expected error; None if `error` is a bug."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, PromptTooLong):
@@ -69,48 +71,21 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def client_disconnected() -> ApiError:
+    return ApiError(CLIENT_CLOSED_REQUEST, "the client disconnected")
+
+
 def openai_body(error: ApiError) -> dict[str, Any]:
-    """`error` as OpenAI's clients read it."""
+    """Return `error` in OpenAI's shape."""
     fallback = "server_error" if error.status >= 500 else "invalid_request_error"
     kind = _OPENAI_TYPES.get(error.status, fallback)
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def anthropic_body(error: ApiError) -> dict[str, Any]:
-    """`error` as Anthropic's clients read it."""
+    """Return `error` in Anthropic's shape."""
     fallback = "api_error" if error.status >= 500 else "invalid_request_error"
-    told: dict[str, Any] = {"type": _ANTHROPIC_TYPES.get(error.status, fallback), "message": error.message}
-    if error.code == "thread_not_found":  # its clients then send the whole conversation
-        told["details"] = {"error_code": error.code}
-    return {"type": "error", "error": told}
-
-
-def invalid(errors: list[Mapping[str, Any]]) -> ApiError:
-    """The answer to a body that pydantic did not accept: every argument that is wrong, by name."""
-    told: list[str] = []
-    # "Not a string either" helps nobody where it is the other branch that was meant.
-    meant = [e for e in errors if not (e["type"] == "string_type" and e["loc"][-1] == "str")] or errors
-    # What is of another type is not to be told what that type would need.
-    others = {e["loc"][:-1] for e in meant if e["type"] == "literal_error" and e["loc"][-1:] == ("type",)}
-    meant = [
-        e for e in meant if e["loc"][-1:] == ("type",) or not others & {e["loc"][:n] for n in range(len(e["loc"]))}
-    ]
-    for item in meant:
-        name = _dotted(item["loc"])
-        if item["type"] == "literal_error" and item["loc"][:-1] in others and isinstance(item.get("input"), str):
-            told.append(f"'{name}' is '{item['input'][:40]}', which this server does not have; {item['msg']}")
-        elif item["type"] == "extra_forbidden":
-            told.append(f"'{name}' is not an argument this server honours; leave it out")
-        elif item["type"] == "json_invalid":
-            told.append(f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
-        elif item["type"] == "missing":
-            told.append(f"'{name}' is required")
-        else:
-            told.append(f"'{name}': {item['msg'].removeprefix('Value error, ')}")
-    return ApiError(400, "; ".join(dict.fromkeys(told)), param=_dotted(meant[0]["loc"]) or None)
-
-
-def _dotted(path: tuple[int | str, ...]) -> str:
-    """Where in the body: without the words that pydantic puts in for branches of a union."""
-    named = [str(part) for part in path if part != "body" and not str(part)[:1].isupper() and "[" not in str(part)]
-    return ".".join(named)
+    content: dict[str, Any] = {"type": _ANTHROPIC_TYPES.get(error.status, fallback), "message": error.message}
+    if error.code == "thread_not_found":  # Anthropic's client then sends the whole conversation
+        content["details"] = {"error_code": error.code}
+    return {"type": "error", "error": content}

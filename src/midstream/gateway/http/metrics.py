@@ -1,10 +1,11 @@
-"""What the gateway counts, in Prometheus' text format."""
+"""The gateway's metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from midstream.gateway.service import Gateway
 
 disable_created_metrics()
+_log = logging.getLogger(__name__)
+MOST_WARNED = 50
+"""Tools that the log warns about."""
 HOSTED = frozenset(
     {
         "web_search",
@@ -45,12 +49,12 @@ HOSTED = frozenset(
         "programmatic_tool_calling",
     }
 )
-"""Types of tools that providers run, or whose form they know."""
+"""Types of tools that providers run or define."""
 LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Metrics:
-    """Counters of one gateway. Those that are there to be read (the queue, groups) are read when asked for."""
+    """Counters of one gateway. Gauges (queue, groups) are read when the page is requested."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._registry = registry = CollectorRegistry()
@@ -63,25 +67,25 @@ class Metrics:
         self._sampled = Counter("midstream_sampled_tokens", "Tokens sampled in recorded calls", registry=registry)
         self._branches = Counter(
             "midstream_branches",
-            "Calls that could not go on from recorded tokens, by cause",
+            "Calls that could not extend recorded tokens, by cause",
             ("cause",),
             registry=registry,
         )
         self._branch_tokens = Counter(
             "midstream_branch_prompt_tokens",
-            "Tokens of the prompts of such calls, without those that were taken over, by cause",
+            "Prompt tokens of such calls that were not reused, by cause",
             ("cause",),
             registry=registry,
         )
-        self._left_out = Counter(
+        self._dropped = Counter(
             "midstream_left_out_tools",
-            "Hosted tools that calls offered and the model was not shown, by type",
+            "Hosted tools that calls offered and that were dropped, by type",
             ("tool",),
             registry=registry,
         )
         self.replayed = Counter(
             "midstream_replayed_answers",
-            "Answers given again for an idempotency key or an SDK's own retry",
+            "Answers replayed for an idempotency key or an SDK's retry",
             registry=registry,
         )
         self.late = Counter(
@@ -91,22 +95,32 @@ class Metrics:
             "midstream_malformed_calls", "Tool calls that could not be parsed: they stay content", registry=registry
         )
         registry.register(_State(gateway))
-        # To find a counter by its labels takes longer than to count.
+        self._warned: set[str] = set()
+        # Looking a counter up by its labels takes longer than counting.
         self._of_route = functools.cache(
             lambda route, status: (self._requests.labels(route, str(status)), self._latency.labels(route))
         )
 
-    def answered(self, route: str, status: int, took_s: float) -> None:
+    def count_request(self, route: str, status: int, took_s: float) -> None:
         requests, latency = self._of_route(route, status)
         requests.inc()
         latency.observe(took_s)
 
-    def left_out(self, tool: str) -> None:
-        """Count a hosted tool by its type, without the date that some have; a type that is not known is `other`."""
-        kind = re.sub(r"_\d{8}$", "", tool)
-        self._left_out.labels(kind if kind in HOSTED else "other").inc()
+    def count_dropped(self, tools: Sequence[str]) -> list[str]:
+        """Count hosted tools that a call offered, by type without date; an unknown type counts as `other`. The first of
+        each type is logged as a warning. Returns the types."""
+        for tool in tools:
+            self._count_dropped(tool)
+        return list(tools)
 
-    def recorded(self, step: Step, parent: Step | None) -> None:
+    def _count_dropped(self, tool: str) -> None:
+        if tool not in self._warned and len(self._warned) < MOST_WARNED:
+            self._warned.add(tool)
+            _log.warning("a client offers the tool '%s', which is not available here: the model does not see it", tool)
+        kind = re.sub(r"_\d{8}$", "", tool)
+        self._dropped.labels(kind if kind in HOSTED else "other").inc()
+
+    def count_step(self, step: Step, parent: Step | None) -> None:
         self._steps.inc()
         self._prompt_tokens.inc(len(step.prompt_ids))
         self._sampled.inc(len(step.response_ids))
@@ -115,12 +129,12 @@ class Metrics:
             self._branch_tokens.labels(step.branch_reason).inc(branch_tokens(step, parent))
 
     def page(self) -> bytes:
-        """The page that Prometheus reads."""
+        """Return the page that Prometheus scrapes."""
         return generate_latest(self._registry)
 
 
 class _State(Collector):
-    """What there is now."""
+    """Gauges and counters read from the gateway's parts."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -130,34 +144,34 @@ class _State(Collector):
 
     def collect(self) -> Iterator[Metric]:
         gateway = self._gateway
-        now = {
-            "midstream_calls_under_way": ("Calls the engine works on", gateway.gate.inside),
-            "midstream_calls_queued": ("Calls that wait for a place", gateway.gate.queued),
-            "midstream_paused": ("1 while new calls wait for a weight update", int(gateway.gate.paused)),
+        gauges = {
+            "midstream_calls_under_way": ("Calls in the engine", gateway.admission.running),
+            "midstream_calls_queued": ("Calls that wait for admission", gateway.admission.queued),
+            "midstream_paused": ("1 while new calls are paused", int(gateway.admission.paused)),
             "midstream_policy_version": (
-                "Version of the policy that answers",
+                "Version of the policy",
                 gateway.role_engine.engine.policy_version,
             ),
-            "midstream_trajectories_open": ("Trajectories under way", len(gateway.trajectories)),
+            "midstream_trajectories_open": ("Open trajectories", len(gateway.trajectories)),
         }
-        for name, (what, value) in now.items():
-            yield GaugeMetricFamily(name, what, value=value)
+        for name, (description, value) in gauges.items():
+            yield GaugeMetricFamily(name, description, value=value)
         opened = gateway.trajectories.opened
-        yield CounterMetricFamily("midstream_trajectories_opened", "Trajectories begun here", value=opened)
+        yield CounterMetricFamily("midstream_trajectories_opened", "Trajectories opened here", value=opened)
         ended = CounterMetricFamily(
-            "midstream_trajectories_ended", "Trajectories that ended, by how and why", labels=["status", "why"]
+            "midstream_trajectories_ended", "Trajectories that ended, by status and cause", labels=["status", "why"]
         )
-        for (status, why), count in gateway.trajectories.ended.items():
-            ended.add_metric([str(status), why], count)
+        for (status, cause), count in gateway.trajectories.ended.items():
+            ended.add_metric([str(status), cause], count)
         yield ended
         yield CounterMetricFamily(
             "midstream_openings_refused",
-            "Trajectories not opened, as their group takes no more",
+            "Trajectories not opened because their group is complete",
             value=gateway.trajectories.refused,
         )
-        adopted = gateway.trajectories.adopted
+        adopted = gateway.upkeep.adopted
         yield CounterMetricFamily(
-            "midstream_trajectories_adopted", "Trajectories taken over from a gateway that has gone", value=adopted
+            "midstream_trajectories_adopted", "Trajectories taken over from a gateway that died", value=adopted
         )
         groups = GaugeMetricFamily(
             "midstream_groups", "Groups of trajectories in the store, by state", labels=["state"]

@@ -1,52 +1,82 @@
-"""The OpenAPI page: what FastAPI reads from the routes, and beside it what each is for, who may ask, and how errors
-look."""
+"""The OpenAPI description of the gateway: made from its routes, and from the table of endpoints below."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from starlette.routing import BaseRoute
 
-SCOPE = "/{trajectory_uid}/{prompt_uid}"
-TAGS = {
-    "Models": "What agents call, with the client they have. At the root the token, or the header "
-    "`X-Midstream-Trajectory`, says which trajectory a call belongs to; under a trajectory's own path, the path does.",
-    "Trajectories": "One attempt at one task: opened, described, and ended once.",
+from midstream import __version__
+from midstream.gateway.http.model_routes import TRAJECTORY_PATH
+from midstream.gateway.http.route import NAME, ApiRoute
+
+_REFERENCE = "#/components/schemas/{model}"
+_TEXT = {"type": "string"}
+_NAME = {"type": "string", "pattern": f"^{NAME}$"}
+_TAGS = {
+    "Models": "What agents call, with the client they have. At the root, the token or the header "
+    "`X-Midstream-Trajectory` names the trajectory of a call; under a trajectory's own path, the path does.",
+    "Trajectories": "A trajectory is one attempt at one task: opened, described, and ended once.",
     "White box": "For agents that handle tokens and rewards themselves.",
-    "People": "What people think of what was recorded, and what training is to do with it.",
+    "People": "People's feedback on recorded trajectories, and what training does with them.",
     "Operation": "For whoever runs the gateway.",
 }
-ABOUT: dict[str, tuple[str, str]] = {
-    "/v1/chat/completions": ("Models", "A chat completion, as OpenAI has it"),
-    "/v1/completions": ("Models", "A completion of text or of token ids, as OpenAI has it"),
-    "/v1/responses": ("Models", "A response, as OpenAI has it"),
-    "/v1/messages": ("Models", "A message, as Anthropic has it"),
-    "/v1/messages/count_tokens": ("Models", "How many tokens a prompt has, as Anthropic has it"),
-    "/v1/models": ("Models", "The models that are served"),
-    "/v1/models/{name}": ("Models", "One of the models that are served"),
-    "/init_trajectory": ("Trajectories", "Begin a trajectory: a base_url and a token for its agent, one for its owner"),
-    "/v1/register_trajectory": ("Trajectories", "Say more of a trajectory, or begin it"),
-    "/v1/complete_trajectory": (
-        "Trajectories",
-        "End a trajectory, with what came of it",
-    ),
-    "/complete_trajectory/{trajectory_uid}": ("Trajectories", "End a trajectory"),
-    "/complete_trajectory": ("Trajectories", "End the trajectory of the token"),
-    "/trajectories/{trajectory_uid}": ("Trajectories", "How a trajectory stands"),
-    "/trajectories/{trajectory_uid}/heartbeat": ("Trajectories", "Say that a silent agent is still at work"),
-    "/generate": ("White box", "A response to token ids or messages, with its ids and log-probabilities"),
-    "/submit_steps": ("White box", "Hand steps in: rewards for those sampled here, and whole ones sampled elsewhere"),
-    "/compute_reward": ("White box", "What a trajectory would earn"),
-    "/trajectories/{trajectory_uid}/feedback": ("People", "Say what a person thought of a trajectory or a step"),
-    "/trajectories/{trajectory_uid}/curation": ("People", "Decide what training does with a trajectory or a step"),
-    "/health": ("Operation", "Whether the process answers; needs no key"),
-    "/ready": ("Operation", "Whether calls are answered at once (503 when not); needs no key"),
-    "/metrics": ("Operation", "Counters in Prometheus' format"),
-    "/pause": ("Operation", "Have new calls wait"),
-    "/resume": ("Operation", "Let them through again"),
+_ACCESS = {
+    "anyone": "Needs no key.",
+    "agent": "For the agent's token, the owner's, or a key.",
+    "owner": "For the owner's token or a key; not for the agent's.",
+    "admin": "For a key with `admin`.",
+    "reader": "For any token or key.",
 }
-_TEXT = {"type": "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What the description says about an endpoint; `access` is a key of `_ACCESS`."""
+
+    tag: str
+    summary: str
+    access: str = "agent"
+
+
+ENDPOINTS = {
+    "/v1/chat/completions": Endpoint("Models", "Create a chat completion (OpenAI)"),
+    "/v1/completions": Endpoint("Models", "Create a completion of text or token ids (OpenAI)"),
+    "/v1/responses": Endpoint("Models", "Create a response (OpenAI)"),
+    "/v1/messages": Endpoint("Models", "Create a message (Anthropic)"),
+    "/v1/messages/count_tokens": Endpoint("Models", "Count the tokens of a prompt (Anthropic)"),
+    "/v1/models": Endpoint("Models", "List the models", "reader"),
+    "/v1/models/{name}": Endpoint("Models", "Describe a model", "reader"),
+    "/init_trajectory": Endpoint(
+        "Trajectories", "Open a trajectory: returns a base_url, a token for its agent and one for its owner", "admin"
+    ),
+    "/v1/register_trajectory": Endpoint("Trajectories", "Add to a trajectory's task and metadata, or open it", "owner"),
+    "/v1/complete_trajectory": Endpoint("Trajectories", "End a trajectory with its outcome"),
+    "/complete_trajectory/{trajectory_uid}": Endpoint("Trajectories", "End a trajectory"),
+    "/complete_trajectory": Endpoint("Trajectories", "End the trajectory of the token"),
+    "/trajectories/{trajectory_uid}": Endpoint("Trajectories", "Describe a trajectory"),
+    "/trajectories/{trajectory_uid}/heartbeat": Endpoint("Trajectories", "Keep the trajectory of a silent agent open"),
+    "/generate": Endpoint("White box", "Sample a response to token ids or messages, with ids and log-probabilities"),
+    "/submit_steps": Endpoint(
+        "White box", "Submit steps: rewards for those sampled here, and whole steps sampled elsewhere", "owner"
+    ),
+    "/compute_reward": Endpoint("White box", "Compute what a trajectory would earn", "owner"),
+    "/trajectories/{trajectory_uid}/feedback": Endpoint(
+        "People", "Record a person's feedback on a trajectory or a step", "owner"
+    ),
+    "/trajectories/{trajectory_uid}/curation": Endpoint(
+        "People", "Decide what training does with a trajectory or a step", "admin"
+    ),
+    "/health": Endpoint("Operation", "Whether the process answers", "anyone"),
+    "/ready": Endpoint("Operation", "Whether calls are answered at once (503 if not)", "anyone"),
+    "/metrics": Endpoint("Operation", "Counters in Prometheus' format", "reader"),
+    "/pause": Endpoint("Operation", "Make new calls wait", "admin"),
+    "/resume": Endpoint("Operation", "Admit the waiting calls", "admin"),
+}
 _OPENAI_ERROR = {
     "type": "object",
     "required": ["error"],
@@ -56,9 +86,9 @@ _OPENAI_ERROR = {
             "required": ["message", "type", "param", "code"],
             "properties": {
                 "message": {**_TEXT, "description": "What was wrong, and what to do"},
-                "type": {**_TEXT, "description": "The kind of error, as OpenAI's clients know it"},
-                "param": {"type": ["string", "null"], "description": "The argument it is about"},
-                "code": {**_TEXT, "description": "A word that a program can compare"},
+                "type": {**_TEXT, "description": "OpenAI's name for this kind of error"},
+                "param": {"type": ["string", "null"], "description": "The argument at fault"},
+                "code": {**_TEXT, "description": "A stable code for programs"},
             },
         }
     },
@@ -72,87 +102,100 @@ _ANTHROPIC_ERROR = {
             "type": "object",
             "required": ["type", "message"],
             "properties": {
-                "type": {**_TEXT, "description": "The kind of error, as Anthropic's clients know it"},
+                "type": {**_TEXT, "description": "Anthropic's name for this kind of error"},
                 "message": {**_TEXT, "description": "What was wrong, and what to do"},
             },
         },
     },
 }
-_KEYS = {
+_SECURITY = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
         "description": "A key of the gateway, or a trajectory's token: its agent's or its owner's",
     },
-    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same, for Anthropic's"},
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "x-api-key",
+        "description": "The same, for Anthropic's clients",
+    },
 }
-_HEADERS = {
-    "Idempotency-Key": "Asked again with the same key, the same call gets the same answer; it is sampled once",
-    "X-Midstream-Role": "The module role that speaks; `policy` when not given",
-    "X-Midstream-Trajectory": "The trajectory the call belongs to, where no token says it",
-}
-
-
-_WHO = {
-    "/init_trajectory": "key",
-    "/v1/register_trajectory": "owner",
-    "/submit_steps": "owner",
-    "/compute_reward": "owner",
-    "/trajectories/{trajectory_uid}/feedback": "owner",
-    "/trajectories/{trajectory_uid}/curation": "key",
-    "/health": "anybody",
-    "/ready": "anybody",
-    "/metrics": "reader",
-    "/v1/models": "reader",
-    "/v1/models/{name}": "reader",
-    "/pause": "key",
-    "/resume": "key",
-}
-"""Who may call an endpoint, where that is not `agent`."""
-_MEANS = {
-    "anybody": "Needs nothing.",
-    "agent": "For the agent's token, the owner's, or a key.",
-    "owner": "For the owner's token or a key; not for the agent's.",
-    "key": "For a key.",
-    "reader": "For any token or key, also one that is no admin's.",
+_CALL_HEADERS = {
+    "Idempotency-Key": "A call repeated with the same key gets the same answer and is sampled once",
+    "X-Midstream-Role": "The module role of the call; `policy` if absent",
+    "X-Midstream-Trajectory": "The trajectory of the call, if no token names it",
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The description of `app`, made once."""
-    app.openapi_schema = app.openapi_schema or _page(app)
-    return app.openapi_schema
+def describe(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """Return the OpenAPI description of `routes`."""
+    described = [route for route in routes if isinstance(route, ApiRoute)]
+    order = list(ENDPOINTS)
+    described.sort(key=lambda route: (order.index(_base(route)), route.path))
+    bodies = dict.fromkeys(route.body for route in described if route.body is not None)
+    references, page = models_json_schema([(body, "validation") for body in bodies], ref_template=_REFERENCE)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in described:
+        body = None if route.body is None else references[route.body, "validation"]
+        paths.setdefault(route.path_format, {})[route.method.lower()] = _operation(route, body)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Midstream gateway",
+            "version": __version__,
+            "description": "Records any agent that speaks OpenAI's or Anthropic's API, token for token.",
+        },
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": {**page["$defs"], "OpenAIError": _OPENAI_ERROR, "AnthropicError": _ANTHROPIC_ERROR},
+            "securitySchemes": _SECURITY,
+        },
+    }
 
 
-def _page(app: FastAPI) -> dict[str, Any]:
-    tags = [{"name": name, "description": about} for name, about in TAGS.items()]
-    page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes, tags=tags)
-    components = page.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which are not sent
-        schemas.pop(name, None)
-    schemas |= {"OpenAIError": _OPENAI_ERROR, "AnthropicError": _ANTHROPIC_ERROR}
-    components["securitySchemes"] = _KEYS
-    for path, operations in page["paths"].items():
-        for operation in operations.values():
-            _describe(operation, path)
-    return page
+def _base(route: ApiRoute) -> str:
+    return route.path_format.removeprefix(TRAJECTORY_PATH)
 
 
-def _describe(operation: dict[str, Any], path: str) -> None:
-    base = path.removeprefix(SCOPE)
-    tag, summary = ABOUT[base]
-    operation |= {"tags": [tag], "summary": summary, "description": _MEANS[_WHO.get(base, "agent")]}
-    operation["security"] = [] if base in ("/health", "/ready") else [{name: []} for name in _KEYS]
-    shape = "AnthropicError" if base.startswith("/v1/messages") else "OpenAIError"
-    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
-    responses = {status: told for status, told in operation["responses"].items() if status.startswith("2")}
-    responses["4XX"] = {"description": "Something is wrong with the request", "content": error}
-    responses["5XX"] = {"description": "It cannot be answered now; Retry-After says when it may be", "content": error}
-    operation["responses"] = responses
-    if tag == "Models" and "requestBody" in operation:
-        headers = [name for name in _HEADERS if base == path or name != "X-Midstream-Trajectory"]
-        operation.setdefault("parameters", []).extend(
-            {"name": name, "in": "header", "required": False, "schema": _TEXT, "description": _HEADERS[name]}
-            for name in headers
-        )
+def _operation(route: ApiRoute, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    base, path = _base(route), route.path_format
+    endpoint = ENDPOINTS[base]
+    errors = "AnthropicError" if base.startswith("/v1/messages") else "OpenAIError"
+    error = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=errors)}}}
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{path}").rstrip("_"),
+        "tags": [endpoint.tag],
+        "summary": endpoint.summary,
+        "description": _ACCESS[endpoint.access],
+        "security": [] if endpoint.access == "anyone" else [{name: []} for name in _SECURITY],
+        "parameters": _parameters(route, is_call=endpoint.tag == "Models" and body is not None),
+        "responses": {
+            "200": {"description": "Success", "content": {"application/json": {"schema": {}}}},
+            "4XX": {"description": "The request is at fault", "content": error},
+            "5XX": {"description": "It cannot be answered now; Retry-After says when to try again", "content": error},
+        },
+    }
+    if body is not None:
+        operation["requestBody"] = {
+            "required": not route.optional,
+            "content": {"application/json": {"schema": body}},
+        }
+    return operation
+
+
+def _parameters(route: ApiRoute, *, is_call: bool) -> Sequence[dict[str, Any]]:
+    found = [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT if name == "name" else _NAME}
+        for name in route.param_convertors
+    ]
+    found += [{"name": name, "in": "query", "required": False, "schema": _NAME} for name in route.query]
+    if is_call:
+        in_path = route.path_format.startswith(TRAJECTORY_PATH)
+        found += [
+            {"name": name, "in": "header", "required": False, "schema": _TEXT, "description": text}
+            for name, text in _CALL_HEADERS.items()
+            if not (in_path and name == "X-Midstream-Trajectory")
+        ]
+    return found

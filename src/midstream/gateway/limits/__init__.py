@@ -1,1 +1,1 @@
-"""Who may call and how much: keys, tokens, admission, retries and lengths."""
+"""Limits on callers and calls: keys, tokens, admission, backpressure and prompt lengths."""

@@ -1,4 +1,4 @@
-"""Who may go in, and when: places at the engine, a bounded queue before them, limits by key, pause and drain."""
+"""Admits calls to the engine: concurrency, a bounded queue, limits per key, pause and drain."""
 
 from __future__ import annotations
 
@@ -14,38 +14,39 @@ from midstream.gateway.http.errors import ApiError
 
 
 @dataclass(slots=True)
-class _Key:
-    """What one key has used: calls of the last minute, and calls under way."""
+class _KeyUsage:
+    """Usage of one key: start times of the last minute's calls, and calls in progress."""
 
     config: KeyConfig
     began: deque[float] = field(default_factory=deque[float])
-    under_way: int = 0
+    running: int = 0
 
-    def admit(self) -> None:
+    def count_call(self) -> None:
+        """Count a new call. Raises `ApiError` 429 above a limit."""
         now = clock.monotonic()
         while self.began and self.began[0] <= now - 60:
             self.began.popleft()
-        name, most, together = self.config.name, self.config.requests_per_minute, self.config.concurrency
-        if most is not None and len(self.began) >= most:
+        name, per_minute, concurrency = self.config.name, self.config.requests_per_minute, self.config.concurrency
+        if per_minute is not None and len(self.began) >= per_minute:
             wait_s = self.began[0] + 60 - now
-            raise ApiError(429, f"the key '{name}' may make {most} calls a minute", retry_after_s=wait_s)
-        if together is not None and self.under_way >= together:
-            raise ApiError(429, f"the key '{name}' may make {together} calls at once", retry_after_s=1)
+            raise ApiError(429, f"the key '{name}' may make {per_minute} calls a minute", retry_after_s=wait_s)
+        if concurrency is not None and self.running >= concurrency:
+            raise ApiError(429, f"the key '{name}' may make {concurrency} calls at once", retry_after_s=1)
         self.began.append(now)
 
 
 class AdmissionController:
-    """Lets calls through to the engine, in the order they came."""
+    """Admits calls to the engine in order of arrival."""
 
     def __init__(self, limits: LimitsConfig, keys: tuple[KeyConfig, ...] = ()) -> None:
         self._limits = limits
-        self._keys = {key.name: _Key(key) for key in keys}
+        self._usage = {key.name: _KeyUsage(key) for key in keys}
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self.inside = 0
-        """Calls the engine works on."""
+        self.running = 0
+        """Calls in the engine."""
         self._pauses: set[str] = set()
         self.closed = ""
-        """Why no call is let in any more; empty while they are."""
+        """Reason why new calls are refused; empty while they are admitted."""
         self._drained: asyncio.Event | None = None
 
     @property
@@ -57,16 +58,16 @@ class AdmissionController:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def entered(self, key: str | None) -> AsyncIterator[None]:
-        """Inside, a place at the engine is held. Raises `ApiError`: 429 when the queue is full or the key's limit is
-        reached, 503 when the gate is closed."""
+    async def admitted(self, key: str | None) -> AsyncIterator[None]:
+        """Hold a place in the engine. Raises `ApiError`: 429 if the queue is full or a limit of the key is reached,
+        503 after `close`."""
         with self.counted(key):
             try:
                 await self._enter()
                 try:
                     yield
                 finally:
-                    self.inside -= 1
+                    self.running -= 1
                     self._admit()
             finally:
                 if self._drained is not None and not self.busy:
@@ -74,70 +75,69 @@ class AdmissionController:
 
     @contextmanager
     def counted(self, key: str | None) -> Iterator[None]:
-        """Inside, a call counts against the limits of `key`. Raises `ApiError`: 429 when one is reached, 503 when the
-        gate is closed."""
-        self.must_be_open()
-        used = self._keys.get(key or "")
-        if used is None:
+        """Count a call against the limits of `key`. Raises `ApiError`: 429 if one is reached, 503 after `close`."""
+        self.require_open()
+        usage = self._usage.get(key or "")
+        if usage is None:
             yield
             return
-        used.admit()
-        used.under_way += 1
+        usage.count_call()
+        usage.running += 1
         try:
             yield
         finally:
-            used.under_way -= 1
+            usage.running -= 1
 
-    def pause(self, why: str) -> None:
-        """Calls that come wait in the queue, until `resume` was called for each `why`; those under way go on."""
-        self._pauses.add(why)
+    def pause(self, reason: str) -> None:
+        """Make new calls wait until `resume` was called for each reason. Calls in progress continue."""
+        self._pauses.add(reason)
 
-    def resume(self, why: str) -> None:
-        self._pauses.discard(why)
+    def resume(self, reason: str) -> None:
+        self._pauses.discard(reason)
         self._admit()
 
-    def close(self, why: str) -> None:
-        """Refuse new calls from now on; those under way or in the queue go on."""
-        self.closed = self.closed or why
+    def close(self, reason: str) -> None:
+        """Refuse new calls from now on. Calls in progress or in the queue continue."""
+        self.closed = self.closed or reason
 
-    def must_be_open(self) -> None:
-        """`ApiError` 503 when the gate is closed."""
+    def require_open(self) -> None:
+        """Raise `ApiError` 503 after `close`."""
         if self.closed:
-            raise ApiError(503, f"this gateway takes no calls any more: {self.closed}", retry_after_s=5)
+            raise ApiError(503, f"this gateway no longer takes calls: {self.closed}", retry_after_s=5)
 
     @property
     def busy(self) -> bool:
-        """Whether a call is under way or waits."""
-        return bool(self.inside or self._waiting)
+        """Whether a call is in progress or waits."""
+        return bool(self.running or self._waiting)
 
-    async def drained(self, within_s: float) -> None:
-        """Return when no call is left, or when `within_s` have passed."""
-        if self.busy and within_s > 0:
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no call is left, at most `timeout_s`."""
+        if self.busy and timeout_s > 0:
             self._drained = asyncio.Event()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._drained.wait(), within_s)
+                await asyncio.wait_for(self._drained.wait(), timeout_s)
 
     async def _enter(self) -> None:
-        if not self.paused and not self._waiting and self.inside < self._limits.concurrency:
-            self.inside += 1
+        if not self.paused and not self._waiting and self.running < self._limits.concurrency:
+            self.running += 1
             return
         if len(self._waiting) >= self._limits.queue:
-            raise ApiError(429, f"{self._limits.queue} calls are waiting already", retry_after_s=1)
+            raise ApiError(429, f"{self._limits.queue} calls already wait", retry_after_s=1)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
             await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled():  # it was given a place, and gives it back
-                self.inside -= 1
+            if place.done() and not place.cancelled():  # admitted meanwhile: give the place to the next
+                self.running -= 1
                 self._admit()
             else:
                 self._waiting.remove(place)
             raise
 
     def _admit(self) -> None:
-        while self._waiting and not self.paused and self.inside < self._limits.concurrency:
+        while self._waiting and not self.paused and self.running < self._limits.concurrency:
             place = self._waiting.popleft()
             if not place.done():
-                self.inside += 1
+                self.running += 1
                 place.set_result(None)

@@ -1,4 +1,4 @@
-"""Who is asking, by the key or token that came with a request, and how far that reaches."""
+"""Identifies callers by key or token, and checks what they may do."""
 
 from __future__ import annotations
 
@@ -14,49 +14,52 @@ from midstream.gateway.limits.tokens import SHORTEST_SECRET, TokenSigner, is_tok
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is asking: the holder of a key, the agent or the owner of one trajectory by its token, or, where no keys are
-    set, anybody."""
+    """The holder of a key, the agent or owner of one trajectory by its token, or, in a gateway without keys, anyone."""
 
     key: str | None = None
     admin: bool = False
     trajectory_uid: str | None = None
     owner: bool = False
-    """Whether the token is the owner's: it may grade, describe and fill the trajectory as well as speak in it."""
+    """Whether the token is an owner's: it may also grade, describe and add to the trajectory."""
 
-    def must_be_admin(self) -> None:
+    def require_admin(self) -> None:
+        """Raise `ApiError` 403 unless the caller may do everything."""
         if self.key is not None and not self.admin:
             raise ApiError(403, f"the key '{self.key}' may only read models and metrics; this needs an admin's key")
         if not self.admin:
-            raise ApiError(403, "the token of a trajectory opens that trajectory only; this needs a key of the gateway")
+            raise ApiError(403, "a trajectory's token gives access to that trajectory only; this needs a key")
 
-    def must_reach(self, uid: str) -> None:
+    def require_access(self, uid: str) -> None:
+        """Raise `ApiError` 403 unless the caller may use trajectory `uid`."""
         if self.key is not None:
-            self.must_be_admin()
+            self.require_admin()
         elif not self.admin and self.trajectory_uid != uid:
             raise ApiError(403, f"this token is not for trajectory '{uid}'", code="foreign_trajectory")
 
-    def may_grade(self, uid: str) -> bool:
-        """Whether the caller may set and see what trajectory `uid` is worth."""
-        return self.admin or (self.owner and self.trajectory_uid == uid)
-
-    def must_own(self, uid: str, what: str) -> None:
-        """`ApiError` 403 for the agent of trajectory `uid`, who may not do `what`, and for whoever may not reach it."""
-        self.must_reach(uid)
+    def require_owner(self, uid: str, action: str) -> None:
+        """Raise `ApiError` 403 unless the caller is the owner of trajectory `uid` or an admin. `action` completes "an
+        agent may not"."""
+        self.require_access(uid)
         if not self.may_grade(uid):
             raise ApiError(
                 403,
-                f"an agent may not {what}; this needs the owner_token that /init_trajectory gave, or a key",
+                f"an agent may not {action}; this needs the owner_token that /init_trajectory returned, or a key",
                 code="owner_only",
             )
 
+    def may_grade(self, uid: str) -> bool:
+        """Return whether the caller may set and see the reward of trajectory `uid`."""
+        return self.admin or (self.owner and self.trajectory_uid == uid)
+
 
 class Callers:
-    """Knows the holders of `keys`, and of tokens by `signer`. `open_to_all` lets in whoever comes with neither: in a
-    gateway without keys agents send what they like. Not in a rollout: there each agent has its token, as there are
-    other trajectories, whose names can be guessed. Raises `ConfigError` for a key that is missing or could be
-    guessed."""
+    """Identifies callers by the config's keys and by the tokens of `signer`.
 
-    def __init__(self, keys: Sequence[KeyConfig], signer: TokenSigner, *, open_to_all: bool) -> None:
+    `allow_anonymous` admits callers without a key or token of ours, for a gateway without keys (agents send whatever
+    key they have). A rollout does not allow it: its agents have tokens, and uids of other trajectories can be guessed.
+    Raises `ConfigError` for a key that is missing or too short."""
+
+    def __init__(self, keys: Sequence[KeyConfig], signer: TokenSigner, *, allow_anonymous: bool) -> None:
         for key in keys:
             if len(key.secret) < SHORTEST_SECRET:
                 raise ConfigError(
@@ -64,35 +67,39 @@ class Callers:
                     f"{SHORTEST_SECRET} characters",
                     f"export {key.env}=$(openssl rand -hex 16)",
                 )
-        self._keys, self._signer, self._open_to_all = keys, signer, open_to_all
+        self._keys, self._signer, self._allow_anonymous = keys, signer, allow_anonymous
 
-    def of_any(self, secrets: Sequence[str]) -> Caller:
-        """The holder of the first of `secrets` that is known: a client may send a key of its own beside the gateway's.
-        Raises `ApiError` 401 as `of` does."""
-        found, problem = None if secrets else self.of(None), None
+    def identify_any(self, secrets: Sequence[str]) -> Caller:
+        """Return the holder of the first known secret: a client may send another service's key beside the gateway's.
+        Raises `ApiError` 401 if none is known."""
+        if not secrets:
+            return self.identify(None)
+        anonymous, problem = None, None
         for secret in secrets:
             try:
-                found = self.of(secret)
+                caller = self.identify(secret)
             except ApiError as error:
                 problem = error
                 continue
-            if found.key is not None or found.trajectory_uid is not None:
-                return found
-        if problem is not None or found is None:
-            raise problem or ApiError(401, "the key or token is missing")
-        return found
+            if caller.key is not None or caller.trajectory_uid is not None:
+                return caller
+            anonymous = caller
+        if problem is not None:
+            raise problem
+        assert anonymous is not None
+        return anonymous
 
-    def of(self, secret: str | None) -> Caller:
-        """The holder of `secret`; `ApiError` 401 when nobody is."""
+    def identify(self, secret: str | None) -> Caller:
+        """Return the holder of `secret`. Raises `ApiError` 401 if it is unknown or missing."""
         if secret:
-            grant = self._signer.grant(secret)
+            grant = self._signer.verify(secret)
             if grant is not None:
                 return Caller(trajectory_uid=grant.trajectory_uid, owner=grant.role == "owner")
             for key in self._keys:
                 if key.secret and hmac.compare_digest(key.secret.encode(), secret.encode()):
                     return Caller(key=key.name, admin=key.admin)
-        # One whose token has expired is to hear of it.
-        if self._open_to_all and not is_token(secret or ""):
+        # An invalid token is always an error: its holder must learn that it has expired.
+        if self._allow_anonymous and not is_token(secret or ""):
             return Caller(admin=True)
-        problem = "is not known, or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
+        problem = "is unknown or has expired" if secret else "is missing (Authorization: Bearer ..., or x-api-key)"
         raise ApiError(401, f"the key or token {problem}")

@@ -1,13 +1,12 @@
-"""One response on its way to an agent: tokens in, deltas out, and at the end what was said.
+"""Turns the tokens of one response into deltas for a client, and at the end into an `Answer`.
 
-The recorded step holds the tokens. Here a copy of their text is cut at the first stop string and read by the model's
-chat format; pieces are given out as soon as nothing that follows can change them.
+The recorded step keeps the tokens. Here their text is cut at the first stop string and parsed by the model's chat
+format; a delta is emitted as soon as later tokens cannot change it.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -24,14 +23,17 @@ from midstream.record.replies import deltas_of
 from midstream.record.tree import truncate_at_stop
 
 _IDS = Random()
-"""Ids need not be secret, and to ask the system for each would let another thread run first."""
+"""Ids need not be secret, and reading the system's random source would release the interpreter's lock each time."""
+
+BLOCK = 64
+"""Tokens parsed at once while the end of a thought is located."""
 
 Top = Sequence[Sequence[tuple[int, float]]]
 
 
 @dataclass(slots=True)
 class Part:
-    """A thought, a text or a call (`text` is its arguments), at its `place` among the parts of its kind."""
+    """A thought, a text or a tool call (`text` is its arguments); `place` is its index among parts of its kind."""
 
     kind: Literal["thought", "text", "call"]
     place: int
@@ -40,7 +42,7 @@ class Part:
 
 
 class Outline:
-    """The parts of a reply, in the order in which the model wrote them; grows by deltas."""
+    """The parts of a reply in the order of sampling, built from deltas."""
 
     def __init__(self, deltas: Iterable[Delta] = ()) -> None:
         self.parts: list[Part] = []
@@ -48,7 +50,7 @@ class Outline:
             self.add(delta)
 
     def add(self, delta: Delta) -> Part | None:
-        """The part that `delta` begins or goes on with; None where it holds nothing."""
+        """Return the part that `delta` starts or extends; None for an empty delta."""
         new = delta.content or delta.reasoning or delta.arguments
         if delta.call is None and not new:
             return None
@@ -62,7 +64,7 @@ class Outline:
         return last
 
     def close(self) -> list[Part]:
-        """All parts, once the reply has ended: one that neither says nor calls anything ends in an empty text."""
+        """Return all parts after the end of the reply. A reply without text and calls gets an empty text."""
         if all(part.kind == "thought" for part in self.parts):
             self.parts.append(Part("text", 0))
         return self.parts
@@ -70,8 +72,8 @@ class Outline:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call came to. `top` are the likeliest tokens at each place, where they were asked for; `thought_tokens`
-    is how many of the sampled tokens are thought."""
+    """The answer to one call. `top` holds the likeliest tokens at each position, if requested; `thought_tokens` is the
+    number of sampled tokens that are thought."""
 
     step: Step
     reply: Reply
@@ -81,38 +83,38 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """As OpenAI words it: `length` where the reply was cut, whatever it called before; `tool_calls` or `stop`."""
+        """In OpenAI's terms: `length` if the reply was cut, even after a call; else `tool_calls` or `stop`."""
         if self.step.finish_reason == FinishReason.LENGTH:
             return str(FinishReason.LENGTH)
         return "tool_calls" if self.reply.tool_calls else str(self.step.finish_reason)
 
     @property
     def id(self) -> str:
-        """The same one however often the answer is given."""
+        """The same for every replay of the answer."""
         return self.step.metadata["answer_id"]
 
     def message(self) -> Message:
-        """The assistant's message, as OpenAI's chat API has it."""
+        """Return the assistant's message in the form of OpenAI's chat API."""
         return self.reply.message([call_id(self.id, place) for place in range(len(self.reply.tool_calls))])
 
 
 def new_answer_id() -> str:
-    """32 hexadecimal digits, of which the first 8 are the time."""
+    """Return 32 hexadecimal digits; the first 8 are the time in seconds since 1970."""
     return f"{int(time.time()):08x}{_IDS.getrandbits(96):024x}"
 
 
 def created_at(answer_id: str) -> int:
-    """When an answer was begun, in seconds since 1970: the same in all its events, and when it is given again."""
+    """Return when an answer was started, in seconds since 1970; the same in all events and replays."""
     return int(answer_id[:8], 16)
 
 
 def call_id(answer_id: str, place: int) -> str:
-    """The id of the tool call at `place` in an answer."""
+    """Return the id of the tool call at `place` in an answer."""
     return f"call_{answer_id[:20]}{place:02d}"
 
 
 def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | None = None) -> Answer:
-    """The answer that a recorded step is; `completion` is what the engine gave, where it has just done so."""
+    """Return the answer of a recorded step. `completion` is the engine's, if the step is new."""
     deltas = deltas_of(step, tokenizer)
     reply, outline = joined(deltas), Outline(deltas)
     top = step.metadata.get(TOP_LOG_PROBS, ()) if completion is None else completion.top_log_probs
@@ -121,23 +123,38 @@ def answer_of(step: Step, tokenizer: ChatTokenizer, completion: Completion | Non
 
 
 def _thought_tokens(step: Step, thought: str, tokenizer: ChatTokenizer) -> int:
-    """How many tokens it took to write `thought`."""
+    """Return the number of tokens up to the end of `thought`, in linear time: first by blocks, then within one."""
+    start, _ = _locate(thought, step, tokenizer, 0, BLOCK)
+    _, end = _locate(thought, step, tokenizer, start, 1)
+    return end
 
-    def thinks_all(size: int) -> bool:
-        deltas = tokenizer.format.parser(step.tools).feed(tokenizer.decode(step.response_ids[:size]))
-        return "".join(delta.reasoning for delta in deltas) == thought
 
-    return bisect_left(range(len(step.response_ids)), True, key=thinks_all)
+def _locate(thought: str, step: Step, tokenizer: ChatTokenizer, start: int, size: int) -> tuple[int, int]:
+    """Return the piece of the response in which `thought` ends. Pieces begin at `start` and have `size` tokens, or more
+    where a character would be split."""
+    ids, text, parser = step.response_ids, TextStream(tokenizer), tokenizer.format.parser(step.tools)
+    begin, end, found = 0, start, 0
+    while end < len(ids) or begin < end:
+        new = text.feed(ids[begin:end])
+        while not new and begin < end < len(ids):
+            new = text.feed(ids[end : end + 1])
+            end += 1
+        found += sum(len(delta.reasoning) for delta in parser.feed(new))
+        if found >= len(thought):
+            break
+        begin, end = end, min(end + size, len(ids))
+    return begin, end
 
 
 class AnswerStream:
-    """Deltas of one response as its tokens come. With `plain`, all of it is content: nothing is read as a thought."""
+    """Converts the tokens of one response to deltas. With `plain` everything is content: thoughts and calls are not
+    parsed."""
 
     def __init__(
         self, tokenizer: ChatTokenizer, tools: Sequence[ToolSchema], stop: Sequence[str], *, plain: bool = False
     ) -> None:
         self._text, self._parser = TextStream(tokenizer), None if plain else tokenizer.format.parser(tools)
-        self._stop, self._held, self._stopped = stop, "", False
+        self._stop, self._held_back, self._stopped = stop, "", False
 
     def feed(self, ids: Sequence[int]) -> list[Delta]:
         return self._cut(self._text.feed(ids), last=False)
@@ -147,30 +164,33 @@ class AnswerStream:
         return [*deltas, *(self._parser.close() if self._parser is not None else ())]
 
     def _cut(self, new: str, *, last: bool) -> list[Delta]:
-        """What is read of `new`: nothing past a stop string, and not yet what may be the beginning of one."""
+        """Parse `new` up to a stop string, and hold back text that may be the beginning of one."""
         if self._stopped:
             return []
-        self._held += new
-        before = truncate_at_stop(self._held, self._stop)
-        if len(before) < len(self._held):
+        self._held_back += new
+        before = truncate_at_stop(self._held_back, self._stop)
+        if len(before) < len(self._held_back):
             self._stopped = True
-            return self._said(before)
-        kept = 0 if last else max((_overlap(self._held, string) for string in self._stop), default=0)
-        ready, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-        return self._said(ready)
+            return self._parsed(before)
+        kept = 0 if last else max((_overlap(self._held_back, string) for string in self._stop), default=0)
+        ready, self._held_back = (
+            self._held_back[: len(self._held_back) - kept],
+            self._held_back[len(self._held_back) - kept :],
+        )
+        return self._parsed(ready)
 
-    def _said(self, text: str) -> list[Delta]:
+    def _parsed(self, text: str) -> list[Delta]:
         if not text:
             return []
         return [Delta(content=text)] if self._parser is None else self._parser.feed(text)
 
 
 def _overlap(text: str, string: str) -> int:
-    """How much of the end of `text` is a beginning of `string`."""
+    """Return the length of the longest end of `text` that is a proper beginning of `string`."""
     return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:n])), 0)
 
 
 def usage_of(answers: Sequence[Answer]) -> tuple[int, int]:
-    """Tokens of the prompt (counted once) and of all responses."""
+    """Return the number of tokens of the prompt (counted once) and of all responses."""
     prompt = len(answers[0].step.prompt_ids) if answers else 0
     return prompt, sum(len(answer.step.response_ids) for answer in answers)

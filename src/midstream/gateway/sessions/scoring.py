@@ -1,4 +1,4 @@
-"""What a trajectory ends with."""
+"""Scores a trajectory when it ends."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from midstream.rewards import RewardFunction
 
 async def scored(
     trajectory: Trajectory,
-    grade: RewardFunction | None,
+    reward_function: RewardFunction | None,
     *,
     reward: float | None,
     rewards: Mapping[str, float],
     answer: str | None,
     error: str,
 ) -> Trajectory:
-    """`trajectory` with its answer and what it is worth.
+    """Return `trajectory` with its answer and reward.
 
-    `grade` has the last word. What a client gave (a total or else the sum of its steps' own rewards, and components by
-    name) stays beside that: all of it in `metadata["given"]`, which the component `given` reads, and the total as
-    `rewards["given"]`. Without `grade` what was given is the reward; components make no total, so where there are only
-    these, or nothing, the trainer scores it. Raises `ApiError` 400 for a reward that is no number."""
+    The client gives a total (`reward`, else the sum of its steps' rewards) and components (`rewards`). If there is a
+    `reward_function`, it decides the reward; the given values are kept in `metadata["given"]`, which the component
+    `given` reads, and the given total in `rewards["given"]`. Otherwise the given total is the reward. Components are
+    not added up: without a total the trainer scores the trajectory. Raises `ApiError` 400 for a reward that is not
+    finite.
+    """
     by_step = [step.reward for step in trajectory.steps if step.reward is not None]
     if reward is None and by_step:
         reward = sum(by_step)
@@ -41,7 +43,7 @@ async def scored(
         rewards=given,
         reward=reward,
     )
-    if grade is None:
+    if reward_function is None:
         return ended
-    graded = await grade.score(ended)
+    graded = await reward_function.score(ended)
     return replace(graded, rewards={**total, **graded.rewards})

@@ -1,391 +1,298 @@
-"""The trajectories under way: opened, found again after a restart, touched, and closed once.
+"""The open trajectories: opened, restored from the store, changed, and ended once.
 
-What one has said is in the store; here is what it needs to go on. One that has been idle for a while is forgotten and
-read back when its agent calls again. Of the gateways that share a store each holds its own (`record/servers.py`), and
-closes no other's.
+The store has all that was recorded; memory has what is needed to continue. An idle trajectory is evicted from memory
+and restored when its agent calls again. Gateways that share a store hold disjoint sets of trajectories; see
+`store/servers.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
 from midstream.core import clock
-from midstream.core.errors import AlreadyEnded, GroupClosed, MidstreamError
+from midstream.core.errors import AlreadyEnded, GroupClosed
 from midstream.core.types import Status, Step, Trajectory
+from midstream.gateway.config import GatewayConfig
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.sessions.active import (
     ActiveTrajectory,
-    Locks,
-    Opening,
     ReportedEnd,
-    elsewhere,
-    ended,
-    must_be_alike,
-    over,
-    session_of,
-    task_of,
-    told_of,
+    ended_error,
+    held_by_another_gateway,
+    trajectory_ended,
 )
+from midstream.gateway.sessions.locks import Locks
+from midstream.gateway.sessions.opening import Opening, check_same, fields_of, task_of
 from midstream.gateway.sessions.scoring import scored
-from midstream.gateway.sessions.submitted import holds, submit
+from midstream.gateway.sessions.submissions import contains, submit
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.store import Store
-from midstream.record.tree import PREFIX_IGNORE
 from midstream.rewards import RewardFunction
 
-_log = logging.getLogger(__name__)
-IDLE_S = 120.0
-"""After this long without a call a trajectory's steps leave memory; they are in the store."""
 COMPLETION_KEY = "completion_key"
-"""In a trajectory's metadata: the idempotency key it was completed with."""
-CLOSED_AT_ONCE = 256
-"""Silent trajectories that are closed side by side, so that they share flushes of the disk."""
+"""Metadata key of the idempotency key with which a trajectory was completed."""
 
 
 class Trajectories:
-    """Every trajectory that is open, by its uid. Without a store there are those that a rollout attaches, and no
-    others."""
+    """The open trajectories of one gateway. Without a store there are only those that a rollout attaches."""
 
     def __init__(
-        self,
-        store: Store | None,
-        role_engine: RoleEngine,
-        *,
-        name: str,
-        channel: str,
-        group_size: int,
-        group_timeout_s: float | None,
-        expiry_s: float,
-        reward: RewardFunction | None,
-        prefix_ignore: Sequence[str] = PREFIX_IGNORE,
+        self, config: GatewayConfig, store: Store | None, role_engine: RoleEngine, reward: RewardFunction | None
     ) -> None:
-        self._store, self._role_engine, self._reward, self._prefix_ignore = store, role_engine, reward, prefix_ignore
         assert role_engine.tokenizer is not None
-        self._tokenizer = role_engine.tokenizer
-        self._channel, self._group_size = channel, group_size
-        self._group_timeout_s, self._expiry_s = group_timeout_s, expiry_s
-        self._live: dict[str, ActiveTrajectory] = {}
-        self._silent_since: dict[str, float] = {}
-        """When those that are open, but not in memory, were last heard of (or came to this process)."""
-        self._locks = Locks()
-        """Held while a trajectory is begun, read back, or ended."""
+        self._config, self._store, self._reward = config, store, reward
+        self._role_engine, self._tokenizer = role_engine, role_engine.tokenizer
+        self.in_memory: dict[str, ActiveTrajectory] = {}
+        self.evicted: dict[str, float] = {}
+        """Open trajectories that are not in memory, with the time of their last call, by the monotonic clock."""
+        self.locks = Locks()
+        """By uid: held while a trajectory is opened, restored, or ended."""
         self.opened = 0
         self.refused = 0
-        """How many were not opened, as their group takes no more."""
+        """Number of openings refused because the group was complete."""
         self.ended: Counter[tuple[str, str]] = Counter()
-        """How many ended, by status and why: `agent` (its agent said so), `silent`, `never_called` (silent without a
-        single step) or `group_deadline`."""
-        self.adopted = 0
-        """How many were taken over from gateways that have gone."""
-        if store is not None:
-            self._take_over(store.servers.join(name).adopted)
+        """Number of ended trajectories by status and cause: `agent` (completed by a request), `silent`, `never_called`
+        (silent without a step) or `group_deadline`."""
 
     def __len__(self) -> int:
-        return len(self._live) + len(self._silent_since)
+        return len(self.in_memory) + len(self.evicted)
 
-    def attach(self, live: ActiveTrajectory) -> None:
-        """Let a rollout's trajectory be reached until it is detached."""
-        self._live[live.uid] = live
+    def attach(self, active: ActiveTrajectory) -> None:
+        """Serve a rollout's trajectory until it is detached."""
+        self.in_memory[active.uid] = active
 
-    def detach(self, live: ActiveTrajectory) -> None:
-        live.ended = live.ended or Status.COMPLETED
-        self._live.pop(live.uid, None)
+    def detach(self, active: ActiveTrajectory) -> None:
+        active.ended = active.ended or Status.COMPLETED
+        self.in_memory.pop(active.uid, None)
 
-    async def open(self, opening: Opening, *, alike: bool = False) -> ActiveTrajectory:
-        """Begin a trajectory, on disk; one that is open already under this uid is given back as it is. Raises
-        `ApiError` 409 for one that has ended, for a group that takes no more, and, with `alike`, for one that was
-        opened otherwise."""
+    async def open(self, opening: Opening, *, strict: bool = False) -> ActiveTrajectory:
+        """Open a trajectory on disk; return the open one if there is one with this uid. Raises `ApiError` 409 for an
+        ended trajectory, for a complete group, and with `strict` for an open one with other values."""
         if self._store is None:
             raise ApiError(404, "this gateway serves a rollout, which opens its trajectories itself")
         uid = opening.uid or uuid.uuid4().hex
-        async with self._locks.of(uid):
-            found = None if opening.uid is None else await self._find(uid)
+        async with self.locks.get(uid):
+            found = None if opening.uid is None else await self.restore(uid)
             if found is not None:
-                must_be_alike(found, opening, strictly=alike)
+                check_same(found, opening, strict=strict)
                 return found
             prompt_uid = opening.prompt_uid or uuid.uuid4().hex
-            channel = opening.channel or self._channel
+            channel = opening.channel or self._config.channel
             task = task_of(prompt_uid, opening)
             recorder = self._recorder(uid, prompt_uid, channel)
-            live = ActiveTrajectory(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
-            live.group_size, live.key = opening.group_size or self._group_size, opening.key
-            with self._heard_of_end(live):
-                await self._begin(live, joins=opening.prompt_uid is not None)
-            self._live[uid] = live
-            self._role_engine.engine.join(uid)
+            active = ActiveTrajectory(uid, prompt_uid, channel, task, dict(opening.metadata), recorder)
+            active.group_size, active.key = opening.group_size or self._config.group_size, opening.key
+            with self._ended_as_api_error(active):
+                await self._write(active, joins=opening.prompt_uid is not None)
+            self._keep(active)
             self.opened += 1
-            return live
+            return active
 
     async def get(self, uid: str, prompt_uid: str | None = None) -> ActiveTrajectory:
-        """The open trajectory `uid`; `ApiError` 404 when there is none, 409 when it has ended."""
-        live = self._live.get(uid)
-        if live is None:
-            async with self._locks.of(uid):
-                live = await self._find(uid)
-        if live is None:
+        """Return the open trajectory `uid`. Raises `ApiError` 404 if there is none, 409 if it has ended."""
+        active = self.in_memory.get(uid)
+        if active is None:
+            async with self.locks.get(uid):
+                active = await self.restore(uid)
+        if active is None:
             raise ApiError(404, f"no trajectory '{uid}'; open one with POST /init_trajectory")
-        if prompt_uid is not None and prompt_uid != live.prompt_uid:
-            raise ApiError(404, f"trajectory '{uid}' is not in the group '{prompt_uid}', but in '{live.prompt_uid}'")
-        live.touch()
-        return live
+        if prompt_uid is not None and prompt_uid != active.prompt_uid:
+            raise ApiError(404, f"trajectory '{uid}' is in the group '{active.prompt_uid}', not in '{prompt_uid}'")
+        active.touch()
+        return active
 
     def is_open(self, uid: str) -> bool:
-        """Whether the trajectory is under way, as far as memory tells."""
-        return uid in self._live or uid in self._silent_since
+        """Return whether the trajectory is known to be open, without a look into the store."""
+        return uid in self.in_memory or uid in self.evicted
 
-    async def is_known(self, uid: str) -> bool:
-        """Whether there is such a trajectory, open or ended."""
-        return uid in self._live or await self._stored(uid) is not None
+    async def exists(self, uid: str) -> bool:
+        """Return whether there is such a trajectory, open or ended."""
+        return uid in self.in_memory or await self.load(uid) is not None
 
     async def look_up(self, uid: str) -> Trajectory:
-        """The trajectory as it stands, open or ended; `ApiError` 404 when there is none."""
-        live = self._live.get(uid)
-        if live is not None:
-            return live.trajectory(self._tokenizer, Status.RUNNING)
-        known = await self._stored(uid)
-        if known is None:
+        """Return the trajectory as recorded so far, open or ended. Raises `ApiError` 404."""
+        active = self.in_memory.get(uid)
+        if active is not None:
+            return active.trajectory(self._tokenizer, Status.RUNNING)
+        stored = await self.load(uid)
+        if stored is None:
             raise ApiError(404, f"no trajectory '{uid}'")
-        return known
+        return stored
 
-    async def add(self, live: ActiveTrajectory, step: Step) -> bool:
-        """Take a submitted step in; False when it was there already. One that was sampled here takes over reward and
-        metadata. Raises `ApiError` 409 when another step has its place."""
-        async with self._locks.of(live.uid):
-            if live.ended is not None:
-                raise ended(live)
-            with self._heard_of_end(live):
-                live.touch()
-                added = await submit(live.recorder, self._store, step)
-            if live.recorder.already_ended:
-                self.was_ended(live)
-            return added
-
-    async def ended_step(self, step: Step) -> bool | None:
-        """Of a trajectory that ended: whether it holds `step`. None when it has not ended, or is not there. Raises
-        `ApiError` 409 when its agent completed it without this step: then somebody is wrong."""
-        if step.trajectory_uid in self._live:
-            return None
-        known = await self._stored(step.trajectory_uid)
-        if known is None or known.status is Status.RUNNING:
-            return None
-        return holds(known, step)
-
-    async def _stored(self, uid: str) -> Trajectory | None:
+    async def load(self, uid: str) -> Trajectory | None:
+        """Return the trajectory from the store."""
         found = None if self._store is None else await asyncio.to_thread(self._store.trajectories.find, uid)
         return None if found is None else found.trajectory
 
-    async def register(self, live: ActiveTrajectory, opening: Opening) -> None:
-        """Add to what is known of an open trajectory: its task and metadata, and its channel while it has no steps."""
-        if opening.channel not in (None, live.channel) and live.recorder.steps:
-            raise ApiError(409, f"trajectory '{live.uid}' has recorded steps in the channel '{live.channel}' already")
-        live.metadata |= opening.metadata
+    async def submit(self, active: ActiveTrajectory, step: Step) -> bool:
+        """Add a submitted step; see `submissions.submit`. Raises `ApiError` 409 if the trajectory has ended."""
+        async with self.locks.get(active.uid):
+            if active.ended is not None:
+                raise ended_error(active)
+            with self._ended_as_api_error(active):
+                active.touch()
+                added = await submit(active.recorder, self._store, step)
+            if active.recorder.already_ended:
+                self.ended_in_store(active)
+            return added
+
+    async def ended_with(self, step: Step) -> bool | None:
+        """Return whether the step's trajectory has ended and contains it; None if it is open or unknown. Raises
+        `ApiError` 409 if its agent completed it without this step."""
+        if step.trajectory_uid in self.in_memory:
+            return None
+        stored = await self.load(step.trajectory_uid)
+        if stored is None or stored.status is Status.RUNNING:
+            return None
+        return contains(stored, step)
+
+    async def register(self, active: ActiveTrajectory, opening: Opening) -> None:
+        """Add task fields and metadata to an open trajectory, and change its channel while it has no steps."""
+        if opening.channel not in (None, active.channel) and active.recorder.steps:
+            raise ApiError(
+                409, f"trajectory '{active.uid}' already has recorded steps in the channel '{active.channel}'"
+            )
+        active.metadata |= opening.metadata
         if self._store is None:
             return
-        live.task = task_of(live.prompt_uid, replace(opening, task={**told_of(live.task), **opening.task}))
-        if opening.channel not in (None, live.channel):
-            before = live.channel, live.recorder
-            live.channel = opening.channel or live.channel
-            live.recorder = self._recorder(live.uid, live.prompt_uid, live.channel)
+        active.task = task_of(active.prompt_uid, replace(opening, task={**fields_of(active.task), **opening.task}))
+        with self._ended_as_api_error(active):
+            if opening.channel in (None, active.channel):
+                await self._store.trajectories.amend(active.uid, task=active.task, session=active.session())
+                return
+            before = active.channel, active.recorder
+            active.channel = opening.channel or active.channel
+            active.recorder = self._recorder(active.uid, active.prompt_uid, active.channel)
             try:
-                with self._heard_of_end(live):
-                    await self._begin(live, joins=True)
+                await self._write(active, joins=True)
             except BaseException:
-                live.channel, live.recorder = before
+                active.channel, active.recorder = before
                 raise
-        else:
-            with self._heard_of_end(live):
-                await self._store.trajectories.amend(live.uid, task=live.task, session=session_of(live))
 
     async def close(
         self,
-        live: ActiveTrajectory,
+        active: ActiveTrajectory,
         status: Status = Status.COMPLETED,
         *,
         reward: float | None = None,
         rewards: Mapping[str, float] | None = None,
         answer: str | None = None,
         error: str = "",
-        why: str = "agent",
+        cause: str = "agent",
         key: str | None = None,
     ) -> Trajectory:
-        """End a trajectory, once, with what it is worth (see `ending.scored`). `why` is for counting, `key` the
-        idempotency key of who ends it. Raises `ApiError` 409 when it has ended."""
-        async with self._locks.of(live.uid):
-            if live.ended is not None:
-                raise ended(live)
-            live.ended, live.why = status, error
-            if live.role_engines:
-                told = error or ("" if status is Status.COMPLETED else str(status))
-                live.said = ReportedEnd(answer, reward, dict(rewards or {}), told)
-                return live.trajectory(self._tokenizer, status)
+        """End a trajectory, once, and score it (see `scoring.scored`). `cause` is for the counters, `key` the caller's
+        idempotency key. Raises `ApiError` 409 if it has ended."""
+        async with self.locks.get(active.uid):
+            if active.ended is not None:
+                raise ended_error(active)
+            active.ended, active.end_reason = status, error
+            if active.role_engines:
+                problem = error or ("" if status is Status.COMPLETED else str(status))
+                active.reported = ReportedEnd(answer, reward, dict(rewards or {}), problem)
+                return active.trajectory(self._tokenizer, status)
             if key is not None:
-                live.metadata[COMPLETION_KEY] = key
+                active.metadata[COMPLETION_KEY] = key
             try:
-                with self._heard_of_end(live):
-                    trajectory = await self._finished(live, status, reward, dict(rewards or {}), answer, error)
+                with self._ended_as_api_error(active):
+                    trajectory = await self._finish(active, status, reward, dict(rewards or {}), answer, error)
             except BaseException:
-                if live.uid in self._live:
-                    live.ended, live.why = None, ""
+                if active.uid in self.in_memory:
+                    active.ended, active.end_reason = None, ""
                 raise
-            self._forget(live)
-            self.ended[status, why] += 1
+            self.evict(active)
+            self.ended[status, cause] += 1
             return trajectory
 
-    def was_ended(self, live: ActiveTrajectory) -> None:
-        """Somebody has ended the trajectory in the store: the trainer, at the deadline of its group."""
-        if self._live.pop(live.uid, None) is not None:
-            self._role_engine.engine.leave(live.uid)
+    def ended_in_store(self, active: ActiveTrajectory) -> None:
+        """Note that the trainer has ended the trajectory, at the deadline of its group."""
+        if active.uid in self.in_memory:
+            self.evict(active)
             self.ended[Status.TIMED_OUT, "group_deadline"] += 1
-            live.ended, live.why = Status.TIMED_OUT, "its group was due"
+            active.ended, active.end_reason = Status.TIMED_OUT, "the deadline of its group has passed"
 
-    @contextmanager
-    def _heard_of_end(self, live: ActiveTrajectory) -> Iterator[None]:
-        """`ApiError` 409 in place of the store's error that the trajectory has ended."""
-        try:
-            yield
-        except AlreadyEnded:
-            self.was_ended(live)
-            raise ended(live) from None
-
-    async def _finished(
-        self,
-        live: ActiveTrajectory,
-        status: Status,
-        reward: float | None,
-        rewards: dict[str, float],
-        answer: str | None,
-        error: str,
-    ) -> Trajectory:
-        """The trajectory as it ends, scored, and on disk."""
-        assert self._store is not None
-        unscored = live.trajectory(self._tokenizer, status)
-        trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
-        # What is in the store as it is now need not be written again: only the last step is newly marked.
-        changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
-        await self._store.trajectories.finish(replace(trajectory, steps=changed), live.channel)
-        return trajectory
-
-    async def expire(self) -> int:
-        """Close what has been silent for too long; how many that was. Idle ones leave memory."""
-        now, late = clock.monotonic(), list[str]()
-        for live in list(self._live.values()):
-            silent_s = 0.0 if live.in_flight or live.role_engines else now - live.touched
-            if silent_s > self._expiry_s:
-                late.append(live.uid)
-            elif silent_s > IDLE_S:
-                self._silent_since[live.uid] = live.touched
-                self._forget(live)
-        late += [uid for uid, since in self._silent_since.items() if now - since > self._expiry_s]
-        closed = 0
-        for first in range(0, len(late), CLOSED_AT_ONCE):
-            closed += sum(await asyncio.gather(*map(self._expired, late[first : first + CLOSED_AT_ONCE])))
-        return closed
-
-    async def _expired(self, uid: str) -> bool:
-        """Close a silent trajectory; False when it has ended, or cannot be closed now."""
-        try:
-            async with self._locks.of(uid):
-                held = self._live.get(uid)
-                if held is not None and (held.in_flight or clock.monotonic() - held.touched <= self._expiry_s):
-                    return False
-                live = held or await self._find(uid)
-            if live is None:
-                return False
-            why = "silent" if live.recorder.finished() else "never_called"
-            told = f"silent for more than {self._expiry_s:g} s"
-            await self.close(live, Status.TIMED_OUT, error=told, why=why)
-        except ApiError:
-            self._silent_since.pop(uid, None)
-            return False
-        except MidstreamError as error:
-            _log.warning("trajectory %s has been silent for too long, but cannot be closed: %s", uid, error)
-            return False
-        return True
-
-    async def beat(self) -> None:
-        """Tell the store that this gateway lives; take over what those held that do not. Raises `NameTaken`."""
-        assert self._store is not None
-        before = [live for live in self._live.values() if not live.role_engines and live.ended is None]
-        beat = await asyncio.to_thread(self._store.servers.beat)
-        oldest_s = max((clock.monotonic() - live.began for live in before), default=0.0)
-        if beat.lost:
-            _log.warning("this gateway was taken for dead: what it held may be with another one now")
-        if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
-            held = set(await asyncio.to_thread(self._store.trajectories.open_uids))
-            for live in before:
-                if live.uid in held or live.ended is not None:
-                    continue
-                found = await self._stored(live.uid)
-                if found is not None and found.status is not Status.RUNNING:
-                    self.was_ended(live)
-                elif beat.lost:
-                    self._forget(live)
-            self._silent_since = {uid: since for uid, since in self._silent_since.items() if uid in held}
-        self._take_over(beat.adopted)
-
-    def _take_over(self, uids: Collection[str]) -> None:
-        others = [uid for uid in uids if uid not in self._live]  # after a long pause a gateway adopts its own again
-        self.adopted += len(others)
-        for uid in others:
-            self._silent_since[uid] = clock.monotonic()
-
-    async def _find(self, uid: str) -> ActiveTrajectory | None:
-        """The open trajectory `uid`, read back from the store if need be; `ApiError` 409 when it has ended, 503 when
-        another gateway holds it."""
-        if uid in self._live:
-            return self._live[uid]
+    async def restore(self, uid: str) -> ActiveTrajectory | None:
+        """Return the open trajectory `uid`, from the store if it is not in memory; None if there is none. Hold its
+        lock. Raises `ApiError` 409 if it has ended, 503 if another gateway holds it."""
+        if uid in self.in_memory:
+            return self.in_memory[uid]
         if self._store is None or (found := await asyncio.to_thread(self._store.trajectories.find, uid)) is None:
             return None
-        known, session = found.trajectory, found.session or {}
-        if known.status is not Status.RUNNING:
-            raise over(uid, known.status, known.error)
+        stored, session = found.trajectory, found.session or {}
+        if stored.status is not Status.RUNNING:
+            raise trajectory_ended(uid, stored.status, stored.error)
         if found.server not in (None, self._store.servers.own):
-            name = await asyncio.to_thread(self._store.servers.name_of, found.server)
-            raise elsewhere(uid, name)
-        recorder = self._recorder(uid, known.prompt_uid, found.channel)
-        await asyncio.to_thread(recorder.restore, known.steps, self._role_engine)
-        live = ActiveTrajectory(
-            uid, known.prompt_uid, found.channel, known.task, dict(session.get("metadata", {})), recorder
-        )
-        live.group_size, live.key = session.get("group_size", 1), session.get("key")
-        self._live[uid] = live
-        self._silent_since.pop(uid, None)
-        self._role_engine.engine.join(uid)
-        return live
+            raise held_by_another_gateway(uid, await asyncio.to_thread(self._store.servers.name_of, found.server))
+        recorder = self._recorder(uid, stored.prompt_uid, found.channel)
+        await asyncio.to_thread(recorder.restore, stored.steps, self._role_engine)
+        metadata = dict(session.get("metadata", {}))
+        active = ActiveTrajectory(uid, stored.prompt_uid, found.channel, stored.task, metadata, recorder)
+        active.group_size, active.key = session.get("group_size", 1), session.get("key")
+        self._keep(active)
+        return active
+
+    def evict(self, active: ActiveTrajectory) -> None:
+        """Remove the trajectory from memory."""
+        if self.in_memory.pop(active.uid, None) is not None:
+            self._role_engine.engine.leave(active.uid)
+
+    def _keep(self, active: ActiveTrajectory) -> None:
+        self.in_memory[active.uid] = active
+        self.evicted.pop(active.uid, None)
+        self._role_engine.engine.join(active.uid)
 
     def _recorder(self, uid: str, prompt_uid: str, channel: str) -> Recorder:
-        return Recorder(
-            uid,
-            prompt_uid,
-            seed=uuid.uuid4().int >> 65,
-            store=self._store,
-            channel=channel,
-            prefix_ignore=self._prefix_ignore,
-        )
+        seed, ignore = uuid.uuid4().int >> 65, self._config.prefix_ignore
+        return Recorder(uid, prompt_uid, seed=seed, store=self._store, channel=channel, prefix_ignore=ignore)
 
-    async def _begin(self, live: ActiveTrajectory, *, joins: bool) -> None:
+    async def _write(self, active: ActiveTrajectory, *, joins: bool) -> None:
+        """Write a new trajectory to the store. `joins`: it may join an existing group. Raises `ApiError` 409 if the
+        group is complete."""
         assert self._store is not None
+        timeout_s = self._config.group_timeout_s
         try:
             await self._store.trajectories.open(
-                live.uid,
-                live.prompt_uid,
-                live.task,
-                live.channel,
-                group_size=live.group_size,
-                deadline=None if self._group_timeout_s is None else clock.time() + self._group_timeout_s,
-                session=session_of(live),
+                active.uid,
+                active.prompt_uid,
+                active.task,
+                active.channel,
+                group_size=active.group_size,
+                deadline=None if timeout_s is None else clock.time() + timeout_s,
+                session=active.session(),
                 joins=joins,
             )
         except GroupClosed as error:
             self.refused += 1
             raise ApiError(409, f"{error.message}; {error.hint}", code="group_closed", param="prompt_uid") from None
 
-    def _forget(self, live: ActiveTrajectory) -> None:
-        self._live.pop(live.uid, None)
-        self._role_engine.engine.leave(live.uid)
+    async def _finish(
+        self,
+        active: ActiveTrajectory,
+        status: Status,
+        reward: float | None,
+        rewards: dict[str, float],
+        answer: str | None,
+        error: str,
+    ) -> Trajectory:
+        """Score the trajectory and write its end to the store."""
+        assert self._store is not None
+        unscored = active.trajectory(self._tokenizer, status)
+        trajectory = await scored(unscored, self._reward, reward=reward, rewards=rewards, answer=answer, error=error)
+        # Unchanged steps are in the store already: only the last one is newly marked as last.
+        changed = trajectory.steps if trajectory.steps != unscored.steps else trajectory.steps[-1:]
+        await self._store.trajectories.finish(replace(trajectory, steps=changed), active.channel)
+        return trajectory
+
+    @contextmanager
+    def _ended_as_api_error(self, active: ActiveTrajectory) -> Iterator[None]:
+        """Map the store's `AlreadyEnded` to `ApiError` 409."""
+        try:
+            yield
+        except AlreadyEnded:
+            self.ended_in_store(active)
+            raise ended_error(active) from None

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from midstream.core.config import Config
+from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.algorithms.outcome import Advantages, Groups
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.kl import Estimator
@@ -112,11 +113,17 @@ class Algorithm(Config, ABC):
     """Whether a higher reward gives a trajectory a higher advantage."""
     rewards_as_given: ClassVar[bool] = False
     """Whether it needs unmodified rewards: no normalization, no KL penalty."""
-    needs_group: ClassVar[bool] = False
-    """Whether every advantage is 0 in a group of one trajectory, because trajectories are compared within their
-    group."""
+    needs_components: ClassVar[bool] = False
+    """Whether it needs the reward's components, which a failed trajectory with the reward `reward.failed` lacks."""
+    needs_spread: ClassVar[bool] = False
+    """Whether it needs rewards that differ within a group: in a group of one trajectory every advantage is 0."""
     one_update: ClassVar[bool] = False
     """Whether advantages are valid only for the weights they were computed with: one update per batch."""
+
+    @property
+    def required_critic(self) -> CriticConfig | None:
+        """The critic that it needs; None if it needs none."""
+        return None
 
     def for_reward(self, weights: Mapping[str, float]) -> Algorithm:
         """Return this algorithm configured with the weight of each reward component."""

@@ -43,7 +43,7 @@ def relative(groups: Sequence[Sequence[float]], std: Std, ddof: int, eps: float)
 
 
 class _GroupRelative(Algorithm):
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     std: Std = "group"
     """Divisor of the centred reward."""
@@ -88,7 +88,7 @@ class DrGRPO(Algorithm):
     aggregation: Aggregation = "constant_length"
     """How token losses are averaged."""
 
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -167,7 +167,8 @@ class GDPO(Algorithm):
     """Added to standard deviations."""
 
     rewards_as_given: ClassVar[bool] = True
-    needs_group: ClassVar[bool] = True
+    needs_components: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def for_reward(self, weights: Mapping[str, float]) -> GDPO:
         """As `Algorithm.for_reward`."""

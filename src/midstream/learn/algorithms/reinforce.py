@@ -68,7 +68,7 @@ class ReinforcePlusPlusBaseline(Algorithm):
     aggregation: Aggregation = "token_mean"
     """How token losses are averaged; statistics are over tokens too."""
 
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`, by token."""
@@ -136,7 +136,7 @@ class RLOO(Algorithm):
     name: Literal["rloo"] = "rloo"
     """REINFORCE leave-one-out."""
 
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -152,7 +152,7 @@ class MaxRL(Algorithm):
     """Added to the mean."""
 
     rewards_as_given: ClassVar[bool] = True
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`. Raises `TrainingError` for a negative reward."""
@@ -174,7 +174,7 @@ class GPG(Algorithm):
     name: Literal["gpg"] = "gpg"
     """Group policy gradient."""
 
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -207,7 +207,7 @@ class OPO(Algorithm):
     name: Literal["opo"] = "opo"
     """On-policy RL with optimal baseline."""
 
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""

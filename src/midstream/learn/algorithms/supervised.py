@@ -78,7 +78,7 @@ class DPO(Algorithm):
 
     required_outputs: ClassVar[frozenset[OutputKind]] = frozenset({"policy", "reference"})
     one_update: ClassVar[bool] = True
-    needs_group: ClassVar[bool] = True
+    needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""

@@ -11,7 +11,6 @@ from midstream.learn.data.batch import is_scored
 from midstream.learn.data.replay import ReplayEntry, add_groups, choose_entries, load_groups
 from midstream.learn.data.source import GroupSource, check_tokens
 from midstream.learn.rollout_config import TrainRolloutConfig
-from midstream.learn.run.checkpoint import TrainState
 from midstream.learn.run.setup import TrainingContext
 from midstream.record.group_states import Key
 from midstream.record.store import Store
@@ -42,27 +41,34 @@ class Collected:
 
 
 async def collect(
-    context: TrainingContext, store: Store, state: TrainState, step: int, source: GroupSource | None = None
+    context: TrainingContext,
+    store: Store,
+    progress: Progress,
+    replayable: Sequence[ReplayEntry],
+    step: int,
+    version: int,
+    source: GroupSource | None = None,
 ) -> Collected:
-    """Return the groups for the training step after `state`: from `source` when given, otherwise by rollout and
-    replay."""
+    """Return the groups for training step `step`: from `source` when given, otherwise by rollout and replay.
+
+    `progress` and the buffer `replayable` are those after the previous step; `version` is the policy version by which
+    `rollout.max_staleness` is measured.
+    """
     if source is not None:
-        return await _collect_from_store(context, source, state, step)
-    rollout, replay, version = context.config.rollout, context.config.rollout.replay, context.decoder.version
+        return await _collect_from_store(context, source, progress, version)
+    rollout, replay = context.config.rollout, context.config.rollout.replay
     oldest = 0 if rollout.max_staleness is None else version - rollout.max_staleness
-    buffer = [entry for entry in state.replay if entry.version >= oldest]
+    buffer = [entry for entry in replayable if entry.version >= oldest]
     wanted = replay.groups(rollout.tasks_per_step)
     replayed = choose_entries(buffer, replay, wanted, seed=context.config.trainer.seed, step=step)
-    sampled = await attempt_tasks(
-        context, store, Progress(state.position, state.seen), step, rollout.tasks_per_step - len(replayed)
-    )
+    sampled = await attempt_tasks(context, store, progress, step, rollout.tasks_per_step - len(replayed))
     if not replay.capacity:
         return sampled
     buffer = add_groups(buffer, sampled.groups, sampled.greedy, rollout)
     counts = {
         "replayed_groups": float(len(replayed)),
         "replay_size": float(len(buffer)),
-        "stale_groups": float(sum(entry.version < oldest for entry in state.replay)),
+        "stale_groups": float(sum(entry.version < oldest for entry in replayable)),
     }
     greedy = {entry.prompt_uid: entry.greedy for entry in replayed if entry.greedy is not None}
     return Collected(
@@ -75,10 +81,12 @@ async def collect(
     )
 
 
-async def _collect_from_store(context: TrainingContext, source: GroupSource, state: TrainState, step: int) -> Collected:
+async def _collect_from_store(
+    context: TrainingContext, source: GroupSource, progress: Progress, version: int
+) -> Collected:
     """Return the next groups of a store."""
     rollout = context.config.rollout
-    oldest = None if rollout.max_staleness is None else context.decoder.version - rollout.max_staleness
+    oldest = None if rollout.max_staleness is None else version - rollout.max_staleness
     leased = await source.lease(rollout.tasks_per_step, oldest)
     groups = [[await _score_recorded(context, trajectory) for trajectory in group.trajectories] for group in leased]
     if context.reward.scores_groups:
@@ -96,7 +104,7 @@ async def _collect_from_store(context: TrainingContext, source: GroupSource, sta
     return Collected(
         groups,
         trajectories,
-        Progress(state.position, state.seen),
+        progress,
         counts=counts,
         leased_keys=tuple(group.key for group in leased),
     )

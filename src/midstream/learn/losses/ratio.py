@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from midstream.learn.losses.base import SOFT_RANGE, PolicyLoss
 from midstream.learn.losses.tokens import TokenBatch, TokenLoss
+
+SMALLEST = 2.0**-126
+"""Smallest normal number of fp32, which log-probabilities have."""
 
 
 class ReinforceLoss(PolicyLoss):
@@ -20,7 +22,7 @@ class ReinforceLoss(PolicyLoss):
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """Compute the loss per token."""
-        return TokenLoss(-batch.advantages * batch.log_probs, torch.zeros_like(batch.weights))
+        return TokenLoss(-batch.advantages * batch.log_probs, batch.weights.new_zeros(len(batch.weights)))
 
 
 class PPOClip(PolicyLoss):
@@ -48,9 +50,9 @@ class PPOClip(PolicyLoss):
         ratio, advantages = batch.log_ratio.exp(), batch.advantages
         unclipped = ratio if self.two_sided is None else ratio.clamp(max=self.two_sided)
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        values = -torch.minimum(unclipped * advantages, clipped * advantages)
+        values = -(unclipped * advantages).minimum(clipped * advantages)
         if self.dual is not None:
-            values = torch.where(advantages < 0, torch.minimum(values, -self.dual * advantages), values)
+            values = values.minimum(-self.dual * advantages).where(advantages < 0, values)
         return TokenLoss(values, (values != -ratio * advantages).float())
 
 
@@ -93,10 +95,10 @@ class SAPO(PolicyLoss):
 
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """Compute the loss per token."""
-        positive = torch.full_like(batch.advantages, self.tau_positive)
-        tau = torch.where(batch.advantages > 0, positive, torch.full_like(positive, self.tau_negative))
-        gate = torch.sigmoid(tau * (batch.log_ratio.exp() - 1))
-        return TokenLoss(-4 / tau * gate * batch.advantages, torch.zeros_like(batch.weights))
+        tau = batch.advantages.new_full((len(batch.advantages),), self.tau_negative)
+        tau = tau.masked_fill(batch.advantages > 0, self.tau_positive)
+        gate = (tau * (batch.log_ratio.exp() - 1)).sigmoid()
+        return TokenLoss(-4 / tau * gate * batch.advantages, batch.weights.new_zeros(len(batch.weights)))
 
 
 class DPPO(PolicyLoss):
@@ -121,10 +123,9 @@ class DPPO(PolicyLoss):
         if self.divergence == "tv":
             moved = (new - old).abs()
         else:
-            tiny = torch.finfo(new.dtype).tiny
-            other_new, other_old = (1 - new).clamp_min(tiny), (1 - old).clamp_min(tiny)
+            other_new, other_old = (1 - new).clamp_min(SMALLEST), (1 - old).clamp_min(SMALLEST)
             moved = old * (batch.old_log_probs - batch.log_probs.detach()) + other_old * (other_old / other_new).log()
-        same_direction = torch.where(batch.advantages > 0, new > old, new < old)
+        same_direction = (new > old).where(batch.advantages > 0, new < old)
         keep = ~(same_direction & (moved > self.delta))
         weight = batch.log_ratio.detach().exp().clamp(max=20.0)
         return TokenLoss(-weight * batch.advantages * batch.log_probs * keep, (~keep).float())
@@ -145,4 +146,4 @@ class DRO(PolicyLoss):
     def loss(self, batch: TokenBatch) -> TokenLoss:
         """Compute the loss per token."""
         values = -(batch.advantages * batch.log_probs - self.beta / 2 * batch.log_ratio.square())
-        return TokenLoss(values, torch.zeros_like(batch.weights))
+        return TokenLoss(values, batch.weights.new_zeros(len(batch.weights)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from midstream.learn.losses.base import PolicyLoss
@@ -41,7 +40,7 @@ class GSPO(PolicyLoss):
             mean = mean.detach() + batch.log_probs - batch.log_probs.detach()
         ratio = mean.clamp(max=LARGEST_LOG_RATIO).exp()
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        values = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
+        values = -(ratio * batch.advantages).minimum(clipped * batch.advantages)
         return TokenLoss(values, (values != -ratio * batch.advantages).float())
 
 
@@ -64,7 +63,7 @@ class GMPO(PolicyLoss):
         """Compute the loss per token: all tokens of a turn have the turn's value."""
         log_ratio, sign = batch.log_ratio, batch.advantages.sign()
         clipped = log_ratio.clamp(-self.clip_low, self.clip_high)
-        bounded = sign * torch.minimum(sign * log_ratio, sign * clipped)
+        bounded = sign * (sign * log_ratio).minimum(sign * clipped)
         return TokenLoss(
             -batch.advantages * batch.turn_mean(bounded).exp(), (bounded.detach() != log_ratio.detach()).float()
         )

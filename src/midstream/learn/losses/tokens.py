@@ -2,14 +2,17 @@
 
 Each token's weight is its share of the mean over the whole optimizer batch, computed before the batch is split. Sums
 over parts therefore give the same loss and gradient for any split. A part never splits a turn.
+
+Losses use methods of tensors only: configs name them, and must import without torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class TokenBatch:
         """Return the mean of `values` over each turn, expanded to its tokens."""
         count = int(self.turns.max()) + 1 if len(self.turns) else 0
         sums = values.new_zeros(count).index_add(0, self.turns, values)
-        sizes = torch.bincount(self.turns, minlength=count).to(values.dtype)
+        sizes = self.turns.bincount(minlength=count).to(values.dtype)
         return (sums / sizes).index_select(0, self.turns)
 
 

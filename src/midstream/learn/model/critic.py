@@ -11,7 +11,7 @@ from torch import Tensor
 
 from midstream.core.errors import TrainingError
 from midstream.engines.torch.decoder import Decoder
-from midstream.learn.algorithms.ppo import CriticConfig
+from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.model.log_probs import States
 from midstream.learn.model.weights import Weights
 

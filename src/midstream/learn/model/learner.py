@@ -234,7 +234,7 @@ class Learner:
                 self._policy_pass(turns, algorithm, reference)
             if not bool(torch.isfinite(self.weights.gradients()[name].norm())):
                 return f", from the group '{group}'"
-        return ", from all groups merge_metrics"
+        return ", from all groups together"
 
     def _step(self, origin: Callable[[str], str] = lambda name: "") -> float:
         """Check and clip gradients, then make an optimizer step. Returns the norm before clipping. `origin` describes
@@ -249,8 +249,8 @@ class Learner:
             )
         total = sum(norm**2 for norm in norms.values()) ** 0.5
         if total > self.config.max_grad_norm:
-            for grad in self.weights.gradients().values():
-                grad.mul_(self.config.max_grad_norm / (total + 1e-6))
+            norm = torch.tensor(total, dtype=torch.float64)
+            torch.nn.utils.clip_grads_with_norm_(self.weights.parameters(), self.config.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule()
         if self.critic is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,9 +139,8 @@ def _masks(decoder: Decoder, sequence: TokenSequence, rows: list[int], known: in
 def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
     """Compute log-probabilities and entropies of all response tokens, computing each shared prefix once."""
     states = run(decoder, sequences, adapter=adapter)
-    log_probs, entropy = token_log_probs(
-        states.hidden, decoder.head, decoder.rows, states.targets, states.temperatures, allowed=states.allowed
-    )
+    compute = partial(token_log_probs, targets=states.targets, temperatures=states.temperatures, allowed=states.allowed)
+    log_probs, entropy = decoder.lm_head(states.hidden, decoder.version, compute)
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 

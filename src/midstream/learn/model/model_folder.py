@@ -49,7 +49,7 @@ def _config(decoder: Decoder, weights: Mapping[str, Tensor]) -> dict[str, object
     config = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else dict(decoder.config)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
-    tied = decoder.head is decoder.embed
+    tied = decoder.lm_head.weight is decoder.embed
     return {**config, **dict.fromkeys(names, dtype), "tie_word_embeddings": tied}
 
 

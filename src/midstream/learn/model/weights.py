@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from midstream.core.errors import ModelError
-from midstream.engines.torch.decoder import Decoder, Projection
+from midstream.engines.torch.decoder import Decoder
+from midstream.engines.torch.layers import Projection
 from midstream.engines.torch.lora import adapter_state, load_adapter, save_adapter
 from midstream.learn.model.model_folder import write_model
 
@@ -148,7 +149,11 @@ def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
     return names
 
 
-_WHOLE = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight", "final_norm": "model.norm.weight"}
+_WHOLE = {
+    "embed": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "lm_head.weight": "lm_head.weight",
+}
 _NORMS = {
     "attention": "input_layernorm",
     "mlp": "post_attention_layernorm",

@@ -150,7 +150,13 @@ def _moments(optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Te
 def _restore_moments(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]
 ) -> None:
-    """Restore the moments returned by `_moments`."""
+    """Restore the moments returned by `_moments`. Raises `ModelError` when they belong to other parameters."""
+    unknown = sorted({key.rpartition(".")[0] for key in saved if key.endswith(".exp_avg")} - parameters.keys())
+    if unknown:
+        raise ModelError(
+            f"the checkpoint has optimizer moments of '{unknown[0]}', which this model does not train",
+            "resume with the policy and the version of Midstream that wrote it",
+        )
     for name, parameter in parameters.items():
         if f"{name}.exp_avg" in saved:
             optimizer.state[parameter] = {

@@ -1,4 +1,4 @@
-"""The directory of a run: lock, config and append-only logs. Readable by its owner only.
+"""The directory of a run: path, lock, config and append-only logs. Readable by its owner only.
 
 Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`,
 `checkpoints/`, `tensorboard/`.
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from midstream.core.errors import RunError
 from midstream.core.files import private, sync
 from midstream.core.secrets import without_secrets
+from midstream.learn.config import TrainConfig
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for a full disk or quota."""
@@ -136,3 +138,20 @@ def disk_full_error(path: Path, error: OSError) -> RunError:
         f"cannot write '{path}': {error.strerror or error}",
         "free some disk space, then continue from the last checkpoint with --resume; earlier files are intact",
     )
+
+
+def run_path(config: TrainConfig, resume: bool) -> Path:
+    """Return `trainer.run_dir`, or a directory under `runs/`: the newest run of that name to `resume`, else an unused
+    name."""
+    if config.trainer.run_dir is not None:
+        return Path(config.trainer.run_dir)
+    root = Path("runs")
+    own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
+    names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
+    if resume:
+        existing = [root / name for name in names if (root / name / "config.yaml").exists()]
+        return max(existing, key=lambda path: path.stat().st_mtime, default=root / config.name)
+    number = 1
+    while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
+        number += 1
+    return root / name

@@ -23,7 +23,6 @@ from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.engines.torch.loading import load_policy
 from midstream.engines.torch.numerics import Numerics, settle
-from midstream.learn.algorithms import PPO
 from midstream.learn.config import TrainConfig
 from midstream.learn.data.source import check_store_exists
 from midstream.learn.model.critic import Critic
@@ -185,11 +184,11 @@ def make_weights(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
 
 
 def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
-    """Return the critic of an algorithm that has one. Raises `ModelError` when its model has a different vocabulary
+    """Return the critic of an algorithm that needs one. Raises `ModelError` when its model has a different vocabulary
     than the policy."""
-    if not isinstance(config.algorithm, PPO):
+    critic = config.algorithm.required_critic
+    if critic is None:
         return None
-    critic = config.algorithm.critic
     if critic.model is None:
         return Critic(critic, policy, None, config.optimizer.max_grad_norm)
     decoder = load_compatible(critic.model, policy, tokenizer, "algorithm.critic.model")
@@ -223,7 +222,7 @@ def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, settin
     decoder = load_decoder(path, policy.dtype, policy.device)
     # Same kernels as the policy, so that the same model gives the same numbers.
     decoder.compute_by(policy.rows, policy.queries)
-    decoder.grammars = Grammars(tokenizer, decoder.head.shape[0])
+    decoder.grammars = Grammars(tokenizer, decoder.lm_head.weight.shape[0])
     return decoder
 
 

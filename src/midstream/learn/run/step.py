@@ -1,4 +1,4 @@
-"""One training step: collects attempts, builds a batch, updates the policy and reports metrics."""
+"""One training step: builds a learning batch from sampled groups, updates the policy and reports metrics."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ from typing import Any
 
 from torch import Tensor
 
-from midstream.core.types import Trajectory
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.memory import trim
-from midstream.learn.algorithms.base import CorrectionConfig, KLConfig
+from midstream.learn.algorithms.base import Algorithm, KLConfig
 from midstream.learn.algorithms.normalise import normalise_rewards
 from midstream.learn.algorithms.penalty import penalise_rewards
-from midstream.learn.data.batch import LearningBatch, check_log_probs, finite_reward, is_scored, make_batch
-from midstream.learn.data.collect import Group, collect
-from midstream.learn.data.source import GroupSource
-from midstream.learn.losses.base import PolicyLoss
+from midstream.learn.data.batch import LearningBatch, finite_reward, is_scored, make_batch
+from midstream.learn.data.collect import Group
 from midstream.learn.losses.correction import keep_high_entropy
-from midstream.learn.losses.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics, mismatch
-from midstream.learn.model.learner import Reference, merge_metrics
+from midstream.learn.losses.mismatch import OwnLogProbs, correction_for, corrects_next, importance_metrics
+from midstream.learn.model.learner import Reference
 from midstream.learn.model.policy_outputs import compute_outputs, required_outputs
 from midstream.learn.model.reference import swapped_reference
 from midstream.learn.run.checkpoint import TrainState
-from midstream.learn.run.failures import check_failures
+from midstream.learn.run.producer import SampledBatch
 from midstream.learn.run.setup import TrainingContext
-from midstream.record.store import Store
-from midstream.rewards.judge import judge_agreement
-from midstream.rewards.summary import describe, failure_reasons
+from midstream.learn.run.step_metrics import attempt_metrics, explain_correction, learned_metrics, measured_mismatch
 
 _log = logging.getLogger(__name__)
 
@@ -52,26 +47,19 @@ class StepResult:
     row: dict[str, Any]
 
 
-async def take_step(
+async def update_policy(
     context: TrainingContext,
-    store: Store,
+    sampled: SampledBatch,
     state: TrainState,
     start: Mapping[str, Tensor],
     on_first_update: FirstUpdate,
-    source: GroupSource | None = None,
 ) -> StepResult:
-    """Make the training step after `state`.
+    """Update the policy from `sampled`, the batch of the training step after `state`.
 
-    `start` holds the weights at the start of reinforcement learning, for `kl.reference: start`. `source` provides
-    groups recorded elsewhere; without one, groups are sampled here.
+    `start` holds the weights at the start of reinforcement learning, for `kl.reference: start`.
     """
-    config, engine, learner = context.config, context.engine, context.learner
-    step, began = state.step + 1, time.perf_counter()
-    sampled, prefilled = engine.tokens_sampled, engine.tokens_prefilled
-    collected = await collect(context, store, state, step, source)
-    check_failures(collected.trajectories, config.rollout.max_failed, first=state.step == 0)
-    rollout_s = time.perf_counter() - began
-    check_log_probs(collected.trajectories)
+    config, engine, learner, collected = context.config, context.engine, context.learner, sampled.collected
+    step, began = sampled.step, time.perf_counter()
     coef = config.algorithm.kl.coef if state.kl_coef is None else state.kl_coef
     kl = config.algorithm.kl.model_copy(update={"coef": coef})
     correction = correction_for(config.algorithm, state.correcting)
@@ -80,82 +68,59 @@ async def take_step(
     is_counted = partial(is_scored, failed=rollout.failed, truncated=rollout.truncated)
     rewards = state.rewards.updated(finite_reward(t) for t in collected.trajectories if is_counted(t))
     groups, greedy = normalise_rewards(collected.groups, collected.greedy, config.reward.normalize, is_counted, rewards)
-    drift, stale = None, 0
+    drift = None
     reference = reference_of(context, start)
-    outputs = await compute(compute_outputs, learner, groups, required_outputs(algorithm), reference)
-    if kl.placement == "reward" and kl.coef:
-        groups, drift = penalise_rewards(groups, outputs, kl.coef)
-    batch = make_batch(
-        groups,
-        algorithm,
-        failed=rollout.failed,
-        truncated=rollout.truncated,
-        altered=rollout.altered_sampling,
-        greedy=greedy,
-        outputs=outputs,
-        memory=state.memory,
-        keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
-    )
-    batch = keep_high_entropy(batch, outputs, algorithm.top_entropy)
-    kl_reference = reference if drift is None and _is_measured(context, kl, step) else None
-    updates: list[dict[str, float]] = []
-    own, start_version, corrects = OwnLogProbs(), context.decoder.version, correction.level != "none"
+    # Sampling pauses: the reference may swap weights, and updates change them.
     async with engine.exclusive():
-        if corrects and config.trainer.minibatches > 1:
-            # Computed now, because the first update changes the weights.
-            for minibatch in batch.minibatches(config.trainer.minibatches):
-                await compute(learner.own_log_probs, minibatch.turns, own.record)
-        for _ in range(config.trainer.epochs_per_batch):
-            for minibatch in batch.minibatches(config.trainer.minibatches):
-                turns = len(minibatch.turns)
-                if rollout.max_staleness is not None:
-                    minibatch = minibatch.since(context.decoder.version - rollout.max_staleness)
-                stale += turns - len(minibatch.turns)
-                if minibatch.turns:
-                    first = not updates
-                    known = corrects and minibatch in own
-                    corrected = own.correct(minibatch, correction) if known else minibatch
-                    observe = own.record if first and not known else None
-                    anchor = corrects and not known
-                    updates.append(
-                        await compute(learner.update, corrected, algorithm, kl_reference, observe, anchor=anchor)
-                    )
-                    if learner.updates == 1:
-                        await compute(on_first_update, groups, minibatch, updates[0], own)
+        outputs = await compute(compute_outputs, learner, groups, required_outputs(algorithm), reference)
+        if kl.placement == "reward" and kl.coef:
+            groups, drift = penalise_rewards(groups, outputs, kl.coef)
+        batch = make_batch(
+            groups,
+            algorithm,
+            failed=rollout.failed,
+            truncated=rollout.truncated,
+            altered=rollout.altered_sampling,
+            greedy=greedy,
+            outputs=outputs,
+            memory=state.memory,
+            keep_zero=bool((kl.coef and kl.placement == "loss") or algorithm.entropy_coef or learner.critic),
+        )
+        batch = keep_high_entropy(batch, outputs, algorithm.top_entropy)
+        kl_reference = reference if drift is None and _is_measured(context, kl, step) else None
+        start_version = context.decoder.version
+        updates, own, stale = await _make_updates(context, batch, groups, algorithm, kl_reference, on_first_update)
         if step % TRIM_EVERY == 0:
             await compute(trim)
-    if source is not None:
-        await source.consume(collected.leased_keys, step)
-    elapsed = time.perf_counter() - began
-    learned = _learned(updates)
+    learned = learned_metrics(updates)
     if drift is not None:
         learned["kl"] = drift
     if learned["kl"] is not None and kl.target is not None:
         coef = kl.adapted_coef(coef, learned["kl"], len(collected.trajectories))
-    tokens = engine.tokens_sampled - sampled
-    mismatch_metrics = _mismatch(own, start_version, algorithm.loss)
+    mismatch_metrics = measured_mismatch(own, start_version, algorithm.loss)
     correcting = corrects_next(state.correcting, mismatch_metrics.get("mismatch/clipped"), config.algorithm.correction)
     if correcting != state.correcting:
-        _log.warning("step %d: %s", step, _explained(mismatch_metrics, config.algorithm.correction, correcting))
+        explanation = explain_correction(mismatch_metrics, config.algorithm.correction, correcting)
+        _log.warning("step %d: %s", step, explanation)
     row = {
         "stage": "rl",
         "step": step,
-        **_attempted(context, collected.trajectories),
+        **attempt_metrics(context, collected.trajectories),
         **learned,
-        **(importance_metrics(own.differences(), correction) if corrects else {}),
+        **(importance_metrics(own.differences(), correction) if correction.level != "none" else {}),
         **mismatch_metrics,
-        "corrected": float(corrects),
+        "corrected": float(correction.level != "none"),
         "kl_coef": kl.coef,
         **batch.counts,
         **collected.counts,
         **({} if rollout.max_staleness is None else {"stale_turns": float(stale)}),
-        "tokens": tokens,
-        "prefilled_tokens": engine.tokens_prefilled - prefilled,
+        **({"versions_behind": float(start_version - sampled.version)} if rollout.steps_ahead else {}),
+        "tokens": sampled.tokens,
+        "prefilled_tokens": sampled.prefilled_tokens,
         "policy_version": context.decoder.version,
-        "tokens_per_s": tokens / rollout_s,
-        "rollout_s": rollout_s,
-        "learn_s": elapsed - rollout_s,
-        "time_s": elapsed,
+        "tokens_per_s": sampled.tokens / sampled.rollout_s,
+        "rollout_s": sampled.rollout_s,
+        "learn_s": time.perf_counter() - began,
     }
     new_state = TrainState(
         step,
@@ -172,63 +137,41 @@ async def take_step(
     return StepResult(new_state, row)
 
 
-def _mismatch(own: OwnLogProbs, version: int, loss: PolicyLoss) -> dict[str, float]:
-    """The mismatch metrics of a step that began with policy `version`, on tokens of the version closest to it: samples
-    that lag behind, as those of a separate sampler do, are measured too."""
-    measured = own.closest_version(version)
-    if measured is None:
-        return {}
-    return {**mismatch(own.differences(measured), loss), "mismatch/staleness": float(abs(version - measured))}
-
-
-def _explained(metrics: Mapping[str, float], config: CorrectionConfig, begins: bool) -> str:
-    """Return a message on why an automatic correction starts or stops."""
-    share, bound = metrics["mismatch/clipped"], config.threshold * (1.0 if begins else 0.5)
-    stale = int(metrics["mismatch/staleness"])
-    lag = f", {stale} update{'s' * (stale != 1)} after sampling," if stale else ""
-    found = (
-        f"sampler and learner differ{lag} by {metrics['mismatch/mean_abs']:.2g} on average, which alone moves "
-        f"{share:.2%} of the tokens outside the clip range ({'above' if begins else 'at most'} {bound:.2%})"
-    )
-    if begins:
-        return f"{found}: from the next step on, ratios are relative to the learner's own pass (algorithm.correction)"
-    return f"{found}: from the next step on, ratios are relative to the sampler again (algorithm.correction)"
-
-
-def _attempted(context: TrainingContext, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Return metrics of the attempts: success in total and by kind, rewards, and reasons of failures."""
-    successes = [context.reward.succeeded(t) for t in trajectories]
-    kinds = sorted({t.task.kind for t in trajectories})
-    by_kind = {k: [s for t, s in zip(trajectories, successes, strict=True) if t.task.kind == k] for k in kinds}
-    return {
-        "success": sum(successes) / len(successes),
-        **describe(trajectories),
-        **(
-            {}
-            if context.config.reward.judge is None
-            else judge_agreement(trajectories, context.config.reward.judge.compare_with)
-        ),
-        "errors": failure_reasons(trajectories),
-        **{f"success/{kind}": sum(values) / len(values) for kind, values in by_kind.items()},
-    }
-
-
-def _learned(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Return metrics of the updates: sums over tokens as means, None for values not measured."""
-    sums = merge_metrics(updates)
-    share = sums.get("weight") or 1.0
-    averaged = ("entropy", "clipped", "sampler_kl", "kl", "value_loss", "value_clipped")
-    means = {name: sums[name] / share for name in averaged if name in sums}
-    if squared := sums.get("ratio_squared"):
-        means["importance_ess"] = sums["ratio"] ** 2 / (share * squared)
-        means["importance_chi2"] = squared / share - 1
-    unscaled = ("loss", "policy_loss", "grad_norm", "max:log_ratio")
-    return {
-        **{name: sums[name] for name in unscaled if name in sums},
-        **{"entropy": None, "kl": None, **means},
-        "loss_tokens": sums.get("loss_tokens", 0.0),
-        "computed_tokens": sums.get("computed_tokens", 0.0),
-    }
+async def _make_updates(
+    context: TrainingContext,
+    batch: LearningBatch,
+    groups: Sequence[Group],
+    algorithm: Algorithm,
+    reference: Reference | None,
+    on_first_update: FirstUpdate,
+) -> tuple[list[dict[str, float]], OwnLogProbs, int]:
+    """Make all updates of a training step. Returns their metrics, the learner's log-probabilities at the start of the
+    step, and the number of turns that were too old to learn from."""
+    trainer, learner, decoder = context.config.trainer, context.learner, context.decoder
+    max_staleness, correction = context.config.rollout.max_staleness, algorithm.correction
+    corrects = correction.level != "none"
+    updates: list[dict[str, float]] = []
+    own, stale = OwnLogProbs(), 0
+    if corrects and trainer.minibatches > 1:
+        # Computed now, because the first update changes the weights.
+        for minibatch in batch.minibatches(trainer.minibatches):
+            await compute(learner.own_log_probs, minibatch.turns, own.record)
+    for _ in range(trainer.epochs_per_batch):
+        for minibatch in batch.minibatches(trainer.minibatches):
+            turns = len(minibatch.turns)
+            if max_staleness is not None:
+                minibatch = minibatch.since(decoder.version - max_staleness)
+            stale += turns - len(minibatch.turns)
+            if not minibatch.turns:
+                continue
+            known = corrects and minibatch in own
+            corrected = own.correct(minibatch, correction) if known else minibatch
+            observe = own.record if not updates and not known else None
+            anchor = corrects and not known
+            updates.append(await compute(learner.update, corrected, algorithm, reference, observe, anchor=anchor))
+            if learner.updates == 1:
+                await compute(on_first_update, groups, minibatch, updates[0], own)
+    return updates, own, stale
 
 
 def _is_measured(context: TrainingContext, kl: KLConfig, step: int) -> bool:

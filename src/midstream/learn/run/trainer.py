@@ -9,23 +9,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import platform
-import re
-import resource
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from torch import Tensor
 
-from midstream import __version__
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.blocking import run_blocking
 from midstream.core.errors import RunError, TrainingError
@@ -33,28 +29,20 @@ from midstream.core.secrets import without_secrets
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.config import TrainConfig
-from midstream.learn.data.batch import LearningBatch
-from midstream.learn.data.collect import Group
 from midstream.learn.data.source import GroupSource, SourceExhausted
 from midstream.learn.data.splits import check_splits
-from midstream.learn.losses.mismatch import OwnLogProbs
 from midstream.learn.run.callback import Callback
-from midstream.learn.run.checkpoint import (
-    TrainState,
-    checkpoints,
-    load_checkpoint,
-    load_reference,
-    prune,
-    save_checkpoint,
-)
+from midstream.learn.run.checkpoint import TrainState, load_reference, prune, save_checkpoint
+from midstream.learn.run.first_update import check_first_update
 from midstream.learn.run.held_out import HeldOut
-from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error
+from midstream.learn.run.producer import BatchProducer
+from midstream.learn.run.resume import resume_state
+from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error, run_path
+from midstream.learn.run.run_info import RunInfo
 from midstream.learn.run.setup import build, check_trained_roles
-from midstream.learn.run.step import take_step
+from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
-from midstream.learn.self_check.checks import PLAINLY, first_batch, insist
-from midstream.learn.self_check.noise import noise_floor
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -108,7 +96,7 @@ class Training:
 
     async def run(self) -> TrainResult:
         """As `train`."""
-        directory = RunDirectory(_run_path(self._config, self._resume))
+        directory = RunDirectory(run_path(self._config, self._resume))
         try:
             self._check(directory)
             self._run = _Run(self._config, directory, self._callbacks, self._endpoint)
@@ -147,21 +135,6 @@ class Training:
             )
 
 
-def _run_path(config: TrainConfig, resume: bool) -> Path:
-    if config.trainer.run_dir is not None:
-        return Path(config.trainer.run_dir)
-    root = Path("runs")
-    own = re.compile(rf"{re.escape(config.name)}(-\d+)?")
-    names = [path.name for path in root.iterdir() if own.fullmatch(path.name)] if root.is_dir() else []
-    if resume:
-        existing = [root / name for name in names if (root / name / "config.yaml").exists()]
-        return max(existing, key=lambda path: path.stat().st_mtime, default=root / config.name)
-    number = 1
-    while (name := config.name if number == 1 else f"{config.name}-{number}") in names:
-        number += 1
-    return root / name
-
-
 class _Run:
     def __init__(
         self,
@@ -172,7 +145,6 @@ class _Run:
     ) -> None:
         self.config, self.directory, self.callbacks, self.endpoint = config, directory, callbacks, endpoint
         self.stopping = False
-        self.tensorboard: TensorBoard | None = None
 
     async def go(self) -> TrainResult:
         """Run everything. The first Ctrl-C or SIGTERM stops after the current step, the second at once."""
@@ -199,14 +171,20 @@ class _Run:
         check_trained_roles(context)
         check_demonstrations(context)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
-        state, saved = await compute(self._resume_state)
+        state, saved = await compute(resume_state, self.directory, context.learner, config.trainer.max_steps)
         reference = load_reference(saved) if saved else {}
         if saved and not reference and config.algorithm.kl.reference == "start":
             raise RunError(
                 f"the run in '{self.directory.path}' has no copy of its starting policy",
                 "resume with algorithm.kl.reference=base",
             )
-        self._begin(state, resumed=saved is not None)
+        self.info = RunInfo(context, self.directory)
+        self.directory.write("config.yaml", self.yaml)
+        self.info.write("running")
+        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
+        self.callbacks = (self.tensorboard, *self.callbacks)
+        for callback in self.callbacks:
+            callback.on_start(self.info.at_start(state.step))
         status = "failed"
         self.source = self._open_source(state)
         try:
@@ -224,28 +202,19 @@ class _Run:
                     self.store.trajectories.discard_from(state.step + 1)
                 await self.held_out.after(state.step)
                 self.reference = reference
-                while state.step < config.trainer.max_steps and not self.stopping:
-                    try:
-                        state = await self._step(state)
-                    except SourceExhausted as exhausted:
-                        self._end_early(exhausted, state)
-                        break
-                    if (
-                        state.step % config.trainer.save_every == 0
-                        or state.step == config.trainer.max_steps
-                        or self.stopping
-                    ):
-                        await self._save(state, reference)
-                    await self.held_out.after(state.step)
+                self.producer = BatchProducer(context, self.store, state, self.source)
+                try:
+                    state = await self._take_steps(state)
+                finally:
+                    await self.producer.close()
                 if state.step and not self._folder(state).exists():
                     # Ctrl-C came during the step's evaluation, after the last save; or the source is exhausted.
                     await self._save(state, reference)
                 complete = state.step == config.trainer.max_steps and self.held_out.complete
                 status = "stopped" if self.stopping and not complete else "finished"
         finally:
-            self._write_info("stopped" if status == "failed" and self.stopping else status)
-            if self.tensorboard is not None:
-                self.tensorboard.close()
+            self.info.write("stopped" if status == "failed" and self.stopping else status)
+            self.tensorboard.close()
             if self.source is not None:
                 self.source.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]
@@ -289,79 +258,10 @@ class _Run:
             raise KeyboardInterrupt
         self.stopping = True
 
-    def _resume_state(self) -> tuple[TrainState, Path | None]:
-        """Return the state to resume from, and truncate the logs to it."""
-        found = checkpoints(self.directory.path)
-        state = TrainState(0, 0, 0, 0)
-        if found:
-            state = load_checkpoint(found[-1], self.context.learner)
-            self.directory.filter_log("metrics.jsonl", lambda row: row["step"] <= state.step)
-            # When a finished run continues, its final evaluation is no longer final.
-            last = self.config.trainer.max_steps
-            self.directory.filter_log(
-                "evals.jsonl",
-                lambda row: row["step"] <= state.step and (row["label"] != "final" or row["step"] == last),
-            )
-            # Samples are written before their evaluation's row; without the row they will be written again.
-            evaluated = {row["label"] for row in self.directory.rows("evals.jsonl")}
-            self.directory.filter_log("samples.jsonl", lambda row: row["label"] in evaluated)
-            return state, found[-1]
-        for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
-            self.directory.filter_log(name, lambda row: False)
-        return state, None
-
-    def _begin(self, state: TrainState, resumed: bool) -> None:
-        if not self.directory.started:
-            self.created = datetime.now(UTC).isoformat(timespec="seconds")
-        else:
-            info = self.directory / "run.json"
-            self.created = (
-                json.loads(info.read_text())["created"]
-                if info.exists()
-                else datetime.now(UTC).isoformat(timespec="seconds")
-            )
-        self.directory.write("config.yaml", self.yaml)
-        self._write_info("running")
-        self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if resumed else 0)
-        self.callbacks = (self.tensorboard, *self.callbacks)
-        info = {
-            "name": self.config.name,
-            "model": self.config.policy.model,
-            "seed": self.config.trainer.seed,
-            "max_steps": self.config.trainer.max_steps,
-            "step": state.step,
-            "run_dir": str(self.directory.path),
-            "numerics": self.context.numerics.summary(),
-        }
-        for callback in self.callbacks:
-            callback.on_start(info)
-
-    def _write_info(self, status: str) -> None:
-        self.directory.write_json(
-            "run.json",
-            {
-                "name": self.config.name,
-                "created": self.created,
-                "status": status,
-                "model": self.config.policy.model,
-                "seed": self.config.trainer.seed,
-                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "numerics": self.context.numerics.as_json(),
-                "versions": {
-                    "midstream": __version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                    "dtype": str(self.context.decoder.dtype).removeprefix("torch."),
-                    "device": str(self.context.decoder.device),
-                    "threads": torch.get_num_threads(),
-                },
-            },
-        )
-
     def _folder(self, state: TrainState) -> Path:
         return self.directory / "checkpoints" / f"step-{state.step:06d}"
 
-    async def _save(self, state: TrainState, reference: dict[str, torch.Tensor]) -> None:
+    async def _save(self, state: TrainState, reference: dict[str, Tensor]) -> None:
         await compute(
             save_checkpoint,
             self._folder(state),
@@ -390,39 +290,35 @@ class _Run:
             if self.stopping:
                 return
 
-    def _reference_weights(self, kind: str) -> dict[str, torch.Tensor]:
+    def _reference_weights(self, kind: str) -> dict[str, Tensor]:
         return self.context.weights.snapshot() if kind == "start" else {}
+
+    async def _take_steps(self, state: TrainState) -> TrainState:
+        """Train until the last step, a stop, or the end of the source."""
+        trainer = self.config.trainer
+        while state.step < trainer.max_steps and not self.stopping:
+            try:
+                state = await self._step(state)
+            except SourceExhausted as exhausted:
+                self._end_early(exhausted, state)
+                break
+            if state.step % trainer.save_every == 0 or state.step == trainer.max_steps or self.stopping:
+                await self._save(state, self.reference)
+            await self.held_out.after(state.step)
+        return state
 
     async def _step(self, state: TrainState) -> TrainState:
         try:
-            result = await take_step(self.context, self.store, state, self.reference, self._check, self.source)
+            began = time.perf_counter()
+            sampled = await self.producer.next()
+            check = partial(check_first_update, self.context, self.directory)
+            result = await update_policy(self.context, sampled, state, self.reference, check)
+            if self.source is not None:
+                await self.source.consume(sampled.collected.leased_keys, sampled.step)
         except TrainingError as error:
             raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log(result.row)
+        self._log({**result.row, "time_s": time.perf_counter() - began})
         return result.state
-
-    def _check(
-        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
-    ) -> None:
-        reference = self.config.algorithm.kl.reference
-        fresh = reference == "start" or (reference == "base" and not self.config.warm_start.examples)
-        kl = sums["kl"] / (sums.get("weight") or 1.0) if "kl" in sums and fresh else None
-        checks = first_batch(
-            self.config,
-            groups,
-            batch,
-            own=own,
-            noise=noise_floor(self.context.decoder, [turn.sequence for turn in batch.turns]),
-            version=self.context.decoder.version - 1,  # the version before the first update
-            kl_at_start=kl,
-        )
-        self.directory.write_json("checks.json", [asdict(check) for check in checks])
-        insist(checks)
-        for check in checks:
-            if not check.decided:
-                _log.warning("self-check '%s' cannot decide at this machine's noise: %s", check.name, check.meaning)
-            if check.name == PLAINLY and check.value:
-                _log.warning("%.0f %% of tokens: %s", 100 * check.value, check.meaning)
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)

@@ -66,7 +66,7 @@ def first_batch(
     kl_at_start: float | None,
 ) -> list[Check]:
     """The checks of a first update by policy `version`: `groups` were sampled, it learned from `batch`, and `own` holds
-    what the learner said of it before. `kl_at_start` is None where the policy does not start as its reference."""
+    the learner's log-probabilities before it. `kl_at_start` is None if the policy does not start as its reference."""
     steps = [step for group in groups for trajectory in group for step in trajectory.steps]
     here = config.rollout.source is None
     differences = own.differences()
@@ -110,7 +110,7 @@ def insist(checks: Sequence[Check]) -> None:
 
 
 def is_trained(flow: FlowConfig, role: str) -> bool:
-    """Whether the config says that what `role` says is trained on."""
+    """Whether the config trains what `role` samples."""
     config = flow.roles.get(role) or flow.roles.get("policy") or RoleConfig()
     return config.engine == "policy" and config.train
 
@@ -202,13 +202,13 @@ def loss_by_role(flow: FlowConfig, steps: Sequence[Step]) -> list[Check]:
     checks: list[Check] = []
     for role in sorted(role for role, tokens in sampled.items() if tokens):
         share, trained = masked[role] / sampled[role], is_trained(flow, role)
-        said = "must be 1: the config trains it" if trained else "must be 0: the config does not train it"
+        expected = "must be 1: the config trains it" if trained else "must be 0: the config does not train it"
         checks.append(
             Check(
                 f"loss on {role}",
                 share,
                 share == float(trained),
-                f"share of its sampled tokens that carry loss; {said}",
+                f"share of its sampled tokens that carry loss; {expected}",
             )
         )
     return checks
@@ -227,7 +227,7 @@ def as_recorded(flow: FlowConfig, groups: Sequence[Sequence[Trajectory]], turns:
         "learned as recorded",
         float(foreign),
         foreign == 0,
-        "turns of the batch that no trained role said, token for token; such a turn trains on what was never sampled",
+        "turns of the batch that no trained role sampled, token for token: such turns train on what was never sampled",
     )
 
 

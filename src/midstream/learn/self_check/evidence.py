@@ -1,4 +1,4 @@
-"""What the proofs are about: a rollout, its calls as the engines heard them, and the batch that was made of it."""
+"""The evidence for the proofs: a rollout, its calls as recorded at the engines, and the batch made of it."""
 
 from __future__ import annotations
 
@@ -89,34 +89,33 @@ def gather(
     start: Mapping[str, Tensor],
     plain: PlainModel,
 ) -> Evidence:
-    """The evidence of the rollout `moved`, in which `calls` were heard; `start` are the weights before they were moved,
-    and `plain` is the model as it was loaded, which follows the policy from here on."""
+    """Return the evidence of the rollout `moved`, with the `calls` recorded in it. `start` are the weights before they
+    were moved; `plain` is the model as it was loaded, which follows the policy from here on."""
     groups = _rewarded(moved.groups)
     order = {t.uid: place for place, t in enumerate(t for group in groups for t in group)}
-    heard = sorted((c for c in calls if c.request.session in order), key=lambda call: order[call.request.session])
+    recorded = sorted((c for c in calls if c.request.session in order), key=lambda call: order[call.request.session])
     algorithm, reference = plain_policy_gradient(parts.config.algorithm), reference_of(parts, start)
     outputs = compute_outputs(parts.learner, groups, required_outputs(algorithm), reference)
     batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, outputs=outputs)
-    trained = [call for call in heard if is_trained(parts.config.flow, call.role)]
+    trained = [call for call in recorded if is_trained(parts.config.flow, call.role)]
     # The first attempts are enough here: the plain model takes its time.
     first = {group[0].uid for group in groups}
-    base = {
-        c.sequence: plain.read(c.sequence).log_probs for c in heard if c.request.session in first and c.engine in OURS
-    }
+    ours = [call for call in recorded if call.engine in OURS]
+    base = {c.sequence: plain.read(c.sequence).log_probs for c in ours if c.request.session in first}
     plain.follow()
     noise = noise_floor(parts.decoder, [turn.sequence for turn in batch.turns], SEQUENCES)
     return Evidence(
         parts=parts,
         algorithm=algorithm,
         groups=groups,
-        calls=heard,
+        calls=recorded,
         batch=batch,
         taken=_taken(groups, trained, batch),
         plain=plain,
         base=base,
         reference=reference,
         noise=noise,
-        plain_noise=noise.with_rounding(rounding(plain, [call.sequence for call in heard if call.engine in OURS])),
+        plain_noise=noise.with_rounding(rounding(plain, [call.sequence for call in ours])),
     )
 
 

@@ -1,5 +1,5 @@
-"""Checks of the whole training path against what owes it nothing: the calls as the engines heard them (`witness.py`)
-and the model as transformers runs it (`plain_model.py`). Those of gradients and updates are in `gradients.py`."""
+"""Checks of the whole training path against independent records: the calls at the engines (`recording_engine.py`) and
+the model as transformers runs it (`plain_model.py`). Checks of gradients and updates are in `gradients.py`."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def drawn_as_recorded(evidence: Evidence) -> Check:
 
 
 def attempts_differ(evidence: Evidence) -> Check:
-    """Of a group's first calls: whether all said the same against all odds."""
+    """Check that the first calls of a group are not all equal against all odds."""
     first: dict[str, RecordedCall] = {}
     for call in evidence.calls:
         first.setdefault(call.request.session, call)
@@ -209,13 +209,13 @@ def end_tokens(evidence: Evidence) -> Check:
 
 
 def nothing_left_out(evidence: Evidence) -> Check:
-    said = sum(len(call.completion.ids) for call in evidence.trained)
-    missing = said - sum(len(call.completion.ids) for call in evidence.taken if call is not None)
+    sampled = sum(len(call.completion.ids) for call in evidence.trained)
+    missing = sampled - sum(len(call.completion.ids) for call in evidence.taken if call is not None)
     return Check(
         "every sampled token has loss",
         float(missing),
-        missing == 0 and said > 0,
-        f"of {said} tokens that the engine sampled for trained roles, those that are not in the batch",
+        missing == 0 and sampled > 0,
+        f"of {sampled} tokens that the engine sampled for trained roles, those that are not in the batch",
     )
 
 

@@ -1,4 +1,4 @@
-"""What really was sampled, heard at the engines: a record that owes nothing to the recorder, the flow or the batch."""
+"""Records the calls that engines answer, independently of the recorder, the flow and the batch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RecordedCall:
 
 
 class RecordingEngine:
-    """An engine that hears what another is asked and answers, and changes nothing."""
+    """Passes calls on to another engine unchanged, and records them with their completions."""
 
     def __init__(self, engine: Engine, calls: list[RecordedCall]) -> None:
         self.name, self._engine, self._calls = engine.name, engine, calls
@@ -57,7 +57,7 @@ class RecordingEngine:
 
 
 def recorded_calls(role_engines: Mapping[str, RoleEngine], calls: list[RecordedCall]) -> dict[str, RoleEngine]:
-    """`role_engines` whose engines are heard: each call that is answered goes to `calls`."""
+    """Return `role_engines` with recording engines: each answered call is appended to `calls`."""
     engines = {
         id(role_engine.engine): RecordingEngine(role_engine.engine, calls) for role_engine in role_engines.values()
     }

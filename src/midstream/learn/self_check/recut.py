@@ -56,7 +56,7 @@ def company(
     """Sequences that make a pass with `sequences` as large as `size`. They have no more than the first token in common
     with those and each other. Where more is missing of `predicted` than of `tokens`, parts of prompts are predicted
     too. In a pass they come `before` the others, or after them."""
-    own, vocabulary = size_of(sequences), decoder.head.shape[0]
+    own, vocabulary = size_of(sequences), decoder.lm_head.weight.shape[0]
     tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted
     first, *_ = sequences[0].prompt_ids + sequences[0].response_ids
     taken = {(s.prompt_ids + s.response_ids)[1:2] for s in sequences}

@@ -17,14 +17,14 @@ from midstream.tasks.taskset import TaskSet
 
 
 class Adapter(Protocol):
-    """What an adapter module offers."""
+    """Interface of an adapter module."""
 
     def tasks(self, env: str, settings: Mapping[str, Any], seed: int) -> TaskSet:
-        """Task set of the environment `env`. Raises `TaskError` if there is none of that name."""
+        """Return the task set of the environment `env`. Raises `TaskError` for an unknown name."""
         ...
 
     def environment(self, env: str, settings: Mapping[str, Any], seed: int) -> Environment:
-        """New episode of `env`, the same for the same seed."""
+        """Create an episode of `env`, determined by the seed."""
         ...
 
 
@@ -37,7 +37,7 @@ ENVIRONMENTS: dict[str, str | Adapter] = {
 
 
 def register_environment(kind: str, adapter: Adapter) -> None:
-    """Make environments available as task sources of type `kind`; a module with two functions is an adapter too."""
+    """Register environments as task sources of type `kind`. A module with the two functions is an adapter too."""
     if kind in ENVIRONMENTS and ENVIRONMENTS[kind] is not adapter:
         raise ConfigError(f"environments of type '{kind}' are already registered", "choose another name")
     ENVIRONMENTS[kind] = adapter

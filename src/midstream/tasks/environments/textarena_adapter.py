@@ -34,7 +34,7 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 class _TextArena:
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         known = textarena.envs.registration.ENV_REGISTRY
-        # The variant `-raw` shows each message once; the others repeat all that was said, which the chat has already.
+        # The variant `-raw` shows each message once; the others repeat the whole history, which the chat has already.
         raw = f"{env}-raw"
         if raw not in known:
             raise TaskError(
@@ -57,7 +57,7 @@ class _TextArena:
             raise TaskError(
                 f"TextArena's game '{self._name}' does not start for one player: {str(error).strip()[:200]}"
             ) from None
-        return self._said()
+        return self._new_messages()
 
     async def reset(self) -> Sequence[Message]:
         return [{"role": "user", "content": self.opening()}]
@@ -66,7 +66,7 @@ class _TextArena:
         with _random_state(self._random):
             done, _ = self._game.step(action)
         if not done:
-            return Outcome(observation=self._said())
+            return Outcome(observation=self._new_messages())
         rewards, facts = self._game.close()
         own = dict(facts.get(0, {})) if isinstance(facts, Mapping) else {}
         kept = {key: value for key, value in own.items() if isinstance(value, str | int | float | bool)}
@@ -75,7 +75,7 @@ class _TextArena:
     async def close(self) -> None:
         pass
 
-    def _said(self) -> str:
+    def _new_messages(self) -> str:
         _, observation = self._game.get_observation()
         if isinstance(observation, str):
             return observation

@@ -90,9 +90,9 @@ class Worker:
         try:
             await asyncio.wait_for(worker._ready(pipes[2][0]), START_TIMEOUT_S)
         except (TimeoutError, OSError, ValueError, EOFError) as error:
-            said = _read(worker._outputs[1], 4096).decode(errors="replace").strip()
+            output = _read(worker._outputs[1], 4096).decode(errors="replace").strip()
             await worker.close()
-            raise SandboxFailed(f"bubblewrap did not start: {said or error or type(error).__name__}") from None
+            raise SandboxFailed(f"bubblewrap did not start: {output or error or type(error).__name__}") from None
         except BaseException:
             await worker.close()
             raise

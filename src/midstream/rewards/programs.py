@@ -1,0 +1,98 @@
+"""Grades programs by hidden tests, in the sandbox.
+
+The program runs first, in a session of its own; the tests follow one by one, so that it cannot read them before it has
+been loaded. A test passes when it ends and returns a word that was drawn after the program was written. What this does
+not stop: a program that inspects the frames of its caller while a test calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from midstream.rewards.answers import after_thinking
+from midstream.tools.sandbox import Sandbox, SandboxConfig, open_sandbox
+
+MAX_CHARS = 100_000
+_FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_PYTHON = ("", "python", "py", "python3")
+
+
+def fenced_programs(text: str) -> list[str]:
+    """The Python blocks of a text, in order."""
+    return [body.strip("\n") for language, body in _FENCE.findall(text) if language.lower() in _PYTHON]
+
+
+def program_of(answer: str, entry_point: str = "") -> str:
+    """The program of an answer after its thinking: the last Python block that defines `entry_point`, else the last
+    block, else the whole answer."""
+    text = after_thinking(answer)
+    blocks = fenced_programs(text)
+    defines = re.compile(
+        rf"^(?:async\s+def|def|class)\s+{re.escape(entry_point)}\b|^{re.escape(entry_point)}\s*=", re.M
+    )
+    defining = [block for block in blocks if entry_point and defines.search(block)]
+    return (defining or blocks or [text])[-1]
+
+
+def hidden_tests(reference: Any) -> tuple[tuple[str, ...], str]:
+    """The tests of a reference `{"tests": ..., "entry_point": ...}` and its entry point; no tests for any other
+    reference. A test that defines `check(candidate)`, as HumanEval's do, is called with the entry point."""
+    if not isinstance(reference, Mapping) or "tests" not in reference:
+        return (), ""
+    given, entry_point = reference["tests"], str(reference.get("entry_point") or "")
+    tests = [given] if isinstance(given, str) else [str(test) for test in given]
+    called = [
+        f"{test}\ncheck({entry_point})" if entry_point and re.search(r"^def check\(", test, re.M) else test
+        for test in tests
+    ]
+    return tuple(called), entry_point
+
+
+async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = None) -> list[bool]:
+    """Whether the program of `answer` passes each hidden test of `reference`. Empty without tests.
+
+    Raises `SandboxFailed` when the sandbox breaks, and `SandboxUnavailable` when there is none."""
+    tests, entry_point = hidden_tests(reference)
+    program = program_of(answer, entry_point)
+    if not tests or len(program) > MAX_CHARS:
+        return [False] * len(tests)
+    passed: list[bool] = []
+    async with (sandbox or await shared_sandbox()).session() as session:
+        loaded = (await session.run(program)).ok
+        for test in tests:
+            if not loaded:
+                passed.append(False)
+                continue
+            word = secrets.token_hex(16)
+            result = await session.run(f"{test}\n{word!r}")
+            passed.append(result.ok and word in (result.value or ""))
+            if result.state_lost:
+                loaded = (await session.run(program)).ok
+    return passed
+
+
+_SANDBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Sandbox]] = weakref.WeakKeyDictionary()
+
+
+async def shared_sandbox() -> Sandbox:
+    """One sandbox an event loop. It keeps no process ready, so there is nothing to close."""
+    loop = asyncio.get_running_loop()
+    if loop not in _SANDBOXES:
+        _SANDBOXES[loop] = asyncio.ensure_future(open_sandbox(SandboxConfig(warm=0)))
+    opening = _SANDBOXES[loop]
+    try:
+        return await asyncio.shield(opening)
+    except BaseException:
+        if opening.done():
+            _SANDBOXES.pop(loop, None)
+        raise
+
+
+def share(passed: Sequence[bool]) -> float:
+    """The share of tests that passed."""
+    return sum(passed) / len(passed) if passed else 0.0
