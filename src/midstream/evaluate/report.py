@@ -70,7 +70,7 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-Table = Mapping[str, Any]
+TableContent = Mapping[str, Any]
 """`head`: column titles. `rows`: cells, each a text or a text and its interval."""
 
 
@@ -100,7 +100,7 @@ def _stages(run: Run) -> dict[str, Row]:
     return on_test if len(on_test) > 1 else {label: row for label in STAGES if (row := run.evaluation(label))}
 
 
-def _before_after(run: Run) -> Table | None:
+def _before_after(run: Run) -> TableContent | None:
     stages = _stages(run)
     if not stages:
         return None
@@ -156,7 +156,7 @@ def _turn(turn: Row) -> Row:
     return {**turn, "role": role, "style": style, "prompt_title": title, "arguments": arguments}
 
 
-def _components(run: Run) -> Table | None:
+def _components(run: Run) -> TableContent | None:
     names = sorted({key for row in run.rl for key in row if key.startswith(("rewards/", "success/"))})
     if not names:
         return None
@@ -171,7 +171,7 @@ def _components(run: Run) -> Table | None:
     return {"head": ["", f"first {fifth} steps", f"last {fifth} steps", "all steps"], "rows": rows}
 
 
-def _training(run: Run) -> Table | None:
+def _training(run: Run) -> TableContent | None:
     if not run.rl:
         return None
     stride = max(1, math.ceil(len(run.rl) / SHOWN_STEPS))

@@ -7,6 +7,7 @@ second.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from midstream.core import clock
 from midstream.core.errors import LeaseLost
 from midstream.store.database import Database
 from midstream.store.engine import INSERT
+from midstream.store.prepared import fetch
 from midstream.store.schema import Schema
 
 _table = Table(
@@ -27,6 +29,11 @@ _table = Table(
     Column("until", Float, nullable=False),
 )
 SCHEMA = Schema("leases", _table.metadata)
+_HOLDER = (
+    sa.select(_table.c.fence, _table.c.owner)
+    .where(_table.c.resource.in_(sa.bindparam("resource", expanding=True)))
+    .with_for_update()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,35 +53,35 @@ class Leases:
         self._database = database
         database.require(SCHEMA)
 
-    def acquire(self, resource: str, owner: str, lease_s: float) -> Lease | None:
-        """Hold `resource` for `lease_s` seconds; None when another owner holds it. Its own owner renews it."""
-        return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s))
+    def acquire(
+        self, resource: str, owner: str, lease_s: float, is_dead: Callable[[str], bool] = lambda owner: False
+    ) -> Lease | None:
+        """Hold `resource` for `lease_s` seconds; None when another owner holds it. Its own owner renews it. The lease
+        of an owner of whom `is_dead` holds counts as expired."""
+        return self._database.change(lambda connection: acquire(connection, resource, owner, lease_s, is_dead))
 
     def renew(self, lease: Lease, lease_s: float) -> Lease:
         """Extend the lease to `lease_s` seconds from now. Raises `LeaseLost` when another owner holds the resource."""
-
-        def renew(connection: sa.Connection) -> Lease:
-            check(connection, lease)
-            until = clock.time() + lease_s
-            connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
-            return Lease(lease.resource, lease.owner, lease.fence, until)
-
-        return self._database.change(renew)
+        return self._database.change(lambda connection: renew(connection, lease, lease_s))
 
     def release(self, lease: Lease) -> None:
         """Release the lease; does nothing when another owner holds the resource."""
-        mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
-        freed = _table.update().where(*mine).values(owner=None, until=0.0)
-        self._database.change(lambda connection: connection.execute(freed))
+        self._database.change(lambda connection: release(connection, lease))
 
 
-def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float) -> Lease | None:
+def acquire(
+    connection: sa.Connection,
+    resource: str,
+    owner: str,
+    lease_s: float,
+    is_dead: Callable[[str], bool] = lambda owner: False,
+) -> Lease | None:
     """`Leases.acquire` inside the caller's transaction."""
     now = clock.time()
     empty = {"resource": resource, "owner": None, "fence": 0, "until": 0.0}
     connection.execute(INSERT[connection.dialect.name](_table).on_conflict_do_nothing(), [empty])
     held = connection.execute(_table.select().where(_table.c.resource == resource).with_for_update()).one()
-    if held.owner not in (None, owner) and held.until > now:
+    if held.owner not in (None, owner) and held.until > now and not is_dead(held.owner):
         return None
     same = held.owner == owner and held.until > now
     lease = Lease(resource, owner, held.fence if same else held.fence + 1, now + lease_s)
@@ -83,14 +90,32 @@ def acquire(connection: sa.Connection, resource: str, owner: str, lease_s: float
     return lease
 
 
+def renew(connection: sa.Connection, lease: Lease, lease_s: float) -> Lease:
+    """`Leases.renew` inside the caller's transaction."""
+    check(connection, lease)
+    until = clock.time() + lease_s
+    connection.execute(_table.update().where(_table.c.resource == lease.resource).values(until=until))
+    return Lease(lease.resource, lease.owner, lease.fence, until)
+
+
+def release(connection: sa.Connection, lease: Lease) -> None:
+    """`Leases.release` inside the caller's transaction."""
+    mine = (_table.c.resource == lease.resource, _table.c.fence == lease.fence)
+    connection.execute(_table.update().where(*mine).values(owner=None, until=0.0))
+
+
+def held_by(connection: sa.Connection, resource: str) -> str | None:
+    """The owner that holds `resource`; None when its lease is free or ran out."""
+    query = sa.select(_table.c.owner).where(_table.c.resource == resource, _table.c.until > clock.time())
+    return connection.scalar(query)
+
+
 def check(connection: sa.Connection, lease: Lease) -> None:
     """Raise `LeaseLost` unless `lease` is the resource's newest; call it in the transaction that writes under the
     lease.
 
     An expired lease stays valid until another owner acquires the resource."""
-    query = sa.select(_table.c.fence, _table.c.owner).where(_table.c.resource == lease.resource).with_for_update()
-    found = connection.execute(query).first()
-    if found is None or found.fence != lease.fence or found.owner != lease.owner:
+    if list(fetch(connection, _HOLDER, "resource", [lease.resource])) != [(lease.fence, lease.owner)]:
         raise LeaseLost(
             f"'{lease.owner}' no longer holds '{lease.resource}'",
             "another process took over after the lease ran out; lease for longer, or renew in time",

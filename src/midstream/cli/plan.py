@@ -1,0 +1,276 @@
+"""`midstream plan`: run plans durably, look at them, answer their questions, roll them back, fork them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from midstream.cli.store import Age
+from midstream.core.text import visible
+
+if TYPE_CHECKING:
+    from midstream.plans import AgentExecutor, RunResult
+    from midstream.plans.rows import NodeRow
+
+FAILED = 1
+store_argument = click.argument("store", metavar="STORE")
+run_argument = click.argument("run")
+handlers_option = click.option(
+    "--handlers", "sources", multiple=True, metavar="MODULE", help="A module or Python file that declares handlers."
+)
+wait_option = click.option("--wait", is_flag=True, help="Wait for answers given elsewhere, rather than stop there.")
+
+
+@click.group(name="plan")
+def command() -> None:
+    """Run plans: graphs of steps that survive crashes and are undone when they fail.
+
+    STORE is the path of a SQLite file, or a postgresql:// URL. RUN is the uid of a run.
+    """
+
+
+@command.command(name="run")
+@click.argument("plan", type=click.Path(dir_okay=False))
+@click.option("--store", default="plans.sqlite", show_default=True, help="Where the journal is kept.")
+@handlers_option
+@click.option("--input", "given", default="{}", help="Input of the plan, as JSON.")
+@click.option("--uid", help="Uid of the run; one that exists is gone on with.")
+@wait_option
+def run_command(plan: str, store: str, sources: tuple[str, ...], given: str, uid: str | None, wait: bool) -> int:
+    """Run PLAN, a JSON or YAML file. Exits with 1 unless it succeeds or waits for an answer."""
+
+    async def run(executor: AgentExecutor) -> RunResult:
+        made = await executor.start(plan, _json(given, "--input"), uid=uid)
+        click.echo(f"run {made} in {store}", err=True)
+        return await executor.resume(made, wait=wait)
+
+    return _report(_with_executor(store, sources, run), store)
+
+
+@command.command(name="resume")
+@store_argument
+@run_argument
+@handlers_option
+@click.option("--retry", is_flag=True, help="Run the failed nodes of a failed run again.")
+@wait_option
+def resume_command(store: str, run: str, sources: tuple[str, ...], retry: bool, wait: bool) -> int:
+    """Go on with RUN where it was interrupted, is paused, or waits."""
+
+    async def resume(executor: AgentExecutor) -> RunResult:
+        if retry:
+            return await executor.retry(run)
+        return await executor.resume(run, wait=wait)
+
+    return _report(_with_executor(_existing(store), sources, resume), store)
+
+
+@command.command(name="status")
+@store_argument
+@click.argument("run", required=False)
+def status_command(store: str, run: str | None) -> None:
+    """Print the runs in STORE, or the state of every node of RUN."""
+    from rich.table import Table
+
+    from midstream.cli.tables import console, seconds
+    from midstream.plans import views
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    with _reading(store) as database:
+        if run is None:
+            for heading in ("run", "plan", "status", "age", "error"):
+                table.add_column(heading, overflow="fold")
+            for row in database.read(views.runs):
+                error = "" if row.error is None else row.error["message"].partition("\n")[0]
+                table.add_row(row.uid, row.name, str(row.status), seconds(views.age_s(row)), error)
+            console().print(table)
+            return
+        view = database.read(lambda connection: views.view(connection, run))
+    state = "interrupted: resume it" if view.interrupted else str(view.run.status)
+    click.echo(visible(f"{view.run.name}: {state}, revision {view.run.revision}, {view.run.seq} events"))
+    for heading in ("node", "state", "handler", "starts", "why"):
+        table.add_column(heading, overflow="fold")
+    for path, row in sorted(view.nodes.items()):
+        if path:
+            table.add_row(path, str(row.state), row.handler, str(row.starts), _why(row))
+    console().print(table)
+    for question in view.questions:
+        schema = json.dumps(question.schema)
+        click.echo(visible(f"question {question.id} of {question.path}: {question.prompt} {schema}"))
+
+
+@command.command(name="answer")
+@store_argument
+@run_argument
+@click.argument("question")
+@click.argument("value")
+def answer_command(store: str, run: str, question: str, value: str) -> None:
+    """Answer QUESTION of RUN with VALUE: JSON, or text where the question takes text. Whoever executes the run goes on
+    with it; where nobody does, resume it."""
+
+    async def answer(executor: AgentExecutor) -> None:
+        await executor.answer(run, question, _answer(value))
+
+    _with_executor(_existing(store), (), answer)
+    click.echo("answered")
+
+
+@command.command(name="cancel")
+@store_argument
+@run_argument
+@click.option("--keep", is_flag=True, help="Leave what succeeded as it is, rather than compensate it.")
+def cancel_command(store: str, run: str, keep: bool) -> None:
+    """Cancel RUN: its worker, or the next one to resume it, stops and compensates it."""
+    _with_executor(_existing(store), (), lambda executor: executor.cancel(run, compensate=not keep))
+    click.echo("cancelled; where no worker holds the run, resume it to compensate what it did")
+
+
+@command.command(name="rollback")
+@store_argument
+@run_argument
+@handlers_option
+@click.option("--to", metavar="SAVEPOINT", help="Only what came after this savepoint; resume goes on from there.")
+def rollback_command(store: str, run: str, sources: tuple[str, ...], to: str | None) -> int:
+    """Compensate what RUN did, in reverse order."""
+    done = _with_executor(_existing(store), sources, lambda executor: executor.rollback(run, to))
+    return _report(done, store, good=("rolled_back", "paused"))
+
+
+@command.command(name="fork")
+@store_argument
+@run_argument
+@click.option("--at", type=int, metavar="EVENT", help="Number of the event to go on from; without it, the newest.")
+@click.option("--uid", help="Uid of the new run.")
+def fork_command(store: str, run: str, at: int | None, uid: str | None) -> None:
+    """Create a run that goes on from where RUN was; `resume` executes it."""
+    click.echo(_with_executor(_existing(store), (), lambda executor: executor.fork(run, at, new_uid=uid)))
+
+
+@command.command(name="events")
+@store_argument
+@run_argument
+@click.option("--after", type=int, default=0, help="Only events with a higher number.")
+@click.option("--follow", is_flag=True, help="Go on printing until the run ends.")
+def events_command(store: str, run: str, after: int, follow: bool) -> None:
+    """Print the history of RUN: one event a line, with its number, which `--after` and `fork --at` take."""
+    from midstream.plans.views import describe
+
+    async def print_events(executor: AgentExecutor) -> None:
+        async for event in executor.events(run, after, follow=follow):
+            click.echo(visible(f"{event.seq} {event.kind} {event.path or '-'} {describe(event.data)}"))
+
+    _with_executor(_existing(store), (), print_events)
+
+
+@command.command(name="show")
+@click.argument("source", metavar="PLAN|STORE")
+@click.argument("run", required=False)
+@click.option("--svg", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG file instead.")
+def show_command(source: str, run: str | None, file: Path | None) -> None:
+    """Draw a PLAN file, or RUN in a STORE with the state of its nodes."""
+    from midstream.cli.tables import console
+    from midstream.plans import views
+    from midstream.plans.drawing import COLOURS, SYMBOLS, lanes, svg
+    from midstream.plans.plan import load_plan
+    from midstream.plans.states import NodeState
+
+    rows: dict[str, NodeRow] = {}
+    if run is None:
+        plan = load_plan(source)
+    else:
+        with _reading(source) as database:
+            view = database.read(lambda connection: views.view(connection, run))
+        plan, rows = view.plan, view.nodes
+    if file is not None:
+        file.write_text(svg(plan, rows), encoding="utf-8")
+        click.echo(f"written to {file}")
+        return
+    terminal = console()
+    for line in lanes(plan):
+        if line.node is None:
+            terminal.print(line.lanes, markup=False)
+            continue
+        state = rows[line.path].state if line.path in rows else NodeState.PENDING
+        what = line.node.handler or "sub-plan"
+        text = f"{line.lanes.format(SYMBOLS[state])}  {line.node.id}  {what}"
+        terminal.print(text + (f"  {state}" if rows else ""), style=COLOURS[state] if rows else None, markup=False)
+
+
+@command.command(name="prune")
+@store_argument
+@click.option("--older-than", type=Age(), required=True, help="Only runs that ended longer ago: 12h, 30d.")
+def prune_command(store: str, older_than: float) -> None:
+    """Delete runs that ended long ago. Runs that others were forked from are kept."""
+    pruned = _with_executor(_existing(store), (), lambda executor: executor.prune(older_than))
+    click.echo(f"{len(pruned)} runs deleted")
+
+
+def _with_executor(store: str, sources: tuple[str, ...], work: Any) -> Any:
+    from midstream.plans import AgentExecutor
+    from midstream.plans.load import load_handlers
+
+    async def main() -> Any:
+        async with AgentExecutor(store, load_handlers(sources)) as executor:
+            return await work(executor)
+
+    return asyncio.run(main())
+
+
+def _report(result: RunResult, store: str, good: tuple[str, ...] = ("succeeded", "waiting", "paused")) -> int:
+    """Print how a run stands. Its output goes to stdout, the rest to stderr."""
+    if result.status == "succeeded":
+        click.echo(visible(json.dumps(result.output, ensure_ascii=False)))
+    colour = "green" if result.status in good else "red"
+    click.secho(str(result.status), fg=colour, bold=True, nl=False, err=True)
+    click.echo(visible(f": {result.error}" if result.error else ""), err=True)
+    if result.remains:
+        click.echo(visible(f"effects that remain: {', '.join(result.remains)}"), err=True)
+    for question in result.questions:
+        schema = json.dumps(question.schema)
+        click.echo(visible(f"{question.path} asks: {question.prompt} (an answer that fits {schema})"), err=True)
+        click.echo(visible(f"  midstream plan answer {store} {result.uid} {question.id} VALUE"), err=True)
+    return 0 if result.status in good else FAILED
+
+
+def _why(row: NodeRow) -> str:
+    if row.undo_error is not None:
+        return f"its compensation: {row.undo_error['message']}"
+    return row.reason or ("" if row.error is None else row.error["message"].partition("\n")[0])
+
+
+def _existing(store: str) -> str:
+    """An existing database: a misspelt path must not make a new one."""
+    from midstream.core.errors import RunError
+
+    if "://" not in store and not Path(store).is_file():
+        raise RunError(f"no store at '{store}'", "check the path; 'midstream plan run' makes one")
+    return store
+
+
+def _reading(store: str) -> Any:
+    from midstream.plans import tables
+    from midstream.store import Database
+    from midstream.store.leases import SCHEMA as LEASES
+
+    database = Database(_existing(store), read_only=True)
+    database.require(tables.SCHEMA, LEASES)
+    return database
+
+
+def _json(text: str, what: str) -> Any:
+    from midstream.core.errors import ConfigError
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{what} is not JSON: {error}") from None
+
+
+def _answer(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

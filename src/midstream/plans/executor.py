@@ -1,0 +1,339 @@
+"""`AgentExecutor`: runs plans durably, several at once, and takes answers, cancellations and rollbacks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from midstream.core import clock
+from midstream.core.errors import RunError
+from midstream.core.names import check_name
+from midstream.plans import commands, history, views
+from midstream.plans.checks import compile_plan, handlers_of, pinned
+from midstream.plans.errors import AnswerRefused, HandlersMissing, NoSuchQuestion, Permanent, RunHeld
+from midstream.plans.handlers import Handler, Handlers
+from midstream.plans.inputs import check_input, misfit
+from midstream.plans.journal import Event, Journal, lease_name, load, load_row, post, read_events
+from midstream.plans.owner import is_dead, new_owner
+from midstream.plans.payloads import Payloads
+from midstream.plans.plan import Plan, load_plan
+from midstream.plans.rows import RunRow
+from midstream.plans.runner import Runner, Services
+from midstream.plans.scheduling import Limits, SchedulingPolicy
+from midstream.plans.states import ENDED, RunStatus
+from midstream.plans.views import OpenQuestion, RunResult, RunView
+from midstream.store import Database, Lease, leases
+
+PlanSource = Plan | Mapping[str, Any] | str | Path
+_log = logging.getLogger(__name__)
+LEASE_S = 15.0
+POLL_S = 0.5
+
+
+class AgentExecutor:
+    """Executes plans on a database. Use it as an async context manager, or call `close`.
+
+    `handlers` are what plans may call; `max_concurrency` the handlers at work at once, over all runs; `resources` the
+    units of further limits that nodes name; `policy` chooses among ready nodes (None: first come, first served). A
+    worker that stops renewing its lease for `lease_s` seconds loses its runs to whoever resumes them. A path of a
+    database is opened with durability `normal`: it survives the death of the process; for power cuts, open a `Database`
+    with `full` and pass that.
+    """
+
+    def __init__(
+        self,
+        database: Database | str | Path,
+        handlers: Handlers | Iterable[Handler] = (),
+        *,
+        max_concurrency: int = 16,
+        resources: Mapping[str, int] | None = None,
+        policy: SchedulingPolicy | None = None,
+        lease_s: float = LEASE_S,
+        grace_s: float = 10.0,
+        seed: int | None = None,
+    ) -> None:
+        self._owns_database = not isinstance(database, Database)
+        self.database = database if isinstance(database, Database) else Database(database, "normal")
+        self.handlers = handlers if isinstance(handlers, Handlers) else Handlers(handlers)
+        journal = Journal(self.database)
+        self._threads = ThreadPoolExecutor(max_concurrency, "midstream-plans")
+        self._services = Services(
+            journal,
+            Payloads(self.database),
+            self.handlers,
+            Limits(max_concurrency, resources or {}),
+            self._threads,
+            policy,
+            grace_s,
+            random.Random(seed),
+        )
+        self._journal, self._lease_s = journal, lease_s
+        self._owner = new_owner()
+        self._runners: dict[str, Runner | None] = {}
+        self._keeper: asyncio.Task[None] | None = None
+        self._draining = False
+
+    # Running
+
+    async def run(
+        self, plan: PlanSource, input: Any = None, *, uid: str | None = None, wait: bool = False
+    ) -> RunResult:
+        """Start a run and execute it: to its end, or until only answers can continue it (`wait` waits for them).
+
+        With a `uid` that exists it goes on with that run. Raises `PlanError`, and `RunHeld` when another worker holds
+        the run.
+        """
+        return await self.resume(await self.start(plan, input, uid=uid), wait=wait)
+
+    async def start(self, plan: PlanSource, input: Any = None, *, uid: str | None = None) -> str:
+        """Create a run without executing it; returns its uid. Creating the same run again changes nothing."""
+        uid = uuid.uuid4().hex[:16] if uid is None else _checked(uid)
+        made = pinned(load_plan(plan), self.handlers)
+        compile_plan(made, self.handlers, self._services.limits.total)
+        try:
+            check_input(made, {} if input is None else input, f"plan '{made.name}'")
+        except Permanent as error:
+            raise RunError(str(error), "see the plan's `inputs`") from None
+        payloads, blobs = self._services.payloads, dict[str, bytes]()
+        texts: list[str] = []
+        for stored in (payloads.encoded(made.as_json()), payloads.encode({} if input is None else input, "input")):
+            texts.append(stored.text)
+            if stored.blob is not None:
+                blobs[stored.text] = stored.blob
+        now = clock.time()
+        found = {name: self.handlers.get(name) for name, _ in handlers_of(made)}
+        row = RunRow(uid, made.name, plan=texts[0], input=texts[1], created_at=now, plans_seen=[made.hash])
+        row.deadline = None if made.deadline_s is None else now + made.deadline_s
+        row.fingerprints = {name: one.fingerprint for name, one in found.items() if one is not None and one.fingerprint}
+        if not await self._change(lambda connection: history.create(connection, row, blobs)):
+            known = await self._journal.read(lambda connection: load_row(connection, uid))
+            if (known.plans_seen[:1], known.input) != (row.plans_seen, row.input):
+                raise RunError(f"run '{uid}' exists, with another plan or input", "give the new run another uid")
+        return uid
+
+    async def resume(self, uid: str, *, wait: bool = False) -> RunResult:
+        """Execute a run from where it is. A run that ended is only looked at, and commands for it are carried out.
+
+        Raises `HandlersMissing` when it needs versions of handlers that are not registered, `RunHeld` when another
+        worker holds it, `LeaseLost` when another took it over meanwhile, and `RunError` when the database fails.
+        """
+        if uid in self._runners:
+            raise RunHeld(f"this executor executes run '{uid}' already", "await the first call")
+        self._runners[uid] = None
+        lease: Lease | None = None
+        try:
+            await self._journal.read(lambda connection: load_row(connection, uid))
+            lease = await self._acquire(uid)
+            saved = await self._journal.read(lambda connection: load(connection, uid))
+            compiled = compile_plan(load_plan(saved.plan), None)
+            runner = Runner(self._services, saved, compiled, lease)
+            if saved.run.status is RunStatus.PAUSED:
+                runner.ledger.change_run(RunStatus.RUNNING)
+            runner.draining = self._draining
+            self._runners[uid] = runner
+            self._keep()
+            await runner.execute(idle_returns=not wait)
+        finally:
+            del self._runners[uid]
+            if lease is not None:
+                await self._release(lease)
+        return await self.result(uid)
+
+    async def work(self, *, poll_s: float = POLL_S) -> None:
+        """Be a worker: execute every run that no living worker holds, until cancelled or drained."""
+        busy: dict[str, asyncio.Task[None]] = {}
+        blocked: set[str] = set()
+        try:
+            while not self._draining:
+                for uid in await self._journal.read(views.unfinished):
+                    if uid not in busy and uid not in self._runners and uid not in blocked:
+                        busy[uid] = asyncio.create_task(self._worked(uid, blocked))
+                busy = {uid: task for uid, task in busy.items() if not task.done()}
+                await clock.sleep(poll_s)
+            await asyncio.gather(*busy.values())
+        finally:
+            for task in busy.values():
+                task.cancel()
+            await asyncio.gather(*busy.values(), return_exceptions=True)
+
+    async def _worked(self, uid: str, blocked: set[str]) -> None:
+        try:
+            await self.resume(uid, wait=True)
+        except HandlersMissing as error:
+            blocked.add(uid)  # a worker with other handlers can go on with it
+            _log.warning("%s", error)
+        except RunError as error:  # held by another, lost, or damaged
+            _log.info("run %s: %s", uid, error.message)
+
+    async def drain(self) -> None:
+        """Start nothing new, let handlers that run come to an end, and give all runs back; they can be resumed."""
+        self._draining = True
+        for runner in self._runners.values():
+            if runner is not None:
+                runner.draining = True
+                runner.wake.set()
+        while self._runners:
+            await asyncio.sleep(0.005)
+
+    # Commands
+
+    async def answer(self, uid: str, question: str, value: Any) -> None:
+        """Answer an open question. Raises `NoSuchQuestion`, and `AnswerRefused` for an answer that does not fit."""
+        asked = next((one for one in await self.questions(uid) if one.id == question), None)
+        if asked is None:
+            raise NoSuchQuestion(f"run '{uid}' has no open question '{question}'", "see: midstream plan status")
+        if problem := misfit(value, asked.schema):
+            raise AnswerRefused(f"the answer does not fit: {problem}", f"its schema is {asked.schema}")
+        if not await self._command(uid, commands.ANSWER, {"answer": value}, question):
+            raise AnswerRefused(f"question '{question}' was answered already")
+
+    async def cancel(self, uid: str, *, compensate: bool = True) -> None:
+        """Cancel a run: nothing new starts, what runs comes to an end, and what succeeded is compensated."""
+        await self._command(uid, commands.CANCEL, {"compensate": compensate})
+
+    async def rollback(self, uid: str, to: str | None = None) -> RunResult:
+        """Compensate what a run did, wholly or back to a savepoint: then it is `paused`, and `resume` goes on.
+
+        A run held by another worker is rolled back there."""
+        await self._command(uid, commands.ROLLBACK, {"to": to})
+        return await self._carried_out(uid)
+
+    async def retry(self, uid: str) -> RunResult:
+        """Run the failed nodes of a failed run again."""
+        await self._command(uid, commands.RETRY, {})
+        return await self._carried_out(uid)
+
+    async def revise(self, uid: str, plan: PlanSource) -> None:
+        """Give a run that has not ended a new plan. Nodes that are done or under way keep theirs."""
+        revised = pinned(load_plan(plan), self.handlers)
+        compile_plan(revised, self.handlers, self._services.limits.total)
+        await self._command(uid, commands.REVISE, {"plan": revised.model_dump(mode="json", exclude_defaults=True)})
+
+    async def _carried_out(self, uid: str) -> RunResult:
+        try:
+            return await self.resume(uid)
+        except RunHeld:
+            return await self.result(uid)
+
+    async def _command(self, uid: str, kind: str, data: dict[str, Any], target: str = "") -> bool:
+        await self._journal.read(lambda connection: load_row(connection, uid))
+        target = target or uuid.uuid4().hex
+        posted = await self._change(lambda connection: post(connection, uid, kind, target, data))
+        if (runner := self._runners.get(uid)) is not None:
+            runner.mail = True
+            runner.wake.set()
+        return posted
+
+    # Looking
+
+    async def result(self, uid: str) -> RunResult:
+        """The end, or the present, of a run."""
+        return await self._journal.read(lambda connection: views.result(connection, uid))
+
+    async def status(self, uid: str) -> RunView:
+        """A run with the state of every node."""
+        return await self._journal.read(lambda connection: views.view(connection, uid))
+
+    async def questions(self, uid: str | None = None) -> list[OpenQuestion]:
+        """Open questions of a run, or of all."""
+        return await self._journal.read(lambda connection: views.questions(connection, uid))
+
+    async def events(self, uid: str, after: int = 0, *, follow: bool = False) -> AsyncIterator[Event]:
+        """Events of a run with a number above `after`; with `follow`, also those to come until the run ends."""
+        while True:
+            row = await self._journal.read(lambda connection: load_row(connection, uid))
+            page = await self._journal.read(partial(read_events, uid=uid, after=after, limit=1000))
+            for event in page:
+                yield event
+                after = event.seq
+            if not page and (not follow or row.status in ENDED):
+                return
+            if not page:
+                await clock.sleep(POLL_S / 5)
+
+    async def fork(self, uid: str, at: int | None = None, *, new_uid: str | None = None) -> str:
+        """Create a run that goes on from the state of `uid` after event `at` (None: now); returns its uid."""
+        new = uuid.uuid4().hex[:16] if new_uid is None else _checked(new_uid)
+        await self._change(lambda connection: history.fork(connection, uid, at, new))
+        return new
+
+    async def prune(self, older_than_s: float) -> list[str]:
+        """Delete runs that ended longer ago, with what only they used; returns their uids."""
+        before = clock.time() - older_than_s
+        return await self._change(lambda connection: history.prune(connection, before))
+
+    # Leases
+
+    async def _acquire(self, uid: str) -> Lease:
+        lease = await self._change(
+            lambda connection: leases.acquire(connection, lease_name(uid), self._owner, self._lease_s, is_dead)
+        )
+        if lease is None:
+            raise RunHeld(f"another worker holds run '{uid}'", "it goes on there; its lease ends when it dies")
+        return lease
+
+    async def _release(self, lease: Lease) -> None:
+        await self.database.submit(lambda transaction: leases.release(transaction.connection, lease))
+
+    def _keep(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep_up())
+
+    async def _keep_up(self) -> None:
+        """While runs are executed: renew their leases, and look for commands from other processes."""
+        renewed = clock.monotonic()
+        while any(self._runners.values()):
+            await clock.sleep(POLL_S)
+            held = {uid: runner for uid, runner in self._runners.items() if runner is not None}
+            for uid in await self._journal.read(partial(views.with_mail, uids=list(held))):
+                held[uid].mail = True
+                held[uid].wake.set()
+            if clock.monotonic() - renewed >= self._lease_s / 3:
+                renewed = clock.monotonic()
+                await asyncio.gather(*(self._renew(runner) for runner in held.values()))
+
+    async def _renew(self, runner: Runner) -> None:
+        try:
+            await self.database.submit(
+                lambda transaction: leases.renew(transaction.connection, runner.ledger.lease, self._lease_s)
+            )
+        except RunError as error:
+            runner.stop(error)
+
+    async def _change(self, change: Any) -> Any:
+        return await self.database.submit(lambda transaction: change(transaction.connection))
+
+    # Closing
+
+    async def close(self) -> None:
+        """Drain, and close the database if this executor opened it."""
+        await self.drain()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._owns_database:
+            await asyncio.to_thread(self.database.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _checked(uid: str) -> str:
+    try:
+        return check_name(uid)
+    except ValueError as error:
+        raise RunError(f"'{uid}' cannot be the uid of a run: {error}") from None

@@ -1,0 +1,78 @@
+"""Connects a handler's `Context` to the runner of its run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from midstream.plans.context import MISSING, Context
+from midstream.plans.errors import Fatal
+from midstream.plans.handlers import Handler
+from midstream.plans.instances import Instance
+from midstream.plans.rows import StepRow
+
+if TYPE_CHECKING:
+    from midstream.plans.runner import Runner
+
+
+class RunnerPort:
+    """The `Port` of one call."""
+
+    def __init__(self, runner: Runner, one: Instance) -> None:
+        self._runner, self._one, self._scope = runner, one, one.scope
+
+    def context(self, handler: Handler, key: str) -> Context:
+        one = self._one
+        return Context(
+            self,
+            key=key,
+            run=self._runner.row.uid,
+            path=one.path,
+            scope=one.scope,
+            attempt=one.row.starts,
+            feedback=tuple(one.row.feedback),
+            role=one.node.role,
+            effects=handler.effects,
+        )
+
+    def known_step(self, key: str) -> StepRow | None:
+        return self._runner.ledger.steps.get(self._one.path, {}).get((self._scope, key))
+
+    async def save_step(self, row: StepRow, value: Any = MISSING) -> None:
+        ledger = self._runner.ledger
+        values: dict[str, Any] = {"state": row.state, "effects": row.effects}
+        if value is not MISSING:
+            values["value"] = ledger.encode(value, f"result of step '{row.key}' of '{row.path}'")
+        ledger.change_step(row, **values)
+        if row.state == "done":
+            self._runner.graph.change(self._one, steps_done=self._one.row.steps_done + 1)
+        written = ledger.commit()
+        assert written is not None
+        await asyncio.shield(written)
+
+    async def load(self, payload: str) -> Any:
+        return await self._runner.payloads.load(payload)
+
+    def encode(self, value: Any) -> str:
+        return self._runner.ledger.encode(value, f"default answer of '{self._one.path}'")
+
+    def restart_timeout(self) -> None:
+        if (timeout := self._runner.timeouts.get(self._one)) is not None:
+            timeout.restart()
+
+    def spend(self, amounts: Mapping[str, float]) -> None:
+        runner = self._runner
+        spent = dict(runner.row.spent)
+        for name, amount in amounts.items():
+            spent[name] = spent.get(name, 0.0) + amount
+        runner.ledger.change_run(spent=spent)
+        for name, limit in runner.graph.compiled.plan.budgets.spend.items():
+            if spent.get(name, 0.0) > limit:
+                raise Fatal(f"the run used {spent[name]:g} of {name}, above its budget of {limit:g}")
+
+
+def question_id(run: str, row: StepRow) -> str:
+    """What an answer names: short, and the same whenever it is computed."""
+    return hashlib.sha256(f"{run}/{row.path}/{row.scope}/{row.key}".encode()).hexdigest()[:12]

@@ -1,0 +1,23 @@
+"""A short run of the kill-point fuzzing; `make test-kill-plans` is the long one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_killed_at_its_writes_a_plan_ends_as_if_undisturbed(database: str, request: pytest.FixtureRequest) -> None:
+    command = [sys.executable, "-m", "tests.plans.kill", "--points", "25", "--seed", "11"]
+    if database == "postgresql":
+        command += ["--database", request.getfixturevalue("postgresql_database")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["killed"] >= 25 and not told["failures"]
