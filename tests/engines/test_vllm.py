@@ -282,7 +282,8 @@ def test_a_cancelled_call_is_cancelled_on_the_server(start_vllm, tiny_tokenizer)
 def publication(folder: Path, version: int, adapter: str = "policy") -> Publication:
     """One with the file by which an adapter is known."""
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").touch()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).touch()
     return Publication(folder, version, adapter, f"uid {version}")
 
 
@@ -320,6 +321,10 @@ def test_adapters_have_names_and_a_republished_version_shares_no_cache(start_vll
         frozen = engine.frozen()
         said = await frozen.generate(request_of())
         assert (said.adapter, said.policy_version) == ("", 0)
+        (tmp_path / "8").mkdir()
+        (tmp_path / "8" / "adapter_config.json").touch()
+        with pytest.raises(Unsupported, match="LoRA adapters only"):
+            await engine.load_weights(Publication(tmp_path / "8", 8))
         with pytest.raises(Unsupported, match=r"policy\.adapter"):
             await engine.load_weights(replace(named, adapter="base"))
 

@@ -24,6 +24,7 @@ from midstream.engines.publication import Publication
 from midstream.engines.vllm.server import Refused, Server
 from midstream.engines.vllm.wire import Response, body_of, prompt_log_probs, with_images
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LOWEST_TEMPERATURE = 0.01
 """vLLM's minimum for temperatures other than 0."""
 
@@ -126,7 +127,8 @@ class VLLMEngine:
         """Load an adapter under its name; the server must be able to read its folder. Running calls finish first and
         new ones wait: no call spans two versions."""
         folder, name = publication.folder.resolve(), publication.adapter
-        if not (folder / "adapter_config.json").is_file():
+        # A server of 0.32 ends when it finds a config without weights.
+        if not all((folder / name).is_file() for name in ADAPTER_FILES):
             raise Unsupported(f"{self.name} takes LoRA adapters only, and '{folder}' has none; set policy.tuning=lora")
         if name == self._base:
             raise Unsupported(f"{self.name} serves a model called '{name}' already; set another policy.adapter")
