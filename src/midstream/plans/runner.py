@@ -36,7 +36,7 @@ from midstream.plans.states import ENDED, NodeState, RunStatus
 from midstream.store import Lease
 
 S, R = NodeState, RunStatus
-Call = Callable[["asyncio.Future[None] | None"], Awaitable[Outcome]]
+HandlerCall = Callable[["asyncio.Future[None] | None"], Awaitable[Outcome]]
 """Executes something for an instance, given the transaction with its intent."""
 
 
@@ -85,7 +85,7 @@ class Runner:
         """Of each loop: outputs of its rounds, rounds in a row without a new one, and rounds counted."""
         self._held: dict[Instance, Mapping[str, int]] = {}
         self._held_units: dict[str, int] = {}
-        self._starting: list[tuple[Instance, Call]] = []
+        self._starting: list[tuple[Instance, HandlerCall]] = []
         self._timers: list[_Timer] = []
         self._numbers = itertools.count()
         self._alarm: tuple[float, asyncio.Task[None]] | None = None
@@ -288,7 +288,7 @@ class Runner:
 
         self.spawn(one, call)
 
-    def spawn(self, one: Instance, call: Call) -> None:
+    def spawn(self, one: Instance, call: HandlerCall) -> None:
         """Start a task for `one` after the next transaction."""
         self._starting.append((one, call))
 
