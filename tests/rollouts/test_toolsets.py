@@ -10,7 +10,8 @@ import pytest
 
 from midstream.agents.base import AgentFlowBase
 from midstream.agents.registry import register
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, ToolUnavailable
+from midstream.core.failures import Failure, failure_of
 from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import ToolContent, ToolResult, ToolSpec
 from midstream.core.types import Status, Trajectory
@@ -31,6 +32,7 @@ SPECS = (
         },
     ),
     ToolSpec(name="ticket"),
+    ToolSpec(name="outage"),
     ToolSpec(name="strike"),
     ToolSpec(name="delayed", timeout_s=0.05),
     ToolSpec(name="elsewhere", parameters={"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:9/a"}}}),
@@ -56,6 +58,8 @@ class Railway:
         if name == "ticket":
             text = ToolContent(kind="text", text="your ticket", source="office")
             return ToolResult((text, ToolContent(kind="image", text="[a bar code]", content=b"\x89PNG")))
+        if name == "outage":
+            raise ToolUnavailable("the timetable is down")
         if name == "delayed":
             await asyncio.sleep(60)
         return ToolResult.of({"booked": dict(arguments)})
@@ -124,6 +128,21 @@ def test_an_invalid_call_is_refused_before_it_reaches_the_toolset(traveller, arg
 def test_time_limit_and_budget_apply_to_every_toolset(traveller) -> None:
     made = traveller(Railway(), ("delayed", {}), ("ticket", {}), max_tool_calls=1)
     assert [call.error_kind for call in made.tool_calls] == ["timeout", "over_budget"]
+
+
+def test_an_outage_of_a_tool_fails_the_trajectory_as_infrastructure(traveller) -> None:
+    made = traveller(Railway(), ("outage", {}), ("ticket", {}))
+    assert (made.status, failure_of(made)) == (Status.FAILED, Failure.INFRASTRUCTURE)
+    assert "the tool 'outage' is unavailable: the timetable is down" in made.error
+    assert [call.error_kind for call in made.tool_calls] == ["unavailable"]
+    goes_on = traveller(Railway(), ("outage", {}), ("ticket", {}), tool_use={"outage": "report"})
+    assert goes_on.status is Status.COMPLETED
+    assert [call.ok for call in goes_on.tool_calls] == [False, True]
+
+
+def test_a_config_changes_the_policy_of_a_toolset(traveller) -> None:
+    made = traveller(Railway(), ("strike", {}), tool_use={"policies": {"strike": {"fallback": ["ticket"]}}})
+    assert [(call.ok, call.answered_by) for call in made.tool_calls] == [(True, "ticket")]
 
 
 def test_schema_references_are_never_fetched(traveller) -> None:

@@ -36,10 +36,13 @@ from midstream.workflows import (
     checked_workflow,
     operator,
 )
+from midstream.workflows.baselines import baseline
+from midstream.workflows.budget import most_model_calls
 from midstream.workflows.cache import CachedModel, ResponseCache
 from midstream.workflows.model import Model
 from midstream.workflows.run.journal import FileJournal
 from midstream.workflows.run.serving import serve
+from midstream.workflows.sub_workflow import sub_workflow
 
 DONE = "return (await self.custom(input=problem))['response']"
 
@@ -359,3 +362,20 @@ def test_a_sub_second_timeout_of_code_is_a_result_not_an_error() -> None:
 def test_limits_are_settings() -> None:
     with pytest.raises(WorkflowError, match="more than 1 statements"):
         checked_workflow(samples.PARALLEL, OPERATORS, WorkflowLimits(statements=1))
+
+
+def test_a_workflow_is_an_operator_of_another_one() -> None:
+    both = OPERATORS.with_(sub_workflow("SolveTwice", baseline("cot-sc"), OPERATORS))
+    body = "first = await self.solve(problem=problem)\nreturn (await self.custom(input=first['response']))['response']"
+    model = ScriptedModel(lambda messages, sampling: f"{sampling.seed}")
+    ran = run(body, model, "custom=Custom solve=SolveTwice", operators=both)
+    assert ran.status is RunStatus.COMPLETED and ran.model_calls == 7
+    assert [node.key for node in ran.nodes] == [*(f"n1.n1[{n}]" for n in range(5)), "n1.n2", "n1", "n2"]
+    outer = checked_workflow(samples.workflow("solve=SolveTwice custom=Custom", body), both)
+    assert most_model_calls(outer, both, WorkflowLimits()) == 7
+    with pytest.raises(WorkflowError, match="no operator 'SolveTwice'"):
+        sub_workflow("Again", outer, OPERATORS)
+    failing = checked_workflow(samples.workflow("custom=Custom", "x = [problem][3]\n" + DONE))
+    both = OPERATORS.with_(sub_workflow("Broken", failing, OPERATORS))
+    ran = run("return (await self.broken(problem))['response']", model, "broken=Broken", operators=both)
+    assert ran.cause == "workflow" and "no item 3" in ran.error

@@ -21,7 +21,7 @@ from midstream.core.types import Constraint, Message, Status, Step, Task, ToolCa
 from midstream.engines.formats import ToolChoice
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.replies import ChatStep
-from midstream.tools import ToolSession
+from midstream.tools import ToolOutage, ToolSession
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
@@ -115,10 +115,16 @@ class AgentFlowBase(ABC):
             response_format=response_format,
         )
 
-    async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> ToolCall:
-        """Call a tool by name. A failure of the tool does not raise; check `ok`."""
+    async def call_tool(self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None) -> ToolCall:
+        """Call a tool by name. A failure of the tool does not raise; check `ok`. `step_index` is the step that asked
+        for it, by default the latest.
+
+        Raises `ToolOutage` when infrastructure failed (unless `flow.tool_use.outage` is `report`); a flow that lets it
+        pass fails as infrastructure, and the trajectory is not trained on."""
         recorded = self.steps
-        return await self._call_tool(name, arguments, recorded[-1].step_index if recorded else None)
+        if step_index is None and recorded:
+            step_index = recorded[-1].step_index
+        return await self._call_tool(name, arguments, step_index)
 
     async def call_tools(self, step: ChatStep) -> list[Message]:
         """Run the tool calls of a reply, in order, and return their results as messages that continue the conversation
@@ -130,7 +136,11 @@ class AgentFlowBase(ABC):
         return results
 
     async def _call_tool(self, name: str, arguments: Any, step_index: int | None) -> ToolCall:
-        call = await self.session.tools.call(name, arguments, step_index=step_index)
+        try:
+            call = await self.session.tools.call(name, arguments, step_index=step_index)
+        except ToolOutage as outage:
+            self.session.tool_calls.append(outage.call)
+            raise
         self.session.tool_calls.append(call)
         return call
 

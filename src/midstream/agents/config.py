@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from midstream.core.config import Config
+from midstream.tools.config import ToolUseConfig
+from midstream.tools.mcp.config import McpServerConfig
 
 
 class RoleSamplingConfig(Config):
@@ -53,6 +55,12 @@ class FlowConfig(Config):
     """Engine and sampling of each module role; a role left out uses the policy."""
     tools: tuple[str, ...] = ()
     """Tools of the agent: built-in names, or `package.module:attribute`."""
+    tool_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of built-in tools, by name: `{search: {k: 3}}`."""
+    mcp_servers: dict[str, McpServerConfig] = Field(default_factory=dict)
+    """MCP servers whose tools the agent has, by a name of your choice."""
+    tool_use: ToolUseConfig = ToolUseConfig()
+    """How tools are called: policies, budgets, selection, recording."""
     max_tool_calls: int | None = Field(default=None, ge=0)
     """Maximum tool calls of a trajectory."""
     max_result_chars: int = Field(default=2000, ge=80)

@@ -21,6 +21,7 @@ _BUILT_IN = {
     "agentflow": "midstream.agents.agentflow.flow",
     "single_step_single_turn_agent": "midstream.agents.simple",
     "multi_step_agent": "midstream.agents.simple",
+    "react": "midstream.agents.react.flow",
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
     "environment_agent": "midstream.agents.environment",

@@ -35,7 +35,7 @@ class MultiStepAgentFlow(AgentFlowBase):
             return await self._run_natively(sampling_params)
         asked = "Answer the question. To use a tool write its name, a colon and its argument."
         messages: list[Message] = [
-            {"role": "system", "content": f"{asked}\n{self.session.tools.cards()}"},
+            {"role": "system", "content": f"{asked}\n{self.session.tools.cards(self.task.question)}"},
             {"role": "user", "content": self.task.question},
         ]
         while self.turns < self.max_turns:
@@ -71,7 +71,7 @@ class MultiStepAgentFlow(AgentFlowBase):
         return not reads_text and tokenizer is not None and tokenizer.format.native_tools
 
     async def _run_natively(self, sampling_params: SamplingParams) -> int:
-        tools = self.session.tools.tools
+        tools = self.session.tools.shown(self.task.question)
         messages: list[Message] = [{"role": "user", "content": self.task.question}]
         while self.turns < self.max_turns:
             self.turns += 1

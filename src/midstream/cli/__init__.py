@@ -29,6 +29,7 @@ COMMANDS = {
     "store": "store",
     "models": "models",
     "sandbox": "sandbox",
+    "mcp": "mcp",
     "workflow": "workflow",
     "infer": "infer",
     "devices": "devices",
@@ -42,6 +43,8 @@ EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
     "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
+    "mcp": ("mcp", "mcp_types", "httpx2"),
+    "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
 """Top-level modules that an optional extra installs, by extra."""
 

@@ -66,7 +66,16 @@ class PromptTooLong(MidstreamError):
     """A prompt does not fit the context. The trajectory is reported as failed; nothing is cut."""
 
 
-class EngineError(MidstreamError):
+class ServiceError(MidstreamError):
+    """A service that an attempt depends on failed, so the attempt has no known outcome. Fails the trajectory as
+    infrastructure; it is never trained on."""
+
+
+class ToolUnavailable(ServiceError):
+    """A tool's service is down or broken, whatever the call was: an index, a search API, an MCP server, a sandbox."""
+
+
+class EngineError(ServiceError):
     """An engine could not answer a call. Fails the calling trajectory, never the run."""
 
 

@@ -1,7 +1,8 @@
 """`Toolset`: tools that are opened, listed, called and closed, described by JSON schemas.
 
 Functions, memory, an index, an MCP server or a sandbox can all be one. A flow uses a toolset by
-`AgentFlowBase.use_toolset`; `midstream.tools` checks arguments, time limits and budgets, so a toolset need not.
+`AgentFlowBase.use_toolset`; `midstream.tools` applies argument checks, time limits, retries and budgets, so a toolset
+need not.
 """
 
 from __future__ import annotations
@@ -17,15 +18,54 @@ DEFAULT_TIMEOUT_S = 10.0
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolPolicy:
+    """How the calls of one tool are run, besides its time limit."""
+
+    retries: int = 0
+    """Further attempts after a transient failure."""
+    backoff_s: float = 0.5
+    """Longest wait before the first retry; it doubles with each retry. The wait itself is drawn from 0 to this
+    (full jitter)."""
+    max_backoff_s: float = 10.0
+    """Longest wait between two attempts."""
+    idempotent: bool = False
+    """Whether a call may be repeated when it is not known if it was carried out: after a timeout or a lost
+    connection."""
+    cost: float = 0.0
+    """Cost of one call, in the unit of the budget."""
+    approval: bool = False
+    """Whether each call needs approval."""
+    fallback: tuple[str, ...] = ()
+    """Tools to try, in order, when this one fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolExample:
+    """A call to show in a tool's card."""
+
+    arguments: Mapping[str, Any]
+    description: str = ""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ToolSpec:
-    """Name, description and JSON schema of one tool."""
+    """Name, description, JSON schema, policy and card of one tool."""
 
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=lambda: _NO_ARGUMENTS)
     """JSON schema of the arguments object."""
     timeout_s: float = DEFAULT_TIMEOUT_S
+    """Time limit of one attempt."""
+    policy: ToolPolicy = ToolPolicy()
+    returns: str = ""
+    """What a call returns, in a word or two."""
+    limits: tuple[str, ...] = ()
+    """What the tool cannot do."""
+    best_practices: tuple[str, ...] = ()
+    """How to use it well."""
+    examples: tuple[ToolExample, ...] = ()
 
     @property
     def signature(self) -> str:
@@ -51,6 +91,18 @@ class ToolSpec:
         """Signature and first line of the description, for a list of tools in a prompt."""
         first_line = self.description.partition("\n")[0]
         return f"{self.signature} - {first_line}" if first_line else self.signature
+
+    @property
+    def full_card(self) -> str:
+        """The card with the whole description, limits, best practices and examples, one per line."""
+        lines = [f"{self.signature} -> {self.returns}" if self.returns else self.signature]
+        lines += [line for line in self.description.splitlines() if line.strip()]
+        lines += [f"Limit: {limit}" for limit in self.limits]
+        lines += [f"Best practice: {practice}" for practice in self.best_practices]
+        for example in self.examples:
+            call = json.dumps({"tool": self.name, "args": dict(example.arguments)}, ensure_ascii=False)
+            lines.append(f"Example: {call}" + (f" - {example.description}" if example.description else ""))
+        return "\n  ".join(lines)
 
 
 def tool_schema(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> ToolSchema:
@@ -79,10 +131,18 @@ class ToolContent:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The parts of a tool's result, in order. `is_error` marks a failure that the tool itself reports."""
+    """The parts of a tool's result, in order. `is_error` marks a failure that the tool itself reports.
+
+    The other fields are set by the wrappers of `midstream.tools.policies`."""
 
     parts: tuple[ToolContent, ...]
     is_error: bool = False
+    error_kind: str = ""
+    """Kind of a failure, as in `ToolCall.error_kind`; empty on success, and on a failure not yet classified."""
+    attempts: int = 1
+    """Attempts made, retries included."""
+    answered_by: str = ""
+    """The fallback tool that gave this result; empty if the called tool did."""
 
     @property
     def text(self) -> str:
@@ -91,11 +151,19 @@ class ToolResult:
 
     @classmethod
     def of(cls, value: Any, source: str = "") -> ToolResult:
-        """Return a result with one part: text for a string, data for a list or dict, else text by `str`."""
+        """Return a result with one part: text for a string, data for a list or dict, else text by `str`. A result is
+        returned unchanged."""
+        if isinstance(value, ToolResult):
+            return value
         if isinstance(value, dict | list | tuple):
             text = json.dumps(value, ensure_ascii=False, default=str)
             return cls((ToolContent(kind="data", text=text, data=value, source=source),))
         return cls((ToolContent(kind="text", text=value if isinstance(value, str) else str(value), source=source),))
+
+    @classmethod
+    def failure(cls, kind: str, reason: str) -> ToolResult:
+        """A failed call."""
+        return cls((ToolContent(kind="text", text=reason),), is_error=True, error_kind=kind)
 
 
 class Toolset(Protocol):

@@ -143,9 +143,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """One executed tool call. `error_kind` is empty on success; otherwise the failure (`unknown_tool`,
-    `invalid_arguments`, `timeout`, `raised`, `over_budget`, or `unparsed` when the planner's text contains no
-    parsable call)."""
+    """One executed tool call. `error_kind` is empty on success; otherwise the failure: `unknown_tool`,
+    `invalid_arguments`, `timeout`, `raised` (the tool reported an error), `transient` (it failed for now),
+    `unavailable` (its service is down: infrastructure), `over_budget`, `refused` (not approved), or `unparsed` when the
+    planner's text contains no parsable call."""
 
     tool: str
     arguments: Mapping[str, Any]
@@ -157,6 +158,10 @@ class ToolCall:
     """Step that made the call."""
     unmasked: str = ""
     """The result before `flow.mask_results` hid part of it from the agent; empty if unmasked."""
+    answered_by: str = ""
+    """The tool that gave the result in place of `tool`: a fallback or the default tool. Empty if `tool` did."""
+    attempts: int = 1
+    """Attempts made, retries and fallbacks included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

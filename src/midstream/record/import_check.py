@@ -48,6 +48,8 @@ class _ToolCall(_Part):
     latency_s: Finite = 0.0
     step_index: int | None = None
     unmasked: str = ""
+    answered_by: str = ""
+    attempts: int = 1
 
 
 class _Constraint(_Part):

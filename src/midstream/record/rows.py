@@ -106,6 +106,8 @@ def trajectory_row(trajectory: Trajectory) -> Row:
             "latency_s": call.latency_s,
             "step_index": call.step_index,
             "unmasked": call.unmasked,
+            "answered_by": call.answered_by,
+            "attempts": call.attempts,
         }
         for call in trajectory.tool_calls
     ]

@@ -12,8 +12,9 @@ from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
+from midstream.agents.toolsets import load_flow_tools
 from midstream.core.config import parse_config
-from midstream.core.errors import ConfigError, EngineError, MidstreamError, UserError, nearest
+from midstream.core.errors import ConfigError, EngineError, MidstreamError, ServiceError, UserError, nearest
 from midstream.core.failures import Failure, with_failure
 from midstream.core.sampling import SamplingParams
 from midstream.core.secrets import text_without_secrets
@@ -24,7 +25,7 @@ from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
 from midstream.rollouts.sinks import LocalSink, TrajectorySink
-from midstream.tools import Toolbox, load_tools
+from midstream.tools import Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
 """Task metadata that reveals the solution, and is not passed to `run`."""
@@ -77,8 +78,11 @@ class AgentFlowWorker:
                     f"flow.roles.{role}.engine is 'rules', but the flow '{flow.name}' has no rule for that role",
                     f"{able}use policy, frozen, or a URL here",
                 )
+        loaded = load_flow_tools(flow)
         self._toolbox = Toolbox(
-            load_tools(flow.tools),
+            loaded.tools,
+            toolsets=loaded.toolsets,
+            use=flow.tool_use,
             max_calls=flow.max_tool_calls,
             max_result_chars=flow.max_result_chars,
             mask=flow.mask_results,
@@ -153,6 +157,7 @@ class AgentFlowWorker:
         limit = asyncio.timeout(self._timeout_s)
         try:
             async with limit:
+                await session.tools.open(session.resources)
                 flow = self._flow(session, self._config.settings)
                 await flow.run(sampling, **{**fields, **own})
             return flow.trajectory()
@@ -163,7 +168,7 @@ class AgentFlowWorker:
             if task is not None and task.cancelling():
                 raise  # the whole rollout is being cancelled
             return _ended(session, flow, Status.FAILED, "the flow was cancelled from within")
-        except EngineError as error:
+        except ServiceError as error:
             return with_failure(_ended(session, flow, Status.FAILED, str(error)), Failure.INFRASTRUCTURE)
         except MidstreamError as error:
             return _ended(session, flow, Status.FAILED, str(error))

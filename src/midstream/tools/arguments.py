@@ -37,6 +37,14 @@ _WANTED = {
 }
 
 
+class ValidArguments(dict[str, Any]):
+    """JSON arguments that are valid for a function tool, with the values for its function: checked once, not again."""
+
+    def __init__(self, raw: Mapping[str, Any], values: Mapping[str, Any], model: type[BaseModel]) -> None:
+        super().__init__(raw)
+        self.python_values, self.model = values, model
+
+
 @dataclass(frozen=True)
 class CheckedArguments:
     """`values` are the arguments of the Python function, `raw` the JSON arguments after coercion. Both are empty when
@@ -56,8 +64,10 @@ def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
         from midstream.tools.json_schema import validate_by_schema
 
         return validate_by_schema(tool, raw)
+    if isinstance(arguments, ValidArguments) and arguments.model is tool.arguments_model:
+        return CheckedArguments([], arguments.python_values, arguments)
     try:
-        return CheckedArguments([], _values(tool, raw), raw)
+        return _valid(tool, raw)
     except ValidationError as error:
         coerced = _coerced(raw, error)
         problems = _explained(tool, error)
@@ -66,9 +76,14 @@ def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
     if coerced is None:
         return CheckedArguments(problems)
     try:
-        return CheckedArguments([], _values(tool, coerced), coerced)
+        return _valid(tool, coerced)
     except ValidationError as error:
         return CheckedArguments(_explained(tool, error))
+
+
+def _valid(tool: Tool[..., Any], raw: Mapping[str, Any]) -> CheckedArguments:
+    values = _values(tool, raw)
+    return CheckedArguments([], values, ValidArguments(raw, values, tool.arguments_model))
 
 
 def _values(tool: Tool[..., Any], raw: Mapping[str, Any]) -> dict[str, Any]:

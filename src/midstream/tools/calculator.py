@@ -10,7 +10,8 @@ import ast
 import re
 from fractions import Fraction
 
-from midstream.tools.declare import ToolError, tool
+from midstream.tools.declare import tool
+from midstream.tools.errors import ToolError
 
 MAX_CHARS = 400
 MAX_BITS = 4000
@@ -27,7 +28,12 @@ _NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d+))?")
 _ALLOWED_TEXT = "use only numbers, + - * / // % ** and parentheses"
 
 
-@tool
+@tool(
+    idempotent=True,
+    returns="number",
+    limits=["arithmetic only: no variables, functions or units"],
+    examples=[{"expression": "12 * (3 + 4.5)"}],
+)
 def calculator(expression: str) -> str:
     """Work out arithmetic exactly, such as 12 * (3 + 4.5)."""
     return format_number(evaluate(expression))

@@ -9,23 +9,19 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, create_model
 
-from midstream.core.errors import ConfigError, MidstreamError
-from midstream.core.toolsets import DEFAULT_TIMEOUT_S, ToolSpec
+from midstream.core.errors import ConfigError
+from midstream.core.toolsets import DEFAULT_TIMEOUT_S, ToolExample, ToolPolicy, ToolSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-
-
-class ToolError(MidstreamError):
-    """Raised by a tool to report an error to the model, which sees only the message."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,29 +52,79 @@ class Tool(ToolSpec, Generic[P, R]):
 def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
 @overload
 def tool(
-    *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    *,
+    name: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retries: int = 0,
+    backoff_s: float = 0.5,
+    idempotent: bool = False,
+    cost: float = 0.0,
+    approval: bool = False,
+    fallback: Sequence[str] = (),
+    returns: str = "",
+    limits: Sequence[str] = (),
+    best_practices: Sequence[str] = (),
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retries: int = 0,
+    backoff_s: float = 0.5,
+    idempotent: bool = False,
+    cost: float = 0.0,
+    approval: bool = False,
+    fallback: Sequence[str] = (),
+    returns: str = "",
+    limits: Sequence[str] = (),
+    best_practices: Sequence[str] = (),
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> Any:
-    """Create a tool from a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2)`.
+    """Create a tool from a typed function, sync or async: `@tool`, or `@tool(name="lookup", timeout_s=2, retries=2)`.
 
-    Every parameter needs a type hint that JSON can represent; `*args` and `**kwargs` have no schema and are refused.
-    Raises `ConfigError` for a function that cannot be a tool.
+    `timeout_s` to `fallback` are the policy of its calls (`ToolPolicy`), `returns` to `examples` its card; an example
+    is the arguments of a call. Every parameter needs a type hint that JSON can represent; `*args` and `**kwargs` have
+    no schema and are refused. Raises `ConfigError` for a function or a policy that cannot be a tool's.
     """
+    declared = {
+        "name": name,
+        "timeout_s": timeout_s,
+        "policy": ToolPolicy(
+            retries=retries,
+            backoff_s=backoff_s,
+            idempotent=idempotent,
+            cost=cost,
+            approval=approval,
+            fallback=tuple(fallback),
+        ),
+        "returns": returns,
+        "limits": tuple(limits),
+        "best_practices": tuple(best_practices),
+        "examples": tuple(ToolExample(arguments=arguments) for arguments in examples),
+    }
     if function is None:
-        return lambda wrapped: _declare(wrapped, name, timeout_s)
-    return _declare(function, name, timeout_s)
+        return lambda wrapped: _declare(wrapped, **declared)
+    return _declare(function, **declared)
 
 
-def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: float) -> Tool[..., Any]:
-    name: str = given_name or getattr(function, "__name__", type(function).__name__)
+def _declare(
+    function: Callable[..., Any], *, name: str | None, timeout_s: float, policy: ToolPolicy, **card: Any
+) -> Tool[..., Any]:
+    name = name or str(getattr(function, "__name__", type(function).__name__))
     if not TOOL_NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' cannot be the name of a tool", "use letters, digits, _ and -; give one with @tool(name=...)"
         )
     if not timeout_s > 0:
         raise ConfigError(f"tool '{name}': timeout_s must be above 0, not {timeout_s}")
+    for setting in ("retries", "backoff_s", "cost"):
+        if not getattr(policy, setting) >= 0:
+            raise ConfigError(f"tool '{name}': {setting} must not be negative, not {getattr(policy, setting)}")
+    if name in policy.fallback:
+        raise ConfigError(f"tool '{name}' is named as its own fallback", "name another tool")
     description, explained = _read_docstring(inspect.getdoc(function) or "")
     model = _arguments_model(function, name, explained)
     schema = model.model_json_schema(by_alias=True)
@@ -93,7 +139,9 @@ def _declare(function: Callable[..., Any], given_name: str | None, timeout_s: fl
         parameters=schema,
         function=function,
         timeout_s=float(timeout_s),
+        policy=policy,
         arguments_model=model,
+        **card,
     )
 
 

@@ -1,4 +1,7 @@
-"""`search`: BM25 over a small bundled knowledge base of one-sentence facts about countries and large cities.
+"""`search`: the passages of an index that fit a query best.
+
+An index is anything with the method of `SearchIndex`. The default one is BM25 over a small bundled knowledge base of
+one-sentence facts about countries and large cities; `search_documents` makes one of your own texts.
 
 The facts are generated from `midstream.tasks.geography` (GeoNames data, CC BY 4.0). The index is built once per
 process, on the first search. Accents, case and word order do not matter; ties keep the order of the facts.
@@ -8,11 +11,20 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
+from pydantic import Field, model_validator
+
+from midstream.core.config import Config
+from midstream.core.toolsets import ToolContent, ToolResult
 from midstream.tasks.geography import cities, countries, plain
-from midstream.tools.declare import Tool, ToolError, tool
+from midstream.tools.declare import Tool, tool
+from midstream.tools.errors import ToolError
+from midstream.tools.load import ToolKind
+from midstream.tools.toolset import FunctionToolset
 
 MAX_QUERY_WORDS = 32
 
@@ -36,10 +48,48 @@ _ATTRIBUTES = frozenset({"area", "capital", "city", "code", "continent", "countr
 """Words for an attribute, not a subject. A query of these alone matches hundreds of facts equally: no result."""
 
 
-def search_tool(k: int = 1) -> Tool[[str], str]:
-    """Return a `search` tool that returns the best `k` facts, one per line, best first."""
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A piece of text found. `source` says where it comes from."""
 
-    @tool(name="search")
+    text: str
+    source: str = ""
+    score: float = 0.0
+
+
+class SearchIndex(Protocol):
+    """What `search` looks things up in."""
+
+    def best(self, query: str, k: int) -> Sequence[Passage]:
+        """The `k` passages that fit `query` best, best first; fewer or none if no more fit. Called in a thread."""
+        ...
+
+
+class SearchSettings(Config):
+    """`flow.tool_settings.search`."""
+
+    k: int = Field(default=1, ge=1)
+    """Passages of a result."""
+    documents: str | None = None
+    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and, if you like, `id`; or a folder
+    of `.txt` and `.md` files, of which each paragraph is a passage."""
+    index: str | None = None
+    """An index of yours, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
+    makes one."""
+    description: str = "Search the documents."
+    """What the agent reads about a tool with `documents` or an `index`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SearchSettings:
+        if self.documents is not None and self.index is not None:
+            raise ValueError("set documents or index, not both")
+        return self
+
+
+def search_tool(k: int = 1) -> Tool[[str], str]:
+    """Return a `search` tool over the bundled facts that returns the best `k`, one per line, best first."""
+
+    @tool(name="search", idempotent=True, returns="facts", examples=[{"query": "capital of Peru"}])
     def search(query: str) -> str:
         """Look up a fact about a country or city, such as: capital of Peru."""
         found = best_facts(query, k)
@@ -50,7 +100,33 @@ def search_tool(k: int = 1) -> Tool[[str], str]:
     return search
 
 
+def index_tool(index: SearchIndex, k: int, description: str) -> Tool[[str], ToolResult]:
+    """Return a `search` tool over `index`; each passage of a result keeps its source."""
+
+    def search(query: str) -> ToolResult:
+        found = index.best(query, k)
+        if not found:
+            raise ToolError("no result")
+        return ToolResult(tuple(ToolContent(kind="text", text=one.text, source=one.source) for one in found))
+
+    search.__doc__ = description
+    return tool(name="search", idempotent=True, returns="passages")(search)
+
+
+def _search_toolset(settings: SearchSettings) -> FunctionToolset:
+    from midstream.tools.search_index import load_index, search_documents
+
+    if settings.documents is not None:
+        index: SearchIndex = search_documents(settings.documents)
+    elif settings.index is not None:
+        index = load_index(settings.index)
+    else:
+        return FunctionToolset([search_tool(settings.k)])
+    return FunctionToolset([index_tool(index, settings.k, settings.description)])
+
+
 search = search_tool()
+configured_search = ToolKind(SearchSettings, _search_toolset, default=search)
 
 
 def best_facts(query: str, k: int = 1) -> list[str]:

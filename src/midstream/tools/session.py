@@ -1,73 +1,38 @@
-"""`Toolbox` and `ToolSession`: the tools of an agent, and one trajectory's use of them.
+"""`ToolSession`: one trajectory's use of its tools.
 
-A session validates each call, runs it within a time limit and a budget, and turns the outcome into a `ToolCall` that
-the model can read. A failing tool never raises here. Two things it cannot stop: a synchronous tool that never returns
-keeps its (daemon) thread, and an async tool that blocks the event loop blocks it.
+A session validates each call, runs it through the trajectory's policies, and turns the outcome into a `ToolCall` that
+the model can read. A failing tool does not raise here; failing infrastructure raises `ToolOutage`, unless the config
+says to report it. Two things it cannot stop: a synchronous tool that never returns keeps its (daemon) thread, and an
+async tool that blocks the event loop blocks it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
-from midstream.core.errors import ConfigError, nearest
+from midstream.core.errors import nearest
 from midstream.core.seeds import derive_seed
 from midstream.core.text import cleaned
-from midstream.core.toolsets import Toolset, ToolSpec
-from midstream.core.types import ToolCall
+from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
+from midstream.core.types import ToolCall, ToolSchema
 from midstream.tools.arguments import validate_arguments
-from midstream.tools.declare import Tool
+from midstream.tools.combine import CombinedToolset
+from midstream.tools.errors import UNAVAILABLE, ToolOutage
 from midstream.tools.mask import mask_retrieved_tokens
-from midstream.tools.toolset import FunctionToolset, reason
+from midstream.tools.policies import adapted
+from midstream.tools.toolbox import Toolbox
+from midstream.tools.toolset import FunctionToolset
 
-MIN_RESULT_CHARS = 80
 MAX_NAME_CHARS = 64
 """Longest name of a tool; a longer name written by a model is cut when it is recorded."""
 
-
-@dataclass(frozen=True)
-class Toolbox:
-    """The function tools of every trajectory, and its limits.
-
-    `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask` is the share of a tool's
-    results, by its name, that a session with a `mask_seed` hides."""
-
-    tools: Sequence[Tool[..., Any]]
-    max_calls: int | None = None
-    max_result_chars: int = 2000
-    mask: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        names = [tool.name for tool in self.tools]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"two tools are named '{twice[0]}'", "rename one with @tool(name=...)")
-        if self.max_calls is not None and self.max_calls < 0:
-            raise ConfigError(f"max_calls must not be negative, not {self.max_calls}")
-        if self.max_result_chars < MIN_RESULT_CHARS:
-            raise ConfigError(f"max_result_chars must be at least {MIN_RESULT_CHARS}, not {self.max_result_chars}")
-        for name, ratio in self.mask.items():
-            if name not in names:
-                raise ConfigError(
-                    f"results of the tool '{name}' are to be masked, but it is not there", nearest(name, names)
-                )
-            if not 0 <= ratio <= 1:
-                raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
-
-    def get(self, name: str) -> Tool[..., Any] | None:
-        """Return the tool of that name, or None."""
-        return next((tool for tool in self.tools if tool.name == name), None)
-
-    def cards(self) -> str:
-        """Return one line per tool, for a prompt."""
-        return "\n".join(tool.card for tool in self.tools)
-
-    def session(self, mask_seed: int | None = None) -> ToolSession:
-        """The tools of one trajectory, with a full budget. `mask_seed` decides which words of results `mask` hides;
-        None hides none."""
-        return ToolSession(self, mask_seed)
+_log = logging.getLogger(__name__)
+_warned: set[str] = set()
 
 
 class ToolSession:
@@ -77,22 +42,40 @@ class ToolSession:
     def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
         self.toolbox = toolbox
         self._mask_seed = mask_seed
-        functions = FunctionToolset(toolbox.tools)
-        self._tools: dict[str, tuple[ToolSpec, Toolset]] = {tool.name: (tool, functions) for tool in toolbox.tools}
-        self.calls_made = 0
+        self._all = CombinedToolset()
+        self._all.add(FunctionToolset(toolbox.tools), [toolbox.configured(tool) for tool in toolbox.tools])
+        self._chain, self._budget = toolbox.chain(self._all)
+        self._listed = False
+        self._invalid: Counter[str] = Counter()
+
+    async def open(self, resources: AsyncExitStack) -> None:
+        """Open the toolbox's toolsets and offer their tools; `resources` closes them."""
+        for factory in self.toolbox.toolsets:
+            toolset = factory.make()
+            await toolset.open()
+            resources.push_async_callback(toolset.close)
+            await self.add(toolset)
 
     @property
     def tools(self) -> list[ToolSpec]:
         """All tools, in the order they were added."""
-        return [tool for tool, _ in self._tools.values()]
+        return list(self._all.specs.values())
 
     def get(self, name: str) -> ToolSpec | None:
-        """The tool of that name, or None."""
-        return self._find(name)[0]
+        """The tool of that name, or None. `name` may be anything a model wrote."""
+        return self._all.specs.get(name) if isinstance(name, str) else None
 
-    def cards(self) -> str:
-        """One line a tool, for a prompt."""
-        return "\n".join(tool.card for tool in self.tools)
+    def shown(self, question: str | None = None) -> list[ToolSpec]:
+        """The tools that a prompt about `question` shows; all of them without a question."""
+        return self.toolbox.shown(self.tools, question)
+
+    def cards(self, question: str | None = None) -> str:
+        """The cards of `shown`, for a prompt."""
+        return "\n".join(map(self.toolbox.card_of, self.shown(question)))
+
+    def schemas(self, question: str | None = None) -> tuple[ToolSchema, ...]:
+        """The declarations of `shown`, for native tool calls."""
+        return tuple(tool.schema for tool in self.shown(question))
 
     async def add(self, toolset: Toolset) -> None:
         """Offer the tools of an open `toolset`, within the budget and limits of this session.
@@ -100,19 +83,26 @@ class ToolSession:
         Raises `ConfigError` for a name that is taken or cannot be a tool's, and for an invalid schema."""
         from midstream.tools.json_schema import check_schema
 
-        added: dict[str, tuple[ToolSpec, Toolset]] = {}
-        for tool in await toolset.list():
-            check_schema(tool)
-            if tool.name in self._tools or tool.name in added:
-                raise ConfigError(f"two tools are named '{tool.name}'", "give one of them another name")
-            added[tool.name] = (tool, toolset)
-        self._tools |= added
+        specs = await toolset.list()
+        for spec in specs:
+            check_schema(spec)
+        self._all.add(toolset, [self.toolbox.configured(spec) for spec in specs])
+        self._listed = False
+
+    def status(self, name: str) -> str:
+        """State of a tool for a prompt: whether it answers, how long it takes, what it returns."""
+        seen, spec = self.toolbox.statistics.get(name), self.get(name)
+        breaker = self.toolbox.breakers.get(name)
+        parts = ["paused" if breaker is not None and breaker.open else "available"]
+        if seen is not None and seen.availability is not None and seen.latency_s is not None:
+            parts = parts if breaker is not None and breaker.open else [f"{seen.availability:.0%} available"]
+            parts += [f"{seen.success or 0:.0%} success", f"{seen.latency_s:.2g} s"]
+        return ", ".join([*parts, f"returns {spec.returns}" if spec is not None and spec.returns else ""]).rstrip(", ")
 
     @property
     def remaining(self) -> int | None:
         """Number of calls left; None without a limit."""
-        limit = self.toolbox.max_calls
-        return None if limit is None else max(0, limit - self.calls_made)
+        return self._budget.remaining
 
     def validate(self, name: str, arguments: Any) -> list[str]:
         """Problems of a call, in words a model can act on; empty for a valid call."""
@@ -122,39 +112,69 @@ class ToolSession:
         return validate_arguments(tool, arguments).problems
 
     async def call(self, name: str, arguments: Any, step_index: int | None = None) -> ToolCall:
-        """Run a tool. A failure is a `ToolCall` with `ok` False, an `error_kind`, and the reason as its result."""
+        """Run a tool. A failure is a `ToolCall` with `ok` False, an `error_kind`, and the reason as its result. Raises
+        `ToolOutage` when infrastructure failed."""
+        call, _ = await self.run(name, arguments, step_index)
+        return call
+
+    async def run(self, name: str, arguments: Any, step_index: int | None = None) -> tuple[ToolCall, ToolResult]:
+        """As `call`, and returns the result with its images, files and sources too."""
         started = time.perf_counter()
+        await self._list()
+        target, raw, result = await self._result(name, arguments)
+        whole = _storable(f"Error: {result.text}" if result.is_error else result.text)
+        shown = whole if result.is_error else self._masked(result.answered_by or target, whole)
+        limit = self.toolbox.max_result_chars
+        call = ToolCall(
+            tool=_storable(str(name)[:MAX_NAME_CHARS]),
+            arguments=dict(raw),
+            ok=not result.is_error,
+            result=_shorten(shown, limit),
+            error_kind=result.error_kind,
+            latency_s=time.perf_counter() - started,
+            step_index=step_index,
+            unmasked="" if shown == whole else _shorten(whole, limit),
+            answered_by=result.answered_by or (target if target != name and not result.is_error else ""),
+            attempts=result.attempts,
+        )
+        if call.error_kind == UNAVAILABLE and self.toolbox.use.outage == "fail":
+            raise ToolOutage(call)
+        return call, result
 
-        def finished(error_kind: str, result: str, used: Mapping[str, Any]) -> ToolCall:
-            whole = _storable(f"Error: {result}" if error_kind else result)
-            shown = whole if error_kind else self._masked(name, whole)
-            return ToolCall(
-                tool=_storable(str(name)[:MAX_NAME_CHARS]),
-                arguments=used,
-                ok=not error_kind,
-                result=_shorten(shown, self.toolbox.max_result_chars),
-                error_kind=error_kind,
-                latency_s=time.perf_counter() - started,
-                step_index=step_index,
-                unmasked="" if shown == whole else _shorten(whole, self.toolbox.max_result_chars),
-            )
-
+    async def _result(self, name: Any, arguments: Any) -> tuple[str, Mapping[str, Any], ToolResult]:
+        """The tool that was called, the arguments it got, and its result."""
         given = arguments if isinstance(arguments, Mapping) else {}
-        tool, toolset = self._find(name)
-        if tool is None or toolset is None:
-            return finished("unknown_tool", self._unknown(name), given)
+        tool = self.get(name)
+        if tool is None:
+            default = self.get(self.toolbox.use.default_tool or "")
+            instead = None if default is None else adapted(given, default)
+            if default is None or instead is None:
+                return str(name), given, ToolResult.failure("unknown_tool", self._unknown(name))
+            return default.name, given, await self._chain.call(default.name, instead)
         checked = validate_arguments(tool, arguments)
         if checked.problems:
-            return finished("invalid_arguments", f"{'; '.join(checked.problems)}. Use {tool.signature}", given)
-        if self.remaining == 0:
-            return finished("over_budget", f"no tool calls are left (at most {self.toolbox.max_calls})", checked.raw)
-        self.calls_made += 1
-        error_kind, result = await _run(tool, toolset, checked.raw)
-        return finished(error_kind, result, checked.raw)
+            return tool.name, given, self._invalid_call(tool, checked.problems)
+        self._invalid[tool.name] = 0
+        return tool.name, checked.raw, await self._chain.call(tool.name, checked.raw)
 
-    def _find(self, name: Any) -> tuple[ToolSpec, Toolset] | tuple[None, None]:
-        """The tool and its toolset. `name` may be anything a model wrote."""
-        return self._tools.get(name, (None, None)) if isinstance(name, str) else (None, None)
+    def _invalid_call(self, tool: ToolSpec, problems: list[str]) -> ToolResult:
+        self._invalid[tool.name] += 1
+        reason = f"{'; '.join(problems)}. Use {tool.signature}"
+        if self._invalid[tool.name] > self.toolbox.use.max_invalid:
+            self._budget.charge(tool.name)
+            reason = f"wrong {self._invalid[tool.name]} times in a row, so this call counts: {reason}"
+        return ToolResult.failure("invalid_arguments", reason)
+
+    async def _list(self) -> None:
+        """Let the wrappers know of the tools added since the last call."""
+        if self._listed:
+            return
+        await self._chain.list()
+        self._listed = True
+        for name in self.toolbox.unknown_names(self._all.specs):
+            if name not in _warned:
+                _warned.add(name)
+                _log.warning("the settings of tool use name the tool '%s', which is not there", name)
 
     def _masked(self, name: str, result: str) -> str:
         ratio = self.toolbox.mask.get(name, 0.0)
@@ -162,36 +182,11 @@ class ToolSession:
             return result
         return mask_retrieved_tokens(result, ratio, seed=derive_seed(self._mask_seed, name))
 
-    def _unknown(self, name: str) -> str:
+    def _unknown(self, name: Any) -> str:
         name = str(name)[:MAX_NAME_CHARS]
-        if not self._tools:
+        if not self._all.specs:
             return f"unknown tool '{name}'; there are no tools"
-        return f"unknown tool '{name}'; {nearest(name, self._tools)}"
-
-
-async def _run(tool: ToolSpec, toolset: Toolset, arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """`(error_kind, text)` of one call, within the tool's time limit."""
-    task = asyncio.create_task(_guarded(tool, toolset, arguments))
-    try:
-        # `wait`, not `wait_for`: a tool that ignores its cancellation must not block the trajectory.
-        await asyncio.wait({task}, timeout=tool.timeout_s)
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if not task.done():
-        task.cancel()
-        return "timeout", f"{tool.name} took longer than {tool.timeout_s:g} s"
-    if task.cancelled():
-        return "raised", f"{tool.name} was cancelled"
-    return task.result()
-
-
-async def _guarded(tool: ToolSpec, toolset: Toolset, arguments: Mapping[str, Any]) -> tuple[str, str]:
-    try:
-        result = await toolset.call(tool.name, arguments)
-        return ("raised" if result.is_error else ""), result.text
-    except (Exception, SystemExit) as error:
-        return "raised", reason(error)
+        return f"unknown tool '{name}'; {nearest(name, self._all.specs)}"
 
 
 def _storable(text: str) -> str:

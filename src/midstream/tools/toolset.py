@@ -15,7 +15,8 @@ from typing import Any
 from midstream.core.errors import nearest
 from midstream.core.toolsets import ToolResult, ToolSpec
 from midstream.tools.arguments import validate_arguments
-from midstream.tools.declare import Tool, ToolError
+from midstream.tools.declare import Tool
+from midstream.tools.errors import ToolError, reason
 
 
 class FunctionToolset:
@@ -24,10 +25,15 @@ class FunctionToolset:
     def __init__(self, tools: Sequence[Tool[..., Any]]) -> None:
         self._tools = {tool.name: tool for tool in tools}
 
+    @property
+    def specs(self) -> Sequence[ToolSpec]:
+        """The tools."""
+        return list(self._tools.values())
+
     async def open(self) -> None: ...
 
     async def list(self) -> Sequence[ToolSpec]:
-        return list(self._tools.values())
+        return self.specs
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Validate `arguments` and run the function. Raises what it raises, and `ToolError` for an invalid call."""
@@ -51,13 +57,13 @@ async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolRes
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
 
-    def deliver(result: Any, error: str | None) -> None:
+    def deliver(result: Any, error: Exception | None) -> None:
         if future.done():
             return
         if error is None:
             future.set_result(result)
         else:
-            future.set_exception(ToolError(error))
+            future.set_exception(error)
 
     def work() -> None:
         result, error = None, None
@@ -65,8 +71,12 @@ async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolRes
             value = context.run(tool.function, **values)
             result = value if inspect.isawaitable(value) else ToolResult.of(value)
         except BaseException as raised:
-            # Also SystemExit and KeyboardInterrupt: in this thread only the tool itself can have raised them.
-            error = reason(raised)
+            # SystemExit and KeyboardInterrupt too: in this thread only the tool itself can have raised them. A future
+            # takes no StopIteration.
+            if isinstance(raised, Exception) and not isinstance(raised, StopIteration):
+                error = raised
+            else:
+                error = ToolError(reason(raised))
         try:
             loop.call_soon_threadsafe(deliver, result, error)
         except RuntimeError:
@@ -76,15 +86,3 @@ async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolRes
     result = await future
     # A plain function may wrap an async one; its awaitable belongs to this loop.
     return ToolResult.of(await result) if inspect.isawaitable(result) else result
-
-
-def reason(error: BaseException) -> str:
-    """Why a tool failed, as text for the model."""
-    if isinstance(error, ToolError):
-        return str(error)
-    try:
-        message = str(error)
-    except Exception as broken:
-        # An exception whose own text raises still has to reach the model as something.
-        message = f"(its message raised {type(broken).__name__})"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

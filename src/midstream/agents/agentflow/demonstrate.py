@@ -57,8 +57,8 @@ class Demonstrator:
         self._tokenizer, self._fields = tokenizer, tuple(fields)
         self._notation: Notation = notation
         self._wrong, self._seed = wrong, seed
-        self._tools = [tool.name for tool in toolbox.tools]
-        self._parameters = {tool.name: next(iter(tool.parameters["properties"]), "input") for tool in toolbox.tools}
+        self._tools = [tool.name for tool in toolbox.known]
+        self._parameters = {tool.name: next(iter(tool.parameters["properties"]), "input") for tool in toolbox.known}
         self._end = tokenizer.closing_id()
         self._running: dict[str, _Assignment] = {}
         self.context_length = 1 << 20

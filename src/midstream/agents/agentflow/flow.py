@@ -102,7 +102,7 @@ class AgentFlow(AgentFlowBase):
         }
 
     def _instructions(self) -> str:
-        cards = self.session.tools.cards()
+        cards = self.session.tools.cards(self.task.question)
         if self.chosen.instructions is not None:
             return self.chosen.instructions.replace("{tools}", cards)
         if self.chosen.notation == "json":

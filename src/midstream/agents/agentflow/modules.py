@@ -96,9 +96,7 @@ class Executor:
         if conversation.has("executor"):
             step = await conversation.ask("executor", f"[executor {decision.action.tool}]")
             arguments = self._written(conversation, decision.action.tool, step.text)
-        call = await session.tools.call(decision.action.tool, arguments, step_index=step.step_index)
-        session.tool_calls.append(call)
-        return call
+        return await conversation.flow.call_tool(decision.action.tool, arguments, step_index=step.step_index)
 
     def _written(self, conversation: Conversation, tool: str, text: str) -> dict[str, object]:
         try:

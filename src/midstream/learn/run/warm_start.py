@@ -9,6 +9,7 @@ from random import Random
 
 from midstream.agents.agentflow.demonstrate import Demonstrator
 from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.agents.toolsets import load_flow_tools
 from midstream.core.errors import ConfigError
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -18,7 +19,7 @@ from midstream.learn.model.log_probs import TokenSequence
 from midstream.learn.run.setup import TrainingContext
 from midstream.record.recorder import RoleEngine
 from midstream.rollouts.attempts import groups_of
-from midstream.tools import Toolbox, load_tools
+from midstream.tools import Toolbox
 
 
 def check_demonstrations(context: TrainingContext) -> None:
@@ -68,7 +69,8 @@ def _tasks(context: TrainingContext) -> list[Task]:
 def _demonstrator(context: TrainingContext) -> Demonstrator:
     config = context.config
     settings = AgentFlowSettings.model_validate(config.flow.settings)
-    toolbox = Toolbox(load_tools(config.flow.tools))
+    loaded = load_flow_tools(config.flow)
+    toolbox = Toolbox(loaded.tools, toolsets=loaded.toolsets)
     return Demonstrator(
         context.tokenizer,
         toolbox,

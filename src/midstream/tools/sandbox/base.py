@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
 
-from midstream.core.errors import UserError
+from midstream.core.errors import ToolUnavailable, UserError
 from midstream.tools.sandbox.config import Limits
 
 Outcome = Literal["ok", "error", "timeout", "memory", "output", "refused"]
@@ -25,7 +25,7 @@ class SandboxUnavailable(UserError):
     """A backend cannot run on this machine; the message says why and what to install."""
 
 
-class SandboxFailed(Exception):
+class SandboxFailed(ToolUnavailable):
     """A sandbox broke before the code ran: an infrastructure error, never a property of the code."""
 
 

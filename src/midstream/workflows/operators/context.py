@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from midstream.core.types import Message
 from midstream.tools.sandbox import Result
+from midstream.workflows import ir
 
 
 class OperatorFailed(Exception):
@@ -48,6 +49,10 @@ class OperatorContext(Protocol):
 
     async def search(self, query: str, k: int) -> list[str]:
         """Passages of the knowledge for a query, best first."""
+        ...
+
+    async def run_workflow(self, workflow: ir.Workflow, problem: str) -> str:
+        """The answer of another workflow, run within the budgets of this one. Its nodes are in the same trace."""
         ...
 
     def note(self, issue: str) -> None:

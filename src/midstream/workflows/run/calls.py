@@ -17,6 +17,7 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message, ToolCall
 from midstream.tools.sandbox import Result, Sandbox
+from midstream.workflows import ir
 from midstream.workflows.model import Model, ModelReply
 from midstream.workflows.run.settings import RunSettings
 from midstream.workflows.run.trace import NodeRun
@@ -54,6 +55,8 @@ class RunState:
     sandbox: Callable[[], Awaitable[Sandbox]]
     tools: ToolCaller | None
     search: Search | None
+    nested: Callable[[ir.Workflow, str, str], Awaitable[str]]
+    """Runs another workflow: graph, problem, and the key of the node that asks."""
     model_calls: int = 0
     tokens: int = 0
     cost_usd: float = 0.0
@@ -149,6 +152,9 @@ class NodeContext:
             arguments = {first: arguments[""]}
         call = await tools.call(name, arguments)
         return call.ok, call.result
+
+    async def run_workflow(self, workflow: ir.Workflow, problem: str) -> str:
+        return await self._run.nested(workflow, problem, self._node.key)
 
     async def search(self, query: str, k: int) -> list[str]:
         if self._run.search is None:

@@ -11,7 +11,7 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, PromptTooLong, nearest
@@ -105,6 +105,12 @@ class WorkflowRunner:
         most = most_model_calls(workflow, self.operators, self.limits)
         if self.settings.most_model_calls is not None:
             most = min(most, self.settings.most_model_calls)
+        nodes: list[NodeRun] = []
+
+        async def nested(inner: ir.Workflow, problem: str, key: str) -> str:
+            asked = replace(given, problem=problem)
+            return await _Interpreter(self, inner, asked, state, journal, on_node, nodes, f"{key}.").answer()
+
         state = RunState(
             settings=self.settings,
             models=self.model,
@@ -115,8 +121,9 @@ class WorkflowRunner:
             sandbox=self._open_sandbox,
             tools=self._tools,
             search=self._search,
+            nested=nested,
         )
-        interpreter = _Interpreter(self, workflow, given, state, journal, on_node)
+        interpreter = _Interpreter(self, workflow, given, state, journal, on_node, nodes)
         began = time.perf_counter()
         answer, error, status = None, "", RunStatus.FAILED
         cause: Cause = "workflow"
@@ -139,7 +146,7 @@ class WorkflowRunner:
             status=status,
             error=error,
             cause=cause,
-            nodes=tuple(interpreter.nodes),
+            nodes=tuple(nodes),
             latency_s=time.perf_counter() - began,
         )
 
@@ -165,7 +172,8 @@ _Signal = object | _Returned | None
 
 
 class _Interpreter:
-    """One run. `path` is the round of each loop around a statement."""
+    """One run of a workflow, or of one within another, whose nodes have keys with a `prefix`. `path` is the round of
+    each loop around a statement."""
 
     def __init__(
         self,
@@ -175,6 +183,8 @@ class _Interpreter:
         state: RunState,
         journal: Journal | None,
         on_node: Callable[[NodeRun], None] | None,
+        nodes: list[NodeRun],
+        prefix: str = "",
     ) -> None:
         self._runner, self._workflow, self._state = runner, workflow, state
         self._journal, self._on_node = journal, on_node
@@ -183,7 +193,7 @@ class _Interpreter:
         self._instances = {one.name: one for one in workflow.instances}
         self._variables: dict[str, Any] = {}
         self._steps = 0
-        self.nodes: list[NodeRun] = []
+        self._nodes, self._prefix = nodes, prefix
 
     async def answer(self) -> str:
         signal = await self._block(self._workflow.body, ())
@@ -267,7 +277,7 @@ class _Interpreter:
         for name, value in arguments.items():
             if problem := argument_problem(operator, name, type_of_value(value)):
                 raise WorkflowFailed(problem, invoke.line)
-        key = invoke.id + "".join(f"[{place}]" for place in path)
+        key = self._prefix + invoke.id + "".join(f"[{place}]" for place in path)
         entry = journal_key(key, operator.name, arguments)
         if self._journal is not None and (found := await self._journal.get(entry)) is not None:
             found = copy.deepcopy(found)
@@ -293,7 +303,7 @@ class _Interpreter:
         return node.output
 
     def _finish(self, node: NodeRun) -> None:
-        self.nodes.append(node)
+        self._nodes.append(node)
         if self._on_node is not None:
             self._on_node(node)
 

@@ -1,0 +1,57 @@
+"""`midstream mcp`: serve tools to MCP clients."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from midstream.tools.toolbox import Toolbox
+
+
+@click.command(name="mcp")
+@click.argument("tools", nargs=-1, required=True)
+@click.option("--set", "overrides", multiple=True, metavar="TOOL.KEY=VALUE", help="A setting of a tool, as YAML.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Serve streamable HTTP at http://127.0.0.1:PORT/mcp.")
+def command(tools: tuple[str, ...], overrides: tuple[str, ...], port: int | None) -> None:
+    """Serve TOOLS to MCP clients, on standard input and output or, with --port, over HTTP on this machine.
+
+    TOOLS are built-in names (calculator, search, python, ...) or package.module:attribute of your own. Over HTTP all
+    clients share the tools, so `python` keeps no variables between calls.
+    """
+    from midstream.agents.toolsets import MORE
+    from midstream.core.config import apply_overrides
+    from midstream.tools.load import load
+    from midstream.tools.mcp.server import serve_stdio
+    from midstream.tools.toolbox import Toolbox
+
+    settings: dict[str, Any] = apply_overrides({}, overrides)
+    if port is not None and "python" in tools:
+        settings["python"] = {**settings.get("python", {}), "state": False}
+    loaded = load(tools, settings, MORE)
+    toolbox = Toolbox(loaded.tools, toolsets=loaded.toolsets, max_result_chars=100_000)
+    if port is None:
+        asyncio.run(serve_stdio(toolbox))
+    else:
+        _serve_http(toolbox, port)
+
+
+def _serve_http(toolbox: Toolbox, port: int) -> None:
+    import uvicorn
+
+    from midstream.tools.mcp.server import http_app
+
+    config = uvicorn.Config(http_app(toolbox), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(config)
+    started = server.startup
+
+    async def startup(sockets: Any = None) -> None:
+        await started(sockets)
+        for one in server.servers:
+            for socket in one.sockets:
+                click.echo(f"http://127.0.0.1:{socket.getsockname()[1]}/mcp", err=True)
+
+    server.startup = startup
+    server.run()

@@ -1,0 +1,255 @@
+"""Long-term memory: texts that outlive a trajectory, in the store, found by words, by vector and by key.
+
+A retrieval ranks its candidates by relevance, recency and importance, each from 0 to 1 (Park et al. 2023, "Generative
+Agents", section 4.1):
+
+    score = relevance + recency_weight * 0.5 ** (age / half_life) + importance_weight * importance
+
+Relevance is the mean of the BM25 score over the best one's and of the cosine similarity, or the former alone without an
+embedder. Candidates are the best by words and the nearest by vector: all vectors of a small namespace, those of similar
+buckets (random hyperplanes, Charikar 2002) of a large one. Only candidates are read into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from midstream.core import clock
+from midstream.memory.embedding import Embedder
+from midstream.memory.schema import MEMORY, memories
+from midstream.memory.text_search import indexed_words, search_words, words_of
+from midstream.store.database import Database
+from midstream.store.transaction import Transaction
+
+CANDIDATES = 48
+"""Most candidates by words."""
+EXACT_UP_TO = 1000
+"""Memories of a namespace up to which every vector is compared."""
+BUCKET_BITS = 12
+SAME = 0.95
+"""Cosine similarity from which two memories of a kind are the same one."""
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One memory. `sources` say where it comes from, `score` how well it fitted a query (0 otherwise)."""
+
+    id: int
+    text: str
+    kind: str = "fact"
+    key: str | None = None
+    sources: tuple[str, ...] = ()
+    importance: float = 0.5
+    created_at: float = 0.0
+    uses: int = 0
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Weights of a retrieval."""
+
+    recency_weight: float = 0.3
+    importance_weight: float = 0.3
+    half_life_days: float = 7.0
+    """Days without use after which recency is halved."""
+
+
+@dataclass(slots=True)
+class LongTermMemory:
+    """The memories of one `namespace` in `database`; no other namespace is ever read or changed."""
+
+    database: Database
+    namespace: str
+    embedder: Embedder | None = None
+    ranking: Ranking = field(default_factory=Ranking)
+
+    def __post_init__(self) -> None:
+        self.database.require(MEMORY)
+
+    async def add(
+        self, text: str, *, kind: str = "fact", key: str | None = None, source: str = "", importance: float = 0.5
+    ) -> int:
+        """Remember `text`; returns the id of its memory.
+
+        The same text, or one with nearly the same vector, of the same kind is merged: the memory keeps its text and
+        both sources, and takes the higher importance. A `key` replaces what it stood for before."""
+        vector = await self._embedded(text)
+        entry = {
+            "namespace": self.namespace,
+            "kind": kind,
+            "name": key,
+            "text": text,
+            "words": indexed_words(text, self.namespace),
+            "digest": hashlib.sha256(" ".join(words_of(text)).encode()).hexdigest(),
+            "sources": json.dumps([source] if source else []),
+            "importance": min(max(importance, 0.0), 1.0),
+            "created_at": clock.time(),
+            "used_at": clock.time(),
+            "uses": 0,
+            "embedder": None if self.embedder is None else self.embedder.name,
+            "vector": None if vector is None else vector.tobytes(),
+            "bucket": None if vector is None else _bucket(vector),
+        }
+        return await self.database.submit(lambda transaction: self._write(transaction, entry, vector))
+
+    async def retrieve(self, query: str, k: int = 3, *, kind: str | None = None, touch: bool = False) -> list[Memory]:
+        """The `k` memories that score highest for `query`, best first. `touch` counts them as used now."""
+        vector = await self._embedded(query)
+        found = await asyncio.to_thread(self.database.read, lambda c: self._ranked(c, query, vector, k, kind))
+        if touch and found:
+            ids = [memory.id for memory in found]
+            now = clock.time()
+            self.database.post(
+                lambda transaction: transaction.connection.execute(
+                    memories.update().where(memories.c.id.in_(ids)).values(used_at=now, uses=memories.c.uses + 1)
+                )
+            )
+        return found
+
+    async def get(self, key: str) -> Memory | None:
+        """The memory of `key`."""
+        where = (memories.c.namespace == self.namespace) & (memories.c.name == key)
+        row = await asyncio.to_thread(
+            self.database.read, lambda c: c.execute(sa.select(memories).where(where)).mappings().first()
+        )
+        return None if row is None else _memory(row, 0.0)
+
+    async def forget(self, *ids: int) -> None:
+        """Remove memories of this namespace."""
+        where = (memories.c.namespace == self.namespace) & memories.c.id.in_(ids)
+        await self.database.submit(lambda transaction: transaction.connection.execute(memories.delete().where(where)))
+
+    async def prune(self, keep: int) -> int:
+        """Keep the `keep` memories with the highest importance and recency; returns how many were removed."""
+        return await self.database.submit(lambda transaction: self._prune(transaction.connection, keep))
+
+    async def _embedded(self, text: str) -> np.ndarray | None:
+        if self.embedder is None:
+            return None
+        vectors = await asyncio.to_thread(self.embedder.embed, [text])
+        return np.asarray(vectors[0], dtype="<f4")
+
+    def _write(self, transaction: Transaction, entry: dict[str, Any], vector: np.ndarray | None) -> int:
+        connection = transaction.connection
+        own = memories.c.namespace == self.namespace
+        if entry["name"] is not None:
+            connection.execute(memories.delete().where(own & (memories.c.name == entry["name"])))
+        same = own & (memories.c.kind == entry["kind"])
+        known = connection.execute(sa.select(memories).where(same & (memories.c.digest == entry["digest"]))).mappings()
+        row = known.first()
+        if row is None and vector is not None and entry["name"] is None:
+            row = self._nearly_same(connection, vector, entry)
+        if row is None:
+            inserted = connection.execute(memories.insert().returning(memories.c.id), [entry])
+            return int(inserted.scalar_one())
+        sources = [*json.loads(row["sources"]), *json.loads(entry["sources"])]
+        changes = {
+            "sources": json.dumps(list(dict.fromkeys(sources))),
+            "importance": max(row["importance"], entry["importance"]),
+            "used_at": entry["used_at"],
+            "name": entry["name"] or row["name"],
+        }
+        connection.execute(memories.update().where(memories.c.id == row["id"]).values(changes))
+        return int(row["id"])
+
+    def _nearly_same(self, connection: sa.Connection, vector: np.ndarray, entry: dict[str, Any]) -> Any:
+        rows = self._near(
+            connection, vector, CANDIDATES, (memories.c.kind == entry["kind"]) & memories.c.name.is_(None)
+        )
+        best = max(rows, key=lambda row: _cosine(row, vector), default=None)
+        return best if best is not None and _cosine(best, vector) >= SAME else None
+
+    def _ranked(
+        self, connection: sa.Connection, query: str, vector: np.ndarray | None, k: int, kind: str | None
+    ) -> list[Memory]:
+        wanted = sa.true() if kind is None else memories.c.kind == kind
+        by_words = search_words(connection, query, self.namespace, CANDIDATES)
+        rows: dict[int, Any] = {}
+        if by_words:
+            found = connection.execute(sa.select(memories).where(memories.c.id.in_(list(by_words)) & wanted))
+            rows = {row["id"]: row for row in found.mappings()}
+        if vector is not None:
+            rows |= {row["id"]: row for row in self._near(connection, vector, CANDIDATES, wanted)}
+        best = max((by_words.get(place, 0.0) for place in rows), default=0.0)
+        scored: list[tuple[float, Any]] = []
+        for place, row in rows.items():
+            parts = [by_words.get(place, 0.0) / best if best > 0 else 0.0]
+            if vector is not None:
+                parts.append(max(_cosine(row, vector), 0.0))
+            relevance = sum(parts) / len(parts)
+            if relevance > 0:
+                scored.append((relevance + self._prior(row), row))
+        scored.sort(key=lambda item: (-item[0], item[1]["id"]))
+        return [_memory(row, score) for score, row in scored[:k]]
+
+    def _near(self, connection: sa.Connection, vector: np.ndarray, limit: int, where: Any) -> Sequence[Any]:
+        """Memories with vectors near `vector`, the nearest `limit`."""
+        assert self.embedder is not None
+        own = (memories.c.namespace == self.namespace) & (memories.c.embedder == self.embedder.name)
+        beyond = sa.select(memories.c.id).where(own).offset(EXACT_UP_TO).limit(1)
+        if connection.execute(beyond).first() is not None:
+            own &= memories.c.bucket.in_(_near_buckets(_bucket(vector)))
+        found = connection.execute(sa.select(memories.c.id, memories.c.vector).where(own & where)).all()
+        if not found:
+            return []
+        vectors = np.frombuffer(b"".join(row[1] for row in found), dtype="<f4").reshape(len(found), -1)
+        nearest = np.argsort(-(vectors @ vector), kind="stable")[:limit]
+        ids = [found[int(place)][0] for place in nearest]
+        return connection.execute(sa.select(memories).where(memories.c.id.in_(ids))).mappings().all()
+
+    def _prior(self, row: Any) -> float:
+        """The part of a score that no query changes."""
+        age_days = max(clock.time() - row["used_at"], 0.0) / DAY_S
+        recency = 0.5 ** (age_days / self.ranking.half_life_days)
+        return self.ranking.recency_weight * recency + self.ranking.importance_weight * row["importance"]
+
+    def _prune(self, connection: sa.Connection, keep: int) -> int:
+        own = memories.c.namespace == self.namespace
+        columns = (memories.c.id, memories.c.used_at, memories.c.importance)
+        rows = connection.execute(sa.select(*columns).where(own)).mappings().all()
+        extra = sorted(rows, key=lambda row: (-self._prior(row), -row["id"]))[keep:]
+        for start in range(0, len(extra), 500):
+            ids = [row["id"] for row in extra[start : start + 500]]
+            connection.execute(memories.delete().where(memories.c.id.in_(ids)))
+        return len(extra)
+
+
+def _memory(row: Any, score: float) -> Memory:
+    return Memory(
+        id=row["id"],
+        text=row["text"],
+        kind=row["kind"],
+        key=row["name"],
+        sources=tuple(json.loads(row["sources"])),
+        importance=row["importance"],
+        created_at=row["created_at"],
+        uses=row["uses"],
+        score=score,
+    )
+
+
+def _cosine(row: Any, vector: np.ndarray) -> float:
+    if row["vector"] is None or len(row["vector"]) != vector.nbytes:
+        return 0.0
+    return float(np.frombuffer(row["vector"], dtype="<f4") @ vector)
+
+
+def _bucket(vector: np.ndarray) -> int:
+    """The side of each of `BUCKET_BITS` fixed random hyperplanes that `vector` is on, as a number."""
+    planes = np.random.default_rng(0).standard_normal((BUCKET_BITS, len(vector)))
+    return int(sum(1 << bit for bit, side in enumerate(planes @ vector > 0) if side))
+
+
+def _near_buckets(bucket: int) -> list[int]:
+    """`bucket` and those that differ from it in one bit."""
+    return [bucket, *(bucket ^ (1 << bit) for bit in range(BUCKET_BITS))]

@@ -1,0 +1,70 @@
+"""Tables of long-term memory.
+
+`words` is the text cut into words for the full-text index, with a word for the namespace, so that a search touches its
+own namespace only. Vectors are little-endian float32 blobs; `bucket` groups similar ones. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+)
+
+from midstream.store.schema import Schema
+
+metadata = MetaData()
+
+memories = Table(
+    "memories",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("namespace", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("name", String),  # the key it can be asked for by
+    Column("text", Text, nullable=False),
+    Column("words", Text, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("sources", Text, nullable=False),  # JSON list
+    Column("importance", Float, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("used_at", Float, nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("embedder", String),
+    Column("vector", LargeBinary),
+    Column("bucket", Integer),
+    UniqueConstraint("namespace", "kind", "digest", name="memories_once"),
+    Index("memories_by_name", "namespace", "name"),
+    Index("memories_by_bucket", "namespace", "embedder", "bucket"),
+    Index("memories_by_importance", "namespace", "importance"),
+)
+
+_SQLITE = (
+    "CREATE VIRTUAL TABLE memories_text USING fts5(words, content='memories', content_rowid='id', "
+    "tokenize=\"unicode61 remove_diacritics 0 tokenchars '_'\")",
+    "CREATE VIRTUAL TABLE memories_vocabulary USING fts5vocab('memories_text', 'row')",
+    "CREATE TRIGGER memories_added AFTER INSERT ON memories BEGIN "
+    "INSERT INTO memories_text(rowid, words) VALUES (new.id, new.words); END",
+    "CREATE TRIGGER memories_removed AFTER DELETE ON memories BEGIN "
+    "INSERT INTO memories_text(memories_text, rowid, words) VALUES ('delete', old.id, old.words); END",
+    "CREATE TRIGGER memories_changed AFTER UPDATE OF words ON memories BEGIN "
+    "INSERT INTO memories_text(memories_text, rowid, words) VALUES ('delete', old.id, old.words); "
+    "INSERT INTO memories_text(rowid, words) VALUES (new.id, new.words); END",
+)
+_POSTGRESQL = ("CREATE INDEX memories_text ON memories USING gin (to_tsvector('simple', words))",)
+
+for _dialect, _statements in (("sqlite", _SQLITE), ("postgresql", _POSTGRESQL)):
+    for _statement in _statements:
+        event.listen(memories, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))
+
+MEMORY = Schema(name="memory", metadata=metadata)

@@ -1,0 +1,98 @@
+"""Tool calls as data: `{"tool": ..., "args": {...}}` in a model's text, and native calls of a chat message.
+
+`call_schema` is the JSON schema of such text; sampling under it makes every call of a small model valid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.core.errors import MidstreamError
+from midstream.core.toolsets import ToolSpec
+from midstream.core.types import Message
+
+MAX_STARTS = 64
+"""Most places in a text where a JSON object is looked for."""
+
+
+class UnreadableCall(MidstreamError):
+    """The text holds no call. The message says what to write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedCall:
+    """A call a model asks for. `args` may be anything it wrote; nothing is checked yet."""
+
+    tool: str
+    args: Any
+    id: str = ""
+    """The id of a native call."""
+
+
+def read_call(text: str) -> RequestedCall:
+    """The first JSON object with a `tool` in `text`. Raises `UnreadableCall` if there is none."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    for _ in range(MAX_STARTS):
+        if start < 0:
+            break
+        try:
+            found, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("tool"), str):
+            return RequestedCall(found["tool"], found.get("args", found.get("arguments", {})))
+        start = text.find("{", start + 1)
+    raise UnreadableCall('write one JSON object: {"tool": NAME, "args": {...}}')
+
+
+def native_calls(message: Message) -> list[RequestedCall]:
+    """The calls of an assistant's message. Arguments that are no JSON are passed on as text, which no tool accepts."""
+    calls: list[RequestedCall] = []
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        try:
+            args: Any = json.loads(function["arguments"] or "{}")
+        except (ValueError, RecursionError):
+            args = function["arguments"]
+        calls.append(RequestedCall(function["name"], args, call.get("id") or ""))
+    return calls
+
+
+def call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
+    """JSON schema of a call of one of `tools`."""
+    definitions: dict[str, Any] = {}
+    options: list[dict[str, Any]] = []
+    for tool in tools:
+        schema = _hoisted(dict(tool.parameters), tool.name, definitions)
+        options.append(
+            {
+                "type": "object",
+                "properties": {"tool": {"const": tool.name}, "args": schema},
+                "required": ["tool", "args"],
+                "additionalProperties": False,
+            }
+        )
+    result: dict[str, Any] = options[0] if len(options) == 1 else {"anyOf": options}
+    return {**result, "$defs": definitions} if definitions else result
+
+
+def _hoisted(schema: dict[str, Any], tool: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """`schema` with its definitions moved to the root, under names of their own."""
+    prefix = "#/$defs/"
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {
+                key: f"{prefix}{tool}.{item.removeprefix(prefix)}"
+                if key == "$ref" and isinstance(item, str) and item.startswith(prefix)
+                else moved(item)
+                for key, item in value.items()
+            }
+        return [moved(item) for item in value] if isinstance(value, list) else value
+
+    definitions.update({f"{tool}.{name}": moved(item) for name, item in schema.pop("$defs", {}).items()})
+    return moved(schema)

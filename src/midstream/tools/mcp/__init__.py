@@ -1,0 +1,1 @@
+"""Model Context Protocol: servers' tools as a toolset (`client`), and any toolset as a server (`server`)."""

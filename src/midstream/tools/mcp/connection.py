@@ -1,0 +1,207 @@
+"""One connection to an MCP server, held open by a task of its own.
+
+The SDK's client must be entered and left in the same task, while a toolset is opened, used and closed by any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import httpx2
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import INVALID_PARAMS, CallToolResult
+from mcp_types import Tool as McpTool
+
+from midstream.core.errors import ConfigError, ToolUnavailable
+from midstream.core.secrets import NOT_KEPT
+from midstream.tools.errors import ToolError
+from midstream.tools.mcp.config import McpServerConfig
+from midstream.tools.mcp.stdio import stdio_transport
+
+MAX_PAGES, MAX_TOOLS = 100, 1000
+CLOSE_S = 5.0
+"""Seconds that leaving a connection may take."""
+
+
+class McpConnection:
+    """`start` connects and lists the tools; `call` calls one of them. Errors name the server."""
+
+    def __init__(self, name: str, config: McpServerConfig) -> None:
+        self.name, self.config = name, config
+        self.tools: list[McpTool] = []
+        self._client: Client | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._end = asyncio.Event()
+        self._starting = asyncio.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether calls can be made."""
+        return self._client is not None and self._running is not None and not self._running.done()
+
+    async def start(self) -> None:
+        """Raises `ToolUnavailable` when the server does not answer, or answers wrongly."""
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._running = asyncio.create_task(self._hold(ready), name=f"mcp-{self.name}")
+        try:
+            async with asyncio.timeout(self.config.start_timeout_s):
+                await asyncio.shield(ready)
+        except TimeoutError:
+            await self.close()
+            raise self._unavailable(f"did not answer within {self.config.start_timeout_s:g} s") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
+        """Call `tool`. Raises `ToolError` for what the caller did wrong, else `ToolUnavailable`."""
+        if not self.alive and self.config.shared:
+            async with self._starting:
+                if not self.alive:
+                    await self.close()
+                    await self.start()
+        if not self.alive or self._client is None:
+            raise self._unavailable("has ended")
+        calling = asyncio.ensure_future(self._client.call_tool(tool, dict(arguments)))
+        assert self._running is not None
+        try:
+            await asyncio.wait({calling, self._running}, return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                raise self._unavailable("ended during the call")
+            return calling.result()
+        except MCPError as error:
+            if error.code == INVALID_PARAMS:
+                raise ToolError(f"MCP server '{self.name}': {error.message}") from None
+            raise self._unavailable(f"failed the call: {error.message}") from None
+        except (ToolUnavailable, asyncio.CancelledError):
+            raise
+        except Exception as error:  # what the SDK raises for answers that break the protocol or the declared schema
+            raise self._unavailable(f"answered wrongly: {_first_line(error)}") from None
+        finally:
+            calling.cancel()
+
+    async def close(self) -> None:
+        """Disconnect, and end the server's program."""
+        self._end.set()
+        if self._running is not None:
+            if self._client is not None:
+                await asyncio.wait({self._running}, timeout=CLOSE_S)
+            self._running.cancel()
+            await asyncio.wait({self._running}, timeout=CLOSE_S)
+        self._client = None
+
+    async def _hold(self, ready: asyncio.Future[None]) -> None:
+        """Connect, list the tools, and stay connected until `close`."""
+        try:
+            async with AsyncExitStack() as stack:
+                client = await stack.enter_async_context(Client(_transport(self.name, self.config), cache=None))
+                self.tools = await _listed(client)
+                self._client = client
+                if not ready.done():
+                    ready.set_result(None)
+                await self._end.wait()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # an exception group of whatever the transport's tasks raised
+            if not ready.done():
+                known = isinstance(error, ConfigError)
+                ready.set_exception(error if known else self._unavailable(_first_line(error)))
+        finally:
+            self._client = None
+            if not ready.done():
+                ready.cancel()
+
+    def _unavailable(self, reason: str) -> ToolUnavailable:
+        return ToolUnavailable(f"MCP server '{self.name}' {reason}")
+
+
+async def _listed(client: Client) -> list[McpTool]:
+    """All tools, page by page. A server that never stops listing is cut off."""
+    tools: list[McpTool] = []
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        tools += page.tools
+        if page.next_cursor is None or page.next_cursor == cursor or len(tools) >= MAX_TOOLS:
+            break
+        cursor = page.next_cursor
+    return tools[:MAX_TOOLS]
+
+
+def _transport(name: str, config: McpServerConfig) -> Any:
+    limit = config.max_result_kb << 11  # JSON and base64 take more room than what they carry
+    if config.url is None:
+        env = {key: value for key, value in config.env.items() if value != NOT_KEPT}
+        wanted = (*config.pass_env, *(key for key in config.env if key not in env))
+        return stdio_transport(
+            config.command, env | {key: os.environ[key] for key in wanted if key in os.environ}, config.cwd, limit
+        )
+    headers = {key: value for key, value in config.headers.items() if value != NOT_KEPT}
+    if config.token_env is not None:
+        token = os.environ.get(config.token_env)
+        if not token:
+            raise ConfigError(
+                f"the environment variable {config.token_env} holds no token for the MCP server '{name}'",
+                f"export {config.token_env}=...",
+            )
+        headers["Authorization"] = f"Bearer {token}"
+    return _http(config.url, headers, config.timeout_s, limit)
+
+
+@asynccontextmanager
+async def _http(
+    url: str, headers: Mapping[str, str], timeout_s: float, limit: int
+) -> AsyncGenerator[tuple[Any, Any], None]:
+    timeout = httpx2.Timeout(timeout_s, read=max(timeout_s, 300.0))
+    transport = _BoundedTransport(httpx2.AsyncHTTPTransport(), limit)
+    async with (
+        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, transport=transport, trust_env=False) as client,
+        streamable_http_client(url, http_client=client, max_sse_event_size=limit) as streams,
+    ):
+        yield streams
+
+
+class _BoundedTransport(httpx2.AsyncBaseTransport):
+    """Cuts off bodies above `limit` bytes, except streams of events, whose single events the SDK bounds."""
+
+    def __init__(self, inner: httpx2.AsyncBaseTransport, limit: int) -> None:
+        self._inner, self._limit = inner, limit
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = await self._inner.handle_async_request(request)
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            response.stream = _BoundedStream(response.stream, self._limit, request)
+        return response
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _BoundedStream(httpx2.AsyncByteStream):
+    def __init__(self, inner: Any, limit: int, request: httpx2.Request) -> None:
+        self._inner, self._limit, self._request = inner, limit, request
+
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
+        size = 0
+        async for chunk in self._inner:
+            size += len(chunk)
+            if size > self._limit:
+                raise httpx2.ReadError(f"the answer is larger than {self._limit >> 10} kB", request=self._request)
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong, of a group the first error."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

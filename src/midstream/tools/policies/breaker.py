@@ -1,0 +1,73 @@
+"""`BreakerToolset`: a circuit breaker. A tool that keeps failing for infrastructure is not called for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from midstream.core import clock
+from midstream.core.toolsets import ToolResult, Toolset
+from midstream.tools.errors import TIMEOUT, UNAVAILABLE
+from midstream.tools.policies.wrapper import ToolsetWrapper
+
+
+@dataclass(slots=True)
+class Breaker:
+    """State of one tool's breaker: closed, open until a time, or probing with one call."""
+
+    failures: int
+    """Consecutive outages that open it."""
+    open_s: float
+    """Seconds that it stays open before one call may probe the tool."""
+    _outages: int = 0
+    _open_until: float | None = None
+    _probing: bool = False
+
+    def admit(self) -> bool:
+        """Whether a call may run now. After `open_s` a single call is admitted as a probe."""
+        if self._open_until is None:
+            return True
+        if self._probing or clock.monotonic() < self._open_until:
+            return False
+        self._probing = True
+        return True
+
+    def settle(self, outage: bool) -> None:
+        """Count the outcome of an admitted call."""
+        self._probing = False
+        self._outages = self._outages + 1 if outage else 0
+        if not outage:
+            self._open_until = None
+        elif self._outages >= self.failures:
+            self._open_until = clock.monotonic() + self.open_s
+
+    def release(self) -> None:
+        """Take back an admitted call that ended without an outcome."""
+        self._probing = False
+
+    @property
+    def open(self) -> bool:
+        """Whether calls are refused at the moment."""
+        return self._open_until is not None and (self._probing or clock.monotonic() < self._open_until)
+
+
+class BreakerToolset(ToolsetWrapper):
+    """Fails calls of tools whose breaker is open as `unavailable`, without calling them. `breakers`, by tool name, are
+    shared by all trajectories."""
+
+    def __init__(self, inner: Toolset, breakers: dict[str, Breaker], failures: int, open_s: float) -> None:
+        super().__init__(inner)
+        self._breakers, self._failures, self._open_s = breakers, failures, open_s
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        breaker = self._breakers.setdefault(name, Breaker(self._failures, self._open_s))
+        if not breaker.admit():
+            return ToolResult.failure(UNAVAILABLE, f"{name} failed {self._failures} times in a row and is paused")
+        try:
+            result = await self.inner.call(name, arguments)
+        except BaseException:
+            breaker.release()
+            raise
+        breaker.settle(result.error_kind in (TIMEOUT, UNAVAILABLE))
+        return result

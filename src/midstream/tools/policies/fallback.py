@@ -1,0 +1,53 @@
+"""`FallbackToolset`: when a tool fails, tries those of its fallback chain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from midstream.core.toolsets import ToolResult, ToolSpec
+from midstream.tools.arguments import validate_arguments
+from midstream.tools.errors import OVER_BUDGET, REFUSED
+from midstream.tools.policies.wrapper import ToolsetWrapper
+
+
+class FallbackToolset(ToolsetWrapper):
+    """Returns the first success of the tool and its fallbacks, else the tool's own failure.
+
+    A call that was refused or over budget does not fall back. A fallback that is not there, or cannot take the
+    arguments, is skipped."""
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        result = await self.inner.call(name, arguments)
+        attempts = result.attempts
+        if not result.is_error or result.error_kind in (OVER_BUDGET, REFUSED):
+            return result
+        for other in self.specs[name].policy.fallback:
+            given = adapted(arguments, self.specs[other]) if other in self.specs else None
+            if given is None:
+                continue
+            instead = await self.inner.call(other, given)
+            attempts += instead.attempts
+            if not instead.is_error:
+                return replace(instead, answered_by=other, attempts=attempts)
+        return replace(result, attempts=attempts)
+
+
+def adapted(arguments: Mapping[str, Any], target: ToolSpec) -> Mapping[str, Any] | None:
+    """`arguments` of one tool for `target`: unchanged if they are valid there, else a single value, or all arguments as
+    JSON, under the only parameter that `target` requires. None if `target` can take neither."""
+    checked = validate_arguments(target, arguments)
+    if not checked.problems:
+        return checked.raw
+    required = list(target.parameters.get("required", ()))
+    if len(required) != 1:
+        return None
+    values = list(arguments.values())
+    whole = json.dumps(dict(arguments), ensure_ascii=False, default=str)
+    for value in [values[0], whole] if len(values) == 1 else [whole]:
+        checked = validate_arguments(target, {required[0]: value})
+        if not checked.problems:
+            return checked.raw
+    return None

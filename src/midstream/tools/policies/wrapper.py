@@ -1,0 +1,30 @@
+"""`ToolsetWrapper`: forwards everything to another toolset; the base of every wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
+
+
+class ToolsetWrapper:
+    """Forwards to `inner`. `specs` are the tools that `inner` listed, by name."""
+
+    def __init__(self, inner: Toolset) -> None:
+        self.inner = inner
+        self.specs: dict[str, ToolSpec] = {}
+
+    async def open(self) -> None:
+        await self.inner.open()
+
+    async def list(self) -> Sequence[ToolSpec]:
+        listed = await self.inner.list()
+        self.specs = {spec.name: spec for spec in listed}
+        return listed
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        return await self.inner.call(name, arguments)
+
+    async def close(self) -> None:
+        await self.inner.close()

@@ -1,0 +1,93 @@
+"""Indexes for `search`: BM25 over texts of your own, and an index named by a config."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from midstream.core.errors import ConfigError
+from midstream.tools.search import Passage, SearchIndex
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+class Bm25Index:
+    """BM25 over `passages`, by their words in lower case. Keeps them in memory; ties keep their order."""
+
+    def __init__(self, passages: Sequence[Passage]) -> None:
+        import bm25s
+
+        self._passages = list(passages)
+        documents = [_words(passage.text) for passage in self._passages]
+        self._known = {word for document in documents for word in document}
+        self._index = bm25s.BM25()
+        if self._known:
+            self._index.index(documents, show_progress=False)
+
+    def best(self, query: str, k: int) -> Sequence[Passage]:
+        words = [word for word in dict.fromkeys(_words(query[:2000])) if word in self._known]
+        if not words:
+            return []
+        scores: Any = self._index.get_scores(words)
+        order = (-scores).argsort(kind="stable")[:k].tolist()
+        return [
+            Passage(self._passages[place].text, self._passages[place].source, float(scores[place]))
+            for place in order
+            if scores[place] > 0
+        ]
+
+
+@lru_cache(maxsize=8)
+def search_documents(path: str) -> Bm25Index:
+    """An index of a JSON-lines file (`text`, `id`) or of the paragraphs of a folder's `.txt` and `.md` files. Made once
+    per process. Raises `ConfigError` for anything else."""
+    place = Path(path)
+    try:
+        passages = list(_paragraphs(place) if place.is_dir() else _lines(place))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"search: cannot read '{path}': {error}", "give a JSON-lines file or a folder") from None
+    if not passages:
+        raise ConfigError(f"search: '{path}' holds no text", "a folder needs .txt or .md files")
+    return Bm25Index(passages)
+
+
+def load_index(name: str) -> SearchIndex:
+    """The index at `package.module:attribute`."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"search: cannot import the index '{name}': {error}", "is it on PYTHONPATH?") from None
+    made = found if hasattr(found, "best") and not isinstance(found, type) else found()
+    if not callable(getattr(made, "best", None)):
+        raise ConfigError(f"search: '{name}' has no method best(query, k)", "see midstream.tools.search.SearchIndex")
+    return made
+
+
+def _lines(path: Path) -> Iterator[Passage]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            yield Passage(str(entry["text"]), str(entry.get("id", f"{path.name}:{number}")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(
+                f"search: line {number} of '{path}' is no JSON object with 'text'", "write one object a line"
+            ) from None
+
+
+def _paragraphs(folder: Path) -> Iterator[Passage]:
+    for path in sorted(one for one in folder.rglob("*") if one.suffix in (".txt", ".md") and one.is_file()):
+        for number, paragraph in enumerate(re.split(r"\n\s*\n", path.read_text(encoding="utf-8")), 1):
+            if paragraph.strip():
+                yield Passage(" ".join(paragraph.split()), f"{path.relative_to(folder)}#{number}")
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())

@@ -1,0 +1,89 @@
+"""`wikipedia`: the introductions of the articles that fit a query, from Wikipedia's API or another MediaWiki's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from pydantic import Field
+
+from midstream.core.config import Config
+from midstream.core.errors import ToolUnavailable
+from midstream.core.toolsets import ToolContent, ToolResult
+from midstream.tools.declare import tool
+from midstream.tools.errors import ToolError
+from midstream.tools.load import ToolKind
+from midstream.tools.toolset import FunctionToolset
+from midstream.tools.web.fetch import USER_AGENT
+
+
+class WikipediaSettings(Config):
+    """`flow.tool_settings.wikipedia`."""
+
+    url: str = "https://en.wikipedia.org/w/api.php"
+    """The API's address."""
+    k: int = Field(default=1, ge=1, le=10)
+    """Articles of a search."""
+    max_chars: int = Field(default=1500, ge=100)
+    """Longest introduction."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds a search may take."""
+
+
+def wikipedia_toolset(settings: WikipediaSettings) -> FunctionToolset:
+    """The tool with `settings`."""
+
+    @tool(
+        name="wikipedia",
+        timeout_s=settings.timeout_s,
+        retries=2,
+        idempotent=True,
+        returns="introductions of articles",
+        limits=["knows what an encyclopedia holds, not today's news"],
+        best_practices=["ask for a name or a term, not a whole question"],
+        examples=[{"query": "Tide"}],
+    )
+    async def look_up(query: str) -> ToolResult:
+        """Look something up in Wikipedia."""
+        pages = await _pages(query, settings)
+        if not pages:
+            raise ToolError("no result")
+        return ToolResult(
+            tuple(
+                ToolContent(
+                    kind="text",
+                    text=f"{page['title']}: {page.get('extract', '')[: settings.max_chars]}",
+                    source=page.get("fullurl", ""),
+                )
+                for page in pages
+            )
+        )
+
+    return FunctionToolset([look_up])
+
+
+async def _pages(query: str, settings: WikipediaSettings) -> list[dict[str, Any]]:
+    params: dict[str, str | int] = {
+        "action": "query",
+        "format": "json",
+        "formatversion": 2,
+        "generator": "search",
+        "gsrsearch": query,
+        "gsrlimit": settings.k,
+        "prop": "extracts|info",
+        "exintro": 1,
+        "explaintext": 1,
+        "exlimit": "max",
+        "inprop": "url",
+    }
+    async with httpx.AsyncClient(timeout=settings.timeout_s, headers={"User-Agent": USER_AGENT}) as client:
+        response = await client.get(settings.url, params=params)
+    response.raise_for_status()
+    try:
+        pages = response.json().get("query", {}).get("pages", [])
+        return sorted(pages, key=lambda page: page["index"])[: settings.k]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ToolUnavailable(f"{response.url.host} answered with something that is not a list of pages") from None
+
+
+wikipedia = ToolKind(WikipediaSettings, wikipedia_toolset)
