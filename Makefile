@@ -93,7 +93,7 @@ test-kill-plans: $(READY)
 	$(BIN)/python -m tests.plans.kill --points $(POINTS) --database pgserver --seed 1
 
 test-vllm: $(READY) $(VLLM)/.ready
-	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway
+	MIDSTREAM_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m vllm tests/engines tests/gateway tests/learn
 
 wheel: $(READY)
 	rm -f dist/*.whl

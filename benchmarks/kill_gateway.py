@@ -43,7 +43,7 @@ IMPORTS += (
     "midstream.api",
     "midstream.cli",
     "midstream.gateway.server",
-    "midstream.learn.run.checkpoint_follower",
+    "midstream.engines.follow",
     "psycopg",
 )
 """What takes a gateway most of its start; those that are not there are passed over."""

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from midstream.engines.factory import EngineSettings
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.run.callback import Callback
-    from midstream.learn.run.checkpoint_follower import WeightLoader
     from midstream.learn.run.trainer import TrainResult
 
 __all__ = [
@@ -228,12 +227,12 @@ def serve(config: GatewayConfig, *, on_ready: Callable[[str, str, str], None] | 
 async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None] | None) -> None:
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.factory import make_policy_engine
+    from midstream.engines.follow import check_followed, follow
     from midstream.engines.models import resolve
     from midstream.gateway.limits.tokens import TokenSigner, load_secret
     from midstream.gateway.server import listen
     from midstream.gateway.server import serve as run_server
     from midstream.gateway.service import Gateway
-    from midstream.learn.run.checkpoint_follower import check_followed, follow
     from midstream.record.recorder import RoleEngine
     from midstream.record.store import Store
 
@@ -249,23 +248,12 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(
-                follow(Path(config.follow), _pausing_calls(gateway, engine.load_weights), first)
-            )
+            following = asyncio.create_task(follow(Path(config.follow), gateway, first))
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered with older weights than the newest checkpoint
         notify = on_ready or (lambda url, model, where: None)
         scripted = " (scripted replies, no model)" if config.engine == ("scripted",) else ""
         await run_server(gateway, listening, lambda url: notify(url, f"{config.model}{scripted}", store.where))
-
-
-def _pausing_calls(gateway: Any, load: WeightLoader) -> WeightLoader:
-    """Wrap `load` so that new calls wait while it runs."""
-
-    async def update(folder: Path, version: int) -> None:
-        await gateway.update(lambda: load(folder, version))
-
-    return update
 
 
 def _engine_settings(config: GatewayConfig) -> EngineSettings:

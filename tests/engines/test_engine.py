@@ -234,7 +234,7 @@ def test_deterministic_engines_of_one_flow_do_not_wait_for_each_other(make_polic
 
     policy = make_policy(deterministic=True)
     frozen = TorchEngine(
-        policy.decoder, tiny_tokenizer, name="frozen", adapter=False, deterministic=True, beside=policy.engine
+        policy.decoder, tiny_tokenizer, name="frozen", adapter=None, deterministic=True, beside=policy.engine
     )
 
     async def speak(session: str, engines: list[TorchEngine]) -> None:

@@ -172,7 +172,7 @@ def test_the_frozen_engine_samples_without_the_adapter(make_policy, tiny_tokeniz
     from midstream.engines.torch.engine import TorchEngine
 
     policy = make_policy(numerics="exact")
-    frozen = TorchEngine(policy.decoder, tiny_tokenizer, name="frozen", adapter=False)
+    frozen = TorchEngine(policy.decoder, tiny_tokenizer, name="frozen", adapter=None)
     prompt = tiny_tokenizer.encode("The capital of France is")
     sampling = SamplingParams(max_tokens=6, seed=3)
     reply = asyncio.run(frozen.generate(Request(prompt_ids=prompt, sampling=sampling, session="a")))

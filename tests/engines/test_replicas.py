@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from midstream.core.errors import ConfigError, EngineError, EngineUnreachable
 from midstream.core.sampling import SamplingParams
 from midstream.engines.base import Completion, Request
+from midstream.engines.publication import Publication
 from midstream.engines.replicas import Replicas
 from midstream.engines.scripted import ScriptedEngine
 
@@ -22,9 +24,17 @@ class Replica(ScriptedEngine):
         self.down: int | None = None
         self.asked: list[str] = []
         self.left: list[str] = []
+        self.loads = 0
 
     def leave(self, session: str) -> None:
         self.left.append(session)
+
+    async def load_weights(self, publication: Publication) -> None:
+        self.loads += 1
+        if self.down is not None:
+            raise EngineUnreachable(f"{self.name} is down")
+        await asyncio.sleep(0)
+        await super().load_weights(publication)
 
     async def generate(self, request: Request) -> Completion:
         self.asked.append(request.session)
@@ -135,3 +145,26 @@ def test_leave_reaches_every_replica_and_no_replicas_is_an_error(parts) -> None:
     assert [part.left for part in parts] == [["one"]] * 3
     with pytest.raises(ConfigError, match="at least one"):
         Replicas([])
+
+
+NEW = Publication(Path("nowhere"), 9, "planner")
+
+
+def test_a_replica_that_missed_new_weights_loads_them_once_before_its_next_call(parts) -> None:
+    replicas = Replicas(parts, rest_s=0.0)
+    parts[1].down = 0
+    asyncio.run(replicas.load_weights(NEW))
+    assert [part.policy_version for part in parts] == [9, 1, 9] and replicas.policy_version == 9
+    parts[1].down = None
+    replies = ask(replicas, *SESSIONS)
+    assert {(one.text, one.policy_version, one.adapter) for one in replies} == {
+        (part.name, 9, "planner") for part in parts
+    }
+    assert [part.loads for part in parts] == [1, 2, 1]
+
+
+def test_new_weights_that_no_replica_can_load_are_an_error(parts) -> None:
+    for part in parts:
+        part.down = 0
+    with pytest.raises(EngineUnreachable):
+        asyncio.run(Replicas(parts).load_weights(NEW))

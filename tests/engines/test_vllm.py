@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, P
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint
 from midstream.engines.base import Completion, Request
+from midstream.engines.publication import Publication
 from midstream.engines.vllm import VLLMEngine, server
 
 PROMPT = (70, 71, 72)
@@ -277,18 +279,26 @@ def test_a_cancelled_call_is_cancelled_on_the_server(start_vllm, tiny_tokenizer)
     use(imitation, tiny_tokenizer, act)
 
 
+def publication(folder: Path, version: int, adapter: str = "policy") -> Publication:
+    """One with the file by which an adapter is known."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").touch()
+    return Publication(folder, version, adapter, f"uid {version}")
+
+
 def test_no_call_spans_two_adapters(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(token_s=0.005)
 
     async def act(engine: VLLMEngine) -> None:
         before = asyncio.create_task(engine.generate(request_of(max_tokens=20, seed=1)))
         await asyncio.sleep(0.01)
-        load = asyncio.create_task(engine.load_adapter(tmp_path / "7", 7))
+        load = asyncio.create_task(engine.load_weights(publication(tmp_path / "7", 7)))
         await asyncio.sleep(0)
         after = asyncio.create_task(engine.generate(request_of()))
-        assert [(await one).policy_version for one in (before, after)] == [0, 7]
+        said = [await one for one in (before, after)]
+        assert [(one.policy_version, one.adapter) for one in said] == [(0, ""), (7, "policy")]
         await load
-        await engine.load_adapter(tmp_path / "8", 8)
+        await engine.load_weights(publication(tmp_path / "8", 8))
         assert engine.policy_version == (await engine.generate(request_of())).policy_version == 8
 
     use(imitation, tiny_tokenizer, act)
@@ -299,14 +309,33 @@ def test_no_call_spans_two_adapters(start_vllm, tiny_tokenizer, tmp_path: Path) 
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
 
 
+def test_adapters_have_names_and_a_republished_version_shares_no_cache(start_vllm, tiny_tokenizer, tmp_path) -> None:
+    imitation = start_vllm()
+    named = publication(tmp_path / "7", 7, "planner")
+
+    async def act(engine: VLLMEngine) -> None:
+        for one in (named, replace(named, uid="again")):
+            await engine.load_weights(one)
+            assert (await engine.generate(request_of())).adapter == engine.adapter == "planner"
+        frozen = engine.frozen()
+        said = await frozen.generate(request_of())
+        assert (said.adapter, said.policy_version) == ("", 0)
+        with pytest.raises(Unsupported, match=r"policy\.adapter"):
+            await engine.load_weights(replace(named, adapter="base"))
+
+    use(imitation, tiny_tokenizer, act)
+    assert [one["model"] for one in imitation.asked] == ["planner", "planner", "base"]
+    assert len({one["cache_salt"] for one in imitation.asked}) == 3
+
+
 def test_an_adapter_that_fails_to_load_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:
     imitation = start_vllm(resets=False)
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)  # a server outside development mode cannot be reset
+        await engine.load_weights(publication(tmp_path, 1))  # a server outside development mode cannot be reset
         imitation.adapters = False
         with pytest.raises(EngineError, match="VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-            await engine.load_adapter(tmp_path, 2)
+            await engine.load_weights(publication(tmp_path, 2))
         assert (await engine.generate(request_of())).policy_version == 1
 
     use(imitation, tiny_tokenizer, act)
@@ -318,14 +347,14 @@ def test_after_an_interrupted_load_nothing_is_sampled_until_one_succeeds(
     imitation = start_vllm()
 
     async def act(engine: VLLMEngine) -> None:
-        await engine.load_adapter(tmp_path, 1)
+        await engine.load_weights(publication(tmp_path, 1))
         with monkeypatch.context() as away:
             away.setattr(engine._server, "ask", _raises(EngineUnreachable("gone")))
             with pytest.raises(EngineUnreachable):
-                await engine.load_adapter(tmp_path, 2)
+                await engine.load_weights(publication(tmp_path, 2))
         with pytest.raises(EngineError, match="weights are unknown"):
             await engine.generate(request_of())
-        await engine.load_adapter(tmp_path, 3)
+        await engine.load_weights(publication(tmp_path, 3))
         assert (await engine.generate(request_of())).policy_version == 3
 
     use(imitation, tiny_tokenizer, act)

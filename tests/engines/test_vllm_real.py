@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from midstream.core.errors import EngineError, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint, FinishReason
 from midstream.engines.base import Completion, Request
+from midstream.engines.publication import Publication
 from midstream.engines.torch.decoder import Decoder, load_decoder
 from midstream.engines.torch.lora import save_adapter
 from midstream.engines.vllm import VLLMEngine
@@ -152,14 +154,16 @@ def test_adapters_swap_under_one_name_without_stale_caches(real_vllm, tmp_path: 
     async def act(engine: VLLMEngine) -> dict[int, Completion]:
         reply = {0: await engine.generate(request_of(real_vllm))}
         for version in versions:
-            await engine.load_adapter(tmp_path / str(version), version)
+            await engine.load_weights(Publication(tmp_path / str(version), version))
             reply[version] = await engine.generate(request_of(real_vllm))
         # The same folder with other weights: vLLM itself would not distinguish them.
         save_adapter(versions[1].adapters(), tmp_path / "2", rank=4, alpha=8.0, base=str(real_vllm.folder))
-        await engine.load_adapter(tmp_path / "2", 3)
+        await engine.load_weights(Publication(tmp_path / "2", 3))
         reply[3] = await engine.generate(request_of(real_vllm))
+        (tmp_path / "no weights").mkdir()
+        shutil.copy(tmp_path / "1" / "adapter_config.json", tmp_path / "no weights")
         with pytest.raises(EngineError, match="No adapter found"):
-            await engine.load_adapter(tmp_path / "nowhere", 4)
+            await engine.load_weights(Publication(tmp_path / "no weights", 4))
         assert (await engine.generate(request_of(real_vllm))).policy_version == 3
         return reply
 

@@ -1,4 +1,4 @@
-"""A gateway that follows a run: each checkpoint becomes the policy, and no call mixes two."""
+"""A gateway that follows a run: the weights it publishes become the policy, and no call mixes two."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from midstream import api
 from midstream.core.sampling import SamplingParams
 from midstream.engines.chat import load_tokenizer
 from midstream.engines.factory import EngineSettings, make_policy_engine
+from midstream.engines.publication import FOLDER, published
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.limits.callers import Caller
 from midstream.gateway.limits.tokens import TokenSigner
@@ -116,11 +117,11 @@ def test_a_call_uses_one_version_and_the_next_call_waits_for_the_update(tiny_pat
         await ask("three", 5, "p")
         run = tmp_path / "run"
         await asyncio.to_thread(api.train, settings(tiny_path, run, tmp_path / "g.sqlite", 1), callbacks=())
-        folder = checkpoints(run)[-1]
+        (newest,) = published(run / FOLDER)[-1:]
         long = asyncio.create_task(ask("long", 400))
         while engine.tokens_sampled < 30:
             await asyncio.sleep(0.001)
-        updating = asyncio.create_task(gateway.update(lambda: engine.load_weights(folder, 1)))
+        updating = asyncio.create_task(gateway.load_weights(newest))
         later = asyncio.create_task(ask("later", 40))
         while not gateway.admission.queued:
             await asyncio.sleep(0.001)

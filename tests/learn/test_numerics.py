@@ -17,11 +17,11 @@ from tests.row_dependent import row_dependent_products
 from midstream.core.errors import ConfigError, RunError
 from midstream.engines.chat import load_tokenizer
 from midstream.engines.factory import EngineSettings, make_policy_engine
+from midstream.engines.publication import FOLDER, published
 from midstream.engines.torch import numerics
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.agreement import contents
 from midstream.learn.config import TrainConfig
-from midstream.learn.run.checkpoint import checkpoints
 from midstream.learn.run.trainer import train
 
 SIZE = 1e-5
@@ -177,7 +177,7 @@ def test_evaluations_and_gateways_compute_as_the_run_recorded(configure: Configu
         async with AsyncExitStack() as stack:
             engine: Any = await make_policy_engine(settings, load_tokenizer(Path(config.policy.model)), stack)
             assert (engine.decoder.rows.block == 32) == run_first
-            await engine.load_weights(checkpoints(run)[-1], 1)
+            await engine.load_weights(published(run / FOLDER)[-1])
             return engine
 
     # Also where the run, or its first checkpoint, came after the gateway.

@@ -58,6 +58,7 @@ def _a_whole_trajectory(draw: st.DrawFn) -> Trajectory:
                 prompt_uid=prompt_uid,
                 step_index=index,
                 policy_version=draw(st.integers(0, 2**31 - 1)),
+                adapter=draw(st.just("") | names),
                 is_last=draw(st.booleans()),
                 metadata=draw(mappings),
                 role=draw(names),

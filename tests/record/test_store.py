@@ -176,7 +176,8 @@ def test_constrained_steps_of_an_older_store_keep_their_meaning(database: str) -
         store.trajectories.append_sync(a_step("u", metadata=altered))
 
         def age(connection: sa.Connection) -> None:
-            connection.exec_driver_sql('ALTER TABLE steps DROP COLUMN "constraint"')
+            for column in ("constraint", "adapter"):
+                connection.exec_driver_sql(f'ALTER TABLE steps DROP COLUMN "{column}"')
             connection.exec_driver_sql("UPDATE schemas SET version = 4 WHERE name = 'record'")
 
         store.database.change(age)

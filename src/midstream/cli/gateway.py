@@ -15,7 +15,7 @@ import click
 @click.option("--store", help="Store for trajectories: a file, or a postgresql:// URL.")
 @click.option("--host", help="Address to listen on. An address that other machines can reach needs keys.")
 @click.option("--port", type=int, help="Port to listen on; 0 chooses a free one.")
-@click.option("--follow", help="A run directory; loads each new checkpoint of it.")
+@click.option("--follow", help="A run directory; loads the weights it publishes.")
 @click.option("--tool-format", help="Format of the model's tool calls, if its template does not define one.")
 def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> int:
     """Serve a model to agents, and record their calls as training data.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,3 +26,24 @@ def private(path: str, flags: int) -> int:
 def make_private(path: Path) -> None:
     """Make the file or folder `path` readable only by its owner."""
     path.chmod(0o700 if path.is_dir() else 0o600)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty private folder to write files into. When the context ends it replaces `folder`, flushed to disk;
+    after an error it is deleted, and `folder` is as it was. A reader sees the old folder or the whole new one."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for parent in reversed([path for path in (temporary, *temporary.parents) if not path.exists()]):
+            parent.mkdir(mode=0o700, exist_ok=True)
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            make_private(path)
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -104,6 +104,8 @@ class Step:
     """Module role that made the call."""
     trainable: bool = False
     """Whether the policy sampled this step in a trained role."""
+    adapter: str = ""
+    """Name of the weights that sampled it, whose version is `policy_version`; empty for a model that is not trained."""
     parent: int | None = None
     """`step_index` of the step whose tokens this prompt extends; None for a root of the token tree."""
     branch_reason: str = ""

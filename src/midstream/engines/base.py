@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from midstream.core.errors import PromptTooLong
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint, FinishReason, Message, ToolSchema
+from midstream.engines.publication import Publication
 
 OnTokens = Callable[[Sequence[int], Sequence[float]], None]
 """Called in the event loop with the ids and log-probabilities of tokens as they are sampled, in order."""
@@ -41,10 +41,11 @@ class Completion:
     """A sampled response: `ids` and `log_probs` have one entry per token (both empty from an engine that returns text
     only).
 
-    `ids` include the end token if the model sampled one. All tokens come from one `policy_version`. `prompt_ids` is set
-    if the engine rendered the prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id,
-    log-probability) of the most likely ones if the request asked for them. `over_allowed` says that all
-    log-probabilities are over the tokens that the request's constraint allowed, instead of the whole vocabulary.
+    `ids` include the end token if the model sampled one. All tokens come from one `policy_version` of the weights that
+    are published as `adapter`, empty for a model that is not trained. `prompt_ids` is set if the engine rendered the
+    prompt itself, as it must for images. `top_log_probs` holds, for each token, pairs (id, log-probability) of the most
+    likely ones if the request asked for them. `over_allowed` says that all log-probabilities are over the tokens that
+    the request's constraint allowed, instead of the whole vocabulary.
     """
 
     ids: tuple[int, ...]
@@ -52,6 +53,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     policy_version: int = 0
+    adapter: str = ""
     latency_s: float = 0.0
     prompt_ids: tuple[int, ...] | None = None
     top_log_probs: tuple[tuple[tuple[int, float], ...], ...] = ()
@@ -116,6 +118,11 @@ class PolicyEngine(Engine, Protocol):
     """An engine whose weights can be replaced while it serves calls."""
 
     @property
+    def adapter(self) -> str:
+        """Name of the weights it samples from, see `Publication`; empty for a model that is not trained."""
+        ...
+
+    @property
     def tokens_sampled(self) -> int:
         """Tokens sampled since the engine was created."""
         ...
@@ -132,7 +139,11 @@ class PolicyEngine(Engine, Protocol):
         """Pause inside the context: running calls finish first and new ones wait. Nests."""
         ...
 
-    async def load_weights(self, folder: Path, version: int) -> None:
-        """Load the weights of a checkpoint folder as policy `version`. No call spans two versions. Raises `Unsupported`
-        for a kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
+    async def load_weights(self, publication: Publication) -> None:
+        """Sample from the weights of `publication` from now on. No call spans two versions. Raises `Unsupported` for a
+        kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
+        ...
+
+    def frozen(self) -> Engine:
+        """Return an engine for the same model without its adapter. Raises `Unsupported` if there is none."""
         ...

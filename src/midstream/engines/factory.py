@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from midstream.core.errors import EngineError, RunError
 from midstream.engines.base import PolicyEngine, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.models import resolve
+
+if TYPE_CHECKING:
+    from midstream.engines.torch.decoder import Decoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,16 @@ async def make_policy_engine(settings: EngineSettings, tokenizer: ChatTokenizer,
             raise RunError(str(error), "start the vLLM server first, and give its address without /v1") from None
         stack.push_async_callback(engines[-1].close)
     return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def make_engine_on(
+    decoder: Decoder, tokenizer: ChatTokenizer, *, adapter: str, slots: int, deterministic: bool
+) -> PolicyEngine:
+    """Create an engine that samples from `decoder`, whose weights somebody else may be training. `adapter` is their
+    name, see `Publication`."""
+    from midstream.engines.torch.engine import TorchEngine
+
+    return TorchEngine(decoder, tokenizer, adapter=adapter, slots=slots, deterministic=deterministic)
 
 
 def _torch(settings: EngineSettings, tokenizer: ChatTokenizer) -> PolicyEngine:

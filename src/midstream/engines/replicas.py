@@ -6,16 +6,20 @@ and no other session moves."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 from midstream.core import clock
 from midstream.core.errors import ConfigError, EngineUnreachable, Unsupported
 from midstream.core.seeds import unit_interval
 from midstream.engines.base import Capabilities, Completion, Engine, PolicyEngine, Request
 from midstream.engines.pause import Pause
+from midstream.engines.publication import Publication
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -24,12 +28,15 @@ class _Replica:
     key: str
     under_way: int = 0
     rests_until: float = 0.0
+    missed: Publication | None = None
+    """Weights that it could not be given; it loads them before its next call."""
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Replicas:
     """Presents `engines` as one. An unreachable engine is skipped for `rest_s` seconds, unless no other is left; the
     call moves to the next one if no token has been delivered. A completion carries the version of the replica that
-    answered."""
+    answered. An engine that was unreachable when weights were published loads them before its next call."""
 
     def __init__(self, engines: Sequence[Engine], *, rest_s: float = 30.0, name: str = "replicas") -> None:
         if not engines:
@@ -45,7 +52,11 @@ class Replicas:
     @property
     def policy_version(self) -> int:
         """The oldest version that may answer a call."""
-        return min(engine.policy_version for engine in self.engines)
+        return min(one.missed.version if one.missed else one.engine.policy_version for one in self._replicas)
+
+    @property
+    def adapter(self) -> str:
+        return self._policies()[0].adapter
 
     @property
     def context_length(self) -> int:
@@ -84,11 +95,26 @@ class Replicas:
         all_of = [engine.capabilities for engine in self._policies()]
         return Capabilities(all(one.adapters for one in all_of), all(one.full for one in all_of))
 
-    async def load_weights(self, folder: Path, version: int) -> None:
+    async def load_weights(self, publication: Publication) -> None:
+        """Load `publication` into every replica. One that is unreachable loads it before its next call; raises
+        `EngineUnreachable` if all are."""
         policies = self._policies()
         async with self.exclusive():
-            for engine in policies:
-                await engine.load_weights(folder, version)
+            failures: list[EngineUnreachable] = []
+            for engine, replica in zip(policies, self._replicas, strict=True):
+                try:
+                    await engine.load_weights(publication)
+                    replica.missed = None
+                except EngineUnreachable as error:
+                    failures.append(error)
+                    self._rest(replica)
+                    replica.missed = publication
+                    _log.warning("%s missed policy version %d: %s", engine.name, publication.version, error)
+            if len(failures) == len(policies):
+                raise failures[0]
+
+    def frozen(self) -> Replicas:
+        return Replicas([engine.frozen() for engine in self._policies()], rest_s=self._rest_s, name="frozen")
 
     def _policies(self) -> list[PolicyEngine]:
         policies = [engine for engine in self.engines if isinstance(engine, PolicyEngine)]
@@ -119,12 +145,23 @@ class Replicas:
     async def _ask(self, replica: _Replica, request: Request) -> Completion:
         replica.under_way += 1
         try:
+            await self._catch_up(replica)
             return await replica.engine.generate(request)
         except EngineUnreachable:
-            replica.rests_until = clock.monotonic() + self._rest_s
+            self._rest(replica)
             raise
         finally:
             replica.under_way -= 1
+
+    async def _catch_up(self, replica: _Replica) -> None:
+        # One of several concurrent calls loads; the others wait for it.
+        async with replica.loading if replica.missed else nullcontext():
+            if replica.missed is not None and isinstance(replica.engine, PolicyEngine):
+                await replica.engine.load_weights(replica.missed)
+                replica.missed = None
+
+    def _rest(self, replica: _Replica) -> None:
+        replica.rests_until = clock.monotonic() + self._rest_s
 
     def _ranked(self, session: str) -> list[_Replica]:
         """Return all replicas in order of preference; unreachable ones come last. A call without a session goes to the

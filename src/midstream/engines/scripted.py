@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
-from pathlib import Path
 
 from midstream.core import clock
-from midstream.core.errors import EngineError
+from midstream.core.errors import EngineError, Unsupported
 from midstream.core.seeds import unit_interval
 from midstream.core.types import FinishReason
-from midstream.engines.base import Capabilities, Completion, Request, room_for
+from midstream.engines.base import Capabilities, Completion, Engine, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.pause import Pause
+from midstream.engines.publication import Publication
 
 Reply = str | Exception
 """Answer to a call: text, or an error to raise."""
@@ -43,6 +43,7 @@ class ScriptedEngine:
     ) -> None:
         self.name, self.tokenizer = name, tokenizer
         self.context_length, self.policy_version = context_length, policy_version
+        self.adapter = ""
         self.latency_s, self.tokens_per_s = latency_s, tokens_per_s
         self.tokens_sampled = self.tokens_prefilled = 0
         self.capabilities = Capabilities()
@@ -61,16 +62,19 @@ class ScriptedEngine:
         """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
 
-    async def load_weights(self, folder: Path, version: int) -> None:
-        """Set `policy_version`; replies stay the same."""
+    async def load_weights(self, publication: Publication) -> None:
+        """Set `policy_version` and `adapter`; replies stay the same."""
         async with self.exclusive():
-            self.policy_version = version
+            self.policy_version, self.adapter = publication.version, publication.adapter
+
+    def frozen(self) -> Engine:
+        raise Unsupported(f"{self.name} has no model: its replies are canned")
 
     async def generate(self, request: Request) -> Completion:
         began = time.perf_counter()
         limit = room_for(request, self.context_length)
         async with self._pause.call():
-            version = self.policy_version
+            version, adapter = self.policy_version, self.adapter
             reply = self._next(request)
             if self.latency_s:
                 await clock.sleep(self.latency_s)
@@ -86,6 +90,7 @@ class ScriptedEngine:
                 text=text,
                 finish_reason=reason,
                 policy_version=version,
+                adapter=adapter,
                 latency_s=time.perf_counter() - began,
                 top_log_probs=self._top(request.top_log_probs, ids, log_probs),
             )

@@ -125,7 +125,8 @@ class GatewayConfig(Config):
     a warning if this machine does not support them; otherwise it is measured. Set it to the run's value if a run trains
     on this gateway's samples and is not followed."""
     follow: str | None = None
-    """A run directory. Each new checkpoint is loaded, and calls are stamped with its `policy_version`."""
+    """A run directory. The weights that the run publishes are loaded, and calls are stamped with their
+    `policy_version`; `trainer.publish_every` sets how often it publishes."""
     tool_format: str | None = None
     """Format of the model's tool calls; recognized from its chat template by default."""
     store: str = "gateway.sqlite"

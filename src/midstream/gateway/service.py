@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from midstream.core.errors import Unsupported
 from midstream.core.sampling import SamplingParams
+from midstream.engines.base import PolicyEngine
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import Publication
 from midstream.gateway.config import GatewayConfig
 from midstream.gateway.http.errors import ApiError
 from midstream.gateway.http.metrics import Metrics
@@ -91,6 +94,14 @@ class Gateway:
         self.admission.require_open()
         limits, engine = self.config.backpressure, self.role_engine.engine
         await check_backpressure(limits, self.require_store(), engine, channel or self.config.channel)
+
+    async def load_weights(self, publication: Publication) -> None:
+        """Answer with the weights of `publication` from now on, as a subscriber of a run. Raises `Unsupported` if the
+        engine takes no weights."""
+        engine = self.role_engine.engine
+        if not isinstance(engine, PolicyEngine):
+            raise Unsupported(f"{engine.name} takes no weights")
+        await self.update(lambda: engine.load_weights(publication))
 
     async def update(self, load: Callable[[], Awaitable[None]]) -> None:
         """Load new weights into the engine. New calls wait meanwhile, so that none mixes two versions."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from midstream.agents.config import FlowConfig
 from midstream.core.config import Config, apply_overrides, load_yaml, parse_config
+from midstream.engines.publication import NAME, POLICY
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.rollout_config import TrainRolloutConfig
@@ -40,6 +41,12 @@ class PolicyConfig(Config):
     """Train adapters (`lora`) or all weights (`full`)."""
     lora: LoraConfig = LoraConfig()
     """Adapter settings, for `tuning: lora`."""
+    engine: tuple[str, ...] = ("torch",)
+    """What samples in training: `torch` is this process, from the weights being trained. One URL or several are vLLM
+    servers of `model`, which load the adapter after each update. `midstream eval` and `ask` always use this process."""
+    adapter: str = POLICY
+    """Name under which the weights are published and recorded, and under which vLLM servers load them. Runs that share
+    a server need different names."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto` times a matrix product in both types at the start of a run and chooses bfloat16 when it is at least 1.25
     times as fast."""
@@ -49,6 +56,31 @@ class PolicyConfig(Config):
     """`exact`: sampler and learner compute bit-identical log-probabilities; the run stops when this machine cannot.
     `fast`: the fastest kernels, with small differences. `auto` measures both at the start of a run and chooses `exact`
     when it takes at most 1.1 times the time."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether other processes sample."""
+        return self.engine != ("torch",)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _listed(cls, engine: Any) -> Any:
+        return (engine,) if isinstance(engine, str) else engine
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, engine: tuple[str, ...]) -> tuple[str, ...]:
+        urls = all(name.startswith(("http://", "https://")) for name in engine)
+        if not engine or not (urls or engine == ("torch",)):
+            raise ValueError("must be torch, or the URLs of vLLM servers")
+        return engine
+
+    @field_validator("adapter")
+    @classmethod
+    def _name(cls, adapter: str) -> str:
+        if not NAME.fullmatch(adapter):
+            raise ValueError("must be letters, digits, dots, dashes and underscores, and begin with a letter or digit")
+        return adapter
 
 
 class OptimizerConfig(Config):
@@ -115,6 +147,9 @@ class TrainerConfig(Config):
     """Training steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of newest checkpoints to keep."""
+    publish_every: int | None = Field(default=None, ge=1)
+    """Training steps between publications of the weights, for gateways that follow the run. Every checkpoint is
+    published too; null publishes nothing else. With a remote `policy.engine` every update is published."""
     eval_every: int = Field(default=10, ge=0)
     """Training steps between evaluations on val; 0 disables them."""
     val_tasks: int = Field(default=32, ge=1)
@@ -176,6 +211,16 @@ class TrainConfig(Config):
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(
                 "rollout.failed is 'score', but reward.failed does not set the reward of a failed trajectory"
+            )
+        if self.policy.remote and self.trainer.deterministic:
+            raise ValueError(
+                "trainer.deterministic needs policy.engine 'torch': a server batches by timing, and repeats nothing "
+                "bit for bit"
+            )
+        if self.policy.remote and self.policy.numerics == "exact":
+            raise ValueError(
+                "policy.numerics 'exact' needs policy.engine 'torch': a server rounds otherwise than the learner; the "
+                "difference is measured at every step, and algorithm.correction corrects for it"
             )
         algorithm, kl = self.algorithm, self.algorithm.kl
         if algorithm.rewards_as_given:

@@ -113,6 +113,7 @@ def _schema(pa: Any) -> pa.Schema:
         "rollout_log_probs": pa.list_(number),
         "reward": number,
         "policy_version": count,
+        "adapter": text,
         "is_last": pa.bool_(),
         "role": text,
         "trainable": pa.bool_(),

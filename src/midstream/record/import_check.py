@@ -66,6 +66,7 @@ class _Step(_Part):
     rollout_log_probs: list[LogProb] | None
     reward: Finite | None = None
     policy_version: Count = 0
+    adapter: str = ""
     is_last: bool = False
     metadata: Mapped = {}
     role: str = ""

@@ -65,8 +65,10 @@ class Call:
 class TokenBuffer:
     """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled."""
 
-    def __init__(self, on_tokens: OnTokens | None, policy_version: int) -> None:
-        self._on_tokens, self._policy_version = on_tokens, policy_version
+    def __init__(self, on_tokens: OnTokens | None, engine: Engine) -> None:
+        self._on_tokens, self._policy_version = on_tokens, engine.policy_version
+        # Only engines whose weights can be replaced have one.
+        self._adapter: str = getattr(engine, "adapter", "")
         self._began = time.perf_counter()
         self._ids: list[int] = []
         self._log_probs: list[float] = []
@@ -87,6 +89,7 @@ class TokenBuffer:
             text=tokenizer.text_of(self._ids),
             finish_reason=FinishReason.INTERRUPTED,
             policy_version=self._policy_version,
+            adapter=self._adapter,
             latency_s=time.perf_counter() - self._began,
         )
 
@@ -163,7 +166,7 @@ class Recorder:
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        buffer = TokenBuffer(call.on_tokens, role_engine.engine.policy_version)
+        buffer = TokenBuffer(call.on_tokens, role_engine.engine)
         placement: PromptPlacement | None = None
         try:
             placement = await self._place(role_engine, call)
@@ -214,6 +217,7 @@ class Recorder:
             prompt_uid=self.prompt_uid,
             step_index=index,
             policy_version=completion.policy_version,
+            adapter=completion.adapter,
             metadata={
                 **call.metadata,
                 **template,

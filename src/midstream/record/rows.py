@@ -41,6 +41,7 @@ def step_row(step: Step) -> Row:
         "finish_reason": str(step.finish_reason),
         "latency_s": step.latency_s,
         "tools": to_json(step.tools, f"tools of {where}"),
+        "adapter": step.adapter,
         "constraint": None if step.constraint is None else _constraint_json(step.constraint),
     }
 
@@ -68,6 +69,7 @@ def step_from_row(row: RowMapping) -> Step:
         finish_reason=_finish_reason(row["finish_reason"]),
         latency_s=row["latency_s"],
         tools=from_json(row["tools"]),
+        adapter=row["adapter"],
         constraint=None if row["constraint"] is None else _constraint(row["constraint"]),
     )
 

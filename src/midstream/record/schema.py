@@ -69,6 +69,7 @@ steps = Table(
     Column("latency_s", Float, nullable=False),
     Column("tools", Text, nullable=False, server_default='{"!tuple":[]}'),
     Column("constraint", Text),  # see `Step.constraint`
+    Column("adapter", String, nullable=False, server_default=""),
     Index("steps_by_prompt", "prompt_uid"),
 )
 
@@ -152,6 +153,10 @@ def _upgrade_to_5(connection: sa.Connection) -> None:
     add_column(connection, steps, "constraint")
 
 
+def _upgrade_to_6(connection: sa.Connection) -> None:
+    add_column(connection, steps, "adapter")
+
+
 def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | None:
     if "schema_version" not in tables:
         return None
@@ -161,7 +166,7 @@ def _unregistered(connection: sa.Connection, tables: Sequence[str]) -> int | Non
 SCHEMA = Schema(
     "record",
     metadata,
-    5,
-    {2: _upgrade_to_2, 3: _upgrade_to_3, 4: _upgrade_to_4, 5: _upgrade_to_5},
+    6,
+    {2: _upgrade_to_2, 3: _upgrade_to_3, 4: _upgrade_to_4, 5: _upgrade_to_5, 6: _upgrade_to_6},
     unregistered=_unregistered,
 )

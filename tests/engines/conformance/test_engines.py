@@ -14,6 +14,7 @@ from midstream.core.errors import PromptTooLong, Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import FinishReason
 from midstream.engines.base import Completion, PolicyEngine, Request
+from midstream.engines.publication import Publication
 from midstream.engines.torch.lora import save_adapter
 
 PROMPT = "Once upon a time there was a"
@@ -246,12 +247,13 @@ def test_a_policy_engine_loads_weights_between_calls(run, request, make_policy, 
         await asyncio.sleep(0.005)
         assert engine.capabilities.adapters
         async with engine.exclusive():
-            await engine.load_weights(tmp_path / "a", 3)
+            await engine.load_weights(Publication(tmp_path / "a", 3, "planner"))
         assert before.done() and (await before).policy_version == 0
-        assert (await ask(subject)).policy_version == engine.policy_version == 3
+        after = await ask(subject)
+        assert (after.policy_version, after.adapter) == (engine.policy_version, engine.adapter) == (3, "planner")
         if not engine.capabilities.full:
             with pytest.raises(Unsupported, match="LoRA"):
-                await engine.load_weights(tmp_path, 4)
+                await engine.load_weights(Publication(tmp_path, 4))
             assert engine.policy_version == 3
 
     run(check)

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,12 +21,13 @@ from midstream.core.errors import EngineError, Unsupported
 from midstream.core.types import FinishReason
 from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import POLICY, Publication
 from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.loading import load_checkpoint
-from midstream.engines.torch.numerics import Asked, read_recorded, settle
+from midstream.engines.torch.numerics import Asked, numerics_of, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
 from midstream.engines.torch.steering import Steering
@@ -59,9 +59,10 @@ class _Row:
 
 
 class TorchEngine:
-    """Samples from `decoder`. `adapter=False` makes an engine for the frozen base model of the same weights; create it
-    `beside` the engine that serves the same trajectories. With `numerics`, they are settled again for the first
-    checkpoint, which may add adapters; `auto` then keeps those of the run that it belongs to."""
+    """Samples from `decoder`. `adapter` is the name of its weights, see `Publication`; `frozen` makes an engine for the
+    base model without an adapter. Engines that serve the same trajectories are created `beside` the first. With
+    `numerics`, they are settled again for the first publication, which may add adapters; `auto` then keeps those of the
+    run that published it."""
 
     def __init__(
         self,
@@ -71,16 +72,16 @@ class TorchEngine:
         name: str = "policy",
         slots: int = 64,
         deterministic: bool = False,
-        adapter: bool = True,
+        adapter: str | None = POLICY,
         beside: TorchEngine | None = None,
         numerics: Asked | None = None,
     ) -> None:
         self.name, self.decoder, self.tokenizer = name, decoder, tokenizer
-        self.deterministic, self.slots, self._adapter = deterministic, slots, adapter
+        self.deterministic, self.slots, self.adapter = deterministic, slots, adapter or ""
         self.tokens_sampled = 0
         self.capabilities = Capabilities() if adapter else Capabilities(adapters=False, full=False)
         self._numerics: Asked | None = numerics
-        self._cached = CachedDecoder(decoder, adapter)
+        self._cached = CachedDecoder(decoder, bool(adapter))
         self._slots = Slots(slots)
         self._cached_version = decoder.version
         self._vocabulary = decoder.lm_head.weight.shape[0]
@@ -99,7 +100,7 @@ class TorchEngine:
 
     @property
     def policy_version(self) -> int:
-        return self.decoder.version if self._adapter else 0
+        return self.decoder.version if self.adapter else 0
 
     @property
     def context_length(self) -> int:
@@ -161,16 +162,29 @@ class TorchEngine:
             self._pauses -= 1
             self._kick()
 
-    async def load_weights(self, folder: Path, version: int) -> None:
-        if not self._adapter:
+    async def load_weights(self, publication: Publication) -> None:
+        if not self.adapter:
             raise Unsupported(f"{self.name}: the frozen base model takes no weights")
         async with self.exclusive():
-            await compute(load_checkpoint, self.decoder, folder)
+            await compute(load_checkpoint, self.decoder, publication.folder)
             if self._numerics is not None:
-                recorded = read_recorded(folder.resolve().parent.parent) if self._numerics == "auto" else None
+                recorded = numerics_of(publication.folder) if self._numerics == "auto" else None
                 await compute(settle, self.decoder, self._numerics, recorded, required=self._numerics != "auto")
                 self._numerics = None
-            self.decoder.version = version
+            self.decoder.version, self.adapter = publication.version, publication.adapter
+
+    def frozen(self) -> TorchEngine:
+        if self.decoder.adapter_rank == 0:
+            raise Unsupported(f"{self.name}: all weights of this model are trained, and no frozen copy is left")
+        return TorchEngine(
+            self.decoder,
+            self.tokenizer,
+            name="frozen",
+            slots=self.slots,
+            deterministic=self.deterministic,
+            adapter=None,
+            beside=self,
+        )
 
     def _kick(self) -> None:
         for engine in self._together if self.deterministic else (self,):
@@ -233,6 +247,7 @@ class TorchEngine:
                 text=self.tokenizer.text_of(row.ids),
                 finish_reason=row.finish or FinishReason.STOP,
                 policy_version=self.policy_version,
+                adapter=self.adapter,
                 latency_s=time.perf_counter() - row.since,
                 top_log_probs=tuple(row.top),
                 over_allowed=row.request.constraint is not None,

@@ -101,6 +101,12 @@ def read_recorded(run: Path) -> Numerics | None:
     return recorded if readable and recorded.dtype in DTYPES and recorded.mode in ("exact", "fast") else None
 
 
+def numerics_of(folder: Path) -> Numerics | None:
+    """Return the numerics of the run directory that `folder`, a checkpoint or a publication, lies in."""
+    run = next((path for path in folder.resolve().parents if (path / "run.json").is_file()), None)
+    return None if run is None else read_recorded(run)
+
+
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and 1 <= value <= LARGEST_FORM
 

@@ -12,7 +12,6 @@ import os
 import time
 from contextlib import AbstractAsyncContextManager, aclosing
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ConfigError, EngineError, Unsupported
@@ -21,6 +20,7 @@ from midstream.engines.base import Capabilities, Completion, Request, room_for
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.grammar import check
 from midstream.engines.pause import Pause
+from midstream.engines.publication import Publication
 from midstream.engines.vllm.server import Refused, Server
 from midstream.engines.vllm.wire import Response, body_of, prompt_log_probs, with_images
 
@@ -42,7 +42,8 @@ class LogProbs(Enum):
 
 
 class VLLMEngine:
-    """Samples from a vLLM server; created by `connect`. `policy_version` is that of the loaded adapter."""
+    """Samples from a vLLM server; created by `connect`. `policy_version` and `adapter` are those of the loaded
+    publication; until there is one, the model is as the server has it."""
 
     def __init__(
         self,
@@ -53,15 +54,14 @@ class VLLMEngine:
         model: str,
         context_length: int,
         log_probs: LogProbs,
-        adapter: str,
         policy_version: int,
     ) -> None:
         self.name, self.tokenizer, self.context_length = name, tokenizer, context_length
-        self.policy_version = policy_version
+        self.policy_version, self.adapter = policy_version, ""
         self.capabilities = Capabilities(full=False)
         self.tokens_sampled = self.tokens_prefilled = 0
         """`tokens_prefilled` includes prompt tokens that the server had cached."""
-        self._server, self._model, self._adapter, self._log_probs = server, model, adapter, log_probs
+        self._server, self._base, self._model, self._log_probs = server, model, model, log_probs
         self._end_ids = sorted(tokenizer.end_ids)
         self._salt = _salt(model, policy_version)
         self._pause = Pause()
@@ -75,7 +75,6 @@ class VLLMEngine:
         tokenizer: ChatTokenizer,
         *,
         model: str | None = None,
-        adapter: str = "policy",
         policy_version: int = 0,
         api_key_env: str | None = None,
         timeout_s: float = 600.0,
@@ -83,8 +82,8 @@ class VLLMEngine:
         name: str | None = None,
     ) -> VLLMEngine:
         """Connect to the server at `url`, whose model has `tokenizer`. `model` is the one to sample from (None: the
-        first it serves), `adapter` the name under which adapters are loaded, `timeout_s` the longest time without data.
-        Raises `ConfigError` for an unsuitable server, `EngineError` if it does not answer."""
+        first it serves), `timeout_s` the longest time without data. Raises `ConfigError` for an unsuitable server,
+        `EngineError` if it does not answer."""
         key = os.environ.get(api_key_env) if api_key_env else None
         if api_key_env and not key:
             raise ConfigError(
@@ -103,7 +102,6 @@ class VLLMEngine:
                 model=chosen["id"],
                 context_length=int(chosen["max_model_len"]),
                 log_probs=await _probe(server, chosen["id"], tokenizer),
-                adapter=adapter,
                 policy_version=policy_version,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -124,25 +122,26 @@ class VLLMEngine:
         """Pause inside the context: no call is running, and new calls wait."""
         return self._pause.exclusive()
 
-    async def load_weights(self, folder: Path, version: int) -> None:
+    async def load_weights(self, publication: Publication) -> None:
+        """Load an adapter under its name; the server must be able to read its folder. Running calls finish first and
+        new ones wait: no call spans two versions."""
+        folder, name = publication.folder.resolve(), publication.adapter
         if not (folder / "adapter_config.json").is_file():
             raise Unsupported(f"{self.name} takes LoRA adapters only, and '{folder}' has none; set policy.tuning=lora")
-        await self.load_adapter(folder, version)
-
-    async def load_adapter(self, folder: Path, policy_version: int) -> None:
-        """Load the adapter in `folder` (peft's format, readable by the server) as `policy_version`. Running calls
-        finish first and new ones wait: no call spans two versions."""
-        body = {"lora_name": self._adapter, "lora_path": str(folder.resolve()), "load_inplace": True}
+        if name == self._base:
+            raise Unsupported(f"{self.name} serves a model called '{name}' already; set another policy.adapter")
+        body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
         async with self.exclusive():
-            known, self._known = self._known, self._model != self._adapter
+            known, self._known = self._known, self._model != name
             try:
                 await self._server.ask("/v1/load_lora_adapter", body)
             except Refused as error:
                 self._known = known
                 hint = "; does it run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
                 raise EngineError(f"{error}{hint if 'Not Found' in str(error) else ''}") from None
-            self._model, self.policy_version, self._known = self._adapter, policy_version, True
-            self._salt = _salt(folder.resolve(), policy_version)
+            self._model, self.adapter, self._known = name, name, True
+            self.policy_version = publication.version
+            self._salt = _salt(folder, publication.version, publication.uid)
             await self._free_prefixes()
 
     async def _free_prefixes(self) -> None:
@@ -152,6 +151,18 @@ class VLLMEngine:
         except Refused as error:
             if error.status != 404:  # the path exists in development mode only
                 raise
+
+    def frozen(self) -> VLLMEngine:
+        """Return an engine for the server's base model, which it serves beside the adapter."""
+        return VLLMEngine(
+            self._server,
+            self.tokenizer,
+            name="frozen",
+            model=self._base,
+            context_length=self.context_length,
+            log_probs=self._log_probs,
+            policy_version=0,
+        )
 
     async def generate(self, request: Request) -> Completion:
         images = with_images(request)
@@ -168,7 +179,7 @@ class VLLMEngine:
                 raise EngineError(
                     f"{self.name}: loading an adapter was interrupted, so its weights are unknown; load again"
                 )
-            version = self.policy_version
+            version, adapter = self.policy_version, self.adapter
             body = body_of(request, limit, self._end_ids) | self._weights()
             response = Response(request.top_log_probs)
             path = "/v1/chat/completions" if images else "/v1/completions"
@@ -192,6 +203,7 @@ class VLLMEngine:
                 text=self.tokenizer.text_of(response.ids),
                 finish_reason=reason,
                 policy_version=version,
+                adapter=adapter,
                 latency_s=time.perf_counter() - began,
                 prompt_ids=response.prompt_ids if images else None,
                 top_log_probs=tuple(response.top),

@@ -184,6 +184,8 @@ class StepPayload(Body):
     prompt_uid: Name
     step_index: int = Field(ge=0, le=LAST_STEP)
     policy_version: int = Field(default=0, ge=0, le=2**31 - 1)
+    adapter: str = Field(default="", max_length=256)
+    """Name of the weights that sampled it, as `/generate` returns it."""
     is_last: bool = False
     temperature: float = Field(default=1.0, gt=0)
     role: Name = "policy"
@@ -221,6 +223,7 @@ class StepPayload(Body):
             prompt_uid=self.prompt_uid,
             step_index=self.step_index,
             policy_version=self.policy_version,
+            adapter=self.adapter,
             is_last=self.is_last,
             temperature=self.temperature,
             role=self.role,

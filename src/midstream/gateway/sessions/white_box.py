@@ -68,6 +68,7 @@ def _described(step: Step) -> dict[str, Any]:
         "log_probs": step.rollout_log_probs,
         "stop_reason": str(step.finish_reason),
         "policy_version": step.policy_version,
+        "adapter": step.adapter,
         "step_index": step.step_index,
         **({"sampling": step.metadata["sampling"]} if "sampling" in step.metadata else {}),
         **({} if step.constraint is None else {"constraint": asdict(step.constraint)}),

@@ -20,7 +20,7 @@ from midstream.learn.losses.correction import apply_correction
 from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.model.critic import Critic
-from midstream.learn.model.log_probs import Scored, States, TokenSequence, run, score
+from midstream.learn.model.log_probs import Scored, States, TokenSequence, next_token_log_probs, run, score
 from midstream.learn.model.weights import Weights
 
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
@@ -141,6 +141,17 @@ class Learner:
         for pack in pack_sequences(range(len(sequences)), self._max_tokens, sequences.__getitem__):
             log_probs.add(pack, reference([sequences[n] for n in pack]))
         return log_probs.in_order()
+
+    def next_token_log_probs(self, prefixes: Sequence[Sequence[int]], *, adapter: bool = True) -> Tensor:
+        """Return the log-probability of every token that could follow each of `prefixes` [prefixes, vocab], by the
+        policy or, without `adapter`, by its base model."""
+        rows: list[Tensor] = [torch.empty(0)] * len(prefixes)
+        whole = [TokenSequence(tuple(prefix), (0,)) for prefix in prefixes]
+        for pack in pack_sequences(range(len(prefixes)), self._max_tokens, whole.__getitem__):
+            found = next_token_log_probs(self.decoder, [prefixes[n] for n in pack], adapter=adapter).cpu()
+            for n, row in zip(pack, found, strict=True):
+                rows[n] = row
+        return torch.stack(rows)
 
     def own_log_probs(self, turns: Sequence[LearningTurn], observe: Observe) -> None:
         """Call `observe` with the log-probabilities of `turns`, computed in the same passes as an update."""

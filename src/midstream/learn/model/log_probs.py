@@ -144,6 +144,13 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
     return Scored(states.by_token(log_probs), states.by_token(entropy), states)
 
 
+@torch.no_grad()
+def next_token_log_probs(decoder: Decoder, prefixes: Sequence[Sequence[int]], *, adapter: bool = True) -> Tensor:
+    """Return the log-probability of every token that could follow each of `prefixes`, [prefixes, vocab] in fp32."""
+    states = run(decoder, [TokenSequence(tuple(prefix), (0,)) for prefix in prefixes], adapter=adapter)
+    return states.by_token(torch.log_softmax(decoder.logits(states.hidden), -1, dtype=torch.float32))
+
+
 def token_log_probs(
     hidden: Tensor,
     head: Tensor,

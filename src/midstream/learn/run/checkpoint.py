@@ -13,11 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from midstream.core.errors import ModelError, RunError
-from midstream.core.files import make_private, sync
+from midstream.core.files import replacing_folder
 from midstream.learn.algorithms.normalise import Moments
 from midstream.learn.data.replay import ReplayEntry
 from midstream.learn.model.learner import Learner
 from midstream.tasks.curriculum import Seen
+
+NO_WEIGHTS = ("optimizer.safetensors", "critic.safetensors", "reference.safetensors", "config.yaml", "state.json")
+"""Files of a checkpoint that no engine needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,35 +57,41 @@ def save_checkpoint(
     extra: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a checkpoint atomically. `extra` holds additional tensors, such as a reference policy."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(mode=0o700, parents=True)
-        learner.weights.save(temporary, base)
-        save_file(_moments(learner.optimizer, _named(learner)), temporary / "optimizer.safetensors")
-        if (critic := learner.critic) is not None:
-            values = {name: value.detach().cpu().contiguous() for name, value in critic.parameters().items()}
-            save_file(values | _moments(critic.optimizer, critic.parameters()), temporary / "critic.safetensors")
-        if extra:
-            save_file(
-                {name: value.cpu().contiguous() for name, value in extra.items()}, temporary / "reference.safetensors"
-            )
-        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            make_private(path)
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-        sync(folder.parent)
+        with replacing_folder(folder) as temporary:
+            learner.weights.save(temporary, base)
+            save_file(_moments(learner.optimizer, _named(learner)), temporary / "optimizer.safetensors")
+            if (critic := learner.critic) is not None:
+                values = {name: value.detach().cpu().contiguous() for name, value in critic.parameters().items()}
+                save_file(values | _moments(critic.optimizer, critic.parameters()), temporary / "critic.safetensors")
+            if extra:
+                reference = {name: value.cpu().contiguous() for name, value in extra.items()}
+                save_file(reference, temporary / "reference.safetensors")
+            (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+            (temporary / "state.json").write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
     except Exception as error:
-        if not isinstance(error, OSError) and "No space" not in str(error) and "I/O error" not in str(error):
+        if not is_disk_error(error):
             raise
-        shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(
             f"cannot write the checkpoint '{folder}': {error}",
             "free some disk space, then continue with --resume; earlier checkpoints are intact",
         ) from None
+
+
+def is_disk_error(error: Exception) -> bool:
+    """Whether a file could not be written; safetensors has its own error for it."""
+    return isinstance(error, OSError) or "No space" in str(error) or "I/O error" in str(error)
+
+
+def link_weights(checkpoint: Path, folder: Path) -> None:
+    """Hard-link the weights of a checkpoint, and what belongs to them, into `folder`; copy where links are not
+    possible."""
+    for path in checkpoint.iterdir():
+        if path.name not in NO_WEIGHTS:
+            try:
+                (folder / path.name).hardlink_to(path)
+            except OSError:
+                shutil.copyfile(path, folder / path.name)
 
 
 def load_checkpoint(folder: Path, learner: Learner) -> TrainState:

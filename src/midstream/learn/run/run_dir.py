@@ -1,7 +1,7 @@
 """The directory of a run: path, lock, config and append-only logs. Readable by its owner only.
 
 Layout: `config.yaml`, `run.json`, `metrics.jsonl`, `evals.jsonl`, `samples.jsonl`, `checks.json`, `store.sqlite`,
-`checkpoints/`, `tensorboard/`.
+`checkpoints/`, `published/`, `canary.json`, `tensorboard/`.
 """
 
 from __future__ import annotations

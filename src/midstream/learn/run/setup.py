@@ -3,27 +3,30 @@ evaluation and `ask`."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
-from midstream.core.errors import ConfigError, ModelError
+from midstream.core.errors import ConfigError, ModelError, Unsupported
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
+from midstream.engines.base import Engine, PolicyEngine
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
+from midstream.engines.factory import EngineSettings, make_engine_on, make_policy_engine
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.decoder import Decoder, load_decoder
-from midstream.engines.torch.engine import TorchEngine
 from midstream.engines.torch.loading import load_policy
 from midstream.engines.torch.numerics import Numerics, settle
-from midstream.learn.config import TrainConfig
+from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.data.source import check_store_exists
 from midstream.learn.model.critic import Critic
 from midstream.learn.model.learner import Learner, Reference
@@ -45,13 +48,15 @@ class TrainingContext:
     model_path: Path
     decoder: Decoder
     tokenizer: ChatTokenizer
-    engine: TorchEngine
+    engine: PolicyEngine
     weights: Weights
     learner: Learner
     tasks: TaskSet
     reward: RewardFunction
     role_engines: dict[str, RoleEngine]
     numerics: Numerics
+    shares_weights: bool = True
+    """Whether `engine` samples from the weights that `learner` updates; otherwise updates are published to it."""
     reference: Reference | None = None
     """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
     endpoint: AgentEndpoint | None = None
@@ -108,8 +113,11 @@ def build(
     endpoint: AgentEndpoint | None = None,
     *,
     numerics_required: bool = True,
+    sampler: PolicyEngine | None = None,
 ) -> TrainingContext:
     """Load and connect all components. Raises a `UserError` for anything wrong with the config.
+
+    `sampler` samples in place of this process, see `connect_sampler`.
 
     `recorded` holds the numerics of the run whose policy this is, which are kept; with `numerics_required` False, only
     where this machine can. `endpoint` accepts the calls of black-box agents.
@@ -128,14 +136,23 @@ def build(
             "use the tokenizer the model was trained with",
         )
     weights = make_weights(config, decoder, "adapters")
-    numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
-    slots = config.rollout.concurrency
-    engine = TorchEngine(decoder, tokenizer, slots=slots, deterministic=config.trainer.deterministic)
+    if sampler is None:
+        numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
+    else:
+        numerics = settle(decoder, "fast", recorded, required=numerics_required)
+        numerics = replace(numerics, asked=config.policy.numerics, why=f"{sampler.name} samples, and rounds otherwise")
+    engine = sampler or make_engine_on(
+        decoder,
+        tokenizer,
+        adapter=config.policy.adapter,
+        slots=config.rollout.concurrency,
+        deterministic=config.trainer.deterministic,
+    )
     critic = make_critic(config, decoder, tokenizer)
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
     reference = make_reference(config, decoder, weights, tokenizer)
-    role_engines = make_role_engines(config.flow, engine)
-    reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine))
+    role_engines = make_role_engines(config.flow, engine, tokenizer)
+    reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine, tokenizer))
     context = TrainingContext(
         config,
         model_path,
@@ -148,12 +165,29 @@ def build(
         reward,
         role_engines,
         numerics,
+        sampler is None,
         reference,
         endpoint,
     )
     # Validates flow, roles, tools and settings before any training work.
     context.manager(None)
     return context
+
+
+async def connect_sampler(config: PolicyConfig, stack: AsyncExitStack) -> PolicyEngine | None:
+    """Connect to the servers of `policy.engine`; `stack` disconnects. None if this process samples. Raises `RunError`
+    if a server does not answer, `ConfigError` if it cannot take the weights that are trained."""
+    if not config.remote:
+        return None
+    tokenizer = await asyncio.to_thread(lambda: load_tokenizer(resolve(config.model)))
+    settings = EngineSettings(model=config.model, engine=config.engine)
+    sampler = await make_policy_engine(settings, tokenizer, stack)
+    if config.tuning == "full" and not sampler.capabilities.full:
+        raise ConfigError(
+            f"policy.tuning is full, but {sampler.name} takes LoRA adapters only",
+            "set policy.tuning=lora, or policy.engine=torch",
+        )
+    return sampler
 
 
 def processors() -> int:
@@ -236,16 +270,16 @@ def check_trained_roles(context: TrainingContext) -> None:
         )
 
 
-def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEngine]:
+def make_role_engines(flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTokenizer) -> dict[str, RoleEngine]:
     """Return the engine of each role in the config. Roles with `rules` have no engine."""
-    role_engines = {"policy": RoleEngine(policy, policy.tokenizer, True)}
+    role_engines = {"policy": RoleEngine(policy, tokenizer, True)}
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            role_engines[role] = RoleEngine(policy, policy.tokenizer, config.train)
+            role_engines[role] = RoleEngine(policy, tokenizer, config.train)
         elif config.engine == "frozen":
             if frozen is None:
-                frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), policy.tokenizer, False)
+                frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), tokenizer, False)
             role_engines[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
             role_engines[role] = RoleEngine(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
@@ -257,23 +291,16 @@ def make_role_engines(flow: FlowConfig, policy: TorchEngine) -> dict[str, RoleEn
     return role_engines
 
 
-def frozen_engine(policy: TorchEngine, setting: str) -> TorchEngine:
+def frozen_engine(policy: PolicyEngine, setting: str) -> Engine:
     """Return an engine for the trainable model without its adapter. Raises `ConfigError` when it has none."""
-    if policy.decoder.adapter_rank == 0:
-        raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL")
-    return TorchEngine(
-        policy.decoder,
-        policy.tokenizer,
-        name="frozen",
-        slots=policy.slots,
-        deterministic=policy.deterministic,
-        adapter=False,
-        beside=policy,
-    )
+    try:
+        return policy.frozen()
+    except Unsupported:
+        raise ConfigError(f"{setting} is 'frozen', which needs policy.tuning=lora", "or give a URL") from None
 
 
-def make_judge(config: JudgeConfig | None, policy: TorchEngine) -> Judge | None:
+def make_judge(config: JudgeConfig | None, policy: PolicyEngine, tokenizer: ChatTokenizer) -> Judge | None:
     """Return the judge for reward components, configured by `reward.judge`."""
     if config is None or config.engine != "frozen":
         return remote_judge(config)
-    return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), policy.tokenizer))
+    return Judge(config, ask_engine(frozen_engine(policy, "reward.judge.engine"), tokenizer))

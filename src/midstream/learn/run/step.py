@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,8 +71,8 @@ async def update_policy(
     groups, greedy = normalise_rewards(collected.groups, collected.greedy, config.reward.normalize, is_counted, rewards)
     drift = None
     reference = reference_of(context, start)
-    # Sampling pauses: the reference may swap weights, and updates change them.
-    async with engine.exclusive():
+    # Sampling from the same weights pauses: the reference may swap them, and updates change them.
+    async with engine.exclusive() if context.shares_weights else nullcontext():
         outputs = await compute(compute_outputs, learner, groups, required_outputs(algorithm), reference)
         if kl.placement == "reward" and kl.coef:
             groups, drift = penalise_rewards(groups, outputs, kl.coef)

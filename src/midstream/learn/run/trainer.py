@@ -13,9 +13,9 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,25 @@ from midstream.agents.endpoint import AgentEndpoint
 from midstream.core.blocking import run_blocking
 from midstream.core.errors import RunError, TrainingError
 from midstream.core.secrets import without_secrets
+from midstream.engines.base import PolicyEngine
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.config import TrainConfig
+from midstream.learn.data.batch import LearningBatch
+from midstream.learn.data.collect import Group
 from midstream.learn.data.source import GroupSource, SourceExhausted
 from midstream.learn.data.splits import check_splits
+from midstream.learn.losses.mismatch import OwnLogProbs
 from midstream.learn.run.callback import Callback
 from midstream.learn.run.checkpoint import TrainState, load_reference, prune, save_checkpoint
 from midstream.learn.run.first_update import check_first_update
 from midstream.learn.run.held_out import HeldOut
+from midstream.learn.run.policy_publisher import PolicyPublisher
 from midstream.learn.run.producer import BatchProducer
 from midstream.learn.run.resume import resume_state
 from midstream.learn.run.run_dir import DISK_FULL, RunDirectory, disk_full_error, run_path
 from midstream.learn.run.run_info import RunInfo
-from midstream.learn.run.setup import build, check_trained_roles
+from midstream.learn.run.setup import build, check_trained_roles, connect_sampler
 from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
@@ -163,8 +168,13 @@ class _Run:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     async def _go(self) -> TrainResult:
+        async with AsyncExitStack() as stack:
+            return await self._train(await connect_sampler(self.config.policy, stack))
+
+    async def _train(self, sampler: PolicyEngine | None) -> TrainResult:
         config = self.config
-        self.context = context = await compute(build, config, self._recorded_numerics(), self.endpoint)
+        recorded = self._recorded_numerics()
+        self.context = context = await compute(build, config, recorded, self.endpoint, sampler=sampler)
         if self.stopping:
             raise KeyboardInterrupt
         check_splits(context.tasks, _needed(config))
@@ -186,8 +196,10 @@ class _Run:
         for callback in self.callbacks:
             callback.on_start(self.info.at_start(state.step))
         status = "failed"
+        self.publisher = PolicyPublisher(context, self.directory)
         self.source = self._open_source(state)
         try:
+            await self.publisher.begin()
             with Store(self.directory / "store.sqlite") as self.store:
                 self.held_out = HeldOut(context, self.directory, self.store, self.callbacks, lambda: self.stopping)
                 if saved is None:
@@ -195,6 +207,7 @@ class _Run:
                     await self.held_out.before()
                     await self._warm_start()
                     if not self.stopping:
+                        await self.publisher.after_step(0)
                         reference = await compute(self._reference_weights, config.algorithm.kl.reference)
                         state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
@@ -271,6 +284,7 @@ class _Run:
             str(self.config.policy.model),
             reference,
         )
+        await compute(self.publisher.publish_checkpoint, self._folder(state))
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
@@ -311,14 +325,21 @@ class _Run:
         try:
             began = time.perf_counter()
             sampled = await self.producer.next()
-            check = partial(check_first_update, self.context, self.directory)
-            result = await update_policy(self.context, sampled, state, self.reference, check)
+            result = await update_policy(self.context, sampled, state, self.reference, self._check_first_update)
             if self.source is not None:
                 await self.source.consume(sampled.collected.leased_keys, sampled.step)
         except TrainingError as error:
             raise type(error)(f"step {state.step + 1}: {error.message}", error.hint) from error
-        self._log({**result.row, "time_s": time.perf_counter() - began})
+        published = await self.publisher.after_step(result.state.step)
+        self._log({**result.row, **published.metrics, "time_s": time.perf_counter() - began})
+        published.insist()
         return result.state
+
+    def _check_first_update(
+        self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
+    ) -> None:
+        self.publisher.observe([turn.sequence for turn in batch.turns])
+        check_first_update(self.context, self.directory, groups, batch, sums, own)
 
     def _log(self, row: dict[str, Any]) -> None:
         self.directory.append("metrics.jsonl", row)

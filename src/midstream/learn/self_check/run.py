@@ -77,6 +77,8 @@ async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint:
     parts = await compute(build, config, None, endpoint)
     check_trained_roles(parts)
     note([Check("numerics", None, True, parts.numerics.summary())])
+    if config.policy.remote:
+        note([Check("sampler", None, True, "this process: the servers of policy.engine are checked as the run begins")])
     begun = await attempt_tasks(parts, None, Progress(0), 1, TASKS)
     note([attempts_end_well(begun.trajectories)])
     if not checks[-1].ok:
