@@ -67,7 +67,7 @@ def handlers(service: Asked) -> list[Handler]:
 
 
 def random_plan(draw: random.Random, depth: int = 0) -> dict[str, Any]:
-    """A plan whose end and output do not depend on the order in which its nodes run."""
+    """A plan of which neither success nor output depends on the order in which its nodes run."""
     nodes: list[dict[str, Any]] = []
     for number in range(draw.randint(2, 5 if depth else 6)):
         nodes.append(_node(draw, f"n{number}", [node["id"] for node in nodes], depth))
