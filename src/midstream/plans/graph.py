@@ -340,6 +340,46 @@ class Graph:
                 self.change(each, S.PENDING, **_fields(blank, each.row))
         self.forget_children(one)
 
+    def reopen(self, one: Instance) -> list[Instance]:
+        """Return what failed, was cancelled or was skipped in `one` to pending, under the same keys, and keep what
+        succeeded; containers around it run again at once. Returns the calls that are tried again. What was
+        compensated starts anew."""
+        undone = one.state is S.COMPENSATED and (one.shape is Shape.CALL or (one.is_body and one.node.compensate))
+        looped = one.shape is Shape.LOOP and any(child.state is S.COMPENSATED for child in one.children)
+        if undone or looped:
+            self.reset(one)
+            return []
+        if one.state not in (S.FAILED, S.CANCELLED, S.SKIPPED, S.COMPENSATED):
+            return []
+        again = [each for child in one.children for each in self.reopen(child)]
+        row = one.row
+        kept = {name: getattr(row, name) for name in ("generation", "starts", "recoveries", "steps_done", "bindings")}
+        choice = row.choice if row.steps_done else 0
+        self.change(one, S.PENDING, **_fields(NodeRow(**kept, choice=choice), row))
+        if one.shape is Shape.CALL:
+            return [*again, one]
+        if one.children:
+            self.change(one, S.READY)
+            self.change(one, S.RUNNING)
+            self._go_on(one)
+        return again
+
+    def _go_on(self, owner: Instance) -> None:
+        """Release what is pending in a container that was opened before."""
+        if owner.frame is not None and owner.shape is Shape.PLAN:
+            self.release_pending(owner.frame)
+            return
+        waiting = [child for child in owner.children if child.state is S.PENDING]
+        for child in waiting:
+            self.ready(child)
+        if owner.shape is Shape.MAP:
+            owner.elements_succeeded = sum(child.state is S.SUCCEEDED for child in owner.children)
+            owner.elements_settled = owner.elements_succeeded
+            if not waiting and all(child.state is S.SUCCEEDED for child in owner.children):
+                self._open_next(owner) if owner.opened < len(owner.items) else self.todo.append((Todo.FINISH, owner))
+        elif owner.children[-1].state is S.SUCCEEDED:
+            self.todo.append((Todo.ROUND, owner))
+
     def recount(self, frame: Frame) -> None:
         """Compute the counters of a frame from the states of its instances, then release what can start."""
         settled = {name for name, one in frame.instances.items() if _is_settled(one)}

@@ -80,15 +80,26 @@ def approved(runner: Runner, one: Instance) -> bool | None:
     row = runner.ledger.steps.get(one.path, {}).get((one.scope, APPROVAL))
     if row is not None and row.state != "open":
         return row.state == "answered" and row.value == "true"
+    runner.graph.change(one, S.WAITING)
     if row is None:
         prompt = approval.prompt or f"May '{one.path}' start?"
         row = StepRow(one.path, one.scope, APPROVAL, "question", "open", prompt=prompt, schema={"type": "boolean"})
         row.asked_at = clock.time()
         if approval.expires_s is not None:
             row.wake_at, row.wait_s = row.asked_at + approval.expires_s, approval.expires_s
-        runner.graph.change(one, S.WAITING)
         open_row(runner, row)
     return None
+
+
+def ask_again(runner: Runner, one: Instance) -> None:
+    """A failed node is tried again: open the questions that made it fail, those nobody answered and a refusal."""
+    for row in rows_of(runner, one):
+        refused = row.key == APPROVAL and row.state == "answered" and row.value != "true"
+        if row.kind == "question" and (refused or (row.state == "expired" and not row.default)):
+            now = clock.time()
+            wake_at = None if row.wait_s is None else now + row.wait_s
+            runner.ledger.change_step(row, state="open", value="", asked_at=now, wake_at=wake_at)
+            arm(runner, row)
 
 
 def ask_doubt(runner: Runner, one: Instance, step: str = "") -> None:

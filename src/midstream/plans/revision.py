@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.errors import UserError
-from midstream.plans import undoing
+from midstream.plans import questions, undoing
 from midstream.plans.checks import compile_plan, pinned
 from midstream.plans.errors import Failure, PlanError
 from midstream.plans.handlers import Handler
@@ -139,16 +139,17 @@ def apply(runner: Runner, revised: Plan) -> str:
 
 
 def retry_failed(runner: Runner) -> str:
-    """Run the failed and cancelled nodes of a failed run again; returns what is wrong with that, or nothing."""
+    """Run the failed and cancelled nodes of a failed run again, and nothing that succeeded; returns what is wrong with
+    that, or nothing."""
     graph = runner.graph
     root, frame = graph.root, graph.root.frame
     if runner.row.status is not R.FAILED or frame is None:
         return f"only a failed run can be tried again; this one is {runner.row.status}"
-    again = [one for one in frame.instances.values() if one.state in (S.FAILED, S.CANCELLED, S.SKIPPED)]
-    if any(graph.holds_failed_compensation(one) for one in again):
+    if any(graph.holds_failed_compensation(one) for one in frame.instances.values()):
         return "a compensation failed; roll the run back first"
-    for one in again:
-        graph.reset(one)
+    for one in list(frame.instances.values()):
+        for call in graph.reopen(one):
+            questions.ask_again(runner, call)
     graph.change(root, S.PENDING, phase=Phase.FORWARD, purpose="", error=None)
     graph.change(root, S.READY)
     graph.change(root, S.RUNNING)
