@@ -412,3 +412,74 @@ def test_another_try_asks_again_for_an_approval_that_was_refused(tmp_path: Path,
         return await executor.resume("r")
 
     assert world.using(tmp_path, main).output == {"a": "a!"}
+
+
+def _slow(world: World) -> tuple[Any, Any]:
+    """A call whose first attempt has its effect and times out, and a node that ends while its outcome is unknown."""
+
+    @handler("slow", effects="idempotent", timeout_s=0.05)
+    async def slow(name: str) -> str:
+        if name in world.did:
+            return "known"
+        world.act(name)
+        await asyncio.sleep(5)
+        return "never"
+
+    @handler("later", effects="none")
+    async def later(fails: bool = False) -> int:
+        await asyncio.sleep(0.15)
+        if fails:
+            raise Permanent("no")
+        return 1
+
+    return slow, later
+
+
+def _slow_node() -> dict[str, Any]:
+    return {
+        "id": "k",
+        "handler": "slow",
+        "args": {"name": "k"},
+        "retry": {"first_s": 0.4, "jitter": 0},
+        "compensate": {"handler": "undo"},
+    }
+
+
+def test_a_new_plan_keeps_a_call_whose_outcome_is_unknown(tmp_path: Path, world: World) -> None:
+    @handler("without", effects="none")
+    async def without() -> dict[str, Any]:
+        return plan(do("c"))
+
+    made = plan(_slow_node(), {"id": "b", "handler": "later", "args": {"fails": True}}, replan={"handler": "without"})
+
+    async def main(executor: Any) -> Any:
+        return await executor.run(made, uid="r"), await executor.status("r")
+
+    result, view = world.using(tmp_path, main, *_slow(world), without)
+    assert result.status is RunStatus.SUCCEEDED
+    assert view.nodes["k"].state is NodeState.SUCCEEDED and sorted(world.did) == ["c", "k"]
+
+
+def test_a_met_join_leaves_a_call_whose_outcome_is_unknown(tmp_path: Path, world: World) -> None:
+    world.fail("j", Permanent("no"))
+    joined = do("j", "k", "f", join="any", cancel_rest=True)
+    result = world.run(tmp_path, plan(_slow_node(), {"id": "f", "handler": "later"}, joined), *_slow(world))
+    assert (result.status, world.did) == (RunStatus.ROLLED_BACK, ["k", "undo k"])
+
+
+def test_steps_that_no_compensation_undid_remain(tmp_path: Path, world: World) -> None:
+    """Those before a fallback, and those of a node that failed."""
+
+    @handler("pays", effects="steps")
+    async def pays(ctx: Context, name: str) -> str:
+        await ctx.step("pay", lambda: world.act(f"pay {name}"))
+        raise Permanent("no")
+
+    node = {"id": "p", "handler": "pays", "args": {"name": "p"}, "compensate": {"handler": "undo"}}
+    fallback = [{"handler": "do", "args": {"name": "alt"}}]
+    world.fail("z", Permanent("no"))
+    result = world.run(tmp_path, plan(node | {"fallback": fallback}, do("z", "p")), pays)
+    assert (result.status, result.remains) == (RunStatus.ROLLED_BACK, ("p",))
+    assert world.run(tmp_path, plan(do("a", undo=True), node | {"after": ["a"]}), pays).remains == ("p",)
+    whole = plan(do("a", undo=True), node | {"after": ["a"], "compensate": {"handler": "undo", "partial": True}})
+    assert world.run(tmp_path, whole, pays).remains == ()

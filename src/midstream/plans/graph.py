@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from midstream.plans.checks import Compiled
-from midstream.plans.instances import RESOLVE, Frame, Instance, Shape, Todo
+from midstream.plans.instances import Frame, Instance, Shape, Todo
 from midstream.plans.plan import Node
 from midstream.plans.rows import NodeRow
 from midstream.plans.states import IDLE, SETTLED, NodeState, Phase, check_node
@@ -235,7 +235,7 @@ class Graph:
         assert frame is not None
         for name in frame.compiled.dependencies[one.node.id]:
             other = frame.instances[name]
-            if other.state in IDLE and frame.compiled.dependents[name] == (one.node.id,):
+            if other.state in IDLE and not other.resolving and frame.compiled.dependents[name] == (one.node.id,):
                 self.change(other, S.CANCELLED, reason=f"'{one.node.id}' no longer waits for it")
                 frame.unsettled -= 1
                 one.settled += 1
@@ -277,7 +277,7 @@ class Graph:
         """Nothing below `owner` starts any more; once what runs there has ended, `owner` is undone and fails."""
         self.change(owner, phase=Phase.SETTLING, purpose=purpose, error=error)
         for one in self.descendants(owner):
-            if one.state in IDLE and one.row.reason != RESOLVE:
+            if one.state in IDLE and not one.resolving:
                 self.change(one, S.CANCELLED, reason="its scope failed" if purpose == "fail" else purpose)
         self.check_quiet(owner)
 

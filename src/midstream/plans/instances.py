@@ -103,6 +103,11 @@ class Instance:
         return f"{self.row.generation}.{self.row.choice}"
 
     @property
+    def resolving(self) -> bool:
+        """Whether it runs again to learn if an earlier attempt had its effect: nothing may leave it out."""
+        return self.row.reason == RESOLVE
+
+    @property
     def planner(self) -> bool:
         """Whether it writes a new plan rather than being part of the plan."""
         return self.path.startswith(PLANNER)

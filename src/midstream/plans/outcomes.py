@@ -33,7 +33,7 @@ def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
     match outcome:
         case Returned(text):
             succeed(runner, one, text)
-        case Raised(failure) if failure.kind is Kind.TRANSIENT and one.row.reason == RESOLVE:
+        case Raised(failure) if failure.kind is Kind.TRANSIENT and one.resolving:
             doubt(runner, one, failure)  # an earlier attempt may still have had its effect
         case Raised(failure):
             fail(runner, one, failure)

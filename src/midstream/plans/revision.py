@@ -99,7 +99,7 @@ def apply(runner: Runner, revised: Plan) -> str:
     root, frame = graph.root, graph.root.frame
     if frame is None or root.row.phase is not Phase.FORWARD:
         return "the run has not begun, or is ending"
-    kept = {name: one for name, one in frame.instances.items() if one.state not in REPLACEABLE}
+    kept = {name: one for name, one in frame.instances.items() if one.state not in REPLACEABLE or one.resolving}
     plan = pinned(revised, runner.services.handlers)
     named = {node.id: node for node in plan.nodes}
     for name, one in kept.items():

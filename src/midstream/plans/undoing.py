@@ -200,13 +200,24 @@ def _remaining(runner: Runner) -> list[str]:
     for one in runner.graph.descendants(runner.graph.root):
         if one.shape is not Shape.CALL or one.planner:
             continue
-        if one.state is S.COMPENSATION_FAILED:
+        if one.state is S.COMPENSATION_FAILED or _has_steps_left(runner, one):
             remaining.append(one.path)
         elif one.state is S.SUCCEEDED and not _covered(one):
             found = runner.services.handlers.get(one.row.handler)
             if one.node.irreversible or found is None or found.effects != "none":
                 remaining.append(one.path)
     return sorted(remaining)
+
+
+def _has_steps_left(runner: Runner, one: Instance) -> bool:
+    """Whether steps with effects were done by `one`, and not undone: by one that then failed, or by a handler whose
+    fallback was taken."""
+    ended = one.state in (S.FAILED, S.CANCELLED) and not _covered(one)
+    scopes = [f"{one.row.generation}.{choice}" for choice in range(one.row.choice + ended)]
+    rows = runner.ledger.steps.get(one.path, {}).values()
+    return any(
+        (row.kind, row.state) == ("step", "done") and row.effects != "none" for row in rows if row.scope in scopes
+    )
 
 
 def _covered(one: Instance) -> bool:
