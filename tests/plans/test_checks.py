@@ -34,6 +34,10 @@ async def book_2(city: str, price: float, name: str = "") -> str:
     return city
 
 
+@handler("refund")
+async def refund(output: str) -> None: ...
+
+
 def node(name: str, handler: str = "quote", **fields: Any) -> dict[str, Any]:
     args = {"city": "Rome"} if handler == "quote" else {"city": "Rome", "price": 1.0}
     return {"id": name, "handler": handler, "args": args, **fields}
@@ -41,7 +45,7 @@ def node(name: str, handler: str = "quote", **fields: Any) -> dict[str, Any]:
 
 def problems(*nodes: dict[str, Any], **fields: Any) -> str:
     with pytest.raises(PlanError) as caught:
-        compile_plan(load_plan(plan(*nodes, **fields)), Handlers([quote, book, book_2]), {"slots": 4})
+        compile_plan(load_plan(plan(*nodes, **fields)), Handlers([quote, book, book_2, refund]), {"slots": 4})
     return str(caught.value)
 
 
@@ -67,6 +71,7 @@ def problems(*nodes: dict[str, Any], **fields: Any) -> str:
         ([{"id": "a"}], "node 'a': it needs either a handler or a sub-plan"),
         ([{"id": "a", "plan": plan(node("b", after=["c"]))}], "node 'a/b': it refers to 'c'"),
         ([node("a", compensate={"handler": "nothing"})], "node 'a': compensate: unknown handler 'nothing'"),
+        ([node("a", compensate={"handler": "refund"})], "compensate: 'refund@1' has effects 'once'"),
         ([node("a", fallback=[{"handler": "book"}])], "node 'a': fallback: 'book@2' needs the argument 'price'"),
         ([node("a", loop={"max_rounds": 2, "until": {"eq": [{"$ref": "a"}, 1]}})], "may refer to 'output'"),
         ([node("a", map={"over": {"$ref": "item"}})], "'map.over' cannot refer to 'item'"),

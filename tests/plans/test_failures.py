@@ -483,3 +483,39 @@ def test_steps_that_no_compensation_undid_remain(tmp_path: Path, world: World) -
     assert world.run(tmp_path, plan(do("a", undo=True), node | {"after": ["a"]}), pays).remains == ("p",)
     whole = plan(do("a", undo=True), node | {"after": ["a"], "compensate": {"handler": "undo", "partial": True}})
     assert world.run(tmp_path, whole, pays).remains == ()
+
+
+def test_a_compensation_has_steps_of_its_own(tmp_path: Path, world: World) -> None:
+    @handler("pay", effects="steps")
+    async def pay(ctx: Context) -> str:
+        return await ctx.step("call", lambda: world.act("pay"))
+
+    @handler("refund", effects="steps")
+    async def refund(ctx: Context) -> str:
+        done = await ctx.step("call", lambda: world.act("refund"))
+        return world.act(f"after {done}")
+
+    world.fail("z", Permanent("no"))
+    world.fail("after refund!", Permanent("later"))
+    made = plan({"id": "p", "handler": "pay", "compensate": {"handler": "refund"}}, do("z", "p"))
+
+    async def main(executor: Any) -> Any:
+        return await executor.run(made, uid="r"), await executor.rollback("r")
+
+    first, second = world.using(tmp_path, main, pay, refund)
+    assert (first.status, second.status) == (RunStatus.ROLLBACK_FAILED, RunStatus.ROLLED_BACK)
+    assert world.did == ["pay", "refund", "after refund!"]
+
+
+def test_a_second_rollback_sees_what_the_first_undid(tmp_path: Path, world: World) -> None:
+    world.fail("z", Permanent("no"))
+    world.fail("undo a!", Permanent("later"))
+    node = do("b", undo=True) | {"args": {"name": {"$ref": "a"}}}
+    made = plan(do("a", undo=True), node, do("z", "b"))
+
+    async def main(executor: Any) -> Any:
+        return await executor.run(made, uid="r"), await executor.rollback("r")
+
+    first, second = world.using(tmp_path, main)
+    assert (first.status, second.status) == (RunStatus.ROLLBACK_FAILED, RunStatus.ROLLED_BACK)
+    assert world.did == ["a", "a!", "undo a", "undo a!"]

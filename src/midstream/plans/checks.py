@@ -208,13 +208,21 @@ def _calls(node: Node, nodes: Mapping[str, Node], handlers: Handlers) -> Iterato
         args = node.args if one.args is None else one.args
         yield from (f"fallback: {problem}" for problem in _call(one, args, handlers, frozenset(), nodes))
     if (undo := node.compensate) is not None:
-        found = _call(undo, undo.args, handlers, FILLED_IN_UNDO, {})
+        found = (*_call(undo, undo.args, handlers, FILLED_IN_UNDO, {}), *_repeatable(handlers.get(undo.handler)))
         yield from (f"compensate: {problem}" for problem in found)
         allowed = {"args", "output", "error", "input"}
         yield from (
             f"compensate: it may refer to args, output, error and input, not to '{ref.head}'"
             for ref in refs_in(undo.args)
             if ref.head not in allowed
+        )
+
+
+def _repeatable(found: Handler | None) -> Iterator[str]:
+    if found is not None and found.effects == "once":
+        yield (
+            f"'{found.full_name}' has effects 'once', and a compensation is repeated until its outcome is known; "
+            "declare effects='idempotent' and use ctx.key, or 'steps'"
         )
 
 

@@ -18,7 +18,8 @@ from midstream.store.exact_json import from_json, to_json
 
 
 async def lookup(payloads: Payloads, one: Instance, used: Iterable[Any], root_input: str) -> Lookup:
-    """Load what the values `used` refer to. Outputs of nodes that did not succeed are null."""
+    """Load what the values `used` refer to. Outputs of nodes that did not succeed are null; a
+    compensation sees those of nodes that were compensated since."""
     known: dict[str, Any] = {}
     for head in {ref.head for value in used for ref in refs_in(value)}:
         known[head] = await _value(payloads, one, head, root_input)
@@ -29,7 +30,8 @@ async def _value(payloads: Payloads, one: Instance, head: str, root_input: str) 
     frame = one.frame if one.siblings is None else one.siblings
     if frame is not None and head in frame.instances:
         other = frame.instances[head]
-        return await payloads.load(other.row.output) if other.state is NodeState.SUCCEEDED else None
+        undone = one.state is NodeState.COMPENSATING and other.row.output  # it had succeeded when `one` ran
+        return await payloads.load(other.row.output) if other.state is NodeState.SUCCEEDED or undone else None
     if head == "input":
         owner = None if frame is None else frame.owner
         return await payloads.load(root_input if owner is None or not owner.path else owner.row.bindings)

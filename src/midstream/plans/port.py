@@ -12,6 +12,7 @@ from midstream.plans.errors import Fatal
 from midstream.plans.handlers import Handler
 from midstream.plans.instances import Instance
 from midstream.plans.rows import StepRow
+from midstream.plans.states import NodeState
 
 if TYPE_CHECKING:
     from midstream.plans.runner import Runner
@@ -21,7 +22,9 @@ class RunnerPort:
     """The `Port` of one call."""
 
     def __init__(self, runner: Runner, one: Instance) -> None:
-        self._runner, self._one, self._scope = runner, one, one.scope
+        self._runner, self._one = runner, one
+        self._undoes = one.state is NodeState.COMPENSATING
+        self._scope = f"{one.scope}/undo" if self._undoes else one.scope
 
     def context(self, handler: Handler, key: str) -> Context:
         one = self._one
@@ -30,7 +33,7 @@ class RunnerPort:
             key=key,
             run=self._runner.row.uid,
             path=one.path,
-            scope=one.scope,
+            scope=self._scope,
             attempt=one.row.starts,
             feedback=tuple(one.row.feedback),
             role=one.node.role,
@@ -46,7 +49,7 @@ class RunnerPort:
         if value is not MISSING:
             values["value"] = ledger.encode(value, f"result of step '{row.key}' of '{row.path}'")
         ledger.change_step(row, **values)
-        if row.state == "done":
+        if row.state == "done" and not self._undoes:
             self._runner.graph.change(self._one, steps_done=self._one.row.steps_done + 1)
         written = ledger.commit()
         assert written is not None
