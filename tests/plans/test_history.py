@@ -157,3 +157,32 @@ def test_a_damaged_journal_is_named_and_left_as_it_is(tmp_path: Path, world: Wor
         world.using(tmp_path, lambda executor: executor.status("r"))
     with pytest.raises(JournalDamaged, match="event 2 of run 'r' is missing"):
         world.using(tmp_path, lambda executor: executor.fork("r"))
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        do("m", map={"over": [1, 2], "concurrency": 1}),
+        do("l", loop={"max_rounds": 2}),
+        {
+            "id": "s",
+            "plan": plan(do("x"), do("y", "x")),
+            "fallback": [{"handler": "do", "args": {"name": "alt"}}],
+        },
+    ],
+)
+def test_a_fork_at_any_event_goes_on_to_the_end(tmp_path: Path, world: World, node: dict[str, Any]) -> None:
+    """Also at one in the middle of a transaction."""
+
+    async def main(executor: Any) -> None:
+        if "plan" in node:
+            world.fail("x", Permanent("no"))
+        first = await executor.run(plan(node, do("end", node["id"])), uid="r")
+        assert first.status is RunStatus.SUCCEEDED
+        for at in range(1, (await executor.status("r")).run.seq + 1):
+            again = await executor.resume(await executor.fork("r", at))
+            assert again.status is RunStatus.SUCCEEDED, at
+        fork = await executor.fork("r", 5, new_uid="f")
+        assert (await executor.resume(await executor.fork(fork, 3))).status is RunStatus.SUCCEEDED
+
+    world.using(tmp_path, main)

@@ -74,9 +74,10 @@ def _apply(past: Past, event: Event) -> None:
 
 
 def fork(connection: sa.Connection, uid: str, seq: int | None, new: str) -> None:
-    """Create the run `new`, which goes on from the state of `uid` after event `seq`. Rows are copied, payloads and
-    events are shared. Raises `RunError` when `new` exists."""
-    past = state_at(connection, uid, seq)
+    """Create the run `new`, which goes on from the state of `uid` after event `seq` and those of the same transaction:
+    nothing can go on from the middle of one. Rows are copied, payloads and events are shared. Raises `RunError` when
+    `new` exists."""
+    past = state_at(connection, uid, seq if seq is None else _end_of_transaction(connection, uid, seq))
     if connection.execute(sa.select(tables.runs.c.uid).where(tables.runs.c.uid == new)).first() is not None:
         raise RunError(f"there is a run '{new}' already", "give the fork another uid")
     row, at = past.run, past.run.seq
@@ -98,6 +99,17 @@ def fork(connection: sa.Connection, uid: str, seq: int | None, new: str) -> None
         connection.execute(tables.steps.insert(), [step_values(new, step) for step in past.steps.values()])
     used = sa.select(sa.literal(new), tables.blob_users.c.hash).where(tables.blob_users.c.run == uid)
     connection.execute(tables.blob_users.insert().from_select(["run", "hash"], used))
+
+
+def _end_of_transaction(connection: sa.Connection, uid: str, seq: int) -> int:
+    """Number of the last event that was written together with event `seq`: they have the same moment."""
+    row = load_row(connection, uid)
+    if row.parent is not None and seq <= row.parent_seq:
+        return min(_end_of_transaction(connection, row.parent, seq), row.parent_seq)
+    columns = tables.events.c
+    moment = sa.select(columns.at).where(columns.run == uid, columns.seq == seq).scalar_subquery()
+    query = sa.select(sa.func.max(columns.seq)).where(columns.run == uid, columns.seq >= seq, columns.at == moment)
+    return connection.execute(query).scalar() or seq
 
 
 def _own(past: Past) -> list[tuple[str, str, dict[str, Any]]]:
