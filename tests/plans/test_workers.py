@@ -240,6 +240,16 @@ def test_a_run_goes_on_with_the_version_it_began_with(tmp_path: Path, world: Wor
     assert world.did == ["1 Ann"]
 
 
+def test_starting_a_run_again_goes_on_with_it_though_handlers_were_upgraded(tmp_path: Path, world: World) -> None:
+    old, new = versions(world)
+    question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}}
+    made = plan(question, {"id": "g", "handler": "greet", "args": {"name": "Ann"}, "after": ["q"]})
+    world.using(tmp_path, lambda executor: executor.run(made, uid="r"), old)
+    assert world.using(tmp_path, lambda executor: executor.run(made, uid="r"), old, new).status is RunStatus.WAITING
+    with pytest.raises(RunError, match="with another plan or input"):
+        world.using(tmp_path, lambda executor: executor.run(plan(question), uid="r"), old, new)
+
+
 def test_a_handler_that_only_done_nodes_used_may_go(tmp_path: Path, world: World) -> None:
     old, new = versions(world)
     question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}, "after": ["g"]}

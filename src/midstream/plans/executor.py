@@ -18,7 +18,7 @@ from midstream.core.errors import RunError
 from midstream.core.names import check_name
 from midstream.plans import commands, history, views
 from midstream.plans.checks import compile_plan, handlers_of, pinned
-from midstream.plans.errors import AnswerRefused, HandlersMissing, NoSuchQuestion, Permanent, RunHeld
+from midstream.plans.errors import AnswerRefused, HandlersMissing, NoSuchQuestion, NoSuchRun, Permanent, RunHeld
 from midstream.plans.handlers import Handler, Handlers
 from midstream.plans.inputs import check_input, misfit
 from midstream.plans.journal import Event, Journal, lease_name, load, load_row, post, read_events
@@ -96,28 +96,39 @@ class AgentExecutor:
     async def start(self, plan: PlanSource, input: Any = None, *, uid: str | None = None) -> str:
         """Create a run without executing it; returns its uid. Creating the same run again changes nothing."""
         uid = uuid.uuid4().hex[:16] if uid is None else _checked(uid)
-        made = pinned(load_plan(plan), self.handlers)
+        asked, given = load_plan(plan), {} if input is None else input
+        payloads = self._services.payloads
+        stored_input = payloads.encode(given, "input")
+        made = pinned(asked, self.handlers)
+        if await self._exists(uid, asked, made, stored_input.text):
+            return uid  # with the handlers it began with, which need not be those this plan would get now
         compile_plan(made, self.handlers, self._services.limits.total)
         try:
-            check_input(made, {} if input is None else input, f"plan '{made.name}'")
+            check_input(made, given, f"plan '{made.name}'")
         except Permanent as error:
             raise RunError(str(error), "see the plan's `inputs`") from None
-        payloads, blobs = self._services.payloads, dict[str, bytes]()
-        texts: list[str] = []
-        for stored in (payloads.encoded(made.as_json()), payloads.encode({} if input is None else input, "input")):
-            texts.append(stored.text)
-            if stored.blob is not None:
-                blobs[stored.text] = stored.blob
+        stored_plan = payloads.encoded(made.as_json())
+        blobs = {one.text: one.blob for one in (stored_plan, stored_input) if one.blob is not None}
         now = clock.time()
         found = {name: self.handlers.get(name) for name, _ in handlers_of(made)}
-        row = RunRow(uid, made.name, plan=texts[0], input=texts[1], created_at=now, plans_seen=[made.hash])
+        row = RunRow(uid, made.name, plan=stored_plan.text, input=stored_input.text, created_at=now)
+        row.asked, row.plans_seen = asked.hash, [made.hash]
         row.deadline = None if made.deadline_s is None else now + made.deadline_s
         row.fingerprints = {name: one.fingerprint for name, one in found.items() if one is not None and one.fingerprint}
         if not await self._change(lambda connection: history.create(connection, row, blobs)):
-            known = await self._journal.read(lambda connection: load_row(connection, uid))
-            if (known.plans_seen[:1], known.input) != (row.plans_seen, row.input):
-                raise RunError(f"run '{uid}' exists, with another plan or input", "give the new run another uid")
+            await self._exists(uid, asked, made, stored_input.text)
         return uid
+
+    async def _exists(self, uid: str, asked: Plan, made: Plan, input: str) -> bool:
+        """Whether there is a run `uid`. Raises `RunError` when it has another plan or input."""
+        try:
+            known = await self._journal.read(lambda connection: load_row(connection, uid))
+        except NoSuchRun:
+            return False
+        same = known.asked == asked.hash or known.plans_seen[:1] == [made.hash]
+        if not same or known.input != input:
+            raise RunError(f"run '{uid}' exists, with another plan or input", "give the new run another uid")
+        return True
 
     async def resume(self, uid: str, *, wait: bool = False) -> RunResult:
         """Execute a run from where it is. A run that ended is only looked at, and commands for it are carried out.
@@ -260,7 +271,8 @@ class AgentExecutor:
                 await clock.sleep(POLL_S / 5)
 
     async def fork(self, uid: str, at: int | None = None, *, new_uid: str | None = None) -> str:
-        """Create a run that goes on from the state of `uid` after event `at` (None: now); returns its uid."""
+        """Create a run that goes on from the state of `uid` after event `at` and those written together with it
+        (None: now); returns its uid."""
         new = uuid.uuid4().hex[:16] if new_uid is None else _checked(new_uid)
         await self._change(lambda connection: history.fork(connection, uid, at, new))
         return new

@@ -78,6 +78,8 @@ class RunRow:
     """Hashes of the handlers' sources when the run began."""
     plans_seen: list[str] = field(default_factory=list[str])
     """Hashes of all revisions."""
+    asked: str = ""
+    """Hash of the plan it was started with, before the versions of its handlers were filled in."""
     planned: int = 0
     """Results of `replan` handlers that were taken or refused."""
     remains: list[str] = field(default_factory=list[str])
