@@ -225,6 +225,28 @@ def test_a_new_plan_replaces_what_failed_and_keeps_what_is_done(tmp_path: Path, 
     assert view.run.revision == 1 and view.nodes["b"].state is NodeState.FAILED
 
 
+@pytest.mark.parametrize("written", [None, "plan.yaml", [1]])
+def test_only_data_is_taken_as_a_new_plan(
+    tmp_path: Path, world: World, written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.yaml").write_text("nodes: [{id: x, handler: do, args: {name: x}}]\n")
+
+    @handler("bad", effects="none")
+    async def bad() -> Any:
+        return written
+
+    world.fail("b", Permanent("no"))
+
+    async def main(executor: Any) -> Any:
+        result = await executor.run(plan(do("b"), replan={"handler": "bad"}), uid="r")
+        return result, [event.data.get("refused", "") async for event in executor.events("r") if event.kind == "note"]
+
+    result, notes = world.using(tmp_path, main, bad)
+    assert (result.status, world.did) == (RunStatus.FAILED, [])
+    assert all("must return a plan as a mapping" in note for note in notes) and notes
+
+
 @pytest.mark.parametrize(
     ("written", "noted"),
     [

@@ -6,7 +6,8 @@ one that leaves one out gets it back. Everything else is replaced.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from midstream.core.errors import UserError
 from midstream.plans import questions, undoing
@@ -80,7 +81,7 @@ async def finish(runner: Runner, planner: Instance) -> None:
     problem = ""
     if planner.state is S.SUCCEEDED:
         try:
-            problem = apply(runner, load_plan(await runner.payloads.load(planner.row.output)))
+            problem = apply(runner, _written(await runner.payloads.load(planner.row.output)))
         except UserError as error:
             problem = error.message
     else:
@@ -91,6 +92,13 @@ async def finish(runner: Runner, planner: Instance) -> None:
     failed = next((one for one in root.frame.instances.values() if one.state is S.FAILED), None)
     if failed is not None:
         escalate(runner, failed)
+
+
+def _written(plan: Any) -> Plan:
+    """The plan a `replan` handler returned: data, and never the path of a file."""
+    if not isinstance(plan, Mapping):
+        raise PlanError("plan", [f"a `replan` handler must return a plan as a mapping, not {type(plan).__name__}"])
+    return load_plan(cast("Mapping[str, Any]", plan))
 
 
 def apply(runner: Runner, revised: Plan) -> str:
