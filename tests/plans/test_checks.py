@@ -12,6 +12,7 @@ from tests.plans.world import World, do, plan
 from midstream.core.errors import ConfigError
 from midstream.plans import Handlers, PlanError, handler, load_plan
 from midstream.plans.checks import compile_plan, pinned
+from midstream.plans.misfit import misfit
 
 
 class Quote(BaseModel):
@@ -67,6 +68,10 @@ def problems(*nodes: dict[str, Any], **fields: Any) -> str:
         ([node("a", when={"equals": [1, 1]})], "node 'a': when: unknown operator 'equals'"),
         ([node("a"), node("b", after=["a"], join=2)], "node 'b': its quorum of 2 is more than its 1 dependencies"),
         ([node("a", join="any")], "its join 'any' has no dependencies"),
+        ([node("a", resources={"slots": 5})], "node 'a': it needs 5 units of 'slots', and there are 4"),
+        ([{"id": "a", "plan": plan(node("b"), limits={"gpu": 1})}], "node 'a': limits, max_concurrency and deadline_s"),
+        ([{"id": "a", "plan": plan(node("b"), deadline_s=1)}], "deadline_s belong to the outermost plan"),
+        ([node("a", compensate={"handler": "book", "args": {"city": {"$ref": ""}}})], "'$ref' must be a path"),
         ([node("a", resources={"gpu": 1})], "node 'a': resource 'gpu' has no limit"),
         ([{"id": "a"}], "node 'a': it needs either a handler or a sub-plan"),
         ([{"id": "a", "plan": plan(node("b", after=["c"]))}], "node 'a/b': it refers to 'c'"),
@@ -96,6 +101,30 @@ def test_the_form_of_a_plan_is_checked(data: dict[str, Any], said: str) -> None:
     with pytest.raises(PlanError) as caught:
         load_plan(data)
     assert said in str(caught.value)
+
+
+def test_what_is_wrong_outside_of_the_nodes_is_told() -> None:
+    assert "units of 'gpu', and there are 1" in problems(node("a", resources={"gpu": 2}), limits={"gpu": 1})
+    assert "replan: 'quote@1' needs the argument 'city'" in problems(node("a"), replan={"handler": "quote"})
+    wrong = {"handler": "quote", "args": {"city": "Rome", "stars": 1}}
+    assert "replan: 'quote@1' has no parameter 'stars'" in problems(node("a"), replan=wrong)
+    given = {"handler": "quote", "args": {"city": {"$ref": "a"}}}
+    assert "replan: it may refer to input, not to 'a'" in problems(node("a"), replan=given)
+    given["args"] = {"city": "Rome"}
+    compile_plan(load_plan(plan(node("a"), replan=given)), Handlers([quote]), {"slots": 4})
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:9/schema", "file:///etc/passwd", "other.json"])
+def test_a_schema_fetches_nothing(where: str) -> None:
+    assert f"inputs: x: its schema refers to '{where}'" in problems(node("a"), inputs={"x": {"$ref": where}})
+    assert misfit(1, {"properties": {"y": {"$ref": where}}})
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": 5}, {"$ref": "#/nope"}, {"$ref": "#"}, {"pattern": "("}, {"type": "colour"}, {"$ref": "#nope"}]
+)
+def test_a_broken_schema_is_a_problem_and_no_crash(schema: dict[str, Any]) -> None:
+    assert "schema is not valid" in misfit("text", schema)
 
 
 def test_all_problems_are_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from midstream.plans.errors import PlanError
 from midstream.plans.handlers import Handler, Handlers
-from midstream.plans.plan import Compensate, Fallback, Node, Plan
+from midstream.plans.misfit import schema_problem
+from midstream.plans.plan import Compensate, Fallback, Node, Plan, Replan
 from midstream.plans.values import as_ref, check_condition, nodes_in, refs_in
 
 DEEPEST = 20
@@ -43,10 +44,17 @@ def compile_plan(plan: Plan, handlers: Handlers | None, limits: Mapping[str, int
     Raises `PlanError` with every problem and the node it is in.
     """
     problems: list[str] = []
-    compiled = _compile(plan, handlers, limits, "", problems, 0)
+    units = None if limits is None else _units(limits, plan.limits)
+    compiled = _compile(plan, handlers, units, "", problems, 0)
     if problems:
         raise PlanError(plan.name, problems)
     return compiled
+
+
+def _units(*limits: Mapping[str, int]) -> dict[str, int]:
+    """Units of each resource that a node can ever hold."""
+    names = {name for one in limits for name in one}
+    return {name: min(one[name] for one in limits if name in one) for name in names}
 
 
 def pinned(plan: Plan, handlers: Handlers) -> Plan:
@@ -94,7 +102,7 @@ def handlers_of(plan: Plan, done: Collection[str] = ()) -> Iterator[tuple[str, s
 def _compile(
     plan: Plan,
     handlers: Handlers | None,
-    limits: Mapping[str, int] | None,
+    units: Mapping[str, int] | None,
     prefix: str,
     problems: list[str],
     depth: int,
@@ -120,13 +128,9 @@ def _compile(
             dependencies[node.id] = ()
             unreadable.add(node.id)
         if node.plan is not None:
-            inner[node.id] = _compile(node.plan, handlers, limits, f"{prefix}{node.id}/", problems, depth + 1)
-        if limits is not None:
-            known = {*limits, *plan.limits}
-            problems.extend(
-                f"{where}: resource '{name}' has no limit; set one in the plan's `limits` or the executor's"
-                for name in node.resources.keys() - known
-            )
+            inner[node.id] = _compile(node.plan, handlers, units, f"{prefix}{node.id}/", problems, depth + 1)
+        if units is not None:
+            problems.extend(f"{where}: {problem}" for problem in _resources(node, units))
     if cycle := _cycle(dependencies):
         problems.append(f"node '{prefix}{cycle[0]}': it depends on itself: {' -> '.join(cycle)}")
     try:
@@ -141,15 +145,41 @@ def _compile(
     if handlers is not None:
         for node in (node for name, node in nodes.items() if name not in unreadable):
             where = f"node '{prefix}{node.id}'"
-            problems.extend(f"{where}: {problem}" for problem in _calls(node, nodes, handlers))
+            problems.extend(f"{where}: {problem}" for problem in _readable(_calls(node, nodes, handlers)))
         if plan.replan is not None:
-            problems.extend(f"replan: {problem}" for problem in _call(plan.replan, {}, handlers, FILLED_IN_REPLAN, {}))
+            problems.extend(f"replan: {problem}" for problem in _readable(_replan(plan.replan, handlers)))
+        for name, schema in (plan.inputs or {}).items():
+            if problem := schema_problem(schema):
+                problems.append(f"{prefix}inputs: {name}: {problem}")
     dependents: dict[str, list[str]] = {name: [] for name in nodes}
     for name, needed in dependencies.items():
         for one in needed:
             if one in dependents:
                 dependents[one].append(name)
     return Compiled(plan, nodes, dependencies, {name: tuple(after) for name, after in dependents.items()}, inner)
+
+
+def _readable(problems: Iterator[str]) -> Iterator[str]:
+    """`problems`, with a malformed reference as one of them."""
+    try:
+        yield from problems
+    except ValueError as error:
+        yield str(error)
+
+
+def _resources(node: Node, units: Mapping[str, int]) -> Iterator[str]:
+    for name, count in node.resources.items():
+        if name not in units:
+            yield f"resource '{name}' has no limit; set one in the plan's `limits` or the executor's"
+        elif count > units[name]:
+            yield f"it needs {count} units of '{name}', and there are {units[name]}: it could never start"
+
+
+def _replan(replan: Replan, handlers: Handlers) -> Iterator[str]:
+    yield from _call(replan, replan.args, handlers, FILLED_IN_REPLAN, {})
+    for ref in refs_in(replan.args):
+        if ref.head != "input":
+            yield f"it may refer to input, not to '{ref.head}'"
 
 
 def _dependencies(node: Node, nodes: Mapping[str, Node]) -> Iterator[str]:
@@ -204,6 +234,9 @@ def _structure(node: Node, plan: Plan, nodes: Mapping[str, Node]) -> Iterator[st
 def _calls(node: Node, nodes: Mapping[str, Node], handlers: Handlers) -> Iterator[str]:
     if node.handler is not None:
         yield from _call(node, node.args, handlers, frozenset(), nodes)
+    inner = node.plan
+    if inner is not None and (inner.limits or inner.max_concurrency is not None or inner.deadline_s is not None):
+        yield "limits, max_concurrency and deadline_s belong to the outermost plan"
     for one in node.fallback:
         args = node.args if one.args is None else one.args
         yield from (f"fallback: {problem}" for problem in _call(one, args, handlers, frozenset(), nodes))

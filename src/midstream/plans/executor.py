@@ -20,8 +20,9 @@ from midstream.plans import commands, history, views
 from midstream.plans.checks import compile_plan, handlers_of, pinned
 from midstream.plans.errors import AnswerRefused, HandlersMissing, NoSuchQuestion, NoSuchRun, Permanent, RunHeld
 from midstream.plans.handlers import Handler, Handlers
-from midstream.plans.inputs import check_input, misfit
+from midstream.plans.inputs import check_input
 from midstream.plans.journal import Event, Journal, lease_name, load, load_row, post, read_events
+from midstream.plans.misfit import misfit
 from midstream.plans.owner import is_dead, new_owner
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan, load_plan

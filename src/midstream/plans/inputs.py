@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-
 from midstream.plans.errors import Permanent
 from midstream.plans.instances import Instance, Shape
+from midstream.plans.misfit import misfit
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan
 from midstream.plans.states import NodeState
@@ -105,12 +103,3 @@ def check_input(plan: Plan, value: Any, where: str) -> None:
     for name, schema in plan.inputs.items():
         if problem := misfit(given[name], schema):
             raise Permanent(f"input '{name}' of {where}: {problem}")
-
-
-def misfit(value: Any, schema: dict[str, Any]) -> str:
-    """What is wrong with `value` by a JSON schema; empty when it fits."""
-    try:
-        error = best_match(Draft202012Validator(schema).iter_errors(value))
-    except SchemaError as broken:
-        return f"its schema is not valid: {broken.message}"
-    return "" if error is None else f"{error.json_path}: {error.message}"

@@ -8,8 +8,8 @@ from midstream.core import clock
 from midstream.plans import outcomes
 from midstream.plans.context import APPROVAL, DOUBT
 from midstream.plans.errors import Failure, Kind
-from midstream.plans.inputs import misfit
 from midstream.plans.instances import Instance
+from midstream.plans.misfit import misfit
 from midstream.plans.port import question_id
 from midstream.plans.rows import StepRow
 from midstream.plans.states import NodeState
