@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -541,3 +543,54 @@ def test_a_second_rollback_sees_what_the_first_undid(tmp_path: Path, world: Worl
     first, second = world.using(tmp_path, main)
     assert (first.status, second.status) == (RunStatus.ROLLBACK_FAILED, RunStatus.ROLLED_BACK)
     assert world.did == ["a", "a!", "undo a", "undo a!"]
+
+
+def test_sync_handlers_spend_from_their_threads_and_nothing_is_lost(tmp_path: Path, world: World) -> None:
+    @handler("spends", effects="none")
+    def spends(ctx: Context) -> None:
+        for _ in range(100):
+            ctx.spend(tokens=1)
+
+    made = plan({"id": "s", "handler": "spends", "map": {"over": list(range(8))}})
+
+    async def main(executor: Any) -> Any:
+        await executor.run(made, uid="r")
+        await executor.run({**made, "budgets": {"spend": {"tokens": 150}}}, uid="poor")
+        return (await executor.status("r")).run.spent, await executor.result("poor")
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        spent, poor = world.using(tmp_path, main, spends)
+    finally:
+        sys.setswitchinterval(switch)
+    assert spent == {"tokens": 800.0}
+    assert (poor.status, "above its budget" in poor.error) == (RunStatus.FAILED, True)
+
+
+def test_a_sync_handler_keeps_itself_alive_and_no_later_attempt(tmp_path: Path, world: World) -> None:
+    attempts: list[int] = []
+
+    @handler("beats", effects="none", timeout_s=0.5)
+    def beats(ctx: Context) -> str:
+        for _ in range(14):
+            time.sleep(0.05)
+            ctx.heartbeat()
+        return "alive"
+
+    @handler("zombie", effects="none", timeout_s=0.2)
+    def zombie(ctx: Context) -> str:
+        attempts.append(ctx.attempt)
+        if ctx.attempt == 1:
+            time.sleep(0.25)
+            for _ in range(15):
+                time.sleep(0.05)
+                ctx.heartbeat()
+        else:
+            time.sleep(0.6)
+        return "too late"
+
+    assert world.run(tmp_path, plan({"id": "b", "handler": "beats"}), beats).output == {"b": "alive"}
+    node = {"id": "z", "handler": "zombie", "retry": {"attempts": 2, "first_s": 0}}
+    result = world.run(tmp_path, plan(node), zombie)
+    assert (result.status, attempts) == (RunStatus.FAILED, [1, 2]) and "no heartbeat" in result.error

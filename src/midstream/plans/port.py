@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from midstream.plans.context import MISSING, Context
@@ -15,14 +17,20 @@ from midstream.plans.rows import StepRow
 from midstream.plans.states import NodeState
 
 if TYPE_CHECKING:
+    from midstream.plans.calls import Timeout
     from midstream.plans.runner import Runner
 
 
-class RunnerPort:
-    """The `Port` of one call."""
+LONGEST_S = 60.0
+"""Seconds a thread waits for the event loop, which may have ended."""
 
-    def __init__(self, runner: Runner, one: Instance) -> None:
-        self._runner, self._one = runner, one
+
+class RunnerPort:
+    """The `Port` of one call. A sync handler calls it from its thread; the run changes only in the event loop."""
+
+    def __init__(self, runner: Runner, one: Instance, timeout: Timeout | None = None) -> None:
+        self._runner, self._one, self._timeout = runner, one, timeout
+        self._loop = asyncio.get_running_loop()
         self._undoes = one.state is NodeState.COMPENSATING
         self._scope = f"{one.scope}/undo" if self._undoes else one.scope
 
@@ -62,10 +70,33 @@ class RunnerPort:
         return self._runner.ledger.encode(value, f"default answer of '{self._one.path}'")
 
     def restart_timeout(self) -> None:
-        if (timeout := self._runner.timeouts.get(self._one)) is not None:
-            timeout.restart()
+        def restart() -> None:
+            # A thread that outlived its timeout must not lengthen that of the next attempt.
+            if self._timeout is not None and self._runner.timeouts.get(self._one) is self._timeout:
+                self._timeout.restart()
+
+        self._in_loop(restart)
 
     def spend(self, amounts: Mapping[str, float]) -> None:
+        self._in_loop(lambda: self._spend(amounts))
+
+    def _in_loop(self, act: Callable[[], None]) -> None:
+        """Do `act` in the event loop of the run, and wait for it."""
+        if threading.get_ident() == self._runner.thread:
+            act()
+            return
+        done = Future[None]()
+
+        def report() -> None:
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(report)
+        done.result(LONGEST_S)
+
+    def _spend(self, amounts: Mapping[str, float]) -> None:
         runner = self._runner
         spent = dict(runner.row.spent)
         for name, amount in amounts.items():

@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import itertools
 import random
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
@@ -81,6 +82,8 @@ class Runner:
         self.mail = True
         """Whether the inbox may hold something."""
         self.draining = False
+        self.thread = threading.get_ident()
+        """Of the event loop."""
         self.stalls: dict[str, tuple[set[str], int, int]] = {}
         """Of each loop: outputs of its rounds, rounds in a row without a new one, and rounds counted."""
         self._held: dict[Instance, Mapping[str, int]] = {}
@@ -295,7 +298,7 @@ class Runner:
     async def call(self, one: Instance, handler: Handler, args: dict[str, Any], key: str, timeout_s: float) -> Outcome:
         """Call `handler` on behalf of `one`."""
         self.timeouts[one] = timeout = calls.Timeout(timeout_s)
-        context = RunnerPort(self, one).context(handler, key)
+        context = RunnerPort(self, one, timeout).context(handler, key)
         try:
             return await calls.call(handler, args, context, timeout, self.services.threads)
         finally:
