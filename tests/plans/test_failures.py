@@ -594,3 +594,17 @@ def test_a_sync_handler_keeps_itself_alive_and_no_later_attempt(tmp_path: Path, 
     node = {"id": "z", "handler": "zombie", "retry": {"attempts": 2, "first_s": 0}}
     result = world.run(tmp_path, plan(node), zombie)
     assert (result.status, attempts) == (RunStatus.FAILED, [1, 2]) and "no heartbeat" in result.error
+
+
+def test_a_loop_that_stalled_has_all_its_rounds_again_after_a_return(tmp_path: Path, world: World) -> None:
+    rounds: list[int] = []
+
+    @handler("same", effects="none")
+    async def same(round: int) -> int:
+        rounds.append(round)
+        return 1
+
+    loop = {"max_rounds": 20, "until": {"gt": [{"$ref": "output"}, 1]}, "stall_after": 3}
+    node = {"id": "l", "handler": "same", "args": {"round": {"$ref": "round"}}, "after": ["a"], "loop": loop}
+    result = world.run(tmp_path, plan(do("a", savepoint="base"), node, rollback_to="base"), same)
+    assert "NoProgress" in result.error and rounds == [1, 2, 3, 4, 1, 2, 3, 4]

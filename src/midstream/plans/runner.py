@@ -84,8 +84,9 @@ class Runner:
         self.draining = False
         self.thread = threading.get_ident()
         """Of the event loop."""
-        self.stalls: dict[str, tuple[set[str], int, int]] = {}
-        """Of each loop: outputs of its rounds, rounds in a row without a new one, and rounds counted."""
+        self.stalls: dict[tuple[str, int], tuple[set[str], int, int]] = {}
+        """Of each loop, by path and generation: outputs of its rounds, rounds in a row without a new
+        one, and rounds counted."""
         self._held: dict[Instance, Mapping[str, int]] = {}
         self._held_units: dict[str, int] = {}
         self._starting: list[tuple[Instance, HandlerCall]] = []

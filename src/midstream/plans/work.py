@@ -126,9 +126,10 @@ async def _round(runner: Runner, one: Instance) -> None:
 
 def _stalled(runner: Runner, one: Instance) -> int:
     """Rounds in a row whose output was returned before. Payloads with equal content have equal texts."""
-    seen, stalled, counted = runner.stalls.get(one.path, (set[str](), 0, 0))
+    place = (one.path, one.row.generation)
+    seen, stalled, counted = runner.stalls.get(place, (set[str](), 0, 0))
     for child in one.children[counted:]:
         stalled = stalled + 1 if child.row.output in seen else 0
         seen.add(child.row.output)
-    runner.stalls[one.path] = (seen, stalled, len(one.children))
+    runner.stalls[place] = (seen, stalled, len(one.children))
     return stalled
