@@ -119,6 +119,14 @@ def test_the_death_of_a_process_on_this_machine_is_noticed_at_once() -> None:
     assert not is_dead(f"other-machine/1/2/{rest}") and not is_dead("a name of another kind")
 
 
+def test_a_process_whose_start_is_hidden_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where users do not see each other's processes."""
+    other = "/".join((new_owner().split("/")[0], str(os.getpid()), "12345", "x"))
+    assert is_dead(other)
+    monkeypatch.setattr("midstream.plans.owner._started", lambda pid: "")
+    assert not is_dead(other)
+
+
 def test_a_cancelled_run_is_compensated_or_kept(tmp_path: Path, world: World) -> None:
     question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}, "after": ["a"]}
     made = plan(do("a", undo=True), question, do("b", "q"))
@@ -188,6 +196,55 @@ def test_draining_lets_what_runs_end_and_starts_nothing(tmp_path: Path, world: W
     assert world.did == ["g"]
     assert world.using(tmp_path, lambda executor: executor.resume("r"), gated).status is RunStatus.SUCCEEDED
     assert world.did == ["g", "a"]
+
+
+def test_draining_stops_a_rollback_and_the_next_worker_ends_it(tmp_path: Path, world: World) -> None:
+    begun, let_go = asyncio.Event(), asyncio.Event()
+
+    @handler("slow_undo", effects="idempotent")
+    async def slow_undo(args: dict[str, Any]) -> None:
+        begun.set()
+        await let_go.wait()
+        world.act(f"undo {args['name']}")
+
+    world.fail("z", Permanent("no"))
+    undo = {"handler": "slow_undo"}
+    made = plan(do("a", compensate=undo), do("b", "a", compensate=undo), do("z", "b"))
+
+    async def drained(executor: AgentExecutor) -> Any:
+        running = asyncio.create_task(executor.run(made, uid="r"))
+        await begun.wait()
+        draining = asyncio.create_task(executor.drain())
+        await asyncio.sleep(0)
+        let_go.set()
+        await draining
+        return await running
+
+    assert world.using(tmp_path, drained, slow_undo).status is RunStatus.ROLLING_BACK
+    assert world.did == ["a", "b", "undo b"]
+    result = world.using(tmp_path, lambda executor: executor.resume("r"), slow_undo)
+    assert result.status is RunStatus.ROLLED_BACK and world.did == ["a", "b", "undo b", "undo a"]
+
+
+def test_a_blocked_run_can_be_cancelled(tmp_path: Path, world: World) -> None:
+    old, _ = versions(world)
+    question = {"id": "q", "handler": "ask", "args": {"prompt": "?"}, "after": ["a"]}
+    greeted = {"id": "g", "handler": "greet", "args": {"name": "Ann"}, "after": ["q"]}
+    made = plan(do("a", undo=True), question, greeted)
+    for uid in ("undone", "kept", "back"):
+        world.using(tmp_path, lambda executor, uid=uid: executor.run(made, uid=uid), old)
+
+    async def cancel(executor: AgentExecutor) -> list[Any]:
+        for uid in ("undone", "kept", "back"):
+            with pytest.raises(HandlersMissing):
+                await executor.resume(uid)
+        await executor.cancel("undone")
+        await executor.cancel("kept", compensate=False)
+        return [await executor.resume("undone"), await executor.resume("kept"), await executor.rollback("back")]
+
+    ended = world.using(tmp_path, cancel)
+    assert [one.status for one in ended] == [RunStatus.CANCELLED, RunStatus.CANCELLED, RunStatus.ROLLED_BACK]
+    assert world.did == ["a"] * 3 + ["undo a"] * 2
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path: Path, world: World) -> None:

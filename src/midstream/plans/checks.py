@@ -99,6 +99,15 @@ def handlers_of(plan: Plan, done: Collection[str] = ()) -> Iterator[tuple[str, s
         yield plan.replan.handler, "replan"
 
 
+def compensations_of(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Names of the handlers that undo nodes of a plan, with the path of the node that names each."""
+    for node in plan.nodes:
+        if node.compensate is not None:
+            yield node.compensate.handler, node.id
+        if node.plan is not None:
+            yield from ((name, f"{node.id}/{path}") for name, path in compensations_of(node.plan))
+
+
 def _compile(
     plan: Plan,
     handlers: Handlers | None,

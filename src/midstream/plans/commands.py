@@ -33,6 +33,22 @@ async def carry_out(runner: Runner) -> None:
         runner.ledger.note("note", "", command=command.kind, **({"refused": problem} if problem else {}))
 
 
+async def ending(runner: Runner) -> bool | None:
+    """Whether the run is to be cancelled or rolled back as a whole, or is being: True when that compensates, False when
+    it keeps what succeeded, None when the run goes on."""
+    purpose = runner.graph.root.row.purpose
+    if purpose in ("cancel", "rollback", undoing.KEEP):
+        return purpose != undoing.KEEP
+    uid = runner.row.uid
+    for command in await runner.services.journal.read(lambda connection: read_inbox(connection, uid)):
+        data: dict[str, Any] = json.loads(command.data)
+        if command.kind == CANCEL:
+            return bool(data.get("compensate"))
+        if command.kind == ROLLBACK and data.get("to") is None:
+            return True
+    return None
+
+
 def _carry_out(runner: Runner, kind: str, target: str, data: dict[str, Any]) -> str:
     ended = runner.row.status in ENDED
     if kind == ROLLBACK:

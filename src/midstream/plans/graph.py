@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from midstream.plans.checks import Compiled
-from midstream.plans.instances import Frame, Instance, Shape, Todo
+from midstream.plans.checks import Compiled, compensations_of
+from midstream.plans.instances import RESOLVE, Frame, Instance, Shape, Todo
 from midstream.plans.plan import Node
 from midstream.plans.rows import NodeRow
 from midstream.plans.states import IDLE, SETTLED, NodeState, Phase, check_node
@@ -96,6 +96,17 @@ class Graph:
     def done(self) -> set[str]:
         """Paths the journal has as succeeded or skipped, of instances that were not created here yet."""
         return {path for path, row in self._saved.items() if row.state in (S.SUCCEEDED, S.SKIPPED)}
+
+    def needed_to_end(self, compensates: bool) -> Iterator[tuple[str, str]]:
+        """Handlers without which the run cannot be cancelled, with paths: of calls whose outcome is unknown, and of
+        compensations of what the journal has."""
+        for path, row in self._saved.items():
+            if row.handler and (row.state in (S.RUNNING, S.IN_DOUBT) or row.reason == RESOLVE):
+                yield row.handler, path
+        begun = [one for one in self.compiled.plan.nodes if self.has_begun(one.id)]
+        if compensates and begun:
+            plan = self.compiled.plan.model_copy(update={"nodes": tuple(begun), "replan": None})
+            yield from compensations_of(plan)
 
     def has_begun(self, path: str) -> bool:
         """Whether the journal has an instance with this path that was not created here yet, and is not pending."""

@@ -15,7 +15,8 @@ def new_owner() -> str:
 
 
 def is_dead(owner: str) -> bool:
-    """Whether the process of `owner` has surely ended: it was on this machine, and no longer runs."""
+    """Whether the process of `owner` has surely ended: it was on this machine, and no longer runs. Where that cannot
+    be known, as for processes of other users that are hidden, it has not."""
     parts = owner.split("/")
     if len(parts) != 4 or parts[0] != _machine() or not parts[1].isdigit():
         return False
@@ -26,7 +27,8 @@ def is_dead(owner: str) -> bool:
         return True
     except PermissionError:
         pass
-    return parts[2] != _started(pid)
+    started = _started(pid)
+    return bool(parts[2] and started) and parts[2] != started
 
 
 def _machine() -> str:

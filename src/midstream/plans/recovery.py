@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from midstream.core import clock
-from midstream.plans import outcomes, questions, revision
+from midstream.plans import commands, outcomes, questions, revision
 from midstream.plans.checks import handlers_of
 from midstream.plans.errors import Failure, HandlersMissing, JournalDamaged, Kind
 from midstream.plans.handlers import Handler, Handlers
@@ -72,7 +72,10 @@ async def _check_handlers(runner: Runner) -> None:
     the same version is reported."""
     handlers, row = runner.services.handlers, runner.row
     missing: list[str] = []
-    for name, path in dict(handlers_of(runner.graph.compiled.plan, runner.graph.done())).items():
+    needed = handlers_of(runner.graph.compiled.plan, runner.graph.done())
+    if (ends := await commands.ending(runner)) is not None:
+        needed = runner.graph.needed_to_end(compensates=ends)
+    for name, path in dict(needed).items():
         found = handlers.get(name)
         if found is None and handlers.migrated(name) is None:
             missing.append(f"'{name}' for node '{path}' ({handlers.hint(name)})")

@@ -67,6 +67,8 @@ def proceed(runner: Runner, owner: Instance) -> None:
     if not owner.undo:
         finish(runner, owner)
         return
+    if runner.draining:
+        return  # who resumes the run goes on with the rest
     one = owner.undo.pop()
     runner.graph.change(
         one, None if one.state is S.COMPENSATING else S.COMPENSATING, undo_starts=one.row.undo_starts + 1
@@ -91,6 +93,11 @@ def start(runner: Runner, one: Instance) -> None:
         return await runner.call(one, handler, args, f"{runner.key(one)}/undo", timeout_s)
 
     runner.spawn(one, call)
+
+
+def _start_again(runner: Runner, one: Instance) -> None:
+    if not runner.draining:
+        start(runner, one)
 
 
 async def _arguments(runner: Runner, one: Instance, handler: Handler) -> dict[str, Any]:
@@ -133,7 +140,7 @@ def take(runner: Runner, one: Instance, outcome: Outcome) -> None:
     if again:
         wait_s = outcomes.backoff_s(runner, undo.retry, one.row.undo_retries)
         graph.change(one, undo_retries=one.row.undo_retries + 1, undo_error=failure.as_json())
-        runner.after(wait_s, lambda: start(runner, one), lambda: one.state is S.COMPENSATING)
+        runner.after(wait_s, lambda: _start_again(runner, one), lambda: one.state is S.COMPENSATING)
     else:
         graph.change(one, S.COMPENSATION_FAILED, undo_error=failure.as_json())
         proceed(runner, owner)
