@@ -217,6 +217,10 @@ class Handlers:
         """Declare how nodes of runs begun with version `old` continue with `new`: `change` turns their arguments."""
         self._migrations[(name, old)] = (new, change)
 
+    def take_migrations(self, other: Handlers) -> None:
+        """Declare the migrations of `other` here too."""
+        self._migrations |= other._migrations
+
     def newest(self, name: str) -> Handler | None:
         versions = self._known.get(name)
         return versions[max(versions)] if versions else None

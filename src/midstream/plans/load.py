@@ -25,8 +25,7 @@ def load_handlers(sources: Sequence[str]) -> Handlers:
             continue
         value = getattr(module, name, None)
         if isinstance(value, Handlers):
-            if len(sources) == 1:
-                return value  # with the migrations it declares
+            found.take_migrations(value)
             found.add(one for one in value if found.get(one.full_name) is None)
         elif isinstance(value, Handler):
             found.add(value)
