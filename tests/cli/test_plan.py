@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from midstream.cli import run
+from midstream.cli.plan import _report  # pyright: ignore[reportPrivateUsage]
+from midstream.plans import RunResult, RunStatus
+from midstream.plans.load import load_handlers
+from midstream.plans.views import OpenQuestion
 
 HANDLERS = """
 from pathlib import Path
@@ -126,3 +130,37 @@ def test_a_run_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) 
     run(["plan", "run", "plan.yaml", "--store", "p.db", "--handlers", "desk.py"])
     assert run(["plan", "status", "p.db", "none"]) == 2
     assert "no run 'none'" in capsys.readouterr().err
+
+
+def test_a_refused_rollback_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["plan", "run", "plan.yaml", "--store", "p.db", "--handlers", "desk.py", "--uid", "r"])
+    assert run(["plan", "rollback", "p.db", "r", "--to", "nosuch", "--handlers", "desk.py"]) == 1
+    assert "refused: the run has not reached a savepoint 'nosuch'" in capsys.readouterr().err
+    assert run(["plan", "resume", "p.db", "r", "--retry", "--handlers", "desk.py"]) == 1
+    assert "refused: only a failed run can be tried again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["12", "null", "text"])
+def test_an_answer_that_takes_text_takes_any_text(folder: Path, capsys: pytest.CaptureFixture[str], value: str) -> None:
+    (folder / "plan.yaml").write_text("nodes: [{id: q, handler: ask, args: {prompt: Who, answer: {type: string}}}]\n")
+    run(["plan", "run", "plan.yaml", "--store", "p.db", "--uid", "r"])
+    question = re.findall(r"midstream plan answer p.db r (\w+) VALUE", capsys.readouterr().err)[0]
+    assert run(["plan", "answer", "p.db", "r", question, value]) == 0
+    assert run(["plan", "resume", "p.db", "r"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"q": value}
+
+
+def test_a_password_in_the_url_of_a_store_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = OpenQuestion("r", "id", "q", "Who?", {}, 0.0, None)
+    _report(RunResult("r", RunStatus.WAITING, questions=(asked,)), "postgresql://ann:hush@db/plans")
+    said = capsys.readouterr().err
+    assert "answer postgresql://ann:***@db/plans r id" in said and "hush" not in said
+
+
+def test_migrations_are_kept_with_several_sources_of_handlers(folder: Path) -> None:
+    declared = "\nhandlers = Handlers([note])\nhandlers.migrate('note', 0, 1)\n"
+    (folder / "moved.py").write_text(HANDLERS.replace('"forget"', '"moved_forget"') + declared)
+    (folder / "other.py").write_text(HANDLERS.replace('"note"', '"other"').replace('"forget"', '"other_forget"'))
+    for sources in (["moved.py:handlers"], ["other.py", "moved.py:handlers"], ["moved.py:handlers", "other.py"]):
+        found = load_handlers(sources).migrated("note@0")
+        assert found is not None and found[0].full_name == "note@1"

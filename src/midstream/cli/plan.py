@@ -45,7 +45,7 @@ def run_command(plan: str, store: str, sources: tuple[str, ...], given: str, uid
 
     async def run(executor: AgentExecutor) -> RunResult:
         made = await executor.start(plan, _json(given, "--input"), uid=uid)
-        click.echo(f"run {made} in {store}", err=True)
+        click.echo(f"run {made} in {_shown(store)}", err=True)
         return await executor.resume(made, wait=wait)
 
     return _report(_with_executor(store, sources, run), store)
@@ -112,7 +112,15 @@ def answer_command(store: str, run: str, question: str, value: str) -> None:
     with it; where nobody does, resume it."""
 
     async def answer(executor: AgentExecutor) -> None:
-        await executor.answer(run, question, _answer(value))
+        from midstream.plans.errors import AnswerRefused
+
+        try:
+            await executor.answer(run, question, _answer(value))
+        except AnswerRefused as error:
+            try:
+                await executor.answer(run, question, value)  # text that looks like JSON: 12, true, null
+            except AnswerRefused:
+                raise error from None
 
     _with_executor(_existing(store), (), answer)
     click.echo("answered")
@@ -226,19 +234,30 @@ def _report(result: RunResult, store: str, good: tuple[str, ...] = ("succeeded",
     colour = "green" if result.status in good else "red"
     click.secho(str(result.status), fg=colour, bold=True, nl=False, err=True)
     click.echo(visible(f": {result.error}" if result.error else ""), err=True)
+    if result.refused:
+        click.secho(visible(f"refused: {result.refused}"), fg="red", err=True)
     if result.remains:
         click.echo(visible(f"effects that remain: {', '.join(result.remains)}"), err=True)
     for question in result.questions:
         schema = json.dumps(question.schema)
         click.echo(visible(f"{question.path} asks: {question.prompt} (an answer that fits {schema})"), err=True)
-        click.echo(visible(f"  midstream plan answer {store} {result.uid} {question.id} VALUE"), err=True)
-    return 0 if result.status in good else FAILED
+        click.echo(visible(f"  midstream plan answer {_shown(store)} {result.uid} {question.id} VALUE"), err=True)
+    return 0 if result.status in good and not result.refused else FAILED
 
 
 def _why(row: NodeRow) -> str:
     if row.undo_error is not None:
         return f"its compensation: {row.undo_error['message']}"
     return row.reason or ("" if row.error is None else row.error["message"].partition("\n")[0])
+
+
+def _shown(store: str) -> str:
+    """`store` without the password that a URL may hold."""
+    if "://" not in store:
+        return store
+    import sqlalchemy as sa
+
+    return sa.make_url(store).render_as_string(hide_password=True)
 
 
 def _existing(store: str) -> str:

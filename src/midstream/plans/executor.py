@@ -8,6 +8,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -215,13 +216,11 @@ class AgentExecutor:
         """Compensate what a run did, wholly or back to a savepoint: then it is `paused`, and `resume` goes on.
 
         A run held by another worker is rolled back there."""
-        await self._command(uid, commands.ROLLBACK, {"to": to})
-        return await self._carried_out(uid)
+        return await self._carried_out(uid, commands.ROLLBACK, {"to": to})
 
     async def retry(self, uid: str) -> RunResult:
         """Run the failed nodes of a failed run again."""
-        await self._command(uid, commands.RETRY, {})
-        return await self._carried_out(uid)
+        return await self._carried_out(uid, commands.RETRY, {})
 
     async def revise(self, uid: str, plan: PlanSource) -> None:
         """Give a run that has not ended a new plan. Nodes that are done or under way keep theirs."""
@@ -229,11 +228,17 @@ class AgentExecutor:
         compile_plan(revised, self.handlers, self._services.limits.total)
         await self._command(uid, commands.REVISE, {"plan": revised.model_dump(mode="json", exclude_defaults=True)})
 
-    async def _carried_out(self, uid: str) -> RunResult:
+    async def _carried_out(self, uid: str, kind: str, data: dict[str, Any]) -> RunResult:
+        before = (await self._journal.read(lambda connection: load_row(connection, uid))).seq
+        await self._command(uid, kind, data)
         try:
-            return await self.resume(uid)
+            result = await self.resume(uid)
         except RunHeld:
             return await self.result(uid)
+        async for event in self.events(uid, before):
+            if event.kind == "note" and event.data.get("command") == kind:
+                return replace(result, refused=event.data.get("refused", ""))
+        return result
 
     async def _command(self, uid: str, kind: str, data: dict[str, Any], target: str = "") -> bool:
         await self._journal.read(lambda connection: load_row(connection, uid))

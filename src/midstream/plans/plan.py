@@ -135,7 +135,8 @@ class Node(Config):
     """When it may start: `all` dependencies succeeded, `any` one, a number of them (a quorum), or all are `settled`,
     however they ended. A join that can no longer be met skips the node."""
     cancel_rest: bool = False
-    """With `any` or a quorum: cancel the dependencies that no other node waits for once the join is met."""
+    """With `any` or a quorum: cancel the dependencies that have not started, and that no other node waits for, once
+    the join is met. Those that run come to their end."""
     when: Any = None
     """Condition; the node is skipped where it does not hold."""
     map: Map | None = None

@@ -47,6 +47,8 @@ class RunResult:
     remains: tuple[str, ...] = ()
     """After a rollback: paths of nodes whose effects remain, because they are irreversible, have no compensation, or it
     failed."""
+    refused: str = ""
+    """Why the rollback or retry that returned this was not carried out; empty when it was."""
 
 
 @dataclass(frozen=True, slots=True)
