@@ -389,6 +389,30 @@ def test_another_try_repeats_nothing_that_succeeded(tmp_path: Path, world: World
     assert third.status is RunStatus.SUCCEEDED and world.did == [*wanted, "end"]
 
 
+def test_another_try_begins_with_the_sub_plan_and_not_with_its_fallback(tmp_path: Path, world: World) -> None:
+    inner = plan(do("x", handler="once"), do("y", "x"), on_failure="stop")
+    node = {"id": "s", "plan": inner, "fallback": [{"handler": "do", "args": {"name": "alt"}}]}
+    world.fail("y", Permanent("no"))
+    world.fail("alt", Permanent("no"))
+    made = plan(node, on_failure="stop")
+    assert world.using(tmp_path, lambda executor: executor.run(made, uid="r")).status is RunStatus.FAILED
+    assert world.using(tmp_path, lambda executor: executor.retry("r")).output == {"s": {"y": "y!"}}
+    assert world.did == ["x", "y"]
+
+
+def test_another_try_that_is_cancelled_undoes_what_the_first_did(tmp_path: Path, world: World) -> None:
+    world.fail("y", Permanent("no"), Permanent("no"))
+    node = {"id": "m", "plan": plan(do("x", undo=True), do("y", "x"), on_failure="stop")}
+
+    async def main(executor: Any) -> Any:
+        await executor.run(plan(node, on_failure="stop"), uid="r")
+        await executor.retry("r")
+        return await executor.rollback("r")
+
+    assert world.using(tmp_path, main).status is RunStatus.ROLLED_BACK
+    assert world.did == ["x", "undo x"]
+
+
 def test_another_try_goes_on_with_the_round_that_failed(tmp_path: Path, world: World) -> None:
     rounds: list[int] = []
     world.fail("flaky", Permanent("no"))

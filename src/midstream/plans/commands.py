@@ -10,7 +10,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from midstream.core.errors import UserError
-from midstream.plans import questions, revision, undoing
+from midstream.plans import questions, retrying, revision, undoing
 from midstream.plans.errors import Failure, Kind
 from midstream.plans.journal import read_inbox
 from midstream.plans.plan import load_plan
@@ -54,7 +54,7 @@ def _carry_out(runner: Runner, kind: str, target: str, data: dict[str, Any]) -> 
     if kind == ROLLBACK:
         return undoing.request(runner, data.get("to"))
     if kind == RETRY:
-        return revision.retry_failed(runner)
+        return retrying.retry_failed(runner)
     if ended:
         return f"the run is {runner.row.status}"
     if kind == ANSWER:

@@ -155,9 +155,10 @@ class Graph:
             return
         assert owner.node.map is not None
         for _ in range(min(len(items), owner.node.map.concurrency or len(items))):
-            self._open_next(owner)
+            self.open_next(owner)
 
-    def _open_next(self, owner: Instance) -> None:
+    def open_next(self, owner: Instance) -> None:
+        """Release the next element of a map."""
         one = self.open_child(owner, owner.opened)
         owner.opened += 1
         self.ready(one)
@@ -265,7 +266,7 @@ class Graph:
             self.fail_scope(owner, one.row.error)
             return
         if owner.opened < total:
-            self._open_next(owner)
+            self.open_next(owner)
         elif owner.elements_settled == total:
             self.todo.append((Todo.FINISH, owner))
 
@@ -346,50 +347,10 @@ class Graph:
                 continue
             blank = NodeRow(generation=each.row.generation + 1, recoveries=each.row.recoveries)
             if each.state is S.PENDING:
-                self.change(each, **_fields(blank, each.row))
+                self.change(each, **fields_to_reset(blank, each.row))
             else:
-                self.change(each, S.PENDING, **_fields(blank, each.row))
+                self.change(each, S.PENDING, **fields_to_reset(blank, each.row))
         self.forget_children(one)
-
-    def reopen(self, one: Instance) -> list[Instance]:
-        """Return what failed, was cancelled or was skipped in `one` to pending, under the same keys, and keep what
-        succeeded; containers around it run again at once. Returns the calls that are tried again. What was
-        compensated starts anew."""
-        undone = one.state is S.COMPENSATED and (one.shape is Shape.CALL or (one.is_body and one.node.compensate))
-        looped = one.shape is Shape.LOOP and any(child.state is S.COMPENSATED for child in one.children)
-        if undone or looped:
-            self.reset(one)
-            return []
-        if one.state not in (S.FAILED, S.CANCELLED, S.SKIPPED, S.COMPENSATED):
-            return []
-        again = [each for child in one.children for each in self.reopen(child)]
-        row = one.row
-        kept = {name: getattr(row, name) for name in ("generation", "starts", "recoveries", "steps_done", "bindings")}
-        choice = row.choice if row.steps_done else 0
-        self.change(one, S.PENDING, **_fields(NodeRow(**kept, choice=choice), row))
-        if one.shape is Shape.CALL:
-            return [*again, one]
-        if one.children:
-            self.change(one, S.READY)
-            self.change(one, S.RUNNING)
-            self._go_on(one)
-        return again
-
-    def _go_on(self, owner: Instance) -> None:
-        """Release what is pending in a container that was opened before."""
-        if owner.frame is not None and owner.shape is Shape.PLAN:
-            self.release_pending(owner.frame)
-            return
-        waiting = [child for child in owner.children if child.state is S.PENDING]
-        for child in waiting:
-            self.ready(child)
-        if owner.shape is Shape.MAP:
-            owner.elements_succeeded = sum(child.state is S.SUCCEEDED for child in owner.children)
-            owner.elements_settled = owner.elements_succeeded
-            if not waiting and all(child.state is S.SUCCEEDED for child in owner.children):
-                self._open_next(owner) if owner.opened < len(owner.items) else self.todo.append((Todo.FINISH, owner))
-        elif owner.children[-1].state is S.SUCCEEDED:
-            self.todo.append((Todo.ROUND, owner))
 
     def recount(self, frame: Frame) -> None:
         """Compute the counters of a frame from the states of its instances, then release what can start."""
@@ -413,7 +374,7 @@ def _is_settled(one: Instance) -> bool:
     return one.state in SETTLED and not (one.state is S.FAILED and one.node.on_failure == "fail")
 
 
-def _fields(blank: NodeRow, row: NodeRow) -> dict[str, Any]:
+def fields_to_reset(blank: NodeRow, row: NodeRow) -> dict[str, Any]:
     """Fields in which `row` differs from `blank`, with the values of `blank`."""
     return {
         name: getattr(blank, name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from midstream.core.errors import UserError
-from midstream.plans import questions, undoing
+from midstream.plans import undoing
 from midstream.plans.checks import compile_plan, pinned
 from midstream.plans.errors import Failure, PlanError
 from midstream.plans.handlers import Handler
@@ -142,25 +142,5 @@ def apply(runner: Runner, revised: Plan) -> str:
     text = runner.ledger.encode_text(plan.as_json())
     seen = [*runner.row.plans_seen, plan.hash]
     runner.ledger.change_run(plan=text, revision=runner.row.revision + 1, plans_seen=seen)
-    graph.release_pending(frame)
-    return ""
-
-
-def retry_failed(runner: Runner) -> str:
-    """Run the failed and cancelled nodes of a failed run again, and nothing that succeeded; returns what is wrong with
-    that, or nothing."""
-    graph = runner.graph
-    root, frame = graph.root, graph.root.frame
-    if runner.row.status is not R.FAILED or frame is None:
-        return f"only a failed run can be tried again; this one is {runner.row.status}"
-    if any(graph.holds_failed_compensation(one) for one in frame.instances.values()):
-        return "a compensation failed; roll the run back first"
-    for one in list(frame.instances.values()):
-        for call in graph.reopen(one):
-            questions.ask_again(runner, call)
-    graph.change(root, S.PENDING, phase=Phase.FORWARD, purpose="", error=None)
-    graph.change(root, S.READY)
-    graph.change(root, S.RUNNING)
-    runner.ledger.change_run(R.RUNNING, error=None)
     graph.release_pending(frame)
     return ""
