@@ -11,7 +11,9 @@ from midstream.memory import long_term
 from midstream.memory.embedding import HashingEmbedder, load_embedder
 from midstream.memory.long_term import LongTermMemory, Ranking
 from midstream.memory.reflections import Reflections
+from midstream.memory.schema import memories
 from midstream.store.database import Database
+from midstream.store.schema import schemas
 from midstream.tools import Toolbox
 from midstream.tools.load import load
 
@@ -82,6 +84,33 @@ def test_namespaces_do_not_see_each_other(database):
     assert empty == [] and home is None
     assert "The customer lives in Quito." not in [one.text for one in own]
     assert [one.text for one in others] == ["The customer lives in Quito."]
+
+
+def test_words_of_other_namespaces_do_not_change_what_is_found(database):
+    query = "refunds w1 w2 w3 w4 w5 w6 w7 w8"
+
+    async def scenario(memory):
+        await memory.add("Refunds take a week.")
+        before = await memory.retrieve(query)
+        other = LongTermMemory(memory.database, "other", memory.embedder)
+        await other.add("w1 w2 w3 w4 w5 w6 w7 w8")
+        return before, await memory.retrieve(query)
+
+    before, after = run(database, scenario, embedder=None)
+    assert len(before) == 2 and [one.text for one in before] == [one.text for one in after]
+
+
+def test_an_older_database_is_indexed_anew(database):
+    async def scenario(memory):
+        def make_old(connection):
+            connection.execute(memories.update().values(words="nsdesk refunds"))
+            connection.execute(schemas.update().where(schemas.c.name == "memory").values(version=1))
+
+        await memory.database.submit(lambda transaction: make_old(transaction.connection))
+        with closing(Database(database)) as opened:
+            return await LongTermMemory(opened, "desk").retrieve("who lives in Lima", k=1)
+
+    assert run(database, scenario)[0].text == "The customer lives in Lima."
 
 
 def test_duplicates_are_merged_and_keep_both_sources(database):

@@ -178,7 +178,8 @@ class LongTermMemory:
         by_words = search_words(connection, query, self.namespace, CANDIDATES)
         rows: dict[int, Any] = {}
         if by_words:
-            found = connection.execute(sa.select(memories).where(memories.c.id.in_(list(by_words)) & wanted))
+            own = memories.c.namespace == self.namespace
+            found = connection.execute(sa.select(memories).where(own & memories.c.id.in_(list(by_words)) & wanted))
             rows = {row["id"]: row for row in found.mappings()}
         if vector is not None:
             rows |= {row["id"]: row for row in self._near(connection, vector, CANDIDATES, wanted)}
