@@ -102,4 +102,4 @@ def _quoted(word: str) -> str:
 
 
 def _mark(namespace: str) -> str:
-    return "ns" + hashlib.sha256(namespace.encode()).hexdigest()[:16]
+    return "n" + hashlib.sha256(namespace.encode()).hexdigest()[:10]
