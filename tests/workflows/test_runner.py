@@ -379,3 +379,32 @@ def test_a_workflow_is_an_operator_of_another_one() -> None:
     both = OPERATORS.with_(sub_workflow("Broken", failing, OPERATORS))
     ran = run("return (await self.broken(problem))['response']", model, "broken=Broken", operators=both)
     assert ran.cause == "workflow" and "no item 3" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("operator", "body", "said"),
+    [
+        ("Search", "x = await self.s(query=problem)", "Search needs search"),
+        ("Tool", "x = await self.s(tool='a', input=problem)", "Tool needs tools"),
+        ("Custom(self.llm, model='nope')", "x = await self.s(input=problem)", "no executor model 'nope'"),
+    ],
+)
+def test_what_the_runner_does_not_have_fails_the_workflow_and_is_refused_before(
+    operator: str, body: str, said: str
+) -> None:
+    declared = operator if "(" in operator else f"{operator}(self.llm)"
+    text = (
+        "class Workflow:\n    def __init__(self, name, llm_config, dataset):\n"
+        "        self.llm = create_llm_instance(llm_config)\n"
+        f"        self.s = operator.{declared}\n\n    async def __call__(self, problem: str):\n        {body}\n"
+        f"        return x['{'result' if operator == 'Tool' else 'response'}']\n"
+    )
+    workflow = checked_workflow(text)
+
+    async def act() -> tuple[WorkflowRun, list[str]]:
+        async with WorkflowRunner(ScriptedModel("reply")) as runner:
+            return await runner.run(workflow, "p"), [one.code for one in runner.check(text).problems]
+
+    run, codes = asyncio.run(act())
+    assert (run.status, run.cause) == (RunStatus.FAILED, "workflow") and said in run.error
+    assert set(codes) == {"wrong_argument" if "model" in said else "unknown_operator"}

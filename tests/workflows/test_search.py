@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from midstream.workflows.search.candidate import Candidate, Experience
 from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.edits import random_edit
 from midstream.workflows.search.evaluation import WorkflowEvaluator, paired_difference
-from midstream.workflows.search.proposals import ModelProposer, RandomProposer
+from midstream.workflows.search.proposals import ModelProposer, Proposal, RandomProposer
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
 from midstream.workflows.search.selection import UCT, Beam, SoftMixture, Uniform, soft_mixture
 
@@ -246,3 +246,14 @@ def test_the_baselines_are_workflows(name: str) -> None:
                                "<review_result>True</review_result>"])  # fmt: skip
     outcome = evaluated(model, workflow, TASKS[:1]).outcomes[0]
     assert outcome.error == "" and outcome.model_calls == calls.get(name, 0) + (name == "self-refine")
+
+
+def test_a_proposal_that_names_a_model_nobody_has_is_a_candidate_without_a_score() -> None:
+    instances = tuple(replace(one, model="gpt-4o") for one in START.instances)
+
+    class Proposes:
+        async def propose(self, *_: Any) -> Proposal:
+            return Proposal(workflow=replace(START, instances=instances), modification="another model")
+
+    found = search(proposer=Proposes(), rounds=1)
+    assert found.candidates[1].score is None and "no model 'gpt-4o'" in found.candidates[1].problems[0]

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from midstream.core import clock
-from midstream.core.errors import ConfigError, EngineError
+from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message, ToolCall
 from midstream.tools.sandbox import Result, Sandbox
 from midstream.workflows import ir
 from midstream.workflows.model import Model, ModelReply
+from midstream.workflows.operators.context import OperatorFailed
 from midstream.workflows.run.settings import RunSettings
 from midstream.workflows.run.trace import NodeRun
 
@@ -145,7 +146,7 @@ class NodeContext:
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> tuple[bool, str]:
         tools = self._run.tools
         if tools is None:
-            raise ConfigError("the workflow calls a tool, but the runner has no tools", "pass tools to WorkflowRunner")
+            raise OperatorFailed("the workflow calls a tool, but the runner has no tools: give tools to WorkflowRunner")
         if set(arguments) == {""}:
             tool = tools.get(name)
             first = next(iter(tool.parameters.get("properties", {})), "text") if tool is not None else "text"
@@ -158,7 +159,9 @@ class NodeContext:
 
     async def search(self, query: str, k: int) -> list[str]:
         if self._run.search is None:
-            raise ConfigError("the workflow searches, but the runner has no knowledge", "pass search to WorkflowRunner")
+            raise OperatorFailed(
+                "the workflow searches, but the runner has no knowledge: give search to WorkflowRunner"
+            )
         return [str(passage) for passage in await self._run.search(query, k)]
 
 

@@ -22,7 +22,7 @@ from midstream.workflows import ir
 from midstream.workflows.checker import check_workflow
 from midstream.workflows.hybrid import read_workflow, write_hybrid
 from midstream.workflows.limits import WorkflowLimits
-from midstream.workflows.problems import WorkflowError, errors
+from midstream.workflows.problems import Problem, WorkflowError, errors
 from midstream.workflows.run.trace import WorkflowRun, known_sum
 from midstream.workflows.search.candidate import (
     MAX_FAILURES,
@@ -76,7 +76,7 @@ class WorkflowSearch:
     async def run(self) -> SearchResult:
         """Search until a budget is used up or nothing improves. Raises `RunError` when the start cannot be scored, or
         the folder holds another search."""
-        if problems := errors(check_workflow(self._start, self._operators, self._limits)):
+        if problems := errors(self._problems(self._start)):
             raise WorkflowError(problems)
         self._load()
         if not self.candidates:
@@ -145,6 +145,8 @@ class WorkflowSearch:
             return candidate
         if proposal.workflow in known_workflows(self.candidates, self._read_text):
             return replace(candidate, workflow=None, problems=("this workflow was tried already",))
+        if problems := errors(self._problems(proposal.workflow)):
+            return replace(candidate, workflow=None, problems=tuple(map(str, problems)))
         best = max(_score(one) for one in self.candidates) if self.settings.stop_early else None
         return await self._evaluated(candidate, proposal.workflow, best)
 
@@ -223,6 +225,9 @@ class WorkflowSearch:
             raise RunError(f"'{path}' is not the log of a search: {error}", "give another folder") from None
         if self.candidates and self._read(self.candidates[0]) != self._start:
             raise RunError(f"'{self._folder}' holds a search from another workflow", "give another folder")
+
+    def _problems(self, workflow: ir.Workflow) -> list[Problem]:
+        return check_workflow(workflow, self._operators, self._limits, self._evaluator.runner.models)
 
     def _read(self, candidate: Candidate) -> ir.Workflow:
         return self._read_text(candidate.workflow or "")
