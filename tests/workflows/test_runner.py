@@ -408,3 +408,19 @@ def test_what_the_runner_does_not_have_fails_the_workflow_and_is_refused_before(
     run, codes = asyncio.run(act())
     assert (run.status, run.cause) == (RunStatus.FAILED, "workflow") and said in run.error
     assert set(codes) == {"wrong_argument" if "model" in said else "unknown_operator"}
+
+
+def test_nested_comprehensions_are_counted_as_steps_and_end_the_run() -> None:
+    items = "[" + ", ".join(["0"] * 64) + "]"
+    inner = "[1 for d in xs]"
+    for variable in "cba":
+        inner = f"[1 for {variable} in xs if len({inner}) > 0]"
+    body = f"xs = {items}\nys = {inner}\nx = await self.custom(input=problem)\nreturn x['response']"
+    workflow = checked_workflow(samples.workflow("custom=Custom", body))
+
+    async def act() -> WorkflowRun:
+        async with WorkflowRunner(ScriptedModel("reply"), settings=RunSettings(timeout_s=1)) as runner:
+            return await runner.run(workflow, "p")
+
+    run = asyncio.run(act())
+    assert run.status is RunStatus.FAILED and "rounds of comprehensions" in run.error

@@ -229,7 +229,6 @@ class _Interpreter:
         self._evaluator = Evaluator(inputs, workflow.prompts, runner.limits)
         self._instances = {one.name: one for one in workflow.instances}
         self._variables: dict[str, Any] = {}
-        self._steps = 0
         self._nodes, self._prefix = nodes, prefix
 
     async def answer(self) -> str:
@@ -243,9 +242,7 @@ class _Interpreter:
 
     async def _block(self, body: Sequence[ir.Statement], path: tuple[int, ...]) -> _Signal:
         for one in body:
-            self._steps += 1
-            if self._steps > self._runner.limits.steps:
-                raise WorkflowFailed(f"more than {self._runner.limits.steps} statements were executed", one.line)
+            self._evaluator.step(one.line)
             signal = await self._statement(one, path)
             if signal is not None:
                 return signal
