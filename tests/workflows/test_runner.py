@@ -177,7 +177,7 @@ def test_a_budget_ends_a_run(settings: dict[str, Any], reason: str) -> None:
         ("x = ['p']\nfor _ in range(9):\n    x = x + x\n" + DONE, "items"),
         ("x = 9\nfor _ in range(9):\n    x = x * x\n" + DONE, "number is too large"),
         ("for a in range(10):\n    for b in range(10):\n        for c in range(10):\n            for d in range(10):\n"
-         "                x = d\n" + DONE, "statements were executed"),
+         "                x = d\n" + DONE, "statements and rounds of comprehensions were executed"),
         ("x = [problem][3]\nreturn x + (await self.custom(input=problem))['response']", "there is no item 3"),
         ("xs = [one for one in problem.splitlines() if one == 'q']\nx = await self.ensemble(xs, problem)\n"
          "return x['response']", "list of solutions is empty"),
