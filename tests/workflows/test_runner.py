@@ -42,6 +42,7 @@ from midstream.workflows.cache import CachedModel, ResponseCache
 from midstream.workflows.model import Model
 from midstream.workflows.run.journal import FileJournal
 from midstream.workflows.run.serving import serve
+from midstream.workflows.run.trace import NodeRun
 from midstream.workflows.sub_workflow import sub_workflow
 
 DONE = "return (await self.custom(input=problem))['response']"
@@ -424,3 +425,20 @@ def test_nested_comprehensions_are_counted_as_steps_and_end_the_run() -> None:
 
     run = asyncio.run(act())
     assert run.status is RunStatus.FAILED and "rounds of comprehensions" in run.error
+
+
+@pytest.mark.parametrize("torn", ['{"key": "k2", "no', '{"key": "k2", "node": {}}', "\ufffd"])
+def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "run.jsonl"
+
+    async def kept(*keys: str) -> list[str]:
+        journal = FileJournal(path)
+        for key in keys:
+            await journal.put(key, NodeRun(key, "Custom", "custom"))
+        again = FileJournal(path)
+        return [key for key in ("k1", "k2", "k3", "k4") if await again.get(key) is not None]
+
+    assert asyncio.run(kept("k1")) == ["k1"]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(torn)
+    assert asyncio.run(kept("k3", "k4")) == ["k1", "k3", "k4"]

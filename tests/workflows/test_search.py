@@ -257,3 +257,15 @@ def test_a_proposal_that_names_a_model_nobody_has_is_a_candidate_without_a_score
 
     found = search(proposer=Proposes(), rounds=1)
     assert found.candidates[1].score is None and "no model 'gpt-4o'" in found.candidates[1].problems[0]
+
+
+def test_a_log_with_other_line_breaks_and_a_cut_end_is_read_again(tmp_path: Path) -> None:
+    odd = ScriptedModel("wrong\u2028answer\u0085here", price=Price(1, 1))
+    first = search(tmp_path, odd, rounds=1)
+    log = tmp_path / "candidates.jsonl"
+    assert "\u2028" in log.read_text(encoding="utf-8")
+    whole = log.read_bytes()
+    log.write_bytes(whole + '{"answer": "\u2028'.encode()[:-1])
+    again = search(tmp_path, odd, rounds=2)
+    assert again.candidates[:2] == first.candidates and len(again.candidates) == 3
+    assert log.read_bytes().startswith(whole) and log.read_bytes().count(b"\n") == 3

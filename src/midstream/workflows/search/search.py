@@ -214,11 +214,10 @@ class WorkflowSearch:
         path = None if self._folder is None else self._folder / LOG
         if path is None or not path.exists() or self.candidates:
             return
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        if text and not text.endswith("\n"):  # the last line was cut when the search was killed
-            lines = lines[:-1]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", errors="replace")  # a cut may fall within a character
+        *lines, cut = text.split("\n")  # only \n: a text within a line may hold other line breaks, such as U+2028
+        if cut:  # the search was killed while it wrote its last line
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
         try:
             self.candidates = [Candidate.from_json(json.loads(line)) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
