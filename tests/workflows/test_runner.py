@@ -442,3 +442,30 @@ def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path, torn: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(torn)
     assert asyncio.run(kept("k3", "k4")) == ["k1", "k3", "k4"]
+
+
+def test_a_run_that_goes_on_draws_the_seeds_and_keeps_the_budgets_of_a_whole_one(tmp_path: Path) -> None:
+    body = (
+        "xs = []\nfor i in range(4):\n    x = await self.custom(input=problem)\n    xs.append(x['response'])\n"
+        "return xs[0]"
+    )
+    workflow = checked_workflow(samples.workflow("custom=Custom", body))
+
+    async def act(model: ScriptedModel, journal: str = "", **settings: Any) -> WorkflowRun:
+        async with WorkflowRunner(model, settings=RunSettings(temperature=1.0, retries=0, **settings)) as runner:
+            return await runner.run(workflow, "p", journal=FileJournal(tmp_path / journal) if journal else None)
+
+    def interrupted() -> ScriptedModel:
+        return ScriptedModel(["a", "b", EngineError("killed")], price=Price(1e6, 1e6))
+
+    whole, rest = ScriptedModel("c"), ScriptedModel("c")
+    asyncio.run(act(whole))
+    asyncio.run(act(interrupted(), "run.jsonl"))
+    assert asyncio.run(act(rest, "run.jsonl")).status is RunStatus.COMPLETED
+    assert [sampling.seed for _, sampling in rest.asked] == [sampling.seed for _, sampling in whole.asked[2:]]
+
+    for name, limit in (("tokens", {"most_tokens": 1}), ("cost", {"most_cost_usd": 1e-9})):
+        asyncio.run(act(interrupted(), f"{name}.jsonl"))
+        model = ScriptedModel("c", price=Price(1, 1))
+        run = asyncio.run(act(model, f"{name}.jsonl", **limit))
+        assert (run.cause, model.asked) == ("budget", [])

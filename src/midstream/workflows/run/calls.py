@@ -75,6 +75,13 @@ class RunState:
             raise BudgetExceeded(f"the run may cost {settings.most_cost_usd} USD")
         self.model_calls += 1
 
+    def replay(self, node: NodeRun) -> None:
+        """Count a node of a journal, so that budgets and later seeds are those of a run that was not interrupted."""
+        self.model_calls += node.model_calls
+        self.tokens += (node.prompt_tokens or 0) + (node.completion_tokens or 0)
+        self.cost_usd += node.cost_usd or 0.0
+        self.asked.update(node.asked)
+
     def spend(self, reply: ModelReply) -> None:
         if self.settings.most_tokens is not None and None in (reply.prompt_tokens, reply.completion_tokens):
             raise BudgetExceeded("the tokens of a call are unknown, and the run has a limit of tokens")
@@ -109,6 +116,7 @@ class NodeContext:
         model = run.models(self._model)
         digest = hashlib.sha256(json.dumps([model.name, list(messages)]).encode()).hexdigest()
         run.asked[digest] += 1
+        node.asked.append(digest)
         asked = {"max_tokens": settings.max_tokens, "temperature": settings.temperature, **sampling}
         if asked["temperature"] > 0 and "seed" not in asked:
             # By content and occurrence rather than by node, so that an edit elsewhere keeps cached replies.

@@ -316,7 +316,7 @@ class _Interpreter:
         if self._journal is not None and (found := await self._journal.get(entry)) is not None:
             found = copy.deepcopy(found)
             found.replayed = True
-            self._state.model_calls += found.model_calls
+            self._state.replay(found)
             self._finish(found)
             return dict(found.output or {})
         node = NodeRun(key, operator.name, instance.name, invoke.line, arguments)
