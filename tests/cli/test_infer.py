@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from midstream.cli import run
 from midstream.cli.devices import find_devices
+from midstream.core.types import Step, Task, Trajectory
 
 
 def test_a_policy_that_was_trained_writes_a_workflow_for_a_problem(
@@ -53,5 +55,39 @@ def test_devices_are_shown_and_left_alone(
     assert one.idle and not other.idle and other.processes == (3819483,)
     assert run(["devices"]) == 0
     said = capsys.readouterr().out
-    assert "CUDA_VISIBLE_DEVICES=0 midstream train" in said and "in use by 1 processes" in said
+    assert (
+        "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0 midstream train" in said
+        and "in use by 1 processes" in said
+    )
+    assert run(["devices", "--gpus", "7"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "no GPU 7 here; there is 0, 1" in said and "the CPU is used" not in said
     assert run(["devices", "--force-clean"]) == 2  # there is no way to end a process
+
+
+def test_the_ground_truth_of_code_is_tests_and_not_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = "def f(x):\n    return x + 1"
+    answered = Trajectory(
+        uid="u", prompt_uid="p", task=Task(id="t", prompt="q", kind="code", metadata={"problem_type": "code"}),
+        answer=program, steps=(Step(prompt_ids=(1,), response_ids=(2,)),),
+        metadata={"workflow": {"valid": True, "status": "completed", "answer": program, "model_calls": 1}},
+    )  # fmt: skip
+    asked: list[str] = []
+
+    def ask(problem: str, **_: Any) -> Trajectory:
+        asked.append(problem)
+        return answered
+
+    monkeypatch.setattr("midstream.api.ask", ask)
+    given = ["infer", "--problem", "q", "--problem-type", "code", "--ground-truth"]
+    for refused in ("assert f(1) == 2", "42", "{}", "[]", '{"tests": [1]}'):
+        assert run([*given, refused]) == 2
+        assert '"entry_point": "f"' in "".join(capsys.readouterr())
+    assert asked == []  # refused before a model is asked
+    for right in ('{"tests": ["assert f(1) == 2"], "entry_point": "f"}', '["assert f(1) == 2"]'):
+        assert run([*given, right]) == 0
+        assert "reward (workflow): 1.00" in capsys.readouterr().out
+    assert run([*given, '["assert f(1) == 3"]']) == 0
+    assert "reward (workflow): 0.00" in capsys.readouterr().out

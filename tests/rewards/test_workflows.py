@@ -10,6 +10,7 @@ import pytest
 from midstream.core.types import Step, Task, Trajectory
 from midstream.rewards.compose import RewardConfig, RewardFunction
 from midstream.rewards.programs import hidden_tests, passed_tests, program_of
+from midstream.tools.sandbox import SandboxConfig, open_sandbox
 
 CODE = {"tests": ["assert add(1, 2) == 3", "assert add(0, 0) == 0", "assert add(-1, 1) == 0"], "entry_point": "add"}
 
@@ -101,6 +102,82 @@ def test_code_is_graded_by_all_of_its_hidden_tests() -> None:
 )
 def test_a_program_that_ends_or_breaks_passes_nothing(program: str) -> None:
     assert asyncio.run(passed_tests(program, CODE)) == [False] * 3
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "class T:\n    def __eq__(self, other): return True\ndef add(a, b): return T()",
+        "class T(int):\n    def __eq__(self, other): return True\ndef add(a, b): return T(9)",
+        "class add:\n    def __init__(self, a, b): pass\n    def __eq__(self, other): return True",
+        "class M(type):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
+        "class T(metaclass=M):\n    def __eq__(self, other): return True\nadd = lambda a, b: T()",
+        "import builtins, ast\nold = builtins.compile\n"
+        "class V(ast.NodeTransformer):\n    def visit_Assert(self, node): return ast.copy_location(ast.Pass(), node)\n"
+        "def new(code, *rest, **named):\n"
+        "    return old(V().visit(code) if isinstance(code, ast.AST) else code, *rest)\n"
+        "builtins.compile = new\ndef add(a, b): pass",
+        "import ast\nold = ast.parse\nast.parse = lambda code, *r, **n: old(code.replace('assert', '0 and'), *r, **n)\n"
+        "def add(a, b): pass",
+        "import builtins\nbuiltins.exec = lambda *rest: None\ndef add(a, b): pass",
+    ],
+)
+def test_a_program_that_tricks_its_tests_passes_nothing(program: str) -> None:
+    assert asyncio.run(passed_tests(program, CODE)) == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("test", "program"),
+    [
+        ("assert f(2) == [{'a': {1, 2}}, (None, 1.5)]",
+         "class T(dict):\n    __eq__ = lambda a, b: True\ndef f(x): return [T(), (None, 1.5)]"),
+        ("x = [2, 1]\nf(x)\nassert x == [1, 2]",
+         "class T:\n    __eq__ = lambda a, b: True\ndef f(x): x[:] = [T(), T()]"),
+        ("assert abs(f(2) - 2) < 0.1", "import builtins\nbuiltins.abs = lambda x: 0\ndef f(x): return 9"),
+        ("assert sorted(f(2)) == [1]",
+         "class T:\n    __eq__ = lambda a, b: True\ndef sorted(x): return T()\ndef f(x): return 9"),
+        ("import math\nassert math.isclose(f(2), 2)",
+         "import math\ndef f(x):\n    return 9\nmath.isclose = lambda a, b: True"),
+    ],
+)  # fmt: skip
+def test_a_trick_within_a_container_an_argument_or_a_helper_passes_nothing(test: str, program: str) -> None:
+    assert asyncio.run(passed_tests(program, {"tests": [test], "entry_point": "f"})) == [False]
+
+
+@pytest.mark.parametrize(
+    ("test", "program"),
+    [
+        ("assert f(2) == [{'a': {1, 2}}, (None, 1.5)]", "def f(x): return [{'a': {1, x}}, (None, 1.5)]"),
+        ("x = [2, 1]\nf(x)\nassert x == [1, 2]", "def f(x): x.sort()"),
+        ("assert list(f(2)) == [0, 1]", "def f(x):\n    yield from range(x)"),
+        ("assert f('aab') == {'a': 2, 'b': 1}", "from collections import Counter\ndef f(x): return Counter(x)"),
+        ("assert f(3)(4) == 7", "def f(x): return lambda y: x + y"),
+        ("import asyncio\nassert asyncio.run(f(3)) == 4", "async def f(x): return x + 1"),
+        ("s = f()\ns.push(3)\nassert len(s) == 1 and s.pop() == 3",
+         "class f:\n    def __init__(self): self.all = []\n    def push(self, x): self.all.append(x)\n"
+         "    def pop(self): return self.all.pop()\n    def __len__(self): return len(self.all)"),
+        ("assert back(f('a')) == 'a'", "def f(x): return x + '!'\ndef back(x): return x[:-1]"),
+        ("try:\n    f(0)\n    assert False\nexcept ValueError:\n    pass", "def f(x): raise ValueError(x)"),
+        ("assert f(2) is True and math.floor(1.5) == 1", "import math\ndef f(x): return x > 1"),
+        ("def g(x):\n    return x + 1\nassert f(g, 2) == 4", "def f(g, x): return g(g(x))"),
+    ],
+)  # fmt: skip
+def test_an_honest_program_passes_whatever_it_returns(test: str, program: str) -> None:
+    assert asyncio.run(passed_tests(program, {"tests": [test], "entry_point": "f"})) == [True]
+
+
+def test_the_small_interpreter_grades_too_and_takes_no_class() -> None:
+    async def act(program: str) -> list[bool]:
+        sandbox = await open_sandbox(SandboxConfig(backend="interpreter"))
+        try:
+            return await passed_tests(program, CODE, sandbox)
+        finally:
+            await sandbox.close()
+
+    pytest.importorskip("pydantic_monty")
+    assert asyncio.run(act("def add(a, b):\n    return a + b")) == [True] * 3
+    lying = "class T:\n    def __eq__(self, other):\n        return True\ndef add(a, b):\n    return T()"
+    assert asyncio.run(act(lying)) == [False] * 3
 
 
 def test_programs_and_tests_are_found() -> None:

@@ -172,3 +172,27 @@ def test_the_gradient_reaches_prompts_and_graph_and_not_the_problem(
     prompt = slice(len(start), len(start) + length)
     assert good[prompt].sum() > bad[prompt].sum()  # the prompt's own tokens
     assert good.sum() > bad.sum()
+
+
+@pytest.mark.parametrize(
+    ("operator", "body", "said"),
+    [
+        ("Search(self.llm)", "query=problem", "no operator 'Search'"),
+        ("Tool(self.llm)", "tool='a', input=problem", "no operator 'Tool'"),
+        ("Custom(self.llm, model='gpt-4o')", "input=problem", "no model 'gpt-4o'"),
+    ],
+)
+def test_a_workflow_that_asks_for_what_is_not_there_is_refused_and_the_training_goes_on(
+    tiny_tokenizer: ChatTokenizer, operator: str, body: str, said: str
+) -> None:
+    field = "result" if "Tool" in operator else "response"
+    text = (
+        "class Workflow:\n    def __init__(self, name, llm_config, dataset):\n"
+        "        self.llm = create_llm_instance(llm_config)\n"
+        f"        self.s = operator.{operator}\n\n    async def __call__(self, problem: str):\n"
+        f"        x = await self.s({body})\n        return x['{field}']\n"
+    )
+    ran = attempted(tiny_tokenizer, text)
+    assert ran.status is Status.COMPLETED and ran.answer is None and ran.reward == pytest.approx(-0.2)
+    assert said in str(ran.metadata["workflow"]["problems"])
+    assert "Search(" not in str(ran.steps[0].messages) and "Tool(" not in str(ran.steps[0].messages)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tests.workflows.fakes import FakeSandbox
 
-from midstream.core.errors import ConfigError
 from midstream.core.types import Task
 from midstream.tools import ToolSession, tool
 from midstream.tools.sandbox import Result
@@ -247,8 +246,6 @@ def test_search_and_tool_reach_outside_without_a_model() -> None:
     assert call("Tool", "", {"tool": "say", "input": "hello"}, tools=tools)[0]["result"] == "hello"
     record, _, run = call("Tool", "", {"tool": "nobody", "input": "3"}, tools=tools)
     assert record["ok"] is False and run.nodes[0].issues
-    with pytest.raises(ConfigError, match="the runner has no tools"):
-        call("Tool", "", {"tool": "t", "input": "x"})
 
 
 def test_replies_are_read_as_they_come() -> None:

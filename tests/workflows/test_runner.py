@@ -42,6 +42,7 @@ from midstream.workflows.cache import CachedModel, ResponseCache
 from midstream.workflows.model import Model
 from midstream.workflows.run.journal import FileJournal
 from midstream.workflows.run.serving import serve
+from midstream.workflows.run.trace import NodeRun
 from midstream.workflows.sub_workflow import sub_workflow
 
 DONE = "return (await self.custom(input=problem))['response']"
@@ -177,7 +178,7 @@ def test_a_budget_ends_a_run(settings: dict[str, Any], reason: str) -> None:
         ("x = ['p']\nfor _ in range(9):\n    x = x + x\n" + DONE, "items"),
         ("x = 9\nfor _ in range(9):\n    x = x * x\n" + DONE, "number is too large"),
         ("for a in range(10):\n    for b in range(10):\n        for c in range(10):\n            for d in range(10):\n"
-         "                x = d\n" + DONE, "statements were executed"),
+         "                x = d\n" + DONE, "statements and rounds of comprehensions were executed"),
         ("x = [problem][3]\nreturn x + (await self.custom(input=problem))['response']", "there is no item 3"),
         ("xs = [one for one in problem.splitlines() if one == 'q']\nx = await self.ensemble(xs, problem)\n"
          "return x['response']", "list of solutions is empty"),
@@ -379,3 +380,92 @@ def test_a_workflow_is_an_operator_of_another_one() -> None:
     both = OPERATORS.with_(sub_workflow("Broken", failing, OPERATORS))
     ran = run("return (await self.broken(problem))['response']", model, "broken=Broken", operators=both)
     assert ran.cause == "workflow" and "no item 3" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("operator", "body", "said"),
+    [
+        ("Search", "x = await self.s(query=problem)", "Search needs search"),
+        ("Tool", "x = await self.s(tool='a', input=problem)", "Tool needs tools"),
+        ("Custom(self.llm, model='nope')", "x = await self.s(input=problem)", "no executor model 'nope'"),
+    ],
+)
+def test_what_the_runner_does_not_have_fails_the_workflow_and_is_refused_before(
+    operator: str, body: str, said: str
+) -> None:
+    declared = operator if "(" in operator else f"{operator}(self.llm)"
+    text = (
+        "class Workflow:\n    def __init__(self, name, llm_config, dataset):\n"
+        "        self.llm = create_llm_instance(llm_config)\n"
+        f"        self.s = operator.{declared}\n\n    async def __call__(self, problem: str):\n        {body}\n"
+        f"        return x['{'result' if operator == 'Tool' else 'response'}']\n"
+    )
+    workflow = checked_workflow(text)
+
+    async def act() -> tuple[WorkflowRun, list[str]]:
+        async with WorkflowRunner(ScriptedModel("reply")) as runner:
+            return await runner.run(workflow, "p"), [one.code for one in runner.check(text).problems]
+
+    run, codes = asyncio.run(act())
+    assert (run.status, run.cause) == (RunStatus.FAILED, "workflow") and said in run.error
+    assert set(codes) == {"wrong_argument" if "model" in said else "unknown_operator"}
+
+
+def test_nested_comprehensions_are_counted_as_steps_and_end_the_run() -> None:
+    items = "[" + ", ".join(["0"] * 64) + "]"
+    inner = "[1 for d in xs]"
+    for variable in "cba":
+        inner = f"[1 for {variable} in xs if len({inner}) > 0]"
+    body = f"xs = {items}\nys = {inner}\nx = await self.custom(input=problem)\nreturn x['response']"
+    workflow = checked_workflow(samples.workflow("custom=Custom", body))
+
+    async def act() -> WorkflowRun:
+        async with WorkflowRunner(ScriptedModel("reply"), settings=RunSettings(timeout_s=1)) as runner:
+            return await runner.run(workflow, "p")
+
+    run = asyncio.run(act())
+    assert run.status is RunStatus.FAILED and "rounds of comprehensions" in run.error
+
+
+@pytest.mark.parametrize("torn", ['{"key": "k2", "no', '{"key": "k2", "node": {}}', "\ufffd"])
+def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "run.jsonl"
+
+    async def kept(*keys: str) -> list[str]:
+        journal = FileJournal(path)
+        for key in keys:
+            await journal.put(key, NodeRun(key, "Custom", "custom"))
+        again = FileJournal(path)
+        return [key for key in ("k1", "k2", "k3", "k4") if await again.get(key) is not None]
+
+    assert asyncio.run(kept("k1")) == ["k1"]
+    with path.open("a", encoding="utf-8") as file:
+        file.write(torn)
+    assert asyncio.run(kept("k3", "k4")) == ["k1", "k3", "k4"]
+
+
+def test_a_run_that_goes_on_draws_the_seeds_and_keeps_the_budgets_of_a_whole_one(tmp_path: Path) -> None:
+    body = (
+        "xs = []\nfor i in range(4):\n    x = await self.custom(input=problem)\n    xs.append(x['response'])\n"
+        "return xs[0]"
+    )
+    workflow = checked_workflow(samples.workflow("custom=Custom", body))
+
+    async def act(model: ScriptedModel, journal: str = "", **settings: Any) -> WorkflowRun:
+        async with WorkflowRunner(model, settings=RunSettings(temperature=1.0, retries=0, **settings)) as runner:
+            return await runner.run(workflow, "p", journal=FileJournal(tmp_path / journal) if journal else None)
+
+    def interrupted() -> ScriptedModel:
+        return ScriptedModel(["a", "b", EngineError("killed")], price=Price(1e6, 1e6))
+
+    whole, rest = ScriptedModel("c"), ScriptedModel("c")
+    asyncio.run(act(whole))
+    asyncio.run(act(interrupted(), "run.jsonl"))
+    assert asyncio.run(act(rest, "run.jsonl")).status is RunStatus.COMPLETED
+    assert [sampling.seed for _, sampling in rest.asked] == [sampling.seed for _, sampling in whole.asked[2:]]
+
+    for name, limit in (("tokens", {"most_tokens": 1}), ("cost", {"most_cost_usd": 1e-9})):
+        asyncio.run(act(interrupted(), f"{name}.jsonl"))
+        model = ScriptedModel("c", price=Price(1, 1))
+        run = asyncio.run(act(model, f"{name}.jsonl", **limit))
+        assert (run.cause, model.asked) == ("budget", [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from midstream.workflows.search.candidate import Candidate, Experience
 from midstream.workflows.search.config import SearchSettings
 from midstream.workflows.search.edits import random_edit
 from midstream.workflows.search.evaluation import WorkflowEvaluator, paired_difference
-from midstream.workflows.search.proposals import ModelProposer, RandomProposer
+from midstream.workflows.search.proposals import ModelProposer, Proposal, RandomProposer
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
 from midstream.workflows.search.selection import UCT, Beam, SoftMixture, Uniform, soft_mixture
 
@@ -246,3 +246,26 @@ def test_the_baselines_are_workflows(name: str) -> None:
                                "<review_result>True</review_result>"])  # fmt: skip
     outcome = evaluated(model, workflow, TASKS[:1]).outcomes[0]
     assert outcome.error == "" and outcome.model_calls == calls.get(name, 0) + (name == "self-refine")
+
+
+def test_a_proposal_that_names_a_model_nobody_has_is_a_candidate_without_a_score() -> None:
+    instances = tuple(replace(one, model="gpt-4o") for one in START.instances)
+
+    class Proposes:
+        async def propose(self, *_: Any) -> Proposal:
+            return Proposal(workflow=replace(START, instances=instances), modification="another model")
+
+    found = search(proposer=Proposes(), rounds=1)
+    assert found.candidates[1].score is None and "no model 'gpt-4o'" in found.candidates[1].problems[0]
+
+
+def test_a_log_with_other_line_breaks_and_a_cut_end_is_read_again(tmp_path: Path) -> None:
+    odd = ScriptedModel("wrong\u2028answer\u0085here", price=Price(1, 1))
+    first = search(tmp_path, odd, rounds=1)
+    log = tmp_path / "candidates.jsonl"
+    assert "\u2028" in log.read_text(encoding="utf-8")
+    whole = log.read_bytes()
+    log.write_bytes(whole + '{"answer": "\u2028'.encode()[:-1])
+    again = search(tmp_path, odd, rounds=2)
+    assert again.candidates[:2] == first.candidates and len(again.candidates) == 3
+    assert log.read_bytes().startswith(whole) and log.read_bytes().count(b"\n") == 3

@@ -40,16 +40,22 @@ class Device:
 def command(gpus: tuple[int, ...], monitor: bool, every: float) -> None:
     """Show the GPUs and which are idle. Processes of others are shown and left alone."""
     while True:
-        devices = [one for one in find_devices() if not gpus or one.index in gpus]
-        if not devices:
+        found = find_devices()
+        if not found:
             click.echo("no GPU here: the CPU is used (policy.device=cpu)")
             return
+        if missing := sorted(set(gpus) - {one.index for one in found}):
+            numbers, there = (", ".join(map(str, some)) for some in (missing, [one.index for one in found]))
+            raise click.BadParameter(f"no GPU {numbers} here; there is {there}", param_hint="--gpus")
+        devices = [one for one in found if not gpus or one.index in gpus]
         for one in devices:
             state = "idle" if one.idle else f"in use by {len(one.processes) or 'other'} processes"
             click.echo(f"{one.index}  {one.name}  {one.used_mb}/{one.total_mb} MB  {one.percent} %  {state}")
         idle = ",".join(str(one.index) for one in devices if one.idle)
         if idle:
-            click.echo(f"to use the idle ones: CUDA_VISIBLE_DEVICES={idle} midstream train ...")
+            # Without the order, CUDA counts the fastest first, and nvidia-smi counts by bus.
+            given = f"CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={idle}"
+            click.echo(f"to use the idle ones: {given} midstream train ...")
         if not monitor:
             return
         time.sleep(every)

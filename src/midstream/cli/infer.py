@@ -19,7 +19,7 @@ TYPES = ("math", "code", "qa", "choice")
 @click.option("--model", help="A model by name, directory or hub id; with --config, in place of the config's.")
 @click.option("--problem", required=True, help="The problem, as text.")
 @click.option("--problem-type", type=click.Choice(TYPES), default="qa", show_default=True)
-@click.option("--ground-truth", help="The right answer; with it, the reward is shown.")
+@click.option("--ground-truth", help="The right answer, or hidden tests as JSON; shows the reward.")
 @click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(problem: str, problem_type: str, ground_truth: str | None, run_name: str | None, **options: Any) -> int:
@@ -32,10 +32,11 @@ def command(problem: str, problem_type: str, ground_truth: str | None, run_name:
 
     from midstream.api import ask
 
+    reference = None if ground_truth is None else _reference(ground_truth, problem_type)
     trajectory = ask(problem, run=run_name, metadata={"problem_type": problem_type}, **options)
     _show(trajectory)
-    if ground_truth is not None:
-        asyncio.run(_show_reward(trajectory, ground_truth))
+    if reference is not None:
+        asyncio.run(_show_reward(trajectory, reference))
     return 0 if trajectory.answer is not None else 1
 
 
@@ -54,7 +55,30 @@ def _show(trajectory: Trajectory) -> None:
     click.echo(visible(f"answer: {trajectory.answer if trajectory.answer is not None else record.get('error') or '-'}"))
 
 
-async def _show_reward(trajectory: Trajectory, ground_truth: str) -> None:
+def _reference(text: str, problem_type: str) -> Any:
+    """The reference of `--ground-truth`: hidden tests for code, which are JSON, else the text itself."""
+    if problem_type != "code":
+        return text
+    import json
+
+    from midstream.core.errors import UserError
+
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    reference: Any = found if isinstance(found, dict) else {"tests": found}
+    tests = reference.get("tests")
+    tests = [tests] if isinstance(tests, str) else tests
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise UserError(
+            "--ground-truth of a code problem is not hidden tests as JSON",
+            """give '{"tests": ["assert f(1) == 2"], "entry_point": "f"}', or a list of tests""",
+        )
+    return reference
+
+
+async def _show_reward(trajectory: Trajectory, ground_truth: Any) -> None:
     """The rewards of the attempt with `ground_truth` as its reference, by our preset and by the seed's."""
     from dataclasses import replace
 

@@ -1,8 +1,13 @@
 """Grades programs by hidden tests, in the sandbox.
 
 The program runs first, in a session of its own; the tests follow one by one, so that it cannot read them before it has
-been loaded. A test passes when it ends and returns a word that was drawn after the program was written. What this does
-not stop: a program that inspects the frames of its caller while a test calls it.
+been loaded. A test passes when it ends and returns a word that was drawn after the program was written. A test sees the
+program's results as plain data and its own builtins and modules (`program_tests`), so neither an object that equals
+everything nor a replaced builtin passes. The small interpreter has no such tools: there a program with a class fails.
+
+What this does not stop: program and tests share a process, so a program that was written to take over its grader (by
+the frames of its caller, the garbage collector, methods of the standard library's classes, or the socket) can. In the
+small interpreter, a program can define a function with the name of a builtin that a test uses.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import re
 import secrets
 import weakref
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from midstream.rewards.answers import after_thinking
@@ -19,7 +25,10 @@ from midstream.tools.sandbox import Sandbox, SandboxConfig, open_sandbox
 
 MAX_CHARS = 100_000
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_LOADER = Path(__file__).with_name("program_tests.py").read_text(encoding="utf-8")
 _PYTHON = ("", "python", "py", "python3")
+
+_CLASS = re.compile(r"\bclass\b")
 
 
 def fenced_programs(text: str) -> list[str]:
@@ -62,18 +71,34 @@ async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = No
     if not tests or len(program) > MAX_CHARS:
         return [False] * len(tests)
     passed: list[bool] = []
-    async with (sandbox or await shared_sandbox()).session() as session:
-        loaded = (await session.run(program)).ok
+    sandbox = sandbox or await shared_sandbox()
+    small = sandbox.name == "interpreter"
+    if small and _CLASS.search(program):
+        return [False] * len(tests)
+    load = program if small else _loading(program)
+    async with sandbox.session() as session:
+        loaded = (await session.run(load)).ok
         for test in tests:
             if not loaded:
                 passed.append(False)
                 continue
             word = secrets.token_hex(16)
-            result = await session.run(f"{test}\n{word!r}")
+            called = test if small else f"grader['run']({test!r})"
+            result = await session.run(f"{called}\n{word!r}")
             passed.append(result.ok and word in (result.value or ""))
             if result.state_lost:
-                loaded = (await session.run(program)).ok
+                loaded = (await session.run(load)).ok
     return passed
+
+
+def _loading(program: str) -> str:
+    """The cell that loads a program, in a namespace with builtins of its own."""
+    return f"""import builtins
+grader = {{"__builtins__": dict(vars(builtins)), "__name__": "grader"}}
+exec({_LOADER!r}, grader)
+del builtins
+grader["load"]({program!r})
+"""
 
 
 _SANDBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[Sandbox]] = weakref.WeakKeyDictionary()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from midstream.core.errors import UserError
 from midstream.workflows import ir
-from midstream.workflows.checker import check_workflow, checked_workflow
 from midstream.workflows.problems import WorkflowError, errors
 from midstream.workflows.run.runner import WorkflowInput, WorkflowRunner
 from midstream.workflows.run.trace import RunStatus, WorkflowRun
@@ -20,7 +19,10 @@ class BoundWorkflow:
     def __init__(self, workflow: ir.Workflow | str, runner: WorkflowRunner) -> None:
         """Raises `WorkflowError` for a text that is not a workflow."""
         if isinstance(workflow, str):
-            workflow = checked_workflow(workflow, runner.operators, runner.limits)
+            checked = runner.check(workflow)
+            if checked.workflow is None or not checked.ok:
+                raise WorkflowError(errors(checked.problems))
+            workflow = checked.workflow
         self.graph, self.runner = workflow, runner
         self.last_run: WorkflowRun | None = None
 
@@ -32,7 +34,7 @@ class BoundWorkflow:
     def prompts(self, prompts: Mapping[str, str]) -> None:
         """Raises `WorkflowError` when the graph refers to a prompt that is not there any more."""
         changed = self.graph.with_prompts(prompts)
-        found = errors(check_workflow(changed, self.runner.operators, self.runner.limits))
+        found = errors(self.runner.problems(changed))
         if found:
             raise WorkflowError(found)
         self.graph = changed

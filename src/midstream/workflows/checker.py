@@ -6,7 +6,7 @@ The messages are meant for the author, who may be a model: what is wrong, on whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from midstream.core.errors import nearest
@@ -38,13 +38,19 @@ class Checked:
         return self.workflow is not None and not errors(self.problems)
 
 
-def check_text(text: str, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None) -> Checked:
-    """Read a workflow in either form and judge it. Never raises for what the text holds."""
+def check_text(
+    text: str,
+    operators: OperatorSet = OPERATORS,
+    limits: WorkflowLimits | None = None,
+    models: Collection[str] | None = None,
+) -> Checked:
+    """Read a workflow in either form and judge it. Never raises for what the text holds. `models` are the names of the
+    executor models, as in `check_workflow`."""
     try:
         workflow = read_workflow(text, operators, limits)
     except WorkflowError as error:
         return Checked(None, error.problems)
-    return Checked(workflow, tuple(check_workflow(workflow, operators, limits)))
+    return Checked(workflow, tuple(check_workflow(workflow, operators, limits, models)))
 
 
 def checked_workflow(
@@ -58,16 +64,22 @@ def checked_workflow(
 
 
 def check_workflow(
-    workflow: ir.Workflow, operators: OperatorSet = OPERATORS, limits: WorkflowLimits | None = None
+    workflow: ir.Workflow,
+    operators: OperatorSet = OPERATORS,
+    limits: WorkflowLimits | None = None,
+    models: Collection[str] | None = None,
 ) -> list[Problem]:
-    """Every problem of a workflow, in order of lines."""
-    checker = _Checker(workflow, operators, limits or WorkflowLimits())
+    """Every problem of a workflow, in order of lines. `models` are the names an operator's `model=` may have; any name
+    when None, for where it is not known yet what will run the workflow."""
+    checker = _Checker(workflow, operators, limits or WorkflowLimits(), models)
     return sorted(checker.check(), key=lambda problem: (problem.line, problem.warning))
 
 
 class _Checker:
-    def __init__(self, workflow: ir.Workflow, operators: OperatorSet, limits: WorkflowLimits) -> None:
-        self.workflow, self.operators, self.limits = workflow, operators, limits
+    def __init__(
+        self, workflow: ir.Workflow, operators: OperatorSet, limits: WorkflowLimits, models: Collection[str] | None
+    ) -> None:
+        self.workflow, self.operators, self.limits, self.models = workflow, operators, limits, models
         self.problems: list[Problem] = []
         self.read: set[str] = set()
         self._loops = 0
@@ -114,6 +126,10 @@ class _Checker:
                 hint = nearest(one.operator, self.operators)
                 self._problem("unknown_operator", f"there is no operator '{one.operator}'", one.line, hint)
                 continue
+            if one.model and self.models is not None and one.model not in self.models:
+                named = [name for name in self.models if name]
+                hint = nearest(one.model, named) if named else "leave model out"
+                self._problem("wrong_argument", f"there is no model '{one.model}'", one.line, hint)
             for name, value in one.settings:
                 of = self._types.of(ir.Constant(value), {})
                 if problem := argument_problem(operator, name, of):

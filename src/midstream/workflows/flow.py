@@ -52,7 +52,8 @@ class WorkflowWriterSettings(Config):
     """Settings of the flow `workflow_writer`."""
 
     operators: str | tuple[str, ...] = ()
-    """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all."""
+    """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all that can
+    run: `Tool` needs tools, and `Search` cannot run here."""
     repairs: int = Field(default=0, ge=0)
     """How often a reply that the checker refuses is sent back with the checker's messages."""
     constrained: bool = False
@@ -78,6 +79,8 @@ class WorkflowWriterSettings(Config):
             known = AFLOW_SETS if isinstance(operators, str) else OPERATORS
             if name not in known:
                 raise ValueError(f"no '{name}'; {nearest(name, known)}")
+            if not isinstance(operators, str) and "search" in OPERATORS[name].needs:
+                raise ValueError(f"{name} needs passages to search, which this flow does not have; use Tool")
         return operators
 
     @model_validator(mode="after")
@@ -90,7 +93,7 @@ class WorkflowWriterSettings(Config):
     def operator_set(self) -> OperatorSet:
         """The operators as a set."""
         names = AFLOW_SETS[self.operators] if isinstance(self.operators, str) else self.operators
-        return OPERATORS.only(names) if names else OPERATORS
+        return OPERATORS.only(names) if names else OPERATORS.offered(("sandbox", "tools"))
 
 
 @register("workflow_writer")
@@ -124,9 +127,14 @@ class WorkflowWriterFlow(AgentFlowBase):
         record = getattr(self, "_record", None)
         return {} if record is None else {"workflow": record}
 
+    @property
+    def _operators(self) -> OperatorSet:
+        """The operators that can run: `Tool` only where the agent has tools."""
+        return self.config.operator_set.offered(("sandbox", "tools") if self.session.tools.shown() else ("sandbox",))
+
     async def _written(self, sampling: SamplingParams) -> Checked:
         """What the policy wrote last, and the checker's verdict."""
-        operators = self.config.operator_set
+        operators = self._operators
         example = f"\n\nFor example:\n{self.config.example}" if self.config.example else ""
         guide = f"{self.config.guide}\n\nOperators:\n{operators.cards()}{example}"
         messages: list[Message] = [
@@ -138,7 +146,7 @@ class WorkflowWriterFlow(AgentFlowBase):
             self.turns += 1
             step = await self.chat(messages, sampling_params=sampling, response_format=constraint)
             self._text = after_thinking(step.text)
-            checked = check_text(self._text, operators, self.config.limits)
+            checked = check_text(self._text, operators, self.config.limits, ("",))
             if checked.ok or self.turns > self.config.repairs:
                 return checked
             said = "\n".join(str(problem) for problem in errors(checked.problems))
@@ -151,10 +159,10 @@ class WorkflowWriterFlow(AgentFlowBase):
         assert checked.workflow is not None
         runner = WorkflowRunner(
             ExecutorModel(self, self.config),
-            operators=self.config.operator_set,
+            operators=self._operators,
             settings=self.config.run,
             limits=self.config.limits,
-            sandbox=await shared_sandbox() if _runs_code(checked, self.config.operator_set) else None,
+            sandbox=await shared_sandbox() if _runs_code(checked, self._operators) else None,
             tools=self.session.tools,
         )
         # The same for all attempts at a task, so that their rewards differ by what was written.

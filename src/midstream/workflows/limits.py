@@ -33,6 +33,6 @@ class WorkflowLimits(Config):
     model_calls: int = Field(default=40, ge=1)
     """Model calls of a run, in the worst case."""
     steps: int = Field(default=2_000, ge=1)
-    """Statements a run may execute."""
+    """Statements a run may execute, and rounds of comprehensions."""
     value_chars: int = Field(default=200_000, ge=1)
     """Characters of one text that a run makes."""

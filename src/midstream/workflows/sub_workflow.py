@@ -22,7 +22,9 @@ def sub_workflow(
     if found:
         raise WorkflowError(found)
 
-    @operator(name=name, calls=most_model_calls(workflow, operators, limits or WorkflowLimits()))
+    needs = sorted({need for one in workflow.instances for need in operators[one.operator].needs})
+
+    @operator(name=name, calls=most_model_calls(workflow, operators, limits or WorkflowLimits()), needs=tuple(needs))
     async def run(context: OperatorContext, problem: str) -> str:
         """Runs a workflow on a problem and returns its answer."""
         return await context.run_workflow(workflow, problem)

@@ -32,6 +32,14 @@ def test_output_and_the_last_value_come_back(backend: str) -> None:
     assert result.ok and not result.detail and result.wall_s > 0 and result.backend == backend
 
 
+@pytest.mark.parametrize("name", ["builtins.compile", "builtins.exec", "builtins.eval", "builtins.repr", "ast.parse"])
+def test_a_cell_that_replaces_a_builtin_does_not_change_how_the_next_runs(name: str) -> None:
+    first, second = cells(
+        "bubblewrap", f"import ast, builtins\n{name} = lambda *given, **named: 7\nNone", "x = 20\nx + 1"
+    )
+    assert first.ok and second.ok and second.value == "21"
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("code", ["", "# nothing", "x = 1", "None"])
 def test_code_without_a_value_has_none(backend: str, code: str) -> None:

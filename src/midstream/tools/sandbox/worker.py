@@ -38,6 +38,10 @@ MAPPED_MEMORY = 4 << 30
 """Address space beyond the memory: libraries are mapped, not held."""
 CORE_SECONDS = 5
 
+_compile, _exec, _eval, _isinstance, _repr = compile, exec, eval, isinstance, repr
+_AST_ONLY, _EXPRESSION, _WHOLE = ast.PyCF_ONLY_AST, ast.Expr, ast.Expression
+"""Bound here, so that code which replaces a builtin does not change how later cells run."""
+
 
 def encode_frame(header: dict[str, Any], blobs: list[bytes]) -> bytes:
     """The bytes of a frame."""
@@ -154,18 +158,18 @@ def _call(
 def _run(code: str, scope: dict[str, Any], name: str) -> Any:
     """Execute `code`; the value of its last statement where that is an expression."""
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
-    tree = ast.parse(code, name)
+    tree = cast("ast.Module", _compile(code, name, "exec", _AST_ONLY))
     last = tree.body[-1] if tree.body else None
-    if not isinstance(last, ast.Expr):
-        exec(compile(tree, name, "exec"), scope)
+    if not _isinstance(last, _EXPRESSION):
+        _exec(_compile(tree, name, "exec"), scope)
         return None
     del tree.body[-1]
-    exec(compile(tree, name, "exec"), scope)
-    return eval(compile(ast.Expression(last.value), name, "eval"), scope)
+    _exec(_compile(tree, name, "exec"), scope)
+    return _eval(_compile(_WHOLE(last.value), name, "eval"), scope)
 
 
 def _text(value: Any) -> str:
-    text = repr(value)
+    text = _repr(value)
     return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "..."
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,10 @@ class OperatorSet(Mapping[str, Operator]):
             if name not in self._by_name:
                 raise ConfigError(f"no operator '{name}'", nearest(name, self._by_name))
         return OperatorSet([self._by_name[name] for name in names])
+
+    def offered(self, provided: Collection[str]) -> OperatorSet:
+        """A set without the operators that need what is not in `provided`."""
+        return OperatorSet([one for one in self._by_name.values() if set(one.needs) <= set(provided)])
 
     def with_(self, *operators: Operator) -> OperatorSet:
         """A set with these added."""

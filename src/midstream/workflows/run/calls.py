@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from midstream.core import clock
-from midstream.core.errors import ConfigError, EngineError
+from midstream.core.errors import EngineError
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message, ToolCall
 from midstream.tools.sandbox import Result, Sandbox
 from midstream.workflows import ir
 from midstream.workflows.model import Model, ModelReply
+from midstream.workflows.operators.context import OperatorFailed
 from midstream.workflows.run.settings import RunSettings
 from midstream.workflows.run.trace import NodeRun
 
@@ -74,6 +75,13 @@ class RunState:
             raise BudgetExceeded(f"the run may cost {settings.most_cost_usd} USD")
         self.model_calls += 1
 
+    def replay(self, node: NodeRun) -> None:
+        """Count a node of a journal, so that budgets and later seeds are those of a run that was not interrupted."""
+        self.model_calls += node.model_calls
+        self.tokens += (node.prompt_tokens or 0) + (node.completion_tokens or 0)
+        self.cost_usd += node.cost_usd or 0.0
+        self.asked.update(node.asked)
+
     def spend(self, reply: ModelReply) -> None:
         if self.settings.most_tokens is not None and None in (reply.prompt_tokens, reply.completion_tokens):
             raise BudgetExceeded("the tokens of a call are unknown, and the run has a limit of tokens")
@@ -108,6 +116,7 @@ class NodeContext:
         model = run.models(self._model)
         digest = hashlib.sha256(json.dumps([model.name, list(messages)]).encode()).hexdigest()
         run.asked[digest] += 1
+        node.asked.append(digest)
         asked = {"max_tokens": settings.max_tokens, "temperature": settings.temperature, **sampling}
         if asked["temperature"] > 0 and "seed" not in asked:
             # By content and occurrence rather than by node, so that an edit elsewhere keeps cached replies.
@@ -145,7 +154,7 @@ class NodeContext:
     async def call_tool(self, name: str, arguments: dict[str, Any]) -> tuple[bool, str]:
         tools = self._run.tools
         if tools is None:
-            raise ConfigError("the workflow calls a tool, but the runner has no tools", "pass tools to WorkflowRunner")
+            raise OperatorFailed("the workflow calls a tool, but the runner has no tools: give tools to WorkflowRunner")
         if set(arguments) == {""}:
             tool = tools.get(name)
             first = next(iter(tool.parameters.get("properties", {})), "text") if tool is not None else "text"
@@ -158,7 +167,9 @@ class NodeContext:
 
     async def search(self, query: str, k: int) -> list[str]:
         if self._run.search is None:
-            raise ConfigError("the workflow searches, but the runner has no knowledge", "pass search to WorkflowRunner")
+            raise OperatorFailed(
+                "the workflow searches, but the runner has no knowledge: give search to WorkflowRunner"
+            )
         return [str(passage) for passage in await self._run.search(query, k)]
 
 

@@ -25,6 +25,15 @@ class Evaluator:
 
     def __init__(self, inputs: Mapping[str, str], prompts: Mapping[str, str], limits: WorkflowLimits) -> None:
         self._inputs, self._prompts, self._limits = inputs, prompts, limits
+        self._steps = 0
+
+    def step(self, line: int, count: int = 1) -> None:
+        """Count statements, or rounds of a comprehension. Raises `WorkflowFailed` when a run may do no more."""
+        self._steps += count
+        if self._steps > self._limits.steps:
+            raise WorkflowFailed(
+                f"more than {self._limits.steps} statements and rounds of comprehensions were executed", line
+            )
 
     def value(self, of: ir.Expression, variables: Mapping[str, Any]) -> Any:
         """The value of an expression. Raises `WorkflowFailed`."""
@@ -88,12 +97,13 @@ class Evaluator:
         over = self.value(of.over, variables)
         if not isinstance(over, list):
             raise WorkflowFailed("a comprehension goes over a list", of.line)
+        self.step(of.line, len(over))
         made: list[Any] = []
         for item in over:
             inside = {**variables, of.variable: item}
             if of.condition is None or self.value(of.condition, inside):
                 made.append(self.value(of.value, inside))
-        return made
+        return self._bounded(made, of.line)
 
     def _function(self, of: ir.Function, variables: Mapping[str, Any]) -> Any:
         if of.name in ("and", "or"):

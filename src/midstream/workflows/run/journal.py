@@ -34,18 +34,26 @@ def journal_key(node: str, operator: str, arguments: Mapping[str, Any]) -> str:
 
 
 class FileJournal:
-    """A journal in a file. Each record is on disk before the run goes on; a torn last line is ignored."""
+    """A journal in a file. Each record is on disk before the run goes on. A torn end of the file, from the first line
+    on that is no record, is removed when the journal is opened."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._nodes: dict[str, NodeRun] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            whole = 0
+            for line in path.read_bytes().splitlines(keepends=True):
                 try:
                     entry = json.loads(line)
-                    self._nodes[entry["key"]] = node_from_json(entry["node"])
+                    node = node_from_json(entry["node"])
                 except (ValueError, KeyError, TypeError):
                     break
+                if not line.endswith(b"\n"):
+                    break
+                self._nodes[entry["key"]] = node
+                whole += len(line)
+            if whole < path.stat().st_size:
+                os.truncate(path, whole)
 
     async def get(self, key: str) -> NodeRun | None:
         return self._nodes.get(key)

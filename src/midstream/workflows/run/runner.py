@@ -1,8 +1,8 @@
 """Runs workflows: interprets the IR, node by node, with accounting, retries, timeouts and budgets.
 
 A run never raises for what the workflow does or what a model replies: it ends `failed` or `timed_out` with a reason. An
-answer in a `WorkflowRun` is always the workflow's own; fallbacks exist only in `serving`. Errors of the user (no tools
-where a workflow calls one) are raised.
+answer in a `WorkflowRun` is always the workflow's own; fallbacks exist only in `serving`. A workflow that asks for a
+model, tools or knowledge that the runner does not have fails; so does one with an operator that is not in its set.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from midstream.core.types import Task
 from midstream.tools.sandbox import Sandbox, SandboxConfig, SandboxFailed, open_sandbox
 from midstream.workflows import ir
 from midstream.workflows.budget import most_model_calls
+from midstream.workflows.checker import Checked, check_text, check_workflow
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.model import Model
 from midstream.workflows.operators import OPERATORS
 from midstream.workflows.operators.context import OperatorFailed
 from midstream.workflows.operators.declare import Operator, OperatorSet, argument_problem
+from midstream.workflows.problems import Problem
 from midstream.workflows.run.calls import BudgetExceeded, NodeContext, RunState, Search, ToolCaller
 from midstream.workflows.run.evaluate import Evaluator, WorkflowFailed
 from midstream.workflows.run.journal import Journal, journal_key
@@ -65,7 +67,12 @@ class WorkflowRunner:
         tools: ToolCaller | None = None,
         search: Search | None = None,
     ) -> None:
-        self.operators = operators
+        given = {"tools": tools, "search": search}
+        self.provided = ("sandbox", *(name for name, one in given.items() if one is not None))
+        """What operators may need: `sandbox`, `tools`, `search`."""
+        self._all_operators = operators
+        self.operators = operators.offered(self.provided)
+        """Those that can run here: without the ones that need tools or knowledge the runner does not have."""
         self.settings, self.limits = settings or RunSettings(), limits or WorkflowLimits()
         self._models: Mapping[str, Model] = model if isinstance(model, Mapping) else {"": model}
         self._sandbox, self._tools, self._search = sandbox, tools, search
@@ -91,6 +98,19 @@ class WorkflowRunner:
             raise ConfigError(f"no executor model '{name}'", nearest(name, self._models))
         return self._models[name]
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models; "" is the default one."""
+        return tuple(self._models)
+
+    def problems(self, workflow: ir.Workflow) -> list[Problem]:
+        """What the checker finds in a workflow for this runner: its operators, limits and models."""
+        return check_workflow(workflow, self.operators, self.limits, self.models)
+
+    def check(self, text: str) -> Checked:
+        """Read a workflow and judge it for this runner."""
+        return check_text(text, self.operators, self.limits, self.models)
+
     async def run(
         self,
         workflow: ir.Workflow,
@@ -102,6 +122,16 @@ class WorkflowRunner:
     ) -> WorkflowRun:
         """Run a workflow that the checker accepts. `on_node` hears of each node when it ends."""
         given = WorkflowInput(problem=problem) if isinstance(problem, str) else problem
+        for one in workflow.instances:
+            missing = "" if one.operator in self.operators else f"there is no operator '{one.operator}'"
+            if missing and one.operator in self._all_operators:
+                needs = " and ".join(self._all_operators[one.operator].needs)
+                missing = f"{one.operator} needs {needs}: give them to WorkflowRunner"
+            if one.model and one.model not in self._models:
+                missing = f"no executor model '{one.model}'"
+            if missing:
+                error = str(WorkflowFailed(missing, one.line))
+                return WorkflowRun(answer=None, status=RunStatus.FAILED, error=error, cause="workflow")
         most = most_model_calls(workflow, self.operators, self.limits)
         if self.settings.most_model_calls is not None:
             most = min(most, self.settings.most_model_calls)
@@ -113,7 +143,7 @@ class WorkflowRunner:
 
         state = RunState(
             settings=self.settings,
-            models=self.model,
+            models=self._asked_model,
             slots=self._slots,
             seed=seed,
             public_tests=given.public_tests,
@@ -149,6 +179,13 @@ class WorkflowRunner:
             nodes=tuple(nodes),
             latency_s=time.perf_counter() - began,
         )
+
+    def _asked_model(self, name: str) -> Model:
+        """The model that a workflow names."""
+        try:
+            return self.model(name)
+        except ConfigError as error:
+            raise WorkflowFailed(str(error)) from None
 
     async def _open_sandbox(self) -> Sandbox:
         if self._sandbox is not None:
@@ -192,7 +229,6 @@ class _Interpreter:
         self._evaluator = Evaluator(inputs, workflow.prompts, runner.limits)
         self._instances = {one.name: one for one in workflow.instances}
         self._variables: dict[str, Any] = {}
-        self._steps = 0
         self._nodes, self._prefix = nodes, prefix
 
     async def answer(self) -> str:
@@ -206,9 +242,7 @@ class _Interpreter:
 
     async def _block(self, body: Sequence[ir.Statement], path: tuple[int, ...]) -> _Signal:
         for one in body:
-            self._steps += 1
-            if self._steps > self._runner.limits.steps:
-                raise WorkflowFailed(f"more than {self._runner.limits.steps} statements were executed", one.line)
+            self._evaluator.step(one.line)
             signal = await self._statement(one, path)
             if signal is not None:
                 return signal
@@ -282,7 +316,7 @@ class _Interpreter:
         if self._journal is not None and (found := await self._journal.get(entry)) is not None:
             found = copy.deepcopy(found)
             found.replayed = True
-            self._state.model_calls += found.model_calls
+            self._state.replay(found)
             self._finish(found)
             return dict(found.output or {})
         node = NodeRun(key, operator.name, instance.name, invoke.line, arguments)

@@ -15,7 +15,6 @@ from dataclasses import replace
 from midstream.core.errors import EngineError, MidstreamError
 from midstream.core.sampling import SamplingParams
 from midstream.workflows import ir
-from midstream.workflows.checker import check_text, check_workflow
 from midstream.workflows.problems import WorkflowError, errors
 from midstream.workflows.run.runner import WorkflowInput, WorkflowRunner
 from midstream.workflows.run.trace import FallbackLayer, RunStatus, WorkflowRun
@@ -38,7 +37,7 @@ async def serve(
     given = WorkflowInput(problem=problem) if isinstance(problem, str) else problem
     reason, layer = _refusal(workflow, runner), "instantiate"
     if isinstance(workflow, str):
-        checked = check_text(workflow, runner.operators, runner.limits)
+        checked = runner.check(workflow)
         workflow = checked.workflow if checked.workflow is not None else DEFAULT_WORKFLOW
     if not reason:
         run = await runner.run(workflow, given, seed=seed)
@@ -55,10 +54,7 @@ async def serve(
 
 def _refusal(workflow: ir.Workflow | str, runner: WorkflowRunner) -> str:
     """Why the workflow must not run, or ""."""
-    if isinstance(workflow, str):
-        problems = check_text(workflow, runner.operators, runner.limits).problems
-    else:
-        problems = check_workflow(workflow, runner.operators, runner.limits)
+    problems = runner.check(workflow).problems if isinstance(workflow, str) else runner.problems(workflow)
     found = errors(problems)
     return WorkflowError(found).message if found else ""
 

@@ -42,6 +42,8 @@ class NodeRun:
     latency_s: float = 0.0
     issues: list[str] = field(default_factory=list[str])
     """What was not as asked, such as a reply without its tags."""
+    asked: list[str] = field(default_factory=list[str])
+    """Digests of the message lists it sent, so that a run that goes on counts them as sent."""
     replayed: bool = False
     """The output comes from a journal of an interrupted run."""
 
@@ -114,7 +116,7 @@ class WorkflowRun:
 
     def as_json(self) -> dict[str, Any]:
         """Summary and nodes as JSON data."""
-        return {**self.summary(), "nodes": [asdict(node) for node in self.nodes]}
+        return {**self.summary(), "nodes": [_without_digests(node) for node in self.nodes]}
 
 
 def known_sum(values: Iterable[float | None]) -> float | None:
@@ -129,6 +131,12 @@ def known_sum(values: Iterable[float | None]) -> float | None:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
+
+
+def _without_digests(node: NodeRun) -> dict[str, Any]:
+    data = asdict(node)
+    del data["asked"]
+    return data
 
 
 def node_from_json(data: Mapping[str, Any]) -> NodeRun:

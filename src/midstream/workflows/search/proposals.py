@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,7 +75,8 @@ class RandomProposer:
 class ModelProposer:
     """Lets a model change a workflow, as AFlow's optimiser does: it sees the workflow with its score, what was tried,
     the operators, and some failures. A reply that is not a valid workflow is sent back with the checker's messages, at
-    most `repairs` times; a change that was tried before is asked for anew, within the same number."""
+    most `repairs` times; a change that was tried before is asked for anew, within the same number. `models` are the
+    names that an operator's `model=` may have, any when None."""
 
     def __init__(
         self,
@@ -84,12 +85,13 @@ class ModelProposer:
         limits: WorkflowLimits | None = None,
         *,
         kind: str = "",
+        models: Collection[str] | None = None,
         repairs: int = 2,
         max_tokens: int = 2048,
         temperature: float = 1.0,
     ) -> None:
         self._model, self._operators, self._limits = model, operators, limits
-        self._kind, self._repairs = kind, repairs
+        self._kind, self._models, self._repairs = kind, models, repairs
         self._max_tokens, self._temperature = max_tokens, temperature
 
     async def propose(
@@ -112,7 +114,7 @@ class ModelProposer:
             tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
             spent = None if spent is None or reply.cost_usd is None else spent + reply.cost_usd
             modification = (tagged(reply.text, "modification") or "no description").split("\n")[0][:300]
-            checked = check_text(_without_tags(reply.text), self._operators, self._limits)
+            checked = check_text(_without_tags(reply.text), self._operators, self._limits, self._models)
             said = [str(problem) for problem in errors(checked.problems)]
             if not said and checked.workflow == workflow:
                 said = ["the workflow is the same as before; change something"]

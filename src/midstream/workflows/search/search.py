@@ -22,7 +22,7 @@ from midstream.workflows import ir
 from midstream.workflows.checker import check_workflow
 from midstream.workflows.hybrid import read_workflow, write_hybrid
 from midstream.workflows.limits import WorkflowLimits
-from midstream.workflows.problems import WorkflowError, errors
+from midstream.workflows.problems import Problem, WorkflowError, errors
 from midstream.workflows.run.trace import WorkflowRun, known_sum
 from midstream.workflows.search.candidate import (
     MAX_FAILURES,
@@ -76,7 +76,7 @@ class WorkflowSearch:
     async def run(self) -> SearchResult:
         """Search until a budget is used up or nothing improves. Raises `RunError` when the start cannot be scored, or
         the folder holds another search."""
-        if problems := errors(check_workflow(self._start, self._operators, self._limits)):
+        if problems := errors(self._problems(self._start)):
             raise WorkflowError(problems)
         self._load()
         if not self.candidates:
@@ -145,6 +145,8 @@ class WorkflowSearch:
             return candidate
         if proposal.workflow in known_workflows(self.candidates, self._read_text):
             return replace(candidate, workflow=None, problems=("this workflow was tried already",))
+        if problems := errors(self._problems(proposal.workflow)):
+            return replace(candidate, workflow=None, problems=tuple(map(str, problems)))
         best = max(_score(one) for one in self.candidates) if self.settings.stop_early else None
         return await self._evaluated(candidate, proposal.workflow, best)
 
@@ -212,17 +214,19 @@ class WorkflowSearch:
         path = None if self._folder is None else self._folder / LOG
         if path is None or not path.exists() or self.candidates:
             return
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        if text and not text.endswith("\n"):  # the last line was cut when the search was killed
-            lines = lines[:-1]
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        text = path.read_bytes().decode("utf-8", errors="replace")  # a cut may fall within a character
+        *lines, cut = text.split("\n")  # only \n: a text within a line may hold other line breaks, such as U+2028
+        if cut:  # the search was killed while it wrote its last line
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
         try:
             self.candidates = [Candidate.from_json(json.loads(line)) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"'{path}' is not the log of a search: {error}", "give another folder") from None
         if self.candidates and self._read(self.candidates[0]) != self._start:
             raise RunError(f"'{self._folder}' holds a search from another workflow", "give another folder")
+
+    def _problems(self, workflow: ir.Workflow) -> list[Problem]:
+        return check_workflow(workflow, self._operators, self._limits, self._evaluator.runner.models)
 
     def _read(self, candidate: Candidate) -> ir.Workflow:
         return self._read_text(candidate.workflow or "")

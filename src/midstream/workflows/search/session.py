@@ -21,7 +21,7 @@ from midstream.workflows.run.runner import WorkflowRunner
 from midstream.workflows.search.candidate import Candidate
 from midstream.workflows.search.comparison import Comparison, compare
 from midstream.workflows.search.evaluation import WorkflowEvaluator
-from midstream.workflows.search.proposals import ModelProposer, RandomProposer
+from midstream.workflows.search.proposals import ModelProposer, Proposer, RandomProposer
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
 
 BEST = "best.json"
@@ -42,12 +42,11 @@ async def run_search(
         evaluator = WorkflowEvaluator(
             runner, take(tasks, "val", config.val_tasks), repeats=config.search.repeats, seed=config.search.seed
         )
-        operators = config.operator_set
-        proposer = (
-            RandomProposer(operators, config.limits)
-            if config.optimizer is None
-            else ModelProposer(opened[config.optimizer], operators, config.limits, kind="/".join(tasks.kinds))
-        )
+        operators = config.operator_set.offered(runner.provided)
+        proposer: Proposer = RandomProposer(operators, config.limits)
+        if config.optimizer is not None:
+            kind, model = "/".join(tasks.kinds), opened[config.optimizer]
+            proposer = ModelProposer(model, operators, config.limits, kind=kind, models=runner.models)
         start = load_workflow(config.start, operators, config.limits)
         search = WorkflowSearch(start, evaluator, proposer, config.search, config.folder, config.limits, on_candidate)
         result = await search.run()
