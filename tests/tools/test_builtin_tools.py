@@ -265,7 +265,8 @@ def test_a_query_cannot_take_more_memory_than_its_own(database):
 def test_long_values_are_cut_and_large_results_refused(database):
     kind, path = database
     text = "printf('%020000d', 0)" if kind == "sqlite" else "repeat('0', 20000)"
-    many = "WITH a AS (SELECT group_concat(name, '') AS n FROM items) SELECT n, n, n, n, n, n, n, n FROM a, items, items AS b"
+    name = "WITH a AS (SELECT group_concat(name, '') AS n FROM items)"
+    many = f"{name} SELECT n, n, n, n, n, n, n, n FROM a, items, items AS b"
     toolset = sql_toolset(SqlSettings(path=str(path), max_rows=1000))
     (part,) = asyncio.run(toolset.call("sql", {"query": f"SELECT {text}"})).parts
     assert len(part.data["rows"][0][0]) == 10_000 and part.data["rows"][0][0].startswith("000")

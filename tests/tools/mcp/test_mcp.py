@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("mcp", reason="pip install 'midstream[mcp]'")
 
 from midstream.core.errors import ConfigError
+from midstream.core.secrets import without_secrets
 from midstream.tools import Toolbox, ToolOutage, ToolUseConfig, load_tools
 from midstream.tools.mcp.client import McpToolset
 from midstream.tools.mcp.config import McpServerConfig
@@ -213,3 +214,18 @@ def test_a_servers_settings_are_checked(settings, problem):
 def test_a_token_that_is_not_there_stops_the_run():
     with pytest.raises(ConfigError, match="NO_SUCH_TOKEN holds no token for the MCP server 'a'"):
         run({"a": McpServerConfig(url="http://127.0.0.1:9/mcp", token_env="NO_SUCH_TOKEN")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"url": "http://127.0.0.1:1/mcp", "headers": {"Cookie": "sid=1"}}, "the header 'Cookie' was not kept"),
+        ({"url": "http://127.0.0.1:1/mcp?token=abc"}, "a secret in its url was not kept"),
+        ({"command": (*ODD, "--password", "a")}, "a secret in its command was not kept"),
+    ],
+)
+def test_saved_settings_never_reach_a_server_without_their_secrets(settings, reason):
+    saved = without_secrets(McpServerConfig(**settings).model_dump(mode="json"))
+    with pytest.raises(ConfigError, match=reason) as error:
+        asyncio.run(McpToolset({"a": McpServerConfig(**saved)}).open())
+    assert "use token_env" in error.value.hint or "use pass_env" in error.value.hint
