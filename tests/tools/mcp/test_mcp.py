@@ -17,6 +17,7 @@ from midstream.tools import Toolbox, ToolOutage, ToolUseConfig, load_tools
 from midstream.tools.mcp.client import McpToolset
 from midstream.tools.mcp.config import McpServerConfig
 from midstream.tools.mcp.server import http_app
+from midstream.tools.sandbox.processes import usage
 from midstream.tools.toolbox import ToolsetFactory
 
 ODD = (sys.executable, str(Path(__file__).parent / "odd_server.py"))
@@ -82,6 +83,21 @@ def test_a_server_that_does_not_start_is_left_out_unless_required(what, caplog):
     tools, done = run(servers, ("echo", {"text": "hi"}))
     assert [tool.name for tool in tools] == ["echo"] and done[0][0].result == "hi"
     assert "MCP server 'broken'" in caplog.text and "its tools are left out" in caplog.text
+
+
+def test_no_server_is_left_running_when_opening_is_cancelled():
+    servers = {"odd": server(), "silent": server("silent"), "shared": server(shared=True)}
+    before = usage(os.getpid()).pids
+
+    async def cancelled():
+        toolset = McpToolset(servers)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await toolset.open()
+        assert usage(os.getpid()).pids == before
+        assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("mcp-")] == []
+
+    asyncio.run(cancelled())
 
 
 def test_a_required_server_that_does_not_start_is_an_outage():
