@@ -218,6 +218,21 @@ def test_the_breaker_pauses_a_tool_that_is_down_and_probes_it(clock):
     assert [one.ok for one in run(box, call, call)] == [True, True]
 
 
+def test_timeouts_of_one_trajectory_do_not_pause_a_tool_for_the_others():
+    @tool(timeout_s=0.02)
+    async def slow(n: int) -> str:
+        """Wait."""
+        await asyncio.sleep(n)
+        return "ok"
+
+    box = toolbox(slow, outage="report", breaker={"failures": 3})
+    assert [one.error_kind for one in run(box, *[("slow", {"n": 5})] * 4)] == ["timeout"] * 4
+    assert run(box, ("slow", {"n": 0}))[0].ok
+    for _ in range(3):  # trajectories
+        run(box, ("slow", {"n": 5}))
+    assert "paused" in run(box, ("slow", {"n": 0}))[0].result
+
+
 def test_the_breaker_ignores_errors_of_the_caller():
     flaky, calls = failing(ToolError("no result"))
     run(toolbox(flaky, breaker={"failures": 1}), *[("flaky", {"query": "a"})] * 4)
