@@ -1,14 +1,19 @@
 """Retries, fallbacks, budgets, approval, the circuit breaker, statistics, recording and replay of tool calls."""
 
 import asyncio
+import datetime
 import json
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
 from midstream.core.errors import ConfigError, ToolUnavailable
-from midstream.core.toolsets import ToolResult, ToolSpec
+from midstream.core.toolsets import ToolContent, ToolResult, ToolSpec
 from midstream.tools import Toolbox, ToolError, ToolOutage, ToolUseConfig, TransientToolError, load_tools, tool
+from midstream.tools.policies import Recording
+from midstream.tools.toolbox import ToolsetFactory
+from midstream.tools.toolset import FunctionToolset
 
 
 def toolbox(*tools, **settings):
@@ -270,6 +275,46 @@ def test_a_recording_answers_without_the_tools(tmp_path):
     with pytest.raises(ToolOutage, match="holds no recording of count"):
         run(toolbox(count, replay=str(path)), ("count", {"step": 5}))
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("data", [{"day": datetime.date(2026, 1, 1)}, {"sets": {1}}, {("a", 1): 2}])
+def test_a_result_that_json_cannot_hold_is_recorded_as_text(tmp_path, data):
+    path = str(tmp_path / "calls.jsonl")
+
+    class Today(FunctionToolset):
+        async def call(self, name, arguments):
+            return ToolResult((ToolContent(kind="data", text="some", data=data),))
+
+    @tool
+    def today() -> str:
+        """Today."""
+        return ""
+
+    def answers(**settings):
+        factory = ToolsetFactory(lambda: Today([today]), (today,))
+
+        async def scenario():
+            async with AsyncExitStack() as resources:
+                box = Toolbox((), toolsets=[factory], use=ToolUseConfig.model_validate(settings))
+                session = box.session()
+                await session.open(resources)
+                return await session.run("today", {})
+
+        return asyncio.run(scenario())[1].parts[0]
+
+    assert answers(record=path).data == data
+    replayed = answers(replay=path)
+    assert replayed.text == "some" and json.loads(json.dumps(replayed.data)) == replayed.data
+
+
+def test_what_could_not_be_written_is_not_counted_as_recorded(tmp_path):
+    recording = Recording(tmp_path / "missing" / "calls.jsonl", replay=False)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            recording.add(("a", "{}", 0), ToolResult.of("b"))
+    recording.path.parent.mkdir()
+    recording.add(("a", "{}", 0), ToolResult.of("b"))
+    assert len(recording.path.read_text().splitlines()) == 1
 
 
 def test_a_file_that_is_no_recording_is_refused(tmp_path):
