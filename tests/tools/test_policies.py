@@ -378,6 +378,13 @@ def test_cards_hold_what_a_planner_needs_to_know():
     ]
 
 
+def test_selection_where_every_tool_is_always_shown():
+    session = toolbox(
+        *load_tools(["calculator", "echo"]), selection={"k": 1, "always": ["echo", "calculator"]}
+    ).session()
+    assert [one.name for one in session.shown("what is 6 times 7?")] == ["calculator", "echo"]
+
+
 def test_the_prompt_shows_the_tools_that_fit_the_question():
     @tool
     def weather(city: str) -> str:

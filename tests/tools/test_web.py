@@ -258,6 +258,13 @@ def test_a_name_that_resolves_differently_each_time_reaches_nothing(site, monkey
     assert "is not a public address" in calls[1][0].result
 
 
+@pytest.mark.parametrize(
+    "address", ["fec0::1", "fd00::1", "fe80::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
+)
+def test_addresses_inside_a_network_are_not_public(address):
+    assert not is_public(ipaddress.ip_address(address))
+
+
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "2002:808:808::1"])
 def test_public_addresses_are_public(address):
     assert is_public(ipaddress.ip_address(address))
