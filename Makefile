@@ -16,8 +16,8 @@ WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
 POINTS ?= 2000
-# Number of test workers: make test JOBS=1
-JOBS ?= logical
+# Number of test workers: make test JOBS=1. Many tests wait for programs of their own, so 3 workers for 2 cores, at most 8.
+JOBS ?= $(shell "$(PYTHON)" -c 'import os; print(min(8, ((os.cpu_count() or 1) * 3 + 1) // 2))')
 # Index with CPU builds of torch, for machines without a GPU (PyPI serves builds with CUDA):
 # make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -83,7 +83,7 @@ train: $(READY)
 
 # One worker per core, at most eight, because each loads torch. tests/conftest.py gives each worker one thread.
 test: $(READY) bubblewrap
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)

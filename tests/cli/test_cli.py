@@ -74,6 +74,8 @@ def test_ctrl_c_is_exit_130() -> None:
     script = (
         "import os, signal, sys, click; from midstream import cli; stop = lambda: os.kill(os.getpid(), signal.SIGINT); "
         "cli.cli.get_command = lambda ctx, name: click.Command('x', callback=stop); "
+        # A shell's background job, such as the tests may be, begins with the signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "cli.main(['doctor'])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -134,3 +134,12 @@ def test_only_a_run_can_be_followed_or_what_may_become_one(tmp_path: Path) -> No
     (tmp_path / "notes.txt").touch()
     with pytest.raises(RunError, match="is no run directory"):
         check_followed(tmp_path)
+
+
+def test_a_publication_left_aside_by_a_kill_is_there_again_for_a_resumed_run(tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path)
+    folder = publisher.publish(1, write).folder
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    assert publisher.newest() is None
+    publisher.discard_after(1)
+    assert versions(tmp_path) == [1]

@@ -95,11 +95,26 @@ def test_penalised_rows_are_sampled_from_changed_logits_and_report_the_models() 
     only[4] = 1.0
     for seed in range(20):
         plain = sample(rows, params, [seed] * 4, [0] * 4)
-        tokens, log_probs, whole = sample(rows, params, [seed] * 4, [0] * 4, {1: only, 2: only})
+        tokens, log_probs, whole = sample(rows, params, [seed] * 4, [0] * 4, penalised={1: only, 2: only})
         assert tokens.tolist() == [plain[0][0], 4, 4, plain[0][3]]
         assert torch.equal(whole, plain[2])
         assert torch.equal(log_probs, whole[range(4), tokens])
         assert log_probs[2] == torch.log_softmax(LOGITS / 0.5, -1)[4]
+
+
+def test_limited_rows_are_sampled_from_and_reported_over_the_allowed_tokens() -> None:
+    params = [SamplingParams(), SamplingParams(temperature=0), SamplingParams(temperature=0.5)]
+    rows = LOGITS.expand(3, -1).clone()
+    limited = LOGITS.clone()
+    limited[[0, 2, 4]] = -math.inf
+    for seed in range(20):
+        tokens, log_probs, whole = sample(rows, params, [seed] * 3, [0] * 3, limited={1: limited, 2: limited})
+        assert set(tokens[1:].tolist()) <= {1, 3, 5}
+        assert torch.equal(whole[0], torch.log_softmax(LOGITS, -1))
+        assert torch.equal(whole[1], torch.log_softmax(limited, -1))
+        assert torch.equal(whole[2], torch.log_softmax(limited / 0.5, -1))
+        assert torch.equal(log_probs, whole[range(3), tokens])
+    assert torch.equal(rows, LOGITS.expand(3, -1)), "the logits given are not changed"
 
 
 def test_penalised_rows_are_sampled_at_their_temperature() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from midstream.core.errors import TrainingError
 from midstream.engines.base import Completion, Request
 from midstream.engines.torch.engine import TorchEngine
 from midstream.evaluate.agreement import contents
+from midstream.learn.config import TrainConfig
 from midstream.learn.data.collect import Collected, Group
 from midstream.learn.run import producer
 from midstream.rewards import component
@@ -110,3 +112,30 @@ def test_log_probabilities_that_are_too_few_cost_their_trajectory_and_no_other(
     assert first["failed_trajectories"] == 1 and {row["failed_trajectories"] for row in others} == {0}
     assert "3 tokens but 2 log-probabilities" in first["errors"][0]["reason"]
     assert first["prefilled_tokens"] == undisturbed["metrics.jsonl"][0]["prefilled_tokens"]
+
+
+MEMORY = {"database": "memory.sqlite", "namespace": "desk"}
+
+
+@pytest.mark.parametrize(
+    ("flow", "setting"),
+    [
+        ({"name": "react", "settings": {"reflections": MEMORY}}, r"flow\.settings\.reflections"),
+        (
+            {"tools": ["memory_retrieve"], "tool_settings": {"memory_retrieve": {**MEMORY, "write": True}}},
+            r"flow\.tool_settings\.memory_retrieve\.write",
+        ),
+        ({"tools": ["memory_retrieve"], "tool_settings": {"memory_retrieve": MEMORY}}, None),
+    ],
+)
+def test_a_memory_that_attempts_write_for_each_other_is_refused_where_runs_repeat(
+    flow: dict[str, Any], setting: str | None
+) -> None:
+    config = {"tasks": {"sources": [{"type": "direct"}]}, "flow": flow}
+    TrainConfig.model_validate(config)
+    with (
+        pytest.raises(ValueError, match=f"trainer.deterministic cannot be combined with {setting}")
+        if setting
+        else nullcontext()
+    ):
+        TrainConfig.model_validate(config | {"trainer": {"deterministic": True}})

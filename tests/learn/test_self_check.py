@@ -145,7 +145,7 @@ def test_a_check_that_noise_drowns_says_what_it_could_see(run: Run, tiny_path: P
     with row_dependent_products(0.008):
         code, out = run(FAST, *FEW)
     assert code == 0 and "bad " not in out
-    assert re.search(r"^note  \S.*undecided: only what is above \d", out, re.MULTILINE)
+    assert re.search(r"^note  \S.*undecided: at this noise, only values above \d", out, re.MULTILINE)
     assert re.search(r"\d+ of \d+ checks passed, [1-9]\d* undecided$", out.splitlines()[-1])
 
 

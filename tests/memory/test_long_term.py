@@ -12,7 +12,9 @@ from midstream.memory.embedding import HashingEmbedder, load_embedder
 from midstream.memory.long_term import LongTermMemory, Ranking
 from midstream.memory.reflections import Reflections
 from midstream.memory.retrieve import MemorySettings, MemoryToolset, _databases
+from midstream.memory.schema import memories
 from midstream.store.database import Database
+from midstream.store.schema import schemas
 from midstream.tools import Toolbox
 from midstream.tools.load import load
 
@@ -85,6 +87,33 @@ def test_namespaces_do_not_see_each_other(database):
     assert [one.text for one in others] == ["The customer lives in Quito."]
 
 
+def test_words_of_other_namespaces_do_not_change_what_is_found(database):
+    query = "refunds w1 w2 w3 w4 w5 w6 w7 w8"
+
+    async def scenario(memory):
+        await memory.add("Refunds take a week.")
+        before = await memory.retrieve(query)
+        other = LongTermMemory(memory.database, "other", memory.embedder)
+        await other.add("w1 w2 w3 w4 w5 w6 w7 w8")
+        return before, await memory.retrieve(query)
+
+    before, after = run(database, scenario, embedder=None)
+    assert len(before) == 2 and [one.text for one in before] == [one.text for one in after]
+
+
+def test_an_older_database_is_indexed_anew(database):
+    async def scenario(memory):
+        def make_old(connection):
+            connection.execute(memories.update().values(words="nsdesk refunds"))
+            connection.execute(schemas.update().where(schemas.c.name == "memory").values(version=1))
+
+        await memory.database.submit(lambda transaction: make_old(transaction.connection))
+        with closing(Database(database)) as opened:
+            return await LongTermMemory(opened, "desk").retrieve("who lives in Lima", k=1)
+
+    assert run(database, scenario)[0].text == "The customer lives in Lima."
+
+
 def test_duplicates_are_merged_and_keep_both_sources(database):
     async def scenario(memory):
         first = await memory.add("the customer LIVES in lima", source="call", importance=0.9)
@@ -106,6 +135,55 @@ def test_a_key_stands_for_its_latest_memory(sqlite):
 
     home, work = run(sqlite, scenario)
     assert home.text == "Quito" and work is None
+
+
+@pytest.mark.parametrize("embedder", [None, HashingEmbedder()])
+def test_keys_with_the_same_text_do_not_take_it_from_each_other(database, embedder):
+    texts = {"likes_tea": "yes", "likes_coffee": "yes", "p": "x = -5", "q": "x = 5", "sad": ":-(", "glad": ":-)"}
+
+    async def scenario(memory):
+        for key, text in texts.items():
+            await memory.add(text, key=key)
+        await memory.add("yes")
+        await memory.add("x = 5")
+        return {key: (await memory.get(key)).text for key in texts}
+
+    assert run(database, scenario, embedder=embedder) == texts
+
+
+_LONG = "The delivery address of the customer {0}, who ordered the large {1} table in March, is {2} in Springfield"
+
+
+@pytest.mark.parametrize("embedder", [None, HashingEmbedder()])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["the balance is 1.5", "the balance is -1.5", "the balance is 15"],
+        ["C# is liked", "C++ is liked"],
+        [_LONG.format("Maria", "walnut", "12 Main Street"), _LONG.format("Maria", "walnut", "87 Main Street")],
+        [_LONG.format("Maria", "walnut", "12 Main Street"), _LONG.format("Marta", "walnut", "12 Main Street")],
+    ],
+)
+def test_texts_that_differ_in_a_name_number_or_symbol_are_kept_apart(database, embedder, texts):
+    async def scenario(memory):
+        for text in texts:
+            await memory.add(text)
+        return [one.text for one in await memory.retrieve(texts[0], k=9)]
+
+    assert set(texts) <= set(run(database, scenario, embedder=embedder))
+
+
+def test_of_nearly_the_same_text_the_newer_one_is_kept(database):
+    old, new = (_LONG.format("Maria", wood, "12 Main Street") for wood in ("walnut", "walnuts"))
+
+    async def scenario(memory):
+        first = await memory.add(old, source="call")
+        second = await memory.add(new, source="mail")
+        return first, second, await memory.retrieve("walnuts delivery", k=1), await memory.add(f" {new} ")
+
+    first, second, (found,), again = run(database, scenario)
+    assert first == second == again
+    assert found.text == new and found.sources == ("call", "mail")
 
 
 def test_importance_and_recency_decide_between_equals(sqlite, clock):

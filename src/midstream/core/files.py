@@ -31,8 +31,12 @@ def make_private(path: Path) -> None:
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty private folder to write files into. When the context ends it replaces `folder`, flushed to disk;
-    after an error it is deleted, and `folder` is as it was. A reader sees the old folder or the whole new one."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    after an error it is deleted, and `folder` is as it was.
+
+    A reader sees the old folder or the whole new one, never part of one; between two renames it sees none. A process
+    killed there leaves the old folder aside: the next replacement, or `recover_folders`, puts it back."""
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), _aside(folder)
+    _recover(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         for parent in reversed([path for path in (temporary, *temporary.parents) if not path.exists()]):
@@ -41,9 +45,31 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for path in (*temporary.iterdir(), temporary):
             make_private(path)
             sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(old)
         temporary.replace(folder)
         sync(folder.parent)
     except BaseException:
+        _recover(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folders(parent: Path) -> None:
+    """Put back the folders in `parent` that `replacing_folder` had moved aside when its process was killed. Only their
+    writer may call this."""
+    for old in parent.glob(".*.old"):
+        _recover(parent / old.name.removeprefix(".").removesuffix(".old"))
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _recover(folder: Path) -> None:
+    old = _aside(folder)
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+        sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)

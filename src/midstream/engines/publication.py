@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from midstream.core.files import replacing_folder
+from midstream.core.files import recover_folders, replacing_folder
 
 POLICY = "policy"
 """Name under which weights are published unless a config names another."""
@@ -78,6 +78,7 @@ class Publisher:
 
     def discard_after(self, version: int) -> None:
         """Delete publications of later versions: a resumed run will make other ones."""
+        recover_folders(self.root / self.adapter)
         for one in published(self.root, self.adapter):
             if one.version > version:
                 shutil.rmtree(one.folder, ignore_errors=True)

@@ -55,6 +55,11 @@ class Replicas:
         return min(one.missed.version if one.missed else one.engine.policy_version for one in self._replicas)
 
     @property
+    def behind(self) -> tuple[bool, ...]:
+        """For each of `engines`, whether it has yet to load the weights published last."""
+        return tuple(one.missed is not None for one in self._replicas)
+
+    @property
     def adapter(self) -> str:
         return self._policies()[0].adapter
 

@@ -217,6 +217,11 @@ class TrainConfig(Config):
                 "trainer.deterministic needs policy.engine 'torch': a server batches by timing, and repeats nothing "
                 "bit for bit"
             )
+        if self.trainer.deterministic and (shared := _shared_memory(self.flow)):
+            raise ValueError(
+                f"trainer.deterministic cannot be combined with {shared}: what an attempt reads from memory depends on "
+                "which others have ended"
+            )
         if self.policy.remote and self.policy.numerics == "exact":
             raise ValueError(
                 "policy.numerics 'exact' needs policy.engine 'torch': a server rounds otherwise than the learner; the "
@@ -278,3 +283,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     data: dict[str, Any] = apply_overrides(load_yaml(path), resolve_aliases(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")
+
+
+def _shared_memory(flow: FlowConfig) -> str | None:
+    """Return the setting by which trajectories of `flow` write a memory that others read, None if there is none."""
+    if flow.settings.get("reflections"):
+        return "flow.settings.reflections"
+    memory = flow.tool_settings.get("memory_retrieve")
+    return "flow.tool_settings.memory_retrieve.write" if memory and memory.get("write") else None

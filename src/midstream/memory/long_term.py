@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from midstream.core import clock
 from midstream.memory.embedding import Embedder
 from midstream.memory.schema import MEMORY, memories
-from midstream.memory.text_search import indexed_words, search_words, words_of
+from midstream.memory.text_search import indexed_words, search_words
 from midstream.store.database import Database
 from midstream.store.transaction import Transaction
 
@@ -81,8 +81,9 @@ class LongTermMemory:
     ) -> int:
         """Remember `text`; returns the id of its memory.
 
-        The same text, or one with nearly the same vector, of the same kind is merged: the memory keeps its text and
-        both sources, and takes the higher importance. A `key` replaces what it stood for before."""
+        A `key` replaces what it stood for before, and its memory is never merged. Without a key, a memory is merged
+        into one of its kind without a key that has the same text, or nearly the same vector and the same names, numbers
+        and symbols: that one takes the new text and the higher importance, and has both sources."""
         vector = await self._embedded(text)
         entry = {
             "namespace": self.namespace,
@@ -90,7 +91,7 @@ class LongTermMemory:
             "name": key,
             "text": text,
             "words": indexed_words(text, self.namespace),
-            "digest": hashlib.sha256(" ".join(words_of(text)).encode()).hexdigest(),
+            "digest": _digest(text, key),
             "sources": json.dumps([source] if source else []),
             "importance": min(max(importance, 0.0), 1.0),
             "created_at": clock.time(),
@@ -154,10 +155,9 @@ class LongTermMemory:
             return int(inserted.scalar_one())
         sources = [*json.loads(row["sources"]), *json.loads(entry["sources"])]
         changes = {
+            **{name: entry[name] for name in ("text", "words", "digest", "used_at", "embedder", "vector", "bucket")},
             "sources": json.dumps(list(dict.fromkeys(sources))),
             "importance": max(row["importance"], entry["importance"]),
-            "used_at": entry["used_at"],
-            "name": entry["name"] or row["name"],
         }
         connection.execute(memories.update().where(memories.c.id == row["id"]).values(changes))
         return int(row["id"])
@@ -166,7 +166,9 @@ class LongTermMemory:
         rows = self._near(
             connection, vector, CANDIDATES, (memories.c.kind == entry["kind"]) & memories.c.name.is_(None)
         )
-        best = max(rows, key=lambda row: _cosine(row, vector), default=None)
+        particulars = _particulars(entry["text"])
+        alike = (row for row in rows if _agree(particulars, _particulars(row["text"])))
+        best = max(alike, key=lambda row: _cosine(row, vector), default=None)
         return best if best is not None and _cosine(best, vector) >= SAME else None
 
     def _ranked(
@@ -176,7 +178,8 @@ class LongTermMemory:
         by_words = search_words(connection, query, self.namespace, CANDIDATES)
         rows: dict[int, Any] = {}
         if by_words:
-            found = connection.execute(sa.select(memories).where(memories.c.id.in_(list(by_words)) & wanted))
+            own = memories.c.namespace == self.namespace
+            found = connection.execute(sa.select(memories).where(own & memories.c.id.in_(list(by_words)) & wanted))
             rows = {row["id"]: row for row in found.mappings()}
         if vector is not None:
             rows |= {row["id"]: row for row in self._near(connection, vector, CANDIDATES, wanted)}
@@ -236,6 +239,29 @@ def _memory(row: Any, score: float) -> Memory:
         uses=row["uses"],
         score=score,
     )
+
+
+def _digest(text: str, key: str | None) -> str:
+    """Digest of the exact text, whatever its white space, and of its key."""
+    return hashlib.sha256(json.dumps([key, " ".join(text.split())]).encode()).hexdigest()
+
+
+def _particulars(text: str) -> tuple[set[str], set[str]]:
+    """The words of `text`, and those by which similar texts say different things: names (capitals within a sentence),
+    numbers, and words with symbols. All in lower case."""
+    words, particular = set[str](), set[str]()
+    for place, raw in enumerate(text.split()):
+        word = raw.strip("\"'()[]").rstrip(".,;:!?") or raw
+        words.add(word.lower())
+        named = word[1:] if place == 0 else word
+        if not word.isalpha() or named != named.lower():
+            particular.add(word.lower())
+    return words, particular
+
+
+def _agree(one: tuple[set[str], set[str]], other: tuple[set[str], set[str]]) -> bool:
+    """Whether each of two texts holds the names, numbers and symbols of the other."""
+    return one[1] <= other[0] and other[1] <= one[0]
 
 
 def _cosine(row: Any, vector: np.ndarray) -> float:

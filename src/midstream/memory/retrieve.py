@@ -31,7 +31,8 @@ class MemorySettings(Config):
     """`hashing` (no model needed), `none` (words only), or `package.module:attribute` of your own."""
     write: bool = False
     """Whether the agent may also store memories, by the tool `memory_store`. What one trajectory stores, others of the
-    namespace read, so attempts at a task are then no longer independent."""
+    namespace read, so attempts at a task are then no longer independent, and `trainer.deterministic` refuses it.
+    Attempts at validation and test tasks store as well."""
 
 
 RETRIEVE = ToolSpec(

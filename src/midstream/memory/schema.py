@@ -1,6 +1,6 @@
 """Tables of long-term memory.
 
-`words` is the text cut into words for the full-text index, with a word for the namespace, so that a search touches its
+`words` is the text cut into words for the full-text index, each marked with the namespace, so that a search touches its
 own namespace only. Vectors are little-endian float32 blobs; `bucket` groups similar ones. Times are seconds since 1970.
 """
 
@@ -21,6 +21,7 @@ from sqlalchemy import (
     event,
 )
 
+from midstream.memory.text_search import indexed_words
 from midstream.store.schema import Schema
 
 metadata = MetaData()
@@ -67,4 +68,13 @@ for _dialect, _statements in (("sqlite", _SQLITE), ("postgresql", _POSTGRESQL)):
     for _statement in _statements:
         event.listen(memories, "after_create", sa.DDL(_statement).execute_if(dialect=_dialect))
 
-MEMORY = Schema(name="memory", metadata=metadata)
+
+def _index_by_namespace(connection: sa.Connection) -> None:
+    """Version 2: each word is marked with the namespace."""
+    rows = connection.execute(sa.select(memories.c.id, memories.c.namespace, memories.c.text)).all()
+    for place, namespace, text in rows:
+        changed = memories.update().where(memories.c.id == place)
+        connection.execute(changed.values(words=indexed_words(text, namespace)))
+
+
+MEMORY = Schema(name="memory", metadata=metadata, version=2, upgrades={2: _index_by_namespace})

@@ -1,6 +1,7 @@
 """Full-text search over memories: SQLite's FTS5 (BM25) or PostgreSQL's text search, with words cut here.
 
-Chinese and Japanese are written without spaces, so runs of them are indexed as pairs of characters.
+Chinese and Japanese are written without spaces, so runs of them are indexed as pairs of characters. Words are indexed
+with their namespace in front, so that the index finds and counts those of one namespace only.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ def words_of(text: str) -> list[str]:
 
 
 def indexed_words(text: str, namespace: str) -> str:
-    """What the index holds of `text`: its words, and one for `namespace`."""
-    return " ".join([_namespace_word(namespace), *words_of(text)])
+    """What the index holds of `text`: its words, each with the mark of `namespace` in front."""
+    mark = _mark(namespace)
+    return " ".join(mark + word for word in words_of(text))
 
 
 def search_words(connection: sa.Connection, query: str, namespace: str, limit: int) -> dict[int, float]:
     """Ids of the memories of `namespace` that hold words of `query`, with their scores (higher is better)."""
-    words = list(dict.fromkeys(words_of(query[:MAX_QUERY_CHARS])))
+    mark = _mark(namespace)
+    words = [mark + word for word in dict.fromkeys(words_of(query[:MAX_QUERY_CHARS]))]
     if connection.dialect.name == "sqlite":
-        return _sqlite(connection, words, namespace, limit)
-    return _postgresql(connection, words, namespace, limit)
+        return _sqlite(connection, words, limit)
+    return _postgresql(connection, words, limit)
 
 
-def _sqlite(connection: sa.Connection, words: list[str], namespace: str, limit: int) -> dict[int, float]:
+def _sqlite(connection: sa.Connection, words: list[str], limit: int) -> dict[int, float]:
     words = _rare(connection, words)
     if not words:
         return {}
-    wanted = f'"{_namespace_word(namespace)}" AND ({" OR ".join(_quoted(word) for word in words)})'
+    wanted = " OR ".join(_quoted(word) for word in words)
     found = connection.exec_driver_sql(
         "SELECT rowid, rank FROM memories_text WHERE memories_text MATCH ? ORDER BY rank LIMIT ?", (wanted, limit)
     )
@@ -77,10 +80,10 @@ def _rare(connection: sa.Connection, words: list[str]) -> list[str]:
     return chosen
 
 
-def _postgresql(connection: sa.Connection, words: list[str], namespace: str, limit: int) -> dict[int, float]:
+def _postgresql(connection: sa.Connection, words: list[str], limit: int) -> dict[int, float]:
     if not words:
         return {}
-    wanted = f"{_namespace_word(namespace)} & ({' | '.join(words[: MAX_WORDS * 4])})"
+    wanted = " | ".join(words[: MAX_WORDS * 4])
     statement = sa.text(
         "SELECT id, words, ts_rank(to_tsvector('simple', words), to_tsquery('simple', :wanted)) AS score FROM memories "
         "WHERE to_tsvector('simple', words) @@ to_tsquery('simple', :wanted) ORDER BY score DESC, id LIMIT :limit"
@@ -98,5 +101,5 @@ def _quoted(word: str) -> str:
     return '"' + word.replace('"', '""') + '"'
 
 
-def _namespace_word(namespace: str) -> str:
-    return "ns" + hashlib.sha256(namespace.encode()).hexdigest()[:16]
+def _mark(namespace: str) -> str:
+    return "n" + hashlib.sha256(namespace.encode()).hexdigest()[:10]

@@ -17,6 +17,10 @@ _TAG = re.compile(r"<(?=\s*/?\s*result)", re.IGNORECASE)
 
 def marked(call: ToolCall) -> str:
     """The result of `call` between tags that name the tool it came from."""
-    name = call.answered_by or call.tool
-    tool = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-    return f'<result tool="{tool}">\n{_TAG.sub("&lt;", call.result)}\n</result>'
+    return marked_text(call.result, call.answered_by or call.tool)
+
+
+def marked_text(text: str, source: str) -> str:
+    """`text` from outside between tags that name its `source`."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", source)
+    return f'<result tool="{name}">\n{_TAG.sub("&lt;", text)}\n</result>'

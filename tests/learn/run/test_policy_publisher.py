@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from midstream import api
-from midstream.core.errors import ConfigError, RunError, TrainingError
+from midstream.core.errors import ConfigError, EngineUnreachable, RunError, TrainingError
 from midstream.engines.base import Capabilities, Completion, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.publication import FOLDER, Publication, published
+from midstream.engines.replicas import Replicas
 from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.engine import TorchEngine
 from midstream.learn.config import PolicyConfig, TrainConfig
@@ -143,6 +144,34 @@ def test_an_update_below_the_mismatch_is_called_undecidable(
     assert [row["canary/decided"] for row in rows(tmp_path / "run")] == [0.0, 0.0]
     (record,) = (record for record in caplog.records if "canary" in record.getMessage())
     assert "canary undecidable at policy version 1" in record.getMessage()
+
+
+def test_a_replica_that_was_unreachable_at_a_publication_is_not_accused(
+    sampler: Sampler, tiny_path: Path, tiny_tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Flaky(Sampler):
+        missed: Any = ()
+
+        async def load_weights(self, publication: Publication) -> None:
+            if publication.version == 3 and not self.missed:
+                self.missed = (3,)
+                raise EngineUnreachable("connection reset")
+            await super().load_weights(publication)
+
+    import torch
+
+    flaky = Flaky(load_decoder(tiny_path, torch.float32), tiny_tokenizer, name="the server")
+    both = Replicas([sampler, flaky])
+
+    async def connect(config: PolicyConfig, stack: AsyncExitStack) -> Replicas:
+        return both
+
+    monkeypatch.setattr(trainer, "connect_sampler", connect)
+    api.train(settings(tiny_path, tmp_path / "run"), callbacks=())
+    assert flaky.missed == (3,)
+    assert [row["canary/decided"] for row in rows(tmp_path / "run")] == [1.0] * 4
+    # Once it answers again it has the newest weights, and is judged again.
+    assert flaky.decoder.version == sampler.decoder.version == 4
 
 
 def test_a_sampler_in_this_process_gets_no_publications_and_followers_do(tiny_path: Path, tmp_path: Path) -> None:

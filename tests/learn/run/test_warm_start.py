@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from midstream.agents.agentflow import demonstrate as agents_demonstrate
 from midstream.agents.agentflow.actions import read_action
 from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
@@ -134,6 +135,7 @@ def test_a_demonstration_that_is_no_list_of_calls_is_refused(context_of, tmp_pat
 def test_a_demonstration_that_fails_is_refused(context_of, tmp_path, caplog, key: str) -> None:
     import json
 
+    agents_demonstrate._warn_of_old_key.cache_clear()  # it warns once per process
     calls = [{"tool": "calculator", "arguments": {"expression": "1 +"}}]
     rows = [{"question": f"{n}?", "answer": "1", key: calls, "split": "train"} for n in range(4)]
     file = tmp_path / "tasks.jsonl"

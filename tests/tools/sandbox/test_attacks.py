@@ -152,7 +152,7 @@ ATTACKS = {
     "compiler_bomb": Attack("-" * 500_000 + "1", ("error", "memory")),
     "recursion": Attack("def call():\n    call()\ncall()\n", ("error",), "RecursionError"),
     "false_protocol": Attack(
-        "import os\nfor descriptor in range(3, 64):\n    try:\n        os.write(descriptor, b'\\xff' * 64)\n"
+        "import os\nfor descriptor in range(3, 4096):\n    try:\n        os.write(descriptor, b'\\xff' * 64)\n"
         "    except OSError:\n        pass\n",
         ("error", "ok"),
     ),

@@ -37,7 +37,7 @@ from midstream.core.types import Constraint, Message, Step, ToolCall
 from midstream.memory.reflections import Reflections
 from midstream.memory.retrieve import MemorySettings, MemoryToolset
 from midstream.memory.window import ConversationWindow
-from midstream.tools.marking import RULE, marked
+from midstream.tools.marking import RULE, marked, marked_text
 
 _TASK = """Answer the question. Each turn, write one action as a JSON object:
 {actions}
@@ -47,6 +47,10 @@ _CRITIQUE = (
     "[check] Is that answer right, complete, and in the form that was asked for? Write the action that is right."
 )
 _SUMMARISE = "[summary] Write down in a few sentences what was found so far and what is still open."
+
+
+TRAIN = "train"
+"""Split of the tasks whose failures are written down."""
 
 
 class ReactSettings(Config):
@@ -74,7 +78,8 @@ class ReactSettings(Config):
     """Ask the policy to check its answer once before it counts."""
     reflections: MemorySettings | None = None
     """Where failed calls are written down and lessons of earlier trajectories are read. Trajectories of a namespace
-    then influence each other."""
+    then influence each other, so `trainer.deterministic` refuses it. Attempts at validation and test tasks read lessons
+    and write none."""
 
 
 @register("react")
@@ -98,12 +103,14 @@ class ReactFlow(AgentFlowBase):
         reflections = await self._open_reflections()
         lessons = [] if reflections is None else await reflections.lessons(self.task.question)
         self.window.add({"role": "system", "content": self._instructions()})
-        observation = "\n".join([*(f"Lesson: {lesson}" for lesson in lessons), f"Question: {self.task.question}"])
+        # Lessons hold results of tools, so they are data like those.
+        shown = [marked_text(lesson, "lesson") for lesson in lessons]
+        observation = "\n".join([*shown, f"Question: {self.task.question}"])
         while self.turns < self.chosen.max_actions and self.answer is None:
             self.turns += 1
             step = await self._act(observation)
             observation = await self._taken(step)
-        if reflections is not None:
+        if reflections is not None and self.task.split == TRAIN:
             for call in self.session.tool_calls:
                 if not call.ok:
                     await reflections.add(self.task.question, f"{call.tool}: {call.result}", source=step.trajectory_uid)

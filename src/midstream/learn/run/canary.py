@@ -124,11 +124,17 @@ def choose(sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
     return [different[n * len(different) // count] for n in range(count)]
 
 
-def samplers_of(engine: PolicyEngine) -> list[PolicyEngine]:
-    """Return the engines that have weights of their own: each replica is judged."""
-    return (
-        [one for one in engine.engines if isinstance(one, PolicyEngine)] if isinstance(engine, Replicas) else [engine]
-    )
+def samplers_of(engine: PolicyEngine) -> dict[str, PolicyEngine]:
+    """Return the engines with weights of their own that have loaded the publication, by name. Each replica is judged,
+    unless it was unreachable: it loads the weights before its next call, and is judged after the next publication."""
+    if not isinstance(engine, Replicas):
+        return {engine.name: engine}
+    names = [one.name for one in engine.engines]
+    return {
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})": one
+        for place, (name, one, behind) in enumerate(zip(names, engine.engines, engine.behind, strict=True))
+        if isinstance(one, PolicyEngine) and not behind
+    }
 
 
 async def ask(engine: PolicyEngine, prefixes: Sequence[Sequence[int]]) -> Reported:

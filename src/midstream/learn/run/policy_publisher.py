@@ -20,7 +20,6 @@ import numpy as np
 from torch import Tensor
 
 from midstream.core.errors import EngineError, RunError, TrainingError, Unsupported
-from midstream.engines.base import PolicyEngine
 from midstream.engines.publication import FOLDER, Publication, Publisher
 from midstream.engines.torch.compute import compute
 from midstream.learn.model.log_probs import TokenSequence
@@ -162,7 +161,7 @@ class PolicyPublisher:
         self._canary = Canary(saved["prefixes"], saved["noise"], base.numpy())
 
     async def _judge(self) -> dict[str, Finding]:
-        """Judge each sampler that answers, by its name."""
+        """Judge each sampler that has loaded the publication and answers, by its name."""
         canary = self._canary
         if canary is None:
             return {}
@@ -187,14 +186,13 @@ class PolicyPublisher:
             )
 
     async def _by_samplers(self, prefixes: Sequence[Sequence[int]]) -> dict[str, Reported]:
-        """Return the answers of each sampler; one that cannot answer now loads the weights before its next call."""
+        """Return the answers of each sampler that has loaded the weights published last and can be reached."""
         found: dict[str, Reported] = {}
-        samplers = samplers_of(self._engine)
-        for sampler in samplers:
+        for name, sampler in samplers_of(self._engine).items():
             try:
-                found[_name(sampler, samplers)] = await ask(sampler, prefixes)
+                found[name] = await ask(sampler, prefixes)
             except EngineError as error:
-                _log.warning("the canary cannot ask %s: %s", sampler.name, error)
+                _log.warning("the canary cannot ask %s: %s", name, error)
         return found
 
     def _by_learner(self, prefixes: Sequence[Sequence[int]], weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
@@ -214,8 +212,3 @@ def _metrics(findings: Sequence[Finding]) -> dict[str, float]:
         "canary/update": worst.update,
         "canary/decided": float(all(finding.verdict is not Verdict.UNDECIDABLE for finding in findings)),
     }
-
-
-def _name(sampler: PolicyEngine, samplers: Sequence[PolicyEngine]) -> str:
-    alike = [other for other in samplers if other.name == sampler.name]
-    return sampler.name if len(alike) == 1 else f"{sampler.name} ({alike.index(sampler) + 1})"

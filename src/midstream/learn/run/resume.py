@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from midstream.core.files import recover_folders
 from midstream.learn.model.learner import Learner
 from midstream.learn.run.checkpoint import TrainState, checkpoints, load_checkpoint
 from midstream.learn.run.run_dir import RunDirectory
@@ -12,6 +13,7 @@ from midstream.learn.run.run_dir import RunDirectory
 def resume_state(directory: RunDirectory, learner: Learner, max_steps: int) -> tuple[TrainState, Path | None]:
     """Restore the newest checkpoint of a run into `learner`. Returns its state and folder: a fresh state and None if
     there is none. Log rows after it are dropped, as the run will produce them again."""
+    recover_folders(directory / "checkpoints")
     found = checkpoints(directory.path)
     if not found:
         for name in ("metrics.jsonl", "evals.jsonl", "samples.jsonl"):
