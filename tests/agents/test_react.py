@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -55,6 +56,23 @@ def test_think_search_reason_act_answer(react) -> None:
     assert '<result tool="search">\nThe capital of Peru is Lima.\n</result>' in shown[2]
     assert "plan: find the capital; answer" in shown[1]
     assert all(step.parent == step.step_index - 1 for step in made.steps[1:])
+
+
+@pytest.mark.parametrize("keyword", ["$defs", "definitions"])
+def test_definitions_of_the_answer_hold_in_the_schema_of_actions(keyword):
+    pair = {"type": "array", "items": {"$ref": f"#/{keyword}/Name"}}
+    schema = {
+        "type": "object",
+        "properties": {"pair": pair},
+        "required": ["pair"],
+        keyword: {"Name": {"type": "string"}},
+    }
+    given = copy.deepcopy(schema)
+    actions = action_schema(["answer", "call_api"], load_tools(["echo"]), schema)
+    valid = Draft202012Validator(actions).is_valid
+    assert valid({"action": "answer", "answer": {"pair": ["a", "b"]}})
+    assert not valid({"action": "answer", "answer": {"pair": [1]}})
+    assert schema == given
 
 
 def test_each_action_is_logged_with_its_confidence(react) -> None:

@@ -16,6 +16,14 @@ from midstream.gateway.limits.tokens import PREFIXES, Role, TokenSigner
         {"store": "postgresql://me:hunter2@host:5432/db"},
         {"engine": "https://hunter2:hunter2@host/v1"},
         {"headers": {"x-api-key": "hunter2", "Access-Token": "hunter2", "api-key": "hunter2"}},
+        {
+            "mcp_servers": {
+                "a": {"headers": {"Cookie": "sid=hunter2", "Authorization": "hunter2", "X-Tenant": "hunter2"}}
+            }
+        },
+        {"command": ["server", "--password", "hunter2", "--port", "80"]},
+        {"command": ["server", "--openai-api-key", "hunter2"]},
+        {"command": ["server", "--token", "hunter2", "-v"]},
         {"store": "postgresql://me:pass@hunter2@host/db"},
         {"store": "postgresql://me:pass/hunter2@host/db"},
         {"store": "postgresql://me@mail.com:hunter2@host/db"},
@@ -42,6 +50,7 @@ def test_a_secret_is_not_kept(secret: dict) -> None:
         {"api_key_env": "OPENAI_API_KEY", "max_tokens": 5, "tokens": "5", "keys": ["a"], "token": None},
         {"store": "postgresql://me@host/db", "url": "http://127.0.0.1:8000/v1?x=1"},
         {"url": "http://127.0.0.1:8000/users/me@host.com", "keyboard": "a", "max-tokens": "5", "x-key-id": "a"},
+        {"command": ["server", "--token", "--fast", "a", "--tokens", "5", "--key-file", "a"]},
         {"flow": {"name": "my.module:Flow", "tools": ["a.b:c"], "settings": {"command": "agent --fast"}}},
         {"model": "org/sk-model-instruct-2024", "grader": "ms-marco-MiniLM-L-12-v2", "email": "me@host.com: hello"},
     ],

@@ -11,6 +11,7 @@ from midstream.memory import long_term
 from midstream.memory.embedding import HashingEmbedder, load_embedder
 from midstream.memory.long_term import LongTermMemory, Ranking
 from midstream.memory.reflections import Reflections
+from midstream.memory.retrieve import MemorySettings, MemoryToolset, _databases
 from midstream.memory.schema import memories
 from midstream.store.database import Database
 from midstream.store.schema import schemas
@@ -273,3 +274,14 @@ def test_memory_as_an_action(tmp_path):
     assert recalled == ["Ana drinks tea.", "Ben drinks coffee."]
     assert len(load(["memory_retrieve"], {"memory_retrieve": settings | {"write": False}}, MORE).toolsets[0].specs) == 1
     assert Ranking().half_life_days == 7.0
+
+
+def test_a_memory_that_cannot_be_opened_gives_its_database_back(tmp_path):
+    settings = MemorySettings(database=str(tmp_path / "memory.sqlite"), namespace="n", embedder="nope")
+
+    async def scenario():
+        with pytest.raises(ConfigError):
+            await MemoryToolset(settings).open()
+        assert _databases._by_loop[asyncio.get_running_loop()] == {}
+
+    asyncio.run(scenario())

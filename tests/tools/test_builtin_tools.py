@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import sqlite3
 import threading
 from contextlib import AsyncExitStack
@@ -12,7 +13,10 @@ import pytest
 
 from midstream.core.errors import ConfigError
 from midstream.tools import Toolbox, ToolUseConfig
+from midstream.tools.errors import ToolError
 from midstream.tools.load import BUILT_IN, load
+from midstream.tools.sandbox.processes import usage
+from midstream.tools.sql import SqlSettings, sql_toolset
 
 
 def run(name, settings, *calls):
@@ -205,6 +209,69 @@ def test_an_endless_query_ends(database):
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     done, again = run("sql", {"path": str(path), "timeout_s": 0.3}, {"query": endless}, {"query": "SELECT 1"})
     assert "took longer than 0.3 s" in done.result and again.ok
+
+
+def test_a_query_that_its_database_cannot_interrupt_ends_too(database):
+    kind, path = database
+    if kind == "duckdb":
+        pytest.skip("SQLite's instr never looks at the time")
+    query = {"query": "SELECT instr(hex(zeroblob(4900000)), hex(zeroblob(2400000)) || '1')"}
+    before = usage(os.getpid()).pids
+    (done,) = run("sql", {"path": str(path), "timeout_s": 0.3}, query)
+    assert "took longer than 0.3 s" in done.result
+    assert usage(os.getpid()).pids == before and not [one for one in threading.enumerate() if "sql" in one.name]
+
+
+def test_a_cancelled_query_leaves_no_process(database):
+    _, path = database
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    toolset = sql_toolset(SqlSettings(path=str(path)))
+
+    async def cancelled():
+        call = asyncio.ensure_future(toolset.call("sql", {"query": endless}))
+        await asyncio.sleep(0.3)
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled()
+
+    before = usage(os.getpid()).pids
+    asyncio.run(cancelled())
+    assert usage(os.getpid()).pids == before
+
+
+BIG_QUERIES = {
+    "sqlite": [
+        "SELECT " + ", ".join(f"hex(zeroblob(4900000 + {n}))" for n in range(60)),
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        "SELECT length(hex(zeroblob(100000)) || i) FROM n ORDER BY hex(zeroblob(100000 + i))",
+    ],
+    "duckdb": [
+        "SELECT " + ", ".join(f"repeat('{n}', 5000000)" for n in range(8)) + " FROM range(51)",
+        "SELECT list(repeat('x', 100000) || i) FROM range(1000000) AS t(i)",
+    ],
+}
+
+
+def test_a_query_cannot_take_more_memory_than_its_own(database):
+    kind, path = database
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    queries = [{"query": query} for query in BIG_QUERIES[kind]]
+    settings = {"path": str(path), "memory_mb": 32, "timeout_s": 60}
+    *done, after = run("sql", settings, *queries, COUNT)
+    assert [one.result for one in done] == ["Error: the query needs too much memory"] * len(queries)
+    assert after.ok and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+
+
+def test_long_values_are_cut_and_large_results_refused(database):
+    kind, path = database
+    text = "printf('%020000d', 0)" if kind == "sqlite" else "repeat('0', 20000)"
+    name = "WITH a AS (SELECT group_concat(name, '') AS n FROM items)"
+    many = f"{name} SELECT n, n, n, n, n, n, n, n FROM a, items, items AS b"
+    toolset = sql_toolset(SqlSettings(path=str(path), max_rows=1000))
+    (part,) = asyncio.run(toolset.call("sql", {"query": f"SELECT {text}"})).parts
+    assert len(part.data["rows"][0][0]) == 10_000 and part.data["rows"][0][0].startswith("000")
+    with pytest.raises(ToolError, match="the result is larger than 4 MB"):
+        asyncio.run(toolset.call("sql", {"query": many}))
 
 
 def test_search_in_texts_of_ones_own(tmp_path):

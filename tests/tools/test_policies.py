@@ -1,14 +1,19 @@
 """Retries, fallbacks, budgets, approval, the circuit breaker, statistics, recording and replay of tool calls."""
 
 import asyncio
+import datetime
 import json
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
 from midstream.core.errors import ConfigError, ToolUnavailable
-from midstream.core.toolsets import ToolResult, ToolSpec
+from midstream.core.toolsets import ToolContent, ToolResult, ToolSpec
 from midstream.tools import Toolbox, ToolError, ToolOutage, ToolUseConfig, TransientToolError, load_tools, tool
+from midstream.tools.policies import Recording
+from midstream.tools.toolbox import ToolsetFactory
+from midstream.tools.toolset import FunctionToolset
 
 
 def toolbox(*tools, **settings):
@@ -218,6 +223,21 @@ def test_the_breaker_pauses_a_tool_that_is_down_and_probes_it(clock):
     assert [one.ok for one in run(box, call, call)] == [True, True]
 
 
+def test_timeouts_of_one_trajectory_do_not_pause_a_tool_for_the_others():
+    @tool(timeout_s=0.02)
+    async def slow(n: int) -> str:
+        """Wait."""
+        await asyncio.sleep(n)
+        return "ok"
+
+    box = toolbox(slow, outage="report", breaker={"failures": 3})
+    assert [one.error_kind for one in run(box, *[("slow", {"n": 5})] * 4)] == ["timeout"] * 4
+    assert run(box, ("slow", {"n": 0}))[0].ok
+    for _ in range(3):  # trajectories
+        run(box, ("slow", {"n": 5}))
+    assert "paused" in run(box, ("slow", {"n": 0}))[0].result
+
+
 def test_the_breaker_ignores_errors_of_the_caller():
     flaky, calls = failing(ToolError("no result"))
     run(toolbox(flaky, breaker={"failures": 1}), *[("flaky", {"query": "a"})] * 4)
@@ -255,6 +275,46 @@ def test_a_recording_answers_without_the_tools(tmp_path):
     with pytest.raises(ToolOutage, match="holds no recording of count"):
         run(toolbox(count, replay=str(path)), ("count", {"step": 5}))
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("data", [{"day": datetime.date(2026, 1, 1)}, {"sets": {1}}, {("a", 1): 2}])
+def test_a_result_that_json_cannot_hold_is_recorded_as_text(tmp_path, data):
+    path = str(tmp_path / "calls.jsonl")
+
+    class Today(FunctionToolset):
+        async def call(self, name, arguments):
+            return ToolResult((ToolContent(kind="data", text="some", data=data),))
+
+    @tool
+    def today() -> str:
+        """Today."""
+        return ""
+
+    def answers(**settings):
+        factory = ToolsetFactory(lambda: Today([today]), (today,))
+
+        async def scenario():
+            async with AsyncExitStack() as resources:
+                box = Toolbox((), toolsets=[factory], use=ToolUseConfig.model_validate(settings))
+                session = box.session()
+                await session.open(resources)
+                return await session.run("today", {})
+
+        return asyncio.run(scenario())[1].parts[0]
+
+    assert answers(record=path).data == data
+    replayed = answers(replay=path)
+    assert replayed.text == "some" and json.loads(json.dumps(replayed.data)) == replayed.data
+
+
+def test_what_could_not_be_written_is_not_counted_as_recorded(tmp_path):
+    recording = Recording(tmp_path / "missing" / "calls.jsonl", replay=False)
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            recording.add(("a", "{}", 0), ToolResult.of("b"))
+    recording.path.parent.mkdir()
+    recording.add(("a", "{}", 0), ToolResult.of("b"))
+    assert len(recording.path.read_text().splitlines()) == 1
 
 
 def test_a_file_that_is_no_recording_is_refused(tmp_path):
@@ -316,6 +376,13 @@ def test_cards_hold_what_a_planner_needs_to_know():
         "Best practice: ask for one fact at a time",
         'Example: {"tool": "lookup", "args": {"query": "capital of Peru"}}',
     ]
+
+
+def test_selection_where_every_tool_is_always_shown():
+    session = toolbox(
+        *load_tools(["calculator", "echo"]), selection={"k": 1, "always": ["echo", "calculator"]}
+    ).session()
+    assert [one.name for one in session.shown("what is 6 times 7?")] == ["calculator", "echo"]
 
 
 def test_the_prompt_shows_the_tools_that_fit_the_question():

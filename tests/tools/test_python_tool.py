@@ -8,6 +8,7 @@ import pytest
 from midstream.core.errors import ConfigError
 from midstream.tools import Toolbox
 from midstream.tools.load import load
+from midstream.tools.python import PythonSettings, PythonToolset, _sandboxes
 from midstream.tools.sandbox import SandboxFailed, backends
 
 BACKENDS = ("bubblewrap", "interpreter")
@@ -91,6 +92,22 @@ def test_a_sandbox_that_breaks_is_an_outage(monkeypatch):
     monkeypatch.setattr(InterpreterSession, "run", broken)
     with pytest.raises(ToolOutage, match="it did not start"):
         run({}, "1", backend="interpreter")
+
+
+def test_a_session_that_fails_to_close_gives_its_sandbox_back():
+    class Broken:
+        async def close(self):
+            raise OSError("disk is full")
+
+    async def scenario():
+        toolset = PythonToolset(PythonSettings())
+        await toolset.open()
+        toolset._session = Broken()
+        with pytest.raises(OSError, match="disk is full"):
+            await toolset.close()
+        assert _sandboxes._by_loop[asyncio.get_running_loop()] == {}
+
+    asyncio.run(scenario())
 
 
 def test_settings_are_checked():

@@ -11,10 +11,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from midstream.core.errors import ConfigError
-from midstream.tools import Toolbox, ToolUseConfig
+from midstream.core.errors import ConfigError, ToolUnavailable
+from midstream.tools import Toolbox, ToolError, ToolUseConfig
 from midstream.tools.load import load
 from midstream.tools.web.addresses import is_public
+from midstream.tools.web.wikipedia import WikipediaSettings, wikipedia_toolset
 
 ARTICLE = "<p>Tides rise and fall because the moon and the sun pull at the sea. This happens twice a day.</p>" * 3
 PAGE = f"""<html><head><title>Tides</title><script>evil()</script></head><body><nav>Home | About</nav>
@@ -51,6 +52,8 @@ class Site(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         self.seen.append((self.path, self.headers, body))
+        if self.path.startswith("/status/"):
+            return self._answer(self.path, {})
         if self.path == "/html/":
             return self._send(DUCK)
         return self._send(json.dumps({"results": HITS}), "application/json")
@@ -87,6 +90,11 @@ class Site(BaseHTTPRequestHandler):
             self._send("", status=302, Location=query["url"][0])
         elif path == "/relative":
             self._send("", status=301, Location="page")
+        elif path.startswith("/status/"):
+            self._send("<html>Are you a robot?</html>", status=int(path.split("/")[2]))
+        elif path == "/failing/api.php":
+            error = {"code": query["gsrsearch"][0], "info": "no luck"}
+            self._send(json.dumps({"error": error}), "application/json")
         elif path == "/search":
             type(self).busy -= 1
             status = 503 if self.busy >= 0 else 200
@@ -250,6 +258,13 @@ def test_a_name_that_resolves_differently_each_time_reaches_nothing(site, monkey
     assert "is not a public address" in calls[1][0].result
 
 
+@pytest.mark.parametrize(
+    "address", ["fec0::1", "fd00::1", "fe80::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
+)
+def test_addresses_inside_a_network_are_not_public(address):
+    assert not is_public(ipaddress.ip_address(address))
+
+
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "2002:808:808::1"])
 def test_public_addresses_are_public(address):
     assert is_public(ipaddress.ip_address(address))
@@ -280,6 +295,37 @@ def test_a_busy_service_is_asked_again_and_a_wrong_key_is_an_outage(site, monkey
         "web_search", {"backend": "brave", "url": f"http://{site}", "api_key_env": "SEARCH_KEY"}, {"query": "tides"}
     )
     assert refused.error_kind == "unavailable" and "wrong" not in refused.result
+
+
+@pytest.mark.parametrize("status", [202, 204, 301, 302, 404, 429, 432, 433, 503])
+@pytest.mark.parametrize("backend", ["tavily", "duckduckgo"])
+def test_a_status_without_results_is_an_outage_and_not_an_empty_result(site, status, backend, monkeypatch):
+    monkeypatch.setenv("SEARCH_KEY", "right")
+    key = {"api_key_env": "SEARCH_KEY"} if backend == "tavily" else {}
+    settings = {"backend": backend, "url": f"http://{site}/status/{status}", "retries": 0, **key}
+    ((call, _),) = run("web_search", settings, {"query": "tides"})
+    assert call.error_kind == "unavailable" and str(status) in call.result
+
+
+def test_a_query_that_a_service_refuses_is_an_error_of_the_call(site):
+    settings = {"backend": "searxng", "url": f"http://{site}/status/422", "retries": 0}
+    ((call, _),) = run("web_search", settings, {"query": "tides"})
+    assert (call.error_kind, call.result) == ("raised", "Error: searxng does not take this query: status 422")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("maxlag", ToolUnavailable),
+        ("readonly", ToolUnavailable),
+        ("cirrussearch-too-busy-error", ToolUnavailable),
+        ("cirrussearch-query-too-long", ToolError),
+    ],
+)
+def test_an_error_of_mediawiki_is_no_empty_result(site, code, error):
+    toolset = wikipedia_toolset(WikipediaSettings(url=f"http://{site}/failing/api.php"))
+    with pytest.raises(error, match="no luck"):
+        asyncio.run(toolset.call("wikipedia", {"query": code}))
 
 
 def test_a_service_that_is_not_there_is_an_outage():

@@ -21,25 +21,33 @@ _SHAPES = re.compile(
     r"|\bm[so]-[\w\-]+\.\d+\.[\w\-]+"
     r"|(?i:(?<=--api-key[ =])|(?<=--token[ =])|(?<=--password[ =])|(?<=bearer )|(?<=api-key: ))[^\s'\"]+"
 )
+_FLAG = re.compile(r"(?i)--?([\w-]*[_-])?(api[_-]?key|password|passwd|secret|token)")
 _PLACEHOLDER = re.compile(r"\{(question|model)\}")
 
 
 def without_secrets(settings: Any) -> Any:
-    """Return `settings` (JSON data) with these replaced by `NOT_KEPT`: passwords in URLs, values of `env`, values of
-    keys named like secrets, and texts that look like API keys."""
+    """Return `settings` (JSON data) with these replaced by `NOT_KEPT`: passwords in URLs, values of `env` and
+    `headers`, values of keys named like secrets, list items after flags such as `--token`, and texts that look like API
+    keys."""
     if isinstance(settings, Mapping):
         kept: dict[str, Any] = {}
         for name, value in cast("Mapping[str, Any]", settings).items():
             if name == "env" and isinstance(value, Mapping):
                 variables = cast("Mapping[str, Any]", value)
                 kept[name] = {key: text if _is_placeholder(text) else NOT_KEPT for key, text in variables.items()}
+            elif name == "headers" and isinstance(value, Mapping):
+                kept[name] = dict.fromkeys(cast("Mapping[str, Any]", value), NOT_KEPT)
             elif isinstance(value, str) and value and _KEY.search(name):
                 kept[name] = NOT_KEPT
             else:
                 kept[name] = without_secrets(value)
         return kept
     if isinstance(settings, list | tuple):
-        return [without_secrets(item) for item in cast("list[Any]", settings)]
+        items = list(cast("list[Any]", settings))
+        return [
+            NOT_KEPT if _is_flag(before) and _is_value(item) else without_secrets(item)
+            for before, item in zip([None, *items], items, strict=False)
+        ]
     return text_without_secrets(settings) if isinstance(settings, str) else settings
 
 
@@ -52,3 +60,12 @@ def text_without_secrets(text: str) -> str:
 
 def _is_placeholder(text: Any) -> bool:
     return isinstance(text, str) and _PLACEHOLDER.fullmatch(text) is not None
+
+
+def _is_flag(item: Any) -> bool:
+    """Whether the next word of a command is a secret."""
+    return isinstance(item, str) and _FLAG.fullmatch(item) is not None
+
+
+def _is_value(item: Any) -> bool:
+    return isinstance(item, str) and not item.startswith("-") and not _is_placeholder(item)

@@ -92,8 +92,12 @@ class MemoryToolset:
         if self._given is None:
             where = self._settings.database
             database = await _databases.acquire(where, lambda: asyncio.to_thread(Database, where))
-            embedder = load_embedder(self._settings.embedder)
-            self._memory = await asyncio.to_thread(LongTermMemory, database, self._settings.namespace, embedder)
+            try:
+                embedder = load_embedder(self._settings.embedder)
+                self._memory = await asyncio.to_thread(LongTermMemory, database, self._settings.namespace, embedder)
+            except BaseException:
+                await _databases.release(where)
+                raise
 
     async def list(self) -> Sequence[ToolSpec]:
         return self.specs

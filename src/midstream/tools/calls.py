@@ -16,6 +16,8 @@ from midstream.core.types import Message
 
 MAX_STARTS = 64
 """Most places in a text where a JSON object is looked for."""
+_DEFINITIONS = ("$defs", "definitions")
+"""Keywords of a schema's definitions, now and up to draft 7."""
 
 
 class UnreadableCall(MidstreamError):
@@ -67,7 +69,7 @@ def call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     options: list[dict[str, Any]] = []
     for tool in tools:
-        schema = _hoisted(dict(tool.parameters), tool.name, definitions)
+        schema = hoisted(tool.parameters, tool.name, definitions)
         options.append(
             {
                 "type": "object",
@@ -80,19 +82,21 @@ def call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
     return {**result, "$defs": definitions} if definitions else result
 
 
-def _hoisted(schema: dict[str, Any], tool: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with its definitions moved to the root, under names of their own."""
-    prefix = "#/$defs/"
+def hoisted(schema: Mapping[str, Any], owner: str, definitions: dict[str, Any]) -> dict[str, Any]:
+    """`schema` as part of another: its own definitions are moved to `definitions`, those of the root, under names that
+    begin with `owner`."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {
-                key: f"{prefix}{tool}.{item.removeprefix(prefix)}"
-                if key == "$ref" and isinstance(item, str) and item.startswith(prefix)
-                else moved(item)
-                for key, item in value.items()
-            }
-        return [moved(item) for item in value] if isinstance(value, list) else value
+            return {key: reference(item) if key == "$ref" else moved(item) for key, item in value.items()}
+        return [moved(item) for item in value] if isinstance(value, list | tuple) else value
 
-    definitions.update({f"{tool}.{name}": moved(item) for name, item in schema.pop("$defs", {}).items()})
-    return moved(schema)
+    def reference(target: Any) -> Any:
+        for keyword in _DEFINITIONS:
+            if isinstance(target, str) and target.startswith(f"#/{keyword}/"):
+                return f"#/$defs/{owner}.{target.removeprefix(f'#/{keyword}/')}"
+        return target
+
+    for keyword in _DEFINITIONS:
+        definitions.update({f"{owner}.{name}": moved(item) for name, item in schema.get(keyword, {}).items()})
+    return moved({key: item for key, item in schema.items() if key not in _DEFINITIONS})

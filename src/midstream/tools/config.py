@@ -45,7 +45,8 @@ class BreakerConfig(Config):
     """The circuit breaker of every tool, over all trajectories of a process."""
 
     failures: int = Field(default=5, ge=1)
-    """Consecutive timeouts or outages after which a tool is not called for a while."""
+    """Consecutive outages or timeouts after which a tool is not called for a while. All timeouts of a trajectory count
+    as one."""
     open_s: float = Field(default=30.0, gt=0)
     """Seconds until one call may try the tool again."""
 

@@ -91,9 +91,11 @@ class PythonToolset:
         return self._observed(result)
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-        await _sandboxes.release(self._settings.sandbox.model_dump_json())
+        try:
+            if self._session is not None:
+                await self._session.close()
+        finally:
+            await _sandboxes.release(self._settings.sandbox.model_dump_json())
 
     def _observed(self, result: Result) -> ToolResult:
         """The result as an observation: text, then each figure, table or other file."""

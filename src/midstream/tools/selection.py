@@ -16,9 +16,11 @@ def select(tools: Sequence[ToolSpec], question: str, config: SelectionConfig) ->
     the highest BM25 score of their full cards. Ties go to the earlier tool."""
     if config.k is None or len(tools) <= config.k:
         return list(tools)
+    others = [tool for tool in tools if tool.name not in config.always]
+    if len(others) <= config.k:
+        return list(tools)
     import bm25s
 
-    others = [tool for tool in tools if tool.name not in config.always]
     cards = [_words(f"{tool.name} {tool.name} {tool.full_card}") for tool in others]
     index = bm25s.BM25()
     index.index(cards, show_progress=False)

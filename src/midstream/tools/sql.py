@@ -1,15 +1,18 @@
 """`sql`: read-only queries on a SQLite or DuckDB file.
 
 One SELECT a call. The file is opened read-only; SQLite's authorizer allows reading its tables and nothing else, DuckDB
-runs without access to files, the network, extensions and settings. Rows, time and memory are bounded.
+runs without access to files, the network, extensions and settings. Each query runs in a process of its own, which ends
+at the time limit and cannot take more memory than its own: neither database can be stopped everywhere from inside.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-import time
-from collections.abc import Sequence
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +28,14 @@ from midstream.tools.toolset import FunctionToolset
 
 MAX_CELL_CHARS = 200
 MAX_QUERY_CHARS = 20_000
-MAX_VALUE_BYTES = 10_000_000
-"""Largest value that SQLite computes. Its limits on memory are the whole process's, so they are left alone."""
+MAX_RESULT_CHARS = 4 << 20
+"""Largest result, as JSON."""
+START_S = 30.0
+"""Seconds that the process may take to start and to open the database, before the query's own time."""
+_WORKER = Path(__file__).with_name("sql_worker.py")
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+"""Environment variables of the process. It needs none of the others, which may hold secrets."""
 _SQLITE_HEADER = b"SQLite format 3\0"
-_REFUSED_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "fts3_tokenizer", "edit"})
-Rows = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 class SqlSettings(Config):
@@ -44,7 +50,7 @@ class SqlSettings(Config):
     timeout_s: float = Field(default=5.0, gt=0)
     """Seconds a query may run."""
     memory_mb: int = Field(default=256, ge=16)
-    """Memory a query may use in DuckDB."""
+    """Memory a query may use. The limit is enforced on Linux; elsewhere in DuckDB only."""
 
 
 def sql_toolset(settings: SqlSettings) -> FunctionToolset:
@@ -54,106 +60,109 @@ def sql_toolset(settings: SqlSettings) -> FunctionToolset:
         raise ConfigError(f"sql: there is no database '{path}'", "set its path")
     with path.open("rb") as file:
         is_sqlite = file.read(16) == _SQLITE_HEADER
-    run = _sqlite if settings.kind == "sqlite" or (settings.kind == "auto" and is_sqlite) else _duckdb
+    kind = settings.kind if settings.kind != "auto" else "sqlite" if is_sqlite else "duckdb"
+    if kind == "duckdb" and importlib.util.find_spec("duckdb") is None:
+        raise ConfigError(f"sql: '{path}' needs the package duckdb", "pip install 'midstream[tools]'")
 
     @tool(
-        timeout_s=settings.timeout_s + 5,
+        timeout_s=START_S + settings.timeout_s + 5,
         idempotent=True,
         returns="rows",
         limits=["reads only", f"{settings.max_rows} rows at most"],
         best_practices=[
             "list the tables first: SELECT name, sql FROM sqlite_master"
-            if run is _sqlite
+            if kind == "sqlite"
             else "list the columns first: SELECT table_name, column_name, data_type FROM information_schema.columns"
         ],
     )
-    def sql(query: str) -> ToolResult:
+    async def sql(query: str) -> ToolResult:
         """Query the database with one SELECT statement."""
         if len(query) > MAX_QUERY_CHARS:
             raise ToolError(f"the query is longer than {MAX_QUERY_CHARS} characters")
-        columns, rows = run(path, query, settings)
-        shown = [list(row) for row in rows[: settings.max_rows]]
+        columns, rows = await _run(path, kind, query, settings)
+        shown = rows[: settings.max_rows]
         lines = [" | ".join(columns), *(" | ".join(map(_cell, row)) for row in shown)]
         if len(rows) > settings.max_rows:
             lines.append(f"[more than {settings.max_rows} rows]")
-        data = {"columns": list(columns), "rows": [[_plain(value) for value in row] for row in shown]}
+        data = {"columns": columns, "rows": shown}
         return ToolResult((ToolContent(kind="data", text="\n".join(lines), data=data, source=path.name),))
 
     return FunctionToolset([sql])
 
 
-def _sqlite(path: Path, query: str, settings: SqlSettings) -> Rows:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        connection.set_authorizer(_authorized)
-        ends = time.monotonic() + settings.timeout_s
-        connection.set_progress_handler(lambda: time.monotonic() > ends, 10_000)
-        cursor = connection.execute(query)
-        if cursor.description is None:
-            raise ToolError("write one SELECT statement")
-        return [column[0] for column in cursor.description], cursor.fetchmany(settings.max_rows + 1)
-    except sqlite3.Error as error:
-        if "interrupted" in str(error):
-            raise ToolError(f"the query took longer than {settings.timeout_s:g} s") from None
-        raise ToolError(f"the query failed: {error}") from None
-    except MemoryError:
-        raise ToolError("the query needs too much memory") from None
-    finally:
-        connection.close()
-
-
-def _authorized(action: int, first: str | None, second: str | None, *_: Any) -> int:
-    allowed = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE) or (
-        action == sqlite3.SQLITE_FUNCTION and (second or "").lower() not in _REFUSED_FUNCTIONS
+async def _run(path: Path, kind: str, query: str, settings: SqlSettings) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of the query. Raises `ToolError` for whatever goes wrong, and leaves no process behind."""
+    request = {
+        "path": str(path.absolute()),
+        "kind": kind,
+        "query": query,
+        "max_rows": settings.max_rows,
+        "memory_mb": settings.memory_mb,
+        "max_chars": MAX_RESULT_CHARS,
+        "cpu_s": int(START_S + settings.timeout_s) + 5,
+    }
+    # Arenas of the allocator reserve address space, which the limit counts.
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"MALLOC_ARENA_MAX": "1"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-B", str(_WORKER)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
     )
-    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
-
-
-def _duckdb(path: Path, query: str, settings: SqlSettings) -> Rows:
-    import duckdb
-
     try:
-        # A cursor of its own database: settings of one connection hold for all of a process to the same file.
-        connection = duckdb.connect()
-        connection.execute("SET autoinstall_known_extensions=false; SET autoload_known_extensions=false")
-        connection.execute(f"SET memory_limit='{settings.memory_mb}MB'; SET threads=1; SET temp_directory=''")
-        connection.execute(f"ATTACH {_quoted(str(path.absolute()))} AS attached (READ_ONLY)")
-        connection.execute("USE attached; SET enable_external_access=false; SET lock_configuration=true")
-    except duckdb.Error as error:
-        raise ToolError(f"the database cannot be opened: {str(error).splitlines()[0]}") from None
-    timer = threading.Timer(settings.timeout_s, connection.interrupt)
-    timer.start()
-    try:
-        statements = connection.extract_statements(query)
-        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise ToolError("write one SELECT statement")
-        cursor = connection.execute(statements[0])
-        columns = [column[0] for column in cursor.description or ()]
-        return columns, cursor.fetchmany(settings.max_rows + 1)
-    except duckdb.InterruptException:
-        raise ToolError(f"the query took longer than {settings.timeout_s:g} s") from None
-    except duckdb.Error as error:
-        raise ToolError(f"the query failed: {str(error).splitlines()[0]}") from None
+        return await _exchange(process, json.dumps(request).encode(), settings.timeout_s)
     finally:
-        timer.cancel()
-        connection.close()
+        await _end(process)
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+async def _exchange(
+    process: asyncio.subprocess.Process, request: bytes, timeout_s: float
+) -> tuple[list[str], list[list[Any]]]:
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        async with asyncio.timeout(START_S):
+            process.stdin.write(request)
+            await process.stdin.drain()
+            process.stdin.close()
+            await process.stdout.read(1)
+    except TimeoutError:
+        raise ToolError("the database could not be opened in time") from None
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it has ended, and so does its answer
+    answer = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            while chunk := await process.stdout.read(1 << 16):
+                answer += chunk
+                if len(answer) > MAX_RESULT_CHARS + (1 << 16):
+                    raise ToolError(f"the result is larger than {MAX_RESULT_CHARS >> 20} MB; select less")
+            await process.wait()
+    except TimeoutError:
+        raise ToolError(f"the query took longer than {timeout_s:g} s") from None
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        raise ToolError("the query ended the database: it needs too much memory, or is nested too deeply") from None
+    if "error" in found:
+        raise ToolError(found["error"])
+    return found["columns"], found["rows"]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    # The process counts as ended only when its output has been read.
+    while process.stdout is not None and await process.stdout.read(1 << 16):
+        pass
+    await process.wait()
 
 
 def _cell(value: Any) -> str:
-    text = "NULL" if value is None else str(_plain(value)).replace("\n", " ")
+    text = "NULL" if value is None else str(value).replace("\n", " ")
     return text if len(text) <= MAX_CELL_CHARS else text[: MAX_CELL_CHARS - 3] + "..."
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return f"[{len(value)} bytes]"
-    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 sql = ToolKind(SqlSettings, sql_toolset)

@@ -12,10 +12,12 @@ import pytest
 pytest.importorskip("mcp", reason="pip install 'midstream[mcp]'")
 
 from midstream.core.errors import ConfigError
+from midstream.core.secrets import without_secrets
 from midstream.tools import Toolbox, ToolOutage, ToolUseConfig, load_tools
 from midstream.tools.mcp.client import McpToolset
 from midstream.tools.mcp.config import McpServerConfig
 from midstream.tools.mcp.server import http_app
+from midstream.tools.sandbox.processes import usage
 from midstream.tools.toolbox import ToolsetFactory
 
 ODD = (sys.executable, str(Path(__file__).parent / "odd_server.py"))
@@ -81,6 +83,21 @@ def test_a_server_that_does_not_start_is_left_out_unless_required(what, caplog):
     tools, done = run(servers, ("echo", {"text": "hi"}))
     assert [tool.name for tool in tools] == ["echo"] and done[0][0].result == "hi"
     assert "MCP server 'broken'" in caplog.text and "its tools are left out" in caplog.text
+
+
+def test_no_server_is_left_running_when_opening_is_cancelled():
+    servers = {"odd": server(), "silent": server("silent"), "shared": server(shared=True)}
+    before = usage(os.getpid()).pids
+
+    async def cancelled():
+        toolset = McpToolset(servers)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await toolset.open()
+        assert usage(os.getpid()).pids == before
+        assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("mcp-")] == []
+
+    asyncio.run(cancelled())
 
 
 def test_a_required_server_that_does_not_start_is_an_outage():
@@ -213,3 +230,18 @@ def test_a_servers_settings_are_checked(settings, problem):
 def test_a_token_that_is_not_there_stops_the_run():
     with pytest.raises(ConfigError, match="NO_SUCH_TOKEN holds no token for the MCP server 'a'"):
         run({"a": McpServerConfig(url="http://127.0.0.1:9/mcp", token_env="NO_SUCH_TOKEN")})
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"url": "http://127.0.0.1:1/mcp", "headers": {"Cookie": "sid=1"}}, "the header 'Cookie' was not kept"),
+        ({"url": "http://127.0.0.1:1/mcp?token=abc"}, "a secret in its url was not kept"),
+        ({"command": (*ODD, "--password", "a")}, "a secret in its command was not kept"),
+    ],
+)
+def test_saved_settings_never_reach_a_server_without_their_secrets(settings, reason):
+    saved = without_secrets(McpServerConfig(**settings).model_dump(mode="json"))
+    with pytest.raises(ConfigError, match=reason) as error:
+        asyncio.run(McpToolset({"a": McpServerConfig(**saved)}).open())
+    assert "use token_env" in error.value.hint or "use pass_env" in error.value.hint

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from midstream.core.errors import MidstreamError, nearest
 from midstream.core.toolsets import ToolSpec
-from midstream.tools.calls import call_schema
+from midstream.tools.calls import call_schema, hoisted
 
 ActionName = Literal["reasoning", "search", "call_api", "memory_retrieve", "plan", "answer"]
 
@@ -138,7 +138,9 @@ def action_schema(
             case "plan":
                 options.append(_object(const | {"steps": {"type": "array", "items": text}}))
             case "answer":
-                options.append(_object(const | {"answer": dict(answer) if answer is not None else text}))
+                # The owner's name is not one that a tool can have.
+                value = text if answer is None else hoisted(answer, "the.answer", definitions)
+                options.append(_object(const | {"answer": value}))
             case _:
                 calls = call_schema(tools) if tools else {"anyOf": []}
                 definitions |= calls.pop("$defs", {})

@@ -50,24 +50,23 @@ class McpToolset:
 
     async def open(self) -> None:
         """Connect to all servers at once. Raises `ToolUnavailable` when a required one cannot be reached."""
-        found = await asyncio.gather(*(_connect(*item) for item in self._servers.items()), return_exceptions=True)
-        failed: BaseException | None = None
-        for (name, config), connection in zip(self._servers.items(), found, strict=True):
-            if isinstance(connection, McpConnection):
-                self._connections[name] = connection
-            elif config.required or not isinstance(connection, ToolUnavailable):
-                failed = failed or connection
-            else:
-                _log.warning("%s; its tools are left out", connection)
-        if failed is not None:
+        try:
+            results = await asyncio.gather(*map(self._connect, self._servers), return_exceptions=True)
+            for name, error in zip(self._servers, results, strict=True):
+                if error is None:
+                    continue
+                if self._servers[name].required or not isinstance(error, ToolUnavailable):
+                    raise error
+                _log.warning("%s; its tools are left out", error)
+        except BaseException:
             await self.close()
-            raise failed
+            raise
 
     async def list(self) -> Sequence[ToolSpec]:
         """The tools; one whose name or schema no model could use is left out with a warning."""
         offered = [
             (connection, tool)
-            for connection in self._connections.values()
+            for connection in (self._connections[name] for name in self._servers if name in self._connections)
             for tool in connection.tools
             if connection.config.tools is None or tool.name in connection.config.tools
         ]
@@ -98,17 +97,19 @@ class McpToolset:
         return result
 
     async def close(self) -> None:
-        await asyncio.gather(*(_disconnect(name, self._servers[name], one) for name, one in self._connections.items()))
-        self._connections.clear()
+        connections, self._connections = self._connections, {}
+        await asyncio.gather(*(_disconnect(name, self._servers[name], one) for name, one in connections.items()))
 
+    async def _connect(self, name: str) -> None:
+        """Connect to one server, and note it at once, so that it is closed even if the others' opening is cancelled."""
+        config = self._servers[name]
 
-async def _connect(name: str, config: McpServerConfig) -> McpConnection:
-    async def opened() -> McpConnection:
-        connection = McpConnection(name, config)
-        await connection.start()
-        return connection
+        async def opened() -> McpConnection:
+            connection = McpConnection(name, config)
+            await connection.start()
+            return connection
 
-    return await (_shared.acquire(_key(name, config), opened) if config.shared else opened())
+        self._connections[name] = await (_shared.acquire(_key(name, config), opened) if config.shared else opened())
 
 
 async def _disconnect(name: str, config: McpServerConfig, connection: McpConnection) -> None:

@@ -21,7 +21,7 @@ class McpServerConfig(Config):
     url: str | None = None
     """The address of a server, such as http://127.0.0.1:8000/mcp."""
     headers: dict[str, str] = Field(default_factory=dict)
-    """HTTP headers to send."""
+    """HTTP headers to send. Saved settings keep their names only; `token_env` is kept."""
     token_env: str | None = None
     """Environment variable with a bearer token."""
     timeout_s: float = Field(default=30.0, gt=0)

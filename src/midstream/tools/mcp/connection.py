@@ -135,6 +135,7 @@ async def _listed(client: Client) -> list[McpTool]:
 
 
 def _transport(name: str, config: McpServerConfig) -> Any:
+    _check_complete(name, config)
     limit = config.max_result_kb << 11  # JSON and base64 take more room than what they carry
     if config.url is None:
         env = {key: value for key, value in config.env.items() if value != NOT_KEPT}
@@ -142,7 +143,7 @@ def _transport(name: str, config: McpServerConfig) -> Any:
         return stdio_transport(
             config.command, env | {key: os.environ[key] for key in wanted if key in os.environ}, config.cwd, limit
         )
-    headers = {key: value for key, value in config.headers.items() if value != NOT_KEPT}
+    headers = dict(config.headers)
     if config.token_env is not None:
         token = os.environ.get(config.token_env)
         if not token:
@@ -152,6 +153,23 @@ def _transport(name: str, config: McpServerConfig) -> Any:
             )
         headers["Authorization"] = f"Bearer {token}"
     return _http(config.url, headers, config.timeout_s, limit)
+
+
+def _check_complete(name: str, config: McpServerConfig) -> None:
+    """Raise `ConfigError` for saved settings, whose secrets are not kept: a server would be asked without them."""
+    for header, value in config.headers.items():
+        if NOT_KEPT in value:
+            raise ConfigError(
+                f"MCP server '{name}': the value of the header '{header}' was not kept with the saved settings",
+                "use token_env for a bearer token, or set the header again",
+            )
+    if NOT_KEPT in (config.url or "") or any(NOT_KEPT in word for word in config.command):
+        field = "url" if config.url is not None else "command"
+        advice = "use token_env" if config.url is not None else "use pass_env"
+        raise ConfigError(
+            f"MCP server '{name}': a secret in its {field} was not kept with the saved settings",
+            f"{advice}, or set {field} again",
+        )
 
 
 @asynccontextmanager

@@ -1,9 +1,12 @@
-"""`BreakerToolset`: a circuit breaker. A tool that keeps failing for infrastructure is not called for a while."""
+"""`BreakerToolset`: a circuit breaker. A tool that keeps failing for infrastructure is not called for a while.
+
+A timeout may be the fault of the arguments that one model wrote, so those of a trajectory count once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from midstream.core import clock
@@ -17,10 +20,12 @@ class Breaker:
     """State of one tool's breaker: closed, open until a time, or probing with one call."""
 
     failures: int
-    """Consecutive outages that open it."""
+    """Consecutive outages that open it. All timeouts of a trajectory count as one."""
     open_s: float
     """Seconds that it stays open before one call may probe the tool."""
     _outages: int = 0
+    _timed_out: set[object] = field(default_factory=set)
+    """Trajectories whose timeout has been counted."""
     _open_until: float | None = None
     _probing: bool = False
 
@@ -33,13 +38,18 @@ class Breaker:
         self._probing = True
         return True
 
-    def settle(self, outage: bool) -> None:
-        """Count the outcome of an admitted call."""
+    def settle(self, error_kind: str, trajectory: object) -> None:
+        """Count the outcome of an admitted call of `trajectory`."""
         self._probing = False
-        self._outages = self._outages + 1 if outage else 0
-        if not outage:
-            self._open_until = None
-        elif self._outages >= self.failures:
+        if error_kind not in (TIMEOUT, UNAVAILABLE):
+            self._outages, self._open_until = 0, None
+            self._timed_out.clear()
+            return
+        if error_kind == UNAVAILABLE or trajectory not in self._timed_out:
+            self._outages += 1
+        if error_kind == TIMEOUT:
+            self._timed_out.add(trajectory)
+        if self._outages >= self.failures:
             self._open_until = clock.monotonic() + self.open_s
 
     def release(self) -> None:
@@ -54,11 +64,12 @@ class Breaker:
 
 class BreakerToolset(ToolsetWrapper):
     """Fails calls of tools whose breaker is open as `unavailable`, without calling them. `breakers`, by tool name, are
-    shared by all trajectories."""
+    shared by all trajectories; this toolset is of one."""
 
     def __init__(self, inner: Toolset, breakers: dict[str, Breaker], failures: int, open_s: float) -> None:
         super().__init__(inner)
         self._breakers, self._failures, self._open_s = breakers, failures, open_s
+        self._trajectory = object()
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         breaker = self._breakers.setdefault(name, Breaker(self._failures, self._open_s))
@@ -69,5 +80,5 @@ class BreakerToolset(ToolsetWrapper):
         except BaseException:
             breaker.release()
             raise
-        breaker.settle(result.error_kind in (TIMEOUT, UNAVAILABLE))
+        breaker.settle(result.error_kind, self._trajectory)
         return result

@@ -1,8 +1,9 @@
 """Recording and replay of tool calls: tests and offline training without the services behind the tools.
 
 A recording is a JSON-lines file. Each line is a call (`tool`, `args`), which occurrence of that call in its trajectory
-it was (`n`), and its result. Replay answers the n-th occurrence of a call with the first recorded result for it, and
-later ones with the last; results are those of single attempts, so retries and fallbacks repeat as well.
+it was (`n`), and its result; of the same occurrence in several trajectories the first result is kept. Replay answers
+the n-th occurrence of a call with the first recorded result for it, and later ones with the last; results are those of
+single attempts, so retries and fallbacks repeat as well.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class Recording:
         """Append a result to the file; the first result of a call stands."""
         if key in self.results:
             return
-        self.results[key] = result
         tool, args, n = key
-        line = {"tool": tool, "args": json.loads(args), "n": n, "result": _to_json(result)}
+        line = json.dumps({"tool": tool, "args": json.loads(args), "n": n, "result": _to_json(result)})
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=True) + "\n")
+            file.write(line + "\n")
+        self.results[key] = result  # only once it is in the file
 
     def find(self, key: Key) -> ToolResult | None:
         """The result of the call, or of its last earlier occurrence."""
@@ -109,7 +110,7 @@ def _to_json(result: ToolResult) -> dict[str, Any]:
         {
             "kind": part.kind,
             "text": part.text,
-            "data": part.data,
+            "data": _json_data(part.data),
             "content": None if part.content is None else base64.b64encode(part.content).decode(),
             "media_type": part.media_type,
             "source": part.source,
@@ -117,6 +118,14 @@ def _to_json(result: ToolResult) -> dict[str, Any]:
         for part in result.parts
     ]
     return {"parts": parts, "error_kind": result.error_kind}
+
+
+def _json_data(data: Any) -> Any:
+    """`data` as JSON can hold it: what has no JSON form, such as a date, as text."""
+    try:
+        return json.loads(json.dumps(data, default=str))
+    except (TypeError, ValueError, RecursionError):  # keys that are no texts, references in a circle
+        return str(data)
 
 
 def _from_json(stored: Mapping[str, Any]) -> ToolResult:

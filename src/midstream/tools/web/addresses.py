@@ -25,6 +25,8 @@ class AddressRefused(ToolError):
 
 def is_public(address: Address) -> bool:
     """Whether `address` is a public unicast address, and so is any IPv4 address inside it."""
+    if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
+        return False  # deprecated, but routed inside some networks; Python counts it as global
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     return all(is_public(inner) for inner in _inside(address))

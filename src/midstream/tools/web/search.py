@@ -19,6 +19,7 @@ from midstream.tools.errors import ToolError
 from midstream.tools.load import ToolKind
 from midstream.tools.toolset import FunctionToolset
 from midstream.tools.web.fetch import USER_AGENT
+from midstream.tools.web.status import check_status
 
 BackendName = Literal["searxng", "brave", "tavily", "duckduckgo"]
 _URLS: dict[str, str | None] = {
@@ -102,9 +103,7 @@ def search_toolset(settings: WebSearchSettings) -> FunctionToolset:
 async def _answer(request: httpx.Request, settings: WebSearchSettings) -> httpx.Response:
     async with httpx.AsyncClient(timeout=settings.timeout_s, headers={"User-Agent": USER_AGENT}) as client:
         response = await client.send(request)
-    if response.status_code in (401, 402, 403):
-        raise ToolUnavailable(f"{settings.backend} refused the key or the client: status {response.status_code}")
-    response.raise_for_status()
+    check_status(response, settings.backend)
     return response
 
 

@@ -15,6 +15,11 @@ from midstream.tools.errors import ToolError
 from midstream.tools.load import ToolKind
 from midstream.tools.toolset import FunctionToolset
 from midstream.tools.web.fetch import USER_AGENT
+from midstream.tools.web.status import check_status
+
+_WRONG_QUERY = ("missingparam", "badvalue", "cirrussearch-query", "cirrussearch-regex", "cirrussearch-parse")
+"""How the codes of MediaWiki's errors about a query begin. The other parameters are always the same, so any other error
+is the service's."""
 
 
 class WikipediaSettings(Config):
@@ -78,12 +83,24 @@ async def _pages(query: str, settings: WikipediaSettings) -> list[dict[str, Any]
     }
     async with httpx.AsyncClient(timeout=settings.timeout_s, headers={"User-Agent": USER_AGENT}) as client:
         response = await client.get(settings.url, params=params)
-    response.raise_for_status()
+    check_status(response, response.url.host)
     try:
-        pages = response.json().get("query", {}).get("pages", [])
+        answer = response.json()
+        _check_error(answer.get("error"), response.url.host)
+        pages = answer.get("query", {}).get("pages", [])
         return sorted(pages, key=lambda page: page["index"])[: settings.k]
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ToolUnavailable(f"{response.url.host} answered with something that is not a list of pages") from None
+
+
+def _check_error(error: Any, host: str) -> None:
+    """MediaWiki reports errors with status 200."""
+    if error is None:
+        return
+    code, info = str(error.get("code")), str(error.get("info"))[:200]
+    if code.startswith(_WRONG_QUERY):
+        raise ToolError(f"the query is refused: {info}")
+    raise ToolUnavailable(f"{host} failed: {code}: {info}")
 
 
 wikipedia = ToolKind(WikipediaSettings, wikipedia_toolset)
