@@ -36,7 +36,7 @@ BUCKET_BITS = 12
 SAME = 0.95
 """Cosine similarity from which two memories of a kind are the same one."""
 DAY_S = 86_400.0
-_UNSHOWN = ("namespace", "words", "digest", "embedder", "bucket")
+_UNSHOWN = ("words", "digest", "embedder", "bucket")
 _SHOWN = sa.select(*(column for column in memories.c if column.name not in _UNSHOWN))
 """What a retrieval reads of its candidates."""
 
@@ -181,9 +181,9 @@ class LongTermMemory:
         by_words = search_words(connection, query, self.namespace, CANDIDATES)
         near = [] if vector is None else self._near(connection, vector, CANDIDATES, wanted)
         candidates = list(by_words.keys() | set(near))
-        own = memories.c.namespace == self.namespace
-        found = connection.execute(_SHOWN.where(own & memories.c.id.in_(candidates) & wanted)) if candidates else ()
-        rows = {row.id: row._mapping for row in found}
+        found = connection.execute(_SHOWN.where(memories.c.id.in_(candidates) & wanted)) if candidates else ()
+        # Compared here, because SQLite would search by the index of namespaces. Marks of two namespaces may be equal.
+        rows = {row.id: row._mapping for row in found if row.namespace == self.namespace}
         best = max((by_words.get(place, 0.0) for place in rows), default=0.0)
         scored: list[tuple[float, Any]] = []
         for place, row in rows.items():
