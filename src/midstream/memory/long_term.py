@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +36,9 @@ BUCKET_BITS = 12
 SAME = 0.95
 """Cosine similarity from which two memories of a kind are the same one."""
 DAY_S = 86_400.0
+_UNSHOWN = ("words", "digest", "embedder", "bucket")
+_SHOWN = sa.select(*(column for column in memories.c if column.name not in _UNSHOWN))
+"""What a retrieval reads of its candidates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +165,10 @@ class LongTermMemory:
         return int(row["id"])
 
     def _nearly_same(self, connection: sa.Connection, vector: np.ndarray, entry: dict[str, Any]) -> Any:
-        rows = self._near(
+        near = self._near(
             connection, vector, CANDIDATES, (memories.c.kind == entry["kind"]) & memories.c.name.is_(None)
         )
+        rows = connection.execute(sa.select(memories).where(memories.c.id.in_(near))).mappings().all()
         particulars = _particulars(entry["text"])
         alike = (row for row in rows if _agree(particulars, _particulars(row["text"])))
         best = max(alike, key=lambda row: _cosine(row, vector), default=None)
@@ -176,13 +179,11 @@ class LongTermMemory:
     ) -> list[Memory]:
         wanted = sa.true() if kind is None else memories.c.kind == kind
         by_words = search_words(connection, query, self.namespace, CANDIDATES)
-        rows: dict[int, Any] = {}
-        if by_words:
-            own = memories.c.namespace == self.namespace
-            found = connection.execute(sa.select(memories).where(own & memories.c.id.in_(list(by_words)) & wanted))
-            rows = {row["id"]: row for row in found.mappings()}
-        if vector is not None:
-            rows |= {row["id"]: row for row in self._near(connection, vector, CANDIDATES, wanted)}
+        near = [] if vector is None else self._near(connection, vector, CANDIDATES, wanted)
+        candidates = list(by_words.keys() | set(near))
+        found = connection.execute(_SHOWN.where(memories.c.id.in_(candidates) & wanted)) if candidates else ()
+        # Compared here, because SQLite would search by the index of namespaces. Marks of two namespaces may be equal.
+        rows = {row.id: row._mapping for row in found if row.namespace == self.namespace}
         best = max((by_words.get(place, 0.0) for place in rows), default=0.0)
         scored: list[tuple[float, Any]] = []
         for place, row in rows.items():
@@ -195,8 +196,8 @@ class LongTermMemory:
         scored.sort(key=lambda item: (-item[0], item[1]["id"]))
         return [_memory(row, score) for score, row in scored[:k]]
 
-    def _near(self, connection: sa.Connection, vector: np.ndarray, limit: int, where: Any) -> Sequence[Any]:
-        """Memories with vectors near `vector`, the nearest `limit`."""
+    def _near(self, connection: sa.Connection, vector: np.ndarray, limit: int, where: Any) -> list[int]:
+        """Ids of the memories with vectors near `vector`, the nearest `limit`."""
         assert self.embedder is not None
         own = (memories.c.namespace == self.namespace) & (memories.c.embedder == self.embedder.name)
         beyond = sa.select(memories.c.id).where(own).offset(EXACT_UP_TO).limit(1)
@@ -207,8 +208,7 @@ class LongTermMemory:
             return []
         vectors = np.frombuffer(b"".join(row[1] for row in found), dtype="<f4").reshape(len(found), -1)
         nearest = np.argsort(-(vectors @ vector), kind="stable")[:limit]
-        ids = [found[int(place)][0] for place in nearest]
-        return connection.execute(sa.select(memories).where(memories.c.id.in_(ids))).mappings().all()
+        return [found[int(place)][0] for place in nearest]
 
     def _prior(self, row: Any) -> float:
         """The part of a score that no query changes."""

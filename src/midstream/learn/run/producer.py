@@ -24,8 +24,8 @@ class SampledBatch:
     """The groups of training step `step`.
 
     Samples are of policy `version` or later; only replayed groups and groups of a store may be older. The policy's
-    engine sampled `tokens` and computed `prefilled_tokens` of prompts in `rollout_s` seconds. Both count everything that
-    the engine did meanwhile: with `rollout.steps_ahead`, also an evaluation that ran at the same time.
+    engine sampled `tokens` and computed `prefilled_tokens` of prompts in `rollout_s` seconds. Both count all that the
+    engine did meanwhile: with `rollout.steps_ahead`, also an evaluation that ran at the same time.
     """
 
     step: int
