@@ -11,7 +11,7 @@ import pytest
 from midstream.core.errors import ConfigError, ToolUnavailable
 from midstream.core.toolsets import ToolContent, ToolResult, ToolSpec
 from midstream.tools import Toolbox, ToolError, ToolOutage, ToolUseConfig, TransientToolError, load_tools, tool
-from midstream.tools.policies import Recording
+from midstream.tools.policies import RecordedCalls
 from midstream.tools.toolbox import ToolsetFactory
 from midstream.tools.toolset import FunctionToolset
 
@@ -308,7 +308,7 @@ def test_a_result_that_json_cannot_hold_is_recorded_as_text(tmp_path, data):
 
 
 def test_what_could_not_be_written_is_not_counted_as_recorded(tmp_path):
-    recording = Recording(tmp_path / "missing" / "calls.jsonl", replay=False)
+    recording = RecordedCalls(tmp_path / "missing" / "calls.jsonl", replay=False)
     for _ in range(2):
         with pytest.raises(FileNotFoundError):
             recording.add(("a", "{}", 0), ToolResult.of("b"))

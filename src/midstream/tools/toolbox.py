@@ -21,7 +21,7 @@ from midstream.tools.policies import (
     BudgetToolset,
     FallbackToolset,
     GuardToolset,
-    Recording,
+    RecordedCalls,
     RecordingToolset,
     ReplayToolset,
     RetryToolset,
@@ -63,7 +63,7 @@ class Toolbox:
     statistics: dict[str, ToolStatistics] = field(default_factory=dict, init=False)
     """By tool name, over all sessions."""
     breakers: dict[str, Breaker] = field(default_factory=dict, init=False)
-    recording: Recording | None = field(default=None, init=False)
+    recording: RecordedCalls | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         names = [tool.name for tool in self.tools]
@@ -82,9 +82,9 @@ class Toolbox:
                 raise ConfigError(f"the share of the results of '{name}' to mask is from 0 to 1, not {ratio}")
         recording = None
         if self.use.replay is not None:
-            recording = Recording(self.use.replay, replay=True)
+            recording = RecordedCalls(self.use.replay, replay=True)
         elif self.use.record is not None:
-            recording = Recording(self.use.record, replay=Path(self.use.record).exists())
+            recording = RecordedCalls(self.use.record, replay=Path(self.use.record).exists())
         object.__setattr__(self, "recording", recording)
 
     def get(self, name: str) -> ToolSpec | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.run.canary import LONGEST, PREFIXES, Canary, Reported, Verdict, choose, judge, mismatch
+from midstream.learn.run.canary import LONGEST, PREFIXES, Canary, Reported, Verdict, choose_prefixes, judge, mismatch
 
 COUNT, VOCABULARY, TOP = 32, 100, 20
 
@@ -87,9 +87,9 @@ def test_the_mismatch_is_that_of_equal_weights() -> None:
 def test_prefixes_are_different_and_end_before_a_token_of_a_response() -> None:
     prompts = [tuple(range(100, 100 + size)) for size in range(1, 80)]
     batch = [TokenSequence(prompt, (7, 8, 9)) for prompt in prompts]
-    chosen = choose([*batch, *batch, TokenSequence((), (1,))])
+    chosen = choose_prefixes([*batch, *batch, TokenSequence((), (1,))])
     assert len(chosen) == len(set(chosen)) == PREFIXES
     allowed = {(*prompt, *said) for prompt in prompts for said in ((), (7,), (7, 8))}
     assert set(chosen) <= allowed and not set(chosen) <= set(prompts)
-    assert [len(ids) for ids in choose([TokenSequence((5,) * 3000, (7,))])] == [LONGEST]
-    assert choose([]) == []
+    assert [len(ids) for ids in choose_prefixes([TokenSequence((5,) * 3000, (7,))])] == [LONGEST]
+    assert choose_prefixes([]) == []

@@ -14,6 +14,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from pydantic import Field
+from referencing import Registry
 
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.react.actions import (
@@ -176,7 +177,9 @@ class ReactFlow(AgentFlowBase):
 
     def _answered(self, answer: Any) -> str:
         if self.chosen.answer_schema is not None:
-            problems = [error.message for error in Draft202012Validator(self.chosen.answer_schema).iter_errors(answer)]
+            # An empty registry: a reference to elsewhere is an error, and nothing is fetched.
+            validator = Draft202012Validator(self.chosen.answer_schema, registry=Registry())
+            problems = [error.message for error in validator.iter_errors(answer)]
             if problems:
                 return f"Error: the answer does not have the form asked for: {'; '.join(problems)[:400]}"
         if not self._checked and self.turns < self.chosen.max_actions:

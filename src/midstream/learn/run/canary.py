@@ -113,7 +113,7 @@ class Canary:
         return last
 
 
-def choose(sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
+def choose_prefixes(sequences: Sequence[TokenSequence]) -> list[tuple[int, ...]]:
     """Return up to `PREFIXES` different prefixes of `sequences`, each ending before a token of the response."""
     ends = [
         (*one.prompt_ids, *one.response_ids[: number % max(1, len(one.response_ids))])[-LONGEST:]

@@ -23,7 +23,7 @@ from midstream.core.errors import EngineError, RunError, TrainingError, Unsuppor
 from midstream.engines.publication import FOLDER, Publication, Publisher
 from midstream.engines.torch.compute import compute
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.run.canary import Canary, Finding, Reported, Verdict, ask, choose, mismatch, samplers_of
+from midstream.learn.run.canary import Canary, Finding, Reported, Verdict, ask, choose_prefixes, mismatch, samplers_of
 from midstream.learn.run.checkpoint import is_disk_error, link_weights
 from midstream.learn.run.run_dir import RunDirectory
 from midstream.learn.run.setup import TrainingContext
@@ -83,7 +83,7 @@ class PolicyPublisher:
     def observe(self, sequences: Sequence[TokenSequence]) -> None:
         """Take the canary's prefixes from the first batch that the run learns from."""
         if self._remote and self._canary is None:
-            self._prefixes = choose(sequences)
+            self._prefixes = choose_prefixes(sequences)
 
     async def after_step(self, step: int) -> Published:
         """Publish the weights after a training step, if that is due."""

@@ -9,7 +9,7 @@ from midstream.tools.policies.breaker import Breaker, BreakerToolset
 from midstream.tools.policies.budget import BudgetToolset
 from midstream.tools.policies.fallback import FallbackToolset, adapted
 from midstream.tools.policies.guard import GuardToolset
-from midstream.tools.policies.recording import Recording, RecordingToolset, ReplayToolset
+from midstream.tools.policies.recording import RecordedCalls, RecordingToolset, ReplayToolset
 from midstream.tools.policies.retry import RetryToolset
 from midstream.tools.policies.statistics import StatisticsToolset, ToolStatistics
 from midstream.tools.policies.wrapper import ToolsetWrapper
@@ -22,7 +22,7 @@ __all__ = [
     "BudgetToolset",
     "FallbackToolset",
     "GuardToolset",
-    "Recording",
+    "RecordedCalls",
     "RecordingToolset",
     "ReplayToolset",
     "RetryToolset",

@@ -23,7 +23,7 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 Key = tuple[str, str, int]
 
 
-class Recording:
+class RecordedCalls:
     """The recorded results, by call. Raises `ConfigError` for a file that is not a recording."""
 
     def __init__(self, path: str | Path, *, replay: bool) -> None:
@@ -64,7 +64,7 @@ class Recording:
 class RecordingToolset(ToolsetWrapper):
     """Calls `inner` and adds each result to the recording. One per trajectory."""
 
-    def __init__(self, inner: Toolset, recording: Recording) -> None:
+    def __init__(self, inner: Toolset, recording: RecordedCalls) -> None:
         super().__init__(inner)
         self._recording = recording
         self._occurrences: Counter[tuple[str, str]] = Counter()
@@ -80,7 +80,7 @@ class ReplayToolset(ToolsetWrapper):
     """Answers from the recording and never calls `inner`. A call that was not recorded is `unavailable`. One per
     trajectory."""
 
-    def __init__(self, inner: Toolset, recording: Recording) -> None:
+    def __init__(self, inner: Toolset, recording: RecordedCalls) -> None:
         super().__init__(inner)
         self._recording = recording
         self._occurrences: Counter[tuple[str, str]] = Counter()

@@ -16,14 +16,14 @@ import httpcore
 
 from midstream.tools.errors import ToolError
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class AddressRefused(ToolError):
     """The address is not public."""
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: IPAddress) -> bool:
     """Whether `address` is a public unicast address, and so is any IPv4 address inside it."""
     if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
         return False  # deprecated, but routed inside some networks; Python counts it as global
@@ -32,7 +32,7 @@ def is_public(address: Address) -> bool:
     return all(is_public(inner) for inner in _inside(address))
 
 
-def _inside(address: Address) -> list[ipaddress.IPv4Address]:
+def _inside(address: IPAddress) -> list[ipaddress.IPv4Address]:
     """IPv4 addresses that an IPv6 address leads to: 6to4 and Teredo. Mapped and NAT64 addresses are reserved, so they
     are not public anyway."""
     if isinstance(address, ipaddress.IPv4Address):
