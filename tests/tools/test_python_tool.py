@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_a_session_that_fails_to_close_gives_its_sandbox_back():
     async def scenario():
         toolset = PythonToolset(PythonSettings())
         await toolset.open()
-        toolset._session = Broken()
+        toolset._session = cast(Any, Broken())
         with pytest.raises(OSError, match="disk is full"):
             await toolset.close()
         assert _sandboxes._by_loop[asyncio.get_running_loop()] == {}
