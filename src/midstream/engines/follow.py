@@ -29,13 +29,13 @@ async def follow(
     A publication that fails to load is logged and retried until a newer one appears; the policy does not change
     meanwhile. `first` is set after the first attempt to load, or at once when nothing is published yet.
     """
-    root, told = run / FOLDER, False
+    root, reported = run / FOLDER, False
     loaded: Publication | None = None
     failed: Publication | None = None
     while True:
         newest = await asyncio.to_thread(_newest, root, adapter)
-        if newest is None and not told:
-            told = True
+        if newest is None and not reported:
+            reported = True
             _log.warning("'%s' has published no weights yet: the base model answers until it does", run)
         if newest is not None and newest != loaded:
             try:

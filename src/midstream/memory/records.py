@@ -34,8 +34,8 @@ class WorkingRecord:
         """The record as a prompt shows it."""
         call = f"{self.tool}({json.dumps(dict(self.arguments), ensure_ascii=False)})" if self.tool else ""
         outcome = f"error: {self.error}" if self.error else self.result
-        said = " -> ".join(part for part in (call, outcome) if part)
-        return "; ".join(part for part in (self.sub_goal, said, self.verdict) if part)
+        exchange = " -> ".join(part for part in (call, outcome) if part)
+        return "; ".join(part for part in (self.sub_goal, exchange, self.verdict) if part)
 
 
 @dataclass(slots=True)

@@ -114,8 +114,8 @@ class Handler:
         try:
             return self.returns.dump_python(self.returns.validate_python(output), mode="json")
         except (ValidationError, ValueError) as error:
-            said = _first(error) if isinstance(error, ValidationError) else str(error)
-            raise Permanent(f"{self.full_name} returned what it does not declare: {said}") from None
+            message = _first(error) if isinstance(error, ValidationError) else str(error)
+            raise Permanent(f"{self.full_name} returned what it does not declare: {message}") from None
 
 
 def handler(

@@ -37,13 +37,13 @@ _STOPWORDS = frozenset(
         where which who with you""",
     )
 )
-_MEANT_BY = {
+_WORDS_FOR = {
     "area": "areas big large size surface",
     "capital": "capitals",
     "currency": "currencies money",
     "population": "inhabitants live lives people populated populations populous residents",
 }
-_SYNONYMS = {word: meant for meant, words in _MEANT_BY.items() for word in words.split()}
+_SYNONYMS = {word: standard for standard, words in _WORDS_FOR.items() for word in words.split()}
 _ATTRIBUTES = frozenset({"area", "capital", "city", "code", "continent", "country", "currency", "population"})
 """Words for an attribute, not a subject. A query of these alone matches hundreds of facts equally: no result."""
 

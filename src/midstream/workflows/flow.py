@@ -149,10 +149,10 @@ class WorkflowWriterFlow(AgentFlowBase):
             checked = check_text(self._text, operators, self.config.limits, ("",))
             if checked.ok or self.turns > self.config.repairs:
                 return checked
-            said = "\n".join(str(problem) for problem in errors(checked.problems))
+            problems = "\n".join(str(problem) for problem in errors(checked.problems))
             messages += [
                 {"role": "assistant", "content": step.text},
-                {"role": "user", "content": f"This workflow cannot run:\n{said}\nWrite it again."},
+                {"role": "user", "content": f"This workflow cannot run:\n{problems}\nWrite it again."},
             ]
 
     async def _executed(self, checked: Checked) -> WorkflowRun:

@@ -135,12 +135,12 @@ def _plain_name(name: str) -> str:
 def _spec(name: str, tool: McpTool, config: McpServerConfig) -> ToolSpec:
     policy = ToolPolicy()
     if config.trust_annotations:
-        told = tool.annotations or ToolAnnotations()
-        idempotent = bool(told.read_only_hint or told.idempotent_hint)
+        annotations = tool.annotations or ToolAnnotations()
+        idempotent = bool(annotations.read_only_hint or annotations.idempotent_hint)
         policy = ToolPolicy(
             idempotent=idempotent,
             retries=TRUSTED_RETRIES if idempotent else 0,
-            approval=bool(told.destructive_hint and not told.read_only_hint),
+            approval=bool(annotations.destructive_hint and not annotations.read_only_hint),
         )
     return ToolSpec(
         name=name,

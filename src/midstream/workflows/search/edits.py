@@ -40,12 +40,12 @@ def random_edit(
     is valid."""
     for _ in range(TRIES):
         draft = _Draft(workflow, operators, pool)
-        said = rng.choice(_EDITS)(draft, rng)
-        if not said:
+        description = rng.choice(_EDITS)(draft, rng)
+        if not description:
             continue
         edited = draft.workflow()
         if edited != workflow and not errors(check_workflow(edited, operators, limits)):
-            return edited, said
+            return edited, description
     return None
 
 

@@ -115,20 +115,20 @@ class ModelProposer:
             spent = None if spent is None or reply.cost_usd is None else spent + reply.cost_usd
             modification = (tagged(reply.text, "modification") or "no description").split("\n")[0][:300]
             checked = check_text(_without_tags(reply.text), self._operators, self._limits, self._models)
-            said = [str(problem) for problem in errors(checked.problems)]
-            if not said and checked.workflow == workflow:
-                said = ["the workflow is the same as before; change something"]
-            elif not said and experience.is_known(parent.number, modification):
-                said = [f"this change was tried already: {modification}"]
-            if not said:
+            found = [str(problem) for problem in errors(checked.problems)]
+            if not found and checked.workflow == workflow:
+                found = ["the workflow is the same as before; change something"]
+            elif not found and experience.is_known(parent.number, modification):
+                found = [f"this change was tried already: {modification}"]
+            if not found:
                 return Proposal(
                     workflow=checked.workflow, modification=modification, tokens=tokens, unknown_tokens=unknown,
                     cost_usd=spent,
                 )  # fmt: skip
-            problems += said
+            problems += found
             messages += [
                 {"role": "assistant", "content": reply.text},
-                {"role": "user", "content": "This cannot be used:\n" + "\n".join(said) + "\nReply with it mended."},
+                {"role": "user", "content": "This cannot be used:\n" + "\n".join(found) + "\nReply with it mended."},
             ]
         return Proposal(
             workflow=None, modification=modification, problems=tuple(problems), tokens=tokens, unknown_tokens=unknown,
