@@ -65,9 +65,10 @@ def test_a_group_at_its_deadline_does_not_wait_for_a_slow_agent(start: Start, cl
     assert not served.store.groups.lease("trainer", 1, "train", 60)
     clock.advance(2)
     assert served.store.groups.lease("trainer", 1, "train", 60)
-    slow.chat()
+    # The gateway's upkeep may have closed the trajectory before this call comes; then the call is refused.
+    answered = slow.chat().status_code == 200
     assert error(slow.complete(reward=1.0))[:2] == (409, "trajectory_ended")
     assert served.trajectory(slow.uid).status == "timed_out"
-    assert [bool(step.metadata.get("late")) for step in slow.steps] == [False, True]
+    assert [bool(step.metadata.get("late")) for step in slow.steps] == ([False, True] if answered else [False])
     assert served.metric('midstream_trajectories_ended_total{status="timed_out",why="group_deadline"}') == 1
     assert len(served.gateway.trajectories) == 0
