@@ -7,9 +7,10 @@ import json
 import threading
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
+from pydantic import BaseModel
 from tests.waiting import LIMIT_S
 
 from midstream.core.types import Step, Trajectory
@@ -26,6 +27,17 @@ from midstream.record.store import Store
 SECRET = b"of the tests, long enough"
 KEY = "a key of the tests"
 HELLO = [{"role": "user", "content": "Hello?"}]
+TWO_CALLS = (
+    'Both.<tool_call>\n{"name": "calculator", "arguments": {"expression": "1+1"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2+2"}}\n</tool_call>'
+)
+
+
+class Verdict(BaseModel):
+    """An answer format that both clients parse."""
+
+    right: bool
+    grade: Literal["good", "bad"]
 
 
 class HeldEngine(ScriptedEngine):

@@ -108,8 +108,8 @@ def status_command(store: str, run: str | None) -> None:
 @click.argument("question")
 @click.argument("value")
 def answer_command(store: str, run: str, question: str, value: str) -> None:
-    """Answer QUESTION of RUN with VALUE: JSON, or text where the question takes text. Whoever executes the run goes on
-    with it; where nobody does, resume it."""
+    """Answer QUESTION of RUN with VALUE: JSON, or text where the question takes text. The worker that executes the
+    run continues with it; if there is none, resume the run."""
 
     async def answer(executor: AgentExecutor) -> None:
         from midstream.plans.errors import AnswerRefused

@@ -45,7 +45,7 @@ class AgentExecutor:
 
     `handlers` are what plans may call; `max_concurrency` the handlers at work at once, over all runs; `resources` the
     units of further limits that nodes name; `policy` chooses among ready nodes (None: first come, first served). A
-    worker that stops renewing its lease for `lease_s` seconds loses its runs to whoever resumes them. A path of a
+    worker that stops renewing its lease for `lease_s` seconds loses its runs to the next that resumes them. A path of a
     database is opened with durability `normal`: it survives the death of the process; for power cuts, open a `Database`
     with `full` and pass that.
     """

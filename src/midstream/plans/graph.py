@@ -1,7 +1,7 @@
 """The graph of one run in memory: the states of its instances, and what each change releases.
 
 Everything here is synchronous and touches no database: each change of state is checked and collected in `events`, and
-whoever drives the graph writes them in one transaction. Work that needs payloads (conditions, lists, outputs) is left
+the runner writes them in one transaction. Work that needs payloads (conditions, lists, outputs) is left
 in `todo`.
 """
 

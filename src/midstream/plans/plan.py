@@ -228,8 +228,10 @@ def load_plan(source: Plan | Mapping[str, Any] | str | Path) -> Plan:
         return _parse(source, str(source.get("name", "plan")))
     try:
         text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the plan '{source}': {error}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the plan '{source}': {error.strerror}", "give a JSON or YAML file") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the plan '{source}' is not UTF-8 text", "give a JSON or YAML file") from None
     try:
         data = json.loads(text) if Path(source).suffix == ".json" else yaml.safe_load(text)
     except (json.JSONDecodeError, yaml.YAMLError, RecursionError) as error:

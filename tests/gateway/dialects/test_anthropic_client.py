@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Any
 
 import anthropic
 import pytest
 from anthropic import Anthropic
-from pydantic import BaseModel
+from tests.gateway.served import TWO_CALLS, Verdict
 
 from midstream.core.errors import EngineError
 from midstream.engines.scripted import ScriptedEngine
@@ -23,15 +23,6 @@ CALCULATOR: Any = {
         "additionalProperties": False,
     },
 }
-TWO_CALLS = (
-    'Both.<tool_call>\n{"name": "calculator", "arguments": {"expression": "1+1"}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2+2"}}\n</tool_call>'
-)
-
-
-class Verdict(BaseModel):
-    right: bool
-    grade: Literal["good", "bad"]
 
 
 def client_of(opened: dict[str, Any], **settings: Any) -> Anthropic:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
-from pydantic import BaseModel
+from tests.gateway.served import TWO_CALLS, Verdict
 
 from midstream.core.errors import EngineError
 from midstream.engines.chat import ChatTokenizer
@@ -29,15 +29,6 @@ CALCULATOR: Any = {
     },
 }
 FLAT: Any = {"type": "function", "strict": False, **CALCULATOR["function"]}
-TWO_CALLS = (
-    'Both.<tool_call>\n{"name": "calculator", "arguments": {"expression": "1+1"}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "calculator", "arguments": {"expression": "2+2"}}\n</tool_call>'
-)
-
-
-class Verdict(BaseModel):
-    right: bool
-    grade: Literal["good", "bad"]
 
 
 def client_of(opened: dict[str, Any], **settings: Any) -> OpenAI:

@@ -85,7 +85,7 @@ class TorchEngine:
         self._slots = Slots(slots)
         self._cached_version = decoder.version
         self._vocabulary = decoder.lm_head.weight.shape[0]
-        # Shared with whoever scores recorded responses of this model.
+        # Shared with the learner, which scores recorded responses of this model.
         self._grammars = decoder.grammars = decoder.grammars or Grammars(tokenizer, self._vocabulary)
         # Deterministic engines that serve the same trajectories wait for them jointly, in order of creation.
         self._together: list[TorchEngine] = beside._together if beside else []

@@ -23,7 +23,7 @@ _TAGS = {
     "Trajectories": "A trajectory is one attempt at one task: opened, described, and ended once.",
     "White box": "For agents that handle tokens and rewards themselves.",
     "People": "People's feedback on recorded trajectories, and what training does with them.",
-    "Operation": "For whoever runs the gateway.",
+    "Operation": "For the operator of the gateway.",
 }
 _ACCESS = {
     "anyone": "Needs no key.",

@@ -75,7 +75,7 @@ class OpenRequest(Body):
 
 class Opened(Body):
     """An open trajectory. `base_url` is for OpenAI's clients (Anthropic's take it without `/v1`), `token` is the API
-    key of its agent. `owner_token` is for whoever grades the trajectory; never give it to the agent."""
+    key of its agent. `owner_token` is for the program that grades the trajectory; never give it to the agent."""
 
     trajectory_uid: str
     prompt_uid: str

@@ -38,7 +38,7 @@ def is_expected(error: Exception) -> bool:
 
 
 def reported_error(error: Exception) -> ApiError:
-    """Return what a client is told about `error`. A bug is named by its type only; the log has the rest."""
+    """Convert `error` to the error that the client receives: for a bug only its type; the log has the rest."""
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail))
     return as_api_error(error) or ApiError(

@@ -18,7 +18,7 @@ def invalid_body(error: ValidationError) -> ApiError:
     """Return the `ApiError` 400 for a body that `error` is about."""
     many = error.error_count() > MOST_REPORTED
     found: Sequence[_Error] = error.errors(include_url=False, include_input=not many)[:MOST_REPORTED]
-    # In a union of string and object, "should be a string" does not help whoever sent an object.
+    # In a union of string and object, "should be a string" does not help a client that sent an object.
     found = [e for e in found if not (e["type"] == "string_type" and e["loc"][-1] == "str")] or found
     # If the `type` of an object is unknown, errors about its other fields are noise.
     unknown = {e["loc"][:-1] for e in found if e["type"] == "literal_error" and e["loc"][-1:] == ("type",)}

@@ -102,7 +102,7 @@ async def _complete(
 
 
 async def describe(gateway: Gateway, uid: str, caller: Caller) -> dict[str, Any]:
-    """Return state, answer, and for whoever may grade it the reward of a trajectory."""
+    """Return the state and answer of a trajectory, and its reward if `caller` may grade it."""
     caller.require_access(uid)
     return _description(await gateway.trajectories.look_up(uid), caller)
 

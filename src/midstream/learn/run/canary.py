@@ -14,7 +14,7 @@ false-alarm rate: from the scatter between prefixes, and from the sampler / lear
 same prefixes before the first update. Where b - error > 1/2 the update is `taken`, where b + error < 1/2 the sampler
 is `stale`, and between them the update is too small to tell.
 
-Small updates could hide a sampler that never follows. So where the last update cannot be told, the sampler is also
+Small updates could hide a sampler that never follows. So if the last update is too small to tell, the sampler is also
 compared with the newest weights that it is known to have taken: what has moved since then adds up."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from midstream.learn.self_check.noise import slope, trimmed_rms
 
 PREFIXES = 32
 TOP = 20
-"""Tokens that a sampler reports for each prefix; vLLM reports no more unless told to."""
+"""Tokens that a sampler reports for each prefix; vLLM's default maximum."""
 LONGEST = 512
 """Tokens kept of a longer prefix, from its end: asking must stay cheap beside a training step."""
 HALF = 0.5

@@ -95,7 +95,7 @@ class Bubblewrap:
             try:
                 self._ready.append(await Worker.start(self._config.limits.file_mb))
             except SandboxFailed:
-                return  # whoever needs one next starts it itself and learns why
+                return  # the next call that needs one starts it itself and gets the error
 
 
 class BubblewrapSession:
