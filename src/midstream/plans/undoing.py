@@ -59,7 +59,8 @@ def _finished(runner: Runner, savepoint: str | None) -> int:
         return 0
     frame = runner.graph.root.frame
     assert frame is not None
-    return max(one.row.finished for one in frame.instances.values() if one.node.savepoint == savepoint)
+    # A plan names each savepoint once.
+    return next(one.row.finished for one in frame.instances.values() if one.node.savepoint == savepoint)
 
 
 def proceed(runner: Runner, owner: Instance) -> None:
