@@ -99,7 +99,7 @@ def _is_toolset(found: Any) -> bool:
 def _find(name: str, known: Mapping[str, str]) -> Any:
     module_name, colon, attribute = known.get(name, name).partition(":")
     if not colon:
-        hint = f"{nearest(name, known)}; your own: package.module:attribute"
+        hint = f"{nearest(name, known)} (your own: package.module:attribute)"
         raise ConfigError(f"unknown tool '{name}'", hint)
     try:
         module = importlib.import_module(module_name)
