@@ -32,11 +32,13 @@ TOP_LOG_PROBS = "top_log_probs"
 
 @dataclass(frozen=True, slots=True)
 class RoleEngine:
-    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on."""
+    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on. `adapter`
+    names the published weights to sample from; empty leaves it to the engine."""
 
     engine: Engine
     tokenizer: ChatTokenizer | None
     trainable: bool
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +67,11 @@ class Call:
 class TokenBuffer:
     """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled."""
 
-    def __init__(self, on_tokens: OnTokens | None, engine: Engine) -> None:
+    def __init__(self, on_tokens: OnTokens | None, role_engine: RoleEngine) -> None:
+        engine = role_engine.engine
         self._on_tokens, self._policy_version = on_tokens, engine.policy_version
         # Only engines whose weights can be replaced have one.
-        self._adapter: str = getattr(engine, "adapter", "")
+        self._adapter: str = role_engine.adapter or getattr(engine, "adapter", "")
         self._began = time.perf_counter()
         self._ids: list[int] = []
         self._log_probs: list[float] = []
@@ -166,7 +169,7 @@ class Recorder:
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        buffer = TokenBuffer(call.on_tokens, role_engine.engine)
+        buffer = TokenBuffer(call.on_tokens, role_engine)
         placement: PromptPlacement | None = None
         try:
             placement = await self._place(role_engine, call)
@@ -178,6 +181,7 @@ class Recorder:
                     sampling=sampling,
                     session=self.trajectory_uid,
                     role=call.role,
+                    adapter=role_engine.adapter,
                     messages=call.messages,
                     tools=call.tools,
                     constraint=call.constraint,
