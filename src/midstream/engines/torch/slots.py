@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-
 Owner = tuple[str, str]
 """A session, and the adapter of its calls: keys and values depend on the weights too."""
 

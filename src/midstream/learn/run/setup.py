@@ -7,7 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,8 @@ from midstream.engines.base import Engine, PolicyEngine
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.factory import EngineSettings, make_engine_on, make_policy_engine
 from midstream.engines.models import resolve
-from midstream.engines.publication import POLICY
 from midstream.engines.openai import OpenAIEngine
+from midstream.engines.publication import POLICY
 from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.loading import load_policy
@@ -64,7 +64,7 @@ class TrainingContext:
     """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
     endpoint: AgentEndpoint | None = None
     """Accepts the calls of black-box agents; None refuses flows that run one."""
-    adapters: RunAdapters = RunAdapters()
+    adapters: RunAdapters = field(default_factory=RunAdapters)
     """What is trained, by name, and which role samples with which."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
@@ -215,9 +215,7 @@ def set_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-def make_weights(
-    config: TrainConfig, decoder: PolicyModel, seed: str, adapters: Sequence[str] = (POLICY,)
-) -> Weights:
+def make_weights(config: TrainConfig, decoder: PolicyModel, seed: str, adapters: Sequence[str] = (POLICY,)) -> Weights:
     """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`, and
     from their names but for the first."""
     decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
@@ -283,7 +281,7 @@ def check_trained_roles(context: TrainingContext) -> None:
 
 
 def make_role_engines(
-    flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTokenizer, adapters: RunAdapters = RunAdapters()
+    flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTokenizer, adapters: RunAdapters
 ) -> dict[str, RoleEngine]:
     """Return the engine of each role in the config. Roles with `rules` have no engine."""
     role_engines = {"policy": RoleEngine(policy, tokenizer, True, adapters.names[0])}

@@ -59,7 +59,9 @@ async def demonstrate(context: TrainingContext) -> list[Trajectory]:
     correct, incorrect = trajectories[: len(tasks)], trajectories[len(tasks) :]
     for trajectory in correct:
         _check_success(trajectory)
-    lessons = [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)]
+    lessons = [
+        replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)
+    ]
     return context.adapters.assign(lessons)
 
 
