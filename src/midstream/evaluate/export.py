@@ -40,9 +40,9 @@ def export(
     `run` is a run (its newest checkpoint; a folder, or a name in `runs_dir`) or a checkpoint. `merge` merges an adapter
     into its base model and writes a model that transformers loads; otherwise the folder holds the adapter in peft's
     format. Of a run with several adapters, `adapter` names the one to write; without it, each is written into a folder
-    of its name. A fully tuned policy is always written as a model. `dtype` is the type of the weights; `auto` is the base
-    model's. `push` uploads the folder to the hub as `owner/name`, private unless `public`. Imports and runs nothing
-    that the run's config names. Raises `UserError`, and then leaves no folder behind.
+    of its name. A fully tuned policy is always written as a model. `dtype` is the type of the weights; `auto` is that
+    of the base model. `push` uploads the folder to the hub as `owner/name`, private unless `public`. Imports and runs
+    nothing that the run's config names. Raises `UserError`, and then leaves no folder behind.
     """
     checkpoint = find_checkpoint(run if Path(run, "state.json").is_file() else find_run(str(run), runs_dir))
     config = parse_config(TrainConfig, load_yaml(checkpoint / "config.yaml"), f"the config of '{checkpoint}'")

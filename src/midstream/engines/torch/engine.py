@@ -62,8 +62,8 @@ class _Row:
 class TorchEngine:
     """Samples from `decoder`. `adapter` names the weights for requests that name none, see `Publication`; requests with
     different adapters share their batches. `frozen` makes an engine for the base model without an adapter. Engines that
-    serve the same trajectories are created `beside` the first. With `numerics`, they are settled again for the first publication, which may add adapters; `auto` then keeps those of the
-    run that published it."""
+    serve the same trajectories are created `beside` the first. With `numerics`, they are settled again for the first
+    publication, which may add adapters; `auto` then keeps those of the run that published it."""
 
     def __init__(
         self,
