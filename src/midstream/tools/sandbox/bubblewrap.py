@@ -1,7 +1,7 @@
-"""The backend `bubblewrap`: full CPython in Linux namespaces, one set of processes a session.
+"""The backend `bubblewrap`: full CPython in Linux namespaces, one set of processes per session.
 
-Stops: network, files outside, other processes, privileges, and use of CPU, memory, processes, disk and output above the
-limits. Does not stop a hole in the kernel itself; see docs/sandbox.md.
+Blocks the network, files outside, other processes and privileges, and limits CPU, memory, processes, disk and output.
+Does not protect against vulnerabilities of the kernel; see docs/sandbox.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from midstream.tools.sandbox.launch import bwrap
 from midstream.tools.sandbox.process import BACKEND, Worker
 
 _checked: list[str] = []
-"""What `check` returns without another try."""
+"""The result of a successful `check`, so that bubblewrap is tried once per process."""
 
 
 class Bubblewrap:
@@ -59,7 +59,7 @@ class Bubblewrap:
         await asyncio.gather(*self._ending)
 
     async def take(self, file_mb: int) -> Worker:
-        """An interpreter that has run nothing yet."""
+        """Return an interpreter that has run nothing yet."""
         if self._closed:
             raise SandboxFailed("the sandbox is closed")
         while file_mb == self._config.limits.file_mb and self._ready:
@@ -74,7 +74,7 @@ class Bubblewrap:
         return worker
 
     def release(self, worker: Worker) -> None:
-        """Kill `worker`; its end is waited for in the background."""
+        """Kill `worker`, and wait for its end in the background."""
         worker.kill()
         self._taken.discard(worker)
         task = asyncio.ensure_future(worker.close())
@@ -83,7 +83,7 @@ class Bubblewrap:
 
     @property
     def turn(self) -> asyncio.Semaphore:
-        """Held while a call runs."""
+        """Acquired during a call."""
         return self._turn
 
     def _refill(self) -> None:
@@ -139,7 +139,8 @@ class BubblewrapSession:
 
 
 async def check() -> str:
-    """Try bubblewrap, until it ran once in this process: an empty text when it runs code here, else why it does not."""
+    """Return why bubblewrap cannot run code on this machine; empty if it can. Tries it until it has run once in this
+    process."""
     if _checked:
         return _checked[0]
     reason = await _try()
