@@ -60,8 +60,8 @@ class SamplingParams:
         """Return the settings of `ALTERATIONS` in effect, with their values; empty for a plain sample. Cuts do not
         change a greedy pick, so they are left out there."""
         away = _PENALTIES if self.temperature == 0 else {**_CUTS, **_PENALTIES}
-        found = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
-        return {"greedy": True, **found} if self.temperature == 0 else found
+        altered = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
+        return {"greedy": True, **altered} if self.temperature == 0 else altered
 
     @property
     def penalised(self) -> bool:

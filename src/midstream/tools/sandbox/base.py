@@ -34,7 +34,7 @@ class Result:
     """Result of one call.
 
     `ok`: the code finished. `error`: it raised, or ended its process. `timeout`: it exceeded its wall or CPU time.
-    `memory`: it exceeded its memory. `output`: it printed too much or created too many files. `refused`: it did not run.
+    `memory`: it exceeded its memory. `output`: it printed too much or made too many files. `refused`: it did not run.
     """
 
     outcome: Outcome
