@@ -28,9 +28,9 @@ class PolicyConfig(Config):
     retries: int | None = Field(default=None, ge=0)
     """Further attempts after a transient failure."""
     backoff_s: float | None = Field(default=None, ge=0)
-    """Longest wait before the first retry; it doubles with each one, and the wait is drawn from 0 to it."""
+    """Maximum wait before the first retry, doubled with each retry. The wait is drawn between 0 and this maximum."""
     max_backoff_s: float | None = Field(default=None, ge=0)
-    """Longest wait between two attempts."""
+    """Limit on the maximum wait."""
     idempotent: bool | None = None
     """Whether a call may be repeated after a timeout or a lost connection."""
     cost: float | None = Field(default=None, ge=0)
