@@ -150,7 +150,7 @@ def cancel_command(store: str, run: str, keep: bool) -> None:
 def rollback_command(store: str, run: str, sources: tuple[str, ...], to: str | None) -> int:
     """Compensate the nodes of RUN that succeeded, in reverse order."""
     done = _with_executor(_existing(store), _handlers(sources), lambda executor: executor.rollback(run, to))
-    return _report(done, store, good=("rolled_back", "paused"))
+    return _report(done, store, successful=("rolled_back", "paused"))
 
 
 @command.command(name="fork")

@@ -7,7 +7,7 @@ reported as one of `OUTCOMES`, and the next call works.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
@@ -84,22 +84,25 @@ class Session(Protocol):
 
     async def close(self) -> None: ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self.close()
 
 
 class Sandbox(Protocol):
     """Runs Python code of unknown origin. Used on one event loop; `close` ends every process."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
         """Run `code` once, without state. Raises `SandboxFailed` if the sandbox itself fails."""
-        ...
+        async with self.session(limits) as session:
+            result = await session.run(code, files)
+        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> Session:
         """Return a new session. It starts with its first call."""

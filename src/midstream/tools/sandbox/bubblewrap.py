@@ -10,10 +10,8 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
-from midstream.tools.sandbox.base import Result, SandboxFailed, SandboxUnavailable, refusal
+from midstream.tools.sandbox.base import Result, Sandbox, SandboxFailed, SandboxUnavailable, Session, refusal
 from midstream.tools.sandbox.config import Limits, SandboxConfig
 from midstream.tools.sandbox.launch import bwrap
 from midstream.tools.sandbox.process import BACKEND, Worker
@@ -22,7 +20,7 @@ _checked: list[str] = []
 """The result of a successful `check`, so that bubblewrap is tried once per process."""
 
 
-class Bubblewrap:
+class Bubblewrap(Sandbox):
     """Keeps `warm` interpreters ready; each serves one session or call and is then killed."""
 
     name = BACKEND
@@ -33,13 +31,9 @@ class Bubblewrap:
         self._taken: set[Worker] = set()
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Semaphore(self._config.concurrency)
+        self.turn = asyncio.Semaphore(self._config.concurrency)
+        """Acquired during a call."""
         self._closed = False
-
-    async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        async with self.session(limits) as session:
-            result = await session.run(code, files)
-        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> BubblewrapSession:
         return BubblewrapSession(self, limits or self._config.limits)
@@ -81,11 +75,6 @@ class Bubblewrap:
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    @property
-    def turn(self) -> asyncio.Semaphore:
-        """Acquired during a call."""
-        return self._turn
-
     def _refill(self) -> None:
         if self._starting is None or self._starting.done():
             self._starting = asyncio.ensure_future(self._fill())
@@ -98,7 +87,7 @@ class Bubblewrap:
                 return  # the next call that needs one starts it itself and gets the error
 
 
-class BubblewrapSession:
+class BubblewrapSession(Session):
     """See `base.Session`."""
 
     def __init__(self, sandbox: Bubblewrap, limits: Limits) -> None:
@@ -128,14 +117,6 @@ class BubblewrapSession:
         if self._worker is not None:
             self._sandbox.release(self._worker)
             self._worker = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 async def check() -> str:

@@ -14,12 +14,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from midstream.core.text import cleaned
-from midstream.tools.sandbox.base import Outcome, Result, SandboxFailed, SandboxUnavailable, refusal
+from midstream.tools.sandbox.base import Outcome, Result, Sandbox, SandboxFailed, SandboxUnavailable, Session, refusal
 from midstream.tools.sandbox.config import Limits, SandboxConfig
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ GRACE_S = 1.0
 CRASHED = "the interpreter's process ended"
 
 
-class Interpreter:
+class Interpreter(Sandbox):
     """A pool of interpreter processes. A process serves one session at a time and keeps nothing of it.
 
     Calls run in threads: the asynchronous client of pydantic-monty 1.4 aborts the program if it ends soon after a call.
@@ -51,11 +49,6 @@ class Interpreter:
         """Acquired during a call."""
         self.opened: set[InterpreterSession] = set()
         self.threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="interpreter")
-
-    async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        async with self.session(limits) as session:
-            result = await session.run(code, files)
-        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> InterpreterSession:
         return InterpreterSession(self, limits or self._config.limits)
@@ -81,7 +74,7 @@ class Interpreter:
             return self._pool
 
 
-class InterpreterSession:
+class InterpreterSession(Session):
     """See `base.Session`."""
 
     def __init__(self, sandbox: Interpreter, limits: Limits) -> None:
@@ -156,14 +149,6 @@ class InterpreterSession:
             self._kill()
         async with self._one_at_a_time:
             await self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 def _open(pool: Monty, limits: Limits) -> tuple[MontySession, int]:
