@@ -371,7 +371,7 @@ class Recorder:
 def _sampling_metadata(sampling: SamplingParams, unseen: Constraint | None) -> dict[str, Any]:
     """Return the metadata that describes altered sampling; empty for a plain sample. `unseen` is a constraint that the
     log-probabilities do not show."""
-    found = sampling.alterations()
+    altered = sampling.alterations()
     if unseen is not None:
-        found["constraint"] = unseen.kind
-    return {"sampling": found} if found else {}
+        altered["constraint"] = unseen.kind
+    return {"sampling": altered} if altered else {}
