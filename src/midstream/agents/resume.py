@@ -24,7 +24,6 @@ it `started_again`."""
 IN_DOUBT = "in_doubt"
 """`error_kind` of a tool call that was interrupted and must not be repeated."""
 _OUTAGE = "outage"
-_TOOL = "#"
 
 
 def divergence(session: FlowSession) -> str:
@@ -60,7 +59,7 @@ async def call_once(
             return {**_written(outage.call), _OUTAGE: True}
 
     repeatable = rebuild or use.in_doubt == "repeat" or (spec is not None and spec.policy.idempotent)
-    request = {"tool": name, "arguments": arguments, "step_index": step_index}
+    request = {"tool": name, "arguments": arguments}
     try:
         result = await log.run(request, act, key=key, repeatable=repeatable, rebuild=rebuild)
     except ActionInDoubt:

@@ -117,6 +117,10 @@ class ActionLog:
         """Keys of the actions, in the order they began."""
         return sorted(self._actions, key=lambda key: self._actions[key].number)
 
+    def start_again(self, reason: str) -> Diverged:
+        """Give up the recorded attempt for `reason`; returns the error to raise."""
+        return self._divergence(reason)
+
     def check_complete(self) -> None:
         """Raise `Diverged` if the attempt ended without an action without a key that is recorded."""
         left = sorted(key for key in self._recorded if key.startswith("#"))
