@@ -79,5 +79,13 @@ async def call_once(
     return ToolCall(**result)
 
 
+def restore_calls(session: FlowSession) -> None:
+    """Add the recorded tool calls that a resumed attempt need not make again, such as those of a plan's steps that were
+    done, and bring all into the order in which they began."""
+    if session.actions is not None:
+        recorded = session.actions.results()
+        session.tool_calls[:] = [ToolCall(**call) for call in recorded if "error_kind" in call and _OUTAGE not in call]
+
+
 def _written(call: ToolCall) -> dict[str, Any]:
     return {**asdict(call), "arguments": dict(call.arguments)}

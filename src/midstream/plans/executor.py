@@ -292,6 +292,10 @@ class AgentExecutor:
         before = clock.time() - older_than_s
         return await self._change(lambda connection: history.prune(connection, before))
 
+    async def delete(self, uid: str) -> None:
+        """Delete a run that has ended, with what only it used. Raises `RunError` for one that has not, or has forks."""
+        await self._change(lambda connection: history.delete(connection, uid))
+
     # Leases
 
     async def _acquire(self, uid: str) -> Lease:

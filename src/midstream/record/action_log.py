@@ -107,10 +107,10 @@ class ActionLog:
         key = key or f"#{self._unkeyed - 1}"
         return await self._finish(self._actions[key], result)
 
-    def results(self, kind: str) -> list[Any]:
-        """Results of the actions that are done and whose key begins with `kind`, in the order they began."""
+    def results(self) -> list[Any]:
+        """Results of the actions that are done, in the order they began."""
         in_order = sorted(self._actions.values(), key=lambda action: action.number)
-        return [from_json(action.result) for action in in_order if action.done and action.key.startswith(kind)]
+        return [from_json(action.result) for action in in_order if action.done]
 
     @property
     def names(self) -> list[str]:

@@ -71,7 +71,9 @@ class PlanHandlers:
         self._check_budget()
         tool = self._flow.session.tools.get(step.tool)
         arguments = filled(step, given, tool).args
-        call = await self._flow.call_tool(step.tool, arguments, key=self._flow.key(ctx))
+        call = await self._flow.call_tool(
+            step.tool, arguments, step_index=self._flow.planned_by, key=self._flow.key(ctx)
+        )
         if call.ok:
             return call.result
         if call.error_kind == OVER_BUDGET:
@@ -98,7 +100,9 @@ class PlanHandlers:
         known = {**filled(step, given).args, "output": output}
         wanted = {} if tool is None else tool.parameters.get("properties", {})
         arguments = {key: value for key, value in known.items() if key in wanted}
-        call = await self._flow.call_tool(name, arguments, key=self._flow.key(ctx, "undo"))
+        call = await self._flow.call_tool(
+            name, arguments, step_index=self._flow.planned_by, key=self._flow.key(ctx, "undo")
+        )
         if not call.ok:
             raise Permanent(call.result)
 
