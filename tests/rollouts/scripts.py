@@ -63,7 +63,25 @@ def _planning(request: Request) -> str:
             return "booked SEED"
 
 
+def _turn(**fields: Any) -> str:
+    return json.dumps({"thought": "SEED", **fields})
+
+
+_AUTONOMOUS = _by_turn(
+    _turn(add=["find rooms", "book one"]),
+    _turn(tool="look", args={"what": "rooms"}),
+    "not a turn",
+    _turn(done=[1], tool="book", args={"what": "room SEED"}),
+    _turn(done=[2], finish="booked SEED"),
+)
+
+
+def _working(request: Request) -> str:
+    return "yes" if request.role == "critic" else _AUTONOMOUS(request)
+
+
 SCRIPTS: dict[str, Scripted] = {
     "react": Scripted(REACT),
     "plan_and_execute": Scripted(_planning, {"strategy": "graph", "review": True}),
+    "autogpt": Scripted(_working),
 }
