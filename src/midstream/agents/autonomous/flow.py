@@ -22,8 +22,8 @@ from midstream.memory.window import ConversationWindow
 from midstream.tools.errors import OVER_BUDGET
 from midstream.tools.marking import RULE, marked
 
-Outcome = Literal["running", "finished", "stopped", "gave_up", "stalled", "turns", "budget"]
-"""How an attempt ended. `finished`: with an answer of its own. `stopped`: a tool of `stop_after` succeeded. `gave_up`:
+Outcome = Literal["unfinished", "finished", "stopped", "gave_up", "stalled", "turns", "budget"]
+"""How an attempt ended. `unfinished`: it failed, see its status and error. `finished`: with an answer of its own. `stopped`: a tool of `stop_after` succeeded. `gave_up`:
 the agent said that the goal cannot be reached. `stalled`: no progress, also after new approaches. `turns`, `budget`: a
 limit was reached. After the last three the agent was asked once more for an answer."""
 
@@ -84,7 +84,7 @@ class AutonomousFlow(AgentFlowBase):
         count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda text: len(text) // 4)
         self.window = ConversationWindow(count, self.chosen.context_tokens or 1 << 40)
         self.ledger = Ledger()
-        self.outcome: Outcome = "running"
+        self.outcome: Outcome = "unfinished"
         self.limit = ""
         """The limit that ended the attempt, or the reason it gave up for."""
         self._restarts = self._critiques = 0
@@ -99,7 +99,7 @@ class AutonomousFlow(AgentFlowBase):
         system = _SYSTEM.format(examples=EXAMPLES, rule=RULE, tools=tools)
         self.window.add({"role": "system", "content": system})
         observation = f"Goal: {self.task.question}"
-        while self.outcome == "running":
+        while self.outcome == "unfinished":
             if why := self._over():
                 await self._last_turn(observation, why)
                 break

@@ -42,8 +42,8 @@ from midstream.core.types import Constraint, Message, Step
 from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
 from midstream.plans.instances import PLANNER
 
-Outcome = Literal["running", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
-"""How an attempt ended. `no_plan`: no valid plan was written. `plan_failed`: a step failed for good and no revised plan
+Outcome = Literal["unfinished", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
+"""How an attempt ended. `unfinished`: it failed, see its status and error. `no_plan`: no valid plan was written. `plan_failed`: a step failed for good and no revised plan
 helped. `rolled_back`, `rollback_failed`: the same, and what had been done was undone, or could not be. `budget`: a
 limit of the attempt was reached."""
 _ENDS: Mapping[RunStatus, Outcome] = {
@@ -103,7 +103,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         assert isinstance(self.config, PlanAndExecuteSettings)
         self.chosen = self.config
         self.spending = Spending(self, self.chosen.budget)
-        self.outcome: Outcome = "running"
+        self.outcome: Outcome = "unfinished"
         self.stopped = ""
         """The limit that stopped the attempt."""
         self.plan: list[PlannedStep] = []
