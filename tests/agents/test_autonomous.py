@@ -104,7 +104,8 @@ def test_the_turns_are_bounded_and_the_last_one_is_an_answer(run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "limit"), [({"tokens": 1}, "tokens"), ({"model_calls": 1}, "model_calls"), ({"tool_calls": 1}, "tool_calls")]
+    ("budget", "limit"),
+    [({"tokens": 1}, "tokens"), ({"model_calls": 1}, "model_calls"), ({"tool_calls": 1}, "tool_calls")],
 )
 def test_budgets_end_the_attempt_under_their_name(run, budget, limit) -> None:
     made = run(calculate("2*3"), turn(finish="6"), settings={"budget": budget})
@@ -116,12 +117,21 @@ def test_the_budget_of_tool_calls_of_the_config_holds(run) -> None:
     assert (*ended(made), made.metadata["limit"]) == ("budget", "6", 2, "tool_calls")
 
 
-def test_seconds_are_a_budget_too(run, clock) -> None:
-    class Slow(list):  # the clock moves while the agent thinks
-        pass
+def test_seconds_are_a_budget_too(make_worker, attempt, clock) -> None:
+    def says(request: Any) -> str:
+        clock.advance(3)  # the agent thinks for three seconds
+        return calculate("2*3") if len(request.messages) < 6 else turn(finish="6")
 
-    made = run(turn(give_up="no way"), settings={"budget": {"seconds": 5}})
-    assert ended(made) == ("gave_up", None, 1) and made.metadata["limit"] == "no way"
+    worker = make_worker(
+        says, "autonomous", roles=NO_CRITIC, tools=("calculator",), settings={"budget": {"seconds": 5}}
+    )
+    made = asyncio.run(worker.run(attempt()))
+    assert (*ended(made), made.metadata["limit"]) == ("budget", "6", 2, "seconds")
+
+
+def test_an_agent_may_give_up(run) -> None:
+    made = run(turn(give_up="no way"))
+    assert (*ended(made), made.metadata["limit"]) == ("gave_up", None, 1, "no way")
 
 
 def test_a_tool_can_end_the_attempt(run) -> None:

@@ -173,7 +173,9 @@ def test_a_graph_joins_and_tolerates_what_its_join_allows(run) -> None:
     )
     made = run({"planner": steps}, settings={"strategy": "graph", "max_replans": 0, "concurrency": 2})
     assert outcome(made) == "plan_failed"  # `a` failed for good, although `c` did without it
-    made = run({"planner": plan(*(json.loads(steps)["steps"][1:2]), noted("d", "{b}!"))}, settings={"strategy": "graph"})
+    made = run(
+        {"planner": plan(*(json.loads(steps)["steps"][1:2]), noted("d", "{b}!"))}, settings={"strategy": "graph"}
+    )
     assert done == ["one", "noted one!"] and outcome(made) == "answered"
 
 
@@ -234,7 +236,11 @@ def test_what_is_wrong_with_a_plan_is_said(steps, problem) -> None:
 
 def test_ids_of_a_revision_do_not_collide_with_kept_steps() -> None:
     kept = {"a": PlannedStep(id="a", task="x"), "b": PlannedStep(id="b", task="y")}
-    new = [PlannedStep(id="a", task="x"), PlannedStep(id="b", task="z {a}"), PlannedStep(id="c", task="{b}", needs=("b",))]
+    new = [
+        PlannedStep(id="a", task="x"),
+        PlannedStep(id="b", task="z {a}"),
+        PlannedStep(id="c", task="{b}", needs=("b",)),
+    ]
     assert renamed(new, kept) == [
         PlannedStep(id="b_2", task="z {a}"),
         PlannedStep(id="c", task="{b_2}", needs=("b_2",)),

@@ -37,6 +37,7 @@ REACT = _by_turn(
     _act("answer", answer="booked SEED"),
 )
 
+
 def _plan(*steps: Mapping[str, Any]) -> str:
     return json.dumps({"steps": list(steps)})
 

@@ -203,9 +203,7 @@ class AutonomousFlow(AgentFlowBase):
         step = await self.chat([{"role": "user", "content": asked}], role="critic")
         word = step.text.strip().lower()
         accepted = not word.startswith("no")
-        self.session.recorder.annotate(
-            step.step_index, verdict=accepted, parsed=word.startswith(("yes", "no"))
-        )
+        self.session.recorder.annotate(step.step_index, verdict=accepted, parsed=word.startswith(("yes", "no")))
         return "" if accepted else step.text.strip()
 
     def _observed(self, text: str) -> str:
