@@ -17,8 +17,8 @@ from midstream.agents.plan_and_execute.prompts import (
     REVIEW,
     answer_request,
     executor_results,
-    planner_instructions,
     plan_request,
+    planner_instructions,
 )
 from midstream.agents.plan_and_execute.steps import (
     MOST_STEPS,
@@ -34,10 +34,10 @@ from midstream.agents.plan_and_execute.steps import (
 )
 from midstream.agents.plan_journal import open_executor, run_uid
 from midstream.agents.registry import register
+from midstream.agents.resume import restore_calls
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
-from midstream.agents.resume import restore_calls
 from midstream.core.types import Constraint, Message, Step
 from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
 from midstream.plans.instances import PLANNER
