@@ -3,8 +3,8 @@
     agent = PlanAndExecute("smollm2-135m", tools=["search", "calculator"], strategy="graph", store="agents.sqlite")
     trajectory = agent.run("How many people live in Peru and Chile together?", uid="first")
 
-With a `store`, a run whose process died goes on when it is called again with the same `uid`. `config` returns a training
-config of the agent, for `midstream.train`.
+With a `store`, a run whose process died goes on when it is called again with the same `uid`. `config` returns a config
+to train the agent with (`midstream.train`).
 """
 
 from __future__ import annotations

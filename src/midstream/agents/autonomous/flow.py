@@ -1,5 +1,4 @@
-"""The flow `autonomous` (also `autogpt`): a goal, a task list of the agent's own, a progress ledger, and an end that has
-a name."""
+"""The flow `autonomous` (also `autogpt`): a goal, a task list of its own, a progress ledger, and an end with a name."""
 
 from __future__ import annotations
 
@@ -23,9 +22,10 @@ from midstream.tools.errors import OVER_BUDGET
 from midstream.tools.marking import RULE, marked
 
 Outcome = Literal["unfinished", "finished", "stopped", "gave_up", "stalled", "turns", "budget"]
-"""How an attempt ended. `unfinished`: it failed, see its status and error. `finished`: with an answer of its own. `stopped`: a tool of `stop_after` succeeded. `gave_up`:
-the agent said that the goal cannot be reached. `stalled`: no progress, also after new approaches. `turns`, `budget`: a
-limit was reached. After the last three the agent was asked once more for an answer."""
+"""How an attempt ended. `unfinished`: it failed, see its status and error. `finished`: with an answer of its own.
+`stopped`: a tool of `stop_after` succeeded. `gave_up`: the agent said that the goal cannot be reached. `stalled`: no
+progress, also after new approaches. `turns`, `budget`: a limit was reached. After the last three the agent was asked
+once more for an answer."""
 
 _SYSTEM = """Reach the goal. Keep a list of tasks, and work on one at a time. Each turn, write one JSON object:
 {examples}

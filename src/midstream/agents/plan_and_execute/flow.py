@@ -43,9 +43,9 @@ from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
 from midstream.plans.instances import PLANNER
 
 Outcome = Literal["unfinished", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
-"""How an attempt ended. `unfinished`: it failed, see its status and error. `no_plan`: no valid plan was written. `plan_failed`: a step failed for good and no revised plan
-helped. `rolled_back`, `rollback_failed`: the same, and what had been done was undone, or could not be. `budget`: a
-limit of the attempt was reached."""
+"""How an attempt ended. `unfinished`: it failed, see its status and error. `no_plan`: no valid plan was written.
+`plan_failed`: a step failed for good and no revised plan helped. `rolled_back`, `rollback_failed`: the same, and what
+had been done was undone, or could not be. `budget`: a limit of the attempt was reached."""
 _ENDS: Mapping[RunStatus, Outcome] = {
     RunStatus.SUCCEEDED: "answered",
     RunStatus.ROLLED_BACK: "rolled_back",
