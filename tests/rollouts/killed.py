@@ -100,7 +100,7 @@ def run_attempt(tokenizer: ChatTokenizer, name: str, store: Path) -> dict[str, A
     engine = SeededEngine(tokenizer, setting.script)
     flow = FlowConfig(
         name=name,
-        settings=setting.settings,
+        settings=dict(setting.settings),
         tools=("tests.rollouts.killed:look", "tests.rollouts.killed:book"),
     )
 

@@ -116,7 +116,8 @@ class StandaloneAgent:
         flow = self._config.model_dump(mode="json", exclude_defaults=True)
         flow["tools"] = [*self._config.tools, *map(_import_name, self._tools)]
         rollout = {"sampling": {"max_tokens": self._sampling.max_tokens}, **sections.pop("rollout", {})}
-        return {"policy": {"model": self._model}, "flow": {"name": self.flow, **flow}, "rollout": rollout, **sections}
+        policy = {"model": self._model, **sections.pop("policy", {})}
+        return {"policy": policy, "flow": {"name": self.flow, **flow}, "rollout": rollout, **sections}
 
     def _worker(self, engine: RoleEngine, store: Store | None) -> AgentFlowWorker:
         return AgentFlowWorker(

@@ -6,17 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.agents.autonomous.ledger import Ledger
-from midstream.agents.autonomous.turns import EXAMPLES, Turn, UnreadableTurn, read_turn, turn_schema
+from midstream.agents.autonomous.turns import Turn, UnreadableTurn, examples, read_turn, turn_schema
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.budget import AgentBudget, Spending
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Constraint, Message, Step, ToolCall
+from midstream.core.types import Message, Step, ToolCall
 from midstream.memory.window import ConversationWindow
 from midstream.tools.errors import OVER_BUDGET
 from midstream.tools.marking import RULE, marked
@@ -58,12 +58,23 @@ class AutonomousSettings(Config):
     accept comes back with its reasons; by rule, one given while tasks are open does."""
     stop_after: tuple[str, ...] = ()
     """Tools that end the attempt when a call of them succeeds; its result is the answer."""
+    ends: tuple[Literal["finish", "give_up"], ...] = ("finish", "give_up")
+    """Ends that the agent may choose itself. Without any, only a tool of `stop_after` or a limit ends the attempt."""
+    thoughts: bool = True
+    """Let each turn begin with a thought. Without, turns are shorter and a constrained one is nothing but its action;
+    for small models."""
     constrained: bool = False
     """Sample each turn under its JSON schema, so that every one can be read, where the engine can."""
     context_tokens: int | None = Field(default=None, ge=256)
     """Above this many tokens the agent summarises the oldest part of the conversation."""
     budget: AgentBudget = AgentBudget()
     """Limits of one attempt."""
+
+    @model_validator(mode="after")
+    def _can_end(self) -> AutonomousSettings:
+        if not self.ends and not self.stop_after:
+            raise ValueError("without `ends`, name tools in `stop_after`, or no attempt reaches its goal")
+        return self
 
 
 @register("autogpt")
@@ -96,7 +107,7 @@ class AutonomousFlow(AgentFlowBase):
                 raise ConfigError(f"flow.settings.stop_after names the tool '{name}'", nearest(name, known))
         cards = self.session.tools.cards(self.task.question)
         tools = f"Tools:\n{cards}" if cards else "There are no tools."
-        system = _SYSTEM.format(examples=EXAMPLES, rule=RULE, tools=tools)
+        system = _SYSTEM.format(examples=examples(self.chosen.ends, self.chosen.thoughts), rule=RULE, tools=tools)
         self.window.add({"role": "system", "content": system})
         observation = f"Goal: {self.task.question}"
         while self.outcome == "unfinished":
@@ -123,6 +134,8 @@ class AutonomousFlow(AgentFlowBase):
 
     async def _last_turn(self, observation: str, why: str) -> None:
         """Ask for an answer although the attempt is over. It keeps its outcome."""
+        if "finish" not in self.chosen.ends:
+            return
         step = await self._ask(f"{observation}\n{_LAST.format(why=why)}", may_act=False)
         try:
             turn = read_turn(step.text, may_act=False)
@@ -138,8 +151,9 @@ class AutonomousFlow(AgentFlowBase):
         await self.window.compact(self._summary)
         constraint = None
         if self.chosen.constrained:
-            schema = turn_schema(self.session.tools.shown(self.task.question), may_act)
-            constraint = Constraint(kind="json_schema", grammar=json.dumps(schema))
+            tools = self.session.tools.shown(self.task.question)
+            schema = turn_schema(tools, may_act, ends=self.chosen.ends, thoughts=self.chosen.thoughts)
+            constraint = {"type": "json_schema", "json_schema": {"name": "turn", "schema": schema}}
         step = await self.chat(self.window.messages, response_format=constraint)
         self.window.add({"role": "assistant", "content": step.text})
         return step
@@ -147,11 +161,11 @@ class AutonomousFlow(AgentFlowBase):
     async def _taken(self, step: Step) -> str:
         """Act on a turn; returns what to show next."""
         try:
-            turn = read_turn(step.text)
+            turn = read_turn(step.text, ends=self.chosen.ends)
         except UnreadableTurn as error:
             self._unparsed(step, error)
             self.ledger.record(self.turns, "unparsed", str(error), "")
-            return self._observed(f"Error: {error}. Write one of:\n{EXAMPLES}")
+            return self._observed(f"Error: {error}. Write one of:\n{examples(self.chosen.ends, self.chosen.thoughts)}")
         self.session.recorder.annotate(step.step_index, parsed=True, turn=turn.model_dump(exclude_none=True))
         for text in turn.add:
             self.ledger.add(text)

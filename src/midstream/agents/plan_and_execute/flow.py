@@ -38,7 +38,7 @@ from midstream.agents.resume import restore_calls
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Constraint, Message, Step
+from midstream.core.types import Message, Step
 from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
 from midstream.plans.instances import PLANNER
 
@@ -234,7 +234,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         constraint = None
         if chosen.constrained:
             schema = steps_schema(list(tools.values()), chosen.strategy, tasks, chosen.max_steps)
-            constraint = Constraint(kind="json_schema", grammar=json.dumps(schema))
+            constraint = {"type": "json_schema", "json_schema": {"name": "plan", "schema": schema}}
         for repair in range(chosen.max_repairs + 1):
             if limit := self.spending.exhausted:
                 self.stopped = limit
