@@ -24,6 +24,7 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
+from midstream.rollouts.reruns import rerun_engines
 from midstream.rollouts.sinks import LocalSink, TrajectorySink
 from midstream.tools import Toolbox
 
@@ -121,7 +122,7 @@ class AgentFlowWorker:
         session = FlowSession(
             task=attempt.task,
             recorder=self._sink.recorder(attempt),
-            role_engines=self._role_engines,
+            role_engines=self._engines_of(attempt),
             tools=self._toolbox.session(attempt.mask_seed),
             sampling=sampling,
             score=self._score,
@@ -135,6 +136,8 @@ class AgentFlowWorker:
             for engine in self.engines:
                 engine.leave(attempt.uid)
             await _close_resources(session)
+        if attempt.rerun is not None:
+            trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.rerun.metadata})
         if self._score is not None:
             trajectory = await self._score(trajectory)
         try:
@@ -178,6 +181,9 @@ class AgentFlowWorker:
                 return _ended(session, flow, Status.TIMED_OUT, late)
             failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
             return with_failure(failed, Failure.AGENT, error)
+
+    def _engines_of(self, attempt: Attempt) -> Mapping[str, RoleEngine]:
+        return self._role_engines if attempt.rerun is None else rerun_engines(self._role_engines, attempt.rerun)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()

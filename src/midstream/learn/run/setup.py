@@ -153,6 +153,12 @@ def build(
     reference = make_reference(config, decoder, weights, tokenizer)
     role_engines = make_role_engines(config.flow, engine, tokenizer)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine, tokenizer))
+    if config.algorithm.role_credit.reruns and reward.scores_groups:
+        raise ConfigError(
+            f"algorithm.role_credit '{config.algorithm.role_credit.name}' scores re-runs one by one, but a reward "
+            "component compares the trajectories of a group",
+            "remove that component, or set algorithm.role_credit.name=shared",
+        )
     context = TrainingContext(
         config,
         model_path,
