@@ -64,7 +64,7 @@ def test_a_role_without_influence_on_another_leaves_its_reply_as_it_was(make_wor
 
 
 def test_the_last_role_leaves_everything_before_it_as_it_was(make_worker, attempt) -> None:
-    original, rerun, says = run(make_worker, attempt, "both", reply="nothing")
+    _, rerun, says = run(make_worker, attempt, "both", reply="nothing")
     assert [step.text for step in rerun.steps] == ["left1", "right2", "nothing"]
     assert len(says.heard) == 3 and rerun.answer == "nothing"
 

@@ -92,9 +92,10 @@ class DifferenceCredit(SharedCredit):
 
 
 class RoleEMACredit(SharedCredit):
-    """The reward of the role minus its running baseline: A = R_r - b_r, b_r <- decay b_r + (1 - decay) mean R_r (SPIRAL's
-    role-conditioned advantage estimation, Liu et al. 2025). It replaces the algorithm's own baseline and divisor. A
-    training step uses the baseline before it; the first one uses its own mean. Checkpoints hold the baselines."""
+    """The reward of the role minus its running baseline: A = R_r - b_r, with b_r <- decay b_r + (1 - decay) mean R_r
+    (SPIRAL's role-conditioned advantage estimation, Liu et al. 2025). It replaces the algorithm's own baseline and
+    divisor. A training step uses the baseline before it; the first one uses its own mean. Checkpoints hold the
+    baselines."""
 
     name: Literal["role_ema"] = "role_ema"  # pyright: ignore[reportIncompatibleVariableOverride]
     """A running baseline for each role."""
