@@ -13,7 +13,7 @@ from midstream.cli.store import Age
 from midstream.core.text import visible
 
 if TYPE_CHECKING:
-    from midstream.plans import AgentExecutor, RunResult
+    from midstream.plans import AgentExecutor, Handlers, RunResult
     from midstream.plans.rows import NodeRow
 
 FAILED = 1
@@ -43,12 +43,19 @@ def command() -> None:
 def run_command(plan: str, store: str, sources: tuple[str, ...], given: str, uid: str | None, wait: bool) -> int:
     """Run PLAN, a JSON or YAML file. Exits with 1 unless it succeeds or waits for an answer."""
 
+    from midstream.plans.checks import compile_plan, pinned
+    from midstream.plans.plan import load_plan
+
+    handlers, input, loaded = _handlers(sources), _json(given, "--input"), load_plan(plan)
+    if "://" not in store and not Path(store).exists():
+        compile_plan(pinned(loaded, handlers), handlers)  # a refused plan creates no store
+
     async def run(executor: AgentExecutor) -> RunResult:
-        made = await executor.start(plan, _json(given, "--input"), uid=uid)
+        made = await executor.start(loaded, input, uid=uid)
         click.echo(f"run {made} in {_shown(store)}", err=True)
         return await executor.resume(made, wait=wait)
 
-    return _report(_with_executor(store, sources, run), store)
+    return _report(_with_executor(store, handlers, run), store)
 
 
 @command.command(name="resume")
@@ -65,7 +72,7 @@ def resume_command(store: str, run: str, sources: tuple[str, ...], retry: bool, 
             return await executor.retry(run)
         return await executor.resume(run, wait=wait)
 
-    return _report(_with_executor(_existing(store), sources, resume), store)
+    return _report(_with_executor(_existing(store), _handlers(sources), resume), store)
 
 
 @command.command(name="status")
@@ -143,7 +150,7 @@ def cancel_command(store: str, run: str, keep: bool) -> None:
 @click.option("--to", metavar="SAVEPOINT", help="Only what came after this savepoint; resume goes on from there.")
 def rollback_command(store: str, run: str, sources: tuple[str, ...], to: str | None) -> int:
     """Compensate what RUN did, in reverse order."""
-    done = _with_executor(_existing(store), sources, lambda executor: executor.rollback(run, to))
+    done = _with_executor(_existing(store), _handlers(sources), lambda executor: executor.rollback(run, to))
     return _report(done, store, good=("rolled_back", "paused"))
 
 
@@ -216,12 +223,17 @@ def prune_command(store: str, older_than: float) -> None:
     click.echo(f"{len(pruned)} runs deleted")
 
 
-def _with_executor(store: str, sources: tuple[str, ...], work: Any) -> Any:
-    from midstream.plans import AgentExecutor
+def _handlers(sources: tuple[str, ...]) -> Handlers:
     from midstream.plans.load import load_handlers
 
+    return load_handlers(sources)
+
+
+def _with_executor(store: str, handlers: Handlers | tuple[()], work: Any) -> Any:
+    from midstream.plans import AgentExecutor
+
     async def main() -> Any:
-        async with AgentExecutor(store, load_handlers(sources)) as executor:
+        async with AgentExecutor(store, handlers) as executor:
             return await work(executor)
 
     return asyncio.run(main())

@@ -259,6 +259,10 @@ class AgentExecutor:
         """A run with the state of every node."""
         return await self._journal.read(lambda connection: views.view(connection, uid))
 
+    async def outputs(self, uid: str) -> dict[str, Any]:
+        """What the succeeded nodes of the outermost plan returned, by id."""
+        return await self._journal.read(lambda connection: views.outputs(connection, uid))
+
     async def questions(self, uid: str | None = None) -> list[OpenQuestion]:
         """Open questions of a run, or of all."""
         return await self._journal.read(lambda connection: views.questions(connection, uid))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
+from midstream.agents.resume import RESUMED, check_replayed, divergence
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
@@ -24,8 +25,12 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
+<<<<<<< .merge_file_MDqicO
 from midstream.rollouts.reruns import rerun_engines
 from midstream.rollouts.sinks import LocalSink, TrajectorySink
+=======
+from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
+>>>>>>> .merge_file_rE3siU
 from midstream.tools import Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
@@ -41,7 +46,8 @@ class AgentFlowWorker:
 
     `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
     Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` accepts the calls of black-box
-    agents, unless the sink provides an endpoint. Raises `ConfigError` for an unknown flow, role, tool or setting."""
+    agents, unless the sink provides an endpoint. With `resume` an attempt in the store whose process died is gone on
+    with; one that ended is not made again. Raises `ConfigError` for an unknown flow, role, tool or setting."""
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class AgentFlowWorker:
         score: Score | None = None,
         timeout_s: float = 300.0,
         endpoint: AgentEndpoint | None = None,
+        resume: bool = False,
     ) -> None:
         if flow.flows_file is not None:
             load_flows(flow.flows_file)
@@ -89,7 +96,7 @@ class AgentFlowWorker:
             mask=flow.mask_results,
         )
         self._sampling = sampling
-        self._sink: TrajectorySink = sink or LocalSink(store)
+        self._sink: TrajectorySink = sink or LocalSink(store, resume=resume)
         self._score, self._timeout_s, self._endpoint = score, timeout_s, endpoint
 
     @property
@@ -118,24 +125,17 @@ class AgentFlowWorker:
             self._sink.forget(attempt)
 
     async def _run_begun(self, attempt: Attempt, temperature: float | None) -> Trajectory:
+        earlier = self._sink.earlier(attempt)
+        if earlier is not None and earlier.ended is not None:
+            return earlier.ended
         sampling = {role: self._sampling_of(role, temperature) for role in {*self._role_engines, "policy"}}
-        session = FlowSession(
-            task=attempt.task,
-            recorder=self._sink.recorder(attempt),
-            role_engines=self._engines_of(attempt),
-            tools=self._toolbox.session(attempt.mask_seed),
-            sampling=sampling,
-            score=self._score,
-            endpoint=self._sink.endpoint(attempt) or self._endpoint,
-        )
         for engine in self.engines:
             engine.join(attempt.uid)
         try:
-            trajectory = await self._attempt(session, sampling["policy"], attempt)
+            trajectory = await self._resumed(attempt, sampling, earlier)
         finally:
             for engine in self.engines:
                 engine.leave(attempt.uid)
-            await _close_resources(session)
         if attempt.rerun is not None:
             trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.rerun.metadata})
         if self._score is not None:
@@ -146,6 +146,50 @@ class AgentFlowWorker:
             failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
             return with_failure(failed, Failure.INFRASTRUCTURE)
         return trajectory
+
+    async def _resumed(
+        self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
+    ) -> Trajectory:
+        """Go on with what an earlier process recorded of `attempt`, or start it again where that is not possible."""
+        if earlier is None or not earlier.begun:
+            return await self._run_flow(self._session(attempt, sampling, earlier), sampling["policy"], attempt)
+        problem = f"the flow '{self._config.name}' cannot be resumed" if self._flow.resume == "none" else ""
+        if not problem:
+            session = self._session(attempt, sampling, earlier)
+            trajectory = await self._run_flow(session, sampling["policy"], attempt)
+            problem = divergence(session)
+            if not problem:
+                resumed = {"steps": len(earlier.steps), "actions": earlier.actions.answered}
+                return replace(trajectory, metadata={**trajectory.metadata, RESUMED: resumed})
+        _log.warning("trajectory '%s' starts again: %s", attempt.uid, problem)
+        await self._sink.restart(attempt)
+        session = self._session(attempt, sampling, self._sink.earlier(attempt))
+        trajectory = await self._run_flow(session, sampling["policy"], attempt)
+        return replace(trajectory, metadata={**trajectory.metadata, RESUMED: {"started_again": problem}})
+
+    def _session(
+        self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
+    ) -> FlowSession:
+        recorder, role_engines = self._sink.recorder(attempt), self._engines_of(attempt)
+        if earlier is not None and earlier.begun:
+            recorder.replay(earlier.steps, role_engines)
+        return FlowSession(
+            task=attempt.task,
+            recorder=recorder,
+            role_engines=role_engines,
+            tools=self._toolbox.session(attempt.mask_seed),
+            sampling=sampling,
+            score=self._score,
+            endpoint=self._sink.endpoint(attempt) or self._endpoint,
+            actions=None if earlier is None else earlier.actions,
+            database=None if earlier is None else earlier.database,
+        )
+
+    async def _run_flow(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
+        try:
+            return await self._attempt(session, sampling, attempt)
+        finally:
+            await _close_resources(session)
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
         fields = {key: value for key, value in attempt.task.metadata.items() if key not in HIDDEN}
@@ -163,6 +207,7 @@ class AgentFlowWorker:
                 await session.tools.open(session.resources)
                 flow = self._flow(session, self._config.settings)
                 await flow.run(sampling, **{**fields, **own})
+            check_replayed(session)
             return flow.trajectory()
         except UserError:
             raise

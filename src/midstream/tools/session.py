@@ -65,6 +65,10 @@ class ToolSession:
         """The tool of that name, or None. `name` may be anything a model wrote."""
         return self._all.specs.get(name) if isinstance(name, str) else None
 
+    def rebuilds(self, name: str) -> bool:
+        """Whether the tool has state that an interrupted attempt must rebuild, by making the recorded calls again."""
+        return self._all.rebuilds(name)
+
     def shown(self, question: str | None = None) -> list[ToolSpec]:
         """The tools that a prompt about `question` shows; all of them without a question."""
         return self.toolbox.shown(self.tools, question)

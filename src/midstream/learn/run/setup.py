@@ -73,6 +73,7 @@ class TrainingContext:
             score=self.reward.score,
             timeout_s=self.config.rollout.timeout_s,
             endpoint=self.endpoint,
+            resume=self.config.rollout.resume_attempts,
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic

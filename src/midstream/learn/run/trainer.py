@@ -189,6 +189,7 @@ class _Run:
                 "resume with algorithm.kl.reference=base",
             )
         self.info = RunInfo(context, self.directory)
+        changed = saved is not None and bool(self.directory.config_changes(config.model_dump(mode="json")))
         self.directory.write("config.yaml", self.yaml)
         self.info.write("running")
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
@@ -212,7 +213,9 @@ class _Run:
                         state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
                 else:
-                    self.store.trajectories.discard_from(state.step + 1)
+                    keeps = config.rollout.resume_attempts and not changed
+                    version = context.decoder.version if keeps else None
+                    self.store.trajectories.discard_from(state.step + 1, newer_than=version)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 self.producer = BatchProducer(context, self.store, state, self.source)

@@ -32,6 +32,8 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class _TextArena:
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         known = textarena.envs.registration.ENV_REGISTRY
         # The variant `-raw` shows each message once; the others repeat the whole history, which the chat has already.
