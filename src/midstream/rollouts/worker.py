@@ -25,12 +25,8 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
-<<<<<<< .merge_file_MDqicO
 from midstream.rollouts.reruns import rerun_engines
-from midstream.rollouts.sinks import LocalSink, TrajectorySink
-=======
 from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
->>>>>>> .merge_file_rE3siU
 from midstream.tools import Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
