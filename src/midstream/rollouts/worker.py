@@ -71,6 +71,8 @@ class AgentFlowWorker:
             if role in self._role_engines or (role in flow.roles and flow.roles[role].engine == "rules"):
                 continue
             self._role_engines[role] = self._role_engines["policy"]
+            if role in self._flow.frozen and (role not in flow.roles or not flow.roles[role].train):
+                self._role_engines[role] = replace(self._role_engines[role], trainable=False)
         for role, config in flow.roles.items():
             if role not in (*self._roles, "policy"):
                 raise ConfigError(

@@ -14,6 +14,7 @@ import torch
 
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.registry import load_flows, with_frozen_roles
 from midstream.core.errors import ConfigError, ModelError, Unsupported
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
@@ -127,7 +128,10 @@ def build(
     if config.rollout.source is not None:
         check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
+    if config.flow.flows_file is not None:
+        load_flows(config.flow.flows_file)
+    algorithm = config.algorithm.for_reward(config.reward.weights)
+    config = config.model_copy(update={"algorithm": algorithm, "flow": with_frozen_roles(config.flow)})
     model_path = resolve(config.policy.model)
     tokenizer = load_tokenizer(model_path)
     decoder = load_policy(config.policy, model_path, recorded)
@@ -283,7 +287,7 @@ def make_role_engines(flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTok
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            role_engines[role] = RoleEngine(policy, tokenizer, config.train)
+            role_engines[role] = RoleEngine(policy, tokenizer, config.train is not False)
         elif config.engine == "frozen":
             if frozen is None:
                 frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), tokenizer, False)
