@@ -41,12 +41,7 @@ def check_replayed(session: FlowSession) -> None:
 
 
 async def call_once(
-    session: FlowSession,
-    name: str,
-    arguments: Any,
-    step_index: int | None,
-    key: str,
-    call: Callable[[], Awaitable[ToolCall]],
+    session: FlowSession, name: str, arguments: Any, step_index: int | None, key: str, call: Callable[[], Awaitable[ToolCall]]
 ) -> ToolCall:
     """Run the tool call `call` once in the life of the attempt, or return its recorded result.
 

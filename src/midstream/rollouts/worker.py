@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from midstream.agents.base import AgentFlowBase, FlowSession, Score
-from midstream.agents.resume import RESUMED, check_replayed, divergence
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
+from midstream.agents.resume import RESUMED, check_replayed, divergence
 from midstream.agents.toolsets import load_flow_tools
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, ServiceError, UserError, nearest

@@ -53,7 +53,9 @@ class PlanHandlers:
             return await self._unless_fatal(self._flow.replan(ctx, plan, failed, error, states))
 
         functions = (tool, task, undo, replan)
-        return [make_handler(one, one.__name__, effects="idempotent", timeout_s=STEP_TIMEOUT_S) for one in functions]
+        return [
+            make_handler(one, one.__name__, effects="idempotent", timeout_s=STEP_TIMEOUT_S) for one in functions
+        ]
 
     async def _unless_fatal(self, work: Awaitable[T]) -> T:
         """Let an error that is not the step's own, such as an engine that does not answer, end the plan."""

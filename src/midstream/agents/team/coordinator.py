@@ -1,8 +1,8 @@
 """`coordinator`: a manager that gives tasks to members by editing a plan, which the durable executor runs.
 
-The manager never talks to a member. Each of its replies is an edit (new tasks with their dependencies, or the answer); a
-checked edit becomes a revision of the plan, whose nodes are the members' turns and the manager's own. Members see their
-task and the results it depends on, the manager sees states and results.
+The manager never talks to a member. Each of its replies is an edit: new tasks with their dependencies, or the answer. A
+checked edit becomes a revision of the plan, whose nodes are the turns of the members and of the manager. Members see
+their task and the results it depends on; the manager sees states and results.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.base import FlowSession
 from midstream.agents.plan_journal import open_executor
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply
-from midstream.agents.team.edits import EXAMPLE, FINISH, RESERVED, Edit, TeamTask, plan_of, read_edit, shown_tasks
-from midstream.agents.team.members import Member, TeamSettings, checked_roles, roster
+from midstream.agents.team.edits import EXAMPLE, FINISH, Edit, TeamTask, plan_of, read_edit, shown_tasks
+from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core import clock
-from midstream.core.config import Config
 from midstream.core.errors import MidstreamError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message
-from midstream.plans import AgentExecutor, Context, Fatal, Permanent
+from midstream.plans import AgentExecutor, Context, Fatal, Permanent, PlanError
+from midstream.plans.errors import HandlerError
 from midstream.plans.handlers import Handler, make_handler
 from midstream.tools.marking import RULE, marked_text
 
@@ -60,10 +60,11 @@ class CoordinatorSettings(TeamSettings):
 
 
 @register("coordinator")
-class CoordinatorFlow(AgentFlowBase):
+class CoordinatorFlow(TeamFlow):
     """A manager and the members it gives tasks to."""
 
     settings = CoordinatorSettings
+    leads = (MANAGER,)
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(session, config)
@@ -74,10 +75,6 @@ class CoordinatorFlow(AgentFlowBase):
         self._raised: MidstreamError | None = None
         self._executor: AgentExecutor
         self._messages: list[Message] = [{"role": "system", "content": self._instructions()}]
-
-    @classmethod
-    def roles_for(cls, settings: Config) -> tuple[str, ...]:
-        return checked_roles(settings, (MANAGER,))
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         # An attempt that is resumed makes its plan again: its calls are answered from the record, by their keys.
@@ -100,6 +97,8 @@ class CoordinatorFlow(AgentFlowBase):
         """Let an error that is nobody's work, such as an engine that does not answer, end the attempt."""
         try:
             return await work
+        except HandlerError:
+            raise
         except MidstreamError as error:
             self._raised = self._raised or error
             raise Fatal(str(error)) from error
@@ -140,8 +139,15 @@ class CoordinatorFlow(AgentFlowBase):
 
     async def _revise(self, run: str, turn: int) -> None:
         """Give the run its new plan, and wait until it has it: a run without an open node would end."""
+        seen = (await self._executor.status(run)).run.seq
         await self._executor.revise(run, plan_of(list(self.tasks.values()), turn, self.chosen.concurrency))
-        while f"{RESERVED}{turn}" not in (await self._executor.status(run)).nodes:
+        while True:
+            async for event in self._executor.events(run, seen):
+                seen = event.seq
+                if event.kind == "note" and event.data.get("command") == "revise":
+                    if problem := event.data.get("refused"):
+                        raise PlanError("team", [problem])
+                    return
             await clock.sleep(POLL_S)
 
     async def _take_results(self, run: str) -> None:

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.base import FlowSession
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply, single_action, text_of
 from midstream.agents.team.context import ContextPolicy, Utterance, handed_over
-from midstream.agents.team.members import Member, TeamSettings, checked_roles, roster
-from midstream.core.config import Config
+from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core.sampling import SamplingParams
 
 Outcome = Literal["running", "answered", "max_handoffs", "ping_pong", "unreadable"]
@@ -57,7 +56,7 @@ class HandoffSettings(TeamSettings):
 
 
 @register("handoff")
-class HandoffFlow(AgentFlowBase):
+class HandoffFlow(TeamFlow):
     """Members that hand a task to each other until one answers."""
 
     settings = HandoffSettings
@@ -70,10 +69,6 @@ class HandoffFlow(AgentFlowBase):
         self.handoffs: list[dict[str, str]] = []
         self.outcome: Outcome = "running"
         self._members: dict[str, Member] = {}
-
-    @classmethod
-    def roles_for(cls, settings: Config) -> tuple[str, ...]:
-        return checked_roles(settings)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         role = self.chosen.start or next(iter(self.chosen.members))

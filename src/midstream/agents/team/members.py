@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from midstream.agents.base import AgentFlowBase
+from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.team.actions import UnreadableReply, json_objects
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
@@ -62,6 +62,31 @@ class TeamSettings(Config):
             raise ValueError(f"{setting} names '{name}', which is no member; {nearest(name, self.members)}")
 
 
+class TeamFlow(AgentFlowBase):
+    """Base of flows whose roles are the members of `settings`, and `leads`."""
+
+    settings = TeamSettings
+    leads: ClassVar[tuple[str, ...]] = ()
+    """Roles beside the members."""
+
+    def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__(session, config)
+        assert isinstance(self.config, TeamSettings)
+        offered = {tool.name for tool in session.tools.tools}
+        for role, member in self.config.members.items():
+            for name in member.tools:
+                if name not in offered:
+                    raise ConfigError(
+                        f"flow.settings.members.{role} has the tool '{name}', and flow.tools has not",
+                        nearest(name, offered),
+                    )
+
+    @classmethod
+    def roles_for(cls, settings: Config) -> tuple[str, ...]:
+        assert isinstance(settings, TeamSettings)
+        return (*cls.leads, *settings.members)
+
+
 @dataclass(frozen=True, slots=True)
 class Spoken:
     """A member's turn: the text that ended it, and the step of that text."""
@@ -75,12 +100,6 @@ class Member:
 
     def __init__(self, flow: AgentFlowBase, role: str, config: MemberConfig, rules: str = "") -> None:
         self.flow, self.role, self.config = flow, role, config
-        offered = {tool.name for tool in flow.session.tools.tools}
-        for name in config.tools:
-            if name not in offered:
-                raise ConfigError(
-                    f"member '{role}' has the tool '{name}', which the flow lacks", nearest(name, offered)
-                )
         self.messages: list[Message] = [{"role": "system", "content": self._instructions(rules)}]
 
     async def speak(self, text: str, *, key: str = "", **options: Any) -> Spoken:
@@ -127,9 +146,3 @@ class Member:
 def roster(members: Mapping[str, MemberConfig], names: Collection[str]) -> str:
     """Names and instructions of some members, one per line."""
     return "\n".join(f"- {name}: {members[name].instructions or 'no description'}" for name in members if name in names)
-
-
-def checked_roles(settings: Config, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """Module roles of a team: its members and `extra`."""
-    assert isinstance(settings, TeamSettings)
-    return (*extra, *settings.members)

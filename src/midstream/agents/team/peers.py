@@ -1,7 +1,7 @@
 """`peers`: equal members that write messages to each other, along the edges of a topology, until one answers.
 
-There is no member in charge. Messages wait in mailboxes, the turn rule says who reads next, and limits end what does not
-end by itself: each end has a name (`outcome` in the trajectory's metadata).
+No member is in charge. Messages wait in mailboxes, the turn rule says who reads next, and limits end what does not end
+by itself: each end has a name (`outcome` in the trajectory's metadata).
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.base import FlowSession
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply, single_action, text_of
-from midstream.agents.team.members import Member, TeamSettings, checked_roles, roster
+from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.agents.team.topology import Topology, neighbours
-from midstream.core.config import Config
 from midstream.core.sampling import SamplingParams
 
 Outcome = Literal["running", "answered", "max_hops", "no_progress", "silence", "unreadable"]
@@ -99,7 +98,7 @@ class Envelope:
 
 
 @register("peers")
-class PeersFlow(AgentFlowBase):
+class PeersFlow(TeamFlow):
     """Members that pass messages."""
 
     settings = PeersSettings
@@ -116,10 +115,6 @@ class PeersFlow(AgentFlowBase):
         """Number of the round of each turn."""
         self._repeats = 0
         self._members: dict[str, Member] = {}
-
-    @classmethod
-    def roles_for(cls, settings: Config) -> tuple[str, ...]:
-        return checked_roles(settings)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         self._mail.append(Envelope("", self.chosen.first, f"Task: {self.task.question}", 0))
