@@ -198,7 +198,7 @@ async def rollout_async(
         )
         if frozen := [role for role, trained in worker.roles.items() if not trained]:
             raise ConfigError(
-                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen, and a gateway trains on every role",
+                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen; a gateway trains on every role",
                 f"set flow.roles.{frozen[0]}.train=true, or run the flow with midstream train",
             )
         attempts = groups_of(

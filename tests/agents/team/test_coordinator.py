@@ -144,7 +144,7 @@ def test_members_call_their_own_tools(coordinate) -> None:
         counter=['{"tool": "calculator", "args": {"expression": "6*7"}}', "42"],
     )
     assert made.answer == "42" and [call.result for call in made.tool_calls] == ["42"]
-    with pytest.raises(ConfigError, match="members.counter has the tool 'calculator', and flow.tools has not"):
+    with pytest.raises(ConfigError, match=r"members\.counter has the tool 'calculator', and flow\.tools has not"):
         coordinate({"members": members}, manager="x")
 
 
