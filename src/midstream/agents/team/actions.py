@@ -9,6 +9,8 @@ from typing import Any
 from midstream.core.errors import MidstreamError
 
 MOST_OBJECTS = 32
+MOST_TRIES = 64
+"""Places in a reply at which an object may seem to begin. Each costs time when it does not."""
 _DECODER = json.JSONDecoder()
 
 
@@ -20,9 +22,9 @@ def json_objects(text: str) -> list[Mapping[str, Any]]:
     """Return the JSON objects in `text`, in order, those inside a list too. Other text around them is ignored."""
     found: list[Mapping[str, Any]] = []
     place = 0
-    while len(found) < MOST_OBJECTS:
+    for _ in range(MOST_TRIES):
         starts = [at for at in (text.find("{", place), text.find("[", place)) if at >= 0]
-        if not starts:
+        if not starts or len(found) >= MOST_OBJECTS:
             break
         try:
             value, place = _DECODER.raw_decode(text, min(starts))
