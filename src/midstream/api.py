@@ -176,7 +176,7 @@ async def rollout_async(
     if short := shortage(source, split, tasks):
         _log.warning("%s", short)
     for role, its in config.flow.roles.items():
-        if its.engine not in ("policy", "rules") or not its.train or its.adapter is not None:
+        if its.engine not in ("policy", "rules") or its.train is False or its.adapter is not None:
             raise ConfigError(
                 f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
                 "keep the defaults of engine, train and adapter, or run the flow with midstream train",
@@ -196,6 +196,11 @@ async def rollout_async(
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
+        if frozen := [role for role, trained in worker.roles.items() if not trained]:
+            raise ConfigError(
+                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen; a gateway trains on every role",
+                f"set flow.roles.{frozen[0]}.train=true, or run the flow with midstream train",
+            )
         attempts = groups_of(
             take(source, split, tasks),
             config.rollout.group_size,

@@ -61,6 +61,9 @@ class AgentFlowBase(ABC):
     """Module roles of this flow. Override `roles_for` when they depend on the settings."""
     by_rule: ClassVar[tuple[str, ...]] = ()
     """Roles that can follow a rule instead of asking an engine."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Roles that stand for the world around the agent, such as a simulated user. They are not trained, and use the
+    engine `frozen`, unless the config sets `train` for them."""
     resume: ClassVar[Resume] = "replay"
     """How an attempt goes on after its process died. `replay`: `run` starts again, and its calls of `chat` and
     `call_tool` are answered from the record as long as they are the same calls in the same order (or have a `key`).

@@ -199,8 +199,10 @@ class TrainConfig(Config):
             raise ValueError(f"rollout.steps_ahead cannot be combined with {other}; set rollout.steps_ahead=0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
+        if self.algorithm.role_credit.reruns:
+            self._can_rerun()
         single = self.rollout.group_size == 1 and self.rollout.source is None
-        if single and self.algorithm.needs_spread:
+        if single and self.algorithm.needs_spread and not self.algorithm.role_credit.own_baseline:
             raise ValueError(
                 f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a group and "
                 "needs at least 2 trajectories; raise rollout.group_size or set algorithm.name=reinforce"
@@ -266,6 +268,21 @@ class TrainConfig(Config):
                 "set trainer.epochs_per_batch=1 and trainer.minibatches=1"
             )
         return self
+
+    def _can_rerun(self) -> None:
+        """Raise `ValueError` for settings under which rewards cannot be compared with those of re-runs."""
+        kl = self.algorithm.kl
+        conflicts = {
+            "rollout.source: its groups are sampled elsewhere": self.rollout.source is not None,
+            f"reward.normalize={self.reward.normalize}": self.reward.normalize != "none",
+            "algorithm.kl.placement=reward": kl.placement == "reward" and kl.coef > 0,
+        }
+        if found := [setting for setting, on in conflicts.items() if on]:
+            name = self.algorithm.role_credit.name
+            raise ValueError(
+                f"algorithm.role_credit '{name}' compares rewards with those of re-runs, and cannot be combined with "
+                f"{' and '.join(found)}"
+            )
 
 
 KEY_ALIASES = {

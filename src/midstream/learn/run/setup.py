@@ -14,6 +14,7 @@ import torch
 
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.registry import load_flows, with_frozen_roles
 from midstream.core.errors import ConfigError, ModelError, Unsupported
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
@@ -132,7 +133,10 @@ def build(
     if config.rollout.source is not None:
         check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
+    if config.flow.flows_file is not None:
+        load_flows(config.flow.flows_file)
+    algorithm = config.algorithm.for_reward(config.reward.weights)
+    config = config.model_copy(update={"algorithm": algorithm, "flow": with_frozen_roles(config.flow)})
     model_path = resolve(config.policy.model)
     tokenizer = load_tokenizer(model_path)
     decoder = load_policy(config.policy, model_path, recorded)
@@ -161,6 +165,12 @@ def build(
     reference = make_reference(config, decoder, weights, tokenizer)
     role_engines = make_role_engines(config.flow, engine, tokenizer, adapters)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine, tokenizer))
+    if config.algorithm.role_credit.reruns and reward.scores_groups:
+        raise ConfigError(
+            f"algorithm.role_credit '{config.algorithm.role_credit.name}' scores re-runs one by one, but a reward "
+            "component compares the trajectories of a group",
+            "remove that component, or set algorithm.role_credit.name=shared",
+        )
     context = TrainingContext(
         config,
         model_path,
@@ -289,7 +299,7 @@ def make_role_engines(
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            role_engines[role] = RoleEngine(policy, tokenizer, config.train, adapters.of_role(role))
+            role_engines[role] = RoleEngine(policy, tokenizer, config.train is not False, adapters.of_role(role))
         elif config.engine == "frozen":
             if frozen is None:
                 frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), tokenizer, False)
