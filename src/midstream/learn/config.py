@@ -14,6 +14,7 @@ from midstream.engines.publication import NAME, POLICY
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.rollout_config import TrainRolloutConfig
+from midstream.learn.tune.config import TuneConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
@@ -183,6 +184,8 @@ class TrainConfig(Config):
     """Supervised fine-tuning before reinforcement learning."""
     trainer: TrainerConfig = TrainerConfig()
     """The training loop."""
+    tune: TuneConfig | None = None
+    """What `midstream tune` searches."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
