@@ -19,6 +19,7 @@ from midstream.tasks.direct import direct
 from midstream.tasks.environments import ENVIRONMENTS, environment_tasks
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
+from midstream.tasks.kitchen import schedule_kitchen
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
@@ -43,6 +44,7 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "programs": programs,
     "schedule": schedule,
     "schedule_due": schedule_due,
+    "schedule_kitchen": schedule_kitchen,
     "two_hop": two_hop,
 }
 

@@ -13,9 +13,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from midstream.tasks.schedule_search import Costs, Objective, cost_range
+from midstream.tasks.schedule_search import Objective, cost_range
 from midstream.tasks.taskset import Draft, GeneratedTaskSet, TaskSet, split_of
 
 WORKER, OVEN = "worker", "oven"
@@ -78,23 +78,30 @@ def schedule_due(seed: int = 0) -> TaskSet:
     return GeneratedTaskSet("schedule_due", partial(_draw, objective="tardiness"), seed)
 
 
-def _draw(rng: random.Random, split: str, objective: Literal["makespan", "tardiness"]) -> Draft:
-    while True:
-        jobs = _jobs(rng, rng.randint(5, 7), objective)
-        key = f"schedule/{objective}/{_shape(jobs)}"
-        if split_of(key) != split:
-            continue
-        found: Costs = cost_range(jobs, LIMITS, objective)
-        if found.worst - found.best >= _LEAST_SPREAD:
-            break
+def as_draft(jobs: Sequence[Job], objective: Objective, key: str, entity: str) -> Draft | None:
+    """Return the task of scheduling `jobs`, each listed after those it depends on; None when the order of starting them
+    hardly matters. `key` is the split key."""
+    found = cost_range(jobs, LIMITS, objective)
+    if found.worst - found.best < _LEAST_SPREAD:
+        return None
     instance = Instance(tuple(jobs), LIMITS, objective, found.best, found.worst)
     return Draft(
         question=_question(instance),
         answer=str(found.best),
         key=key,
-        entity=_shape(jobs),
+        entity=entity,
         metadata={"schedule": asdict(instance)},
     )
+
+
+def _draw(rng: random.Random, split: str, objective: Objective) -> Draft:
+    while True:
+        jobs = _jobs(rng, rng.randint(5, 7), objective)
+        shape = _shape(jobs)
+        key = f"schedule/{objective}/{shape}"
+        draft = as_draft(jobs, objective, key, entity=shape) if split_of(key) == split else None
+        if draft is not None:
+            return draft
 
 
 def _jobs(rng: random.Random, count: int, objective: Objective) -> list[Job]:

@@ -34,6 +34,9 @@ class SchedulerSettings(Config):
     choose: Literal["role", "random", "first"] = "role"
     """Who chooses: the role `scheduler`, chance, or nobody: the job that has been ready longest starts (for
     comparisons)."""
+    tell: Literal["hours", "names"] = "hours"
+    """What the role sees of each job that can start: its hours and those of the longest chain behind it (or until it is
+    due), or only its name, so that hours must be learned from experience."""
     journal: str | None = None
     """Database in which the runs are kept, for `midstream plan show`; the metadata of a trajectory has the uid of its
     `run`. Without one, runs are deleted when they end."""
@@ -41,7 +44,7 @@ class SchedulerSettings(Config):
 
 @register("plan_scheduler")
 class PlanSchedulerFlow(AgentFlowBase):
-    """Works on tasks of the sets `schedule` and `schedule_due`. The answer is the cost of the schedule; the reward
+    """Works on tasks of the sets `schedule`, `schedule_due` and `schedule_kitchen`. The answer is the cost of the schedule; the reward
     component `schedule` compares it with the least and the greatest cost."""
 
     settings = SchedulerSettings
@@ -50,6 +53,8 @@ class PlanSchedulerFlow(AgentFlowBase):
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(session, config)
+        assert isinstance(self.config, SchedulerSettings)
+        self._settings = self.config
         self._time = VirtualTime()
         self._ends: dict[str, float] = {}
         self._choices: list[dict[str, Any]] = []
@@ -57,8 +62,7 @@ class PlanSchedulerFlow(AgentFlowBase):
         self._run: str | None = None
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
-        settings = self.config
-        assert isinstance(settings, SchedulerSettings)
+        settings = self._settings
         self._instance = instance = self._read_instance()
 
         @handler("work", effects="none")
@@ -84,7 +88,7 @@ class PlanSchedulerFlow(AgentFlowBase):
             open_journal(settings.journal),
             [work],
             max_concurrency=len(instance.jobs),
-            policy=_Noted(self._policy(settings), self._choices),
+            policy=_Noted(self._policy(), self._choices),
             on_wait=self._time.on_wait,
         ) as executor:
             result = await executor.run(plan)
@@ -109,17 +113,20 @@ class PlanSchedulerFlow(AgentFlowBase):
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 f"the task '{self.task.id}' has no jobs to schedule ({type(error).__name__}: {error})",
-                "use plan_scheduler with tasks of the sets schedule or schedule_due",
+                "use plan_scheduler with tasks of the set schedule, schedule_due or schedule_kitchen",
             ) from None
 
-    def _policy(self, settings: SchedulerSettings) -> SchedulingPolicy:
-        if settings.choose == "random":
+    def _policy(self) -> SchedulingPolicy:
+        if self._settings.choose == "random":
             return uniform_policy(derive_seed("schedule", self.session.recorder.trajectory_uid))
-        if settings.choose == "first" or ROLE not in self.session.role_engines:
+        if self._settings.choose == "first" or ROLE not in self.session.role_engines:
             return _First()
         return RolePolicy(self.chat, self._messages)
 
     def _messages(self, state: SchedulerState, feasible: Sequence[ReadyNode]) -> list[Message]:
+        if self._settings.tell == "names":
+            names = ", ".join(node.path for node in feasible)
+            return [{"role": "user", "content": f"Start one: {names}"}]
         jobs, to_end = {job.name: job for job in self._instance.jobs}, self._instance.to_end()
         lines: list[str] = []
         for node in feasible:
