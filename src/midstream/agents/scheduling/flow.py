@@ -44,8 +44,8 @@ class SchedulerSettings(Config):
 
 @register("plan_scheduler")
 class PlanSchedulerFlow(AgentFlowBase):
-    """Works on tasks of the sets `schedule`, `schedule_due` and `schedule_kitchen`. The answer is the cost of the schedule; the reward
-    component `schedule` compares it with the least and the greatest cost."""
+    """Works on tasks of the sets `schedule`, `schedule_due` and `schedule_kitchen`. The answer is the cost of the
+    schedule; the reward component `schedule` compares it with the least and the greatest cost."""
 
     settings = SchedulerSettings
     roles = (ROLE,)
