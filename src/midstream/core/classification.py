@@ -41,8 +41,8 @@ class ClassificationReport:
 def classification_report(
     labels: Sequence[str], predictions: Sequence[str | None], classes: Sequence[str] | None = None
 ) -> ClassificationReport:
-    """Compare `predictions` with `labels`. A prediction that is None, or no class, is wrong for its label and counts for
-    no other class. `classes` are by default the labels that occur, sorted.
+    """Compare `predictions` with `labels`. A prediction that is None, or no class, misses its label and counts for no
+    other class. `classes` are by default the labels that occur, sorted.
 
     precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); 0 where the denominator is 0.
     Raises `ValueError` for no examples, different lengths, and a label that is no class."""
