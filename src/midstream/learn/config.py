@@ -14,6 +14,7 @@ from midstream.engines.publication import NAME, POLICY
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.rollout_config import TrainRolloutConfig
+from midstream.learn.tune.config import TuneConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
@@ -108,20 +109,30 @@ class OptimizerConfig(Config):
 
 
 class WarmStartConfig(Config):
-    """Short supervised fine-tuning on demonstrations before reinforcement learning, to teach the notation."""
+    """Supervised fine-tuning before reinforcement learning: on demonstrations, on the policy's own successes, or on
+    recorded trajectories."""
 
+    source: str = "demonstrations"
+    """`demonstrations`: tool calls in the metadata of the tasks (`demonstration`), carried out by the flow.
+    `successes`: attempts of the untrained policy itself that succeed. Otherwise the path of trajectories to imitate: a
+    store, or a file from `midstream store export`."""
     examples: int = Field(default=0, ge=0)
-    """Number of demonstrations, made from training tasks with a `demonstration` in their metadata; 0 disables the warm
-    start."""
+    """Number of training tasks that are demonstrated or attempted, or most trajectories taken from a file. 0 disables
+    the warm start."""
+    attempts: int = Field(default=8, ge=1)
+    """For `successes`: attempts at each task, sampled as in training."""
+    at_least: float | None = None
+    """For `successes` and files: least reward of a trajectory that is imitated. Null means those that succeed by
+    `reward.success`; for files, by the reward that is recorded."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the demonstrations."""
+    """Passes over the trajectories."""
     batch_size: int = Field(default=16, ge=1)
-    """Demonstrations per update."""
+    """Trajectories per update."""
     lr: float = Field(default=5e-4, gt=0)
     """Initial learning rate; it decays linearly to 0."""
     wrong: float = Field(default=0.0, ge=0, le=1)
-    """Share of demonstrations whose first action uses a wrong tool. These teach how to write an action and continue,
-    not which tool to start with."""
+    """For `demonstrations`: share of them whose first action uses a wrong tool. These teach how to write an action and
+    continue, not which tool to start with."""
 
 
 class TrainerConfig(Config):
@@ -185,6 +196,8 @@ class TrainConfig(Config):
     """Supervised fine-tuning before reinforcement learning."""
     trainer: TrainerConfig = TrainerConfig()
     """The training loop."""
+    tune: TuneConfig | None = None
+    """What `midstream tune` searches."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
