@@ -71,8 +71,9 @@ class SearchSettings(Config):
     k: int = Field(default=1, ge=1)
     """Passages of a result."""
     documents: str | None = None
-    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and, if you like, `id`; or a folder
-    of `.txt` and `.md` files, of which each paragraph is a passage."""
+    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and, if you like, `id`; a folder of
+    `.txt` and `.md` files, of which each paragraph is a passage; or `package.module:attribute`, a list of texts or a
+    function that returns one."""
     index: str | None = None
     """An index of yours, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
     makes one."""
