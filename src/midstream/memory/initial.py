@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ConfigError
-from midstream.memory.long_term import LongTermMemory
+from midstream.memory.long_term import LongTermMemory, Record
 from midstream.tools.texts import load_texts
 
 _SETTING = "memory_retrieve.records"
@@ -22,11 +22,13 @@ async def fill(memory: LongTermMemory, where: str, records: str) -> None:
     place = (where, memory.namespace, records)
     if place in _filled:
         return
+    missing: list[Record] = []
     for row in await asyncio.to_thread(load_texts, records, _SETTING):
-        entry = _entry(row)
-        known = await memory.get(entry["key"]) if entry["key"] is not None else None
-        if known is None or known.text != row["text"]:
-            await memory.add(row["text"], **entry)
+        record = _record(row)
+        known = None if record.key is None else await memory.get(record.key)
+        if known is None or known.text != record.text:
+            missing.append(record)
+    await memory.add_all(missing)
     _filled.add(place)
 
 
@@ -41,10 +43,10 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="midstream-", ignore_cleanup_errors=True)
 
 
-def _entry(row: dict[str, Any]) -> dict[str, Any]:
+def _record(row: dict[str, Any]) -> Record:
     key, source, importance = row.get("key"), row.get("source", row["id"]), row.get("importance", 0.5)
     if not isinstance(key, str | None) or isinstance(importance, bool) or not isinstance(importance, int | float):
         raise ConfigError(
             f"{_SETTING}: the record '{row['text'][:60]}' is wrong", "`key` is text, `importance` a number from 0 to 1"
         )
-    return {"key": key, "source": str(source), "importance": float(importance)}
+    return Record(text=row["text"], key=key, source=str(source), importance=float(importance))

@@ -40,7 +40,7 @@ def _lines(path: Path, setting: str) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield _row(row, f"{path.name}:{number}", f"{setting}: line {number} of '{path}'")
 

@@ -143,3 +143,75 @@ def test_a_demonstration_that_fails_is_refused(context_of, tmp_path, caplog, key
     with pytest.raises(ConfigError, match="the demonstration of the task"):
         shown(context_of(sources=(str(file),)))
     assert ("metadata 'plan' is now called 'demonstration'" in caplog.text) == (key == "plan")
+
+
+@pytest.fixture
+def react_context(tiny_path):
+    def make(settings: dict[str, Any] | None = None, wrong: float = 0.0, **flow: Any) -> TrainingContext:
+        return build(
+            TrainConfig.model_validate(
+                {
+                    "policy": {"model": str(tiny_path)},
+                    "tasks": {"sources": [{"type": "shop_bills"}]},
+                    "flow": {
+                        "name": "react",
+                        "tools": ("python", "search", "memory_retrieve"),
+                        "tool_settings": {
+                            "python": {"state": False, "sandbox": {"backend": "interpreter"}},
+                            "search": {"documents": "midstream.tasks.shop:prices"},
+                            "memory_retrieve": {"records": "midstream.tasks.shop:orders", "namespace": "shop", "k": 1},
+                        },
+                        "settings": {"max_actions": 5, **(settings or {})},
+                        **flow,
+                    },
+                    "reward": {"components": {"correctness": 1.0}},
+                    "warm_start": {"examples": 3, "wrong": wrong},
+                }
+            )
+        )
+
+    return make
+
+
+def taken(trajectory: Trajectory) -> list[str]:
+    return [step.metadata["action"]["action"] for step in trajectory.steps]
+
+
+def test_react_shows_each_call_as_its_typed_action(react_context) -> None:
+    context = react_context({"constrained": True})
+    for trajectory in shown(context):
+        assert taken(trajectory) == ["memory_retrieve", "search", "call_api", "answer"]
+        assert context.reward.succeeded(trajectory), trajectory.answer
+        assert all(step.trainable for step in trajectory.steps)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"self_critique": True}, {"context_tokens": 512}, {"actions": ["call_api", "answer"]}]
+)
+def test_react_shows_the_same_under_any_setting(react_context, settings: dict[str, Any]) -> None:
+    context = react_context({"max_actions": 6, **settings})
+    for trajectory in shown(context):
+        assert context.reward.succeeded(trajectory), trajectory.answer
+        assert [call.tool for call in trajectory.tool_calls] == ["memory_retrieve", "search", "python"]
+
+
+def test_a_spoiled_demonstration_of_react_begins_with_another_tool(react_context) -> None:
+    for trajectory in shown(react_context(wrong=1.0)):
+        first = trajectory.steps[0].metadata["action"]
+        assert first.get("tool", first["action"]) in ("python", "search")
+        assert taken(trajectory)[1:] == ["search", "call_api", "answer"]
+
+
+def test_a_call_that_no_action_can_make_is_refused(react_context) -> None:
+    with pytest.raises(ConfigError, match="calls 'python', which no action"):
+        shown(react_context({"actions": ["search", "memory_retrieve", "answer"]}))
+
+
+def test_a_demonstration_that_does_not_end_is_refused(react_context) -> None:
+    with pytest.raises(ConfigError, match="the demonstration of the task"):
+        shown(react_context({"max_actions": 3}))
+
+
+def test_a_flow_without_demonstrations_is_refused(react_context) -> None:
+    with pytest.raises(ConfigError, match="'single_step_single_turn_agent' has none"):
+        shown(react_context(name="single_step_single_turn_agent", settings={}))
