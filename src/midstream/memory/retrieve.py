@@ -60,6 +60,8 @@ RETRIEVE = ToolSpec(
     },
     policy=ToolPolicy(idempotent=True),
     returns="memories",
+    limits=("knows only what was stored in its own namespace",),
+    best_practices=("give the key if you know it, else the names and numbers it must contain",),
     examples=(ToolExample(arguments={"query": "the customer's address"}),),
 )
 STORE = ToolSpec(
@@ -76,6 +78,8 @@ STORE = ToolSpec(
         "additionalProperties": False,
     },
     returns="ok",
+    limits=("a memory with a key replaces the one before",),
+    best_practices=("store one fact at a time, as a whole sentence",),
     examples=(ToolExample(arguments={"text": "The customer prefers e-mail.", "importance": 0.8}),),
 )
 
