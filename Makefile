@@ -190,6 +190,7 @@ bench-sandbox: $(READY) bubblewrap
 
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
+	$(BIN)/python -m benchmarks.tools.trajectories
 
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:

@@ -25,6 +25,7 @@ from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
 from midstream.tasks.schedule import schedule, schedule_due
+from midstream.tasks.shop import shop_bills, shop_costs, shop_orders, shop_prices
 from midstream.tasks.taskset import HELD_OUT, TaskSet
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -45,6 +46,10 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "schedule": schedule,
     "schedule_due": schedule_due,
     "schedule_kitchen": schedule_kitchen,
+    "shop_bills": shop_bills,
+    "shop_costs": shop_costs,
+    "shop_orders": shop_orders,
+    "shop_prices": shop_prices,
     "two_hop": two_hop,
 }
 
