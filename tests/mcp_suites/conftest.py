@@ -1,7 +1,7 @@
 """MCP's conformance suite and example server, from npm (`make test-mcp`).
 
-What does not apply to a part that offers tools only is a `skip` with a reason, after a run that failed: so that it shows
-when it passes. `--write-results` writes the table of results into docs/compatibility.md."""
+A scenario that does not apply is run too and must fail; then it is skipped with a reason. `--write-results` writes the
+table of results into docs/compatibility.md."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tables of LangGraph's checkpoints.
 
-A checkpoint's row holds everything but the values of its channels. `channels` maps the name of each to version and digest,
-and `langgraph_values` holds each distinct value of a thread once, so that what a step did not change takes no space.
+A checkpoint's row holds everything but the values of its channels. `channels` maps each name to version and digest, and
+`langgraph_values` holds each distinct value of a thread once, so that what a step did not change takes no space.
 Bodies are in the format `type` of LangGraph's serializer.
 """
 
