@@ -25,6 +25,7 @@ _BUILT_IN = {
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
     "environment_agent": "midstream.agents.environment",
+    "verifiers_agent": "midstream.agents.verifiers.flow",
 }
 
 

@@ -33,6 +33,7 @@ ENVIRONMENTS: dict[str, str | Adapter] = {
     "openenv": "midstream.tasks.environments.openenv_adapter",
     "reasoning_gym": "midstream.tasks.environments.reasoning_gym_adapter",
     "textarena": "midstream.tasks.environments.textarena_adapter",
+    "verifiers": "midstream.tasks.environments.verifiers_adapter",
 }
 """Adapters by `type` of a task source: objects, or modules to import."""
 

@@ -1,6 +1,6 @@
 """Environments behind an OpenEnv server, over its WebSocket: `env` is the server's address.
 
-`settings.action` names the field of an action that the agent's reply fills; without it, the reply must be the action as a
+`settings.action` names the field of an action that a reply fills; without it, the reply must be the action as a
 JSON object. `settings.observation` names the fields to show, by default all but reward, done and metadata.
 `settings.prompt` says what the agent shall do; `settings.reset` are further arguments of `reset`, besides the seed.
 """
