@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.agentflow import demonstrate as agents_demonstrate
+from midstream.agents import demonstrations as agents_demonstrate
 from midstream.agents.agentflow.actions import read_action
 from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 
-from midstream.agents.agentflow.demonstrate import Demonstrator
-from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.agents.demonstrations import Demonstrator
+from midstream.agents.registry import find_flow
 from midstream.agents.toolsets import load_flow_tools
+from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Task, Trajectory
@@ -27,18 +28,13 @@ def check_demonstrations(context: TrainingContext) -> None:
     config = context.config
     if not config.warm_start.examples:
         return
-    if config.flow.name != "agentflow":
-        raise ConfigError(
-            f"warm_start needs demonstrations, but the flow '{config.flow.name}' has none",
-            "set warm_start.examples=0",
-        )
-    for role in context.manager(None).roles:
-        if role not in Demonstrator.roles:
+    roles, demonstrator = context.manager(None).roles, _demonstrator(context)
+    for role in roles:
+        if role not in demonstrator.roles:
             raise ConfigError(
                 f"warm_start has no demonstrations for the role '{role}'",
                 f"set flow.roles.{role}.engine=rules, or warm_start.examples=0",
             )
-    demonstrator = _demonstrator(context)
     for task in _tasks(context):
         demonstrator.check(task)
 
@@ -68,25 +64,28 @@ def _tasks(context: TrainingContext) -> list[Task]:
 
 def _demonstrator(context: TrainingContext) -> Demonstrator:
     config = context.config
-    settings = AgentFlowSettings.model_validate(config.flow.settings)
+    flow = find_flow(config.flow.name)
+    settings = parse_config(flow.settings, config.flow.settings, "flow.settings")
     loaded = load_flow_tools(config.flow)
     toolbox = Toolbox(loaded.tools, toolsets=loaded.toolsets)
-    return Demonstrator(
-        context.tokenizer,
-        toolbox,
-        settings.notation,
-        settings.fields,
-        wrong=config.warm_start.wrong,
-        seed=config.trainer.seed,
-    )
+    wrong, seed = config.warm_start.wrong, config.trainer.seed
+    demonstrator = flow.demonstrator(settings, context.tokenizer, toolbox, wrong=wrong, seed=seed)
+    if demonstrator is None:
+        raise ConfigError(
+            f"warm_start needs demonstrations, but the flow '{config.flow.name}' has none",
+            "set warm_start.examples=0, or override the flow's method `demonstrator`",
+        )
+    return demonstrator
 
 
 def _check_success(demonstration: Trajectory) -> None:
     """Raise `ConfigError` when a demonstration failed: only working demonstrations may be taught."""
-    failed = [call.result for call in demonstration.tool_calls if not call.ok]
-    if demonstration.status is not Status.COMPLETED or failed:
+    problems = [call.result for call in demonstration.tool_calls if not call.ok]
+    if demonstration.answer is None:
+        problems.append("it ends without an answer that the flow accepts")
+    if demonstration.status is not Status.COMPLETED or problems:
         raise ConfigError(
-            f"the demonstration of the task '{demonstration.task.id}' failed: {demonstration.error or failed[0]}",
+            f"the demonstration of the task '{demonstration.task.id}' failed: {demonstration.error or problems[0]}",
             "correct the demonstration in the task's metadata, or set warm_start.examples=0",
         )
 
