@@ -24,6 +24,7 @@ from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
 from midstream.tasks.taskset import HELD_OUT, TaskSet
+from midstream.tasks.varied import varied
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -41,6 +42,7 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "facts_calculate": facts_calculate,
     "programs": programs,
     "two_hop": two_hop,
+    "varied": varied,
 }
 
 
