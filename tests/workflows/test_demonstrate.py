@@ -1,4 +1,4 @@
-"""A warm start for a policy that writes workflows: demonstrations, and the task set and simulated executor to try it."""
+"""A warm start for a policy that writes workflows, with the task set and the simulated executor to try it on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
 from midstream.learn.run.warm_start import check_demonstrations, demonstrate
 from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, split_of, take
-from midstream.tasks.varied import SORTS, SUITED, find_problem
+from midstream.tasks.varied import SORTS, find_problem
 from midstream.workflows import OPERATORS, EngineModel, WorkflowRunner, read_workflow
 from midstream.workflows.checker import check_text
 from midstream.workflows.demonstrate import SHAPES

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from midstream.workflows.config import WorkflowConfig
     from midstream.workflows.run.trace import WorkflowRun
     from midstream.workflows.search.candidate import Candidate
-    from midstream.workflows.search.comparison import Comparison
+    from midstream.workflows.search.comparison import Comparison, Entry
 
 REFUSED = 2
 FORMS = ("python", "hybrid", "mermaid", "svg", "graph")
@@ -217,31 +220,79 @@ def search_command(settings: str, changes: tuple[str, ...]) -> None:
     click.echo(f"best: candidate {result.candidate.number}, in {config.folder / BEST}")
 
 
+@command.command(name="prompts")
+@click.argument("settings", metavar="CONFIG", type=click.Path())
+@click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
+def prompts_command(settings: str, changes: tuple[str, ...]) -> None:
+    """Optimise the prompts of CONFIG's `start` with GEPA, and leave its graph alone. Needs midstream[prompts].
+
+    \b
+    midstream workflow prompts workflow_search start=cot prompt_runs=300
+    """
+    from midstream.workflows.config import load_workflow_config
+    from midstream.workflows.search.session import PROMPTS, run_prompts
+
+    config = load_workflow_config(settings, changes)
+    result = asyncio.run(run_prompts(config))
+    score = "-" if result.made.val_score is None else f"{result.made.val_score:.3f}"
+    tokens = "unknown" if result.made.tokens is None else str(result.made.tokens)
+    click.echo(f"{result.made.how}; validation {score}; {tokens} tokens; in {config.folder / PROMPTS}")
+
+
 @command.command(name="compare")
 @click.argument("settings", metavar="CONFIG", type=click.Path())
 @click.argument("workflows", nargs=-1, metavar="[WORKFLOW]...")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting. Repeatable.")
+@click.option("--learned", multiple=True, metavar="RUN", help="A run whose policy writes workflows. Repeatable.")
+@click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
+@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens that each run may use, the same for all.")
 @click.option("--out", type=FILE, help="Write the comparison as JSON.")
+@click.option("--html", type=FILE, help="Write it as a page with the cost frontier.")
 def compare_command(
-    settings: str, workflows: tuple[str, ...], changes: tuple[str, ...], tokens: int | None, out: Path | None
+    settings: str,
+    workflows: tuple[str, ...],
+    changes: tuple[str, ...],
+    tokens: int | None,
+    out: Path | None,
+    html: Path | None,
+    **learned: Any,
 ) -> None:
     """Compare workflows on the test tasks of CONFIG.
 
-    WORKFLOW is a file, a baseline (io, cot, cot-sc, medprompt, multi-persona, self-refine), or `best`, the result of
-    the config's search. Without any: `best` and all baselines.
+    WORKFLOW is a file, a baseline (io, cot, cot-sc, medprompt, multi-persona, self-refine), `best`, the result of the
+    config's search, or `prompts`, that of its prompt optimisation. Without any: all baselines, and those of `best` and
+    `prompts` that exist. Differences are to the first.
     """
     from midstream.workflows.baselines import BASELINES
     from midstream.workflows.config import load_workflow_config
-    from midstream.workflows.search.session import BEST, run_comparison, write_comparison
+    from midstream.workflows.search.page import write_page
+    from midstream.workflows.search.session import FOUND, write_comparison
 
     config = load_workflow_config(settings, changes)
-    found = ("best",) if (config.folder / BEST).is_file() else ()
-    names = workflows or (*found, *BASELINES)
-    comparison = asyncio.run(run_comparison(config, names, most_tokens=tokens))
+    found = [name for name, file in FOUND.items() if (config.folder / file).is_file()]
+    names = workflows or (*BASELINES, *found)
+    comparison = asyncio.run(_compared(config, names, tokens, **learned))
     _show_comparison(comparison)
     if out is not None:
         write_comparison(comparison, out)
+    if html is not None:
+        write_page(comparison, html)
+
+
+async def _compared(
+    config: WorkflowConfig, names: Sequence[str], tokens: int | None, learned: tuple[str, ...], **runs: Any
+) -> Comparison:
+    from midstream.workflows.search.session import run_comparison, test_tasks
+
+    written: dict[str, Entry] = {}
+    if learned:
+        from midstream.evaluate.written import written_workflows
+
+        tasks = test_tasks(config)
+        for run in learned:
+            written[Path(run).name] = await written_workflows(run, tasks, **runs)
+    return await run_comparison(config, names, written=written, most_tokens=tokens)
 
 
 def _show_comparison(comparison: Comparison) -> None:
@@ -256,6 +307,7 @@ def _show_comparison(comparison: Comparison) -> None:
         "score (95 %)",
         "to the first (95 %)",
         "tokens",
+        "writing",
         "calls",
         "USD",
         "s",
@@ -268,7 +320,7 @@ def _show_comparison(comparison: Comparison) -> None:
         if row.difference is not None:
             difference = f"{row.difference[0]:+.3f} ({row.difference[1]:+.2f} to {row.difference[2]:+.2f})"
         table.add_row(
-            escape(row.name), f"{number(row.score)} ({row.low:.2f}-{row.high:.2f})", difference, number(row.tokens, 0),
+            escape(row.name), f"{number(row.score)} ({row.low:.2f}-{row.high:.2f})", difference, number(row.tokens, 0), number(row.writer_tokens, 0),
             number(row.model_calls, 1), number(row.cost_usd, 6), number(row.latency_s, 2), str(row.failed),
             "yes" if row.on_frontier else "",
         )  # fmt: skip

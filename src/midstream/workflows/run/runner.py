@@ -116,10 +116,12 @@ class WorkflowRunner:
         problem: WorkflowInput | str,
         *,
         seed: int = 0,
+        spent_tokens: int = 0,
         journal: Journal | None = None,
         on_node: Callable[[NodeRun], None] | None = None,
     ) -> WorkflowRun:
-        """Run a workflow that the checker accepts. `on_node` hears of each node when it ends."""
+        """Run a workflow that the checker accepts. `on_node` is called with each node when it ends. `spent_tokens` count
+        against the run's limit of tokens, such as those of the model that wrote the workflow."""
         given = WorkflowInput(problem=problem) if isinstance(problem, str) else problem
         for one in workflow.instances:
             missing = "" if one.operator in self.operators else f"there is no operator '{one.operator}'"
@@ -151,6 +153,7 @@ class WorkflowRunner:
             tools=self._tools,
             search=self._search,
             nested=nested,
+            tokens=spent_tokens,
         )
         interpreter = _Interpreter(self, workflow, given, state, journal, on_node, nodes)
         began = time.perf_counter()
