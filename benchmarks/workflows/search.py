@@ -50,12 +50,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=400_000, help="budget of one search")
     parser.add_argument("--config", default="configs/workflow_compare.yaml")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in STRATEGIES}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in dict.fromkeys((*options.strategies, "random"))}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(options.seeds):
-            for name in STRATEGIES:
+            for name in found:
                 changes = [
                     f"runs_dir={folder}", f"name={name}-{seed}", f"search.selection={name}", f"search.seed={seed}",
                     "search.rounds=1000", f"search.most_tokens={options.tokens}",

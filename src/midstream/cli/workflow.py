@@ -320,7 +320,8 @@ def _show_comparison(comparison: Comparison) -> None:
         if row.difference is not None:
             difference = f"{row.difference[0]:+.3f} ({row.difference[1]:+.2f} to {row.difference[2]:+.2f})"
         table.add_row(
-            escape(row.name), f"{number(row.score)} ({row.low:.2f}-{row.high:.2f})", difference, number(row.tokens, 0), number(row.writer_tokens, 0),
+            escape(row.name), f"{number(row.score)} ({row.low:.2f}-{row.high:.2f})", difference, number(row.tokens, 0),
+            number(row.writer_tokens, 0),
             number(row.model_calls, 1), number(row.cost_usd, 6), number(row.latency_s, 2), str(row.failed),
             "yes" if row.on_frontier else "",
         )  # fmt: skip

@@ -120,8 +120,8 @@ class WorkflowRunner:
         journal: Journal | None = None,
         on_node: Callable[[NodeRun], None] | None = None,
     ) -> WorkflowRun:
-        """Run a workflow that the checker accepts. `on_node` is called with each node when it ends. `spent_tokens` count
-        against the run's limit of tokens, such as those of the model that wrote the workflow."""
+        """Run a workflow that the checker accepts. `on_node` is called with each node when it ends. `spent_tokens`
+        count against the run's limit of tokens, such as those of the model that wrote the workflow."""
         given = WorkflowInput(problem=problem) if isinstance(problem, str) else problem
         for one in workflow.instances:
             missing = "" if one.operator in self.operators else f"there is no operator '{one.operator}'"
