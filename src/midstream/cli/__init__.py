@@ -33,6 +33,7 @@ COMMANDS = {
     "workflow": "workflow",
     "infer": "infer",
     "devices": "devices",
+    "data": "data",
     "plan": "plan",
     "algorithms": "algorithms",
     "config": "config",

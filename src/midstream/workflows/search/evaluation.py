@@ -128,8 +128,8 @@ class WorkflowEvaluator:
         to_beat: float | None = None,
         on_run: Callable[[Task, WorkflowRun, float | None], None] | None = None,
     ) -> Evaluation:
-        """Run the workflow, or each task's own, on all tasks. A task for which none was written scores 0. `to_beat` is a
-        score below which the rest is not worth its tokens."""
+        """Run the workflow, or each task's own, on all tasks. A task for which none was written scores 0. `to_beat` is
+        a score below which the rest is not worth its tokens."""
         outcomes: list[Outcome] = []
         for start in range(0, len(self.tasks), self.batch):
             batch = self.tasks[start : start + self.batch]
