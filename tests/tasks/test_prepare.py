@@ -19,8 +19,8 @@ from midstream.tasks.leaks import THRESHOLD, LeakIndex, duplicates, find_leaks, 
 from midstream.tasks.prepare import fields_of_file, prepare
 
 WORDS = (
-    "river", "stone", "lamp", "noon", "cedar", "kite", "otter", "plum", "sun", "radar", "glass", "wheel", "tower", "field",
-    "cloud", "bread",
+    "river", "stone", "lamp", "noon", "cedar", "kite", "otter", "plum", "sun", "radar", "glass", "wheel", "tower",
+    "field", "cloud", "bread",
 )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ EXTRAS = {
     "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
     "mcp": ("mcp", "mcp_types", "httpx2"),
+    "prompts": ("gepa",),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
 """Top-level modules that an optional extra installs, by extra."""

@@ -96,6 +96,13 @@ def operators_command() -> None:
 @click.option("--entry-point", default="", help="The function that a code problem asks for.")
 @click.option("--public-test", "tests", multiple=True, help="A test that the workflow may see. Repeatable.")
 @click.option("--fallback", is_flag=True, help="Answer by a default workflow when this one fails; the trace says so.")
+@click.option(
+    "--durable",
+    type=FILE,
+    metavar="STORE",
+    help="Run on the plan executor, in this SQLite file: with the same --uid, a run that was interrupted goes on.",
+)
+@click.option("--uid", help="Name of a durable run.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole trace as JSON.")
 def run_command(file: str, as_json: bool, **options: Any) -> int:
@@ -119,6 +126,8 @@ async def _run(
     entry_point: str,
     tests: tuple[str, ...],
     fallback: bool,
+    durable: Path | None,
+    uid: str | None,
     seed: int,
 ) -> WorkflowRun:
     from contextlib import AsyncExitStack
@@ -131,6 +140,10 @@ async def _run(
 
     if (model is None) == (executors is None):
         raise UserError("give the executor model", "--model smollm2-135m, --model URL, or --executors FILE")
+    if (durable is None) != (uid is None):
+        raise UserError("--durable and --uid go together", "--durable plans.sqlite --uid first")
+    if durable is not None and fallback:
+        raise UserError("a durable run has no fallback", "leave out --fallback")
     named = {"default": ExecutorConfig(engine=model, model=model_name, api_key_env=api_key_env)} if model else {}
     configs = read_executors(executors) if executors is not None else named
     given = WorkflowInput(problem=problem, entry_point=entry_point, public_tests=tests)
@@ -145,6 +158,11 @@ async def _run(
             bound = BoundWorkflow(workflow, runner)
             bound.prompts = _prompts(prompts)
             workflow = bound.graph
+        if durable is not None and uid is not None:
+            from midstream.workflows.run.durable import DurableRuns
+
+            async with DurableRuns(runner, durable) as runs:
+                return await runs.run(workflow, given, uid=uid, seed=seed)
         return await (serve if fallback else _plain)(workflow, given, runner, seed=seed)
 
 

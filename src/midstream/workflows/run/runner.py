@@ -295,12 +295,11 @@ class _Interpreter:
         return None
 
     async def _each(self, one: ir.InvokeEach, path: tuple[int, ...]) -> list[Any]:
-        rounds = self._rounds(one.over)
-        calls = [
+        calls = (
             self._invoke(one.invoke, {**self._variables, one.variable: item}, (*path, place))
-            for place, item in enumerate(rounds)
-        ]
-        return await _together(calls) if one.parallel else [await call for call in calls]
+            for place, item in enumerate(self._rounds(one.over))
+        )
+        return await _together(list(calls)) if one.parallel else [await call for call in calls]
 
     def _rounds(self, over: ir.Expression | ir.Times) -> Sequence[Any]:
         return range(over.count) if isinstance(over, ir.Times) else self._evaluator.items(over, self._variables)
