@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 
 from midstream import api
 from midstream.agents.base import AgentFlowBase
-from midstream.core.errors import ConfigError, ModelError
+from midstream.core.errors import ConfigError, ModelError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step, Trajectory
-from midstream.engines.publication import FOLDER, published
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import FOLDER, Publication, published
+from midstream.engines.torch.decoder import load_decoder
+from midstream.engines.torch.engine import TorchEngine
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.agreement import contents
 from midstream.learn.algorithms.base import KLConfig
@@ -28,6 +31,7 @@ from midstream.learn.data.batch import make_batch
 from midstream.learn.data.packing import pack_sequences
 from midstream.learn.model.learner import Learner
 from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.run import trainer
 from midstream.learn.run.adapters import RunAdapters
 from midstream.learn.run.checkpoint import checkpoints
 from midstream.learn.run.setup import TrainingContext, build
@@ -262,6 +266,46 @@ def test_steps_recorded_elsewhere_train_the_adapter_that_sampled_them_or_that_of
     (found,) = context.adapters.assign([replace(one, steps=(swapped, *foreign[1:]))])
     assert [step.adapter for step in found.steps] == ["solver", "policy", "solver"]
     assert RunAdapters(("mine",)).assign([one])[0] is one
+
+
+class Server(TorchEngine):
+    """Stands in for a server: samples from weights of its own, and keeps old ones of the adapter `stuck`."""
+
+    stuck = ""
+
+    async def load_weights(self, publication: Publication) -> None:
+        if publication.version and publication.adapter == self.stuck:
+            self._versions[publication.adapter] = publication.version
+        else:
+            await super().load_weights(publication)
+
+    def frozen(self) -> TorchEngine:
+        return TorchEngine(self.decoder, self.tokenizer, name="frozen", adapter=None, beside=self)
+
+
+def test_a_server_gets_every_adapter_and_each_has_a_canary(
+    tiny_path: Path, tiny_tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(load_decoder(tiny_path, torch.float32), tiny_tokenizer, name="the server")
+
+    async def connect(*_: Any) -> Server:
+        return server
+
+    monkeypatch.setattr(trainer, "connect_sampler", connect)
+    data = settings(tiny_path, tmp_path / "run", deterministic=False, test_tasks=0)
+    config = TrainConfig.model_validate({**data, "policy": {**data["policy"], "engine": "http://server"}})
+    train(config)
+    assert set(server.decoder.adapter_names) == {"planner.v1", "solver"}
+    assert [row["canary/decided"] for row in rows(tmp_path / "run")] == [1.0, 1.0]
+    assert all(row["mismatch/mean_abs"] < 1e-5 for row in rows(tmp_path / "run"))
+    assert {path.name for path in (tmp_path / "run").glob("canary*")} == {
+        "canary-planner.v1.json",
+        "canary-solver.json",
+    }
+    server.stuck = "solver"
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": 3})})
+    with pytest.raises(TrainingError, match="the server with the adapter 'solver' is nearer to the weights before"):
+        train(longer, resume=True, force=True)
 
 
 @pytest.mark.parametrize(
