@@ -31,8 +31,8 @@ def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> i
 
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    serve(load_gateway_config(config, overrides, given), on_ready=_print_address)
+    settings = {name: value for name, value in options.items() if value not in (None, ())}
+    serve(load_gateway_config(config, overrides, settings), on_ready=_print_address)
     return 0
 
 
