@@ -316,7 +316,7 @@ def test_a_server_gets_every_adapter_and_each_has_a_canary(
         ({"flow": {"roles": {"planner": {"adapter": "../a"}}}}, "begin with a letter or digit"),
         ({"flow": {"roles": {**ROLES, "critic": {"adapter": "c", "train": False}}}}, "none of these roles is trained"),
         ({"flow": {"roles": {**ROLES, "critic": {"train": False}}}}, "'policy' is used by critic"),
-        ({"flow": {"roles": {**ROLES, "policy": {"adapter": "x"}}}}, "no role of the flow .* uses 'x'"),
+        ({"flow": {"roles": {**ROLES, "policy": {"adapter": "x"}}}}, "no role of the flow .* samples with it"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(tiny_path: Path, change: dict[str, Any], message: str) -> None:

@@ -48,7 +48,8 @@ class RunAdapters:
 
 
 def adapters_of(config: TrainConfig) -> RunAdapters:
-    """Return the adapters of a run. Raises `ConfigError` for one that no role trains, and for an unknown flow."""
+    """Return the adapters of a run. Raises `ConfigError` for one that no role uses or trains, and for an unknown
+    flow."""
     flow, default = config.flow, config.policy.adapter
     if not any(role.adapter for role in flow.roles.values()):
         return RunAdapters((default,))
@@ -67,8 +68,9 @@ def adapters_of(config: TrainConfig) -> RunAdapters:
                 f"the adapter '{name}' is used by {', '.join(users)}, and none of these roles is trained",
                 f"set flow.roles.{users[0]}.engine=frozen, or train one of them",
             )
-    if shared.adapter and shared.adapter not in names:
-        raise ConfigError(f"flow.roles.policy.adapter: no role of the flow '{flow.name}' uses '{shared.adapter}'")
+    for role, own in {**roles, "policy": shared}.items():
+        if own.adapter and own.adapter not in names:
+            raise ConfigError(f"flow.roles.{role}.adapter: no role of the flow '{flow.name}' samples with it")
     if (fallback := shared.adapter or default) in names:
         by_role.setdefault("policy", fallback)
     return RunAdapters(tuple(names) or (default,), by_role)
