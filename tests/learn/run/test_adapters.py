@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -266,6 +267,47 @@ def test_steps_recorded_elsewhere_train_the_adapter_that_sampled_them_or_that_of
     (found,) = context.adapters.assign([replace(one, steps=(swapped, *foreign[1:]))])
     assert [step.adapter for step in found.steps] == ["solver", "policy", "solver"]
     assert RunAdapters(("mine",)).assign([one])[0] is one
+
+
+ONE = {
+    "tokens": "855f9950a30b161e442453fc65cba0351576aa0f78fd47ae259a6475203b9104",
+    "loss": [2.7939677238464355e-09, 0.00012977969890926033],
+    "grad_norm": [0.22914553767401302, 0.16163448290312296],
+    "kl": [0.0, 0.012977016000569821],
+}
+"""A run with one adapter, recorded before there could be several."""
+
+
+def test_with_one_adapter_nothing_changed(tiny_path: Path, tmp_path: Path) -> None:
+    rules, run = {"engine": "rules"}, tmp_path / "run"
+    data = settings(tiny_path, run, eval_every=0, test_tasks=0)
+    flow = {
+        "name": "agentflow",
+        "tools": ["calculator"],
+        "roles": {
+            "analysis": rules,
+            "executor": rules,
+            "verifier": {"sampling": {"max_tokens": 4}},
+            "planner": {"sampling": {"max_tokens": 5}},
+        },
+        "settings": {"notation": "compact", "fields": [], "max_turns": 2},
+    }
+    tasks = {"sources": [{"type": "calculate"}, {"type": "direct"}]}
+    rollout = {"tasks_per_step": 3, "group_size": 3, "sampling": {"max_tokens": 3}}
+    train(TrainConfig.model_validate({**data, "flow": flow, "tasks": tasks, "rollout": rollout}))
+    with Store(run / "store.sqlite") as store:
+        steps = sorted(
+            (t.uid, s.role, s.prompt_ids, s.response_ids, s.adapter, s.policy_version)
+            for t in store.trajectories.iterate(channel="train")
+            for s in t.steps
+        )
+    assert hashlib.sha256(repr(steps).encode()).hexdigest() == ONE["tokens"]
+    found = rows(run)
+    for name in ("loss", "grad_norm", "kl"):
+        assert [row[name] for row in found] == pytest.approx(ONE[name], rel=1e-3, abs=1e-7), name
+    # The files of a checkpoint are where they were, and no metric is by adapter.
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in ends(run)[1].iterdir()}
+    assert not any("/policy" in name for row in found for name in row)
 
 
 class Server(TorchEngine):
