@@ -39,7 +39,7 @@ def rerun_engines(role_engines: Mapping[str, RoleEngine], rerun: Rerun) -> dict[
             if role == rerun.role
             else RecordedEngine(role_engine.engine, [step for step in rerun.original.steps if step.role == role])
         )
-        engines[role] = RoleEngine(engine, role_engine.tokenizer, False)
+        engines[role] = replace(role_engine, engine=engine, trainable=False)
     return engines
 
 
