@@ -74,7 +74,7 @@ class MemoryToolset:
 
     def __init__(self, settings: MemorySettings, memory: LongTermMemory | None = None) -> None:
         self._settings = settings
-        self._given = memory
+        self._existing = memory
         self._memory = memory
 
     @property
@@ -89,7 +89,7 @@ class MemoryToolset:
         return self._memory
 
     async def open(self) -> None:
-        if self._given is None:
+        if self._existing is None:
             where = self._settings.database
             database = await _databases.acquire(where, lambda: asyncio.to_thread(Database, where))
             try:
@@ -121,13 +121,9 @@ class MemoryToolset:
         )
 
     async def close(self) -> None:
-        if self._given is None:
+        if self._existing is None:
             await _databases.release(self._settings.database)
 
 
-async def _close(database: Database) -> None:
-    await asyncio.to_thread(database.close)
-
-
-_databases: SharedResources[Database] = SharedResources(_close)
+_databases: SharedResources[Database] = SharedResources(lambda database: asyncio.to_thread(database.close))
 memory_retrieve = ToolKind(MemorySettings, MemoryToolset)
