@@ -19,7 +19,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.agents.autonomous.flow import AutonomousSettings
 from midstream.agents.black_box import CommandSettings
+from midstream.agents.plan_and_execute.flow import PlanAndExecuteSettings
 from midstream.agents.react.flow import ReactSettings
 from midstream.core.config import models_in, suffix
 from midstream.gateway.config import GatewayConfig
@@ -51,6 +53,8 @@ NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool
 SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "agentflow": AgentFlowSettings,
     "react": ReactSettings,
+    "plan_and_execute": PlanAndExecuteSettings,
+    "autonomous": AutonomousSettings,
     "blackbox_command_agent": CommandSettings,
 }
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"

@@ -176,10 +176,10 @@ async def rollout_async(
     if short := shortage(source, split, tasks):
         _log.warning("%s", short)
     for role, its in config.flow.roles.items():
-        if its.engine not in ("policy", "rules") or not its.train:
+        if its.engine not in ("policy", "rules") or not its.train or its.adapter is not None:
             raise ConfigError(
                 f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
-                "keep the defaults of engine and train, or run the flow with midstream train",
+                "keep the defaults of engine, train and adapter, or run the flow with midstream train",
             )
     async with GatewayClient(gateway, key_env) as client:
         try:
@@ -248,7 +248,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(follow(Path(config.follow), gateway, first))
+            following = asyncio.create_task(follow(Path(config.follow), gateway, first, adapter=config.adapter))
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered with older weights than the newest checkpoint
         notify = on_ready or (lambda url, model, where: None)
@@ -270,6 +270,7 @@ def _engine_settings(config: GatewayConfig) -> EngineSettings:
         replies=config.script.replies,
         latency_s=config.script.latency_s,
         tokens_per_s=config.script.tokens_per_s,
+        api_key_env=config.api_key_env,
     )
 
 

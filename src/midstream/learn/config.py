@@ -44,9 +44,11 @@ class PolicyConfig(Config):
     engine: tuple[str, ...] = ("torch",)
     """What samples in training: `torch` is this process, from the weights being trained. One URL or several are vLLM
     servers of `model`, which load the adapter after each update. `midstream eval` and `ask` always use this process."""
+    api_key_env: str | None = None
+    """Environment variable with the API key of the servers of `engine`."""
     adapter: str = POLICY
-    """Name under which the weights are published and recorded, and under which vLLM servers load them. Runs that share
-    a server need different names."""
+    """Name under which the weights are published and recorded, and under which vLLM servers load them; that of roles
+    without an `adapter` of their own. Runs that share a server need different names."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto` times a matrix product in both types at the start of a run and chooses bfloat16 when it is at least 1.25
     times as fast."""
@@ -211,6 +213,12 @@ class TrainConfig(Config):
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(
                 "rollout.failed is 'score', but reward.failed does not set the reward of a failed trajectory"
+            )
+        named = [role for role, own in self.flow.roles.items() if own.adapter not in (None, self.policy.adapter)]
+        if self.policy.tuning == "full" and named:
+            raise ValueError(
+                f"flow.roles.{named[0]}.adapter is '{self.flow.roles[named[0]].adapter}', but policy.tuning 'full' "
+                "trains one set of weights; set policy.tuning=lora"
             )
         if self.policy.remote and self.trainer.deterministic:
             raise ValueError(

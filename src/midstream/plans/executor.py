@@ -259,6 +259,10 @@ class AgentExecutor:
         """A run with the state of every node."""
         return await self._journal.read(lambda connection: views.view(connection, uid))
 
+    async def outputs(self, uid: str) -> dict[str, Any]:
+        """What the succeeded nodes of the outermost plan returned, by id."""
+        return await self._journal.read(lambda connection: views.outputs(connection, uid))
+
     async def questions(self, uid: str | None = None) -> list[OpenQuestion]:
         """Open questions of a run, or of all."""
         return await self._journal.read(lambda connection: views.questions(connection, uid))
@@ -287,6 +291,10 @@ class AgentExecutor:
         """Delete runs that ended longer ago, with what only they used; returns their uids."""
         before = clock.time() - older_than_s
         return await self._change(lambda connection: history.prune(connection, before))
+
+    async def delete(self, uid: str) -> None:
+        """Delete a run that has ended, with what only it used. Raises `RunError` for one that has not, or has forks."""
+        await self._change(lambda connection: history.delete(connection, uid))
 
     # Leases
 

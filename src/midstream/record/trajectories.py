@@ -161,9 +161,14 @@ class Trajectories:
 
         await self.database.submit(rescore, trajectory.uid)
 
-    def discard_from(self, train_step: int) -> None:
-        """Delete every trajectory recorded at or after `train_step`, with its steps."""
+    def discard_from(self, train_step: int, *, newer_than: int | None = None) -> None:
+        """Delete every trajectory recorded at or after `train_step`, with its steps. With `newer_than`, those that no
+        later `policy_version` sampled are kept."""
         late = schema.trajectories.c.train_step >= train_step
+        if newer_than is not None:
+            steps = schema.steps.c
+            of_it = (steps.trajectory_uid == schema.trajectories.c.uid, steps.policy_version > newer_than)
+            late = late & sa.exists().where(*of_it)
         self.database.write(lambda transaction: transaction.batch(TrajectoryBatch).discard(late))
 
     def get(self, uid: str) -> Trajectory:

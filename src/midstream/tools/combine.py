@@ -27,6 +27,10 @@ class CombinedToolset:
         self.specs |= added
         self._owners |= dict.fromkeys(added, toolset)
 
+    def rebuilds(self, name: str) -> bool:
+        """Whether the toolset of the tool `name` declares `resume = "replay"`."""
+        return getattr(self._owners.get(name), "resume", "") == "replay"
+
     async def open(self) -> None: ...
 
     async def list(self) -> Sequence[ToolSpec]:

@@ -73,6 +73,10 @@ class ToolUseConfig(Config):
     outage: Literal["fail", "report"] = "fail"
     """What happens when infrastructure fails a call, after retries and fallbacks. `fail`: the trajectory fails as
     infrastructure and is not trained on. `report`: the agent reads that the tool is unavailable and continues."""
+    in_doubt: Literal["fail", "report", "repeat"] = "fail"
+    """When an attempt is resumed (`rollout.resume_attempts`) and its process died during a call of a tool that is not
+    idempotent. `fail`: the trajectory fails as infrastructure. `report`: the agent reads that the outcome is not known
+    and goes on. `repeat`: the call is made again."""
     budget: Budget = Budget()
     """Limits over all tools."""
     budgets: dict[str, Budget] = Field(default_factory=dict)

@@ -64,6 +64,7 @@ class PythonToolset:
     specs: Sequence[ToolSpec] = (SPEC,)
 
     def __init__(self, settings: PythonSettings) -> None:
+        self.resume = "replay" if settings.state else ""
         self._settings = settings
         self._sandbox: Sandbox | None = None
         self._session: Session | None = None

@@ -65,6 +65,10 @@ class ToolSession:
         """Return the tool with this name, or None. `name` may be anything a model wrote."""
         return self._all.specs.get(name) if isinstance(name, str) else None
 
+    def rebuilds(self, name: str) -> bool:
+        """Whether the tool has state that an interrupted attempt must rebuild, by making the recorded calls again."""
+        return self._all.rebuilds(name)
+
     def shown(self, question: str | None = None) -> list[ToolSpec]:
         """Return the tools that a prompt about `question` shows; all without a question."""
         return self.toolbox.shown(self.tools, question)

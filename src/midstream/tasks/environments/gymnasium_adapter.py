@@ -43,6 +43,8 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class _Gymnasium:
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         if ":" in env:
             raise ConfigError(f"'{env}' would import a module", "name an environment that gymnasium itself registers")

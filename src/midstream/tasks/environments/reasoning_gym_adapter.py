@@ -42,6 +42,8 @@ def _entry(env: str, settings: Mapping[str, Any], seed: int) -> tuple[Any, dict[
 class _Question:
     """Ends with the first reply; its reward is the generator's score, 0 to 1."""
 
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         self._dataset, self._entry = _entry(env, settings, seed)
 

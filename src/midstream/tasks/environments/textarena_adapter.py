@@ -32,6 +32,8 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class _TextArena:
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         known = textarena.envs.registration.ENV_REGISTRY
         # The variant `-raw` shows each message once; others repeat the history, which is in the conversation already.
