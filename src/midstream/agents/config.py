@@ -32,13 +32,15 @@ class RoleConfig(Config):
 
     engine: str = "policy"
     """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's
-    rule), or the URL of an OpenAI-compatible server."""
+    rule), the URL of an OpenAI-compatible server, or `package.module:function`, your own function from a tokenizer to
+    an engine."""
     model: str | None = None
     """Name of the model at a URL."""
     api_key_env: str | None = None
     """Environment variable with the API key for a URL."""
-    train: bool = True
-    """Train on this role's responses. Only applies to the engine `policy`."""
+    train: bool | None = None
+    """Train on this role's responses. Only applies to the engine `policy`. Null trains every role except those that
+    the flow keeps frozen, such as a simulated user: they use the engine `frozen` instead."""
     adapter: str | None = None
     """Name of the LoRA adapter that this role samples with and trains. Roles that give the same name share it; roles
     without one share `policy.adapter`. Only for the engine `policy`."""

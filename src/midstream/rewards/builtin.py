@@ -96,6 +96,16 @@ def environment(trajectory: Trajectory) -> StepRewards | float | None:
     return fsum(value for value in rewards if value is not None)
 
 
+@component("schedule")
+def schedule(task: Task, trajectory: Trajectory) -> float | None:
+    """How good a schedule is: 1 at the least cost that choices can lead to, 0 at the greatest, linear between. None for
+    other tasks, and without a complete schedule."""
+    bounds, made = task.metadata.get("schedule"), trajectory.metadata.get("schedule")
+    if not isinstance(bounds, Mapping) or not isinstance(made, Mapping) or made.get("cost") is None:
+        return None
+    return (bounds["worst"] - made["cost"]) / (bounds["worst"] - bounds["best"])
+
+
 @component("given")
 def given(trajectory: Trajectory) -> StepRewards | float | None:
     """The reward recorded with the trajectory: by its owner on completion, or in the store. None without one.

@@ -62,7 +62,7 @@ def adapters_of(config: TrainConfig) -> RunAdapters:
     names = sorted(dict.fromkeys(by_role.values()), key=lambda name: name != default)
     for name in names:
         users = [role for role, adapter in by_role.items() if adapter == name]
-        if not any(roles[role].train for role in users):
+        if all(roles[role].train is False for role in users):
             raise ConfigError(
                 f"the adapter '{name}' is used by {', '.join(users)}, and none of these roles is trained",
                 f"set flow.roles.{users[0]}.engine=frozen, or train one of them",

@@ -14,12 +14,14 @@ import torch
 
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.registry import load_flows, with_frozen_roles
 from midstream.core.errors import ConfigError, ModelError, Unsupported
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
 from midstream.engines.base import Engine, PolicyEngine
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.factory import EngineSettings, make_engine_on, make_policy_engine
+from midstream.engines.imported import imported_engine, is_import_path
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.publication import POLICY
@@ -132,7 +134,10 @@ def build(
     if config.rollout.source is not None:
         check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
+    if config.flow.flows_file is not None:
+        load_flows(config.flow.flows_file)
+    algorithm = config.algorithm.for_reward(config.reward.weights)
+    config = config.model_copy(update={"algorithm": algorithm, "flow": with_frozen_roles(config.flow)})
     model_path = resolve(config.policy.model)
     tokenizer = load_tokenizer(model_path)
     decoder = load_policy(config.policy, model_path, recorded)
@@ -161,6 +166,12 @@ def build(
     reference = make_reference(config, decoder, weights, tokenizer)
     role_engines = make_role_engines(config.flow, engine, tokenizer, adapters)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine, tokenizer))
+    if config.algorithm.role_credit.reruns and reward.scores_groups:
+        raise ConfigError(
+            f"algorithm.role_credit '{config.algorithm.role_credit.name}' scores re-runs one by one, but a reward "
+            "component compares the trajectories of a group",
+            "remove that component, or set algorithm.role_credit.name=shared",
+        )
     context = TrainingContext(
         config,
         model_path,
@@ -289,17 +300,19 @@ def make_role_engines(
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            role_engines[role] = RoleEngine(policy, tokenizer, config.train, adapters.of_role(role))
+            role_engines[role] = RoleEngine(policy, tokenizer, config.train is not False, adapters.of_role(role))
         elif config.engine == "frozen":
             if frozen is None:
                 frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), tokenizer, False)
             role_engines[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
             role_engines[role] = RoleEngine(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
+        elif is_import_path(config.engine):
+            role_engines[role] = RoleEngine(imported_engine(config.engine, tokenizer), tokenizer, False)
         elif config.engine != "rules":
             raise ConfigError(
                 f"flow.roles.{role}.engine is '{config.engine}'",
-                "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
+                "use policy, frozen, rules, the URL of an OpenAI-compatible server, or package.module:function",
             )
     return role_engines
 
