@@ -32,7 +32,7 @@ class Leak:
     similarity: float
 
 
-def normalised(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Return the text in lower case without accents, with single spaces between words and signs."""
     folded = unicodedata.normalize("NFKD", text).casefold()
     return " ".join(_WORD.findall("".join(one for one in folded if not unicodedata.combining(one))))
@@ -52,7 +52,7 @@ def duplicates(texts: Sequence[str]) -> list[Leak]:
     first: dict[str, int] = {}
     return [
         Leak(place, earlier, 1.0)
-        for place, text in enumerate(map(normalised, texts))
+        for place, text in enumerate(map(normalise_text, texts))
         if (earlier := first.setdefault(text, place)) != place
     ]
 
@@ -62,11 +62,11 @@ class LeakIndex:
 
     def __init__(self, texts: Sequence[str], threshold: float = THRESHOLD, more: Sequence[str] = ()) -> None:
         self._threshold = threshold
-        plain = [normalised(text) for text in texts]
+        plain = [normalise_text(text) for text in texts]
         self._equal = {text: place for place, text in reversed(list(enumerate(plain)))}
         whole = [_grams(text) for text in plain]
         self._counts = Counter(gram for grams in whole for gram in grams)
-        self._counts.update(gram for text in more for gram in _grams(normalised(text)))
+        self._counts.update(gram for text in more for gram in _grams(normalise_text(text)))
         self._common = max(COMMON_LEAST, int(COMMON_SHARE * (len(texts) + len(more))))
         self._grams = [self._telling(grams) for grams in whole]
         self._by_gram: dict[str, list[int]] = {}
@@ -76,7 +76,7 @@ class LeakIndex:
 
     def find(self, text: str) -> tuple[int, float] | None:
         """Return index and similarity of the most similar text; None if none is similar enough."""
-        plain = normalised(text)
+        plain = normalise_text(text)
         if plain in self._equal:
             return self._equal[plain], 1.0
         grams = self._telling(_grams(plain))

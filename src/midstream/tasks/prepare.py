@@ -20,7 +20,7 @@ from typing import Any
 from midstream.core.errors import ConfigError, TaskError
 from midstream.core.types import Task
 from midstream.tasks.files import file_tasks
-from midstream.tasks.leaks import THRESHOLD, LeakIndex, normalised
+from midstream.tasks.leaks import THRESHOLD, LeakIndex, normalise_text
 from midstream.tasks.load import TasksConfig, TaskSourceConfig, load_tasks
 from midstream.tasks.mix import spread, whole_weights
 from midstream.tasks.row_files import is_task_file
@@ -109,7 +109,7 @@ def _distinct(
     """Return the first `wanted` tasks of the split, evenly from the sets, each question once, without those in
     `later`."""
     found: dict[str, Task] = {}
-    equal = {normalised(task.question) for task in later}
+    equal = {normalise_text(task.question) for task in later}
     candidates = list(_in_turn(tasksets, split, _DRAWS * wanted))
     shown = [task.question for task in candidates if not _is_built_in(task)]
     all_texts = LeakIndex([task.question for task in later], threshold, shown)
@@ -118,7 +118,7 @@ def _distinct(
         if len(found) == wanted:
             break
         index = of_files if _is_built_in(task) else all_texts
-        if normalised(task.question) in equal or index.find(task.question) is not None:
+        if normalise_text(task.question) in equal or index.find(task.question) is not None:
             result.leaks[split] = result.leaks.get(split, 0) + 1
         else:
             found.setdefault(task.question, task)
