@@ -1,7 +1,7 @@
 """Supervised warm start: cross-entropy on trajectories, on the exact tokens of later training.
 
 The trajectories are demonstrations recorded by the flow itself, the policy's own successes, or recorded ones (see
-`lessons`)."""
+`collect_lessons`)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_warm_start(context: TrainingContext) -> None:
         recorded_lessons(context)
 
 
-async def lessons(context: TrainingContext) -> list[Trajectory]:
+async def collect_lessons(context: TrainingContext) -> list[Trajectory]:
     """Return the trajectories to imitate. A step teaches the adapter that sampled it, or its role's."""
     source = context.config.warm_start.source
     if source == DEMONSTRATIONS:
