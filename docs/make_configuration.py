@@ -23,6 +23,10 @@ from midstream.agents.autonomous.flow import AutonomousSettings
 from midstream.agents.black_box import CommandSettings
 from midstream.agents.plan_and_execute.flow import PlanAndExecuteSettings
 from midstream.agents.react.flow import ReactSettings
+from midstream.agents.team.coordinator import CoordinatorSettings
+from midstream.agents.team.handoff import HandoffSettings
+from midstream.agents.team.peers import PeersSettings
+from midstream.agents.team.simulated_user import SimulatedUserSettings
 from midstream.core.config import models_in, suffix
 from midstream.gateway.config import GatewayConfig
 from midstream.learn.config import TrainConfig
@@ -55,6 +59,10 @@ SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "react": ReactSettings,
     "plan_and_execute": PlanAndExecuteSettings,
     "autonomous": AutonomousSettings,
+    "coordinator": CoordinatorSettings,
+    "peers": PeersSettings,
+    "handoff": HandoffSettings,
+    "simulated_user": SimulatedUserSettings,
     "blackbox_command_agent": CommandSettings,
 }
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"

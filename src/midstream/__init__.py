@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         rollout_async,
         train,
         train_async,
+        tune,
     )
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
@@ -67,6 +68,7 @@ __all__ = [
     "tool",
     "train",
     "train_async",
+    "tune",
 ]
 
 _HOME = {
@@ -100,6 +102,7 @@ _HOME = {
     "tool": "midstream.tools",
     "train": "midstream.api",
     "train_async": "midstream.api",
+    "tune": "midstream.api",
 }
 
 

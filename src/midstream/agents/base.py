@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.resume import call_once
@@ -20,12 +20,16 @@ from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import Toolset, ToolSpec
 from midstream.core.types import Constraint, Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
+from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice
 from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.replies import ChatStep
 from midstream.store import Database
-from midstream.tools import ToolOutage, ToolSession
+from midstream.tools import Toolbox, ToolOutage, ToolSession
+
+if TYPE_CHECKING:
+    from midstream.agents.demonstrations import Demonstrator
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
@@ -61,6 +65,9 @@ class AgentFlowBase(ABC):
     """Module roles of this flow. Override `roles_for` when they depend on the settings."""
     by_rule: ClassVar[tuple[str, ...]] = ()
     """Roles that can follow a rule instead of asking an engine."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Roles that stand for the world around the agent, such as a simulated user. They are not trained, and use the
+    engine `frozen`, unless the config sets `train` for them."""
     resume: ClassVar[Resume] = "replay"
     """How an attempt goes on after its process died. `replay`: `run` starts again, and its calls of `chat` and
     `call_tool` are answered from the record as long as they are the same calls in the same order (or have a `key`).
@@ -79,6 +86,14 @@ class AgentFlowBase(ABC):
     def roles_for(cls, settings: Config) -> tuple[str, ...]:
         """Return the module roles for these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
         return cls.roles
+
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> Demonstrator | None:
+        """Return an engine that shows how this flow carries out the demonstration of a task, for a warm start; None
+        when the flow has none. `wrong` is the share of the tasks whose first action is shown with a wrong tool."""
+        return None
 
     @abstractmethod
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:

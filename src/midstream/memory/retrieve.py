@@ -1,4 +1,4 @@
-"""`memory_retrieve` and `memory_store`: long-term memory as tools, so that using it is an action of the agent."""
+"""`memory_retrieve` and `memory_store`: long-term memory as tools, so that its use is an action of the agent."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ class MemorySettings(Config):
     """`flow.tool_settings.memory_retrieve`."""
 
     database: str
-    """SQLite file or database URL of the memory."""
+    """SQLite file or database URL that holds the memory."""
     namespace: str
-    """Whose memories: agents see those of their own namespace only. Trajectories share a memory by naming the same."""
+    """Namespace of the memories. Agents see only their own namespace; trajectories with the same namespace share a
+    memory."""
     k: int = Field(default=3, ge=1)
-    """Memories of a result."""
+    """Number of memories in a result."""
     embedder: str = "hashing"
-    """`hashing` (no model needed), `none` (words only), or `package.module:attribute` of your own."""
+    """`hashing` (needs no model), `none` (words only), or your own as `package.module:attribute`."""
     write: bool = False
-    """Whether the agent may also store memories, by the tool `memory_store`. What one trajectory stores, others of the
-    namespace read, so attempts at a task are then no longer independent, and `trainer.deterministic` refuses it.
-    Attempts at validation and test tasks store as well."""
+    """Whether the agent may also store memories, with the tool `memory_store`. Other trajectories of the namespace read
+    them, so attempts at a task are no longer independent, and `trainer.deterministic` refuses it. Attempts at
+    validation and test tasks store memories too."""
 
 
 RETRIEVE = ToolSpec(
@@ -69,8 +70,7 @@ STORE = ToolSpec(
 
 
 class MemoryToolset:
-    """Long-term memory as tools. Opens a database of its own, shared by the trajectories that run at the same time;
-    with `memory` it uses that one instead."""
+    """Long-term memory as tools. Uses `memory` if given; else opens a database, which concurrent trajectories share."""
 
     def __init__(self, settings: MemorySettings, memory: LongTermMemory | None = None) -> None:
         self._settings = settings
@@ -84,7 +84,7 @@ class MemoryToolset:
 
     @property
     def memory(self) -> LongTermMemory:
-        """The memory, once opened."""
+        """The memory. Available after `open`."""
         assert self._memory is not None, "the toolset is not open"
         return self._memory
 

@@ -25,6 +25,7 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
+from midstream.rollouts.reruns import rerun_engines
 from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
 from midstream.tools import Tool, Toolbox
 
@@ -72,6 +73,8 @@ class AgentFlowWorker:
             if role in self._role_engines or (role in flow.roles and flow.roles[role].engine == "rules"):
                 continue
             self._role_engines[role] = self._role_engines["policy"]
+            if role in self._flow.frozen and (role not in flow.roles or not flow.roles[role].train):
+                self._role_engines[role] = replace(self._role_engines[role], trainable=False)
         for role, config in flow.roles.items():
             if role not in (*self._roles, "policy"):
                 raise ConfigError(
@@ -133,6 +136,8 @@ class AgentFlowWorker:
         finally:
             for engine in self.engines:
                 engine.leave(attempt.uid)
+        if attempt.rerun is not None:
+            trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.rerun.metadata})
         if self._score is not None:
             trajectory = await self._score(trajectory)
         try:
@@ -165,13 +170,13 @@ class AgentFlowWorker:
     def _session(
         self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
     ) -> FlowSession:
-        recorder = self._sink.recorder(attempt)
+        recorder, role_engines = self._sink.recorder(attempt), self._engines_of(attempt)
         if earlier is not None and earlier.begun:
-            recorder.replay(earlier.steps, self._role_engines)
+            recorder.replay(earlier.steps, role_engines)
         return FlowSession(
             task=attempt.task,
             recorder=recorder,
-            role_engines=self._role_engines,
+            role_engines=role_engines,
             tools=self._toolbox.session(attempt.mask_seed),
             sampling=sampling,
             score=self._score,
@@ -221,6 +226,9 @@ class AgentFlowWorker:
                 return _ended(session, flow, Status.TIMED_OUT, late)
             failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
             return with_failure(failed, Failure.AGENT, error)
+
+    def _engines_of(self, attempt: Attempt) -> Mapping[str, RoleEngine]:
+        return self._role_engines if attempt.rerun is None else rerun_engines(self._role_engines, attempt.rerun)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()

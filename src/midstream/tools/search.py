@@ -1,7 +1,7 @@
-"""`search`: the passages of an index that fit a query best.
+"""`search`: returns the passages of an index that match a query best.
 
-An index is anything with the method of `SearchIndex`. The default one is BM25 over a small bundled knowledge base of
-one-sentence facts about countries and large cities; `search_documents` makes one of your own texts.
+An index is anything with the method of `SearchIndex`. The default is BM25 over a small bundled knowledge base of
+one-sentence facts about countries and large cities; `search_documents` creates one from your own texts.
 
 The facts are generated from `midstream.tasks.geography` (GeoNames data, CC BY 4.0). The index is built once per
 process, on the first search. Accents, case and word order do not matter; ties keep the order of the facts.
@@ -50,7 +50,7 @@ _ATTRIBUTES = frozenset({"area", "capital", "city", "code", "continent", "countr
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text found. `source` says where it comes from."""
+    """A passage that was found, and its source."""
 
     text: str
     source: str = ""
@@ -58,10 +58,10 @@ class Passage:
 
 
 class SearchIndex(Protocol):
-    """What `search` looks things up in."""
+    """The index behind `search`."""
 
     def best(self, query: str, k: int) -> Sequence[Passage]:
-        """The `k` passages that fit `query` best, best first; fewer or none if no more fit. Called in a thread."""
+        """Return up to `k` passages that match `query`, best first. Called in a thread."""
         ...
 
 
@@ -69,15 +69,15 @@ class SearchSettings(Config):
     """`flow.tool_settings.search`."""
 
     k: int = Field(default=1, ge=1)
-    """Passages of a result."""
+    """Number of passages in a result."""
     documents: str | None = None
-    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and, if you like, `id`; or a folder
-    of `.txt` and `.md` files, of which each paragraph is a passage."""
+    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and optionally `id`, or a folder of
+    `.txt` and `.md` files, in which each paragraph is a passage."""
     index: str | None = None
-    """An index of yours, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
-    makes one."""
+    """Your own index, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
+    returns one."""
     description: str = "Search the documents."
-    """What the agent reads about a tool with `documents` or an `index`."""
+    """Description of the tool with `documents` or an `index`, for the agent."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SearchSettings:

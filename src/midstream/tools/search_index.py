@@ -1,4 +1,4 @@
-"""Indexes for `search`: BM25 over texts of your own, and an index named by a config."""
+"""Indexes for `search`: BM25 over your own texts, and an index named by a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 class Bm25Index:
-    """BM25 over `passages`, by their words in lower case. Keeps them in memory; ties keep their order."""
+    """BM25 over the lower-case words of `passages`, which stay in memory. Ties keep the order of passages."""
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         import bm25s
@@ -44,8 +44,8 @@ class Bm25Index:
 
 @lru_cache(maxsize=8)
 def search_documents(path: str) -> Bm25Index:
-    """An index of a JSON-lines file (`text`, `id`) or of the paragraphs of a folder's `.txt` and `.md` files. Made once
-    per process. Raises `ConfigError` for anything else."""
+    """Return the index of a JSON-lines file (`text`, `id`), or of the paragraphs of the `.txt` and `.md` files in a
+    folder. Built once per process. Raises `ConfigError` for anything else."""
     place = Path(path)
     try:
         passages = list(_paragraphs(place) if place.is_dir() else _lines(place))
@@ -57,7 +57,7 @@ def search_documents(path: str) -> Bm25Index:
 
 
 def load_index(name: str) -> SearchIndex:
-    """The index at `package.module:attribute`."""
+    """Return the index at `package.module:attribute`."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

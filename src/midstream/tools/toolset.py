@@ -1,6 +1,6 @@
 """`FunctionToolset`: Python functions declared with `@tool`, as a `Toolset`.
 
-A synchronous function runs in a thread of its own. Cancelling its call leaves that (daemon) thread to finish alone.
+A synchronous function runs in its own (daemon) thread, which continues when the call is cancelled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from midstream.tools.errors import ToolError, reason
 
 
 class FunctionToolset:
-    """A fixed set of function tools; there is nothing to open or close."""
+    """A fixed set of function tools. `open` and `close` do nothing."""
 
     def __init__(self, tools: Sequence[Tool[..., Any]]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -36,7 +36,8 @@ class FunctionToolset:
         return self.specs
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Validate `arguments` and run the function. Raises what it raises, and `ToolError` for an invalid call."""
+        """Validate `arguments` and run the function. Propagates its exceptions; raises `ToolError` for an invalid
+        call."""
         tool = self._tools.get(name)
         if tool is None:
             raise ToolError(f"unknown tool '{name}'; {nearest(name, self._tools)}")
@@ -51,8 +52,8 @@ class FunctionToolset:
 
 
 async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolResult:
-    """Run in a daemon thread of its own. In a shared pool a few hung tools would block every other trajectory, and keep
-    the process from ending."""
+    """Run in a separate daemon thread. In a shared pool, a few tools that hang would block all other trajectories and
+    keep the process from exiting."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from midstream.agents.agentflow import demonstrate as agents_demonstrate
+from midstream.agents import demonstrations as agents_demonstrate
 from midstream.agents.agentflow.actions import read_action
 from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
 from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
-from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches
+from midstream.learn.run.warm_start import check_warm_start, demonstrate, lesson_batches
 from midstream.tools import Toolbox, load_tools
 
 RULES = {"analysis": {"engine": "rules"}, "executor": {"engine": "rules"}, "verifier": {"engine": "rules"}}
@@ -49,7 +49,7 @@ def context_of(tiny_path):
 
 
 def shown(context: TrainingContext) -> list[Trajectory]:
-    check_demonstrations(context)
+    check_warm_start(context)
     return asyncio.run(demonstrate(context))
 
 
@@ -101,9 +101,7 @@ def test_roles_that_are_not_trained_are_spoken_for_and_not_taught(context_of) ->
         "verifier": False,
     }
     taught = [
-        s.prompt_ids + s.response_ids
-        for part in demonstration_batches(made, context.config.warm_start, 0)
-        for s in part
+        s.prompt_ids + s.response_ids for part in lesson_batches(made, context.config.warm_start, 0) for s in part
     ]
     spoken = [s.prompt_ids + s.response_ids for t in made for s in t.steps if s.role == "planner"]
     assert sorted(taught) == sorted(spoken * context.config.warm_start.epochs)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from midstream.agents.agentflow.actions import ActionField, Notation
+from midstream.agents.agentflow.demonstrate import AgentFlowDemonstrator
 from midstream.agents.agentflow.modules import (
     Conversation,
     Executor,
@@ -20,10 +21,13 @@ from midstream.agents.agentflow.modules import (
     turn_record,
 )
 from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.demonstrations import Demonstrator
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.sampling import SamplingParams
+from midstream.engines.chat import ChatTokenizer
 from midstream.memory.working import WorkingMemory
+from midstream.tools import Toolbox
 
 _COMPACT = """Answer the question with tools, one step at a time.
 {tools}
@@ -76,6 +80,13 @@ class AgentFlow(AgentFlowBase):
         tokenizer = session.role_engines["policy"].tokenizer
         count = (lambda text: len(tokenizer.encode(text))) if tokenizer else (lambda text: len(text) // 4)
         self.memory = WorkingMemory(self._instructions(), self.task.question, count, self.chosen.memory_tokens)
+
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> Demonstrator:
+        assert isinstance(settings, AgentFlowSettings)
+        return AgentFlowDemonstrator(tokenizer, toolbox, settings.notation, settings.fields, wrong=wrong, seed=seed)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         conversation = Conversation(self, self.memory, self.task.question)
