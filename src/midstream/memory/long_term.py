@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,17 @@ DAY_S = 86_400.0
 _UNSHOWN = ("words", "digest", "embedder", "bucket")
 _SHOWN = sa.select(*(column for column in memories.c if column.name not in _UNSHOWN))
 """Columns that a retrieval reads of its candidates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What `LongTermMemory.add_all` remembers; the fields are those of `add`."""
+
+    text: str
+    kind: str = "fact"
+    key: str | None = None
+    source: str = ""
+    importance: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,24 +99,38 @@ class LongTermMemory:
         A memory with a `key` replaces the previous one with this key and is never merged. A memory without a key is
         merged into another one of its kind without a key that has the same text, or nearly the same vector and the same
         names, numbers and symbols: the merged memory has the new text, the higher importance, and both sources."""
-        vector = await self._embedded(text)
-        entry = {
+        record = Record(text=text, kind=kind, key=key, source=source, importance=importance)
+        return (await self.add_all([record]))[0]
+
+    async def add_all(self, records: Sequence[Record]) -> list[int]:
+        """`add` each of `records`, in order and in one transaction; returns the ids of their memories."""
+        texts = [record.text for record in records]
+        vectors: list[np.ndarray | None] = [None] * len(texts)
+        if self.embedder is not None:
+            vectors = [np.asarray(one, dtype="<f4") for one in await asyncio.to_thread(self.embedder.embed, texts)]
+        entries = [(self._entry(record, vector), vector) for record, vector in zip(records, vectors, strict=True)]
+        return await self.database.submit(
+            lambda transaction: [self._write(transaction, entry, vector) for entry, vector in entries]
+        )
+
+    def _entry(self, record: Record, vector: np.ndarray | None) -> dict[str, Any]:
+        now = clock.time()
+        return {
             "namespace": self.namespace,
-            "kind": kind,
-            "name": key,
-            "text": text,
-            "words": indexed_words(text, self.namespace),
-            "digest": _digest(text, key),
-            "sources": json.dumps([source] if source else []),
-            "importance": min(max(importance, 0.0), 1.0),
-            "created_at": clock.time(),
-            "used_at": clock.time(),
+            "kind": record.kind,
+            "name": record.key,
+            "text": record.text,
+            "words": indexed_words(record.text, self.namespace),
+            "digest": _digest(record.text, record.key),
+            "sources": json.dumps([record.source] if record.source else []),
+            "importance": min(max(record.importance, 0.0), 1.0),
+            "created_at": now,
+            "used_at": now,
             "uses": 0,
             "embedder": None if self.embedder is None else self.embedder.name,
             "vector": None if vector is None else vector.tobytes(),
             "bucket": None if vector is None else _bucket(vector),
         }
-        return await self.database.submit(lambda transaction: self._write(transaction, entry, vector))
 
     async def retrieve(self, query: str, k: int = 3, *, kind: str | None = None, touch: bool = False) -> list[Memory]:
         """Return the `k` memories with the highest scores for `query`, best first. `touch` marks them as used now."""
@@ -127,6 +153,15 @@ class LongTermMemory:
             self.database.read, lambda c: c.execute(sa.select(memories).where(where)).mappings().first()
         )
         return None if row is None else _memory(row, 0.0)
+
+    async def keys(self, prefix: str = "") -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        name = memories.c.name
+        where = (memories.c.namespace == self.namespace) & name.startswith(prefix, autoescape=True)
+        found = await asyncio.to_thread(
+            self.database.read, lambda c: c.scalars(sa.select(name).where(where & name.is_not(None))).all()
+        )
+        return sorted(found)
 
     async def forget(self, *ids: int) -> None:
         """Delete memories of this namespace."""

@@ -27,6 +27,7 @@ from midstream.tools.load import ToolKind
 from midstream.tools.toolset import FunctionToolset
 
 MAX_QUERY_WORDS = 32
+LIMITS = ("finds passages by their words, not by what they mean",)
 
 _WORD = re.compile(r"[a-z0-9]+")
 _STOPWORDS = frozenset(
@@ -71,8 +72,9 @@ class SearchSettings(Config):
     k: int = Field(default=1, ge=1)
     """Number of passages in a result."""
     documents: str | None = None
-    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and optionally `id`, or a folder of
-    `.txt` and `.md` files, in which each paragraph is a passage."""
+    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and optionally `id`; a folder of
+    `.txt` and `.md` files, in which each paragraph is a passage; or `package.module:attribute`, a list of texts or a
+    function that returns one."""
     index: str | None = None
     """Your own index, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
     returns one."""
@@ -89,7 +91,14 @@ class SearchSettings(Config):
 def search_tool(k: int = 1) -> Tool[[str], str]:
     """Return a `search` tool over the bundled facts that returns the best `k`, one per line, best first."""
 
-    @tool(name="search", idempotent=True, returns="facts", examples=[{"query": "capital of Peru"}])
+    @tool(
+        name="search",
+        idempotent=True,
+        returns="facts",
+        limits=LIMITS,
+        best_practices=["name one attribute of one country or city"],
+        examples=[{"query": "capital of Peru"}],
+    )
     def search(query: str) -> str:
         """Look up a fact about a country or city, such as: capital of Peru."""
         found = best_facts(query, k)
@@ -110,7 +119,8 @@ def index_tool(index: SearchIndex, k: int, description: str) -> Tool[[str], Tool
         return ToolResult(tuple(ToolContent(kind="text", text=one.text, source=one.source) for one in found))
 
     search.__doc__ = description
-    return tool(name="search", idempotent=True, returns="passages")(search)
+    practices = ["name what the passage must contain"]
+    return tool(name="search", idempotent=True, returns="passages", limits=LIMITS, best_practices=practices)(search)
 
 
 def _search_toolset(settings: SearchSettings) -> FunctionToolset:

@@ -1,6 +1,6 @@
 """`FunctionToolset`: Python functions declared with `@tool`, as a `Toolset`.
 
-A synchronous function runs in its own (daemon) thread, which continues when the call is cancelled.
+A synchronous function has a (daemon) thread to itself while it runs. The thread continues when the call is cancelled.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,9 @@ from midstream.core.toolsets import ToolResult, ToolSpec
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool
 from midstream.tools.errors import ToolError, reason
+from midstream.tools.threads import ReusedThreads
+
+_threads = ReusedThreads("tool")
 
 
 class FunctionToolset:
@@ -52,8 +54,7 @@ class FunctionToolset:
 
 
 async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolResult:
-    """Run in a separate daemon thread. In a shared pool, a few tools that hang would block all other trajectories and
-    keep the process from exiting."""
+    """Run in a daemon thread that no other call has."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -83,7 +84,7 @@ async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolRes
         except RuntimeError:
             return  # The loop closed after the time limit, and nobody waits for this any more.
 
-    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
+    _threads.run(work)
     result = await future
     # A plain function may wrap an async one; its awaitable belongs to this loop.
     return ToolResult.of(await result) if inspect.isawaitable(result) else result
