@@ -19,7 +19,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from midstream.agents.agentflow.flow import AgentFlowSettings
+from midstream.agents.autonomous.flow import AutonomousSettings
 from midstream.agents.black_box import CommandSettings
+from midstream.agents.plan_and_execute.flow import PlanAndExecuteSettings
 from midstream.agents.react.flow import ReactSettings
 from midstream.agents.team.coordinator import CoordinatorSettings
 from midstream.agents.team.handoff import HandoffSettings
@@ -55,6 +57,8 @@ NAMES: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool
 SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "agentflow": AgentFlowSettings,
     "react": ReactSettings,
+    "plan_and_execute": PlanAndExecuteSettings,
+    "autonomous": AutonomousSettings,
     "coordinator": CoordinatorSettings,
     "peers": PeersSettings,
     "handoff": HandoffSettings,

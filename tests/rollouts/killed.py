@@ -1,4 +1,7 @@
-"""Attempts killed by SIGKILL at each of their model and tool calls, and resumed: `python -m tests.rollouts.killed react`.
+"""Attempts killed by SIGKILL at each of their model and tool calls, and resumed:
+
+    python -m tests.rollouts.killed react
+    python -m tests.rollouts.killed '{"react": [3, 5], "autogpt": []}'
 
 Effects of tools are counted in another process (`tests/plans/effects.py`). Prints a JSON summary: how an uninterrupted
 attempt ended, and for each kill point how the resumed one ended, what it asked of the engine, and how often each effect
@@ -14,7 +17,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +94,14 @@ class SeededEngine:
     def leave(self, session: str) -> None: ...
 
 
-def run_attempt(tokenizer: ChatTokenizer, name: str, store: Path, in_doubt: str) -> dict[str, Any]:
+def run_attempt(tokenizer: ChatTokenizer, name: str, store: Path) -> dict[str, Any]:
     """Run or resume the attempt in `store`; returns how it ended."""
     setting = SCRIPTS[name]
     engine = SeededEngine(tokenizer, setting.script)
     flow = FlowConfig(
         name=name,
-        settings=setting.settings,
+        settings=dict(setting.settings),
         tools=("tests.rollouts.killed:look", "tests.rollouts.killed:book"),
-        tool_use={"in_doubt": in_doubt},  # pyright: ignore[reportArgumentType]
     )
 
     async def main() -> Trajectory:
@@ -152,7 +154,7 @@ def in_child(work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     return json.loads(text) if text else None
 
 
-def main(name: str, in_doubt: str = "fail", points: list[int] | None = None) -> dict[str, Any]:
+def main(name: str, points: Sequence[int] = ()) -> dict[str, Any]:
     """Kill the attempt at each of its events, or at `points`, and resume it."""
     with tempfile.TemporaryDirectory() as folder:
         tiny.build(Path(folder) / "tiny")
@@ -162,7 +164,7 @@ def main(name: str, in_doubt: str = "fail", points: list[int] | None = None) -> 
         def attempted(store: str, kill_at: int | None) -> dict[str, Any] | None:
             def work() -> dict[str, Any]:
                 killer.at, killer.count = kill_at, 0
-                return run_attempt(tokenizer, name, Path(folder) / store, in_doubt)
+                return run_attempt(tokenizer, name, Path(folder) / store)
 
             return in_child(work)
 
@@ -200,4 +202,5 @@ def effects(socket: Path) -> Iterator[None]:
 if __name__ == "__main__":
     from tests.rollouts import killed  # the module whose tools the flow imports, not this one named `__main__`
 
-    print(json.dumps(killed.main(sys.argv[1], *sys.argv[2:3])))
+    given = json.loads(sys.argv[1]) if sys.argv[1].startswith("{") else {sys.argv[1]: []}
+    print(json.dumps({name: killed.main(name, points) for name, points in given.items()}))

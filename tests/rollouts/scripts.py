@@ -37,4 +37,52 @@ REACT = _by_turn(
     _act("answer", answer="booked SEED"),
 )
 
-SCRIPTS: dict[str, Scripted] = {"react": Scripted(REACT)}
+
+def _plan(*steps: Mapping[str, Any]) -> str:
+    return json.dumps({"steps": list(steps)})
+
+
+_BOOKING = (
+    {"id": "rooms", "tool": "look", "args": {"what": "rooms"}},
+    {"id": "price", "tool": "look", "args": {"what": "price"}},
+    {"id": "choose", "task": "Choose from {rooms} for {price}.", "needs": ["rooms", "price"]},
+    {"id": "pay", "tool": "no_such_tool", "args": {}, "needs": ["choose"]},
+)
+_GOOD = (*_BOOKING[:3], {"id": "pay", "tool": "book", "args": {"what": "{choose}"}, "needs": ["choose"]})
+
+
+def _planning(request: Request) -> str:
+    said = sum(message["role"] == "assistant" for message in request.messages)
+    match request.role:
+        case "planner":
+            return _plan(*_BOOKING) if said == 0 else _plan(*_GOOD)
+        case "executor":
+            return "room SEED"
+        case "verifier":
+            return "yes"
+        case _:
+            return "booked SEED"
+
+
+def _turn(**fields: Any) -> str:
+    return json.dumps({"thought": "SEED", **fields})
+
+
+_AUTONOMOUS = _by_turn(
+    _turn(add=["find rooms", "book one"]),
+    _turn(tool="look", args={"what": "rooms"}),
+    "not a turn",
+    _turn(done=[1], tool="book", args={"what": "room SEED"}),
+    _turn(done=[2], finish="booked SEED"),
+)
+
+
+def _working(request: Request) -> str:
+    return "yes" if request.role == "critic" else _AUTONOMOUS(request)
+
+
+SCRIPTS: dict[str, Scripted] = {
+    "react": Scripted(REACT),
+    "plan_and_execute": Scripted(_planning, {"strategy": "graph", "review": True}),
+    "autogpt": Scripted(_working),
+}

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.resume import call_once
@@ -20,12 +20,16 @@ from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import Toolset, ToolSpec
 from midstream.core.types import Constraint, Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
+from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice
 from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.replies import ChatStep
 from midstream.store import Database
-from midstream.tools import ToolOutage, ToolSession
+from midstream.tools import Toolbox, ToolOutage, ToolSession
+
+if TYPE_CHECKING:
+    from midstream.agents.demonstrations import Demonstrator
 
 Score = Callable[[Trajectory], Awaitable[Trajectory]]
 
@@ -82,6 +86,14 @@ class AgentFlowBase(ABC):
     def roles_for(cls, settings: Config) -> tuple[str, ...]:
         """Return the module roles for these `settings` (an instance of `cls.settings`), such as a graph's nodes."""
         return cls.roles
+
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> Demonstrator | None:
+        """Return an engine that shows how this flow carries out the demonstration of a task, for a warm start; None
+        when the flow has none. `wrong` is the share of the tasks whose first action is shown with a wrong tool."""
+        return None
 
     @abstractmethod
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:

@@ -33,6 +33,8 @@ _BUILT_IN = {
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
     "environment_agent": "midstream.agents.environment",
+    "plan_scheduler": "midstream.agents.scheduling.flow",
+    "verifiers_agent": "midstream.agents.verifiers.flow",
 }
 
 

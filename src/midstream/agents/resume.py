@@ -41,7 +41,12 @@ def check_replayed(session: FlowSession) -> None:
 
 
 async def call_once(
-    session: FlowSession, name: str, arguments: Any, step_index: int | None, key: str, call: Callable[[], Awaitable[ToolCall]]
+    session: FlowSession,
+    name: str,
+    arguments: Any,
+    step_index: int | None,
+    key: str,
+    call: Callable[[], Awaitable[ToolCall]],
 ) -> ToolCall:
     """Run the tool call `call` once in the life of the attempt, or return its recorded result.
 
@@ -61,7 +66,7 @@ async def call_once(
     repeatable = rebuild or use.in_doubt == "repeat" or (spec is not None and spec.policy.idempotent)
     request = {"tool": name, "arguments": arguments}
     try:
-        result = await log.run(request, act, key=key, repeatable=repeatable, rebuild=rebuild)
+        result = await log.run(request, act, key=key, repeatable=repeatable, rebuild=_same if rebuild else None)
     except ActionInDoubt:
         if use.in_doubt == "fail":
             raise
@@ -77,6 +82,18 @@ async def call_once(
     if result.pop(_OUTAGE, False):
         raise ToolOutage(ToolCall(**result))
     return ToolCall(**result)
+
+
+def _same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    return {**before, "latency_s": 0.0} == {**now, "latency_s": 0.0}
+
+
+def restore_calls(session: FlowSession) -> None:
+    """Add the recorded tool calls that a resumed attempt need not make again, such as those of a plan's steps that were
+    done, and bring all into the order in which they began."""
+    if session.actions is not None:
+        recorded = session.actions.results()
+        session.tool_calls[:] = [ToolCall(**call) for call in recorded if "error_kind" in call and _OUTAGE not in call]
 
 
 def _written(call: ToolCall) -> dict[str, Any]:

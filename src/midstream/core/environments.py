@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from midstream.core.types import Message
 
-
 Resume = Literal["snapshot", "replay", "none"]
 """How something with state goes on after the process that held it died: from a `snapshot` of its state, by a `replay`
 of what was done to it, or not at all: then the attempt starts again."""

@@ -70,13 +70,13 @@ class ActionLog:
         *,
         key: str = "",
         repeatable: bool = False,
-        rebuild: bool = False,
+        rebuild: Callable[[Any, Any], bool] | None = None,
     ) -> Any:
         """Carry out `act` once and return its result (JSON data), or return what it returned before.
 
         `key` names the action within the attempt; without one it is the n-th of those. Its intent is on disk before
         `act` runs unless it is `repeatable`, and its result before this returns. With `rebuild` a recorded action is
-        carried out again for the sake of the state it leaves, and must return the same.
+        carried out again for the sake of the state it leaves; `rebuild(before, now)` compares the results.
 
         Raises `ActionInDoubt` for an action that is not `repeatable` and was interrupted, and `Diverged` if another
         action is recorded in its place."""
@@ -91,10 +91,11 @@ class ActionLog:
             raise self._divergence(f"action {key}: it was {known.request[:200]}, and now is {written[:200]}")
         if known is not None and known.done:
             self.answered += 1
-            if rebuild and to_json(await act(), key) != known.result:
+            result = from_json(known.result)
+            if rebuild is not None and not rebuild(result, await act()):
                 raise self._divergence(f"action {key}: carried out again, it returned something else")
-            return from_json(known.result)
-        if known is not None and not (repeatable or rebuild):
+            return result
+        if known is not None and not repeatable:
             raise ActionInDoubt(f"the process died during this action, and its outcome is not known: {written[:400]}")
         action = known or Action(key, len(self._actions), written)
         self._actions[key] = action
@@ -107,10 +108,10 @@ class ActionLog:
         key = key or f"#{self._unkeyed - 1}"
         return await self._finish(self._actions[key], result)
 
-    def results(self, kind: str) -> list[Any]:
-        """Results of the actions that are done and whose key begins with `kind`, in the order they began."""
+    def results(self) -> list[Any]:
+        """Results of the actions that are done, in the order they began."""
         in_order = sorted(self._actions.values(), key=lambda action: action.number)
-        return [from_json(action.result) for action in in_order if action.done and action.key.startswith(kind)]
+        return [from_json(action.result) for action in in_order if action.done]
 
     @property
     def names(self) -> list[str]:

@@ -8,7 +8,6 @@ disk before its text is returned.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,11 +33,13 @@ TOP_LOG_PROBS = "top_log_probs"
 
 @dataclass(frozen=True, slots=True)
 class RoleEngine:
-    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on."""
+    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on. `adapter`
+    names the published weights to sample from; empty leaves it to the engine."""
 
     engine: Engine
     tokenizer: ChatTokenizer | None
     trainable: bool
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ class Recorder:
         sampling = call.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=derive_seed(self._seed, "call", call.key or index))
-        buffer = TokenBuffer(call.on_tokens, role_engine.engine)
+        buffer = TokenBuffer(call.on_tokens, role_engine.engine, role_engine.adapter)
         placement: PromptPlacement | None = None
         try:
             placement = await self._place(role_engine, call)
@@ -176,6 +177,7 @@ class Recorder:
                     sampling=sampling,
                     session=self.trajectory_uid,
                     role=call.role,
+                    adapter=role_engine.adapter,
                     messages=call.messages,
                     tools=call.tools,
                     constraint=call.constraint,
@@ -373,7 +375,7 @@ class Recorder:
 def _sampling_metadata(sampling: SamplingParams, unseen: Constraint | None) -> dict[str, Any]:
     """Return the metadata that describes altered sampling; empty for a plain sample. `unseen` is a constraint that the
     log-probabilities do not show."""
-    found = sampling.alterations()
+    altered = sampling.alterations()
     if unseen is not None:
-        found["constraint"] = unseen.kind
-    return {"sampling": found} if found else {}
+        altered["constraint"] = unseen.kind
+    return {"sampling": altered} if altered else {}

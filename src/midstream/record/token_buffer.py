@@ -11,12 +11,13 @@ from midstream.engines.chat import ChatTokenizer
 
 
 class TokenBuffer:
-    """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled."""
+    """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled. `adapter` names the
+    weights that were requested; empty leaves them to the engine."""
 
-    def __init__(self, on_tokens: OnTokens | None, engine: Engine) -> None:
+    def __init__(self, on_tokens: OnTokens | None, engine: Engine, adapter: str = "") -> None:
         self._on_tokens, self._policy_version = on_tokens, engine.policy_version
         # Only engines whose weights can be replaced have one.
-        self._adapter: str = getattr(engine, "adapter", "")
+        self._adapter: str = adapter or getattr(engine, "adapter", "")
         self._began = time.perf_counter()
         self._ids: list[int] = []
         self._log_probs: list[float] = []

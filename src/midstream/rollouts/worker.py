@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
 from midstream.rollouts.reruns import rerun_engines
 from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
-from midstream.tools import Toolbox
+from midstream.tools import Tool, Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
 """Task metadata that reveals the solution, and is not passed to `run`."""
@@ -41,9 +41,10 @@ class AgentFlowWorker:
     """Runs attempts with one flow. Every attempt ends as a trajectory with a status, even if the flow fails.
 
     `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
-    Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` accepts the calls of black-box
-    agents, unless the sink provides an endpoint. With `resume` an attempt in the store whose process died is gone on
-    with; one that ended is not made again. Raises `ConfigError` for an unknown flow, role, tool or setting."""
+    `tools` are given next to those of the config. Trajectories are recorded in `sink`, else in `store`, else in memory
+    only. `endpoint` accepts the calls of black-box agents, unless the sink provides an endpoint. With `resume` an
+    attempt in the store whose process died is gone on with; one that ended is not made again. Raises `ConfigError` for
+    an unknown flow, role, tool or setting."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class AgentFlowWorker:
         timeout_s: float = 300.0,
         endpoint: AgentEndpoint | None = None,
         resume: bool = False,
+        tools: Sequence[Tool[..., Any]] = (),
     ) -> None:
         if flow.flows_file is not None:
             load_flows(flow.flows_file)
@@ -86,7 +88,7 @@ class AgentFlowWorker:
                 )
         loaded = load_flow_tools(flow)
         self._toolbox = Toolbox(
-            loaded.tools,
+            [*loaded.tools, *tools],
             toolsets=loaded.toolsets,
             use=flow.tool_use,
             max_calls=flow.max_tool_calls,

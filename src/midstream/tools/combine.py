@@ -11,7 +11,7 @@ from midstream.tools.errors import ToolError
 
 
 class CombinedToolset:
-    """Dispatches each call to the toolset that the tool came from. Toolsets are opened and closed by their owner."""
+    """Sends each call to the toolset that provides the tool. Does not open or close the toolsets."""
 
     def __init__(self) -> None:
         self.specs: dict[str, ToolSpec] = {}

@@ -17,8 +17,8 @@ from midstream.agents.plan_and_execute.prompts import (
     REVIEW,
     answer_request,
     executor_results,
-    planner_instructions,
     plan_request,
+    planner_instructions,
 )
 from midstream.agents.plan_and_execute.steps import (
     MOST_STEPS,
@@ -34,16 +34,23 @@ from midstream.agents.plan_and_execute.steps import (
 )
 from midstream.agents.plan_journal import open_executor, run_uid
 from midstream.agents.registry import register
+from midstream.agents.resume import restore_calls
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
-from midstream.core.types import Constraint, Message, Step, ToolCall
-from midstream.plans import AgentExecutor, Context, Permanent, RunResult, RunStatus
+from midstream.core.types import Message, Step
+from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
+from midstream.plans.instances import PLANNER
 
-Outcome = Literal["running", "answered", "no_plan", "plan_failed", "rolled_back", "budget"]
-"""How an attempt ended. `no_plan`: no valid plan was written. `plan_failed`: a step failed for good and no revised plan
-helped. `rolled_back`: the same, and what had been done was undone. `budget`: a limit of the attempt was reached."""
-_ENDS: Mapping[RunStatus, Outcome] = {RunStatus.SUCCEEDED: "answered", RunStatus.ROLLED_BACK: "rolled_back"}
+Outcome = Literal["unfinished", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
+"""How an attempt ended. `unfinished`: it failed, see its status and error. `no_plan`: no valid plan was written.
+`plan_failed`: a step failed for good and no revised plan helped. `rolled_back`, `rollback_failed`: the same, and what
+had been done was undone, or could not be. `budget`: a limit of the attempt was reached."""
+_ENDS: Mapping[RunStatus, Outcome] = {
+    RunStatus.SUCCEEDED: "answered",
+    RunStatus.ROLLED_BACK: "rolled_back",
+    RunStatus.ROLLBACK_FAILED: "rollback_failed",
+}
 
 
 class PlanAndExecuteSettings(Config):
@@ -72,6 +79,9 @@ class PlanAndExecuteSettings(Config):
     last one first. The tool that undoes gets those arguments of the call that it has, and the result as `output`."""
     budget: AgentBudget = AgentBudget()
     """Limits of one attempt."""
+    keep_plans: bool = False
+    """Keep the journal of an attempt's plans when it has ended, for `midstream plan status` and `show`. Only attempts
+    that can be resumed have a journal to keep."""
 
     @model_validator(mode="after")
     def _branches(self) -> PlanAndExecuteSettings:
@@ -93,47 +103,52 @@ class PlanAndExecuteFlow(AgentFlowBase):
         assert isinstance(self.config, PlanAndExecuteSettings)
         self.chosen = self.config
         self.spending = Spending(self, self.chosen.budget)
-        self.outcome: Outcome = "running"
+        self.outcome: Outcome = "unfinished"
         self.stopped = ""
         """The limit that stopped the attempt."""
         self.plan: list[PlannedStep] = []
+        """Steps of all plans that were executed."""
         self.states: dict[str, str] = {}
+        """State of each step at the end of its plan."""
+        self.results: dict[str, Any] = {}
+        """What succeeded steps returned, by id."""
         self.revisions = 0
+        self.planned_by: int | None = None
+        """Index of the model call that wrote the latest plan."""
         self._round = 0
         self._branches: list[list[PlannedStep]] = []
         """Further plans of a tree, the best first."""
         self._handlers = PlanHandlers(self)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
-        for tool, other in self.chosen.undo.items():
-            for name in (tool, other):
-                if self.session.tools.get(name) is None:
-                    known = [one.name for one in self.session.tools.tools]
-                    raise ConfigError(f"flow.settings.undo names the tool '{name}'", nearest(name, known))
-        executor = await open_executor(self.session, self._handlers.all)
-        known: dict[str, Any] = {}
-        done: list[PlannedStep] = []
+        self._check_undo()
+        executor = self._executor = await open_executor(self.session, self._handlers.all)
         reason = ""
         while True:
             name = f"round-{self._round}"
-            steps = await self._write_plan(name, done, known, reason)
+            steps = await self._write_plan(name, self.plan, self.results, reason)
             if steps is None:
-                self.outcome = "budget" if self.stopped else "no_plan" if not done else "plan_failed"
+                self.outcome = "budget" if self.stopped else "plan_failed" if self.plan else "no_plan"
                 break
-            result, outputs = await self._execute(executor, name, steps, known)
-            known |= outputs
-            self.outcome = "budget" if self.stopped else _ENDS.get(result.status, "plan_failed")
-            if self.outcome != "answered" or await self._suffices(name, known):
+            steps = renamed(steps, {step.id: step for step in self.plan})
+            status = await self._execute(executor, name, steps) if steps else RunStatus.SUCCEEDED
+            self.outcome = "budget" if self.stopped else _ENDS.get(status, "plan_failed")
+            if self.outcome != "answered" or self.revisions >= self.chosen.max_replans:
                 break
-            if self.revisions >= self.chosen.max_replans:
+            if await self._suffices(name):
                 break
-            self.revisions += 1
-            done, reason = [*done, *self.plan], "the results do not answer the question yet"
-            self._round += 1
+            self.revisions, self._round = self.revisions + 1, self._round + 1
+            reason = "the results do not answer the question yet"
         self.turns = len(self.plan)
         if self.outcome != "no_plan":
-            self.answer = await self._answer(known)
+            self.answer = await self._answer()
         return len(self.steps)
+
+    def _check_undo(self) -> None:
+        known = [tool.name for tool in self.session.tools.tools]
+        for name in (name for pair in self.chosen.undo.items() for name in pair):
+            if name not in known:
+                raise ConfigError(f"flow.settings.undo names the tool '{name}'", nearest(name, known))
 
     def key(self, ctx: Context, what: str = "") -> str:
         """Name of a node's calls within the attempt: the same after a restart."""
@@ -145,16 +160,16 @@ class PlanAndExecuteFlow(AgentFlowBase):
     ) -> dict[str, Any]:
         """Write the next revision of a plan in which a step failed for good."""
         kept = kept_steps(plan, states)
-        outputs = {name: value for name, value in (await self._executor.outputs(ctx.run)).items() if name in states}
-        number = int(ctx.path.removeprefix("@replan"))
+        results = {**self.results, **await self._executor.outputs(ctx.run)}
+        number = int(ctx.path.removeprefix(PLANNER))
         if number <= len(self._branches):
             steps: list[PlannedStep] | None = self._branches[number - 1]
         else:
             reason = f"the step '{failed}' failed: {error}"
-            steps = await self._write_plan(self.key(ctx), kept, {**self._known, **outputs}, reason)
+            steps = await self._write_plan(self.key(ctx), [*self.plan, *kept], results, reason)
         if steps is None:
             raise Permanent("the planner wrote no valid plan")
-        new = renamed(steps, {step.id: step for step in kept})
+        new = renamed(steps, {step.id: step for step in (*self.plan, *kept)})
         if not new:
             raise Permanent("the planner wrote nothing new")
         return self._compiled(new, kept)
@@ -165,6 +180,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
             steps,
             self.chosen.strategy,
             kept=kept,
+            earlier=self.results,
             undo=self.chosen.undo,
             on_failure="compensate" if self.chosen.undo else "stop",
             max_concurrency=self.chosen.concurrency,
@@ -172,25 +188,22 @@ class PlanAndExecuteFlow(AgentFlowBase):
             budgets={"replans": left},
         )
 
-    async def _execute(
-        self, executor: AgentExecutor, name: str, steps: Sequence[PlannedStep], known: Mapping[str, Any]
-    ) -> tuple[RunResult, dict[str, Any]]:
-        self._executor, self._known = executor, dict(known)
+    async def _execute(self, executor: AgentExecutor, name: str, steps: Sequence[PlannedStep]) -> RunStatus:
+        """Run a plan to its end, and take over its results."""
         uid = await run_uid(self.session, name)
         result = await executor.run(self._compiled(steps), uid=uid)
         if self._handlers.raised is not None:
             raise self._handlers.raised
         view = await executor.status(uid)
-        self.plan = steps_of(view.plan.model_dump(mode="json", exclude_defaults=True))
-        self.states |= {step.id: str(view.nodes[step.id].state) for step in self.plan if step.id in view.nodes}
+        executed = steps_of(view.plan.model_dump(mode="json", exclude_defaults=True))
+        self.plan += executed
+        self.states |= {step.id: str(view.nodes[step.id].state) for step in executed if step.id in view.nodes}
+        self.results |= await executor.outputs(uid)
         self.revisions += view.run.revision
-        outputs = await executor.outputs(uid)
-        if self.session.actions is None:
-            await executor.prune(0.0)
-        else:
-            # Calls of steps that were done before the process died are in the log only.
-            self.session.tool_calls[:] = [ToolCall(**call) for call in self.session.actions.results("round-")]
-        return result, outputs
+        if not self.chosen.keep_plans:
+            await executor.delete(uid)
+        restore_calls(self.session)
+        return result.status
 
     async def _write_plan(
         self, key: str, kept: Sequence[PlannedStep], known: Mapping[str, Any], reason: str
@@ -221,7 +234,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         constraint = None
         if chosen.constrained:
             schema = steps_schema(list(tools.values()), chosen.strategy, tasks, chosen.max_steps)
-            constraint = Constraint(kind="json_schema", grammar=json.dumps(schema))
+            constraint = {"type": "json_schema", "json_schema": {"name": "plan", "schema": schema}}
         for repair in range(chosen.max_repairs + 1):
             if limit := self.spending.exhausted:
                 self.stopped = limit
@@ -243,6 +256,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
                     {"role": "user", "content": f"Error: {error}. Write the whole plan again."},
                 ]
                 continue
+            self.planned_by = step.step_index
             session.recorder.annotate(step.step_index, parsed=True, plan=[one.as_json() for one in steps])
             return steps
         return None
@@ -257,10 +271,10 @@ class PlanAndExecuteFlow(AgentFlowBase):
         self.session.recorder.annotate(step.step_index, score=score, parsed=bool(digits))
         return score
 
-    async def _suffices(self, key: str, known: Mapping[str, Any]) -> bool:
+    async def _suffices(self, key: str) -> bool:
         if not self.chosen.review:
             return True
-        step = await self._ask_verifier(f"{key}/review", REVIEW.format(results=executor_results(known)))
+        step = await self._ask_verifier(f"{key}/review", REVIEW.format(results=executor_results(self.results)))
         if step is None:
             return True
         word = step.text.strip().lower()
@@ -275,12 +289,12 @@ class PlanAndExecuteFlow(AgentFlowBase):
         content = f"Question: {self.task.question}\n{ask}"
         return await self.chat([{"role": "user", "content": content}], role="verifier", key=key)
 
-    async def _answer(self, known: Mapping[str, Any]) -> str | None:
+    async def _answer(self) -> str | None:
         """The generator's answer; by rule the last result."""
         if "generator" in self.session.role_engines:
-            messages = [{"role": "user", "content": answer_request(self.task.question, known)}]
+            messages = [{"role": "user", "content": answer_request(self.task.question, self.results)}]
             return (await self.chat(messages, role="generator", key="answer")).content.strip()
-        last = [str(known[step.id]) for step in self.plan if step.id in known]
+        last = [str(self.results[step.id]) for step in self.plan if step.id in self.results]
         return last[-1] if last else None
 
     def metadata(self) -> dict[str, Any]:

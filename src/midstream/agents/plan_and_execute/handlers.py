@@ -53,9 +53,7 @@ class PlanHandlers:
             return await self._unless_fatal(self._flow.replan(ctx, plan, failed, error, states))
 
         functions = (tool, task, undo, replan)
-        return [
-            make_handler(one, one.__name__, effects="idempotent", timeout_s=STEP_TIMEOUT_S) for one in functions
-        ]
+        return [make_handler(one, one.__name__, effects="idempotent", timeout_s=STEP_TIMEOUT_S) for one in functions]
 
     async def _unless_fatal(self, work: Awaitable[T]) -> T:
         """Let an error that is not the step's own, such as an engine that does not answer, end the plan."""
@@ -71,7 +69,9 @@ class PlanHandlers:
         self._check_budget()
         tool = self._flow.session.tools.get(step.tool)
         arguments = filled(step, given, tool).args
-        call = await self._flow.call_tool(step.tool, arguments, key=self._flow.key(ctx))
+        call = await self._flow.call_tool(
+            step.tool, arguments, step_index=self._flow.planned_by, key=self._flow.key(ctx)
+        )
         if call.ok:
             return call.result
         if call.error_kind == OVER_BUDGET:
@@ -98,7 +98,9 @@ class PlanHandlers:
         known = {**filled(step, given).args, "output": output}
         wanted = {} if tool is None else tool.parameters.get("properties", {})
         arguments = {key: value for key, value in known.items() if key in wanted}
-        call = await self._flow.call_tool(name, arguments, key=self._flow.key(ctx, "undo"))
+        call = await self._flow.call_tool(
+            name, arguments, step_index=self._flow.planned_by, key=self._flow.key(ctx, "undo")
+        )
         if not call.ok:
             raise Permanent(call.result)
 

@@ -191,23 +191,27 @@ def compile_steps(
     strategy: Strategy,
     *,
     kept: Sequence[PlannedStep] = (),
+    earlier: Mapping[str, Any] | None = None,
     undo: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
-    """Return the plan of `steps`, after those that are `kept` of an earlier one. `undo` are tools that undo others, by
-    name; `fields` are fields of the plan."""
+    """Return the plan of `steps`, after those that are `kept` of the revision before. `earlier` are results of other
+    plans, by id. `undo` are tools that undo others, by name; `fields` are fields of the plan."""
     nodes: list[dict[str, Any]] = []
     known = {step.id for step in (*kept, *steps)}
     before: list[str] = []
+    literals = {name: {"$literal": value} for name, value in (earlier or {}).items()}
     for step in (*kept, *steps):
-        used = [name for name in (*step.needs, *step.mentions) if name in known]
-        after = list(dict.fromkeys(used if strategy == "graph" else before[-1:]))
+        named = list(dict.fromkeys((*step.needs, *step.mentions)))
+        used = [name for name in named if name in known]
+        after = used if strategy == "graph" else before[-1:]
         node: dict[str, Any] = {
             "id": step.id,
             "handler": "tool" if step.tool else "task",
             "args": {
                 "step": {"$literal": step.as_json()},
-                "given": {name: {"$ref": [name], "default": ""} for name in dict.fromkeys(used)},
+                "given": {name: literals[name] for name in named if name in literals and name not in known}
+                | {name: {"$ref": [name], "default": ""} for name in used},
             },
             "after": after,
             "retry": {"attempts": 1, "corrections": 0},

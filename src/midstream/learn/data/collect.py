@@ -74,7 +74,7 @@ async def collect(
     }
     greedy = {entry.prompt_uid: entry.greedy for entry in replayed if entry.greedy is not None}
     return Collected(
-        [*sampled.groups, *load_groups(store, replayed)],
+        [*sampled.groups, *map(context.adapters.assign, load_groups(store, replayed))],
         sampled.trajectories,
         sampled.progress,
         buffer,
@@ -99,6 +99,7 @@ async def _collect_from_store(
             else group
             for group, recorded in zip(groups, leased, strict=True)
         ]
+    groups = [context.adapters.assign(group) for group in groups]
     for trajectory in (t for group in groups for t in group):
         check_tokens(trajectory, len(context.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}

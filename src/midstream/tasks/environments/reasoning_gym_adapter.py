@@ -1,4 +1,4 @@
-"""reasoning-gym's generators: one question each, graded by the generator itself. All settings go to its config."""
+"""Generators of reasoning-gym: one question per episode, graded by the generator. Settings are passed to its config."""
 
 from __future__ import annotations
 
