@@ -96,7 +96,7 @@ def doors(seed: int) -> ms.TaskSet:
 
 def train(credit: str, relay: bool, seed: int, steps: int, run: Path) -> list[dict[str, Any]]:
     """Train one team; returns a row a step with both parts of the reward."""
-    ms.train(
+    result = ms.train(
         {
             "policy": {"model": "tiny", "tuning": "full"},
             "tasks": {"sources": [{"type": "doors"}]},
@@ -125,6 +125,8 @@ def train(credit: str, relay: bool, seed: int, steps: int, run: Path) -> list[di
         },
         callbacks=(),
     )
+    if result.status != "finished":
+        raise KeyboardInterrupt
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
