@@ -28,7 +28,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-team bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-team bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-mcp   run MCP's conformance suite against client and server, and its example server; installs them (needs npm) into $(MCP)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
+	@echo "make test-kill-agents kill agents at each of their model and tool calls, resume them, compare; a minute"
 	@echo "make test-kill-plans  kill random plans $(POINTS) times on SQLite and on PostgreSQL, resume them, compare; half an hour"
 	@echo "make wheel      build the package into dist/"
 	@echo "make test-wheel build the package, install it into $(WHEEL), and use it outside the repository"
@@ -93,6 +94,9 @@ test: $(READY) bubblewrap
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+test-kill-agents: $(READY)
+	$(BIN)/python -m tests.rollouts.killed
 
 test-kill-plans: $(READY)
 	$(BIN)/python -m tests.plans.kill --points $(POINTS)

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from midstream.agents.scheduling.journal import open_journal
 from midstream.plans import AgentExecutor, Handler, SchedulingPolicy
-from midstream.store import Database
-from midstream.tools.shared import SharedResources
 
 if TYPE_CHECKING:
     from midstream.agents.base import FlowSession
-
-
-@dataclass(frozen=True, slots=True)
-class _Temporary:
-    folder: tempfile.TemporaryDirectory[str]
-    database: Database
-
-
-async def _opened() -> _Temporary:
-    folder = tempfile.TemporaryDirectory(prefix="midstream-plans-")
-    return _Temporary(folder, await asyncio.to_thread(Database, Path(folder.name) / "plans.sqlite", "normal"))
-
-
-async def _close(temporary: _Temporary) -> None:
-    await asyncio.to_thread(temporary.database.close)
-    temporary.folder.cleanup()
-
-
-_temporary: SharedResources[_Temporary] = SharedResources(_close)
 
 
 async def open_executor(
     session: FlowSession, handlers: Iterable[Handler], *, policy: SchedulingPolicy | None = None
 ) -> AgentExecutor:
     """Return an executor for the plans of one attempt, closed with it."""
-    database = session.database
-    if database is None:
-        database = (await _temporary.acquire("plans", _opened)).database
-        session.resources.push_async_callback(_temporary.release, "plans")
+    database = session.database or await asyncio.to_thread(open_journal, None)
     executor = AgentExecutor(database, handlers, policy=policy)
     session.resources.push_async_callback(executor.close)
     return executor

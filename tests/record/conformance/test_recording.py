@@ -154,6 +154,15 @@ def test_discard_from_a_step_keeps_earlier_and_stepless_trajectories(store: Stor
     assert store.trajectories.get("u3").steps == ()  # its steps went too
 
 
+def test_discarding_can_spare_what_no_later_version_sampled(store: Store) -> None:
+    for uid, version in (("old", 3), ("new", 4)):
+        store.trajectories.begin(uid, "p", TASK, "train", train_step=5)
+        store.trajectories.append_sync(replace(a_step(uid), policy_version=version))
+    store.trajectories.begin("empty", "p", TASK, "train", train_step=5)
+    store.trajectories.discard_from(5, newer_than=3)
+    assert [t.uid for t in store.trajectories.iterate()] == ["old", "empty"]
+
+
 def test_many_callers_share_few_transactions(database: str) -> None:
     async def caller(store: Store, uid: str) -> None:
         store.trajectories.begin(uid, "p", TASK, "train")
