@@ -97,12 +97,16 @@ def test_a_reply_that_is_no_name_starts_what_became_ready_first(make_worker) -> 
         assert choice["started"] == choice["feasible"][0] and choice["unreadable"] == "whatever"
 
 
-@pytest.mark.parametrize("choose", ["first", "random"])
+@pytest.mark.parametrize("choose", ["first", "random", "longest"])
 def test_policies_to_compare_with_ask_nobody(make_worker, choose) -> None:
     trajectories = [run(make_worker, last, schedule(), index, choose=choose) for index in (0, 1)]
     assert all(one.steps == () and one.reward is not None for one in trajectories)
     for choice in (one for each in trajectories for one in each.metadata["schedule"]["choices"]):
-        assert choose == "random" or choice["started"] == choice["feasible"][0]
+        assert choose != "first" or choice["started"] == choice["feasible"][0]
+    if choose == "longest":
+        to_end = instance(trajectories[0]).to_end()
+        for choice in trajectories[0].metadata["schedule"]["choices"]:
+            assert to_end[choice["started"]] == max(to_end[name] for name in choice["feasible"])
     again = run(make_worker, last, schedule(), choose=choose)
     assert again.metadata["schedule"] == trajectories[0].metadata["schedule"]
 
