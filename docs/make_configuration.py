@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from midstream.agents.agentflow.flow import AgentFlowSettings
 from midstream.agents.black_box import CommandSettings
 from midstream.agents.react.flow import ReactSettings
+from midstream.agents.scheduling.flow import SchedulerSettings
 from midstream.core.config import models_in, suffix
 from midstream.gateway.config import GatewayConfig
 from midstream.learn.config import TrainConfig
@@ -52,6 +53,7 @@ SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "agentflow": AgentFlowSettings,
     "react": ReactSettings,
     "blackbox_command_agent": CommandSettings,
+    "plan_scheduler": SchedulerSettings,
 }
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"
 
