@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from midstream.plans import AgentExecutor
     from midstream.rewards import component
     from midstream.rollouts import AgentFlowManager, AgentFlowWorker
+    from midstream.rollouts.standalone import AutoGPT, PlanAndExecute
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
     from midstream.tools import mask_retrieved_tokens, tool
 
@@ -41,11 +42,13 @@ __all__ = [
     "AgentFlowBase",
     "AgentFlowManager",
     "AgentFlowWorker",
+    "AutoGPT",
     "BlackBoxAgentFlowBase",
     "BlackBoxCommandAgentFlow",
     "BlackBoxGSM8KAgentFlow",
     "FiniteTaskSet",
     "MultiStepAgentFlow",
+    "PlanAndExecute",
     "SamplingParams",
     "SingleStepSingleTurnAgentFlow",
     "Step",
@@ -73,11 +76,13 @@ _HOME = {
     "AgentFlowBase": "midstream.agents",
     "AgentFlowManager": "midstream.rollouts",
     "AgentFlowWorker": "midstream.rollouts",
+    "AutoGPT": "midstream.rollouts.standalone",
     "BlackBoxAgentFlowBase": "midstream.agents.black_box",
     "BlackBoxCommandAgentFlow": "midstream.agents.black_box",
     "BlackBoxGSM8KAgentFlow": "midstream.agents.black_box",
     "FiniteTaskSet": "midstream.tasks",
     "MultiStepAgentFlow": "midstream.agents",
+    "PlanAndExecute": "midstream.rollouts.standalone",
     "SamplingParams": "midstream.core.sampling",
     "SingleStepSingleTurnAgentFlow": "midstream.agents",
     "Step": "midstream.core.types",

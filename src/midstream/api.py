@@ -197,10 +197,10 @@ async def rollout_async(
     if short := shortage(source, split, tasks):
         _log.warning("%s", short)
     for role, its in config.flow.roles.items():
-        if its.engine not in ("policy", "rules") or not its.train:
+        if its.engine not in ("policy", "rules") or its.train is False or its.adapter is not None:
             raise ConfigError(
                 f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
-                "keep the defaults of engine and train, or run the flow with midstream train",
+                "keep the defaults of engine, train and adapter, or run the flow with midstream train",
             )
     async with GatewayClient(gateway, key_env) as client:
         try:
@@ -217,6 +217,11 @@ async def rollout_async(
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
+        if frozen := [role for role, trained in worker.roles.items() if not trained]:
+            raise ConfigError(
+                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen; a gateway trains on every role",
+                f"set flow.roles.{frozen[0]}.train=true, or run the flow with midstream train",
+            )
         attempts = groups_of(
             take(source, split, tasks),
             config.rollout.group_size,
@@ -269,7 +274,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(follow(Path(config.follow), gateway, first))
+            following = asyncio.create_task(follow(Path(config.follow), gateway, first, adapter=config.adapter))
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered with older weights than the newest checkpoint
         notify = on_ready or (lambda url, model, where: None)
@@ -291,6 +296,7 @@ def _engine_settings(config: GatewayConfig) -> EngineSettings:
         replies=config.script.replies,
         latency_s=config.script.latency_s,
         tokens_per_s=config.script.tokens_per_s,
+        api_key_env=config.api_key_env,
     )
 
 

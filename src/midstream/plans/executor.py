@@ -261,6 +261,10 @@ class AgentExecutor:
         """A run with the state of every node."""
         return await self._journal.read(lambda connection: views.view(connection, uid))
 
+    async def outputs(self, uid: str) -> dict[str, Any]:
+        """What the succeeded nodes of the outermost plan returned, by id."""
+        return await self._journal.read(lambda connection: views.outputs(connection, uid))
+
     async def questions(self, uid: str | None = None) -> list[OpenQuestion]:
         """Open questions of a run, or of all."""
         return await self._journal.read(lambda connection: views.questions(connection, uid))
@@ -290,9 +294,9 @@ class AgentExecutor:
         before = clock.time() - older_than_s
         return await self._change(lambda connection: history.prune(connection, before))
 
-    async def remove(self, uid: str) -> bool:
-        """Delete a run that ended, with what only it used; False when it has not ended, or has forks."""
-        return bool(await self._change(lambda connection: history.remove(connection, uid)))
+    async def delete(self, uid: str) -> None:
+        """Delete a run that has ended, with what only it used. Raises `RunError` for one that has not, or has forks."""
+        await self._change(lambda connection: history.delete(connection, uid))
 
     # Leases
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,35 +137,42 @@ def prune(connection: sa.Connection, ended_before: float, at_most: int = 1000) -
     """Delete runs that ended before that moment, the oldest first, and payloads that no other run uses. Runs with forks
     that are left keep their history. Returns the uids."""
     runs = tables.runs
-    old = _removable().where(runs.c.ended_at < ended_before).order_by(runs.c.ended_at).limit(at_most)
-    return _delete(connection, list(connection.scalars(old)))
-
-
-def remove(connection: sa.Connection, uid: str) -> list[str]:
-    """As `prune`, for one run."""
-    return _delete(connection, list(connection.scalars(_removable().where(tables.runs.c.uid == uid))))
-
-
-def _removable() -> sa.Select[tuple[str]]:
-    """Uids of runs that ended and have no forks."""
-    runs = tables.runs
     forked = runs.alias()
     has_forks = sa.exists().where(forked.c.parent == runs.c.uid)
-    return sa.select(runs.c.uid).where(runs.c.status.in_([str(status) for status in ENDED]), ~has_forks)
-
-
-def _delete(connection: sa.Connection, uids: list[str]) -> list[str]:
-    if uids:
-        users = tables.blob_users
-        for table in (tables.events, tables.nodes, tables.steps, tables.inbox):
-            connection.execute(table.delete().where(table.c.run.in_(uids)))
-        hashes = sa.select(users.c.hash).where(users.c.run.in_(uids))
-        others = sa.select(users.c.hash).where(users.c.run.not_in(uids))
-        unused = tables.blobs.c.hash.in_(hashes) & tables.blobs.c.hash.not_in(others)
-        connection.execute(tables.blobs.delete().where(unused))
-        connection.execute(users.delete().where(users.c.run.in_(uids)))
-        connection.execute(tables.runs.delete().where(tables.runs.c.uid.in_(uids)))
+    old = (
+        sa.select(runs.c.uid)
+        .where(runs.c.status.in_([str(status) for status in ENDED]), runs.c.ended_at < ended_before, ~has_forks)
+        .order_by(runs.c.ended_at)
+        .limit(at_most)
+    )
+    uids = list(connection.scalars(old))
+    _delete(connection, uids)
     return uids
+
+
+def delete(connection: sa.Connection, uid: str) -> None:
+    """Delete a run that has ended, and payloads that no other run uses. Raises `RunError` for a run that has not ended,
+    or has forks."""
+    runs = tables.runs.c
+    if load_row(connection, uid).status not in ENDED:
+        raise RunError(f"run '{uid}' has not ended", "cancel it first")
+    if connection.execute(sa.select(runs.uid).where(runs.parent == uid)).first() is not None:
+        raise RunError(f"run '{uid}' has forks, which need its history", "delete those first")
+    _delete(connection, [uid])
+
+
+def _delete(connection: sa.Connection, uids: Sequence[str]) -> None:
+    if not uids:
+        return
+    users, runs = tables.blob_users, tables.runs
+    for table in (tables.events, tables.nodes, tables.steps, tables.inbox):
+        connection.execute(table.delete().where(table.c.run.in_(uids)))
+    hashes = sa.select(users.c.hash).where(users.c.run.in_(uids))
+    others = sa.select(users.c.hash).where(users.c.run.not_in(uids))
+    unused = tables.blobs.c.hash.in_(hashes) & tables.blobs.c.hash.not_in(others)
+    connection.execute(tables.blobs.delete().where(unused))
+    connection.execute(users.delete().where(users.c.run.in_(uids)))
+    connection.execute(runs.delete().where(runs.c.uid.in_(uids)))
 
 
 def create(connection: sa.Connection, row: RunRow, blobs: dict[str, bytes]) -> bool:

@@ -85,8 +85,8 @@ def bleu(answer: str | None, reference: Any) -> float | None:
 
 @component("environment")
 def environment(trajectory: Trajectory) -> StepRewards | float | None:
-    """What the task's environment gave, summed over the episode; by step where each action was one model call. None
-    when it gave nothing."""
+    """Sum of the environment's rewards over the episode; by step if each action was one model call. None without
+    rewards."""
     played = trajectory.metadata.get("environment")
     rewards = played.get("rewards") if isinstance(played, Mapping) else None
     if not isinstance(rewards, list | tuple) or all(value is None for value in rewards):

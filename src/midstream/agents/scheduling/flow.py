@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.plan_journal import open_executor
 from midstream.agents.registry import register
-from midstream.agents.scheduling.journal import open_journal
 from midstream.agents.scheduling.policy import ROLE, RolePolicy
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, RunError
@@ -15,7 +15,6 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message
 from midstream.plans import (
-    AgentExecutor,
     Choice,
     ReadyNode,
     RunStatus,
@@ -84,18 +83,18 @@ class PlanSchedulerFlow(AgentFlowBase):
                 for job in instance.jobs
             ],
         }
-        async with AgentExecutor(
-            open_journal(settings.journal),
+        executor = await open_executor(
+            self.session,
             [work],
-            max_concurrency=len(instance.jobs),
             policy=_Noted(self._policy(), self._choices),
             on_wait=self._time.on_wait,
-        ) as executor:
-            result = await executor.run(plan)
-            if settings.journal is None:
-                await executor.remove(result.uid)
-            else:
-                self._run = result.uid
+            journal=settings.journal,
+        )
+        result = await executor.run(plan)
+        if settings.journal is None:
+            await executor.delete(result.uid)
+        else:
+            self._run = result.uid
         if result.status is not RunStatus.SUCCEEDED:
             raise RunError(f"the plan of task '{self.task.id}' ended as {result.status}: {result.error}")
         self._cost = instance.cost(self._ends)

@@ -71,7 +71,10 @@ async def demonstrate(context: TrainingContext) -> list[Trajectory]:
     correct, incorrect = trajectories[: len(tasks)], trajectories[len(tasks) :]
     for trajectory in correct:
         _check_success(trajectory)
-    return [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)]
+    lessons = [
+        replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)
+    ]
+    return context.adapters.assign(lessons)
 
 
 def _tasks(context: TrainingContext) -> list[Task]:
@@ -128,7 +131,7 @@ def lesson_batches(
         Random(derive_seed(seed, "warm start", epoch)).shuffle(order)
         for start in range(0, len(order), config.batch_size):
             yield [
-                TokenSequence(step.prompt_ids, step.response_ids, constraint=step.constraint)
+                TokenSequence(step.prompt_ids, step.response_ids, constraint=step.constraint, adapter=step.adapter)
                 for trajectory in sorted(order[start : start + config.batch_size], key=lambda t: t.steps[0].prompt_ids)
                 for step in trajectory.steps
                 if step.trainable
