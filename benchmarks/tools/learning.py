@@ -43,14 +43,14 @@ def without(run_dir: Path, tool: str) -> dict[str, Any]:
     """Evaluate the trained agent of `run_dir` on its test tasks without `tool`."""
     import yaml
 
-    import midstream as ms
+    from midstream.api import evaluate
 
     path = run_dir / f"without-{tool}.json"
     if not path.exists():
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         tools = [name for name in config["flow"]["tools"] if name != tool]
         settings = {name: value for name, value in config["flow"]["tool_settings"].items() if name != tool}
-        row = ms.evaluate(
+        row = evaluate(
             run=run_dir,
             overrides=[f"flow.tools={json.dumps(tools)}", f"flow.tool_settings={json.dumps(settings)}"],
             n=config["trainer"]["test_tasks"],
