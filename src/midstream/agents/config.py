@@ -32,7 +32,8 @@ class RoleConfig(Config):
 
     engine: str = "policy"
     """`policy` (the model in training), `frozen` (the same model without its adapter), `rules` (no model: the module's
-    rule), or the URL of an OpenAI-compatible server."""
+    rule), the URL of an OpenAI-compatible server, or `package.module:function`, your own function from a tokenizer to
+    an engine."""
     model: str | None = None
     """Name of the model at a URL."""
     api_key_env: str | None = None

@@ -34,6 +34,7 @@ _BUILT_IN = {
     "blackbox_command_agent": "midstream.agents.black_box",
     "environment_agent": "midstream.agents.environment",
     "plan_scheduler": "midstream.agents.scheduling.flow",
+    "verifiers_agent": "midstream.agents.verifiers.flow",
 }
 
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "workflow": "workflow",
     "infer": "infer",
     "devices": "devices",
+    "data": "data",
     "plan": "plan",
     "algorithms": "algorithms",
     "config": "config",
@@ -46,6 +47,7 @@ EXTRAS = {
     "sandbox": ("pydantic_monty",),
     "tune": ("optuna",),
     "mcp": ("mcp", "mcp_types", "httpx2"),
+    "prompts": ("gepa",),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
 """Top-level modules that an optional extra installs, by extra."""

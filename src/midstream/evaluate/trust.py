@@ -40,6 +40,7 @@ def insist_trusted(config: Mapping[str, Any], name: str, trust: bool) -> None:
 def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each thing that `config` would import, run, or send elsewhere."""
     from midstream.agents.registry import is_registered
+    from midstream.engines.imported import is_import_path
     from midstream.tasks.load import is_imported
 
     flow = _section(config, "flow")
@@ -58,6 +59,8 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     for role, settings in _section(flow, "roles").items():
         if isinstance(settings, Mapping):
             yield from _sent_by(f"flow.roles.{role}", settings)
+            if is_import_path(engine := str(settings.get("engine", ""))):
+                yield f"flow.roles.{role}.engine imports and runs '{engine}'"
     reward = _section(config, "reward")
     judge = _section(reward, "judge")
     yield from _sent_by("reward.judge", judge)

@@ -135,6 +135,18 @@ class WarmStartConfig(Config):
     continue, not which tool to start with."""
 
 
+class WandbConfig(Config):
+    """Logging to Weights & Biases, beside the files of the run."""
+
+    project: str = "midstream"
+    """Project of the runs."""
+    entity: str | None = None
+    """User or team; null is that of the key."""
+    mode: Literal["auto", "online", "offline"] = "auto"
+    """`auto` is `online` where WANDB_API_KEY is set and the server answers, else `offline`: into the run's folder,
+    for `wandb sync`."""
+
+
 class TrainerConfig(Config):
     """The training loop."""
 
@@ -169,6 +181,8 @@ class TrainerConfig(Config):
     """Tasks per evaluation on val."""
     test_tasks: int = Field(default=64, ge=0)
     """Tasks per evaluation on test, before and after training; 0 disables them."""
+    wandb: WandbConfig | None = None
+    """Log to Weights & Biases too; needs `midstream[wandb]`."""
     run_dir: str | None = None
     """Run directory; null means `runs/<name of the config>`."""
 

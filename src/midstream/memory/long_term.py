@@ -154,6 +154,15 @@ class LongTermMemory:
         )
         return None if row is None else _memory(row, 0.0)
 
+    async def keys(self, prefix: str = "") -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        name = memories.c.name
+        where = (memories.c.namespace == self.namespace) & name.startswith(prefix, autoescape=True)
+        found = await asyncio.to_thread(
+            self.database.read, lambda c: c.scalars(sa.select(name).where(where & name.is_not(None))).all()
+        )
+        return sorted(found)
+
     async def forget(self, *ids: int) -> None:
         """Delete memories of this namespace."""
         where = (memories.c.namespace == self.namespace) & memories.c.id.in_(ids)

@@ -74,6 +74,8 @@ async def graded(answer: str, task: Task) -> float | None:
     if hidden_tests(reference)[0]:
         return share(await passed_tests(answer, reference))
     kind = str(task.metadata.get("problem_type") or task.kind)
+    if isinstance(reference, Mapping):
+        return graders.answer_correct(answer, reference)
     if kind == "math":
         return math_verify(answer, reference)
     if kind == "qa":

@@ -46,6 +46,7 @@ class Endpoint:
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint("Models", "Create a chat completion (OpenAI)"),
     "/v1/completions": Endpoint("Models", "Create a completion of text or token ids (OpenAI)"),
+    "/inference/v1/generate": Endpoint("Models", "Continue token ids (vLLM)"),
     "/v1/responses": Endpoint("Models", "Create a response (OpenAI)"),
     "/v1/messages": Endpoint("Models", "Create a message (Anthropic)"),
     "/v1/messages/count_tokens": Endpoint("Models", "Count the tokens of a prompt (Anthropic)"),

@@ -21,6 +21,7 @@ from midstream.core.types import Task, Trajectory
 from midstream.engines.base import Engine, PolicyEngine
 from midstream.engines.chat import ChatTokenizer, load_tokenizer
 from midstream.engines.factory import EngineSettings, make_engine_on, make_policy_engine
+from midstream.engines.imported import imported_engine, is_import_path
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
 from midstream.engines.publication import POLICY
@@ -306,10 +307,12 @@ def make_role_engines(
             role_engines[role] = frozen
         elif config.engine.startswith(("http://", "https://")):
             role_engines[role] = RoleEngine(OpenAIEngine(config.engine, config.model, config.api_key_env), None, False)
+        elif is_import_path(config.engine):
+            role_engines[role] = RoleEngine(imported_engine(config.engine, tokenizer), tokenizer, False)
         elif config.engine != "rules":
             raise ConfigError(
                 f"flow.roles.{role}.engine is '{config.engine}'",
-                "use policy, frozen, rules, or the URL of an OpenAI-compatible server",
+                "use policy, frozen, rules, the URL of an OpenAI-compatible server, or package.module:function",
             )
     return role_engines
 

@@ -48,6 +48,7 @@ from midstream.learn.run.run_info import RunInfo
 from midstream.learn.run.setup import build, check_trained_roles, connect_sampler
 from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
+from midstream.learn.run.wandb_log import WandbLog
 from midstream.learn.run.warm_start import check_warm_start, lesson_batches, lessons, make_learner
 from midstream.record.store import Store
 
@@ -194,7 +195,12 @@ class _Run:
         self.directory.write("config.yaml", self.yaml)
         self.info.write("running")
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
-        self.callbacks = (self.tensorboard, *self.callbacks)
+        wandb = config.trainer.wandb
+        self.loggers = [
+            self.tensorboard,
+            *([] if wandb is None else [WandbLog(wandb, self.directory.path, config.name)]),
+        ]
+        self.callbacks = (*self.loggers, *self.callbacks)
         for callback in self.callbacks:
             callback.on_start(self.info.at_start(state.step))
         status = "failed"
@@ -231,7 +237,8 @@ class _Run:
                 status = "stopped" if self.stopping and not complete else "finished"
         finally:
             self.info.write("stopped" if status == "failed" and self.stopping else status)
-            self.tensorboard.close()
+            for logger in self.loggers:
+                logger.close()
             if self.source is not None:
                 self.source.close()
         final = [row for row in self.directory.rows("evals.jsonl") if row["label"] == "final"]

@@ -30,8 +30,10 @@ class Adapter(Protocol):
 
 ENVIRONMENTS: dict[str, str | Adapter] = {
     "gymnasium": "midstream.tasks.environments.gymnasium_adapter",
+    "openenv": "midstream.tasks.environments.openenv_adapter",
     "reasoning_gym": "midstream.tasks.environments.reasoning_gym_adapter",
     "textarena": "midstream.tasks.environments.textarena_adapter",
+    "verifiers": "midstream.tasks.environments.verifiers_adapter",
 }
 """Adapters by `type` of a task source: objects, or modules to import."""
 

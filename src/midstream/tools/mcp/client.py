@@ -176,7 +176,8 @@ def _part(block: Any) -> ToolContent:
         case EmbeddedResource():
             resource = block.resource
             if isinstance(resource, TextResourceContents):
-                return ToolContent(kind="text", text=resource.text, source=str(resource.uri))
+                media_type = resource.mime_type or ""
+                return ToolContent(kind="text", text=resource.text, media_type=media_type, source=str(resource.uri))
             return _binary("file", resource.blob, resource.mime_type or "", str(resource.uri))
         case _:
             return ToolContent(kind="text", text=f"[{type(block).__name__}]")

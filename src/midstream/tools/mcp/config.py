@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from midstream.core.config import Config
+
+
+class McpOAuthConfig(Config):
+    """Credentials of a program that are exchanged for access tokens (OAuth 2.1, grant `client_credentials`)."""
+
+    issuer: str = Field(pattern="^https?://")
+    """Address of the authorization server. The secret is sent nowhere else, whatever the MCP server says."""
+    client_id: str
+    """Id under which the authorization server knows this program."""
+    secret_env: str
+    """Environment variable with the client secret."""
+    scope: str | None = None
+    """Scopes to ask for, separated by spaces."""
+    method: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    """How the secret is sent: in a header, or in the body."""
 
 
 class McpServerConfig(Config):
@@ -24,6 +41,8 @@ class McpServerConfig(Config):
     """HTTP headers to send. Saved settings keep their names only; `token_env` is kept."""
     token_env: str | None = None
     """Environment variable with a bearer token."""
+    oauth: McpOAuthConfig | None = None
+    """Credentials to get access tokens with."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Time limit of a call, in seconds."""
     start_timeout_s: float = Field(default=30.0, gt=0)
@@ -38,6 +57,9 @@ class McpServerConfig(Config):
     trust_annotations: bool = False
     """Whether to trust the server's annotations: idempotent and read-only tools are repeated after a timeout,
     destructive tools need approval."""
+    elicitation: Literal["off", "defaults"] = "off"
+    """How a server is answered that asks the user something during a call. `off`: that nobody can be asked. `defaults`:
+    with the defaults of its form; a form that lacks some is declined."""
     tools: tuple[str, ...] | None = None
     """The tools to use. Default: all."""
     max_result_kb: int = Field(default=1024, ge=1)
@@ -47,4 +69,6 @@ class McpServerConfig(Config):
     def _one_way_to_reach_it(self) -> McpServerConfig:
         if bool(self.command) == (self.url is not None):
             raise ValueError("give either command or url")
+        if self.oauth is not None and (self.url is None or self.token_env is not None):
+            raise ValueError("oauth needs a url, and excludes token_env")
         return self

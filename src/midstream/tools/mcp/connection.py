@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx2
 from mcp import Client, MCPError
-from mcp.client.streamable_http import streamable_http_client
 from mcp_types import INVALID_PARAMS, CallToolResult
 from mcp_types import Tool as McpTool
 
@@ -21,6 +19,8 @@ from midstream.core.errors import ConfigError, ToolUnavailable
 from midstream.core.secrets import NOT_KEPT
 from midstream.tools.errors import ToolError
 from midstream.tools.mcp.config import McpServerConfig
+from midstream.tools.mcp.elicitation import accept_defaults
+from midstream.tools.mcp.http import http_transport
 from midstream.tools.mcp.stdio import stdio_transport
 
 MAX_PAGES, MAX_TOOLS = 100, 1000
@@ -100,7 +100,9 @@ class McpConnection:
         """Connect, list the tools, and stay connected until `close`."""
         try:
             async with AsyncExitStack() as stack:
-                client = await stack.enter_async_context(Client(_transport(self.name, self.config), cache=None))
+                asked = accept_defaults if self.config.elicitation == "defaults" else None
+                transport = _transport(self.name, self.config)
+                client = await stack.enter_async_context(Client(transport, cache=None, elicitation_callback=asked))
                 self.tools = await _listed(client)
                 self._client = client
                 if not ready.done():
@@ -143,16 +145,7 @@ def _transport(name: str, config: McpServerConfig) -> Any:
         return stdio_transport(
             config.command, env | {key: os.environ[key] for key in wanted if key in os.environ}, config.cwd, limit
         )
-    headers = dict(config.headers)
-    if config.token_env is not None:
-        token = os.environ.get(config.token_env)
-        if not token:
-            raise ConfigError(
-                f"the environment variable {config.token_env} holds no token for the MCP server '{name}'",
-                f"export {config.token_env}=...",
-            )
-        headers["Authorization"] = f"Bearer {token}"
-    return _http(config.url, headers, config.timeout_s, limit)
+    return http_transport(name, config, limit)
 
 
 def _check_complete(name: str, config: McpServerConfig) -> None:
@@ -170,51 +163,6 @@ def _check_complete(name: str, config: McpServerConfig) -> None:
             f"MCP server '{name}': a secret in its {field} was not kept with the saved settings",
             f"{advice}, or set {field} again",
         )
-
-
-@asynccontextmanager
-async def _http(
-    url: str, headers: Mapping[str, str], timeout_s: float, limit: int
-) -> AsyncGenerator[tuple[Any, Any], None]:
-    timeout = httpx2.Timeout(timeout_s, read=max(timeout_s, 300.0))
-    transport = _BoundedTransport(httpx2.AsyncHTTPTransport(), limit)
-    async with (
-        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, transport=transport, trust_env=False) as client,
-        streamable_http_client(url, http_client=client, max_sse_event_size=limit) as streams,
-    ):
-        yield streams
-
-
-class _BoundedTransport(httpx2.AsyncBaseTransport):
-    """Limits bodies to `limit` bytes, except event streams, whose events the SDK limits one by one."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport, limit: int) -> None:
-        self._inner, self._limit = inner, limit
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            response.stream = _BoundedStream(response.stream, self._limit, request)
-        return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: Any, limit: int, request: httpx2.Request) -> None:
-        self._inner, self._limit, self._request = inner, limit, request
-
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for chunk in self._inner:
-            size += len(chunk)
-            if size > self._limit:
-                raise httpx2.ReadError(f"the answer is larger than {self._limit >> 10} kB", request=self._request)
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
 
 
 def _first_line(error: BaseException) -> str:
