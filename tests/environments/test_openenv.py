@@ -95,7 +95,7 @@ def test_an_action_that_the_server_does_not_take_costs_a_turn_only(url: str) -> 
     _, outcomes = played(url, {}, "four", '{"guess": 4}', '{"number": 4}')
     assert [outcome.reward for outcome in outcomes] == [0, 0, 1]
     assert outcomes[0].observation == "That is no action. Write it as a JSON object."
-    assert outcomes[1].observation.startswith("That is no action: ") and "number" in outcomes[1].observation
+    assert outcomes[1].observation.startswith("That is no action: ")
 
 
 def test_a_server_that_fails_is_infrastructure(url: str) -> None:
