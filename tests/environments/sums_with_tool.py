@@ -43,3 +43,6 @@ class SumTaskset(vf.Taskset[SumTask, SumConfig]):
 
 
 __all__ = ["SumTaskset"]
+
+if __name__ == "__main__":
+    Adder.run()

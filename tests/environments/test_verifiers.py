@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.environments
-vf = pytest.importorskip("verifiers.v1", reason="make test-verifiers installs it")
+pytest.importorskip("verifiers.v1", reason="make test-verifiers installs it")
 
+import verifiers.v1 as vf
 from tests.gateway.conftest import Start, start
 
 from midstream import api
@@ -31,12 +32,14 @@ from midstream.rollouts.config import SamplingConfig
 from midstream.tasks.environments import environment_tasks, make_environment
 
 __all__ = ["start"]
+pytestmark = pytest.mark.environments
 ENV = "mental_sums"
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
 
 
 def played(tokenizer: ChatTokenizer, task: Task, says: Callable[[Request], str]) -> Trajectory:
@@ -95,7 +98,7 @@ def test_its_tools_are_called(tiny_tokenizer: ChatTokenizer) -> None:
 def test_what_does_not_exist_or_fit_is_refused() -> None:
     with pytest.raises(TaskError, match="cannot load the taskset 'no_such_sums'"):
         environment_tasks("verifiers", "no_such_sums", {}, 0)
-    with pytest.raises(TaskError, match="(?s)cannot load the taskset 'mental_sums'.*counts"):
+    with pytest.raises(TaskError, match=r"(?s)cannot load the taskset 'mental_sums'.*counts"):
         environment_tasks("verifiers", ENV, {"taskset": {"counts": 3}}, 0)
     named = {"type": "verifiers", "env": ENV, "settings": {}, "seed": 0}
     with pytest.raises(ConfigError, match="runs its own agent"):
