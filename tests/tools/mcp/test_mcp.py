@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,7 +227,7 @@ def test_every_kind_of_content_is_sent():
         """Give one of each."""
         return ToolResult(parts)
 
-    async def called():
+    async def called() -> Any:
         async with Client(make_server(Toolbox([everything]))) as client:
             return (await client.call_tool("everything", {})).content
 

@@ -95,7 +95,9 @@ class VerifiersTasks(TaskSet):
         if len(of_split) <= index:
             raise TaskError(f"'{self.name}' has no task {index} in the split '{split}'")
         position = of_split[index]
-        data = self._loaded.task(position).data
+        task = self._loaded.task(position)
+        assert task is not None, "its position was found by reading it"
+        data = task.data
         named = {"type": KIND, "env": self._env, "settings": self._settings, "seed": position}
         answer = getattr(data, "answer", None)
         return Task(
