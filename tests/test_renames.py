@@ -129,7 +129,7 @@ def test_no_old_class_or_function_is_left_in_the_docs() -> None:
 
 
 def test_the_old_key_that_still_works_warns() -> None:
-    from midstream.agents.agentflow.demonstrate import demonstration_of
+    from midstream.agents.demonstrations import demonstration_of
     from midstream.core.types import Task
 
     calls = [{"tool": "search", "arguments": {}}]

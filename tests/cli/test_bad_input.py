@@ -88,7 +88,7 @@ def refused(config: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("flow.roles={plannr: {engine: policy}}", "has no such role"),
         ("flow.settings={max_turn: 3}", "flow.settings of 'single_step_single_turn_agent' is not valid"),
         ("flow={name: agentflow, settings: {max_turn: 3}}", "max_turn: unknown key; did you mean 'max_turns'?"),
-        ("flow.roles={policy: {engine: magic}}", "use policy, frozen, rules, or the URL"),
+        ("flow.roles={policy: {engine: magic}}", "use policy, frozen, rules, the URL"),
         ("tasks.sources=[{type: fact}]", "did you mean 'facts'?"),
         ("policy.model=smolm2-135m", "did you mean 'smollm2-135m'?"),
         ("policy.model=./nowhere", "there is no model directory './nowhere'"),

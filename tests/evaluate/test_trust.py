@@ -68,6 +68,10 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
         "flow.flows_file imports the classes that 'flows.yaml' lists",
     ),
     "a tool": ({"flow": {"tools": ["calculator", "evil:tool"]}}, "flow.tools imports and runs 'evil:tool'"),
+    "an engine": (
+        {"flow": {"roles": {"executor": {"engine": "evil:engine"}}}},
+        "flow.roles.executor.engine imports and runs 'evil:engine'",
+    ),
     "a server": (
         {"flow": {"roles": {"policy": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}}},
         "flow.roles.policy sends its prompts to http://127.0.0.1:9/v1, with the key in $HOME",

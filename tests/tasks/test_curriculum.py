@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, TaskError
 from midstream.core.types import Task
-from midstream.tasks import FiniteTaskSet, TasksConfig, load_tasks
-from midstream.tasks.curriculum import Curriculum, DifficultyPools, InOrder, Progress, Ramp, Seen, difficulty_of
+from midstream.tasks import FiniteTaskSet, TasksConfig, TaskSourceConfig, load_tasks
+from midstream.tasks.curriculum import Curriculum, DifficultyPools, InOrder, Kinds, Progress, Ramp, Seen, difficulty_of
 
 MIX = load_tasks(parse_config(TasksConfig, {"sources": [{"type": "calculate"}, {"type": "two_hop"}]}))
 
@@ -187,3 +188,30 @@ def test_a_ramp_without_suitable_tasks_is_an_error() -> None:
 def test_an_inconsistent_curriculum_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(TasksConfig, {"sources": [{"type": "direct"}], "curriculum": wrong})
+
+
+def test_kinds_are_opened_one_after_the_other() -> None:
+    tasks = load_tasks(TasksConfig(sources=[TaskSourceConfig(type="varied")]))
+    curriculum = Kinds(order=("recall", "steps"), by="sort", groups=4, at=0.5)
+
+    def step(progress: Progress, rates: Mapping[str, float]) -> tuple[set[str], Progress]:
+        drawn, progress = curriculum.draw(tasks, progress, 12, seed=0, step=1)
+        kinds = {str(task.metadata["sort"]) for task in drawn}
+        return kinds, curriculum.observed(progress, {task.id: rates[str(task.metadata["sort"])] for task in drawn})
+
+    failing = {"recall": 0.0, "steps": 0.0, "product": 0.0, "odd": 0.0}
+    kinds, progress = step(Progress(), failing)
+    assert "recall" in kinds and "steps" not in kinds and kinds > {"recall"}  # what `order` leaves out is open
+    for _ in range(3):
+        kinds, progress = step(progress, failing)
+        assert "steps" not in kinds
+    for _ in range(3):
+        _, progress = step(progress, {**failing, "recall": 0.75})
+    assert curriculum.open(tasks, progress) == ("recall", "steps")
+    assert "steps" in step(progress, failing)[0]
+
+
+def test_a_kind_that_no_task_has_is_named() -> None:
+    tasks = load_tasks(TasksConfig(sources=[TaskSourceConfig(type="direct")]))
+    with pytest.raises(TaskError, match="no task of the kinds"):
+        Kinds(order=("maths", "direct")).draw(tasks, Progress(), 1, seed=0, step=1)

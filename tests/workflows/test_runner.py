@@ -40,9 +40,7 @@ from midstream.workflows.baselines import baseline
 from midstream.workflows.budget import most_model_calls
 from midstream.workflows.cache import CachedModel, ResponseCache
 from midstream.workflows.model import Model
-from midstream.workflows.run.journal import FileJournal
 from midstream.workflows.run.serving import serve
-from midstream.workflows.run.trace import NodeRun
 from midstream.workflows.sub_workflow import sub_workflow
 
 DONE = "return (await self.custom(input=problem))['response']"
@@ -283,24 +281,6 @@ def test_equal_calls_at_once_share_a_reply_and_failures_are_not_kept() -> None:
     asyncio.run(act())
 
 
-def test_an_interrupted_run_goes_on_without_asking_again(tmp_path: Path) -> None:
-    body = "a = await self.custom(input='1')\nb = await self.custom(input='2')\nreturn a['response'] + b['response']"
-    workflow = checked_workflow(samples.workflow("custom=Custom", body))
-
-    async def act(model: ScriptedModel) -> WorkflowRun:
-        settings = RunSettings(retries=0)
-        async with WorkflowRunner(model, settings=settings) as runner:
-            return await runner.run(workflow, "p", journal=FileJournal(tmp_path / "run.jsonl"))
-
-    assert asyncio.run(act(ScriptedModel(["one", EngineError("killed")]))).status is RunStatus.FAILED
-    with (tmp_path / "run.jsonl").open("a") as file:
-        file.write('{"torn')
-    second = ScriptedModel(["two"])
-    ran = asyncio.run(act(second))
-    assert ran.answer == "onetwo" and len(second.asked) == 1 and ran.model_calls == 2
-    assert [node.replayed for node in ran.nodes] == [True, False]
-
-
 def test_64_workflows_run_at_once() -> None:
     workflow = checked_workflow(samples.PARALLEL)
     model = ScriptedModel(lambda messages, sampling: f"{sampling.seed}")
@@ -425,47 +405,3 @@ def test_nested_comprehensions_are_counted_as_steps_and_end_the_run() -> None:
 
     run = asyncio.run(act())
     assert run.status is RunStatus.FAILED and "rounds of comprehensions" in run.error
-
-
-@pytest.mark.parametrize("torn", ['{"key": "k2", "no', '{"key": "k2", "node": {}}', "\ufffd"])
-def test_a_journal_goes_on_after_a_torn_line(tmp_path: Path, torn: str) -> None:
-    path = tmp_path / "run.jsonl"
-
-    async def kept(*keys: str) -> list[str]:
-        journal = FileJournal(path)
-        for key in keys:
-            await journal.put(key, NodeRun(key, "Custom", "custom"))
-        again = FileJournal(path)
-        return [key for key in ("k1", "k2", "k3", "k4") if await again.get(key) is not None]
-
-    assert asyncio.run(kept("k1")) == ["k1"]
-    with path.open("a", encoding="utf-8") as file:
-        file.write(torn)
-    assert asyncio.run(kept("k3", "k4")) == ["k1", "k3", "k4"]
-
-
-def test_a_run_that_goes_on_draws_the_seeds_and_keeps_the_budgets_of_a_whole_one(tmp_path: Path) -> None:
-    body = (
-        "xs = []\nfor i in range(4):\n    x = await self.custom(input=problem)\n    xs.append(x['response'])\n"
-        "return xs[0]"
-    )
-    workflow = checked_workflow(samples.workflow("custom=Custom", body))
-
-    async def act(model: ScriptedModel, journal: str = "", **settings: Any) -> WorkflowRun:
-        async with WorkflowRunner(model, settings=RunSettings(temperature=1.0, retries=0, **settings)) as runner:
-            return await runner.run(workflow, "p", journal=FileJournal(tmp_path / journal) if journal else None)
-
-    def interrupted() -> ScriptedModel:
-        return ScriptedModel(["a", "b", EngineError("killed")], price=Price(1e6, 1e6))
-
-    whole, rest = ScriptedModel("c"), ScriptedModel("c")
-    asyncio.run(act(whole))
-    asyncio.run(act(interrupted(), "run.jsonl"))
-    assert asyncio.run(act(rest, "run.jsonl")).status is RunStatus.COMPLETED
-    assert [sampling.seed for _, sampling in rest.asked] == [sampling.seed for _, sampling in whole.asked[2:]]
-
-    for name, limit in (("tokens", {"most_tokens": 1}), ("cost", {"most_cost_usd": 1e-9})):
-        asyncio.run(act(interrupted(), f"{name}.jsonl"))
-        model = ScriptedModel("c", price=Price(1, 1))
-        run = asyncio.run(act(model, f"{name}.jsonl", **limit))
-        assert (run.cause, model.asked) == ("budget", [])

@@ -19,6 +19,7 @@ from midstream.core.text import visible
 
 COMMANDS = {
     "train": "train",
+    "tune": "tune",
     "eval": "evaluate",
     "ask": "ask",
     "gateway": "gateway",
@@ -33,6 +34,7 @@ COMMANDS = {
     "workflow": "workflow",
     "infer": "infer",
     "devices": "devices",
+    "data": "data",
     "plan": "plan",
     "algorithms": "algorithms",
     "config": "config",
@@ -43,7 +45,9 @@ EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
     "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
+    "tune": ("optuna",),
     "mcp": ("mcp", "mcp_types", "httpx2"),
+    "prompts": ("gepa",),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),
 }
 """Top-level modules that an optional extra installs, by extra."""

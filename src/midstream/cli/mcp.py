@@ -1,4 +1,4 @@
-"""`midstream mcp`: serve tools to MCP clients."""
+"""`midstream mcp`: serves tools to MCP clients."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ def insist_trusted(config: Mapping[str, Any], name: str, trust: bool) -> None:
 def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each thing that `config` would import, run, or send elsewhere."""
     from midstream.agents.registry import is_registered
+    from midstream.engines.imported import is_import_path
     from midstream.tasks.load import is_imported
 
     flow = _section(config, "flow")
@@ -53,9 +54,13 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     for tool in flow.get("tools") or ():
         if ":" in str(tool):
             yield f"flow.tools imports and runs '{tool}'"
+    for handlers in _section(_section(flow, "tool_settings"), "plans").get("handlers") or ():
+        yield f"flow.tool_settings.plans imports and runs the handlers of '{handlers}'"
     for role, settings in _section(flow, "roles").items():
         if isinstance(settings, Mapping):
             yield from _sent_by(f"flow.roles.{role}", settings)
+            if is_import_path(engine := str(settings.get("engine", ""))):
+                yield f"flow.roles.{role}.engine imports and runs '{engine}'"
     reward = _section(config, "reward")
     judge = _section(reward, "judge")
     yield from _sent_by("reward.judge", judge)

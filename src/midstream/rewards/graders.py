@@ -7,7 +7,7 @@ that the part marked as the answer (`<answer>..</answer>`, `\\boxed{..}`, `#### 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +24,7 @@ from midstream.rewards.numbers import (
     whole_number,
     whole_quantity,
 )
+from midstream.rewards.target_number import reaches
 from midstream.rewards.text_match import normalise, same_text
 
 REL_TOL = 1e-6
@@ -72,10 +73,12 @@ def answer_correct(prediction: str, answer: Any) -> float:
 
     Numbers and quantities: the number stated by the prediction. Choices: the letter it chooses. Expressions:
     mathematical equality (`mathematics.same_mathematics`). Text: the same text (`text_match.same_text`), also after
-    "the answer is".
+    "the answer is". `{"numbers": [...], "target": 24}`: an expression of these numbers (`target_number.reaches`).
     """
 
     def grade(text: str, reference: Any) -> float:
+        if isinstance(reference, Mapping):
+            return float(reaches(text, reference))
         kind = kind_of(reference)
         if kind is Kind.NUMBER or kind is Kind.QUANTITY:
             quantity, stated = _reference_quantity(reference), last_quantity(text)

@@ -1,4 +1,4 @@
-"""Chooses the next training task: in the set's order, by observed pass rates, or from easy to hard.
+"""Chooses the next training task: in the set's order, by observed pass rates, from easy to hard, or kind by kind.
 
 Draws depend only on the seed, the step and `Progress`, which is saved in checkpoints: a resumed run draws the same
 tasks. Draws from the splits `val` and `test` are unaffected.
@@ -208,16 +208,74 @@ class Ramp(Curriculum):
         return chosen, replace(progress, position=position)
 
 
-CurriculumConfig = Annotated[InOrder | DifficultyPools | Ramp, Field(discriminator="name")]
+class Kinds(Curriculum):
+    """One kind of problem after the other: a further kind of `order` is opened when the open ones succeed. Tasks of the
+    open kinds are drawn in the set's order. Kinds that `order` leaves out are open from the start."""
+
+    name: Literal["kinds"] = "kinds"
+    """Draws by kind."""
+    order: tuple[str, ...] = Field(min_length=1)
+    """Kinds from the first to the last."""
+    by: str = "kind"
+    """What a task's kind is: `kind`, or a field of its metadata, such as `problem_type`."""
+    at: float = Field(default=0.7, gt=0, le=1)
+    """Mean pass rate of a kind's last groups from which the next kind is open."""
+    groups: int = Field(default=8, ge=1)
+    """Groups of a kind that are needed, and over which the mean is taken."""
+
+    def kind_of(self, task: Task) -> str:
+        """Return the kind of a task."""
+        return str(task.kind if self.by == "kind" else task.metadata.get(self.by))
+
+    def open(self, tasks: TaskSet, progress: Progress) -> tuple[str, ...]:
+        """Return the kinds of `order` that are open."""
+        rates: dict[str, list[float]] = {}
+        for seen in list(progress.seen.values())[-LOOK_AHEAD:]:
+            rates.setdefault(self.kind_of(tasks.get("train", seen.place)), []).extend(seen.rates)
+        for place, kind in enumerate(self.order):
+            last = rates.get(kind, [])[-self.groups :]
+            if len(last) < self.groups or sum(last) / len(last) < self.at:
+                return self.order[: place + 1]
+        return self.order
+
+    def draw(
+        self, tasks: TaskSet, progress: Progress, count: int, *, seed: int, step: int, drawn: Sequence[str] = ()
+    ) -> tuple[list[Task], Progress]:
+        """As `Curriculum.draw`. Raises `TaskError` when the set has no task of an open kind."""
+        closed = set(self.order) - set(self.open(tasks, progress))
+        chosen, seen, position = list[Task](), dict(progress.seen), progress.position
+        for _ in range(count):
+            place = _next(tasks, position, lambda task: self.kind_of(task) not in closed)
+            if place is None:
+                raise TaskError(
+                    f"'{tasks.name}' has no task of the kinds that tasks.curriculum opens first: {self.order[0]}",
+                    f"is tasks.curriculum.by='{self.by}' right?",
+                )
+            task = tasks.get("train", place)
+            chosen.append(task)
+            position = place + 1
+            seen[task.id] = replace(seen.pop(task.id, Seen(place)), place=place)  # moves it to the end
+        return chosen, Progress(position, dict(list(seen.items())[-REMEMBERED:]))
+
+    def observed(self, progress: Progress, pass_rates: Mapping[str, float]) -> Progress:
+        """As `Curriculum.observed`."""
+        seen = dict(progress.seen)
+        for name, rate in pass_rates.items():
+            if name in seen:
+                seen[name] = replace(seen[name], rates=(rate,))
+        return replace(progress, seen=seen)
+
+
+CurriculumConfig = Annotated[InOrder | DifficultyPools | Ramp | Kinds, Field(discriminator="name")]
 
 
 def difficulty_of(task: Task) -> float:
     """Return `difficulty` from the task's metadata, else the number of tools it `needs`; `TaskError` if both are
     absent."""
-    given, needs = task.metadata.get("difficulty"), task.metadata.get("needs")
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return float(given)
-    if given is None and isinstance(needs, list | tuple):
+    difficulty, needs = task.metadata.get("difficulty"), task.metadata.get("needs")
+    if isinstance(difficulty, int | float) and not isinstance(difficulty, bool):
+        return float(difficulty)
+    if difficulty is None and isinstance(needs, list | tuple):
         return float(len(needs))
     raise TaskError(
         f"the task '{task.id}' has no difficulty",

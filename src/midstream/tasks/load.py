@@ -6,12 +6,14 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, TaskError, nearest
+from midstream.core.seeds import derive_seed
 from midstream.core.types import Task
 from midstream.tasks.calculate import calculate
 from midstream.tasks.curriculum import CurriculumConfig, InOrder
@@ -19,11 +21,15 @@ from midstream.tasks.direct import direct
 from midstream.tasks.environments import ENVIRONMENTS, environment_tasks
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
+from midstream.tasks.kitchen import schedule_kitchen
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
+from midstream.tasks.schedule import schedule, schedule_due
+from midstream.tasks.shop import shop_bills, shop_costs, shop_orders, shop_prices
 from midstream.tasks.taskset import HELD_OUT, TaskSet
+from midstream.tasks.varied import varied
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -40,7 +46,15 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "facts": facts,
     "facts_calculate": facts_calculate,
     "programs": programs,
+    "schedule": schedule,
+    "schedule_due": schedule_due,
+    "schedule_kitchen": schedule_kitchen,
+    "shop_bills": shop_bills,
+    "shop_costs": shop_costs,
+    "shop_orders": shop_orders,
+    "shop_prices": shop_prices,
     "two_hop": two_hop,
+    "varied": varied,
 }
 
 
@@ -53,6 +67,8 @@ class TaskSourceConfig(Config):
     (`owner/name`), or a project whose environment `env` names (`gymnasium`, `reasoning_gym`, `textarena`)."""
     ratio: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Share of the mix, relative to the other sources."""
+    reshuffle: bool = False
+    """Shuffle the training tasks of a finite set anew each time all of them were drawn; else their order repeats."""
     question: str | None = None
     """Field with the question; detected by common names if not given."""
     answer: str | None = None
@@ -118,8 +134,35 @@ def load_tasks(config: TasksConfig) -> TaskSet:
     """Return the task set of a config: the source itself if there is one, else their `TaskMix`."""
     if not config.sources:
         return Nothing()
-    loaded = [(_load(source, config.seed), source.ratio) for source in config.sources]
+    loaded = [
+        (Reshuffled(taskset, config.seed) if source.reshuffle else taskset, source.ratio)
+        for source in config.sources
+        for taskset in [_load(source, config.seed)]
+    ]
     return loaded[0][0] if len(loaded) == 1 else TaskMix(loaded)
+
+
+class Reshuffled(TaskSet):
+    """A task set whose finite split `train` is shuffled anew on each further pass."""
+
+    def __init__(self, tasks: TaskSet, seed: int) -> None:
+        self.name, self.kinds = tasks.name, tasks.kinds
+        self._tasks, self._seed = tasks, seed
+        self._orders: dict[int, list[int]] = {}
+
+    def size(self, split: str) -> int | None:
+        return self._tasks.size(split)
+
+    def get(self, split: str, index: int) -> Task:
+        size = self._tasks.size(split)
+        if split != "train" or not size or index < size:
+            return self._tasks.get(split, index)
+        number, place = divmod(index, size)
+        if number not in self._orders:
+            order = list(range(size))
+            Random(derive_seed(self._seed, self.name, "pass", number)).shuffle(order)
+            self._orders = {number: order}  # passes are drawn one after another
+        return self._tasks.get(split, self._orders[number][place])
 
 
 class Nothing(TaskSet):

@@ -1,7 +1,8 @@
 """Converts rows of a task file or data set to tasks: detects fields, and parses common answer formats.
 
 Supported: GSM8K (`... #### 18`), HotpotQA, Bamboogle and AIME style (`answers` lists, also lists written as text such
-as `"['james madison']"`), and plain `{"prompt", "answer"}`; a prompt may be a list of chat messages.
+as `"['james madison']"`), the data sets of `formats.py`, and plain `{"prompt", "answer"}`; a prompt may be a list of
+chat messages.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 
 from midstream.core.errors import TaskError, nearest
 from midstream.core.types import Message, Task
+from midstream.tasks.formats import known_format
 from midstream.tasks.taskset import HELD_OUT, split_of
 
 QUESTION_FIELDS = ("question", "prompt", "problem", "query")
-ANSWER_FIELDS = ("answers", "answer", "solution", "target")
+ANSWER_FIELDS = ("answers", "answer", "solution", "target", "ground_truth")
 _SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val", "dev": "val", "test": "test"}
 _GROUPED = re.compile(r"[$-]*\d{1,3}(,\d{3})+(\.\d+)?")
 
@@ -41,6 +43,8 @@ def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: st
         raise TaskError(
             f"{where}: must be an object with fields, not {_kind(row)}", '{"question": "...", "answer": "..."}'
         )
+    if fields.question is None and fields.answer is None:
+        row = known_format(row) or row
     question_field = _find(row, fields.question, QUESTION_FIELDS, "question", where)
     answer_field = _find(row, fields.answer, ANSWER_FIELDS, "answer", where)
     id_field = fields.id or "id"
@@ -59,13 +63,17 @@ def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: st
     )
 
 
-def _find(row: Mapping[str, Any], given: str | None, usual: tuple[str, ...], role: str, where: str) -> str:
-    for name in (given,) if given else usual:
+def _find(row: Mapping[str, Any], requested: str | None, usual_fields: tuple[str, ...], role: str, where: str) -> str:
+    for name in (requested,) if requested else usual_fields:
         if name in row:
             return name
     named = f"`{role}: FIELD` in the source, or midstream eval --{role}-field FIELD"
     hint = f"its fields are: {', '.join(map(str, row)) or 'none'}; name the right one: {named}"
-    missing = f"field '{given}' is missing" if given else f"field '{role}' is missing (looked for {', '.join(usual)})"
+    missing = (
+        f"field '{requested}' is missing"
+        if requested
+        else f"field '{role}' is missing (looked for {', '.join(usual_fields)})"
+    )
     raise TaskError(f"{where}: {missing}", hint)
 
 
@@ -88,8 +96,9 @@ def _is_message(value: Any) -> bool:
 
 
 def _answer(value: Any, where: str) -> str | list[str] | dict[str, Any]:
-    """The accepted answers; for code, its hidden tests `{"tests": [...], "entry_point": ...}` as they are."""
-    if isinstance(value, Mapping) and value.get("tests"):
+    """The accepted answers; the hidden tests of code, `{"tests": [...], "entry_point": ...}`, and the numbers of a
+    target, `{"numbers": [...], "target": 24}`, as they are."""
+    if isinstance(value, Mapping) and (value.get("tests") or value.get("numbers")):
         return {str(name): part for name, part in value.items()}
     accepted = _flat(value, where)
     if not accepted:

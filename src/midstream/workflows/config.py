@@ -35,11 +35,13 @@ class WorkflowConfig(Config):
     executors: dict[str, ExecutorConfig]
     """Models that operators ask, by name; the first is the default."""
     optimizer: str | None = None
-    """Executor that proposes changes of workflows; null edits graphs at random."""
+    """Executor that proposes changes of workflows and prompts; null changes them at random."""
     operators: str | tuple[str, ...] = ()
     """Operators a workflow may use: AFlow's set for `qa`, `math` or `code`, or names; empty is all."""
     start: str = "io"
-    """The workflow a search starts from: a baseline, or a file."""
+    """The workflow that a search or a prompt optimisation starts from: a baseline, or a file."""
+    prompt_runs: int = Field(default=500, ge=1)
+    """Runs of workflows that a prompt optimisation may make."""
     run: RunSettings = RunSettings()
     """How one workflow is run."""
     limits: WorkflowLimits = WorkflowLimits()

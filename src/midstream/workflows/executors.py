@@ -27,8 +27,8 @@ class ExecutorConfig(Config):
     """One model that operators ask."""
 
     engine: str
-    """A model that runs here (`tiny`, `smollm2-135m`, a folder, a hub id), or the URL of an OpenAI-compatible
-    server."""
+    """A model that runs here (`tiny`, `smollm2-135m`, a folder, a hub id), the URL of an OpenAI-compatible server, or
+    `package.module:function`, your own function from a tokenizer (that of `tiny`) to an engine."""
     model: str | None = None
     """Name of the model at a URL; also its name in the price table."""
     api_key_env: str | None = None
@@ -103,8 +103,12 @@ async def _open(name: str, config: ExecutorConfig, stack: AsyncExitStack) -> Eng
         return EngineModel(engine, None, known_as, prices)
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.factory import EngineSettings, make_policy_engine
+    from midstream.engines.imported import imported_engine, is_import_path
     from midstream.engines.models import resolve
 
+    if is_import_path(config.engine):
+        tokenizer = load_tokenizer(resolve("tiny"))
+        return EngineModel(imported_engine(config.engine, tokenizer), tokenizer, known_as, prices)
     tokenizer = load_tokenizer(resolve(config.engine))
     settings = EngineSettings(model=config.engine, device=config.device)
     return EngineModel(await make_policy_engine(settings, tokenizer, stack), tokenizer, known_as, prices)

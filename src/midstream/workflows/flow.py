@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from midstream.agents.base import AgentFlowBase
+from midstream.agents.demonstrations import Demonstrator
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.errors import EngineError, nearest
@@ -20,10 +21,13 @@ from midstream.core.prices import PRICES, Price, price_of
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message
+from midstream.engines.chat import ChatTokenizer
 from midstream.record.recorder import Call
 from midstream.rewards.answers import after_thinking
 from midstream.rewards.programs import shared_sandbox
+from midstream.tools import Toolbox
 from midstream.workflows.checker import Checked, check_text
+from midstream.workflows.demonstrate import WorkflowDemonstrator
 from midstream.workflows.grammar import rules_of, workflow_constraint
 from midstream.workflows.limits import WorkflowLimits
 from midstream.workflows.model import ModelReply
@@ -61,6 +65,8 @@ class WorkflowWriterSettings(Config):
     untrained policy writes workflows that run. It covers a part of what the checker accepts."""
     guide: str = WRITER_GUIDE
     """What the policy is asked for, before the list of operators."""
+    show_operators: bool = True
+    """List the operators after the guide. A policy that learned the form from demonstrations needs neither."""
     example: str = EXAMPLE
     """A workflow that is shown; empty shows none."""
     prompt_usd: float | None = Field(default=None, ge=0)
@@ -105,6 +111,14 @@ class WorkflowWriterFlow(AgentFlowBase):
     roles = ("policy", EXECUTOR)
     config: WorkflowWriterSettings
 
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> Demonstrator:
+        assert isinstance(settings, WorkflowWriterSettings)
+        operators = settings.operator_set.offered(("sandbox", "tools") if toolbox.known else ("sandbox",))
+        return WorkflowDemonstrator(tokenizer, operators, settings.limits, wrong=wrong, seed=seed)
+
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         checked = await self._written(sampling_params)
         self._record: dict[str, Any] = {
@@ -135,12 +149,12 @@ class WorkflowWriterFlow(AgentFlowBase):
     async def _written(self, sampling: SamplingParams) -> Checked:
         """What the policy wrote last, and the checker's verdict."""
         operators = self._operators
-        example = f"\n\nFor example:\n{self.config.example}" if self.config.example else ""
-        guide = f"{self.config.guide}\n\nOperators:\n{operators.cards()}{example}"
-        messages: list[Message] = [
-            {"role": "system", "content": guide},
-            {"role": "user", "content": f"Problem:\n{self.task.question}"},
-        ]
+        config = self.config
+        cards = f"Operators:\n{operators.cards()}" if config.show_operators else ""
+        example = f"For example:\n{config.example}" if config.example else ""
+        guide = "\n\n".join(part for part in (config.guide, cards, example) if part)
+        messages: list[Message] = [{"role": "system", "content": guide}] if guide else []
+        messages.append({"role": "user", "content": f"Problem:\n{self.task.question}"})
         constraint = workflow_constraint(operators) if self.config.constrained else None
         while True:
             self.turns += 1

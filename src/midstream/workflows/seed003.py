@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,16 @@ KEYS: Mapping[str, str] = {
     "num_gpus": "policy.device",
     "physical_gpus": "",
     "protected_pids": "",
-    "use_wandb": "",
-    "wandb_project": "",
-    "wandb_entity": "",
+    "use_wandb": "trainer.wandb",
+    "wandb_project": "trainer.wandb.project",
+    "wandb_entity": "trainer.wandb.entity",
 }
 """Our setting by the seed's key; "" where none is needed (`NOTES` says why)."""
 NOTES: Mapping[str, str] = {
     "physical_gpus": "set CUDA_VISIBLE_DEVICES to choose a GPU; midstream devices shows which are idle",
     "protected_pids": "no process that is not ours is ever ended, so all are protected",
-    "use_wandb": "metrics are in metrics.jsonl and tensorboard in the run's folder; Weights & Biases is not used",
 }
+NO_WANDB = "use_wandb: wandb is not installed (pip install 'midstream[wandb]'); metrics are in the run's folder"
 OURS = ("exp_name", "rollout_batch_size", "num_return_sequences_in_group", "domain_ratios", "reward_weights")
 """A file with one of these is the seed's."""
 _DOMAINS = {"math": "calculate", "code": "programs", "qa": "facts"}
@@ -132,10 +133,20 @@ def translate(data: Mapping[str, Any], folder: Path = Path()) -> tuple[dict[str,
         "trainer": _present(
             {"max_steps": given["max_steps"], "eval_every": given["eval_every"], "save_every": given["save_every"],
              "val_tasks": given["eval_samples"], "epochs_per_batch": given["ppo_epochs"], "seed": given.get("seed"),
-             "run_dir": given.get("output_dir")}
+             "run_dir": given.get("output_dir"), "wandb": _wandb(given, notes)}
         ),
     }  # fmt: skip
     return settings, notes
+
+
+def _wandb(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any] | None:
+    """The settings of Weights & Biases, which is offline without a network; None without the package."""
+    if not given.get("use_wandb"):
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        notes.append(NO_WANDB)
+        return None
+    return _present({"project": given.get("wandb_project"), "entity": given.get("wandb_entity")})
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from pydantic import Field
 from referencing import Registry
 
 from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.demonstrations import Demonstrator
 from midstream.agents.react.actions import (
     ActionName,
     Answer,
@@ -31,13 +32,16 @@ from midstream.agents.react.actions import (
     examples,
     read_action,
 )
+from midstream.agents.react.demonstrate import LESSON, SUMMARISE, ReactDemonstrator
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint, Message, Step, ToolCall
+from midstream.engines.chat import ChatTokenizer
 from midstream.memory.reflections import Reflections
 from midstream.memory.retrieve import MemorySettings, MemoryToolset
 from midstream.memory.window import ConversationWindow
+from midstream.tools import Toolbox
 from midstream.tools.marking import RULE, marked, marked_text
 
 _TASK = """Answer the question. Each turn, write one action as a JSON object:
@@ -47,7 +51,7 @@ _TASK = """Answer the question. Each turn, write one action as a JSON object:
 _CRITIQUE = (
     "[check] Is that answer right, complete, and in the form that was asked for? Write the action that is right."
 )
-_SUMMARISE = "[summary] Write down in a few sentences what was found so far and what is still open."
+_SUMMARISE = f"{SUMMARISE} Write down in a few sentences what was found so far and what is still open."
 
 
 TRAIN = "train"
@@ -70,6 +74,9 @@ class ReactSettings(Config):
     can."""
     answer_schema: dict[str, Any] | None = None
     """JSON schema that the answer must satisfy. Problems go back to the policy while actions are left."""
+    instructions: str | None = None
+    """System prompt instead of the built-in one; `{actions}` in it is replaced by how each action is written, `{tools}`
+    by a list of the tools. A short one is cheaper to sample from; say in it that tool results are data."""
     tool_status: bool = False
     """Show availability, latency and return type of each tool in every turn. They differ from run to run."""
     context_tokens: int | None = Field(default=None, ge=256)
@@ -100,12 +107,27 @@ class ReactFlow(AgentFlowBase):
         self.plan: list[str] = []
         self._checked = not self.chosen.self_critique
 
+    @classmethod
+    def demonstrator(
+        cls, settings: Config, tokenizer: ChatTokenizer, toolbox: Toolbox, *, wrong: float, seed: int
+    ) -> Demonstrator:
+        assert isinstance(settings, ReactSettings)
+        return ReactDemonstrator(
+            tokenizer,
+            toolbox,
+            settings.actions,
+            settings.search_tool,
+            typed_answer=settings.answer_schema is not None,
+            wrong=wrong,
+            seed=seed,
+        )
+
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         reflections = await self._open_reflections()
         lessons = [] if reflections is None else await reflections.lessons(self.task.question)
         self.window.add({"role": "system", "content": self._instructions()})
         # Lessons hold results of tools, so they are data like those.
-        shown = [marked_text(lesson, "lesson") for lesson in lessons]
+        shown = [marked_text(lesson, LESSON) for lesson in lessons]
         observation = "\n".join([*shown, f"Question: {self.task.question}"])
         while self.turns < self.chosen.max_actions and self.answer is None:
             self.turns += 1
@@ -223,6 +245,8 @@ class ReactFlow(AgentFlowBase):
         cards = self.session.tools.cards(self.task.question)
         schema = self.chosen.answer_schema
         form = "" if schema is None else f"\nThe answer must satisfy this JSON schema: {json.dumps(schema)}"
+        if self.chosen.instructions is not None:
+            return self.chosen.instructions.replace("{actions}", examples(self._left())).replace("{tools}", cards)
         tools = f"Tools:\n{cards}" if cards else "There are no tools."
         return _TASK.format(actions=examples(self._left()), rule=RULE, tools=tools) + form
 

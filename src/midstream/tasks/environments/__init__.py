@@ -39,7 +39,7 @@ ENVIRONMENTS: dict[str, str | Adapter] = {
 
 
 def register_environment(kind: str, adapter: Adapter) -> None:
-    """Register environments as task sources of type `kind`. A module with the two functions is an adapter too."""
+    """Register environments as task sources of type `kind`. A module with the two functions is also an adapter."""
     if kind in ENVIRONMENTS and ENVIRONMENTS[kind] is not adapter:
         raise ConfigError(f"environments of type '{kind}' are already registered", "choose another name")
     ENVIRONMENTS[kind] = adapter

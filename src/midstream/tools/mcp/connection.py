@@ -1,6 +1,6 @@
 """One connection to an MCP server, held open by a task of its own.
 
-The SDK's client must be entered and left in the same task, while a toolset is opened, used and closed by any.
+The SDK's client must be entered and left in the same task, while a toolset may be opened, used and closed in any task.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from midstream.tools.mcp.stdio import stdio_transport
 
 MAX_PAGES, MAX_TOOLS = 100, 1000
 CLOSE_S = 5.0
-"""Seconds that leaving a connection may take."""
+"""Time limit for closing a connection."""
 
 
 class McpConnection:
@@ -41,11 +41,11 @@ class McpConnection:
 
     @property
     def alive(self) -> bool:
-        """Whether calls can be made."""
+        """Whether calls are possible."""
         return self._client is not None and self._running is not None and not self._running.done()
 
     async def start(self) -> None:
-        """Raises `ToolUnavailable` when the server does not answer, or answers wrongly."""
+        """Connect and list the tools. Raises `ToolUnavailable` if the server does not answer or breaks the protocol."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._running = asyncio.create_task(self._hold(ready), name=f"mcp-{self.name}")
@@ -60,7 +60,7 @@ class McpConnection:
             raise
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
-        """Call `tool`. Raises `ToolError` for what the caller did wrong, else `ToolUnavailable`."""
+        """Call `tool`. Raises `ToolError` for a mistake of the caller, `ToolUnavailable` for any other failure."""
         if not self.alive and self.config.shared:
             async with self._starting:
                 if not self.alive:
@@ -81,13 +81,13 @@ class McpConnection:
             raise self._unavailable(f"failed the call: {error.message}") from None
         except (ToolUnavailable, asyncio.CancelledError):
             raise
-        except Exception as error:  # what the SDK raises for answers that break the protocol or the declared schema
+        except Exception as error:  # raised by the SDK for answers that break the protocol or the declared schema
             raise self._unavailable(f"answered wrongly: {_first_line(error)}") from None
         finally:
             calling.cancel()
 
     async def close(self) -> None:
-        """Disconnect, and end the server's program."""
+        """Disconnect, and end the program of the server."""
         self._end.set()
         if self._running is not None:
             if self._client is not None:
@@ -110,7 +110,7 @@ class McpConnection:
                 await self._end.wait()
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # an exception group of whatever the transport's tasks raised
+        except BaseException as error:  # an exception group of the errors of the transport's tasks
             if not ready.done():
                 known = isinstance(error, ConfigError)
                 ready.set_exception(error if known else self._unavailable(_first_line(error)))
@@ -124,7 +124,7 @@ class McpConnection:
 
 
 async def _listed(client: Client) -> list[McpTool]:
-    """All tools, page by page. A server that never stops listing is cut off."""
+    """Return all tools, requested page by page. The number of pages is limited."""
     tools: list[McpTool] = []
     cursor: str | None = None
     for _ in range(MAX_PAGES):
@@ -138,7 +138,7 @@ async def _listed(client: Client) -> list[McpTool]:
 
 def _transport(name: str, config: McpServerConfig) -> Any:
     _check_complete(name, config)
-    limit = config.max_result_kb << 11  # JSON and base64 take more room than what they carry
+    limit = config.max_result_kb << 11  # JSON and base64 are larger than their content
     if config.url is None:
         env = {key: value for key, value in config.env.items() if value != NOT_KEPT}
         wanted = (*config.pass_env, *(key for key in config.env if key not in env))
@@ -149,7 +149,7 @@ def _transport(name: str, config: McpServerConfig) -> Any:
 
 
 def _check_complete(name: str, config: McpServerConfig) -> None:
-    """Raise `ConfigError` for saved settings, whose secrets are not kept: a server would be asked without them."""
+    """Raise `ConfigError` for saved settings, which lack their secrets: the server would be called without them."""
     for header, value in config.headers.items():
         if NOT_KEPT in value:
             raise ConfigError(
@@ -166,7 +166,7 @@ def _check_complete(name: str, config: McpServerConfig) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong, of a group the first error."""
+    """Return the first line of the error, or of the first error of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = str(error).partition("\n")[0]

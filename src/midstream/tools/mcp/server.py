@@ -1,6 +1,6 @@
-"""Any tools as an MCP server, over stdio or streamable HTTP: `serve_stdio`, `http_app`.
+"""Serves any tools over MCP, on stdio or streamable HTTP: `serve_stdio`, `http_app`.
 
-Calls go through a `ToolSession`, so arguments, policies and limits are those of every other caller.
+Calls go through a `ToolSession`, so arguments, policies and limits are handled as for every other caller.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from midstream.tools.toolbox import Toolbox
 
 
 def make_server(toolbox: Toolbox, name: str = "midstream") -> Server[ToolSession]:
-    """A server of all tools of `toolbox`, opened with the server and closed with it."""
+    """Return a server of all tools of `toolbox`, which are opened and closed with the server."""
 
     @asynccontextmanager
     async def opened(_: Server[ToolSession]) -> AsyncIterator[ToolSession]:
@@ -69,7 +69,7 @@ async def serve_stdio(toolbox: Toolbox) -> None:
 
 
 def http_app(toolbox: Toolbox) -> Any:
-    """An ASGI app that serves streamable HTTP at `/mcp`, for loopback only."""
+    """Return an ASGI app that serves streamable HTTP at `/mcp`, for loopback only."""
     return make_server(toolbox).streamable_http_app(host="127.0.0.1")
 
 
@@ -83,8 +83,8 @@ def _declared(spec: ToolSpec) -> McpTool:
 
 
 def _answer(call: ToolCall, result: ToolResult | None) -> CallToolResult:
-    """The text that an agent of ours would read, then images, sounds and files. `structured_content` holds the data of
-    a single part."""
+    """Return the text that an agent in this process would read, then images, sounds and files. `structured_content` is
+    the data of a result with a single part."""
     parts = result.parts if result is not None else ()
     blocks = [_block(part, place) for place, part in enumerate(parts) if part.content is not None]
     data = parts[0].data if len(parts) == 1 and isinstance(parts[0].data, dict) and call.ok else None

@@ -8,7 +8,6 @@ model, tools or knowledge that the runner does not have fails; so does one with 
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -117,10 +116,12 @@ class WorkflowRunner:
         problem: WorkflowInput | str,
         *,
         seed: int = 0,
+        spent_tokens: int = 0,
         journal: Journal | None = None,
         on_node: Callable[[NodeRun], None] | None = None,
     ) -> WorkflowRun:
-        """Run a workflow that the checker accepts. `on_node` hears of each node when it ends."""
+        """Run a workflow that the checker accepts. `on_node` is called with each node when it ends. `spent_tokens`
+        count against the run's limit of tokens, such as those of the model that wrote the workflow."""
         given = WorkflowInput(problem=problem) if isinstance(problem, str) else problem
         for one in workflow.instances:
             missing = "" if one.operator in self.operators else f"there is no operator '{one.operator}'"
@@ -152,6 +153,7 @@ class WorkflowRunner:
             tools=self._tools,
             search=self._search,
             nested=nested,
+            tokens=spent_tokens,
         )
         interpreter = _Interpreter(self, workflow, given, state, journal, on_node, nodes)
         began = time.perf_counter()
@@ -293,12 +295,11 @@ class _Interpreter:
         return None
 
     async def _each(self, one: ir.InvokeEach, path: tuple[int, ...]) -> list[Any]:
-        rounds = self._rounds(one.over)
-        calls = [
+        calls = (
             self._invoke(one.invoke, {**self._variables, one.variable: item}, (*path, place))
-            for place, item in enumerate(rounds)
-        ]
-        return await _together(calls) if one.parallel else [await call for call in calls]
+            for place, item in enumerate(self._rounds(one.over))
+        )
+        return await _together(list(calls)) if one.parallel else [await call for call in calls]
 
     def _rounds(self, over: ir.Expression | ir.Times) -> Sequence[Any]:
         return range(over.count) if isinstance(over, ir.Times) else self._evaluator.items(over, self._variables)
@@ -312,29 +313,35 @@ class _Interpreter:
             if problem := argument_problem(operator, name, type_of_value(value)):
                 raise WorkflowFailed(problem, invoke.line)
         key = self._prefix + invoke.id + "".join(f"[{place}]" for place in path)
-        entry = journal_key(key, operator.name, arguments)
-        if self._journal is not None and (found := await self._journal.get(entry)) is not None:
-            found = copy.deepcopy(found)
+        node = NodeRun(key, operator.name, instance.name, invoke.line, arguments)
+
+        async def execute() -> NodeRun:
+            await self._execute(node, operator, instance)
+            return node
+
+        if self._journal is None:
+            await execute()
+            return dict(node.output or {})
+        found = await self._journal.once(journal_key(key, operator.name, arguments), execute)
+        if node.output is None:  # it was done before
             found.replayed = True
             self._state.replay(found)
             self._finish(found)
-            return dict(found.output or {})
-        node = NodeRun(key, operator.name, instance.name, invoke.line, arguments)
+        return dict(found.output or {})
+
+    async def _execute(self, node: NodeRun, operator: Operator, instance: ir.Instance) -> None:
         prompts = self._workflow.prompts
         prompt = prompts.get(instance.name) or prompts.get(instance.operator) or ""
         began = time.perf_counter()
         try:
             context = NodeContext(self._state, node, prompt, instance.model)
-            node.output = _output(operator, await _called(operator, context, arguments))
+            node.output = _output(operator, await _called(operator, context, node.arguments))
         except BaseException as failure:
             node.error = str(failure) or type(failure).__name__
             raise
         finally:
             node.latency_s = time.perf_counter() - began
             self._finish(node)
-        if self._journal is not None:
-            await self._journal.put(entry, node)
-        return node.output
 
     def _finish(self, node: NodeRun) -> None:
         self._nodes.append(node)

@@ -140,5 +140,11 @@ def _without_digests(node: NodeRun) -> dict[str, Any]:
 
 
 def node_from_json(data: Mapping[str, Any]) -> NodeRun:
-    """A node as `as_json` writes it."""
+    """A node from `dataclasses.asdict` of it."""
     return NodeRun(**data)
+
+
+def run_from_json(data: Mapping[str, Any]) -> WorkflowRun:
+    """A run from `dataclasses.asdict` of it, also after a round trip through JSON."""
+    nodes = tuple(node_from_json(node) for node in data["nodes"])
+    return WorkflowRun(**{**data, "status": RunStatus(data["status"]), "nodes": nodes})

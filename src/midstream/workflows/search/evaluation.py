@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -25,6 +25,19 @@ Grade = Callable[[str, Task], Awaitable[float | None]]
 """Grades an answer, 0 to 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a policy wrote for one task: the workflow, None for a text that is none, and the tokens of its prompt and
+    reply."""
+
+    workflow: ir.Workflow | None
+    tokens: int = 0
+
+
+Evaluated = ir.Workflow | Mapping[str, Written]
+"""One workflow for all tasks, or the one that was written for each, by task id."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One run on one task. `score` is None when a service did not answer."""
@@ -35,6 +48,7 @@ class Outcome:
     answer: str | None
     error: str
     tokens: int | None
+    """Of the run, and of writing the workflow."""
     cost_usd: float | None
     model_calls: int
     cached_calls: int
@@ -109,12 +123,13 @@ class WorkflowEvaluator:
 
     async def evaluate(
         self,
-        workflow: ir.Workflow,
+        workflow: Evaluated,
         *,
         to_beat: float | None = None,
         on_run: Callable[[Task, WorkflowRun, float | None], None] | None = None,
     ) -> Evaluation:
-        """Run the workflow on all tasks. `to_beat` is a score below which the rest is not worth its tokens."""
+        """Run the workflow, or each task's own, on all tasks. A task for which none was written scores 0. `to_beat` is
+        a score below which the rest is not worth its tokens."""
         outcomes: list[Outcome] = []
         for start in range(0, len(self.tasks), self.batch):
             batch = self.tasks[start : start + self.batch]
@@ -137,13 +152,13 @@ class WorkflowEvaluator:
 
     async def _one(
         self,
-        workflow: ir.Workflow,
+        workflow: Evaluated,
         task: Task,
         repeat: int,
         on_run: Callable[[Task, WorkflowRun, float | None], None] | None,
     ) -> Outcome:
-        seed = derive_seed(self.seed, task.id, repeat)
-        run = await self.runner.run(workflow, WorkflowInput.of(task), seed=seed)
+        written = Written(workflow) if isinstance(workflow, ir.Workflow) else workflow[task.id]
+        run = await self._run(written, task, derive_seed(self.seed, task.id, repeat))
         score: float | None = 0.0
         if run.status is RunStatus.COMPLETED and run.answer is not None:
             score = await self.grade(run.answer, task)
@@ -157,12 +172,19 @@ class WorkflowEvaluator:
             score=score,
             answer=run.answer,
             error=run.error,
-            tokens=run.tokens,
+            tokens=None if run.tokens is None else run.tokens + written.tokens,
             cost_usd=run.cost_usd,
             model_calls=run.model_calls,
             cached_calls=run.cached_calls,
             latency_s=run.latency_s,
         )
+
+    async def _run(self, written: Written, task: Task, seed: int) -> WorkflowRun:
+        if written.workflow is None:
+            error = "no workflow that may run was written"
+            return WorkflowRun(answer=None, status=RunStatus.FAILED, error=error, cause="workflow")
+        given = WorkflowInput.of(task)
+        return await self.runner.run(written.workflow, given, seed=seed, spent_tokens=written.tokens)
 
 
 def paired_difference(one: Evaluation, other: Evaluation, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -1,13 +1,15 @@
-"""Runs the search of a config, and compares workflows on its test tasks."""
+"""Runs the search and the prompt optimisation of a config, and compares workflows on its test tasks."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from midstream.core.errors import ConfigError
+from midstream.core.types import Task
 from midstream.tasks import load_tasks
 from midstream.tasks.taskset import check, take
 from midstream.workflows import ir
@@ -19,13 +21,17 @@ from midstream.workflows.hybrid import write_hybrid
 from midstream.workflows.model import Model
 from midstream.workflows.run.runner import WorkflowRunner
 from midstream.workflows.search.candidate import Candidate
-from midstream.workflows.search.comparison import Comparison, compare
+from midstream.workflows.search.comparison import Comparison, Entry, compare
 from midstream.workflows.search.evaluation import WorkflowEvaluator
+from midstream.workflows.search.made import Made, read_made
+from midstream.workflows.search.prompts import PromptResult, optimise_prompts
 from midstream.workflows.search.proposals import ModelProposer, Proposer, RandomProposer
 from midstream.workflows.search.search import SearchResult, WorkflowSearch
 
-BEST = "best.json"
-"""The chosen workflow in the hybrid form."""
+BEST, PROMPTS = "best.json", "prompts.json"
+"""The workflow that a search chose, and the one with optimised prompts, in the hybrid form."""
+FOUND = {"best": BEST, "prompts": PROMPTS}
+"""Files by the names that a comparison has for them."""
 CACHE = "replies.sqlite"
 
 
@@ -49,9 +55,35 @@ async def run_search(
             proposer = ModelProposer(model, operators, config.limits, kind=kind, models=runner.models)
         start = load_workflow(config.start, operators, config.limits)
         search = WorkflowSearch(start, evaluator, proposer, config.search, config.folder, config.limits, on_candidate)
+        began = time.perf_counter()
         result = await search.run()
-    path = config.folder / BEST
-    path.write_text(write_hybrid(result.best) + "\n", encoding="utf-8")
+    made = Made(
+        how=f"search ({config.search.selection}), {len(result.candidates)} candidates",
+        tokens=result.tokens,
+        cost_usd=result.cost_usd,
+        model_calls=sum(one.model_calls for one in result.candidates),
+        seconds=time.perf_counter() - began,
+        val_score=result.candidate.score,
+    )
+    _write(result.best, made, config.folder / BEST)
+    return result
+
+
+async def run_prompts(config: WorkflowConfig, models: Mapping[str, Model] | None = None) -> PromptResult:
+    """Optimise the prompts of the config's `start` (`optimise_prompts`) and write `prompts.json` in its folder. As many
+    training tasks as validation tasks are used."""
+    tasks = load_tasks(config.tasks)
+    check(tasks, ["train", "val"])
+    seed = config.search.seed
+    async with _opened(config, models) as (runner, opened):
+        train, val = (
+            WorkflowEvaluator(runner, take(tasks, split, config.val_tasks), seed=seed) for split in ("train", "val")
+        )
+        start = load_workflow(config.start, runner.operators, config.limits)
+        model = None if config.optimizer is None else opened[config.optimizer]
+        result = await optimise_prompts(start, train, val, model=model, most_runs=config.prompt_runs, seed=seed)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    _write(result.best, result.made, config.folder / PROMPTS)
     return result
 
 
@@ -59,26 +91,42 @@ async def run_comparison(
     config: WorkflowConfig,
     names: Sequence[str],
     *,
+    written: Mapping[str, Entry] | None = None,
     most_tokens: int | None = None,
     models: Mapping[str, Model] | None = None,
 ) -> Comparison:
-    """Compare workflows (files or baselines; `best` is the config's search) on the test tasks. `most_tokens` is the
-    budget of each run, the same for all."""
-    if config.test_tasks < 1:
-        raise ConfigError("test_tasks is 0, so there is nothing to compare on")
+    """Compare workflows on the test tasks: files, baselines, `best` (the config's search), `prompts` (its prompt
+    optimisation), and `written`, what policies wrote for these tasks. `most_tokens` is the budget of each run, the same
+    for all, the tokens of writing the workflow included."""
+    entries = {name: _entry(config, name) for name in names} | dict(written or {})
     tasks = load_tasks(config.tasks)
-    check(tasks, ["test"])
-    workflows: dict[str, ir.Workflow] = {}
-    for name in names:
-        path: str | Path = config.folder / BEST if name == "best" else name
-        workflows[name] = load_workflow(path, limits=config.limits)
     if most_tokens is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"most_tokens": most_tokens})})
     async with _opened(config, models) as (runner, _):
         evaluator = WorkflowEvaluator(
-            runner, take(tasks, "test", config.test_tasks), repeats=config.search.repeats, seed=config.search.seed
+            runner, test_tasks(config), repeats=config.search.repeats, seed=config.search.seed
         )
-        return await compare(workflows, evaluator, most_tokens)
+        return await compare(entries, evaluator, most_tokens, tasks.name)
+
+
+def test_tasks(config: WorkflowConfig) -> list[Task]:
+    """The test tasks of a config. Raises `ConfigError` when it has none."""
+    if config.test_tasks < 1:
+        raise ConfigError("test_tasks is 0, so there is nothing to compare on")
+    tasks = load_tasks(config.tasks)
+    check(tasks, ["test"])
+    return take(tasks, "test", config.test_tasks)
+
+
+def _entry(config: WorkflowConfig, name: str) -> Entry:
+    path = config.folder / FOUND[name] if name in FOUND else Path(name)
+    made = read_made(path) if name in FOUND else None
+    return Entry(load_workflow(path if name in FOUND else name, limits=config.limits), made)
+
+
+def _write(workflow: ir.Workflow, made: Made, path: Path) -> None:
+    path.write_text(write_hybrid(workflow) + "\n", encoding="utf-8")
+    made.write(path)
 
 
 @asynccontextmanager
