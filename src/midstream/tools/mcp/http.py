@@ -16,7 +16,6 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 from midstream.core.errors import ConfigError
 from midstream.tools.mcp.config import McpServerConfig
 
-
 _SDK_BOUNDS_EVENTS = "max_sse_event_size" in inspect.signature(streamable_http_client).parameters
 """Since 2.3 of the SDK. verifiers needs 2.0."""
 
