@@ -1,7 +1,7 @@
 """Tasksets of verifiers (v1): `env` is the id of an installed taskset, `settings` the rest of its `[env]` config.
 
 These environments run an agent of their own, so they have no `reset` and `act`: the flow `verifiers_agent` plays them.
-The prompt of a task decides its split, as everywhere.
+The prompt of a task decides its split, as everywhere; where all prompts are the same, the rest of its data does.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class VerifiersTasks(TaskSet):
         self.name, self.kinds = f"{KIND}:{env}", (env,)
         self._env, self._settings = env, dict(settings)
         self._loaded = load(env, settings)
+        first, second = self._loaded.task(0), self._loaded.task(1)
+        self._alike = first is not None and second is not None and first.data.prompt_text == second.data.prompt_text
+        """Whether all tasks begin with the same text, as games do; then all their data decide the split."""
         self._positions: dict[str, list[int]] = {}
         self._next = 0
 
@@ -114,7 +117,7 @@ class VerifiersTasks(TaskSet):
         task = self._loaded.task(self._next)
         if task is None:
             return False
-        split = split_of(task.data.prompt_text or task.key)
+        split = split_of(task.key if self._alike else task.data.prompt_text)
         self._positions.setdefault(split, []).append(self._next)
         self._next += 1
         return True
