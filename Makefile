@@ -161,12 +161,14 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 test-environments: $(ENVIRONMENTS)/.ready
 	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
 
-# verifiers and OpenEnv need different versions of the same packages.
+# verifiers needs mcp 2, and OpenEnv mcp 1.
+EXTRAS_openenv := train,gateway,openenv
+EXTRAS_verifiers := train,gateway,mcp,verifiers
 $(OPENENV)/.ready $(VERIFIERS)/.ready: .venv-%/.ready: pyproject.toml
 	test -x $(@D)/bin/pip || "$(PYTHON)" -m venv $(@D)
 	grep -x 'torch==.*' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(cat $(@D)/constraints.txt)"
-	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[train,gateway,mcp,$*]' reasoning-gym pytest pytest-timeout
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[$(EXTRAS_$*)]' reasoning-gym pytest pytest-timeout
 	@touch $@
 
 test-openenv: $(OPENENV)/.ready
