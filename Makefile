@@ -12,6 +12,9 @@ LITELLM := .venv-litellm
 DURABLE := .venv-durable
 SUITES := .venv-suites
 ENVIRONMENTS := .venv-environments
+OPENENV := .venv-openenv
+VERIFIERS := .venv-verifiers
+MCP := .mcp
 WHEEL := .venv-wheel
 CONFIG ?= configs/quickstart.yaml
 KILLS ?= 20
@@ -25,7 +28,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -33,6 +36,8 @@ help:
 	@echo "make test-agents  run agents of openai-agents, pydantic-ai, langgraph, smolagents, dspy; installs them into $(AGENTS)"
 	@echo "make test-suites  run test suites of other projects; installs them into $(SUITES). ARGS=--write-results updates docs/compatibility.md"
 	@echo "make test-environments  play environments of gymnasium, reasoning-gym and textarena; installs them into $(ENVIRONMENTS)"
+	@echo "make test-openenv, make test-verifiers  the same with OpenEnv and verifiers, which need other versions; in $(OPENENV), $(VERIFIERS)"
+	@echo "make test-mcp   run MCP's conformance suite against client and server, and its example server; installs them (needs npm) into $(MCP)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
 	@echo "make test-kill-plans  kill random plans $(POINTS) times on SQLite and on PostgreSQL, resume them, compare; half an hour"
@@ -53,7 +58,7 @@ help:
 	@echo "make format     fix formatting and lint"
 	@echo "make setup      create .venv with everything except the packages for comparisons"
 	@echo "make setup-vllm create $(VLLM) with vLLM's CPU build"
-	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(DURABLE), $(SUITES), $(WHEEL) and caches; keeps runs and models"
+	@echo "make clean      delete .venv, $(VLLM), $(AGENTS), $(CLIENTS), $(LITELLM), $(DURABLE), $(SUITES), $(ENVIRONMENTS), $(OPENENV), $(VERIFIERS), $(MCP), $(WHEEL) and caches; keeps runs and models"
 
 setup: $(READY) bubblewrap
 
@@ -150,6 +155,29 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 test-environments: $(ENVIRONMENTS)/.ready
 	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
 
+# verifiers and OpenEnv need different versions of the same packages.
+$(OPENENV)/.ready $(VERIFIERS)/.ready: .venv-%/.ready: pyproject.toml
+	test -x $(@D)/bin/pip || "$(PYTHON)" -m venv $(@D)
+	grep -x 'torch==.*' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(cat $(@D)/constraints.txt)"
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[train,gateway,mcp,$*]' reasoning-gym pytest pytest-timeout
+	@touch $@
+
+test-openenv: $(OPENENV)/.ready
+	$(OPENENV)/bin/python -m pytest -m environments tests/environments/test_openenv.py $(ARGS)
+
+test-verifiers: $(VERIFIERS)/.ready
+	$(VERIFIERS)/bin/python -m pytest -m environments tests/environments/test_verifiers.py $(ARGS)
+
+# The node that runs the suite comes with the type checker: the suite needs a newer one than most systems have.
+$(MCP)/.ready: tests/mcp_suites/package.json
+	npm install --loglevel=error --no-fund --no-audit --prefix $(MCP) \
+		$$($(BIN)/python -c 'import json; print(*map("@".join, json.load(open("$<"))["dependencies"].items()))')
+	@touch $(MCP)/.ready
+
+test-mcp: $(READY) $(MCP)/.ready
+	MIDSTREAM_MCP=$(abspath $(MCP)) $(BIN)/python -m pytest -m mcp tests/mcp_suites $(ARGS)
+
 # Installs the newest releases each time, because those must work.
 test-clients: $(READY)
 	npm install --loglevel=error --no-fund --no-audit --prefix $(CLIENTS) @openai/codex@latest @anthropic-ai/claude-code@latest
@@ -190,6 +218,7 @@ bench-sandbox: $(READY) bubblewrap
 
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls
+	$(BIN)/python -m benchmarks.tools.trajectories
 
 # LiteLLM needs other versions too.
 $(LITELLM)/.ready:
@@ -223,5 +252,5 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(DURABLE) $(SUITES) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(AGENTS) $(CLIENTS) $(LITELLM) $(DURABLE) $(SUITES) $(ENVIRONMENTS) $(OPENENV) $(VERIFIERS) $(MCP) $(WHEEL) .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ from midstream.gateway.dialects.anthropic_request import MessagesRequest
 from midstream.gateway.dialects.arguments import Treatment, describe_arguments
 from midstream.gateway.dialects.chat import ChatRequest
 from midstream.gateway.dialects.completions import CompletionRequest
+from midstream.gateway.dialects.generate import GenerateRequest
 from midstream.gateway.dialects.responses_request import ResponseRequest
 
 PAGE = Path(__file__).parent / "agents.md"
@@ -25,6 +26,7 @@ REQUESTS: dict[str, type[BaseModel]] = {
     "`/v1/responses`": ResponseRequest,
     "`/v1/messages`": MessagesRequest,
     "`/v1/completions`": CompletionRequest,
+    "`/inference/v1/generate`": GenerateRequest,
 }
 ORDER = (Treatment.HINT, Treatment.IGNORED, Treatment.OFFERED, Treatment.REFUSED)
 

@@ -32,6 +32,7 @@ PACKAGES = (
     "gateway",
     "cluster",
     "evaluate",
+    "integrations",
     "dashboard",
     "api",
     "cli",

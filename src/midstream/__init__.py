@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         rollout_async,
         train,
         train_async,
+        tune,
     )
     from midstream.core.sampling import SamplingParams
     from midstream.core.types import Step, Task, Trajectory
     from midstream.plans import AgentExecutor
     from midstream.rewards import component
     from midstream.rollouts import AgentFlowManager, AgentFlowWorker
+    from midstream.rollouts.standalone import AutoGPT, PlanAndExecute
     from midstream.tasks import FiniteTaskSet, TaskSet, register_tasks
     from midstream.tools import mask_retrieved_tokens, tool
 
@@ -40,11 +42,13 @@ __all__ = [
     "AgentFlowBase",
     "AgentFlowManager",
     "AgentFlowWorker",
+    "AutoGPT",
     "BlackBoxAgentFlowBase",
     "BlackBoxCommandAgentFlow",
     "BlackBoxGSM8KAgentFlow",
     "FiniteTaskSet",
     "MultiStepAgentFlow",
+    "PlanAndExecute",
     "SamplingParams",
     "SingleStepSingleTurnAgentFlow",
     "Step",
@@ -64,6 +68,7 @@ __all__ = [
     "tool",
     "train",
     "train_async",
+    "tune",
 ]
 
 _HOME = {
@@ -71,11 +76,13 @@ _HOME = {
     "AgentFlowBase": "midstream.agents",
     "AgentFlowManager": "midstream.rollouts",
     "AgentFlowWorker": "midstream.rollouts",
+    "AutoGPT": "midstream.rollouts.standalone",
     "BlackBoxAgentFlowBase": "midstream.agents.black_box",
     "BlackBoxCommandAgentFlow": "midstream.agents.black_box",
     "BlackBoxGSM8KAgentFlow": "midstream.agents.black_box",
     "FiniteTaskSet": "midstream.tasks",
     "MultiStepAgentFlow": "midstream.agents",
+    "PlanAndExecute": "midstream.rollouts.standalone",
     "SamplingParams": "midstream.core.sampling",
     "SingleStepSingleTurnAgentFlow": "midstream.agents",
     "Step": "midstream.core.types",
@@ -95,6 +102,7 @@ _HOME = {
     "tool": "midstream.tools",
     "train": "midstream.api",
     "train_async": "midstream.api",
+    "tune": "midstream.api",
 }
 
 

@@ -1,4 +1,4 @@
-"""The Python API: train, evaluate, ask, roll out, serve, and load configs. Wires the packages together.
+"""The Python API: train, tune, evaluate, ask, roll out, serve, and load configs. Wires the packages together.
 
 A config argument may also be a mapping of settings or the path of a YAML file.
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from midstream.gateway.config import GatewayConfig
     from midstream.learn.run.callback import Callback
     from midstream.learn.run.trainer import TrainResult
+    from midstream.learn.tune.run import TuneResult
+    from midstream.learn.tune.study import Trial
 
 __all__ = [
     "ask",
@@ -47,6 +49,7 @@ __all__ = [
     "serve",
     "train",
     "train_async",
+    "tune",
 ]
 
 _log = logging.getLogger(__name__)
@@ -118,6 +121,24 @@ def _to_train(config: Settings, callbacks: Sequence[Callback] | None) -> tuple[T
     return resolved, [_ReportWriter(), *([_LinePrinter()] if callbacks is None else callbacks)]
 
 
+def tune(
+    config: Settings,
+    trials: int,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> TuneResult:
+    """Search for hyper-parameters as the config's section `tune` says, with `trials` trainings, compared on the
+    validation split. Writes the best config to `best.yaml` in the folder of the search. `resume` continues an
+    interrupted search. Raises `UserError` for errors the user can fix."""
+    from midstream.gateway.in_process import InProcessGateway
+    from midstream.learn.tune.run import tune as search
+
+    resolved = config if isinstance(config, TrainConfig) else load_config(config, overrides)
+    return search(resolved, trials, resume=resume, endpoint=InProcessGateway, on_trial=on_trial)
+
+
 def rollout(
     config: Settings,
     gateway: str,
@@ -176,10 +197,10 @@ async def rollout_async(
     if short := shortage(source, split, tasks):
         _log.warning("%s", short)
     for role, its in config.flow.roles.items():
-        if its.engine not in ("policy", "rules") or not its.train:
+        if its.engine not in ("policy", "rules") or its.train is False or its.adapter is not None:
             raise ConfigError(
                 f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
-                "keep the defaults of engine and train, or run the flow with midstream train",
+                "keep the defaults of engine, train and adapter, or run the flow with midstream train",
             )
     async with GatewayClient(gateway, key_env) as client:
         try:
@@ -196,6 +217,11 @@ async def rollout_async(
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
+        if frozen := [role for role, trained in worker.roles.items() if not trained]:
+            raise ConfigError(
+                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen; a gateway trains on every role",
+                f"set flow.roles.{frozen[0]}.train=true, or run the flow with midstream train",
+            )
         attempts = groups_of(
             take(source, split, tasks),
             config.rollout.group_size,
@@ -248,7 +274,7 @@ async def _serve(config: GatewayConfig, on_ready: Callable[[str, str, str], None
         )
         if config.follow is not None:
             first = asyncio.Event()
-            following = asyncio.create_task(follow(Path(config.follow), gateway, first))
+            following = asyncio.create_task(follow(Path(config.follow), gateway, first, adapter=config.adapter))
             stack.callback(following.cancel)
             await first.wait()  # so that no call is answered with older weights than the newest checkpoint
         notify = on_ready or (lambda url, model, where: None)
@@ -270,6 +296,7 @@ def _engine_settings(config: GatewayConfig) -> EngineSettings:
         replies=config.script.replies,
         latency_s=config.script.latency_s,
         tokens_per_s=config.script.tokens_per_s,
+        api_key_env=config.api_key_env,
     )
 
 

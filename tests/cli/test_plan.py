@@ -132,6 +132,15 @@ def test_a_run_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str]) 
     assert "no run 'none'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["plan.yaml --input {", "cyclic.yaml", "nosuch.yaml", "plan.yaml"])
+def test_a_refused_plan_creates_no_store(given: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "cyclic.yaml").write_text("{name: c, nodes: [{id: a, handler: note, args: {text: a}, after: [a]}]}")
+    handlers = [] if given == "plan.yaml" else ["--handlers", "desk.py"]
+    assert run(["plan", "run", *given.split(), "--store", "p.db", *handlers]) == 2
+    assert capsys.readouterr().err
+    assert not list(folder.glob("p.db*"))
+
+
 def test_a_refused_rollback_says_why(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["plan", "run", "plan.yaml", "--store", "p.db", "--handlers", "desk.py", "--uid", "r"])
     assert run(["plan", "rollback", "p.db", "r", "--to", "nosuch", "--handlers", "desk.py"]) == 1

@@ -122,7 +122,7 @@ class RecordingEngine(ScriptedEngine):
         super().__init__(*given, **settings)
         self.seen: dict[tuple[int, ...], list[Completion]] = {}
         self._decoder = decoder
-        self._cached = None if decoder is None else CachedDecoder(decoder, adapter=False)
+        self._cached = None if decoder is None else CachedDecoder(decoder)
         self._slot = Slot(0)
         self._lock = threading.Lock()
 

@@ -124,6 +124,7 @@ def test_a_session_that_left_holds_no_memory_even_during_a_call(make_policy) -> 
 turns = st.lists(
     st.tuples(
         st.sampled_from("abc"),
+        st.sampled_from(["", "planner"]),
         st.lists(st.integers(0, 2), min_size=1, max_size=4),
         st.sampled_from(["keep", "drop", "leave", "run"]),
     ),
@@ -136,8 +137,8 @@ turns = st.lists(
 def test_no_slot_serves_two_calls_and_its_cache_is_a_prefix_of_the_prompt(count: int, turns) -> None:
     slots = Slots(count)
     running: list[SlotAssignment] = []
-    for session, prompt, then in turns:
-        (place,) = slots.assign([(session, prompt)])
+    for session, adapter, prompt, then in turns:
+        (place,) = slots.assign([((session, adapter), prompt)])
         assert (place is None) == (len(running) == count), "a call waits only while every slot is busy"
         if place is None:
             slots.done(running.pop(0).slot, keep=True)
@@ -147,7 +148,7 @@ def test_no_slot_serves_two_calls_and_its_cache_is_a_prefix_of_the_prompt(count:
         if place.source is not None:
             held = place.source.tokens
             assert 0 < len(held) < len(prompt) and prompt[: len(held)] == held
-            assert place.source.session == session
+            assert place.source.owner == (session, adapter)
         place.slot.tokens = list(prompt)
         running.append(place)
         if then == "leave":

@@ -228,7 +228,12 @@ def learner_scales_adapters(patch: Patch) -> None:
 
 @fault("reference stays at the start", "sampler is the plain model")
 def adapter_cannot_be_left_out(patch: Patch) -> None:
-    wrapped(patch, Projection, "forward", lambda original, self, x, version, _: original(self, x, version, True))
+    wrapped(
+        patch,
+        Projection,
+        "forward",
+        lambda original, self, x, version, _: original(self, x, version, next(iter(self.adapters), None)),
+    )
 
 
 @fault("reference KL is 0", "reference stays at the start")

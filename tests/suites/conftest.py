@@ -1,11 +1,11 @@
-"""Test suites of other projects, each in a folder named after its module. A suite that is not installed is left out.
+"""Test suites of other projects, each in a folder named after its package. A suite that is not installed is left out.
 
 What is still wrong is an `xfail` with a reason, what does not apply is a `skip` with one; both go into the table of
 results, which `--write-results` puts into docs/compatibility.md."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,16 @@ from tests.suites.results import Results
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "compatibility.md"
-collect_ignore = [path.name for path in HERE.iterdir() if path.is_dir() and find_spec(path.name) is None]
+
+
+def _installed(suite: str) -> bool:
+    try:
+        return bool(version(suite.replace("_", "-")))
+    except PackageNotFoundError:
+        return False
+
+
+collect_ignore = [path.name for path in HERE.iterdir() if path.is_dir() and not _installed(path.name)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

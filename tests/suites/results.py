@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
-BEGIN, END = "<!-- results: written by make test-suites -->", "<!-- end of results -->"
+END = "<!-- end of results -->"
 
 
 class Results:
-    """A pytest plugin for the suites in the folders of `root`; writes its table between the marks of `page`."""
+    """A pytest plugin for the suites in the folders of `root`; writes its table into `page`, between the mark that names
+    the make `target` and the next end mark. `versions` are those of suites that are not Python packages."""
 
-    def __init__(self, root: Path, page: Path | None) -> None:
-        self._root, self._page = root, page
+    def __init__(
+        self, root: Path, page: Path | None, target: str = "test-suites", versions: Mapping[str, str] | None = None
+    ) -> None:
+        self._root, self._page, self._versions = root, page, versions or {}
+        self._begin = f"<!-- results: written by make {target} -->"
         self._passed: Counter[str] = Counter()
         self._left: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
         """Tests that did not pass, by suite, how they ended, and why."""
@@ -43,8 +48,9 @@ class Results:
         table = self.table(sorted(suites))
         terminalreporter.write_line(f"\n{table}")
         if self._page is not None:
-            before, _, rest = self._page.read_text(encoding="utf-8").partition(BEGIN)
-            self._page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+            before, _, rest = self._page.read_text(encoding="utf-8").partition(self._begin)
+            text = f"{before}{self._begin}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
+            self._page.write_text(text, encoding="utf-8")
 
     def table(self, suites: list[str]) -> str:
         """One row per suite, then one row per reason why tests of it did not pass."""
@@ -54,7 +60,7 @@ class Results:
             for (of, how, _), tests in self._left.items():
                 counts[how] += len(tests) if of == suite else 0
             lines.append(
-                f"| {_named(suite)} | {self._passed[suite]} | {counts['fails']} | {counts['does not apply']} |"
+                f"| {self._named(suite)} | {self._passed[suite]} | {counts['fails']} | {counts['does not apply']} |"
             )
         lines += ["", "| suite | test | | reason |", "| --- | --- | --- | --- |"]
         for (suite, how, why), tests in sorted(self._left.items()):
@@ -62,11 +68,12 @@ class Results:
             lines.append(f"| `{suite}` | {names} | {how} | {' '.join(why.split()).replace('|', '/')} |")
         return "\n".join(lines)
 
-
-def _named(suite: str) -> str:
-    """The suite's package with its version."""
-    package = suite.replace("_", "-")
-    try:
-        return f"`{package}` {version(package)}"
-    except PackageNotFoundError:
-        return f"`{package}`"
+    def _named(self, suite: str) -> str:
+        """The suite's package with its version."""
+        package = suite.replace("_", "-")
+        if suite in self._versions:
+            return f"`{package}` {self._versions[suite]}"
+        try:
+            return f"`{package}` {version(package)}"
+        except PackageNotFoundError:
+            return f"`{package}`"

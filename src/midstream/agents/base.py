@@ -13,15 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.resume import call_once
 from midstream.core.config import Config, parse_config
+from midstream.core.environments import Resume
 from midstream.core.errors import ConfigError, UserError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.toolsets import Toolset, ToolSpec
 from midstream.core.types import Constraint, Message, Status, Step, Task, ToolCall, ToolSchema, Trajectory
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice
+from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.replies import ChatStep
+from midstream.store import Database
 from midstream.tools import Toolbox, ToolOutage, ToolSession
 
 if TYPE_CHECKING:
@@ -47,6 +51,10 @@ class FlowSession:
     """Open resources of the flow (memory, an index, a sandbox, an MCP session), added with `await
     session.resources.enter_async_context(sandbox)`. Closed in reverse order when the flow ends, fails, times out or is
     cancelled."""
+    actions: ActionLog | None = None
+    """What the attempt did besides model calls, if it can be resumed after its process died."""
+    database: Database | None = None
+    """Where the flow keeps durable state of its own, if the attempt can be resumed."""
 
 
 class AgentFlowBase(ABC):
@@ -57,6 +65,13 @@ class AgentFlowBase(ABC):
     """Module roles of this flow. Override `roles_for` when they depend on the settings."""
     by_rule: ClassVar[tuple[str, ...]] = ()
     """Roles that can follow a rule instead of asking an engine."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Roles that stand for the world around the agent, such as a simulated user. They are not trained, and use the
+    engine `frozen`, unless the config sets `train` for them."""
+    resume: ClassVar[Resume] = "replay"
+    """How an attempt goes on after its process died. `replay`: `run` starts again, and its calls of `chat` and
+    `call_tool` are answered from the record as long as they are the same calls in the same order (or have a `key`).
+    `none`: the attempt starts again; for flows whose calls nobody can make again."""
 
     def __init__(self, session: FlowSession, config: Mapping[str, Any] | None = None) -> None:
         self.session = session
@@ -103,13 +118,15 @@ class AgentFlowBase(ABC):
         tools: Sequence[ToolSpec | ToolSchema] = (),
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | Constraint | None = None,
+        key: str = "",
         **overrides: Any,
     ) -> ChatStep:
         """Sample a reply of `role`. `overrides` change single sampling settings (`max_tokens=64`).
 
         `tools` are declared by the model's chat template; calls of them are data in the result's `tool_calls`, and
         nothing is run (see `call_tools`). `tool_choice` and `response_format` are OpenAI's; the latter may also be a
-        `Constraint` of the whole reply, such as `Constraint.one_of("yes", "no")`.
+        `Constraint` of the whole reply, such as `Constraint.one_of("yes", "no")`. `key` names a call whose place among
+        concurrent ones may differ from run to run; its sample depends on the key.
 
         Raises `ConfigError` for a role without an engine and for unknown settings, `Unsupported` for tools or an answer
         format that the role's model cannot have."""
@@ -125,18 +142,21 @@ class AgentFlowBase(ABC):
             tools=[tool.schema if isinstance(tool, ToolSpec) else tool for tool in tools],
             tool_choice=tool_choice,
             response_format=response_format,
+            key=key,
         )
 
-    async def call_tool(self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None) -> ToolCall:
+    async def call_tool(
+        self, name: str, arguments: Mapping[str, Any], *, step_index: int | None = None, key: str = ""
+    ) -> ToolCall:
         """Call a tool by name. A failure of the tool does not raise; check `ok`. `step_index` is the step that asked
-        for it, by default the latest.
+        for it, by default the latest. `key` names a call whose place among concurrent ones may differ from run to run.
 
         Raises `ToolOutage` when infrastructure failed (unless `flow.tool_use.outage` is `report`); a flow that lets it
         pass fails as infrastructure, and the trajectory is not trained on."""
         recorded = self.steps
         if step_index is None and recorded:
             step_index = recorded[-1].step_index
-        return await self._call_tool(name, arguments, step_index)
+        return await self._call_tool(name, arguments, step_index, key)
 
     async def call_tools(self, step: ChatStep) -> list[Message]:
         """Run the tool calls of a reply, in order, and return their results as messages that continue the conversation
@@ -147,14 +167,22 @@ class AgentFlowBase(ABC):
             results.append({"role": "tool", "tool_call_id": requested["id"], "name": call.name, "content": done.result})
         return results
 
-    async def _call_tool(self, name: str, arguments: Any, step_index: int | None) -> ToolCall:
+    async def _call_tool(self, name: str, arguments: Any, step_index: int | None, key: str = "") -> ToolCall:
+        session = self.session
+
+        async def call() -> ToolCall:
+            return await session.tools.call(name, arguments, step_index=step_index)
+
         try:
-            call = await self.session.tools.call(name, arguments, step_index=step_index)
+            if session.actions is None:
+                done = await call()
+            else:
+                done = await call_once(session, name, arguments, step_index, key, call)
         except ToolOutage as outage:
-            self.session.tool_calls.append(outage.call)
+            session.tool_calls.append(outage.call)
             raise
-        self.session.tool_calls.append(call)
-        return call
+        session.tool_calls.append(done)
+        return done
 
     async def use_toolset(self, toolset: Toolset) -> None:
         """Open `toolset` and offer its tools next to those of the config; it is closed with the trajectory.

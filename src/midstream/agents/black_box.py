@@ -46,6 +46,8 @@ class BlackBoxAgentFlowBase(AgentFlowBase):
     The answer is the one the agent completes its trajectory with, else what `_run_agent` returns, else the model's last
     reply."""
 
+    resume = "none"
+
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         session = self.session
         endpoint = session.endpoint

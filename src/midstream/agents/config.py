@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
+from midstream.engines.publication import NAME
 from midstream.tools.config import ToolUseConfig
 from midstream.tools.mcp.config import McpServerConfig
 
@@ -37,10 +38,27 @@ class RoleConfig(Config):
     """Name of the model at a URL."""
     api_key_env: str | None = None
     """Environment variable with the API key for a URL."""
-    train: bool = True
-    """Train on this role's responses. Only applies to the engine `policy`."""
+    train: bool | None = None
+    """Train on this role's responses. Only applies to the engine `policy`. Null trains every role except those that
+    the flow keeps frozen, such as a simulated user: they use the engine `frozen` instead."""
+    adapter: str | None = None
+    """Name of the LoRA adapter that this role samples with and trains. Roles that give the same name share it; roles
+    without one share `policy.adapter`. Only for the engine `policy`."""
     sampling: RoleSamplingConfig = RoleSamplingConfig()
     """Sampling settings of this role."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RoleConfig:
+        if self.adapter is None:
+            return self
+        if self.engine != "policy":
+            raise ValueError(f"adapter '{self.adapter}' is for the engine policy, and the engine is '{self.engine}'")
+        if not NAME.fullmatch(self.adapter):
+            raise ValueError(
+                f"adapter '{self.adapter}' must be letters, digits, dots, dashes and underscores, and begin with a "
+                "letter or digit"
+            )
+        return self
 
 
 class FlowConfig(Config):

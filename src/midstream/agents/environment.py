@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.episode import Episode
 from midstream.agents.registry import register
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError
@@ -50,12 +51,13 @@ class EnvironmentAgentFlow(AgentFlowBase):
         environment = make_environment(named)
         self.session.resources.push_async_callback(environment.close)
         messages: list[Message] = [{"role": "system", "content": settings.system}] if settings.system else []
-        messages += await environment.reset()
+        episode = Episode(environment, self.session.actions, self.session.recorder.replayed is not None)
+        messages += await episode.reset()
         while not self._done and self.turns < settings.max_turns:
             self.turns += 1
             reply = await self.chat(messages, sampling_params=sampling_params)
             self.answer = reply.text
-            outcome = await environment.act(after_thinking(reply.text).strip())
+            outcome = await episode.act(after_thinking(reply.text).strip())
             self._rewards.append(outcome.reward)
             self._done = outcome.done
             self._info |= outcome.info

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
+from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -21,10 +22,19 @@ _BUILT_IN = {
     "agentflow": "midstream.agents.agentflow.flow",
     "single_step_single_turn_agent": "midstream.agents.simple",
     "multi_step_agent": "midstream.agents.simple",
+    "coordinator": "midstream.agents.team.coordinator",
+    "handoff": "midstream.agents.team.handoff",
+    "peers": "midstream.agents.team.peers",
+    "simulated_user": "midstream.agents.team.simulated_user",
     "react": "midstream.agents.react.flow",
+    "plan_and_execute": "midstream.agents.plan_and_execute.flow",
+    "autonomous": "midstream.agents.autonomous.flow",
+    "autogpt": "midstream.agents.autonomous.flow",
     "blackbox_gsm8k_agent": "midstream.agents.black_box",
     "blackbox_command_agent": "midstream.agents.black_box",
     "environment_agent": "midstream.agents.environment",
+    "plan_scheduler": "midstream.agents.scheduling.flow",
+    "verifiers_agent": "midstream.agents.verifiers.flow",
 }
 
 
@@ -70,6 +80,17 @@ def find_flow(name: str) -> type[AgentFlowBase]:
         f"no agent flow '{name}'",
         f"{nearest(name, {*_FLOWS, *_BUILT_IN})} One registered in a script of yours: name it as module:Class",
     )
+
+
+def with_frozen_roles(flow: FlowConfig) -> FlowConfig:
+    """Return `flow` with the engine `frozen` for those roles that its class keeps frozen and the config does not
+    mention, or gives neither an engine nor `train`."""
+    roles = dict(flow.roles)
+    for role in find_flow(flow.name).frozen:
+        own = roles.get(role) or RoleConfig()
+        if own.engine == "policy" and own.train is None:
+            roles[role] = own.model_copy(update={"engine": "frozen", "train": False})
+    return flow if roles == flow.roles else flow.model_copy(update={"roles": roles})
 
 
 def load_flows(path: str | Path) -> list[str]:

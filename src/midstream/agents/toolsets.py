@@ -10,7 +10,10 @@ from midstream.tools.toolbox import ToolsetFactory
 if TYPE_CHECKING:
     from midstream.agents.config import FlowConfig
 
-MORE = {"memory_retrieve": "midstream.memory.retrieve:memory_retrieve"}
+MORE = {
+    "memory_retrieve": "midstream.memory.retrieve:memory_retrieve",
+    "plans": "midstream.plans.toolset:plans",
+}
 """Built-in tools of packages that `midstream.tools` does not know."""
 
 

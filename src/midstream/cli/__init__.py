@@ -19,6 +19,7 @@ from midstream.core.text import visible
 
 COMMANDS = {
     "train": "train",
+    "tune": "tune",
     "eval": "evaluate",
     "ask": "ask",
     "gateway": "gateway",
@@ -44,6 +45,7 @@ EXTRAS = {
     "train": ("torch", "transformers", "peft", "safetensors", "tensorboard", "matplotlib", "jinja2"),
     "gateway": ("starlette", "uvicorn", "prometheus_client", "itsdangerous"),
     "sandbox": ("pydantic_monty",),
+    "tune": ("optuna",),
     "mcp": ("mcp", "mcp_types", "httpx2"),
     "prompts": ("gepa",),
     "tools": ("duckdb", "lxml", "pint", "trafilatura"),

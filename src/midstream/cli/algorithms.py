@@ -38,12 +38,12 @@ def command(name: str | None) -> None:
                 _paragraph(one, _first_sentence(model.__doc__))
             click.echo()
         return
-    found = [(key, models[name]) for key, models in sections.items() if name in models]
-    if not found:
+    matches = [(key, models[name]) for key, models in sections.items() if name in models]
+    if not matches:
         raise ConfigError(
             f"no algorithm or loss '{name}'", nearest(name, (one for models in sections.values() for one in models))
         )
-    for key, model in found:
+    for key, model in matches:
         click.secho(f"{key}: {name}", bold=True)
         click.echo(click.wrap_text(" ".join((model.__doc__ or "").split()), WIDTH) + "\n")
         for setting, default, description in _settings(model, key.removesuffix("name")):

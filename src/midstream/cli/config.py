@@ -71,9 +71,9 @@ def _choices(sections: Sequence[type[BaseModel]], key: str, default: str | None)
         )
 
 
-def _only(entry: str, where: str) -> str:
+def _only(entry: str, scope: str) -> str:
     first, newline, rest = entry.partition("\n")
-    return f"{first}  ({where}){newline}{rest}"
+    return f"{first}  ({scope}){newline}{rest}"
 
 
 def _text(value: Any) -> str:

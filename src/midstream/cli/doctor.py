@@ -173,11 +173,11 @@ def _memory() -> Iterator[Finding]:
     except OSError:
         return
     available = memory.get("MemAvailable", 0.0)
-    found = f"{available:.1f} of {memory.get('MemTotal', 0.0):.1f} GiB free"
+    summary = f"{available:.1f} of {memory.get('MemTotal', 0.0):.1f} GiB free"
     if available < NEEDED_MEMORY_GB:
-        yield Finding("note", "memory", found, f"the quickstart needs up to {NEEDED_MEMORY_GB:.0f} GiB")
+        yield Finding("note", "memory", summary, f"the quickstart needs up to {NEEDED_MEMORY_GB:.0f} GiB")
     else:
-        yield Finding("ok", "memory", found)
+        yield Finding("ok", "memory", summary)
 
 
 def _disk(runs_dir: Path) -> Iterator[Finding]:
@@ -185,15 +185,15 @@ def _disk(runs_dir: Path) -> Iterator[Finding]:
 
     for about, directory, setting in (("runs", runs_dir, "--runs-dir"), ("model cache", home(), "MIDSTREAM_HOME")):
         place = directory.absolute()
-        there = next(parent for parent in (place, *place.parents) if parent.exists())
-        free_gb = shutil.disk_usage(there).free / 1e9
-        found = f"{directory}, {free_gb:.1f} GB free"
-        if not _can_write(there):
-            yield Finding("bad", about, f"{found}, not writable", f"choose another folder with {setting}")
+        existing = next(parent for parent in (place, *place.parents) if parent.exists())
+        free_gb = shutil.disk_usage(existing).free / 1e9
+        summary = f"{directory}, {free_gb:.1f} GB free"
+        if not _can_write(existing):
+            yield Finding("bad", about, f"{summary}, not writable", f"choose another folder with {setting}")
         elif free_gb < NEEDED_DISK_GB:
-            yield Finding("note", about, found, f"models and runs need {NEEDED_DISK_GB:.0f} GB")
+            yield Finding("note", about, summary, f"models and runs need {NEEDED_DISK_GB:.0f} GB")
         else:
-            yield Finding("ok", about, found)
+            yield Finding("ok", about, summary)
 
 
 def _models() -> Iterator[Finding]:
@@ -216,22 +216,22 @@ def _sandbox() -> Finding:
 
     from midstream.tools.sandbox import backends
 
-    found = asyncio.run(backends())
-    here = [backend.name for backend in found if backend.available]
-    if found[0].available:
-        return Finding("ok", "sandbox", ", ".join(here))
-    reason = " ".join(found[0].reason.split())
-    if here:
-        return Finding("note", "sandbox", f"{here[0]} only; {found[0].name} does not work: {reason}")
-    return Finding("note", "sandbox", "none: model-written code cannot run", f"{found[0].name}: {reason}")
+    sandboxes = asyncio.run(backends())
+    available = [backend.name for backend in sandboxes if backend.available]
+    if sandboxes[0].available:
+        return Finding("ok", "sandbox", ", ".join(available))
+    reason = " ".join(sandboxes[0].reason.split())
+    if available:
+        return Finding("note", "sandbox", f"{available[0]} only; {sandboxes[0].name} does not work: {reason}")
+    return Finding("note", "sandbox", "none: model-written code cannot run", f"{sandboxes[0].name}: {reason}")
 
 
 def _torch() -> Iterator[Finding]:
     import torch
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    found = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(devices) or 'no CUDA device'}"
-    yield Finding("ok", "torch", found)
+    summary = f"{torch.__version__}, {torch.get_num_threads()} threads, {', '.join(devices) or 'no CUDA device'}"
+    yield Finding("ok", "torch", summary)
     if devices:
         return
     yield from _numerics()
@@ -246,11 +246,11 @@ def _numerics() -> Iterator[Finding]:
     from midstream.engines.torch.numerics import FASTER, bfloat16_speed, layer_like, settle
 
     ratio = bfloat16_speed(576, 3072)
-    found = f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32"
+    summary = f"a matrix product in bf16 is {ratio:.1f}x as fast as in fp32"
     if ratio >= FASTER:
-        yield Finding("ok", "bf16", found)
+        yield Finding("ok", "bf16", summary)
     else:
-        yield Finding("note", "bf16", found, "no fast bf16: policy.dtype=auto selects float32")
+        yield Finding("note", "bf16", summary, "no fast bf16: policy.dtype=auto selects float32")
     try:
         numerics = settle(layer_like(torch.bfloat16 if ratio >= FASTER else torch.float32), "exact")
     except ConfigError as error:

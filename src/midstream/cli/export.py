@@ -9,6 +9,7 @@ import click
 @click.argument("run_name", metavar="RUN")
 @click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to create.")
 @click.option("--merge", is_flag=True, help="Merge the adapter into its base model and write the whole model.")
+@click.option("--adapter", metavar="NAME", help="Write one adapter, of a run that trains several.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
@@ -19,7 +20,16 @@ import click
 @click.option("--push", metavar="OWNER/NAME", help="Upload the folder to the hub as a private model.")
 @click.option("--public", is_flag=True, help="With --push: upload as a public model.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
-def command(run_name: str, out: str, merge: bool, dtype: str, push: str | None, public: bool, runs_dir: str) -> None:
+def command(
+    run_name: str,
+    out: str,
+    merge: bool,
+    adapter: str | None,
+    dtype: str,
+    push: str | None,
+    public: bool,
+    runs_dir: str,
+) -> None:
     """Export the policy of RUN with a model card.
 
     RUN is a name, a directory, 'last', or a checkpoint of a run. For a run, exports its newest checkpoint.
@@ -32,7 +42,16 @@ def command(run_name: str, out: str, merge: bool, dtype: str, push: str | None, 
 
     if public and push is None:
         raise click.UsageError("--public needs --push")
-    folder = export(run_name, out, merge=merge, dtype=dtype, push=push, public=public, runs_dir=runs_dir)  # type: ignore[arg-type]
+    folder = export(
+        run_name,
+        out,
+        merge=merge,
+        adapter=adapter,
+        dtype=dtype,  # pyright: ignore[reportArgumentType]  click checks the choice
+        push=push,
+        public=public,
+        runs_dir=runs_dir,
+    )
     click.echo(f"written to {folder}")
     if push is not None:
         click.echo(f"pushed to {push}")

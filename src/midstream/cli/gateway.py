@@ -16,6 +16,7 @@ import click
 @click.option("--host", help="Address to listen on. An address that other machines can reach needs keys.")
 @click.option("--port", type=int, help="Port to listen on; 0 chooses a free one.")
 @click.option("--follow", help="A run directory; loads the weights it publishes.")
+@click.option("--adapter", help="The adapter to follow, of a run that trains several.")
 @click.option("--tool-format", help="Format of the model's tool calls, if its template does not define one.")
 def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> int:
     """Serve a model to agents, and record their calls as training data.
@@ -30,8 +31,8 @@ def command(config: str | None, overrides: tuple[str, ...], **options: Any) -> i
 
     if config is not None and "=" in config:
         config, overrides = None, (config, *overrides)
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    serve(load_gateway_config(config, overrides, given), on_ready=_print_address)
+    settings = {name: value for name, value in options.items() if value not in (None, ())}
+    serve(load_gateway_config(config, overrides, settings), on_ready=_print_address)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`midstream infer`: let a trained policy write a workflow for one problem, run it, and show what it earned."""
+"""`midstream infer`: lets a trained policy write a workflow for one problem, runs it, and shows its reward."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TYPES = ("math", "code", "qa", "choice")
 
 @click.command(name="infer")
 @click.option("--checkpoint", type=click.Path(), help="A checkpoint directory of a run.")
-@click.option("--run", "run_name", help="A run, by name or directory. Default: the last that finished.")
-@click.option("--config", type=click.Path(), help="A config, for a policy that was not trained.")
-@click.option("--model", help="A model by name, directory or hub id; with --config, in place of the config's.")
+@click.option("--run", "run_name", help="A run, by name or directory. Default: the last finished run.")
+@click.option("--config", type=click.Path(), help="A config, for an untrained policy.")
+@click.option("--model", help="A model by name, directory or hub id; with --config, replaces the config's model.")
 @click.option("--problem", required=True, help="The problem, as text.")
 @click.option("--problem-type", type=click.Choice(TYPES), default="qa", show_default=True)
-@click.option("--ground-truth", help="The right answer, or hidden tests as JSON; shows the reward.")
-@click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
+@click.option("--ground-truth", help="The correct answer, or hidden tests as JSON; shows the reward.")
+@click.option("--trust", is_flag=True, help="Allow a run from elsewhere to run code of its config; lists it first.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 def command(problem: str, problem_type: str, ground_truth: str | None, run_name: str | None, **options: Any) -> int:
     """Write a workflow for a problem with a trained policy, run it, and show answer, cost and reward.
@@ -56,7 +56,7 @@ def _show(trajectory: Trajectory) -> None:
 
 
 def _reference(text: str, problem_type: str) -> Any:
-    """The reference of `--ground-truth`: hidden tests for code, which are JSON, else the text itself."""
+    """Return the reference answer of `--ground-truth`: for code the hidden tests, given as JSON, else the text."""
     if problem_type != "code":
         return text
     import json
@@ -64,10 +64,10 @@ def _reference(text: str, problem_type: str) -> Any:
     from midstream.core.errors import UserError
 
     try:
-        found = json.loads(text)
+        tests = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    reference: Any = found if isinstance(found, dict) else {"tests": found}
+        tests = None
+    reference: Any = tests if isinstance(tests, dict) else {"tests": tests}
     tests = reference.get("tests")
     tests = [tests] if isinstance(tests, str) else tests
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
@@ -79,7 +79,7 @@ def _reference(text: str, problem_type: str) -> Any:
 
 
 async def _show_reward(trajectory: Trajectory, ground_truth: Any) -> None:
-    """The rewards of the attempt with `ground_truth` as its reference, by our preset and by the seed's."""
+    """Print the rewards of the attempt with `ground_truth` as its reference, by two presets."""
     from dataclasses import replace
 
     from midstream.rewards import RewardConfig, RewardFunction

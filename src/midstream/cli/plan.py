@@ -1,4 +1,4 @@
-"""`midstream plan`: run plans durably, look at them, answer their questions, roll them back, fork them."""
+"""`midstream plan`: runs plans durably, shows them, answers their questions, rolls them back, forks them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from midstream.cli.store import Age
 from midstream.core.text import visible
 
 if TYPE_CHECKING:
-    from midstream.plans import AgentExecutor, RunResult
+    from midstream.plans import AgentExecutor, Handlers, RunResult
     from midstream.plans.rows import NodeRow
 
 FAILED = 1
@@ -22,12 +22,12 @@ run_argument = click.argument("run")
 handlers_option = click.option(
     "--handlers", "sources", multiple=True, metavar="MODULE", help="A module or Python file that declares handlers."
 )
-wait_option = click.option("--wait", is_flag=True, help="Wait for answers given elsewhere, rather than stop there.")
+wait_option = click.option("--wait", is_flag=True, help="Wait for answers from elsewhere instead of stopping.")
 
 
 @click.group(name="plan")
 def command() -> None:
-    """Run plans: graphs of steps that survive crashes and are undone when they fail.
+    """Run plans: graphs of nodes that survive crashes and are compensated if they fail.
 
     STORE is the path of a SQLite file, or a postgresql:// URL. RUN is the uid of a run.
     """
@@ -35,20 +35,26 @@ def command() -> None:
 
 @command.command(name="run")
 @click.argument("plan", type=click.Path(dir_okay=False))
-@click.option("--store", default="plans.sqlite", show_default=True, help="Where the journal is kept.")
+@click.option("--store", default="plans.sqlite", show_default=True, help="Database of the journal.")
 @handlers_option
 @click.option("--input", "given", default="{}", help="Input of the plan, as JSON.")
-@click.option("--uid", help="Uid of the run; one that exists is gone on with.")
+@click.option("--uid", help="Uid of the run. An existing run continues.")
 @wait_option
 def run_command(plan: str, store: str, sources: tuple[str, ...], given: str, uid: str | None, wait: bool) -> int:
     """Run PLAN, a JSON or YAML file. Exits with 1 unless it succeeds or waits for an answer."""
+    from midstream.plans.checks import compile_plan, pinned
+    from midstream.plans.plan import load_plan
+
+    handlers, input, loaded = _handlers(sources), _json(given, "--input"), load_plan(plan)
+    if "://" not in store and not Path(store).exists():
+        compile_plan(pinned(loaded, handlers), handlers)  # a refused plan creates no store
 
     async def run(executor: AgentExecutor) -> RunResult:
-        made = await executor.start(plan, _json(given, "--input"), uid=uid)
-        click.echo(f"run {made} in {_shown(store)}", err=True)
-        return await executor.resume(made, wait=wait)
+        run_uid = await executor.start(loaded, input, uid=uid)
+        click.echo(f"run {run_uid} in {_shown(store)}", err=True)
+        return await executor.resume(run_uid, wait=wait)
 
-    return _report(_with_executor(store, sources, run), store)
+    return _report(_with_executor(store, handlers, run), store)
 
 
 @command.command(name="resume")
@@ -58,21 +64,21 @@ def run_command(plan: str, store: str, sources: tuple[str, ...], given: str, uid
 @click.option("--retry", is_flag=True, help="Run the failed nodes of a failed run again.")
 @wait_option
 def resume_command(store: str, run: str, sources: tuple[str, ...], retry: bool, wait: bool) -> int:
-    """Go on with RUN where it was interrupted, is paused, or waits."""
+    """Continue RUN, which was interrupted, is paused, or waits."""
 
     async def resume(executor: AgentExecutor) -> RunResult:
         if retry:
             return await executor.retry(run)
         return await executor.resume(run, wait=wait)
 
-    return _report(_with_executor(_existing(store), sources, resume), store)
+    return _report(_with_executor(_existing(store), _handlers(sources), resume), store)
 
 
 @command.command(name="status")
 @store_argument
 @click.argument("run", required=False)
 def status_command(store: str, run: str | None) -> None:
-    """Print the runs in STORE, or the state of every node of RUN."""
+    """List the runs in STORE, or show the state of every node of RUN."""
     from rich.table import Table
 
     from midstream.cli.tables import console, seconds
@@ -108,8 +114,8 @@ def status_command(store: str, run: str | None) -> None:
 @click.argument("question")
 @click.argument("value")
 def answer_command(store: str, run: str, question: str, value: str) -> None:
-    """Answer QUESTION of RUN with VALUE: JSON, or text where the question takes text. The worker that executes the
-    run continues with it; if there is none, resume the run."""
+    """Answer QUESTION of RUN with VALUE: JSON, or text if the question accepts text. The worker that executes the run
+    continues; if there is none, resume the run."""
 
     async def answer(executor: AgentExecutor) -> None:
         from midstream.plans.errors import AnswerRefused
@@ -129,31 +135,31 @@ def answer_command(store: str, run: str, question: str, value: str) -> None:
 @command.command(name="cancel")
 @store_argument
 @run_argument
-@click.option("--keep", is_flag=True, help="Leave what succeeded as it is, rather than compensate it.")
+@click.option("--keep", is_flag=True, help="Do not compensate nodes that succeeded.")
 def cancel_command(store: str, run: str, keep: bool) -> None:
-    """Cancel RUN: its worker, or the next one to resume it, stops and compensates it."""
+    """Cancel RUN: its worker, or the next worker that resumes it, stops and compensates it."""
     _with_executor(_existing(store), (), lambda executor: executor.cancel(run, compensate=not keep))
-    click.echo("cancelled; where no worker holds the run, resume it to compensate what it did")
+    click.echo("cancelled; if no worker holds the run, resume it to compensate its effects")
 
 
 @command.command(name="rollback")
 @store_argument
 @run_argument
 @handlers_option
-@click.option("--to", metavar="SAVEPOINT", help="Only what came after this savepoint; resume goes on from there.")
+@click.option("--to", metavar="SAVEPOINT", help="Only nodes after this savepoint; resume continues from there.")
 def rollback_command(store: str, run: str, sources: tuple[str, ...], to: str | None) -> int:
-    """Compensate what RUN did, in reverse order."""
-    done = _with_executor(_existing(store), sources, lambda executor: executor.rollback(run, to))
-    return _report(done, store, good=("rolled_back", "paused"))
+    """Compensate the nodes of RUN that succeeded, in reverse order."""
+    done = _with_executor(_existing(store), _handlers(sources), lambda executor: executor.rollback(run, to))
+    return _report(done, store, successful=("rolled_back", "paused"))
 
 
 @command.command(name="fork")
 @store_argument
 @run_argument
-@click.option("--at", type=int, metavar="EVENT", help="Number of the event to go on from; without it, the newest.")
+@click.option("--at", type=int, metavar="EVENT", help="Number of the event to continue from. Default: the newest.")
 @click.option("--uid", help="Uid of the new run.")
 def fork_command(store: str, run: str, at: int | None, uid: str | None) -> None:
-    """Create a run that goes on from where RUN was; `resume` executes it."""
+    """Create a run that continues from an event of RUN; `resume` executes it."""
     click.echo(_with_executor(_existing(store), (), lambda executor: executor.fork(run, at, new_uid=uid)))
 
 
@@ -161,9 +167,9 @@ def fork_command(store: str, run: str, at: int | None, uid: str | None) -> None:
 @store_argument
 @run_argument
 @click.option("--after", type=int, default=0, help="Only events with a higher number.")
-@click.option("--follow", is_flag=True, help="Go on printing until the run ends.")
+@click.option("--follow", is_flag=True, help="Keep printing until the run ends.")
 def events_command(store: str, run: str, after: int, follow: bool) -> None:
-    """Print the history of RUN: one event a line, with its number, which `--after` and `fork --at` take."""
+    """Print the history of RUN: one event per line, with the number that `--after` and `fork --at` accept."""
     from midstream.plans.views import describe
 
     async def print_events(executor: AgentExecutor) -> None:
@@ -178,7 +184,7 @@ def events_command(store: str, run: str, after: int, follow: bool) -> None:
 @click.argument("run", required=False)
 @click.option("--svg", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write an SVG file instead.")
 def show_command(source: str, run: str | None, file: Path | None) -> None:
-    """Draw a PLAN file, or RUN in a STORE with the state of its nodes."""
+    """Draw the PLAN file, or RUN in STORE with the states of its nodes."""
     from midstream.cli.tables import console
     from midstream.plans import views
     from midstream.plans.drawing import COLOURS, SYMBOLS, lanes, svg
@@ -202,8 +208,8 @@ def show_command(source: str, run: str | None, file: Path | None) -> None:
             terminal.print(line.lanes, markup=False)
             continue
         state = rows[line.path].state if line.path in rows else NodeState.PENDING
-        what = line.node.handler or "sub-plan"
-        text = f"{line.lanes.format(SYMBOLS[state])}  {line.node.id}  {what}"
+        handler = line.node.handler or "sub-plan"
+        text = f"{line.lanes.format(SYMBOLS[state])}  {line.node.id}  {handler}"
         terminal.print(text + (f"  {state}" if rows else ""), style=COLOURS[state] if rows else None, markup=False)
 
 
@@ -211,27 +217,32 @@ def show_command(source: str, run: str | None, file: Path | None) -> None:
 @store_argument
 @click.option("--older-than", type=Age(), required=True, help="Only runs that ended longer ago: 12h, 30d.")
 def prune_command(store: str, older_than: float) -> None:
-    """Delete runs that ended long ago. Runs that others were forked from are kept."""
+    """Delete old runs that have ended, except runs with forks."""
     pruned = _with_executor(_existing(store), (), lambda executor: executor.prune(older_than))
     click.echo(f"{len(pruned)} runs deleted")
 
 
-def _with_executor(store: str, sources: tuple[str, ...], work: Any) -> Any:
-    from midstream.plans import AgentExecutor
+def _handlers(sources: tuple[str, ...]) -> Handlers:
     from midstream.plans.load import load_handlers
 
+    return load_handlers(sources)
+
+
+def _with_executor(store: str, handlers: Handlers | tuple[()], work: Any) -> Any:
+    from midstream.plans import AgentExecutor
+
     async def main() -> Any:
-        async with AgentExecutor(store, load_handlers(sources)) as executor:
+        async with AgentExecutor(store, handlers) as executor:
             return await work(executor)
 
     return asyncio.run(main())
 
 
-def _report(result: RunResult, store: str, good: tuple[str, ...] = ("succeeded", "waiting", "paused")) -> int:
-    """Print how a run stands. Its output goes to stdout, the rest to stderr."""
+def _report(result: RunResult, store: str, successful: tuple[str, ...] = ("succeeded", "waiting", "paused")) -> int:
+    """Print the status of a run: its output to stdout, the rest to stderr."""
     if result.status == "succeeded":
         click.echo(visible(json.dumps(result.output, ensure_ascii=False)))
-    colour = "green" if result.status in good else "red"
+    colour = "green" if result.status in successful else "red"
     click.secho(str(result.status), fg=colour, bold=True, nl=False, err=True)
     click.echo(visible(f": {result.error}" if result.error else ""), err=True)
     if result.refused:
@@ -242,7 +253,7 @@ def _report(result: RunResult, store: str, good: tuple[str, ...] = ("succeeded",
         schema = json.dumps(question.schema)
         click.echo(visible(f"{question.path} asks: {question.prompt} (an answer that fits {schema})"), err=True)
         click.echo(visible(f"  midstream plan answer {_shown(store)} {result.uid} {question.id} VALUE"), err=True)
-    return 0 if result.status in good and not result.refused else FAILED
+    return 0 if result.status in successful and not result.refused else FAILED
 
 
 def _why(row: NodeRow) -> str:
@@ -252,7 +263,7 @@ def _why(row: NodeRow) -> str:
 
 
 def _shown(store: str) -> str:
-    """`store` without the password that a URL may hold."""
+    """Return `store` without the password that a URL may contain."""
     if "://" not in store:
         return store
     import sqlalchemy as sa
@@ -261,7 +272,7 @@ def _shown(store: str) -> str:
 
 
 def _existing(store: str) -> str:
-    """An existing database: a misspelt path must not make a new one."""
+    """Return `store` if it exists: a misspelt path must not create a new database."""
     from midstream.core.errors import RunError
 
     if "://" not in store and not Path(store).is_file():
@@ -279,13 +290,13 @@ def _reading(store: str) -> Any:
     return database
 
 
-def _json(text: str, what: str) -> Any:
+def _json(text: str, option: str) -> Any:
     from midstream.core.errors import ConfigError
 
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{what} is not JSON: {error}") from None
+        raise ConfigError(f"{option} is not JSON: {error}") from None
 
 
 def _answer(value: str) -> Any:

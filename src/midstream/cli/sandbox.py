@@ -42,13 +42,13 @@ def run_command(file: Path, backend: str, timeout: float | None, inputs: tuple[P
 
     try:
         code = file.read_text(encoding="utf-8")
-        given = {path.name: path.read_bytes() for path in inputs}
+        files = {path.name: path.read_bytes() for path in inputs}
     except UnicodeDecodeError:
         raise UserError(f"'{file}' is not UTF-8 text", "give a Python file") from None
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from None
     limits = Limits() if timeout is None else Limits(wall_s=timeout, cpu_s=timeout)
-    result = asyncio.run(_run(code, given, backend, limits))
+    result = asyncio.run(_run(code, files, backend, limits))
     _show(result)
     if output is not None:
         _save(result, output)

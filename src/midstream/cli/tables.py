@@ -18,8 +18,8 @@ def console() -> Console:
     80 columns."""
     from midstream.cli.terminal import VisibleConsole
 
-    made = VisibleConsole(highlight=False, soft_wrap=False)
-    return made if made.is_terminal else VisibleConsole(highlight=False, width=max(160, made.width))
+    terminal = VisibleConsole(highlight=False, soft_wrap=False)
+    return terminal if terminal.is_terminal else VisibleConsole(highlight=False, width=max(160, terminal.width))
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -36,10 +36,10 @@ def seconds(value: Any) -> str:
     """Format a duration in seconds as `48s`, `3m20s` or `1h05m`; a dash if it is absent."""
     if not _is_number(value):
         return "-"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, rest = divmod(whole, 60)
+    total = round(value)
+    if total < 60:
+        return f"{total}s"
+    minutes, rest = divmod(total, 60)
     return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 

@@ -1,4 +1,4 @@
-"""`midstream workflow`: check, show, run, search for and compare workflows."""
+"""`midstream workflow`: checks, shows, runs, searches for and compares workflows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command() -> None:
 def check_command(files: tuple[Path, ...]) -> int:
     """Check workflows: FILE is code, or JSON with prompts and graph_code, or a folder with graph.py and prompt.py.
 
-    Prints what is wrong with line and reason. Exits with 2 when a workflow must not run. Nothing in FILE is executed.
+    Prints each problem with its line and reason. Exits with 2 if a workflow must not run. Executes nothing in FILE.
     """
     from midstream.core.text import visible
     from midstream.workflows import OPERATORS, WorkflowLimits
@@ -88,14 +88,18 @@ def operators_command() -> None:
 @command.command(name="run")
 @click.argument("file")
 @click.option("--problem", required=True, help="The problem, as text.")
-@click.option("--model", metavar="NAME|URL", help="The executor: a model that runs here, or an OpenAI-compatible URL.")
+@click.option(
+    "--model", metavar="NAME|URL", help="The executor: a local model, or the URL of an OpenAI-compatible server."
+)
 @click.option("--model-name", help="Name of the model at a URL.")
 @click.option("--api-key-env", help="Environment variable with the key for a URL.")
-@click.option("--executors", type=FILE, help="Executor models in a YAML file, as config/aflow_llm.yaml names them.")
-@click.option("--prompts", type=FILE, help="A JSON object of prompts that replace the workflow's.")
-@click.option("--entry-point", default="", help="The function that a code problem asks for.")
-@click.option("--public-test", "tests", multiple=True, help="A test that the workflow may see. Repeatable.")
-@click.option("--fallback", is_flag=True, help="Answer by a default workflow when this one fails; the trace says so.")
+@click.option("--executors", type=FILE, help="A YAML file of executor models, in the form of config/aflow_llm.yaml.")
+@click.option("--prompts", type=FILE, help="A JSON file with an object of prompts that replace the workflow's.")
+@click.option("--entry-point", default="", help="The function that a code problem requires.")
+@click.option("--public-test", "tests", multiple=True, help="A public test, shown to the workflow. Repeatable.")
+@click.option(
+    "--fallback", is_flag=True, help="If the workflow fails, answer with a default workflow; the trace says so."
+)
 @click.option(
     "--durable",
     type=FILE,
@@ -104,7 +108,7 @@ def operators_command() -> None:
 )
 @click.option("--uid", help="Name of a durable run.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the whole trace as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the full trace as JSON.")
 def run_command(file: str, as_json: bool, **options: Any) -> int:
     """Run a workflow on one problem and show each operator's result, tokens, cost and time."""
     run = asyncio.run(_run(file, **options))
@@ -146,11 +150,11 @@ async def _run(
         raise UserError("a durable run has no fallback", "leave out --fallback")
     named = {"default": ExecutorConfig(engine=model, model=model_name, api_key_env=api_key_env)} if model else {}
     configs = read_executors(executors) if executors is not None else named
-    given = WorkflowInput(problem=problem, entry_point=entry_point, public_tests=tests)
+    problem_input = WorkflowInput(problem=problem, entry_point=entry_point, public_tests=tests)
     async with AsyncExitStack() as stack:
         runner = await stack.enter_async_context(WorkflowRunner(await open_models(configs, stack)))
         if fallback and prompts is None and Path(file).is_file():
-            return await serve(Path(file).read_text(encoding="utf-8"), given, runner, seed=seed)
+            return await serve(Path(file).read_text(encoding="utf-8"), problem_input, runner, seed=seed)
         workflow = load_workflow(file)
         if prompts is not None:
             from midstream.workflows.bound import BoundWorkflow
@@ -162,24 +166,24 @@ async def _run(
             from midstream.workflows.run.durable import DurableRuns
 
             async with DurableRuns(runner, durable) as runs:
-                return await runs.run(workflow, given, uid=uid, seed=seed)
-        return await (serve if fallback else _plain)(workflow, given, runner, seed=seed)
+                return await runs.run(workflow, problem_input, uid=uid, seed=seed)
+        return await (serve if fallback else _plain)(workflow, problem_input, runner, seed=seed)
 
 
-async def _plain(workflow: Any, given: Any, runner: Any, *, seed: int) -> WorkflowRun:
-    return await runner.run(workflow, given, seed=seed)
+async def _plain(workflow: Any, problem_input: Any, runner: Any, *, seed: int) -> WorkflowRun:
+    return await runner.run(workflow, problem_input, seed=seed)
 
 
 def _prompts(path: Path) -> dict[str, str]:
     from midstream.core.errors import UserError
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        prompts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read prompts from '{path}': {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise UserError(f"'{path}' is not an object of texts", '{"Custom": "Solve step by step."}')
-    return found
+    return prompts
 
 
 def _show_run(run: WorkflowRun) -> None:
@@ -214,7 +218,7 @@ def _show_run(run: WorkflowRun) -> None:
 @click.argument("settings", metavar="CONFIG", type=click.Path())
 @click.argument("changes", nargs=-1, metavar="[KEY=VALUE]...")
 def search_command(settings: str, changes: tuple[str, ...]) -> None:
-    """Search for a workflow, as CONFIG says. The same command goes on after a stop or a crash.
+    """Search for a workflow with the settings of CONFIG. The same command continues after a stop or a crash.
 
     \b
     midstream workflow search workflow_search search.rounds=5
@@ -228,9 +232,9 @@ def search_command(settings: str, changes: tuple[str, ...]) -> None:
     def show(candidate: Candidate) -> None:
         score = "-" if candidate.score is None else f"{candidate.score:.3f} ({candidate.low:.2f}-{candidate.high:.2f})"
         early = ", given up early" if candidate.stopped else ""
-        why = candidate.modification or "start"
+        change = candidate.modification or "start"
         problem = f": {candidate.problems[0]}" if candidate.score is None and candidate.problems else ""
-        click.echo(visible(f"{candidate.number:3d}  {score}{early}  {candidate.tokens} tokens  {why}{problem}"))
+        click.echo(visible(f"{candidate.number:3d}  {score}{early}  {candidate.tokens} tokens  {change}{problem}"))
 
     result = asyncio.run(run_search(config, show))
     cost = "unknown cost" if result.cost_usd is None else f"{result.cost_usd:.4f} USD"
@@ -294,8 +298,8 @@ def pairs_command(settings: str, policy: str, tasks: int, out: Path, changes: tu
 @click.option("--learned", multiple=True, metavar="RUN", help="A run whose policy writes workflows. Repeatable.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 @click.option("--trust", is_flag=True, help="Run what the config of a run from elsewhere names; it is shown first.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens that each run may use, the same for all.")
-@click.option("--out", type=FILE, help="Write the comparison as JSON.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Token budget of each run, the same for all workflows.")
+@click.option("--out", type=FILE, help="Write the comparison to this JSON file.")
 @click.option("--html", type=FILE, help="Write it as a page with the cost frontier.")
 def compare_command(
     settings: str,
@@ -309,7 +313,7 @@ def compare_command(
     """Compare workflows on the test tasks of CONFIG.
 
     WORKFLOW is a file, a baseline (io, cot, cot-sc, medprompt, multi-persona, self-refine), `best`, the result of the
-    config's search, or `prompts`, that of its prompt optimisation. Without any: all baselines, and those of `best` and
+    config's search, or `prompts`, that of its prompt optimisation. Default: all baselines, and those of `best` and
     `prompts` that exist. Differences are to the first.
     """
     from midstream.workflows.baselines import BASELINES

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from midstream.core.types import Message
+
+Resume = Literal["snapshot", "replay", "none"]
+"""How something with state goes on after the process that held it died: from a `snapshot` of its state, by a `replay`
+of what was done to it, or not at all: then the attempt starts again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,11 @@ class Outcome:
 
 
 class Environment(Protocol):
-    """One episode. Methods are never called concurrently, and `close` is called last."""
+    """One episode. Methods are never called concurrently, and `close` is called last.
+
+    An environment may have an attribute `resume`. `replay`: the same actions lead to the same observations, so an
+    interrupted episode is resumed by taking them again. `snapshot`: it is a `SnapshotEnvironment`. `none`, the default:
+    an interrupted episode starts again."""
 
     async def reset(self) -> Sequence[Message]:
         """Start the episode; return the agent's first messages."""
@@ -41,3 +49,21 @@ class Environment(Protocol):
     async def close(self) -> None:
         """Release all resources. Called once if `reset` was called, even after errors."""
         ...
+
+
+@runtime_checkable
+class SnapshotEnvironment(Environment, Protocol):
+    """An environment whose state can be saved and restored."""
+
+    async def snapshot(self) -> Any:
+        """Return the state after the last action, as JSON data."""
+        ...
+
+    async def restore(self, state: Any) -> None:
+        """Continue from a state that `snapshot` returned, in place of `reset`."""
+        ...
+
+
+def resume_of(environment: Environment) -> Resume:
+    """How an interrupted episode of `environment` goes on."""
+    return getattr(environment, "resume", "none")

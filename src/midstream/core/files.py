@@ -42,7 +42,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         for parent in reversed([path for path in (temporary, *temporary.parents) if not path.exists()]):
             parent.mkdir(mode=0o700, exist_ok=True)
         yield temporary
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             make_private(path)
             sync(path)
         if folder.exists():

@@ -1,4 +1,4 @@
-"""Prices of models. A model without a price costs an unknown amount, which is never 0."""
+"""Prices of models. The cost of a model without a price is unknown, never 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _VERSION = re.compile(r"-(?:\d[\d.-]*|latest|preview)$")
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars for a million tokens."""
+    """US dollars per million tokens."""
 
     prompt_usd: float
     completion_usd: float
@@ -21,7 +21,7 @@ class Price:
             raise ValueError("a price is not negative")
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Cost of one call in US dollars."""
+        """Return the cost of one call in US dollars."""
         return (prompt_tokens * self.prompt_usd + completion_tokens * self.completion_usd) / 1e6
 
 
@@ -35,7 +35,8 @@ PRICES: Mapping[str, Price] = {
 
 
 def price_of(model: str, prices: Mapping[str, Price] = PRICES) -> Price | None:
-    """The price of `model`, also of a dated version of a listed one (`gpt-4o-mini-2024-07-18`). None when unknown."""
+    """Return the price of `model`, which may be a dated version of a listed one (`gpt-4o-mini-2024-07-18`); None if
+    unknown."""
     while model not in prices:
         shorter = _VERSION.sub("", model)
         if shorter == model:

@@ -9,8 +9,8 @@ from typing import Any
 _CUTS = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 _PENALTIES = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0}
 ALTERATIONS = ("greedy", "constraint", *_CUTS, *_PENALTIES)
-"""What makes a response differ from a plain sample of the distribution that its log-probabilities are of. `constraint`
-is one of them only where log-probabilities are over the whole vocabulary, see `Step.constraint`."""
+"""Causes for which a response is not a plain sample of the distribution of its log-probabilities. `constraint` is one
+only if log-probabilities are over the whole vocabulary, see `Step.constraint`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,8 @@ class SamplingParams:
         """Return the settings of `ALTERATIONS` in effect, with their values; empty for a plain sample. Cuts do not
         change a greedy pick, so they are left out there."""
         away = _PENALTIES if self.temperature == 0 else {**_CUTS, **_PENALTIES}
-        found = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
-        return {"greedy": True, **found} if self.temperature == 0 else found
+        altered = {name: getattr(self, name) for name, off in away.items() if getattr(self, name) != off}
+        return {"greedy": True, **altered} if self.temperature == 0 else altered
 
     @property
     def penalised(self) -> bool:

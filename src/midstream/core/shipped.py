@@ -12,8 +12,8 @@ _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")
 def shipped_configs() -> dict[str, Path]:
     """Return the paths of the shipped configs by name (file name without suffix)."""
     for folder in _FOLDERS:
-        if found := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
-            return found
+        if configs := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
+            return configs
     return {}
 
 

@@ -1,8 +1,8 @@
 """`Toolset`: tools that are opened, listed, called and closed, described by JSON schemas.
 
-Functions, memory, an index, an MCP server or a sandbox can all be one. A flow uses a toolset by
-`AgentFlowBase.use_toolset`; `midstream.tools` applies argument checks, time limits, retries and budgets, so a toolset
-need not.
+Functions, memory, an index, an MCP server or a sandbox can all be toolsets. A flow uses a toolset with
+`AgentFlowBase.use_toolset`. `midstream.tools` applies argument checks, time limits, retries and budgets, so a toolset
+need not implement them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolPolicy:
-    """How the calls of one tool are run, besides its time limit."""
+    """How calls of a tool are run, in addition to its time limit."""
 
     retries: int = 0
     """Further attempts after a transient failure."""
     backoff_s: float = 0.5
-    """Longest wait before the first retry; it doubles with each retry. The wait itself is drawn from 0 to this
-    (full jitter)."""
+    """Maximum wait before the first retry, doubled with each retry. The wait is drawn between 0 and this maximum (full
+    jitter)."""
     max_backoff_s: float = 10.0
-    """Longest wait between two attempts."""
+    """Limit on the maximum wait."""
     idempotent: bool = False
-    """Whether a call may be repeated when it is not known if it was carried out: after a timeout or a lost
+    """Whether a call may be repeated if it is unknown whether it was carried out: after a timeout or a lost
     connection."""
     cost: float = 0.0
     """Cost of one call, in the unit of the budget."""
@@ -42,7 +42,7 @@ class ToolPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolExample:
-    """A call to show in a tool's card."""
+    """An example call, shown in a tool's card."""
 
     arguments: Mapping[str, Any]
     description: str = ""
@@ -60,7 +60,7 @@ class ToolSpec:
     """Time limit of one attempt."""
     policy: ToolPolicy = ToolPolicy()
     returns: str = ""
-    """What a call returns, in a word or two."""
+    """Result of a call, in a word or two."""
     limits: tuple[str, ...] = ()
     """What the tool cannot do."""
     best_practices: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class ToolSpec:
 
     @property
     def signature(self) -> str:
-        """The call as a prompt shows it: `search(query: string, limit: integer = 5, lang?: string)`."""
+        """Return the call as a prompt shows it: `search(query: string, limit: integer = 5, lang?: string)`."""
         required = self.parameters.get("required", ())
         parts: list[str] = []
         for name, schema in self.parameters.get("properties", {}).items():
@@ -83,18 +83,18 @@ class ToolSpec:
 
     @property
     def schema(self) -> ToolSchema:
-        """The declaration in OpenAI's format, as chat templates read it."""
+        """Return the declaration in OpenAI's format, for chat templates."""
         return tool_schema(self.name, self.description, self.parameters)
 
     @property
     def card(self) -> str:
-        """Signature and first line of the description, for a list of tools in a prompt."""
+        """Return signature and first line of the description, for a list of tools in a prompt."""
         first_line = self.description.partition("\n")[0]
         return f"{self.signature} - {first_line}" if first_line else self.signature
 
     @property
     def full_card(self) -> str:
-        """The card with the whole description, limits, best practices and examples, one per line."""
+        """Return the card with full description, limits, best practices and examples, one per line."""
         lines = [f"{self.signature} -> {self.returns}" if self.returns else self.signature]
         lines += [line for line in self.description.splitlines() if line.strip()]
         lines += [f"Limit: {limit}" for limit in self.limits]
@@ -106,7 +106,7 @@ class ToolSpec:
 
 
 def tool_schema(name: str, description: str | None, parameters: Mapping[str, Any] | None) -> ToolSchema:
-    """Declare a tool in OpenAI's format, as chat templates read it."""
+    """Declare a tool in OpenAI's format, for chat templates."""
     function: dict[str, Any] = {"name": name}
     if description:
         function["description"] = description
@@ -116,7 +116,7 @@ def tool_schema(name: str, description: str | None, parameters: Mapping[str, Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContent:
-    """One part of a tool's result. `text` is what a text-only model sees of it."""
+    """One part of a tool's result. `text` is its form for a text-only model."""
 
     kind: Literal["text", "data", "image", "file"]
     text: str
@@ -131,18 +131,18 @@ class ToolContent:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The parts of a tool's result, in order. `is_error` marks a failure that the tool itself reports.
+    """The parts of a tool's result, in order. `is_error` marks a failure that the tool reports.
 
-    The other fields are set by the wrappers of `midstream.tools.policies`."""
+    Wrappers of `midstream.tools.policies` set the other fields."""
 
     parts: tuple[ToolContent, ...]
     is_error: bool = False
     error_kind: str = ""
     """Kind of a failure, as in `ToolCall.error_kind`; empty on success, and on a failure not yet classified."""
     attempts: int = 1
-    """Attempts made, retries included."""
+    """Number of attempts, including retries."""
     answered_by: str = ""
-    """The fallback tool that gave this result; empty if the called tool did."""
+    """The fallback tool that answered; empty if the called tool did."""
 
     @property
     def text(self) -> str:
@@ -151,8 +151,8 @@ class ToolResult:
 
     @classmethod
     def of(cls, value: Any, source: str = "") -> ToolResult:
-        """Return a result with one part: text for a string, data for a list or dict, else text by `str`. A result is
-        returned unchanged."""
+        """Return a result with one part: text for a string, data for a list or dict, else `str(value)` as text. A
+        result is returned unchanged."""
         if isinstance(value, ToolResult):
             return value
         if isinstance(value, dict | list | tuple):
@@ -162,12 +162,16 @@ class ToolResult:
 
     @classmethod
     def failure(cls, kind: str, reason: str) -> ToolResult:
-        """A failed call."""
+        """Return the result of a failed call."""
         return cls((ToolContent(kind="text", text=reason),), is_error=True, error_kind=kind)
 
 
 class Toolset(Protocol):
-    """A set of tools with a lifetime. A call that fails raises, or returns a result with `is_error`."""
+    """A set of tools with a lifetime. A call that fails raises, or returns a result with `is_error`.
+
+    A toolset whose calls change nothing but its own state may have an attribute `resume = "replay"`: an attempt that
+    goes on after its process died then makes the recorded calls again. Of any other toolset the recorded results are
+    used, and no call is repeated."""
 
     async def open(self) -> None:
         """Acquire resources. An implementation that raises must release them first; `close` is then not called."""

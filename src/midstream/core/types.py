@@ -113,8 +113,9 @@ class Step:
     temperature: float = 1.0
     """Sampling temperature of the response and of `rollout_log_probs`."""
     constraint: Constraint | None = None
-    """What limited the response: `rollout_log_probs` are over the tokens it allowed. None: over the whole vocabulary,
-    also for a constrained response of an engine that reports no others (`metadata["sampling"]["constraint"]`)."""
+    """Constraint of the response; `rollout_log_probs` are over the tokens it allowed. If None, they are over the whole
+    vocabulary, even for a constrained response if the engine reports no others
+    (`metadata["sampling"]["constraint"]`)."""
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
     """Tool declarations rendered with `messages`."""
@@ -146,8 +147,8 @@ class Step:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
     """One executed tool call. `error_kind` is empty on success; otherwise the failure: `unknown_tool`,
-    `invalid_arguments`, `timeout`, `raised` (the tool reported an error), `transient` (it failed for now),
-    `unavailable` (its service is down: infrastructure), `over_budget`, `refused` (not approved), or `unparsed` when the
+    `invalid_arguments`, `timeout`, `raised` (the tool reported an error), `transient` (a temporary failure),
+    `unavailable` (its service is down: infrastructure), `over_budget`, `refused` (not approved), or `unparsed` if the
     planner's text contains no parsable call."""
 
     tool: str
@@ -161,9 +162,9 @@ class ToolCall:
     unmasked: str = ""
     """The result before `flow.mask_results` hid part of it from the agent; empty if unmasked."""
     answered_by: str = ""
-    """The tool that gave the result in place of `tool`: a fallback or the default tool. Empty if `tool` did."""
+    """The tool that answered instead of `tool`: a fallback or the default tool. Empty if `tool` answered."""
     attempts: int = 1
-    """Attempts made, retries and fallbacks included."""
+    """Number of attempts, including retries and fallbacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

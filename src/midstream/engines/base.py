@@ -21,7 +21,8 @@ class Request:
     """One model call.
 
     `session` names the trajectory: an engine may keep its KV cache between calls of one session. `role` is the module
-    role that makes the call. `prompt_ids` was rendered from `messages` and `tools`; engines that take text only, or
+    role that makes the call. `adapter` names the published weights to sample from; empty leaves it to the engine, see
+    `PolicyEngine.adapter`. `prompt_ids` was rendered from `messages` and `tools`; engines that take text only, or
     need the images, use those. `top_log_probs` is the number of most likely tokens to return per position. `on_tokens`
     is called while the response is sampled; it has received the last token before `generate` returns."""
 
@@ -29,6 +30,7 @@ class Request:
     sampling: SamplingParams
     session: str = ""
     role: str = ""
+    adapter: str = ""
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolSchema, ...] = ()
     constraint: Constraint | None = None
@@ -119,7 +121,8 @@ class PolicyEngine(Engine, Protocol):
 
     @property
     def adapter(self) -> str:
-        """Name of the weights it samples from, see `Publication`; empty for a model that is not trained."""
+        """Name of the weights that a request without an `adapter` is sampled from, see `Publication`: those loaded
+        last. Empty for a model that is not trained."""
         ...
 
     @property
@@ -140,8 +143,9 @@ class PolicyEngine(Engine, Protocol):
         ...
 
     async def load_weights(self, publication: Publication) -> None:
-        """Sample from the weights of `publication` from now on. No call spans two versions. Raises `Unsupported` for a
-        kind of weights outside `capabilities`, `ModelError` and `EngineError` if loading fails."""
+        """Sample from the weights of `publication` from now on, for requests that name its adapter or none. Adapters of
+        other names stay. No call spans two versions. Raises `Unsupported` for a kind of weights outside `capabilities`,
+        `ModelError` and `EngineError` if loading fails."""
         ...
 
     def frozen(self) -> Engine:

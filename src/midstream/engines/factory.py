@@ -32,6 +32,8 @@ class EngineSettings:
     replies: Sequence[str] = ()
     latency_s: float = 0.0
     tokens_per_s: float | None = None
+    api_key_env: str | None = None
+    """Environment variable with the API key of vLLM servers."""
 
 
 async def make_policy_engine(settings: EngineSettings, tokenizer: ChatTokenizer, stack: AsyncExitStack) -> PolicyEngine:
@@ -46,7 +48,7 @@ async def make_policy_engine(settings: EngineSettings, tokenizer: ChatTokenizer,
     engines: list[VLLMEngine] = []
     for url in settings.engine:
         try:
-            engines.append(await VLLMEngine.connect(url, tokenizer))
+            engines.append(await VLLMEngine.connect(url, tokenizer, api_key_env=settings.api_key_env))
         except EngineError as error:
             raise RunError(str(error), "start the vLLM server first, and give its address without /v1") from None
         stack.push_async_callback(engines[-1].close)
@@ -56,8 +58,8 @@ async def make_policy_engine(settings: EngineSettings, tokenizer: ChatTokenizer,
 def make_engine_on(
     decoder: Decoder, tokenizer: ChatTokenizer, *, adapter: str, slots: int, deterministic: bool
 ) -> PolicyEngine:
-    """Create an engine that samples from `decoder`, whose weights somebody else may be training. `adapter` is their
-    name, see `Publication`."""
+    """Create an engine that samples from `decoder`, whose weights somebody else may be training. `adapter` names those
+    that it samples from unless a request names others, see `Publication`."""
     from midstream.engines.torch.engine import TorchEngine
 
     return TorchEngine(decoder, tokenizer, adapter=adapter, slots=slots, deterministic=deterministic)

@@ -24,16 +24,19 @@ async def follow(
     run: Path, subscriber: Subscriber, first: asyncio.Event, *, adapter: str | None = None, every_s: float = EVERY_S
 ) -> None:
     """Give `subscriber` the newest publication of `run` and every later one, until cancelled. `adapter` names what is
-    followed; None follows whichever name has publications, and the first of several.
+    followed; None follows whichever name has publications, and the first of several, with a warning.
 
     A publication that fails to load is logged and retried until a newer one appears; the policy does not change
     meanwhile. `first` is set after the first attempt to load, or at once when nothing is published yet.
     """
-    root, reported = run / FOLDER, False
+    root, reported, several = run / FOLDER, False, False
     loaded: Publication | None = None
     failed: Publication | None = None
     while True:
         newest = await asyncio.to_thread(_newest, root, adapter)
+        if adapter is None and newest is not None and not several and len(names := adapters(root)) > 1:
+            several = True
+            _log.warning("'%s' publishes %s: following '%s'; name another", run, ", ".join(names), newest.adapter)
         if newest is None and not reported:
             reported = True
             _log.warning("'%s' has published no weights yet: the base model answers until it does", run)

@@ -28,8 +28,8 @@ class _Replica:
     key: str
     under_way: int = 0
     rests_until: float = 0.0
-    missed: Publication | None = None
-    """Weights that it could not be given; it loads them before its next call."""
+    missed: dict[str, Publication] = field(default_factory=dict[str, Publication])
+    """Weights, by adapter, that it could not be given; it loads them before its next call."""
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -52,12 +52,14 @@ class Replicas:
     @property
     def policy_version(self) -> int:
         """The oldest version that may answer a call."""
-        return min(one.missed.version if one.missed else one.engine.policy_version for one in self._replicas)
+        return min(
+            max((p.version for p in one.missed.values()), default=one.engine.policy_version) for one in self._replicas
+        )
 
     @property
     def behind(self) -> tuple[bool, ...]:
         """For each of `engines`, whether it has yet to load the weights published last."""
-        return tuple(one.missed is not None for one in self._replicas)
+        return tuple(bool(one.missed) for one in self._replicas)
 
     @property
     def adapter(self) -> str:
@@ -109,11 +111,11 @@ class Replicas:
             for engine, replica in zip(policies, self._replicas, strict=True):
                 try:
                     await engine.load_weights(publication)
-                    replica.missed = None
+                    replica.missed.pop(publication.adapter, None)
                 except EngineUnreachable as error:
                     failures.append(error)
                     self._rest(replica)
-                    replica.missed = publication
+                    replica.missed[publication.adapter] = publication
                     _log.warning("%s missed policy version %d: %s", engine.name, publication.version, error)
             if len(failures) == len(policies):
                 raise failures[0]
@@ -161,9 +163,12 @@ class Replicas:
     async def _catch_up(self, replica: _Replica) -> None:
         # One of several concurrent calls loads; the others wait for it.
         async with replica.loading if replica.missed else nullcontext():
-            if replica.missed is not None and isinstance(replica.engine, PolicyEngine):
-                await replica.engine.load_weights(replica.missed)
-                replica.missed = None
+            while replica.missed and isinstance(replica.engine, PolicyEngine):
+                adapter, publication = next(iter(replica.missed.items()))
+                await replica.engine.load_weights(publication)
+                # Another publication may have come meanwhile.
+                if replica.missed.get(adapter) is publication:
+                    del replica.missed[adapter]
 
     def _rest(self, replica: _Replica) -> None:
         replica.rests_until = clock.monotonic() + self._rest_s

@@ -74,7 +74,7 @@ class ScriptedEngine:
         began = time.perf_counter()
         limit = room_for(request, self.context_length)
         async with self._pause.call():
-            version, adapter = self.policy_version, self.adapter
+            version, adapter = self.policy_version, request.adapter or self.adapter
             reply = self._next(request)
             if self.latency_s:
                 await clock.sleep(self.latency_s)

@@ -28,9 +28,9 @@ def contents(run_dir: str | Path) -> dict[str, Any]:
         raise RunError(f"the run '{run_dir}' has no checkpoint to compare")
     newest = found[-1]
     result: dict[str, Any] = {"checkpoint": newest.name}
-    for file in sorted(newest.iterdir()):
-        if file.name != "config.yaml":
-            result[f"{newest.name}/{file.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in sorted(newest.rglob("*")):
+        if file.is_file() and file.name != "config.yaml":
+            result[f"{newest.name}/{file.relative_to(newest)}"] = hashlib.sha256(file.read_bytes()).hexdigest()
     for name in LOGS:
         result[name] = [
             {key: value for key, value in row.items() if not key.endswith("_s")} for row in read_rows(run_dir / name)
@@ -47,5 +47,5 @@ def differences(one: str | Path, other: str | Path) -> list[str]:
 
 
 def _compared(trajectory: Trajectory) -> tuple[Any, ...]:
-    steps = [(s.prompt_ids, s.response_ids, s.rollout_log_probs, s.policy_version) for s in trajectory.steps]
+    steps = [(s.prompt_ids, s.response_ids, s.rollout_log_probs, s.adapter, s.policy_version) for s in trajectory.steps]
     return trajectory.status, trajectory.answer, dict(trajectory.rewards), steps

@@ -16,11 +16,11 @@ from midstream.gateway.in_process import InProcessGateway
 if TYPE_CHECKING:
     from midstream.learn.config import TrainConfig
 
-# A question needs neither the tasks nor the reward of the run, and their files may be missing.
-_NOT_NEEDED: Mapping[str, Mapping[str, Any] | None] = {
+NOT_NEEDED: Mapping[str, Mapping[str, Any] | None] = {
     "tasks": {"sources": [{"type": "direct"}]},
     "reward": {"failed": 0.0},
 }
+"""Sections of a config that answering a question does not need. The files they name may be missing."""
 
 
 def ask(
@@ -74,5 +74,5 @@ async def ask_async(
     source = find_agent(config=config, run=run, checkpoint=checkpoint, model=model, runs_dir=runs_dir)
     task = Task(id="question", prompt=question, kind="question", split="test", metadata=metadata or {})
     async with InProcessGateway() as endpoint:
-        parts = await asyncio.to_thread(load_agent, source, sections=_NOT_NEEDED, trust=trust, endpoint=endpoint)
+        parts = await asyncio.to_thread(load_agent, source, sections=NOT_NEEDED, trust=trust, endpoint=endpoint)
         return (await parts.evaluate([task], "ask", channel="ask"))[0]

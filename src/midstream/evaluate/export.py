@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from midstream.core.config import load_yaml, parse_config
-from midstream.core.errors import ConfigError, RunError
+from midstream.core.errors import ConfigError, RunError, nearest
 from midstream.evaluate.agent import find_checkpoint
 from midstream.evaluate.model_card import model_card
 from midstream.evaluate.runs import find_run
@@ -29,6 +29,7 @@ def export(
     out: str | Path,
     *,
     merge: bool = False,
+    adapter: str | None = None,
     dtype: Dtype = "auto",
     push: str | None = None,
     public: bool = False,
@@ -38,15 +39,17 @@ def export(
 
     `run` is a run (its newest checkpoint; a folder, or a name in `runs_dir`) or a checkpoint. `merge` merges an adapter
     into its base model and writes a model that transformers loads; otherwise the folder holds the adapter in peft's
-    format. A fully tuned policy is always written as a model. `dtype` is the type of the weights; `auto` is the base
-    model's. `push` uploads the folder to the hub as `owner/name`, private unless `public`. Imports and runs nothing
-    that the run's config names. Raises `UserError`, and then leaves no folder behind.
+    format. Of a run with several adapters, `adapter` names the one to write; without it, each is written into a folder
+    of its name. A fully tuned policy is always written as a model. `dtype` is the type of the weights; `auto` is that
+    of the base model. `push` uploads the folder to the hub as `owner/name`, private unless `public`. Imports and runs
+    nothing that the run's config names. Raises `UserError`, and then leaves no folder behind.
     """
     checkpoint = find_checkpoint(run if Path(run, "state.json").is_file() else find_run(str(run), runs_dir))
     config = parse_config(TrainConfig, load_yaml(checkpoint / "config.yaml"), f"the config of '{checkpoint}'")
     whole = merge or config.policy.tuning == "full"
     if dtype != "auto" and not whole:
         raise ConfigError(f"dtype {dtype} applies to a whole model, and this is an adapter", "export it with merge")
+    adapters = {} if config.policy.tuning == "full" else _chosen(checkpoint, config, adapter, merge)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"'{target}' already exists", "give --out a new folder")
@@ -55,10 +58,9 @@ def export(
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            _write(building, checkpoint, config, whole, dtype)
-            for file in building.iterdir():
-                file.chmod(0o644)
-            building.chmod(0o755)
+            _write(building, checkpoint, config, adapters, whole, dtype)
+            for path in (*building.rglob("*"), building):
+                path.chmod(0o755 if path.is_dir() else 0o644)
             os.replace(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
@@ -69,29 +71,48 @@ def export(
     return target
 
 
-def _write(folder: Path, checkpoint: Path, config: TrainConfig, whole: bool, dtype: Dtype) -> None:
+def _chosen(checkpoint: Path, config: TrainConfig, adapter: str | None, merge: bool) -> dict[str, Path]:
+    """Return the folders of the adapters to export, by name."""
+    from midstream.learn.model.weights import saved_adapters
+
+    found = saved_adapters(checkpoint, config.policy.adapter)
+    if adapter is not None and adapter not in found:
+        raise ConfigError(f"'{checkpoint}' has no adapter '{adapter}'", nearest(adapter, found))
+    if merge and adapter is None and len(found) > 1:
+        names = ", ".join(found)
+        raise ConfigError(f"'{checkpoint}' has several adapters ({names}), and a model has one", "name it with adapter")
+    return found if adapter is None else {adapter: found[adapter]}
+
+
+def _write(
+    folder: Path, checkpoint: Path, config: TrainConfig, adapters: Mapping[str, Path], whole: bool, dtype: Dtype
+) -> None:
     import torch
 
     from midstream.engines.models import resolve
     from midstream.engines.torch.checkpoint_files import stored_dtype
     from midstream.engines.torch.decoder import load_decoder
-    from midstream.learn.model.model_folder import copy_beside, merge_adapters, write_model
-    from midstream.learn.model.weights import unfused
+    from midstream.learn.model.model_folder import copy_beside, write_model
     from midstream.learn.run.setup import make_weights
 
     base = resolve(config.policy.model)
     if whole:
         decoder = load_decoder(base, torch.float32)
-        make_weights(config, decoder, "adapters").load(checkpoint)
-        merge_adapters(decoder)
+        make_weights(config, decoder, "adapters").load(next(iter(adapters.values()), checkpoint))
+        decoder.merge_adapter()
         kept = stored_dtype(base) if dtype == "auto" else getattr(torch, dtype)
-        values = {name: value.detach() for name, value in decoder.named_parameters() if ".adapter." not in name}
-        write_model(folder, decoder, {name: value.to(kept) for name, value in unfused(decoder, values).items()})
-    else:
+        values = {name: value.detach() for name, value in decoder.named_parameters()}
+        write_model(folder, decoder, {name: value.to(kept) for name, value in decoder.to_hf(values).items()})
+        card = model_card(checkpoint, config, whole, next(iter(adapters), ""))
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        return
+    for adapter, source in adapters.items():
+        place = folder if len(adapters) == 1 else folder / adapter
+        place.mkdir(exist_ok=True)
         for name in _ADAPTER:
-            shutil.copyfile(checkpoint / name, folder / name)
-        copy_beside(base, folder)
-    (folder / "README.md").write_text(model_card(checkpoint, config, whole), encoding="utf-8")
+            shutil.copyfile(source / name, place / name)
+        copy_beside(base, place)
+        (place / "README.md").write_text(model_card(checkpoint, config, whole, adapter), encoding="utf-8")
 
 
 def _log_in(repo: str) -> HfApi:

@@ -24,8 +24,9 @@ model = AutoPeftModelForCausalLM.from_pretrained("{folder}")
 """
 
 
-def model_card(checkpoint: Path, config: TrainConfig, whole: bool) -> str:
-    """Return the model card of the policy in `checkpoint`, a whole model or an adapter. Contains no local paths."""
+def model_card(checkpoint: Path, config: TrainConfig, whole: bool, adapter: str = "") -> str:
+    """Return the model card of the policy in `checkpoint`, a whole model or an adapter. Contains no local paths.
+    `adapter` is its name, which tells its roles in a run with several."""
     from huggingface_hub import ModelCardData
 
     base = _base(config.policy.model)
@@ -46,6 +47,7 @@ def model_card(checkpoint: Path, config: TrainConfig, whole: bool) -> str:
         ("learning rate", f"{config.optimizer.lr:g}"),
         ("tasks", ", ".join(_shown(source.type) for source in config.tasks.sources) or "recorded by a gateway"),
         ("agent flow", config.flow.name),
+        *([("roles", ", ".join(roles))] if (roles := _roles(config, adapter)) else []),
         ("reward", ", ".join(f"{name} x {weight:g}" for name, weight in config.reward.weights.items())),
         ("seed", str(config.trainer.seed)),
     ]
@@ -67,6 +69,11 @@ def model_card(checkpoint: Path, config: TrainConfig, whole: bool) -> str:
         "",
     ]
     return f"---\n{data.to_yaml().strip()}\n---\n\n" + "\n".join(lines)
+
+
+def _roles(config: TrainConfig, adapter: str) -> list[str]:
+    """Return the roles that the config gives an `adapter` other than the run's default."""
+    return [role for role, own in config.flow.roles.items() if own.adapter == adapter != config.policy.adapter]
 
 
 def _evaluations(run: Path) -> list[str]:

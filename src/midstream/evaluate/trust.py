@@ -54,6 +54,8 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
     for tool in flow.get("tools") or ():
         if ":" in str(tool):
             yield f"flow.tools imports and runs '{tool}'"
+    for handlers in _section(_section(flow, "tool_settings"), "plans").get("handlers") or ():
+        yield f"flow.tool_settings.plans imports and runs the handlers of '{handlers}'"
     for role, settings in _section(flow, "roles").items():
         if isinstance(settings, Mapping):
             yield from _sent_by(f"flow.roles.{role}", settings)

@@ -114,6 +114,8 @@ class GatewayConfig(Config):
     engine: tuple[str, ...] = ("torch",)
     """`torch` samples in this process. URLs are vLLM servers that serve `model`; each trajectory stays on one of them.
     `scripted` returns the replies of `script` in the tokens of `model`, to try an agent without a model."""
+    api_key_env: str | None = None
+    """Environment variable with the API key of the servers of `engine`."""
     script: ScriptConfig = ScriptConfig()
     """Replies of the engine `scripted`."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -127,6 +129,8 @@ class GatewayConfig(Config):
     follow: str | None = None
     """A run directory. The weights that the run publishes are loaded, and calls are stamped with their
     `policy_version`; `trainer.publish_every` sets how often it publishes."""
+    adapter: str | None = None
+    """Name of the adapter to follow, for a run that trains several; null follows the only one."""
     tool_format: str | None = None
     """Format of the model's tool calls; recognized from its chat template by default."""
     store: str = "gateway.sqlite"

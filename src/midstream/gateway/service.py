@@ -75,9 +75,9 @@ class Gateway:
             raise ApiError(400, f"{wrong} is not a token of {self.names[0]} (0 to {size - 1})", param=param)
         return tuple(ids)
 
-    def sampling(self, **asked: Any) -> SamplingParams:
+    def sampling(self, **requested: Any) -> SamplingParams:
         """Return the sampling parameters of a request; None takes the default. Raises `ApiError` 400."""
-        settings = {name: value for name, value in asked.items() if value is not None}
+        settings = {name: value for name, value in requested.items() if value is not None}
         for name, value in settings.items():
             if isinstance(value, int) and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
                 raise ApiError(400, f"{name} is too large: at most {LARGEST_NUMBER} is allowed", param=name)

@@ -14,6 +14,7 @@ from midstream.engines.publication import NAME, POLICY
 from midstream.learn.algorithms import AlgorithmConfig
 from midstream.learn.algorithms.grpo import FlowGRPO
 from midstream.learn.rollout_config import TrainRolloutConfig
+from midstream.learn.tune.config import TuneConfig
 from midstream.rewards import RewardConfig
 from midstream.tasks import TasksConfig
 
@@ -44,9 +45,11 @@ class PolicyConfig(Config):
     engine: tuple[str, ...] = ("torch",)
     """What samples in training: `torch` is this process, from the weights being trained. One URL or several are vLLM
     servers of `model`, which load the adapter after each update. `midstream eval` and `ask` always use this process."""
+    api_key_env: str | None = None
+    """Environment variable with the API key of the servers of `engine`."""
     adapter: str = POLICY
-    """Name under which the weights are published and recorded, and under which vLLM servers load them. Runs that share
-    a server need different names."""
+    """Name under which the weights are published and recorded, and under which vLLM servers load them; that of roles
+    without an `adapter` of their own. Runs that share a server need different names."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """`auto` times a matrix product in both types at the start of a run and chooses bfloat16 when it is at least 1.25
     times as fast."""
@@ -106,20 +109,30 @@ class OptimizerConfig(Config):
 
 
 class WarmStartConfig(Config):
-    """Short supervised fine-tuning on demonstrations before reinforcement learning, to teach the notation."""
+    """Supervised fine-tuning before reinforcement learning: on demonstrations, on the policy's own successes, or on
+    recorded trajectories."""
 
+    source: str = "demonstrations"
+    """`demonstrations`: tool calls in the metadata of the tasks (`demonstration`), carried out by the flow.
+    `successes`: attempts of the untrained policy itself that succeed. Otherwise the path of trajectories to imitate: a
+    store, or a file from `midstream store export`."""
     examples: int = Field(default=0, ge=0)
-    """Number of demonstrations, made from training tasks with a `demonstration` in their metadata; 0 disables the warm
-    start."""
+    """Number of training tasks that are demonstrated or attempted, or most trajectories taken from a file. 0 disables
+    the warm start."""
+    attempts: int = Field(default=8, ge=1)
+    """For `successes`: attempts at each task, sampled as in training."""
+    at_least: float | None = None
+    """For `successes` and files: least reward of a trajectory that is imitated. Null means those that succeed by
+    `reward.success`; for files, by the reward that is recorded."""
     epochs: int = Field(default=2, ge=1)
-    """Passes over the demonstrations."""
+    """Passes over the trajectories."""
     batch_size: int = Field(default=16, ge=1)
-    """Demonstrations per update."""
+    """Trajectories per update."""
     lr: float = Field(default=5e-4, gt=0)
     """Initial learning rate; it decays linearly to 0."""
     wrong: float = Field(default=0.0, ge=0, le=1)
-    """Share of demonstrations whose first action uses a wrong tool. These teach how to write an action and continue,
-    not which tool to start with."""
+    """For `demonstrations`: share of them whose first action uses a wrong tool. These teach how to write an action and
+    continue, not which tool to start with."""
 
 
 class WandbConfig(Config):
@@ -197,6 +210,8 @@ class TrainConfig(Config):
     """Supervised fine-tuning before reinforcement learning."""
     trainer: TrainerConfig = TrainerConfig()
     """The training loop."""
+    tune: TuneConfig | None = None
+    """What `midstream tune` searches."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -211,8 +226,10 @@ class TrainConfig(Config):
             raise ValueError(f"rollout.steps_ahead cannot be combined with {other}; set rollout.steps_ahead=0")
         if self.rollout.source is not None and self.algorithm.greedy_baseline:
             raise ValueError(f"'{self.algorithm.name}' needs greedy attempts, which a rollout.source does not have")
+        if self.algorithm.role_credit.reruns:
+            self._can_rerun()
         single = self.rollout.group_size == 1 and self.rollout.source is None
-        if single and self.algorithm.needs_spread:
+        if single and self.algorithm.needs_spread and not self.algorithm.role_credit.own_baseline:
             raise ValueError(
                 f"rollout.group_size is 1, but '{self.algorithm.name}' compares the trajectories of a group and "
                 "needs at least 2 trajectories; raise rollout.group_size or set algorithm.name=reinforce"
@@ -225,6 +242,12 @@ class TrainConfig(Config):
         if self.rollout.failed == "score" and self.reward.failed is None:
             raise ValueError(
                 "rollout.failed is 'score', but reward.failed does not set the reward of a failed trajectory"
+            )
+        named = [role for role, own in self.flow.roles.items() if own.adapter not in (None, self.policy.adapter)]
+        if self.policy.tuning == "full" and named:
+            raise ValueError(
+                f"flow.roles.{named[0]}.adapter is '{self.flow.roles[named[0]].adapter}', but policy.tuning 'full' "
+                "trains one set of weights; set policy.tuning=lora"
             )
         if self.policy.remote and self.trainer.deterministic:
             raise ValueError(
@@ -272,6 +295,21 @@ class TrainConfig(Config):
                 "set trainer.epochs_per_batch=1 and trainer.minibatches=1"
             )
         return self
+
+    def _can_rerun(self) -> None:
+        """Raise `ValueError` for settings under which rewards cannot be compared with those of re-runs."""
+        kl = self.algorithm.kl
+        conflicts = {
+            "rollout.source: its groups are sampled elsewhere": self.rollout.source is not None,
+            f"reward.normalize={self.reward.normalize}": self.reward.normalize != "none",
+            "algorithm.kl.placement=reward": kl.placement == "reward" and kl.coef > 0,
+        }
+        if found := [setting for setting, on in conflicts.items() if on]:
+            name = self.algorithm.role_credit.name
+            raise ValueError(
+                f"algorithm.role_credit '{name}' compares rewards with those of re-runs, and cannot be combined with "
+                f"{' and '.join(found)}"
+            )
 
 
 KEY_ALIASES = {

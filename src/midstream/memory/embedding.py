@@ -1,4 +1,4 @@
-"""Embedders: turn texts into vectors of unit length. The default one needs no model and no network."""
+"""Embedders convert texts to vectors of unit length. The default one needs no model and no network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from midstream.core.errors import ConfigError
 
 _WORD = re.compile(r"[^\W_]+")
 WORD_WEIGHT = 2.0
-"""Weight of a whole word against one of its trigrams."""
+"""Weight of a whole word, relative to one of its trigrams."""
 
 
 class Embedder(Protocol):
-    """Anything with a fixed `size`. `name` is stored with the vectors: those of different embedders do not compare."""
+    """An embedder with vectors of a fixed `size`. Its `name` is stored with the vectors, because vectors of different
+    embedders cannot be compared."""
 
     @property
     def name(self) -> str: ...
@@ -27,14 +28,14 @@ class Embedder(Protocol):
     def size(self) -> int: ...
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of `texts`, float32 (N, size), of length 1. Called in a thread."""
+        """Return the vectors of `texts`: float32 (N, size), each of length 1. Called in a thread."""
         ...
 
 
 class HashingEmbedder:
     """Hashes words and their character trigrams into `size` signed counts (feature hashing, Weinberger et al. 2009).
 
-    Similar spelling is similar; meaning is not known. Deterministic over machines and runs."""
+    Texts with similar spelling have similar vectors; meaning is ignored. The same on every machine and in every run."""
 
     def __init__(self, size: int = 256) -> None:
         self._size = size
@@ -64,8 +65,8 @@ class HashingEmbedder:
 
 
 def load_embedder(name: str) -> Embedder | None:
-    """`hashing`, `none`, or an embedder of yours as `package.module:attribute` (an object, or a function that makes
-    one). Raises `ConfigError` for anything else."""
+    """Return an embedder: `hashing`, `none`, or your own as `package.module:attribute` (an object, or a function that
+    returns one). Raises `ConfigError` for anything else."""
     if name == "none":
         return None
     if name == "hashing":
@@ -74,12 +75,12 @@ def load_embedder(name: str) -> Embedder | None:
     try:
         if not colon:
             raise ValueError("it has no colon")
-        found = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"no embedder '{name}': {error}", "use hashing, none, or package.module:attribute of your own"
         ) from None
-    made = found if hasattr(found, "embed") and not isinstance(found, type) else found()
-    if not callable(getattr(made, "embed", None)):
+    embedder = target if hasattr(target, "embed") and not isinstance(target, type) else target()
+    if not callable(getattr(embedder, "embed", None)):
         raise ConfigError(f"'{name}' is no embedder", "it needs name, size and embed(texts)")
-    return made
+    return embedder

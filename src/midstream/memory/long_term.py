@@ -1,13 +1,14 @@
-"""Long-term memory: texts that outlive a trajectory, in the store, found by words, by vector and by key.
+"""Long-term memory: texts in the store that outlive a trajectory, found by words, by vector or by key.
 
 A retrieval ranks its candidates by relevance, recency and importance, each from 0 to 1 (Park et al. 2023, "Generative
 Agents", section 4.1):
 
     score = relevance + recency_weight * 0.5 ** (age / half_life) + importance_weight * importance
 
-Relevance is the mean of the BM25 score over the best one's and of the cosine similarity, or the former alone without an
-embedder. Candidates are the best by words and the nearest by vector: all vectors of a small namespace, those of similar
-buckets (random hyperplanes, Charikar 2002) of a large one. Only candidates are read into memory.
+Relevance is the mean of the BM25 score, divided by the best one, and the cosine similarity; without an embedder it is
+the former alone. Candidates are the best matches by words and the nearest vectors: among all vectors of a small
+namespace, among those in similar buckets (random hyperplanes, Charikar 2002) of a large one. Only candidates are read
+into memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,21 +31,32 @@ from midstream.store.database import Database
 from midstream.store.transaction import Transaction
 
 CANDIDATES = 48
-"""Most candidates by words."""
+"""Maximum candidates by words."""
 EXACT_UP_TO = 1000
-"""Memories of a namespace up to which every vector is compared."""
+"""Size of a namespace up to which every vector is compared."""
 BUCKET_BITS = 12
 SAME = 0.95
-"""Cosine similarity from which two memories of a kind are the same one."""
+"""Cosine similarity from which two memories of a kind count as the same."""
 DAY_S = 86_400.0
 _UNSHOWN = ("words", "digest", "embedder", "bucket")
 _SHOWN = sa.select(*(column for column in memories.c if column.name not in _UNSHOWN))
-"""What a retrieval reads of its candidates."""
+"""Columns that a retrieval reads of its candidates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What `LongTermMemory.add_all` remembers; the fields are those of `add`."""
+
+    text: str
+    kind: str = "fact"
+    key: str | None = None
+    source: str = ""
+    importance: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """One memory. `sources` say where it comes from, `score` how well it fitted a query (0 otherwise)."""
+    """One memory. `sources` are its origins; `score` is its score in a retrieval (otherwise 0)."""
 
     id: int
     text: str
@@ -63,12 +76,12 @@ class Ranking:
     recency_weight: float = 0.3
     importance_weight: float = 0.3
     half_life_days: float = 7.0
-    """Days without use after which recency is halved."""
+    """Days without use that halve the recency."""
 
 
 @dataclass(slots=True)
 class LongTermMemory:
-    """The memories of one `namespace` in `database`; no other namespace is ever read or changed."""
+    """The memories of one `namespace` in `database`. Other namespaces are never read or changed."""
 
     database: Database
     namespace: str
@@ -81,59 +94,82 @@ class LongTermMemory:
     async def add(
         self, text: str, *, kind: str = "fact", key: str | None = None, source: str = "", importance: float = 0.5
     ) -> int:
-        """Remember `text`; returns the id of its memory.
+        """Store `text`; returns the id of its memory.
 
-        A `key` replaces what it stood for before, and its memory is never merged. Without a key, a memory is merged
-        into one of its kind without a key that has the same text, or nearly the same vector and the same names, numbers
-        and symbols: that one takes the new text and the higher importance, and has both sources."""
-        vector = await self._embedded(text)
-        entry = {
+        A memory with a `key` replaces the previous one with this key and is never merged. A memory without a key is
+        merged into another one of its kind without a key that has the same text, or nearly the same vector and the same
+        names, numbers and symbols: the merged memory has the new text, the higher importance, and both sources."""
+        record = Record(text=text, kind=kind, key=key, source=source, importance=importance)
+        return (await self.add_all([record]))[0]
+
+    async def add_all(self, records: Sequence[Record]) -> list[int]:
+        """`add` each of `records`, in order and in one transaction; returns the ids of their memories."""
+        texts = [record.text for record in records]
+        vectors: list[np.ndarray | None] = [None] * len(texts)
+        if self.embedder is not None:
+            vectors = [np.asarray(one, dtype="<f4") for one in await asyncio.to_thread(self.embedder.embed, texts)]
+        entries = [(self._entry(record, vector), vector) for record, vector in zip(records, vectors, strict=True)]
+        return await self.database.submit(
+            lambda transaction: [self._write(transaction, entry, vector) for entry, vector in entries]
+        )
+
+    def _entry(self, record: Record, vector: np.ndarray | None) -> dict[str, Any]:
+        now = clock.time()
+        return {
             "namespace": self.namespace,
-            "kind": kind,
-            "name": key,
-            "text": text,
-            "words": indexed_words(text, self.namespace),
-            "digest": _digest(text, key),
-            "sources": json.dumps([source] if source else []),
-            "importance": min(max(importance, 0.0), 1.0),
-            "created_at": clock.time(),
-            "used_at": clock.time(),
+            "kind": record.kind,
+            "name": record.key,
+            "text": record.text,
+            "words": indexed_words(record.text, self.namespace),
+            "digest": _digest(record.text, record.key),
+            "sources": json.dumps([record.source] if record.source else []),
+            "importance": min(max(record.importance, 0.0), 1.0),
+            "created_at": now,
+            "used_at": now,
             "uses": 0,
             "embedder": None if self.embedder is None else self.embedder.name,
             "vector": None if vector is None else vector.tobytes(),
             "bucket": None if vector is None else _bucket(vector),
         }
-        return await self.database.submit(lambda transaction: self._write(transaction, entry, vector))
 
     async def retrieve(self, query: str, k: int = 3, *, kind: str | None = None, touch: bool = False) -> list[Memory]:
-        """The `k` memories that score highest for `query`, best first. `touch` counts them as used now."""
+        """Return the `k` memories with the highest scores for `query`, best first. `touch` marks them as used now."""
         vector = await self._embedded(query)
-        found = await asyncio.to_thread(self.database.read, lambda c: self._ranked(c, query, vector, k, kind))
-        if touch and found:
-            ids = [memory.id for memory in found]
+        best = await asyncio.to_thread(self.database.read, lambda c: self._ranked(c, query, vector, k, kind))
+        if touch and best:
+            ids = [memory.id for memory in best]
             now = clock.time()
             self.database.post(
                 lambda transaction: transaction.connection.execute(
                     memories.update().where(memories.c.id.in_(ids)).values(used_at=now, uses=memories.c.uses + 1)
                 )
             )
-        return found
+        return best
 
     async def get(self, key: str) -> Memory | None:
-        """The memory of `key`."""
+        """Return the memory with this `key`, or None."""
         where = (memories.c.namespace == self.namespace) & (memories.c.name == key)
         row = await asyncio.to_thread(
             self.database.read, lambda c: c.execute(sa.select(memories).where(where)).mappings().first()
         )
         return None if row is None else _memory(row, 0.0)
 
+    async def keys(self, prefix: str = "") -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        name = memories.c.name
+        where = (memories.c.namespace == self.namespace) & name.startswith(prefix, autoescape=True)
+        found = await asyncio.to_thread(
+            self.database.read, lambda c: c.scalars(sa.select(name).where(where & name.is_not(None))).all()
+        )
+        return sorted(found)
+
     async def forget(self, *ids: int) -> None:
-        """Remove memories of this namespace."""
+        """Delete memories of this namespace."""
         where = (memories.c.namespace == self.namespace) & memories.c.id.in_(ids)
         await self.database.submit(lambda transaction: transaction.connection.execute(memories.delete().where(where)))
 
     async def prune(self, keep: int) -> int:
-        """Keep the `keep` memories with the highest importance and recency; returns how many were removed."""
+        """Keep the `keep` memories with the highest importance and recency; returns the number deleted."""
         return await self.database.submit(lambda transaction: self._prune(transaction.connection, keep))
 
     async def _embedded(self, text: str) -> np.ndarray | None:
@@ -148,8 +184,10 @@ class LongTermMemory:
         if entry["name"] is not None:
             connection.execute(memories.delete().where(own & (memories.c.name == entry["name"])))
         same = own & (memories.c.kind == entry["kind"])
-        known = connection.execute(sa.select(memories).where(same & (memories.c.digest == entry["digest"]))).mappings()
-        row = known.first()
+        same_text = connection.execute(
+            sa.select(memories).where(same & (memories.c.digest == entry["digest"]))
+        ).mappings()
+        row = same_text.first()
         if row is None and vector is not None and entry["name"] is None:
             row = self._nearly_same(connection, vector, entry)
         if row is None:
@@ -177,13 +215,14 @@ class LongTermMemory:
     def _ranked(
         self, connection: sa.Connection, query: str, vector: np.ndarray | None, k: int, kind: str | None
     ) -> list[Memory]:
-        wanted = sa.true() if kind is None else memories.c.kind == kind
+        of_kind = sa.true() if kind is None else memories.c.kind == kind
         by_words = search_words(connection, query, self.namespace, CANDIDATES)
-        near = [] if vector is None else self._near(connection, vector, CANDIDATES, wanted)
+        near = [] if vector is None else self._near(connection, vector, CANDIDATES, of_kind)
         candidates = list(by_words.keys() | set(near))
-        found = connection.execute(_SHOWN.where(memories.c.id.in_(candidates) & wanted)) if candidates else ()
-        # Compared here, because SQLite would search by the index of namespaces. Marks of two namespaces may be equal.
-        rows = {row.id: row._mapping for row in found if row.namespace == self.namespace}
+        selected = connection.execute(_SHOWN.where(memories.c.id.in_(candidates) & of_kind)) if candidates else ()
+        # Namespaces are compared here, because SQLite would use their index for the search. Two namespaces may have the
+        # same mark.
+        rows = {row.id: row._mapping for row in selected if row.namespace == self.namespace}
         best = max((by_words.get(place, 0.0) for place in rows), default=0.0)
         scored: list[tuple[float, Any]] = []
         for place, row in rows.items():
@@ -197,21 +236,21 @@ class LongTermMemory:
         return [_memory(row, score) for score, row in scored[:k]]
 
     def _near(self, connection: sa.Connection, vector: np.ndarray, limit: int, where: Any) -> list[int]:
-        """Ids of the memories with vectors near `vector`, the nearest `limit`."""
+        """Return the ids of the `limit` memories with the nearest vectors."""
         assert self.embedder is not None
         own = (memories.c.namespace == self.namespace) & (memories.c.embedder == self.embedder.name)
         beyond = sa.select(memories.c.id).where(own).offset(EXACT_UP_TO).limit(1)
         if connection.execute(beyond).first() is not None:
             own &= memories.c.bucket.in_(_near_buckets(_bucket(vector)))
-        found = connection.execute(sa.select(memories.c.id, memories.c.vector).where(own & where)).all()
-        if not found:
+        rows = connection.execute(sa.select(memories.c.id, memories.c.vector).where(own & where)).all()
+        if not rows:
             return []
-        vectors = np.frombuffer(b"".join(row[1] for row in found), dtype="<f4").reshape(len(found), -1)
+        vectors = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), -1)
         nearest = np.argsort(-(vectors @ vector), kind="stable")[:limit]
-        return [found[int(place)][0] for place in nearest]
+        return [rows[int(place)][0] for place in nearest]
 
     def _prior(self, row: Any) -> float:
-        """The part of a score that no query changes."""
+        """Return the part of a score that does not depend on the query."""
         age_days = max(clock.time() - row["used_at"], 0.0) / DAY_S
         recency = 0.5 ** (age_days / self.ranking.half_life_days)
         return self.ranking.recency_weight * recency + self.ranking.importance_weight * row["importance"]
@@ -242,12 +281,12 @@ def _memory(row: Any, score: float) -> Memory:
 
 
 def _digest(text: str, key: str | None) -> str:
-    """Digest of the exact text, whatever its white space, and of its key."""
+    """Return a digest of the text, without regard to white space, and the key."""
     return hashlib.sha256(json.dumps([key, " ".join(text.split())]).encode()).hexdigest()
 
 
 def _particulars(text: str) -> tuple[set[str], set[str]]:
-    """The words of `text`, and those by which similar texts say different things: names (capitals within a sentence),
+    """Return the words of `text`, and those that distinguish similar texts: names (capitals within a sentence),
     numbers, and words with symbols. All in lower case."""
     words, particular = set[str](), set[str]()
     for place, raw in enumerate(text.split()):
@@ -259,9 +298,9 @@ def _particulars(text: str) -> tuple[set[str], set[str]]:
     return words, particular
 
 
-def _agree(one: tuple[set[str], set[str]], other: tuple[set[str], set[str]]) -> bool:
-    """Whether each of two texts holds the names, numbers and symbols of the other."""
-    return one[1] <= other[0] and other[1] <= one[0]
+def _agree(first: tuple[set[str], set[str]], second: tuple[set[str], set[str]]) -> bool:
+    """Whether each of two texts contains the names, numbers and symbols of the other."""
+    return first[1] <= second[0] and second[1] <= first[0]
 
 
 def _cosine(row: Any, vector: np.ndarray) -> float:
@@ -271,11 +310,11 @@ def _cosine(row: Any, vector: np.ndarray) -> float:
 
 
 def _bucket(vector: np.ndarray) -> int:
-    """The side of each of `BUCKET_BITS` fixed random hyperplanes that `vector` is on, as a number."""
+    """Return on which side of each of `BUCKET_BITS` fixed random hyperplanes `vector` lies, as bits of a number."""
     planes = np.random.default_rng(0).standard_normal((BUCKET_BITS, len(vector)))
     return int(sum(1 << bit for bit, side in enumerate(planes @ vector > 0) if side))
 
 
 def _near_buckets(bucket: int) -> list[int]:
-    """`bucket` and those that differ from it in one bit."""
+    """Return `bucket` and all buckets that differ from it in one bit."""
     return [bucket, *(bucket ^ (1 << bit) for bit in range(BUCKET_BITS))]

@@ -1,6 +1,6 @@
-"""Working memory with limited room: typed records of one trajectory, of which the most useful ones are shown.
+"""Working memory of one trajectory: typed records, of which the most useful ones that fit a token budget are shown.
 
-Like a cache: what is recent or fits the question at hand stays in view, the rest is kept but not shown.
+Works like a cache: records that are recent or match the current question are shown; the others are kept but not shown.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 _WORD = re.compile(r"[^\W_]+")
 RECENCY_HALF_LIFE = 3.0
-"""Records after which the share of recency in a record's score is halved."""
+"""Number of newer records that halves the recency of a record."""
 RELEVANCE_WEIGHT = 2.0
-"""Weight of the share of the question's words that a record holds, against a recency of 1."""
+"""Weight of the share of the question's words that a record contains, relative to a recency of 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkingRecord:
-    """What one action of a trajectory was for and what came of it."""
+    """One action of a trajectory: its goal, its call and its result."""
 
     sub_goal: str = ""
     tool: str = ""
@@ -31,7 +31,7 @@ class WorkingRecord:
 
     @property
     def text(self) -> str:
-        """The record as a prompt shows it."""
+        """Return the record as a prompt shows it."""
         call = f"{self.tool}({json.dumps(dict(self.arguments), ensure_ascii=False)})" if self.tool else ""
         outcome = f"error: {self.error}" if self.error else self.result
         exchange = " -> ".join(part for part in (call, outcome) if part)
@@ -40,7 +40,7 @@ class WorkingRecord:
 
 @dataclass(slots=True)
 class WorkingRecords:
-    """Records of one trajectory. `count_tokens` measures text, `budget` limits the tokens in view."""
+    """Records of one trajectory. `count_tokens` measures text; `budget` limits the tokens shown."""
 
     count_tokens: Callable[[str], int]
     budget: int = 512
@@ -48,18 +48,18 @@ class WorkingRecords:
     """All records, oldest first."""
 
     def add(self, record: WorkingRecord) -> None:
-        """Remember `record`."""
+        """Append `record`."""
         self.records.append(record)
 
     def view(self, query: str) -> list[WorkingRecord]:
-        """The records to show for `query`, oldest first: the best by recency plus relevance that fit the budget. The
-        latest one is always among them."""
+        """Return the records to show for `query`, oldest first: those with the highest recency plus relevance that fit
+        the budget. The latest record is always included."""
         if not self.records:
             return []
         last = len(self.records) - 1
-        wanted = set(_words(query))
+        query_words = set(_words(query))
         scores = [
-            0.5 ** ((last - place) / RECENCY_HALF_LIFE) + RELEVANCE_WEIGHT * _overlap(wanted, record.text)
+            0.5 ** ((last - place) / RECENCY_HALF_LIFE) + RELEVANCE_WEIGHT * _overlap(query_words, record.text)
             for place, record in enumerate(self.records)
         ]
         order = sorted(range(len(self.records)), key=lambda place: (place != last, -scores[place], -place))
@@ -73,16 +73,16 @@ class WorkingRecords:
         return [self.records[place] for place in sorted(chosen)]
 
     def text(self, query: str) -> str:
-        """`view` as numbered lines; numbers are those of all records."""
-        shown = self.view(query)
+        """Return `view` as lines, numbered by position among all records."""
+        records = self.view(query)
         places = {id(record): number for number, record in enumerate(self.records, 1)}
-        return "\n".join(f"{places[id(record)]}. {record.text}" for record in shown)
+        return "\n".join(f"{places[id(record)]}. {record.text}" for record in records)
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _overlap(wanted: set[str], text: str) -> float:
-    """Share of the `wanted` words that `text` holds."""
-    return len(wanted & set(_words(text))) / len(wanted) if wanted else 0.0
+def _overlap(query_words: set[str], text: str) -> float:
+    """Return the share of `query_words` that `text` contains."""
+    return len(query_words & set(_words(text))) / len(query_words) if query_words else 0.0

@@ -1,16 +1,18 @@
-"""`memory_retrieve` and `memory_store`: long-term memory as tools, so that using it is an action of the agent."""
+"""`memory_retrieve` and `memory_store`: long-term memory as tools, so that its use is an action of the agent."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.config import Config
 from midstream.core.toolsets import ToolContent, ToolExample, ToolPolicy, ToolResult, ToolSpec
 from midstream.memory.embedding import load_embedder
+from midstream.memory.initial import fill, temporary_database
 from midstream.memory.long_term import LongTermMemory
 from midstream.store.database import Database
 from midstream.tools.errors import ToolError
@@ -21,18 +23,29 @@ from midstream.tools.shared import SharedResources
 class MemorySettings(Config):
     """`flow.tool_settings.memory_retrieve`."""
 
-    database: str
-    """SQLite file or database URL of the memory."""
+    database: str | None = None
+    """SQLite file or database URL that holds the memory. None: `records` in a temporary database, which ends with the
+    process."""
+    records: str | None = None
+    """Initial memories: a JSON-lines file with `text` and optionally `key`, `source` and `importance`; or
+    `package.module:attribute`, a list of such records or a function that returns one. Added once per process."""
     namespace: str
-    """Whose memories: agents see those of their own namespace only. Trajectories share a memory by naming the same."""
+    """Namespace of the memories. Agents see only their own namespace; trajectories with the same namespace share a
+    memory."""
     k: int = Field(default=3, ge=1)
-    """Memories of a result."""
+    """Number of memories in a result."""
     embedder: str = "hashing"
-    """`hashing` (no model needed), `none` (words only), or `package.module:attribute` of your own."""
+    """`hashing` (needs no model), `none` (words only), or your own as `package.module:attribute`."""
     write: bool = False
-    """Whether the agent may also store memories, by the tool `memory_store`. What one trajectory stores, others of the
-    namespace read, so attempts at a task are then no longer independent, and `trainer.deterministic` refuses it.
-    Attempts at validation and test tasks store as well."""
+    """Whether the agent may also store memories, with the tool `memory_store`. Other trajectories of the namespace read
+    them, so attempts at a task are no longer independent, and `trainer.deterministic` refuses it. Attempts at
+    validation and test tasks store memories too."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.database is None and self.records is None:
+            raise ValueError("set database, records or both")
+        return self
 
 
 RETRIEVE = ToolSpec(
@@ -48,6 +61,8 @@ RETRIEVE = ToolSpec(
     },
     policy=ToolPolicy(idempotent=True),
     returns="memories",
+    limits=("knows only what was stored in its own namespace",),
+    best_practices=("give the key if you know it, else the names and numbers it must contain",),
     examples=(ToolExample(arguments={"query": "the customer's address"}),),
 )
 STORE = ToolSpec(
@@ -64,13 +79,14 @@ STORE = ToolSpec(
         "additionalProperties": False,
     },
     returns="ok",
+    limits=("a memory with a key replaces the one before",),
+    best_practices=("store one fact at a time, as a whole sentence",),
     examples=(ToolExample(arguments={"text": "The customer prefers e-mail.", "importance": 0.8}),),
 )
 
 
 class MemoryToolset:
-    """Long-term memory as tools. Opens a database of its own, shared by the trajectories that run at the same time;
-    with `memory` it uses that one instead."""
+    """Long-term memory as tools. Uses `memory` if given; else opens a database, which concurrent trajectories share."""
 
     def __init__(self, settings: MemorySettings, memory: LongTermMemory | None = None) -> None:
         self._settings = settings
@@ -84,20 +100,24 @@ class MemoryToolset:
 
     @property
     def memory(self) -> LongTermMemory:
-        """The memory, once opened."""
+        """The memory. Available after `open`."""
         assert self._memory is not None, "the toolset is not open"
         return self._memory
 
     async def open(self) -> None:
-        if self._given is None:
-            where = self._settings.database
-            database = await _databases.acquire(where, lambda: asyncio.to_thread(Database, where))
-            try:
-                embedder = load_embedder(self._settings.embedder)
-                self._memory = await asyncio.to_thread(LongTermMemory, database, self._settings.namespace, embedder)
-            except BaseException:
-                await _databases.release(where)
-                raise
+        if self._given is not None:
+            return
+        where = self._where()
+        database = await _databases.acquire(where, lambda: asyncio.to_thread(Database, where))
+        try:
+            embedder = load_embedder(self._settings.embedder)
+            memory = await asyncio.to_thread(LongTermMemory, database, self._settings.namespace, embedder)
+            if (records := self._settings.records) is not None:
+                await _fillings.acquire(self._filling(), lambda: fill(memory, where, records))
+        except BaseException:
+            await _databases.release(where)
+            raise
+        self._memory = memory
 
     async def list(self) -> Sequence[ToolSpec]:
         return self.specs
@@ -121,13 +141,27 @@ class MemoryToolset:
         )
 
     async def close(self) -> None:
-        if self._given is None:
-            await _databases.release(self._settings.database)
+        if self._given is not None:
+            return
+        if self._settings.records is not None:
+            await _fillings.release(self._filling())
+        await _databases.release(self._where())
+
+    def _where(self) -> str:
+        settings = self._settings
+        return settings.database or temporary_database(f"{settings.records}")
+
+    def _filling(self) -> str:
+        return json.dumps([self._where(), self._settings.namespace, self._settings.records])
 
 
 async def _close(database: Database) -> None:
     await asyncio.to_thread(database.close)
 
 
+async def _forget(filled: None) -> None: ...
+
+
 _databases: SharedResources[Database] = SharedResources(_close)
+_fillings: SharedResources[None] = SharedResources(_forget)
 memory_retrieve = ToolKind(MemorySettings, MemoryToolset)

@@ -1,7 +1,7 @@
 """Tables of long-term memory.
 
-`words` is the text cut into words for the full-text index, each marked with the namespace, so that a search touches its
-own namespace only. Vectors are little-endian float32 blobs; `bucket` groups similar ones. Times are seconds since 1970.
+`words` holds the words of the text for the full-text index, each marked with the namespace, so that a search reads only
+its own namespace. Vectors are little-endian float32 blobs; `bucket` groups similar ones. Times are seconds since 1970.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ memories = Table(
     Column("id", Integer, primary_key=True),
     Column("namespace", String, nullable=False),
     Column("kind", String, nullable=False),
-    Column("name", String),  # the key it can be asked for by
+    Column("name", String),  # its key
     Column("text", Text, nullable=False),
     Column("words", Text, nullable=False),
     Column("digest", String, nullable=False),

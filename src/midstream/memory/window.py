@@ -1,8 +1,8 @@
-"""Short-term memory: the conversation of a trajectory, with compaction when it outgrows its budget.
+"""Short-term memory: the conversation of a trajectory, compacted when it exceeds its budget.
 
-Compaction replaces the oldest messages by a summary. It cuts between blocks only: a call and its results are one block,
-so neither is ever left without the other. Who summarises is the caller's choice; a flow that asks its policy by `chat`
-records the summary as a step like any other, which is trained on with the trajectory's outcome.
+Compaction replaces the oldest messages by a summary. It cuts only between blocks; a call and its results are one block,
+so they are never separated. The caller provides the summary: a flow that asks its policy with `chat` records it as a
+step, which is trained on with the trajectory's outcome.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from midstream.core.types import Message
 
 SUMMARY = "Summary of the conversation so far:\n"
 Summarise = Callable[[Sequence[Message]], Awaitable[str]]
-"""Returns a summary of some messages."""
+"""Returns a summary of messages."""
 
 
 @dataclass(slots=True)
 class ConversationWindow:
-    """`count_tokens` measures text. Above `budget` tokens the window is compacted until the messages that are kept as
-    they are hold at most `keep` of it."""
+    """`count_tokens` measures text. Above `budget` tokens the window is compacted, so that the kept messages have at
+    most the share `keep` of the budget."""
 
     count_tokens: Callable[[str], int]
     budget: int = 2048
@@ -33,7 +33,7 @@ class ConversationWindow:
         self.messages += messages
 
     def tokens(self) -> int:
-        """Estimate of the tokens of all messages."""
+        """Estimate the tokens of all messages."""
         return sum(self._tokens(message) for message in self.messages)
 
     @property
@@ -42,8 +42,8 @@ class ConversationWindow:
         return self.tokens() > self.budget and bool(self._old())
 
     async def compact(self, summarise: Summarise) -> bool:
-        """If `full`, replace the oldest blocks by what `summarise` makes of them; returns whether it did. System
-        messages at the start stay, and so does the latest block."""
+        """If `full`, replace the oldest blocks by their summary; returns whether it did. System messages at the start
+        and the latest block are kept."""
         old = self._old() if self.tokens() > self.budget else 0
         if not old:
             return False
@@ -55,17 +55,17 @@ class ConversationWindow:
         return True
 
     def blocks(self) -> list[list[Message]]:
-        """The messages after the system's, in blocks that belong together: a call with its results, or one message."""
-        found: list[list[Message]] = []
+        """Return the messages after the system messages in blocks: a call with its results, or a single message."""
+        blocks: list[list[Message]] = []
         for message in self.messages[self._system() :]:
-            if message["role"] == "tool" and found:
-                found[-1].append(message)
+            if message["role"] == "tool" and blocks:
+                blocks[-1].append(message)
             else:
-                found.append([message])
-        return found
+                blocks.append([message])
+        return blocks
 
     def _old(self) -> int:
-        """Number of messages to compact."""
+        """Return the number of messages to compact."""
         blocks = self.blocks()
         room = self.budget * self.keep
         kept = 0
@@ -77,7 +77,7 @@ class ConversationWindow:
         return sum(len(block) for block in blocks[: len(blocks) - kept])
 
     def _system(self) -> int:
-        """Number of system messages at the start."""
+        """Return the number of system messages at the start."""
         roles = [message["role"] for message in self.messages]
         return next((place for place, role in enumerate(roles) if role not in ("system", "developer")), len(roles))
 

@@ -12,6 +12,7 @@ from midstream.plans.plan import Node, Plan, load_plan
 from midstream.plans.scheduling import Choice, ReadyNode, SchedulerState, SchedulingPolicy, ScoredPolicy, uniform_policy
 from midstream.plans.states import NodeState, RunStatus
 from midstream.plans.views import OpenQuestion, RunResult, RunView
+from midstream.plans.virtual_time import VirtualTime
 
 __all__ = [
     "NOT_DONE",
@@ -41,6 +42,7 @@ __all__ = [
     "SchedulingPolicy",
     "ScoredPolicy",
     "Transient",
+    "VirtualTime",
     "done",
     "handler",
     "load_plan",

@@ -28,7 +28,7 @@ from midstream.plans.owner import is_dead, new_owner
 from midstream.plans.payloads import Payloads
 from midstream.plans.plan import Plan, load_plan
 from midstream.plans.rows import RunRow
-from midstream.plans.runner import Runner, Services
+from midstream.plans.runner import OnWait, Runner, Services
 from midstream.plans.scheduling import Limits, SchedulingPolicy
 from midstream.plans.states import ENDED, RunStatus
 from midstream.plans.views import OpenQuestion, RunResult, RunView
@@ -47,7 +47,7 @@ class AgentExecutor:
     units of further limits that nodes name; `policy` chooses among ready nodes (None: first come, first served). A
     worker that stops renewing its lease for `lease_s` seconds loses its runs to the next that resumes them. A path of a
     database is opened with durability `normal`: it survives the death of the process; for power cuts, open a `Database`
-    with `full` and pass that.
+    with `full` and pass that. `on_wait` is for simulated work, see `VirtualTime`.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class AgentExecutor:
         max_concurrency: int = 16,
         resources: Mapping[str, int] | None = None,
         policy: SchedulingPolicy | None = None,
+        on_wait: OnWait | None = None,
         lease_s: float = LEASE_S,
         grace_s: float = 10.0,
         seed: int | None = None,
@@ -74,6 +75,7 @@ class AgentExecutor:
             Limits(max_concurrency, resources or {}),
             self._threads,
             policy,
+            on_wait,
             grace_s,
             random.Random(seed),
         )
@@ -259,6 +261,10 @@ class AgentExecutor:
         """A run with the state of every node."""
         return await self._journal.read(lambda connection: views.view(connection, uid))
 
+    async def outputs(self, uid: str) -> dict[str, Any]:
+        """What the succeeded nodes of the outermost plan returned, by id."""
+        return await self._journal.read(lambda connection: views.outputs(connection, uid))
+
     async def questions(self, uid: str | None = None) -> list[OpenQuestion]:
         """Open questions of a run, or of all."""
         return await self._journal.read(lambda connection: views.questions(connection, uid))
@@ -287,6 +293,10 @@ class AgentExecutor:
         """Delete runs that ended longer ago, with what only they used; returns their uids."""
         before = clock.time() - older_than_s
         return await self._change(lambda connection: history.prune(connection, before))
+
+    async def delete(self, uid: str) -> None:
+        """Delete a run that has ended, with what only it used. Raises `RunError` for one that has not, or has forks."""
+        await self._change(lambda connection: history.delete(connection, uid))
 
     # Leases
 

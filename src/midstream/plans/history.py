@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,17 +146,33 @@ def prune(connection: sa.Connection, ended_before: float, at_most: int = 1000) -
         .limit(at_most)
     )
     uids = list(connection.scalars(old))
-    if uids:
-        users = tables.blob_users
-        for table in (tables.events, tables.nodes, tables.steps, tables.inbox):
-            connection.execute(table.delete().where(table.c.run.in_(uids)))
-        hashes = sa.select(users.c.hash).where(users.c.run.in_(uids))
-        others = sa.select(users.c.hash).where(users.c.run.not_in(uids))
-        unused = tables.blobs.c.hash.in_(hashes) & tables.blobs.c.hash.not_in(others)
-        connection.execute(tables.blobs.delete().where(unused))
-        connection.execute(users.delete().where(users.c.run.in_(uids)))
-        connection.execute(runs.delete().where(runs.c.uid.in_(uids)))
+    _delete(connection, uids)
     return uids
+
+
+def delete(connection: sa.Connection, uid: str) -> None:
+    """Delete a run that has ended, and payloads that no other run uses. Raises `RunError` for a run that has not ended,
+    or has forks."""
+    runs = tables.runs.c
+    if load_row(connection, uid).status not in ENDED:
+        raise RunError(f"run '{uid}' has not ended", "cancel it first")
+    if connection.execute(sa.select(runs.uid).where(runs.parent == uid)).first() is not None:
+        raise RunError(f"run '{uid}' has forks, which need its history", "delete those first")
+    _delete(connection, [uid])
+
+
+def _delete(connection: sa.Connection, uids: Sequence[str]) -> None:
+    if not uids:
+        return
+    users, runs = tables.blob_users, tables.runs
+    for table in (tables.events, tables.nodes, tables.steps, tables.inbox):
+        connection.execute(table.delete().where(table.c.run.in_(uids)))
+    hashes = sa.select(users.c.hash).where(users.c.run.in_(uids))
+    others = sa.select(users.c.hash).where(users.c.run.not_in(uids))
+    unused = tables.blobs.c.hash.in_(hashes) & tables.blobs.c.hash.not_in(others)
+    connection.execute(tables.blobs.delete().where(unused))
+    connection.execute(users.delete().where(users.c.run.in_(uids)))
+    connection.execute(runs.delete().where(runs.c.uid.in_(uids)))
 
 
 def create(connection: sa.Connection, row: RunRow, blobs: dict[str, bytes]) -> bool:

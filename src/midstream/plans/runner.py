@@ -39,6 +39,9 @@ from midstream.store import Lease
 S, R = NodeState, RunStatus
 HandlerCall = Callable[["asyncio.Future[None] | None"], Awaitable[Outcome]]
 """Executes something for an instance, given the transaction with its intent."""
+OnWait = Callable[[str, int], None]
+"""Called with a run and the number of its calls under way when it can go on only after one of them has ended, and with
+0 when it goes on."""
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Services:
     limits: Limits
     threads: Executor
     policy: SchedulingPolicy | None = None
+    on_wait: OnWait | None = None
     grace_s: float = 10.0
     """After a cancellation, how long nodes that run may still come to an end by themselves."""
     random: random.Random = field(default_factory=random.Random)
@@ -114,9 +118,17 @@ class Runner:
                     continue
                 if await self._is_over(idle_returns):
                     return self.row.status
-                await self.wake.wait()
+                await self._wait()
         finally:
             await self._stop()
+
+    async def _wait(self) -> None:
+        on_wait = self.services.on_wait
+        if on_wait is not None:
+            on_wait(self.row.uid, len(self.tasks))
+        await self.wake.wait()
+        if on_wait is not None:
+            on_wait(self.row.uid, 0)
 
     async def _turn(self) -> None:
         self.graph.now = clock.time()

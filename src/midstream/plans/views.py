@@ -90,6 +90,17 @@ def view(connection: sa.Connection, uid: str) -> RunView:
     return RunView(saved.run, plan, saved.nodes, questions(connection, uid), held, counts)
 
 
+def outputs(connection: sa.Connection, uid: str) -> dict[str, Any]:
+    """What the succeeded nodes of the outermost plan returned, by id."""
+    saved = load(connection, uid)
+    rows = {node.id: saved.nodes.get(node.id) for node in load_plan(saved.plan).nodes}
+    return {
+        name: from_json(read_body(connection, row.output))
+        for name, row in rows.items()
+        if row is not None and row.state is NodeState.SUCCEEDED and row.output
+    }
+
+
 def questions(connection: sa.Connection, uid: str | None = None) -> list[OpenQuestion]:
     """Questions that nodes wait for, without an answer in the inbox, oldest first."""
     steps, inbox = tables.steps.c, tables.inbox.c

@@ -62,14 +62,14 @@ def write(connection: sa.Connection, one: Curation) -> None:
 
 def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Curation]:
     """Return all decisions about the trajectories and their steps; the whole trajectory comes before its steps."""
-    found: dict[tuple[str, int], list[str]] = {}
+    tags: dict[tuple[str, int], list[str]] = {}
     table = schema.tags.c
     for uid, index, tag in connection.execute(
         sa.select(table.trajectory_uid, table.step_index, table.tag)
         .where(table.trajectory_uid.in_(trajectory_uids))
         .order_by(table.tag)
     ):
-        found.setdefault((uid, index), []).append(tag)
+        tags.setdefault((uid, index), []).append(tag)
     table = schema.curation.c
     in_order = schema.curation.select().where(table.trajectory_uid.in_(trajectory_uids))
     return [
@@ -78,7 +78,7 @@ def read(connection: sa.Connection, trajectory_uids: Collection[str]) -> list[Cu
             step_index=None if row.step_index == schema.WHOLE else row.step_index,
             trainable=row.trainable,
             quality=row.quality,
-            tags=tuple(found.get((row.trajectory_uid, row.step_index), ())),
+            tags=tuple(tags.get((row.trajectory_uid, row.step_index), ())),
             note=from_json(row.note),
         )
         for row in connection.execute(in_order.order_by(table.trajectory_uid, table.step_index))

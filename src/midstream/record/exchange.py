@@ -96,8 +96,8 @@ def _records(store: Store, page: list[Recorded]) -> list[Record]:
         curations, feedbacks = curation.read(connection, uids), feedback.read(connection, uids)
         keys = {(one.trajectory.prompt_uid, one.channel) for one in page}
         of_them = sa.tuple_(schema.groups.c.prompt_uid, schema.groups.c.channel).in_(sorted(keys))
-        found = connection.execute(schema.groups.select().where(of_them)).mappings()
-        groups = {(group["prompt_uid"], group["channel"]): {**group} for group in found}
+        rows = connection.execute(schema.groups.select().where(of_them)).mappings()
+        groups = {(group["prompt_uid"], group["channel"]): {**group} for group in rows}
         return [
             record_of(
                 one,

@@ -117,8 +117,8 @@ def _tuples(step: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _constraint(step: Mapping[str, Any]) -> Constraint | None:
-    found = step.get("constraint")
-    return None if found is None else Constraint(**found)
+    fields = step.get("constraint")
+    return None if fields is None else Constraint(**fields)
 
 
 def _group_row(record: Mapping[str, Any]) -> Row | None:

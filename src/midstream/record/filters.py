@@ -36,18 +36,18 @@ def conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
     of = schema.trajectories.c
     steps, curation, tags = schema.steps.c, schema.curation.c, schema.tags.c
     columns = {"channel": of.channel, "train_step": of.train_step, "status": of.status, "prompt_uid": of.prompt_uid}
-    found: list[sa.ColumnElement[bool]] = [
+    clauses: list[sa.ColumnElement[bool]] = [
         columns[name] == value for name, value in filters.items() if name in columns and value is not None
     ]
     if (lowest := filters.get("min_reward")) is not None:
-        found.append(of.reward >= lowest)
+        clauses.append(of.reward >= lowest)
     if (highest := filters.get("max_reward")) is not None:
-        found.append(of.reward <= highest)
+        clauses.append(of.reward <= highest)
     if (version := filters.get("policy_version")) is not None:
-        found.append(sa.exists().where(steps.trajectory_uid == of.uid, steps.policy_version == version))
+        clauses.append(sa.exists().where(steps.trajectory_uid == of.uid, steps.policy_version == version))
     if (quality := filters.get("quality")) is not None:
-        whole = (curation.step_index == schema.WHOLE, curation.quality == quality)
-        found.append(of.uid.in_(sa.select(curation.trajectory_uid).where(*whole)))
+        of_trajectory = (curation.step_index == schema.WHOLE, curation.quality == quality)
+        clauses.append(of.uid.in_(sa.select(curation.trajectory_uid).where(*of_trajectory)))
     if (tag := filters.get("tag")) is not None:
-        found.append(of.uid.in_(sa.select(tags.trajectory_uid).where(tags.tag == tag)))
-    return found
+        clauses.append(of.uid.in_(sa.select(tags.trajectory_uid).where(tags.tag == tag)))
+    return clauses

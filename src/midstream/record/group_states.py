@@ -145,10 +145,10 @@ def remove(connection: sa.Connection, key: Key) -> None:
 def require_open(connection: sa.Connection, key: Key, now: float) -> None:
     """Raise `GroupClosed` if a trajectory that joins the group now would never be trained on with it. Locks the group
     until the transaction ends."""
-    held = fetch(connection, _HOLD, "keys", [key])
-    if not held:
+    rows = fetch(connection, _HOLD, "keys", [key])
+    if not rows:
         return
-    group = GroupRow(*held[0])
+    group = GroupRow(*rows[0])
     ended, running, _ = _counted(connection, [key]).get(key, (0, 0, 0))
     why = _CLOSED.get(GroupState(group.state), "")
     if group.size is not None and ended + running >= group.size:
@@ -182,22 +182,22 @@ def update_states(connection: sa.Connection, keys: Collection[Key], now: float) 
 
 
 def _update_states(connection: sa.Connection, keys: Sequence[Key], now: float) -> None:
-    held = [GroupRow(*row) for row in fetch(connection, _HOLD, "keys", keys)]
+    groups = [GroupRow(*row) for row in fetch(connection, _HOLD, "keys", keys)]
     before = _counted(connection, keys)
-    late = [group for group in held if group.state in _OPEN and _times_out(group, before, now)]
+    late = [group for group in groups if group.state in _OPEN and _times_out(group, before, now)]
     for group in late:
         _time_out(connection, group, now)
     counts = before | (_counted(connection, [(group.prompt_uid, group.channel) for group in late]) if late else {})
 
     changed: list[dict[str, Any]] = []
-    for group in held:
+    for group in groups:
         key = (group.prompt_uid, group.channel)
         if key not in counts:
             remove(connection, key)
         elif group.state in _OPEN:
-            found = _next_state(group, before[key], counts[key], now)
-            if found != (group.state, group.ended, group.ready_at):
-                changed.append(dict(zip(("of", "within", "state", "ended", "ready_at"), (*key, *found), strict=True)))
+            state = _next_state(group, before[key], counts[key], now)
+            if state != (group.state, group.ended, group.ready_at):
+                changed.append(dict(zip(("of", "within", "state", "ended", "ready_at"), (*key, *state), strict=True)))
     if changed:
         run_many(connection, _SETTLE, changed)
 
@@ -244,26 +244,26 @@ def lease(
     due = (belongs, _groups.state == GroupState.WAITING, _groups.deadline <= now, _groups.ended > 0)
     update_states(connection, _keys(connection, sa.and_(*due)), now)
 
-    taken: list[Key] = []
-    while len(taken) < count:
+    leased: list[Key] = []
+    while len(leased) < count:
         # Skip rows that another process has locked instead of waiting for them.
         query = sa.select(_groups.prompt_uid, _groups.channel).where(belongs, _groups.state == GroupState.READY)
-        query = query.order_by(_groups.ready_at, _groups.prompt_uid).limit(count - len(taken))
-        found = [(uid, name) for uid, name in connection.execute(query.with_for_update(skip_locked=True))]
-        if not found:
+        query = query.order_by(_groups.ready_at, _groups.prompt_uid).limit(count - len(leased))
+        ready = [(uid, name) for uid, name in connection.execute(query.with_for_update(skip_locked=True))]
+        if not ready:
             break
-        old = _older(connection, found, min_version) if min_version is not None else set[Key]()
-        fresh = [key for key in found if key not in old]
+        old = _older(connection, ready, min_version) if min_version is not None else set[Key]()
+        fresh = [key for key in ready if key not in old]
         _mark(connection, old, state=GroupState.STALE)
         _mark(connection, fresh, state=GroupState.LEASED, owner=owner, lease_until=until)
-        taken += fresh
-    return taken
+        leased += fresh
+    return leased
 
 
 def consume(connection: sa.Connection, owner: str, keys: Collection[Key], train_step: int) -> None:
     """Mark groups that `owner` holds as trained on. Raises `LeaseLost`, and changes nothing, if it lost one."""
-    found = [GroupRow(*row) for part in batches(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
-    mine = [group for group in found if group.owner == owner]
+    groups = [GroupRow(*row) for part in batches(sorted(keys)) for row in fetch(connection, _HOLD, "keys", part)]
+    mine = [group for group in groups if group.owner == owner]
     held = [(group.prompt_uid, group.channel) for group in mine if group.state == GroupState.LEASED]
     done = {
         (group.prompt_uid, group.channel)

@@ -162,8 +162,8 @@ def _explain(error: ValidationError) -> str:
         return f"it has no '{where}'"
     if first["type"] == "extra_forbidden":
         return f"it has the unknown field '{where}'"
-    found = repr(first["input"])
-    shown = found if len(found) <= 40 else f"{found[:40]}..."
+    value = repr(first["input"])
+    shown = value if len(value) <= 40 else f"{value[:40]}..."
     message = first["msg"].removeprefix("Value error, ")
     return f"its {where} is {shown}: {message}" if where else f"it is {shown}: {message}"
 

@@ -57,13 +57,13 @@ class Summary:
 
 def summaries(
     connection: sa.Connection,
-    wanted: Sequence[sa.ColumnElement[bool]],
+    matching: Sequence[sa.ColumnElement[bool]],
     order: sa.ColumnElement[Any],
     limit: int,
 ) -> list[Summary]:
     """Return at most `limit` trajectories that match `wanted`; reads no tokens."""
     of, step = schema.trajectories.c, schema.steps.c
-    page = sa.select(of.id).where(*wanted).order_by(order).limit(limit).subquery()
+    page = sa.select(of.id).where(*matching).order_by(order).limit(limit).subquery()
     columns = (
         *(of.id, of.uid, of.prompt_uid, of.channel, of.train_step, of.status, of.task, of.answer, of.turns),
         *(of.reward, of.error, of.created_at, of.ended_at),
@@ -126,11 +126,11 @@ def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[g
     """Return the groups `keys`, in that order, prepared for training."""
     table = schema.trajectories.c
     usable = (table.status != Status.RUNNING, sa.not_(groups.rejected()))
-    found: list[Recorded] = []
+    recorded: list[Recorded] = []
     for part in batches(keys):
         of_them = schema.trajectories.select().where(groups.members(part), *usable)
-        found += read(connection, of_them.order_by(table.id))
-    decided: dict[str, list[curation.Curation]] = {one.trajectory.uid: [] for one in found}
+        recorded += read(connection, of_them.order_by(table.id))
+    decided: dict[str, list[curation.Curation]] = {one.trajectory.uid: [] for one in recorded}
     comments: dict[str, list[dict[str, Any]]] = {uid: [] for uid in decided}
     for uids in batches(list(decided)):
         for one in curation.read(connection, uids):
@@ -138,7 +138,7 @@ def read_groups(connection: sa.Connection, keys: Sequence[groups.Key]) -> list[g
         for one in feedback.read(connection, uids):
             comments[one.trajectory_uid].append(one.mapping())
     in_group: dict[groups.Key, list[Trajectory]] = {key: [] for key in keys}
-    for one in found:
+    for one in recorded:
         trajectory = curation.apply(one.trajectory, decided[one.trajectory.uid])
         trajectory = replace(trajectory, metadata={**trajectory.metadata, "feedback": comments[trajectory.uid]})
         in_group[trajectory.prompt_uid, one.channel].append(trajectory)

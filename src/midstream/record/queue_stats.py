@@ -66,8 +66,8 @@ def left_out(channel: str | None) -> sa.Executable:
     )
     query = query.where(_groups.state.in_((GroupState.LEASED, GroupState.CONSUMED)))
     query = query if channel is None else query.where(_groups.channel == channel)
-    found = query.group_by(_groups.prompt_uid, _groups.channel, _groups.ended).subquery()
-    return sa.select(sa.func.coalesce(sa.func.sum(found.c.more), 0))
+    by_group = query.group_by(_groups.prompt_uid, _groups.channel, _groups.ended).subquery()
+    return sa.select(sa.func.coalesce(sa.func.sum(by_group.c.more), 0))
 
 
 def _in_group() -> sa.ColumnElement[bool]:

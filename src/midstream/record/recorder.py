@@ -8,7 +8,6 @@ disk before its text is returned.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,13 +16,15 @@ from typing import Any
 from midstream.core.errors import Unsupported
 from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
-from midstream.core.types import Constraint, FinishReason, Message, Step, ToolSchema
+from midstream.core.types import Constraint, Message, Step, ToolSchema
 from midstream.engines.base import Completion, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, constrain
 from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
+from midstream.record.replay import CALL_KEY, RecordedCalls, completion_of
 from midstream.record.replies import ChatStep, reply_of
 from midstream.record.store import Store
+from midstream.record.token_buffer import TokenBuffer
 from midstream.record.tree import PREFIX_IGNORE, TEMPLATE, PromptPlacement, TokenTree
 
 TOP_LOG_PROBS = "top_log_probs"
@@ -32,11 +33,13 @@ TOP_LOG_PROBS = "top_log_probs"
 
 @dataclass(frozen=True, slots=True)
 class RoleEngine:
-    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on."""
+    """The engine of a module role, the tokenizer its ids belong to, and whether its replies are trained on. `adapter`
+    names the published weights to sample from; empty leaves it to the engine."""
 
     engine: Engine
     tokenizer: ChatTokenizer | None
     trainable: bool
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,38 +63,9 @@ class Call:
     template: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Extra variables for the chat template, which must use them."""
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-class TokenBuffer:
-    """Forwards tokens as an engine samples them, and buffers them in case the call is cancelled."""
-
-    def __init__(self, on_tokens: OnTokens | None, engine: Engine) -> None:
-        self._on_tokens, self._policy_version = on_tokens, engine.policy_version
-        # Only engines whose weights can be replaced have one.
-        self._adapter: str = getattr(engine, "adapter", "")
-        self._began = time.perf_counter()
-        self._ids: list[int] = []
-        self._log_probs: list[float] = []
-
-    def __call__(self, ids: Sequence[int], log_probs: Sequence[float]) -> None:
-        self._ids += ids
-        self._log_probs += log_probs
-        if self._on_tokens is not None:
-            self._on_tokens(ids, log_probs)
-
-    def completion(self, tokenizer: ChatTokenizer | None) -> Completion | None:
-        """Return the tokens sampled so far; None if there are none."""
-        if not self._ids or tokenizer is None:
-            return None
-        return Completion(
-            ids=tuple(self._ids),
-            log_probs=tuple(self._log_probs),
-            text=tokenizer.text_of(self._ids),
-            finish_reason=FinishReason.INTERRUPTED,
-            policy_version=self._policy_version,
-            adapter=self._adapter,
-            latency_s=time.perf_counter() - self._began,
-        )
+    key: str = ""
+    """Name of the call within its attempt, for calls whose order may differ from run to run: its sample depends on the
+    key instead of its index, and an attempt that runs again finds the recorded step by it."""
 
 
 class Recorder:
@@ -116,7 +90,20 @@ class Recorder:
         self._pending: set[int] = set()
         """Indices without a step: of running calls, of failed calls, and skipped by `submit`."""
         self._in_flight: set[int] = set()
+        self._keys: set[str] = set()
         self._trees: dict[int, TokenTree] = {}
+        self.replayed: RecordedCalls | None = None
+        """Steps from which calls are answered, see `replay`."""
+
+    def replay(self, steps: Iterable[Step], role_engines: Mapping[str, RoleEngine]) -> None:
+        """Answer the calls of an attempt that runs again from its recorded `steps`, as long as they are the same calls;
+        see `RecordedCalls`. Steps of calls with a key belong to the trajectory even if they are not asked for again.
+        `role_engines` are by module role and include `policy`."""
+        self.replayed = RecordedCalls(steps)
+        while len(self.steps) < self.replayed.size:
+            self._reserve_index()
+        for step in self.replayed.keyed.values():
+            self._add(step, role_engines.get(step.role, role_engines["policy"]))
 
     def restore(self, steps: Iterable[Step], role_engine: RoleEngine) -> None:
         """Continue after a restart: `steps` are those in the store, all answered by `role_engine`."""
@@ -136,9 +123,10 @@ class Recorder:
         tools: Sequence[ToolSchema] = (),
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | Constraint | None = None,
+        key: str = "",
     ) -> ChatStep:
-        """`call` for a conversation; the result can be read as a message. Arguments are those of `constrain`; raises
-        `Unsupported` like it."""
+        """`call` for a conversation; the result can be read as a message. Arguments are those of `constrain`, and
+        `Call.key`; raises `Unsupported` like `constrain`."""
         tokenizer = role_engine.tokenizer
         if tokenizer is not None:
             declared, constraint = constrain(
@@ -150,7 +138,9 @@ class Recorder:
             )
         else:
             declared, constraint = (), None
-        call = Call(messages=tuple(messages), sampling=sampling, role=role, tools=declared, constraint=constraint)
+        call = Call(
+            messages=tuple(messages), sampling=sampling, role=role, tools=declared, constraint=constraint, key=key
+        )
         step, _ = await self.call(role_engine, call)
         return ChatStep.of(step, partial(reply_of, tokenizer=tokenizer))
 
@@ -160,13 +150,22 @@ class Recorder:
         cancelled meanwhile. If the call is cancelled while the engine works and `on_tokens` received tokens, they are
         recorded as a step that is not trained on, with the finish reason `interrupted` and the cancellation reason in
         `metadata["interrupted"]`."""
-        index = len(self.steps)
-        reserved = self._reserve_index()
+        position = None
+        self._claim(call.key)
+        if self.replayed is not None:
+            position = None if call.key else self.replayed.position()
+            step = self.replayed.answer(call, position, role_engine.engine)
+            if step is not None:
+                if not call.key:
+                    self._add(step, role_engine)
+                return step, completion_of(step)
+        reserved = self._reserve_index() if position is None else self.steps[position]
+        index = reserved.step_index
         self._in_flight.add(index)
         sampling = call.sampling
         if sampling.seed is None:
-            sampling = replace(sampling, seed=derive_seed(self._seed, "call", index))
-        buffer = TokenBuffer(call.on_tokens, role_engine.engine)
+            sampling = replace(sampling, seed=derive_seed(self._seed, "call", call.key or index))
+        buffer = TokenBuffer(call.on_tokens, role_engine.engine, role_engine.adapter)
         placement: PromptPlacement | None = None
         try:
             placement = await self._place(role_engine, call)
@@ -178,6 +177,7 @@ class Recorder:
                     sampling=sampling,
                     session=self.trajectory_uid,
                     role=call.role,
+                    adapter=role_engine.adapter,
                     messages=call.messages,
                     tools=call.tools,
                     constraint=call.constraint,
@@ -190,6 +190,7 @@ class Recorder:
             partial = buffer.completion(role_engine.tokenizer) if isinstance(error, asyncio.CancelledError) else None
             if partial is None or placement is None:
                 self._abandon(reserved)
+                self._keys.discard(call.key)
                 raise
             step = self._step(index, role_engine, replace(call, sampling=sampling), placement, partial)
             why = {"interrupted": str(error.args[0] if error.args else "cancelled")}
@@ -220,6 +221,7 @@ class Recorder:
             adapter=completion.adapter,
             metadata={
                 **call.metadata,
+                **({CALL_KEY: call.key} if call.key else {}),
                 **template,
                 **extras,
                 **_sampling_metadata(sampling, None if over_allowed else call.constraint),
@@ -296,6 +298,12 @@ class Recorder:
         self._pending.add(step.step_index)
         return step
 
+    def _claim(self, key: str) -> None:
+        """Keep two calls from having the same key. A failed call gives its key back."""
+        if key and key in self._keys:
+            raise ValueError(f"trajectory '{self.trajectory_uid}' has made a call with the key '{key}' already")
+        self._keys.add(key)
+
     async def _append(self, reserved: Step, step: Step, role_engine: RoleEngine, store: Store) -> None:
         """Add a step once it is on disk, even if the waiting caller is cancelled."""
 
@@ -367,7 +375,7 @@ class Recorder:
 def _sampling_metadata(sampling: SamplingParams, unseen: Constraint | None) -> dict[str, Any]:
     """Return the metadata that describes altered sampling; empty for a plain sample. `unseen` is a constraint that the
     log-probabilities do not show."""
-    found = sampling.alterations()
+    altered = sampling.alterations()
     if unseen is not None:
-        found["constraint"] = unseen.kind
-    return {"sampling": found} if found else {}
+        altered["constraint"] = unseen.kind
+    return {"sampling": altered} if altered else {}

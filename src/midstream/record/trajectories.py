@@ -161,9 +161,14 @@ class Trajectories:
 
         await self.database.submit(rescore, trajectory.uid)
 
-    def discard_from(self, train_step: int) -> None:
-        """Delete every trajectory recorded at or after `train_step`, with its steps."""
+    def discard_from(self, train_step: int, *, newer_than: int | None = None) -> None:
+        """Delete every trajectory recorded at or after `train_step`, with its steps. With `newer_than`, those that no
+        later `policy_version` sampled are kept."""
         late = schema.trajectories.c.train_step >= train_step
+        if newer_than is not None:
+            steps = schema.steps.c
+            of_it = (steps.trajectory_uid == schema.trajectories.c.uid, steps.policy_version > newer_than)
+            late = late & sa.exists().where(*of_it)
         self.database.write(lambda transaction: transaction.batch(TrajectoryBatch).discard(late))
 
     def get(self, uid: str) -> Trajectory:
@@ -202,11 +207,11 @@ class Trajectories:
         """Return one page of at most `limit` trajectories without their steps; `before` is the last `id` of the page
         before."""
         order = schema.trajectories.c.id
-        wanted = conditions(filters)
+        matching = conditions(filters)
         if before is not None:
-            wanted.append(order < before if newest_first else order > before)
+            matching.append(order < before if newest_first else order > before)
         in_order = order.desc() if newest_first else order
-        return self.database.read(lambda connection: loading.summaries(connection, wanted, in_order, limit))
+        return self.database.read(lambda connection: loading.summaries(connection, matching, in_order, limit))
 
     def uids_starting(self, start: str, limit: int) -> list[str]:
         """Return at most `limit` uids that start with `start`, in alphabetical order; `start` itself comes first."""
@@ -219,8 +224,8 @@ class Trajectories:
         `session`."""
         table, own = schema.trajectories.c, self.servers.own
         mine = table.session.is_not(None) if own is None else table.server == own
-        wanted = (table.status == Status.RUNNING, mine)
-        return self.database.read(lambda connection: list(connection.scalars(sa.select(table.uid).where(*wanted))))
+        running = (table.status == Status.RUNNING, mine)
+        return self.database.read(lambda connection: list(connection.scalars(sa.select(table.uid).where(*running))))
 
     def count(self, **filters: Unpack[Filters]) -> int:
         """Return the number of trajectories."""
@@ -247,10 +252,10 @@ class Trajectories:
         return {**row, "session": to_json(session, f"session of trajectory {uid!r}"), "server": self.servers.own}
 
     def _pages(
-        self, wanted: Sequence[sa.ColumnElement[bool]], limit: int | None = None, newest_first: bool = False
+        self, matching: Sequence[sa.ColumnElement[bool]], limit: int | None = None, newest_first: bool = False
     ) -> Iterator[list[Recorded]]:
         order = schema.trajectories.c.id
-        query = schema.trajectories.select().where(*wanted).order_by(order.desc() if newest_first else order)
+        query = schema.trajectories.select().where(*matching).order_by(order.desc() if newest_first else order)
         left, last = limit, None
         while left is None or left > 0:
             after = () if last is None else ((order < last) if newest_first else (order > last),)
@@ -269,11 +274,11 @@ def adopt(connection: sa.Connection, server: str) -> list[str]:
     """Assign the running trajectories with a `session` that no living server holds to `server`; returns their uids."""
     from midstream.store.servers import table as servers
 
-    held = schema.trajectories.c
-    gone = sa.or_(held.server.is_(None), held.server.not_in(sa.select(servers.c.id)))
-    orphans = (held.status == Status.RUNNING, held.session.is_not(None), gone)
-    taken = schema.trajectories.update().where(*orphans).values(server=server).returning(held.uid)
-    return list(connection.scalars(taken))
+    table = schema.trajectories.c
+    unheld = sa.or_(table.server.is_(None), table.server.not_in(sa.select(servers.c.id)))
+    orphans = (table.status == Status.RUNNING, table.session.is_not(None), unheld)
+    adopted = schema.trajectories.update().where(*orphans).values(server=server).returning(table.uid)
+    return list(connection.scalars(adopted))
 
 
 def _appended(step: Step, channel: str, server: str | None) -> Operation[bool]:

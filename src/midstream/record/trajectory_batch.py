@@ -139,12 +139,12 @@ class TrajectoryBatch:
         """Delete the trajectories that match `condition`, with their annotations. Returns their number."""
         table = schema.trajectories.c
         of_them = sa.select(table.uid, table.prompt_uid, table.channel).where(condition).with_for_update()
-        found = {uid: (prompt_uid, channel) for uid, prompt_uid, channel in self.connection.execute(of_them)}
-        for uids in batches(list(found)):
+        discarded = {uid: (prompt_uid, channel) for uid, prompt_uid, channel in self.connection.execute(of_them)}
+        for uids in batches(list(discarded)):
             delete(self._connection, table.uid.in_(uids))
-        self._touched.update(found.values())
-        self._known = {uid: state for uid, state in self._known.items() if uid not in found}
-        return len(found)
+        self._touched.update(discarded.values())
+        self._known = {uid: state for uid, state in self._known.items() if uid not in discarded}
+        return len(discarded)
 
     def state_of(self, uid: str) -> TrajectoryState:
         """Return the state of the trajectory `uid`; raises `RunError` if it does not exist."""
@@ -194,14 +194,14 @@ def delete(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None
 
 def _look_up(connection: sa.Connection, uids: Collection[str]) -> dict[str, TrajectoryState]:
     """Return the stored state of `uids`, locked until the transaction ends."""
-    found = {}
+    states = {}
     for part in batches(list(uids)):
         rows = fetch(connection, _LOOK_UP, "uids", part)
-        found |= {
+        states |= {
             uid: TrajectoryState(status, (prompt_uid, channel), server)
             for uid, status, prompt_uid, channel, server in rows
         }
-    return found
+    return states
 
 
 @functools.cache

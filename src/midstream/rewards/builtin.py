@@ -85,8 +85,8 @@ def bleu(answer: str | None, reference: Any) -> float | None:
 
 @component("environment")
 def environment(trajectory: Trajectory) -> StepRewards | float | None:
-    """What the task's environment gave, summed over the episode; by step where each action was one model call. None
-    when it gave nothing."""
+    """Sum of the environment's rewards over the episode; by step if each action was one model call. None without
+    rewards."""
     played = trajectory.metadata.get("environment")
     rewards = played.get("rewards") if isinstance(played, Mapping) else None
     if not isinstance(rewards, list | tuple) or all(value is None for value in rewards):
@@ -94,6 +94,16 @@ def environment(trajectory: Trajectory) -> StepRewards | float | None:
     if len(rewards) == len(trajectory.steps):
         return StepRewards(rewards)
     return fsum(value for value in rewards if value is not None)
+
+
+@component("schedule")
+def schedule(task: Task, trajectory: Trajectory) -> float | None:
+    """How good a schedule is: 1 at the least cost that choices can lead to, 0 at the greatest, linear between. None for
+    other tasks, and without a complete schedule."""
+    bounds, made = task.metadata.get("schedule"), trajectory.metadata.get("schedule")
+    if not isinstance(bounds, Mapping) or not isinstance(made, Mapping) or made.get("cost") is None:
+        return None
+    return (bounds["worst"] - made["cost"]) / (bounds["worst"] - bounds["best"])
 
 
 @component("given")

@@ -28,7 +28,7 @@ from midstream.engines.openai import OpenAIEngine
 from midstream.rewards.components import component
 
 Ask = Callable[[Sequence[Message], int], Awaitable[str]]
-"""Asks a model: takes messages and the maximum tokens of the reply; returns the text of the reply."""
+"""Asks a model: receives messages and the maximum tokens of the reply, and returns the text of the reply."""
 
 RUBRIC = """10: right and complete. 5: partly right. 0: wrong, empty, or not an answer to the question."""
 
@@ -208,7 +208,7 @@ def remote_judge(config: JudgeConfig | None) -> Judge | None:
 
 @component("judge")
 async def judged(task: Task, answer: str | None, judge: Judge) -> float:
-    """The judge's score for the answer by the rubric, 0 to 1. 0 without an answer."""
+    """Score of the answer by the rubric, given by the judge, 0 to 1. 0 without an answer."""
     return 0.0 if answer is None or not after_thinking(answer).strip() else await judge.mark(task, answer)
 
 

@@ -1,9 +1,9 @@
 """Runs inside the sandbox: loads a program, then runs tests against it one by one.
 
-Only the standard library may be imported here: `programs` sends this file as source, to be executed in a namespace with
-its own copy of the builtins. A test sees fresh builtins and modules as they were before the program ran; of the program
-it sees only the names it mentions, and their results as plain data: an instance of a builtin type or of its subclass
-becomes the builtin value, any other object a `Result`, which equals nothing.
+Imports only the standard library: `programs` sends this file as source, to be executed in a namespace with its own copy
+of the builtins. A test sees builtins and modules as they were before the program ran. Of the program it sees only the
+names it mentions, and their results as plain data: an instance of a builtin type or of a subclass becomes the builtin
+value, any other object a `Result`, which equals nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 USED = (copy, functools, itertools, json, math, random, re)
-"""Imported so that tests find them as they were before the program."""
+"""Modules imported in advance, so that tests find them as they were before the program ran."""
 PLAIN = (
     bool, int, float, complex, str, bytes, bytearray, range, type(None), type(...), decimal.Decimal,
     datetime.date, datetime.datetime, datetime.time, datetime.timedelta,
@@ -44,7 +44,7 @@ REBUILD: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (dict, lambda value: {plain(key): plain(item) for key, item in dict.items(value)}),
     (collections.deque, lambda value: collections.deque([plain(item) for item in collections.deque.__iter__(value)])),
 )
-"""The builtin value of an instance of a subclass, without its own methods."""
+"""Convert an instance of a subclass to the builtin value, without using its methods."""
 MUTABLE = (list, dict, set, collections.deque)
 
 _program = types.ModuleType("__main__")
@@ -52,7 +52,7 @@ _modules: dict[str, tuple[Any, dict[str, Any]]] = {}
 
 
 class Result:
-    """An object of the program. Its methods, items and attributes are passed on, as plain data; it equals nothing."""
+    """An object of the program. Passes on its methods, items and attributes as plain data; equals nothing."""
 
     __slots__ = ("_of",)
 
@@ -101,7 +101,7 @@ class Result:
 
 
 def plain(value: Any) -> Any:
-    """`value` as plain data: builtin values, copied, and a `Result` for each other object."""
+    """Return `value` as plain data: copies of builtin values, and a `Result` for any other object."""
     kind = type(value)
     for one in PLAIN:
         if kind is one:
@@ -125,12 +125,12 @@ def _is_builtin(value: type) -> bool:
 
 
 def inner(value: Any) -> Any:
-    """The program's own object of a `Result`; any other value as it is."""
+    """Return the program's object in a `Result`; any other value unchanged."""
     return value._of if type(value) is Result else value
 
 
 def _clean(value: Any) -> None:
-    """Make an argument that the program may have changed plain data again."""
+    """Convert an argument that the program may have changed back to plain data."""
     kind = type(value)
     if kind is list or kind is collections.deque:
         items = plain(value)
@@ -143,9 +143,9 @@ def _clean(value: Any) -> None:
 
 
 def load(program: str) -> None:
-    """Run the program as `__main__`. Raises what it raises."""
+    """Run the program as `__main__`. Propagates its exceptions."""
     global _program
-    # A scope of its own, whose names do not lead here.
+    # a separate scope, from which the names here cannot be reached
     _program = types.ModuleType("__main__")
     sys.modules["__main__"] = _program
     _modules.update({name: (one, dict(vars(one))) for name, one in list(sys.modules.items()) if one is not _program})
@@ -156,7 +156,7 @@ def load(program: str) -> None:
 
 
 def run(test: str) -> None:
-    """Run a test. Raises when it fails."""
+    """Run a test. Raises if it fails."""
     tree = ast.parse(test, "<test>")
     own = vars(builtins)
     names = {one.id for one in ast.walk(tree) if isinstance(one, ast.Name)}
@@ -169,7 +169,7 @@ def run(test: str) -> None:
 
 
 def _restore() -> None:
-    """Undo what the program changed in modules that were there before it."""
+    """Undo the program's changes to modules imported before it."""
     for name, (module, names) in _modules.items():
         sys.modules[name] = module
         for key, value in names.items():

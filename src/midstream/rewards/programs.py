@@ -1,13 +1,14 @@
 """Grades programs by hidden tests, in the sandbox.
 
-The program runs first, in a session of its own; the tests follow one by one, so that it cannot read them before it has
-been loaded. A test passes when it ends and returns a word that was drawn after the program was written. A test sees the
-program's results as plain data and its own builtins and modules (`program_tests`), so neither an object that equals
-everything nor a replaced builtin passes. The small interpreter has no such tools: there a program with a class fails.
+The program runs first, in its own session; the tests follow one by one, so that the program cannot read them while it
+is loaded. A test passes if it ends and returns a word that was drawn after the program was written. A test sees the
+program's results as plain data, and its own builtins and modules (`program_tests`), so neither an object that equals
+everything nor a replaced builtin helps. The small interpreter lacks the tools for this: there a program with a class
+fails.
 
-What this does not stop: program and tests share a process, so a program that was written to take over its grader (by
-the frames of its caller, the garbage collector, methods of the standard library's classes, or the socket) can. In the
-small interpreter, a program can define a function with the name of a builtin that a test uses.
+Not prevented: program and tests share a process, so a program written to take over its grader (through the frames of
+its caller, the garbage collector, methods of standard library classes, or the socket) succeeds. In the small
+interpreter, a program can define a function with the name of a builtin that a test uses.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _CLASS = re.compile(r"\bclass\b")
 
 
 def fenced_programs(text: str) -> list[str]:
-    """The Python blocks of a text, in order."""
+    """Return the Python blocks of a text, in order."""
     return [body.strip("\n") for language, body in _FENCE.findall(text) if language.lower() in _PYTHON]
 
 
 def program_of(answer: str, entry_point: str = "") -> str:
-    """The program of an answer after its thinking: the last Python block that defines `entry_point`, else the last
-    block, else the whole answer."""
+    """Return the program in an answer after its thinking: the last Python block that defines `entry_point`, else the
+    last block, else the whole answer."""
     text = after_thinking(answer)
     blocks = fenced_programs(text)
     defines = re.compile(
@@ -49,8 +50,8 @@ def program_of(answer: str, entry_point: str = "") -> str:
 
 
 def hidden_tests(reference: Any) -> tuple[tuple[str, ...], str]:
-    """The tests of a reference `{"tests": ..., "entry_point": ...}` and its entry point; no tests for any other
-    reference. A test that defines `check(candidate)`, as HumanEval's do, is called with the entry point."""
+    """Return the tests of a reference `{"tests": ..., "entry_point": ...}` and its entry point; no tests for any other
+    reference. If a test defines `check(candidate)`, like HumanEval's, `check` is called with the entry point."""
     if not isinstance(reference, Mapping) or "tests" not in reference:
         return (), ""
     given, entry_point = reference["tests"], str(reference.get("entry_point") or "")
@@ -63,9 +64,9 @@ def hidden_tests(reference: Any) -> tuple[tuple[str, ...], str]:
 
 
 async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = None) -> list[bool]:
-    """Whether the program of `answer` passes each hidden test of `reference`. Empty without tests.
+    """Return for each hidden test of `reference` whether the program of `answer` passes it. Empty without tests.
 
-    Raises `SandboxFailed` when the sandbox breaks, and `SandboxUnavailable` when there is none."""
+    Raises `SandboxFailed` if the sandbox fails, and `SandboxUnavailable` if there is none."""
     tests, entry_point = hidden_tests(reference)
     program = program_of(answer, entry_point)
     if not tests or len(program) > MAX_CHARS:
@@ -92,7 +93,7 @@ async def passed_tests(answer: str, reference: Any, sandbox: Sandbox | None = No
 
 
 def _loading(program: str) -> str:
-    """The cell that loads a program, in a namespace with builtins of its own."""
+    """Return the cell that loads a program, in a namespace with its own builtins."""
     return f"""import builtins
 grader = {{"__builtins__": dict(vars(builtins)), "__name__": "grader"}}
 exec({_LOADER!r}, grader)
@@ -105,7 +106,7 @@ _SANDBOXES: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[
 
 
 async def shared_sandbox() -> Sandbox:
-    """One sandbox an event loop. It keeps no process ready, so there is nothing to close."""
+    """Return the sandbox of this event loop. It keeps no process ready, so it need not be closed."""
     loop = asyncio.get_running_loop()
     if loop not in _SANDBOXES:
         _SANDBOXES[loop] = asyncio.ensure_future(open_sandbox(SandboxConfig(warm=0)))
@@ -119,5 +120,5 @@ async def shared_sandbox() -> Sandbox:
 
 
 def share(passed: Sequence[bool]) -> float:
-    """The share of tests that passed."""
+    """Return the share of tests that passed."""
     return sum(passed) / len(passed) if passed else 0.0

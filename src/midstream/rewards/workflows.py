@@ -1,11 +1,11 @@
 """Rewards of a policy that writes workflows. They read the record of the run, `trajectory.metadata["workflow"]`:
-`valid` (the checker accepts the text), `form` (`hybrid` or `code`), `status`, `fallback`, `answer`, `model_calls`,
-`cost_usd`, `latency_s`, `operators` and `prompt_text` (its prompts, joined).
+`valid` (whether the checker accepts the text), `form` (`hybrid` or `code`), `status`, `fallback`, `answer`,
+`model_calls`, `cost_usd`, `latency_s`, `operators` and `prompt_text` (its prompts, joined).
 
-An answer counts only when the workflow itself gave it: an invalid text, a failed run or a fallback earns nothing.
+An answer counts only if the workflow itself gave it: an invalid text, a failed run or a fallback earns nothing.
 
-Two families. `workflow_*` are ours: correctness gates everything. `seed003_*` are the five dimensions of seed 003, each
-from -10 to 10, with exact graders in place of its string containment and its partial credit for near numbers.
+There are two families. In `workflow_*` everything depends on correctness. `seed003_*` are the five dimensions of seed
+003, each from -10 to 10, with exact graders instead of its string containment and its partial credit for near numbers.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ WORKFLOW_PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 """Weights by component.
 
-`workflow`: a right answer earns 1, less up to 0.1 for calls beyond the first; a wrong one 0; an invalid workflow -0.2.
-So no saving makes up for a wrong answer, and an easy problem is best solved with one call.
+`workflow`: a correct answer earns 1, minus up to 0.1 for calls beyond the first; a wrong one 0; an invalid workflow
+-0.2. So no saving compensates for a wrong answer, and an easy problem is best solved with one call.
 
 `seed003-5` and `seed003-3`: seed 003's five dimensions, and the three of its project tree; from -10 to 9.5 and from -10
-to 10. A run that fails is -10 in every dimension. The best total of five is 9.5 because the last is only a penalty.
+to 10. A failed run is -10 in every dimension. The maximum of five dimensions is 9.5: the last is only a penalty.
 """
 
 WORST, BEST = -10.0, 10.0
 COST_BANDS = ((0.001, 10.0), (0.005, 5.0), (0.01, 0.0), (0.05, -3.0))
-"""US dollars up to which an efficiency is given; -8 beyond."""
+"""Efficiency by cost: upper limit in US dollars, and value; -8 above the last limit."""
 TIME_BANDS = ((5.0, 10.0), (15.0, 5.0), (30.0, 0.0), (60.0, -2.0))
-"""Seconds up to which a simplicity is given; -5 beyond."""
+"""Simplicity by time: upper limit in seconds, and value; -5 above the last limit."""
 OPERATOR_BANDS = ((2.0, 10.0), (4.0, 5.0), (6.0, 0.0))
-"""Operator calls up to which a simplicity is given; -5 beyond."""
+"""Simplicity by operator calls: upper limit, and value; -5 above the last limit."""
 
 
 def record_of(trajectory: Trajectory) -> Mapping[str, Any]:
-    """The record of the workflow's run; empty without one."""
+    """Return the record of the workflow's run; empty without one."""
     found = trajectory.metadata.get("workflow")
     return found if isinstance(found, Mapping) else {}
 
 
 def own_answer(trajectory: Trajectory) -> str | None:
-    """The answer that the workflow itself gave; None after a failure or a fallback."""
+    """Return the answer of the workflow itself; None after a failure or a fallback."""
     record = record_of(trajectory)
     if not record.get("valid") or record.get("status") != "completed" or record.get("fallback"):
         return None
@@ -65,9 +65,9 @@ def own_answer(trajectory: Trajectory) -> str | None:
 
 
 async def graded(answer: str, task: Task) -> float | None:
-    """The grade of an answer, 0 to 1, by the kind of problem: code by its hidden tests (the share that passes), maths
-    by equality (math-verify), multiple choice by its letter, QA by token F1, others by `graders.answer_correct`. None
-    when the task has no reference."""
+    """Return the grade of an answer, 0 to 1, by the kind of problem: code by the share of hidden tests that pass, maths
+    by equality (math-verify), multiple choice by the letter, QA by token F1, others by `graders.answer_correct`. None
+    if the task has no reference."""
     reference = task.answer
     if reference is None:
         return None
@@ -87,8 +87,8 @@ async def graded(answer: str, task: Task) -> float | None:
 
 @component("workflow_solved")
 async def workflow_solved(trajectory: Trajectory, task: Task) -> float | None:
-    """The grade of the workflow's own answer, 0 to 1 (`graded`); for code 1 only when every hidden test passes. 0 for
-    an invalid or failed workflow, None when the task has no reference."""
+    """Grade of the workflow's own answer, 0 to 1 (`graded`); for code 1 if every hidden test passes, else 0. 0 for an
+    invalid or failed workflow, None if the task has no reference."""
     if task.answer is None:
         return None
     answer = own_answer(trajectory)
@@ -98,7 +98,7 @@ async def workflow_solved(trajectory: Trajectory, task: Task) -> float | None:
 
 @component("workflow_expense")
 async def workflow_expense(trajectory: Trajectory, task: Task) -> float | None:
-    """1 - 1 / model calls, for a right answer: 0 for one call, towards 1 for many. 0 when the answer is not right."""
+    """1 - 1 / model calls for a correct answer: 0 for one call, approaching 1 for many. 0 for any other answer."""
     if task.answer is None:
         return None
     answer = own_answer(trajectory)
@@ -109,13 +109,13 @@ async def workflow_expense(trajectory: Trajectory, task: Task) -> float | None:
 
 @component("workflow_invalid")
 def workflow_invalid(trajectory: Trajectory) -> float:
-    """1 when the text is not a workflow that may run, else 0."""
+    """1 if the checker refuses the text as a workflow, else 0."""
     return float(not record_of(trajectory).get("valid"))
 
 
 @component("seed003_correctness")
 async def seed003_correctness(trajectory: Trajectory, task: Task) -> float | None:
-    """20 x grade - 10: from -10 (wrong, or no answer of the workflow's own) to 10 (right)."""
+    """20 x grade - 10: from -10 (wrong, or no answer of the workflow itself) to 10 (correct)."""
     if task.answer is None:
         return None
     answer = own_answer(trajectory)
@@ -124,7 +124,7 @@ async def seed003_correctness(trajectory: Trajectory, task: Task) -> float | Non
 
 @component("seed003_efficiency")
 def seed003_efficiency(trajectory: Trajectory) -> float | None:
-    """By the cost of the run (`COST_BANDS`). None when the cost is unknown: it is not 0."""
+    """Value of the run's cost in `COST_BANDS`. None if the cost is unknown, which is not 0."""
     if own_answer(trajectory) is None:
         return WORST
     cost = record_of(trajectory).get("cost_usd")
@@ -133,7 +133,7 @@ def seed003_efficiency(trajectory: Trajectory) -> float | None:
 
 @component("seed003_simplicity")
 def seed003_simplicity(trajectory: Trajectory) -> float:
-    """Mean of `TIME_BANDS` for the run's seconds and `OPERATOR_BANDS` for the operator calls it made."""
+    """Mean of the values in `TIME_BANDS` for the run's seconds and in `OPERATOR_BANDS` for its operator calls."""
     if own_answer(trajectory) is None:
         return WORST
     record = record_of(trajectory)
@@ -151,7 +151,7 @@ def seed003_format(trajectory: Trajectory) -> float:
 
 @component("seed003_repetition")
 def seed003_repetition(trajectory: Trajectory) -> float:
-    """10 x (share of distinct word 3-grams in the prompts - 1): 0 without repetition, towards -10."""
+    """10 x (share of distinct word 3-grams in the prompts - 1): 0 without repetition, approaching -10."""
     if own_answer(trajectory) is None:
         return WORST
     words = after_thinking(str(record_of(trajectory).get("prompt_text") or "")).split()

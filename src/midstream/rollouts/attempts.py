@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from midstream.core.seeds import derive_seed
-from midstream.core.types import Task
+from midstream.core.types import Task, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """Repeats `original` with `role` as a no-op that always replies with `reply` (see `reruns.py`)."""
+
+    original: Trajectory
+    role: str
+    reply: str = ""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the new trajectory, which links it to its original."""
+        return {"rerun_of": self.original.uid, "without": self.role}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +36,8 @@ class Attempt:
     train_step: int | None = None
     mask_seed: int | None = None
     """Seed of the words that `flow.mask_results` hides; None hides none."""
+    rerun: Rerun | None = None
+    """What this attempt repeats; None for a new attempt."""
 
 
 def groups_of(

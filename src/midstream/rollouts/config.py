@@ -33,3 +33,6 @@ class RolloutConfig(Config):
     """Maximum concurrent trajectories."""
     timeout_s: float = Field(default=300.0, gt=0)
     """Time limit of one trajectory, in seconds of wall time."""
+    resume_attempts: bool = False
+    """Keep what attempts did on disk, so that one whose process died goes on inside its episode instead of starting
+    again: recorded model calls are not sampled again, and tools that succeeded are not called again."""

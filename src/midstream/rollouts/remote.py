@@ -45,8 +45,10 @@ class RemoteRecorder(Recorder):
         tools: Sequence[ToolSchema] = (),
         tool_choice: ToolChoice = "auto",
         response_format: Mapping[str, Any] | Constraint | None = None,
+        key: str = "",
     ) -> ChatStep:
-        """Make one model call. The gateway has the model's tokenizer: it renders the prompt and parses the reply."""
+        """Make one model call. The gateway has the model's tokenizer: it renders the prompt and parses the reply. `key`
+        has no effect: a remote attempt that was interrupted starts again."""
         fields: dict[str, Any] = {"tool_choice": None if tool_choice == "auto" else tool_choice}
         if isinstance(response_format, Constraint):
             fields["constraint"] = asdict(response_format)
@@ -206,6 +208,11 @@ class RemoteSink:
 
     def forget(self, attempt: Attempt) -> None:
         self._open.pop(attempt.uid, None)
+
+    def earlier(self, attempt: Attempt) -> None:
+        """Attempts at a gateway are not resumed."""
+
+    async def restart(self, attempt: Attempt) -> None: ...
 
     def _opening(self, attempt: Attempt) -> dict[str, Any]:
         task = attempt.task

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from typing import Protocol
 
+import sqlalchemy as sa
+
 from midstream.agents.endpoint import AgentEndpoint
-from midstream.core.types import Trajectory
+from midstream.core.types import Status, Step, Trajectory
+from midstream.record import action_log
+from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
+from midstream.store import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier process recorded of an attempt that can be resumed."""
+
+    database: Database
+    """Where the flow keeps durable state of its own."""
+    actions: ActionLog
+    steps: tuple[Step, ...] = ()
+    """Answered model calls, in order."""
+    ended: Trajectory | None = None
+    """The trajectory if the attempt ended: it is not made again."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was recorded."""
+        return bool(self.steps or self.actions.names)
 
 
 class TrajectorySink(Protocol):
@@ -24,6 +49,14 @@ class TrajectorySink(Protocol):
 
     async def begin(self, attempt: Attempt) -> None: ...
 
+    def earlier(self, attempt: Attempt) -> Earlier | None:
+        """Return what is recorded of a begun `attempt`, to go on with; None if this sink does not resume attempts."""
+        ...
+
+    async def restart(self, attempt: Attempt) -> None:
+        """Delete what is recorded of a begun `attempt`, which starts again."""
+        ...
+
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
 
     def forget(self, attempt: Attempt) -> None:
@@ -32,10 +65,14 @@ class TrajectorySink(Protocol):
 
 
 class LocalSink:
-    """Records in `store`, or in memory only if it is None."""
+    """Records in `store`, or in memory only if it is None. With `resume`, an attempt whose process died is gone on
+    with, and one that ended is not made again; without, either is replaced."""
 
-    def __init__(self, store: Store | None) -> None:
-        self._store = store
+    def __init__(self, store: Store | None, *, resume: bool = False) -> None:
+        self._store, self._resume = store, resume and store is not None
+        self._earlier: dict[str, Earlier] = {}
+        if store is not None and self._resume:
+            store.database.require(action_log.SCHEMA)
 
     def recorder(self, attempt: Attempt) -> Recorder:
         return Recorder(attempt.uid, attempt.prompt_uid, seed=attempt.seed, store=self._store, channel=attempt.channel)
@@ -44,13 +81,51 @@ class LocalSink:
         return None
 
     async def begin(self, attempt: Attempt) -> None:
-        if self._store is not None:
-            self._store.trajectories.begin(
-                attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step
-            )
+        if self._store is None:
+            return
+        if self._resume:
+            found = await asyncio.to_thread(_earlier, self._store, attempt)
+            self._earlier[attempt.uid] = found
+            if found.ended is not None or found.begun:
+                return
+        await self.restart(attempt)
+
+    def earlier(self, attempt: Attempt) -> Earlier | None:
+        return self._earlier.get(attempt.uid)
+
+    async def restart(self, attempt: Attempt) -> None:
+        if self._store is None:
+            return
+        if self._resume:
+            await self._delete_actions(self._store, attempt)
+            database = self._store.database
+            self._earlier[attempt.uid] = Earlier(database, ActionLog(database, attempt.uid))
+        self._store.trajectories.begin(
+            attempt.uid, attempt.prompt_uid, attempt.task, attempt.channel, attempt.train_step
+        )
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None:
         if self._store is not None:
             await self._store.trajectories.finish(trajectory, attempt.channel)
+            if self._resume:
+                await self._delete_actions(self._store, attempt)
 
-    def forget(self, attempt: Attempt) -> None: ...
+    def forget(self, attempt: Attempt) -> None:
+        self._earlier.pop(attempt.uid, None)
+
+    async def _delete_actions(self, store: Store, attempt: Attempt) -> None:
+        def delete(connection: sa.Connection) -> None:
+            action_log.delete_actions(connection, attempt.uid)
+
+        await store.database.submit(lambda transaction: delete(transaction.connection))
+
+
+def _earlier(store: Store, attempt: Attempt) -> Earlier:
+    """Read what is recorded of `attempt`. A trajectory of another task under its uid does not count."""
+    database = store.database
+    found = store.trajectories.find(attempt.uid)
+    if found is None or found.trajectory.task != attempt.task or found.trajectory.prompt_uid != attempt.prompt_uid:
+        return Earlier(database, ActionLog(database, attempt.uid))
+    known = database.read(lambda connection: action_log.load_actions(connection, attempt.uid))
+    ended = None if found.trajectory.status is Status.RUNNING else found.trajectory
+    return Earlier(database, ActionLog(database, attempt.uid, known), found.trajectory.steps, ended)

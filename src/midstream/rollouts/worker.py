@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from midstream.agents.base import AgentFlowBase, FlowSession, Score
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
 from midstream.agents.registry import find_flow, load_flows
+from midstream.agents.resume import RESUMED, check_replayed, divergence
 from midstream.agents.toolsets import load_flow_tools
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError, EngineError, MidstreamError, ServiceError, UserError, nearest
@@ -24,8 +25,9 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.rollouts.config import SamplingConfig
-from midstream.rollouts.sinks import LocalSink, TrajectorySink
-from midstream.tools import Toolbox
+from midstream.rollouts.reruns import rerun_engines
+from midstream.rollouts.sinks import Earlier, LocalSink, TrajectorySink
+from midstream.tools import Tool, Toolbox
 
 HIDDEN = ("demonstration", "plan", "needs")
 """Task metadata that reveals the solution, and is not passed to `run`."""
@@ -39,8 +41,10 @@ class AgentFlowWorker:
     """Runs attempts with one flow. Every attempt ends as a trajectory with a status, even if the flow fails.
 
     `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
-    Trajectories are recorded in `sink`, else in `store`, else in memory only. `endpoint` accepts the calls of black-box
-    agents, unless the sink provides an endpoint. Raises `ConfigError` for an unknown flow, role, tool or setting."""
+    `tools` are given next to those of the config. Trajectories are recorded in `sink`, else in `store`, else in memory
+    only. `endpoint` accepts the calls of black-box agents, unless the sink provides an endpoint. With `resume` an
+    attempt in the store whose process died is gone on with; one that ended is not made again. Raises `ConfigError` for
+    an unknown flow, role, tool or setting."""
 
     def __init__(
         self,
@@ -53,6 +57,8 @@ class AgentFlowWorker:
         score: Score | None = None,
         timeout_s: float = 300.0,
         endpoint: AgentEndpoint | None = None,
+        resume: bool = False,
+        tools: Sequence[Tool[..., Any]] = (),
     ) -> None:
         if flow.flows_file is not None:
             load_flows(flow.flows_file)
@@ -67,6 +73,8 @@ class AgentFlowWorker:
             if role in self._role_engines or (role in flow.roles and flow.roles[role].engine == "rules"):
                 continue
             self._role_engines[role] = self._role_engines["policy"]
+            if role in self._flow.frozen and (role not in flow.roles or not flow.roles[role].train):
+                self._role_engines[role] = replace(self._role_engines[role], trainable=False)
         for role, config in flow.roles.items():
             if role not in (*self._roles, "policy"):
                 raise ConfigError(
@@ -80,7 +88,7 @@ class AgentFlowWorker:
                 )
         loaded = load_flow_tools(flow)
         self._toolbox = Toolbox(
-            loaded.tools,
+            [*loaded.tools, *tools],
             toolsets=loaded.toolsets,
             use=flow.tool_use,
             max_calls=flow.max_tool_calls,
@@ -88,7 +96,7 @@ class AgentFlowWorker:
             mask=flow.mask_results,
         )
         self._sampling = sampling
-        self._sink: TrajectorySink = sink or LocalSink(store)
+        self._sink: TrajectorySink = sink or LocalSink(store, resume=resume)
         self._score, self._timeout_s, self._endpoint = score, timeout_s, endpoint
 
     @property
@@ -117,24 +125,19 @@ class AgentFlowWorker:
             self._sink.forget(attempt)
 
     async def _run_begun(self, attempt: Attempt, temperature: float | None) -> Trajectory:
+        earlier = self._sink.earlier(attempt)
+        if earlier is not None and earlier.ended is not None:
+            return earlier.ended
         sampling = {role: self._sampling_of(role, temperature) for role in {*self._role_engines, "policy"}}
-        session = FlowSession(
-            task=attempt.task,
-            recorder=self._sink.recorder(attempt),
-            role_engines=self._role_engines,
-            tools=self._toolbox.session(attempt.mask_seed),
-            sampling=sampling,
-            score=self._score,
-            endpoint=self._sink.endpoint(attempt) or self._endpoint,
-        )
         for engine in self.engines:
             engine.join(attempt.uid)
         try:
-            trajectory = await self._attempt(session, sampling["policy"], attempt)
+            trajectory = await self._resumed(attempt, sampling, earlier)
         finally:
             for engine in self.engines:
                 engine.leave(attempt.uid)
-            await _close_resources(session)
+        if attempt.rerun is not None:
+            trajectory = replace(trajectory, metadata={**trajectory.metadata, **attempt.rerun.metadata})
         if self._score is not None:
             trajectory = await self._score(trajectory)
         try:
@@ -143,6 +146,50 @@ class AgentFlowWorker:
             failed = replace(trajectory, status=Status.FAILED, error=str(error), reward=None)
             return with_failure(failed, Failure.INFRASTRUCTURE)
         return trajectory
+
+    async def _resumed(
+        self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
+    ) -> Trajectory:
+        """Go on with what an earlier process recorded of `attempt`, or start it again where that is not possible."""
+        if earlier is None or not earlier.begun:
+            return await self._run_flow(self._session(attempt, sampling, earlier), sampling["policy"], attempt)
+        problem = f"the flow '{self._config.name}' cannot be resumed" if self._flow.resume == "none" else ""
+        if not problem:
+            session = self._session(attempt, sampling, earlier)
+            trajectory = await self._run_flow(session, sampling["policy"], attempt)
+            problem = divergence(session)
+            if not problem:
+                resumed = {"steps": len(earlier.steps), "actions": earlier.actions.answered}
+                return replace(trajectory, metadata={**trajectory.metadata, RESUMED: resumed})
+        _log.warning("trajectory '%s' starts again: %s", attempt.uid, problem)
+        await self._sink.restart(attempt)
+        session = self._session(attempt, sampling, self._sink.earlier(attempt))
+        trajectory = await self._run_flow(session, sampling["policy"], attempt)
+        return replace(trajectory, metadata={**trajectory.metadata, RESUMED: {"started_again": problem}})
+
+    def _session(
+        self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
+    ) -> FlowSession:
+        recorder, role_engines = self._sink.recorder(attempt), self._engines_of(attempt)
+        if earlier is not None and earlier.begun:
+            recorder.replay(earlier.steps, role_engines)
+        return FlowSession(
+            task=attempt.task,
+            recorder=recorder,
+            role_engines=role_engines,
+            tools=self._toolbox.session(attempt.mask_seed),
+            sampling=sampling,
+            score=self._score,
+            endpoint=self._sink.endpoint(attempt) or self._endpoint,
+            actions=None if earlier is None else earlier.actions,
+            database=None if earlier is None else earlier.database,
+        )
+
+    async def _run_flow(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
+        try:
+            return await self._attempt(session, sampling, attempt)
+        finally:
+            await _close_resources(session)
 
     async def _attempt(self, session: FlowSession, sampling: SamplingParams, attempt: Attempt) -> Trajectory:
         fields = {key: value for key, value in attempt.task.metadata.items() if key not in HIDDEN}
@@ -160,6 +207,7 @@ class AgentFlowWorker:
                 await session.tools.open(session.resources)
                 flow = self._flow(session, self._config.settings)
                 await flow.run(sampling, **{**fields, **own})
+            check_replayed(session)
             return flow.trajectory()
         except UserError:
             raise
@@ -178,6 +226,9 @@ class AgentFlowWorker:
                 return _ended(session, flow, Status.TIMED_OUT, late)
             failed = _ended(session, flow, Status.FAILED, f"{type(error).__name__}: {error}")
             return with_failure(failed, Failure.AGENT, error)
+
+    def _engines_of(self, attempt: Attempt) -> Mapping[str, RoleEngine]:
+        return self._role_engines if attempt.rerun is None else rerun_engines(self._role_engines, attempt.rerun)
 
     def _sampling_of(self, role: str, temperature: float | None) -> SamplingParams:
         settings: dict[str, Any] = self._sampling.model_dump()

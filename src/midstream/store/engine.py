@@ -150,10 +150,10 @@ def _sqlite(url: sa.URL, synchronous: str, read_only: bool) -> sa.Engine:
 
 def _file(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        info = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return info.st_dev, info.st_ino
 
 
 def _postgresql(url: sa.URL, durability: str, read_only: bool) -> sa.Engine:

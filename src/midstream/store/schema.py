@@ -55,12 +55,12 @@ def create_or_upgrade(connection: sa.Connection, schema: Schema, where: str) -> 
     tables = sa.inspect(connection).get_table_names()
     if schemas.name not in tables:
         schemas.create(connection)
-    found = version_of(connection, schema, where, tables)
-    if found is None:
+    current = version_of(connection, schema, where, tables)
+    if current is None:
         make(connection, schema.metadata.sorted_tables, where)
         connection.execute(schemas.insert(), [{"name": schema.name, "version": schema.version}])
         return
-    for version in range(found + 1, schema.version + 1):
+    for version in range(current + 1, schema.version + 1):
         schema.upgrades[version](connection)
     connection.execute(schemas.delete().where(schemas.c.name == schema.name))
     connection.execute(schemas.insert(), [{"name": schema.name, "version": schema.version}])
@@ -69,38 +69,38 @@ def create_or_upgrade(connection: sa.Connection, schema: Schema, where: str) -> 
 def check_version(connection: sa.Connection, schema: Schema, where: str) -> None:
     """Raise `RunError` unless the database has this version of the tables of `schema`; changes nothing."""
     tables = sa.inspect(connection).get_table_names()
-    found = version_of(connection, schema, where, tables)
-    if found is None:
+    current = version_of(connection, schema, where, tables)
+    if current is None:
         raise RunError(
             f"'{where}' holds nothing of '{schema.name}'", "check the path; something must be recorded first"
         )
-    if found < schema.version:
+    if current < schema.version:
         raise RunError(
-            f"'{where}' is of an older version (schema {found} of '{schema.name}', this one reads {schema.version})",
+            f"'{where}' is of an older version (schema {current} of '{schema.name}', this one reads {schema.version})",
             "upgrade it: midstream store upgrade PATH",
         )
 
 
 def version_of(connection: sa.Connection, schema: Schema, where: str, tables: Sequence[str]) -> int | None:
     """Return the version of `schema` in the database; None if absent. Raises `RunError` for a newer version."""
-    found = None
+    version = None
     if schemas.name in tables:
-        found = connection.execute(sa.select(schemas.c.version).where(schemas.c.name == schema.name)).scalar()
-    if found is None:
-        found = schema.unregistered(connection, tables)
-    if found is not None and found not in range(1, schema.version + 1):
+        version = connection.execute(sa.select(schemas.c.version).where(schemas.c.name == schema.name)).scalar()
+    if version is None:
+        version = schema.unregistered(connection, tables)
+    if version is not None and version not in range(1, schema.version + 1):
         raise RunError(
-            f"'{where}' is of another version of Midstream (schema {found} of '{schema.name}', this one reads "
+            f"'{where}' is of another version of Midstream (schema {version} of '{schema.name}', this one reads "
             f"{schema.version})",
             "use the version that wrote it, or record into another file",
         )
-    return found
+    return version
 
 
 def make(connection: sa.Connection, tables: Sequence[Table], where: str) -> None:
     """Create `tables`. Raises `RunError` when tables of these names exist."""
-    there = sa.inspect(connection).get_table_names()
-    if any(table.name in there for table in tables):
+    existing = sa.inspect(connection).get_table_names()
+    if any(table.name in existing for table in tables):
         raise RunError(f"'{where}' holds other tables of the same names", "name another file or database")
     for table in tables:
         table.create(connection)

@@ -2,7 +2,6 @@
 
 A server joins under a name and beats every few seconds, in one write for everything it holds. One without a beat for
 `DEAD_AFTER_S` counts as dead: the next server to beat adopts what it held. A server that joins with an existing name
-replaces that one at once: this is how a server continues after a restart. A server that was wrongly taken for dead
 replaces that one immediately: this is how a server continues after a restart. A server wrongly considered dead cannot
 write to what it lost, and detects this at its next beat.
 

@@ -39,10 +39,10 @@ class Transaction:
 
     def batch(self, kind: Callable[[Transaction], B]) -> B:
         """Return the transaction's batch of this `kind`, created on first use."""
-        found = self._batches.get(kind)
-        if found is None:
-            found = self._batches[kind] = kind(self)
-        return found  # pyright: ignore[reportReturnType]  the key fixes the type
+        batch = self._batches.get(kind)
+        if batch is None:
+            batch = self._batches[kind] = kind(self)
+        return batch  # pyright: ignore[reportReturnType]  the key fixes the type
 
     def flush(self) -> None:
         """Write the rows of all batches."""

@@ -272,10 +272,10 @@ CurriculumConfig = Annotated[InOrder | DifficultyPools | Ramp | Kinds, Field(dis
 def difficulty_of(task: Task) -> float:
     """Return `difficulty` from the task's metadata, else the number of tools it `needs`; `TaskError` if both are
     absent."""
-    given, needs = task.metadata.get("difficulty"), task.metadata.get("needs")
-    if isinstance(given, int | float) and not isinstance(given, bool):
-        return float(given)
-    if given is None and isinstance(needs, list | tuple):
+    difficulty, needs = task.metadata.get("difficulty"), task.metadata.get("needs")
+    if isinstance(difficulty, int | float) and not isinstance(difficulty, bool):
+        return float(difficulty)
+    if difficulty is None and isinstance(needs, list | tuple):
         return float(len(needs))
     raise TaskError(
         f"the task '{task.id}' has no difficulty",

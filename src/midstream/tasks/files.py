@@ -58,13 +58,13 @@ def hub_tasks(
         ) from error
     kind = kind or name.rpartition("/")[2]
     tasks: list[Task] = []
-    for part, held in parts.items():
+    for part, part_rows in parts.items():
         # A data set with a single part is split by hash, like a file.
         split = fields.split or (_HUB_SPLITS.get(part) if len(parts) > 1 else None)
         if split is None and len(parts) > 1:
             continue
         part_fields = replace(fields, split=split)
-        for number, row in enumerate(held):
+        for number, row in enumerate(part_rows):
             tasks.append(
                 read_row(dict(row), f"{name}, {part} row {number}", part_fields, kind, f"{kind}-{part}-{number}")
             )

@@ -21,10 +21,13 @@ from midstream.tasks.direct import direct
 from midstream.tasks.environments import ENVIRONMENTS, environment_tasks
 from midstream.tasks.facts import compare, facts, facts_calculate, two_hop
 from midstream.tasks.files import file_tasks, hub_tasks
+from midstream.tasks.kitchen import schedule_kitchen
 from midstream.tasks.mix import TaskMix
 from midstream.tasks.programs import programs
 from midstream.tasks.row_files import ENDINGS, is_task_file
 from midstream.tasks.rows import RowFields
+from midstream.tasks.schedule import schedule, schedule_due
+from midstream.tasks.shop import shop_bills, shop_costs, shop_orders, shop_prices
 from midstream.tasks.taskset import HELD_OUT, TaskSet
 from midstream.tasks.varied import varied
 
@@ -43,6 +46,13 @@ _REGISTRY: dict[str, TaskSetFactory] = {
     "facts": facts,
     "facts_calculate": facts_calculate,
     "programs": programs,
+    "schedule": schedule,
+    "schedule_due": schedule_due,
+    "schedule_kitchen": schedule_kitchen,
+    "shop_bills": shop_bills,
+    "shop_costs": shop_costs,
+    "shop_orders": shop_orders,
+    "shop_prices": shop_prices,
     "two_hop": two_hop,
     "varied": varied,
 }

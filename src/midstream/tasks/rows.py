@@ -63,13 +63,17 @@ def read_row(row: Any, where: str, fields: RowFields, kind: str, fallback_id: st
     )
 
 
-def _find(row: Mapping[str, Any], given: str | None, usual: tuple[str, ...], role: str, where: str) -> str:
-    for name in (given,) if given else usual:
+def _find(row: Mapping[str, Any], requested: str | None, usual_fields: tuple[str, ...], role: str, where: str) -> str:
+    for name in (requested,) if requested else usual_fields:
         if name in row:
             return name
     named = f"`{role}: FIELD` in the source, or midstream eval --{role}-field FIELD"
     hint = f"its fields are: {', '.join(map(str, row)) or 'none'}; name the right one: {named}"
-    missing = f"field '{given}' is missing" if given else f"field '{role}' is missing (looked for {', '.join(usual)})"
+    missing = (
+        f"field '{requested}' is missing"
+        if requested
+        else f"field '{role}' is missing (looked for {', '.join(usual_fields)})"
+    )
     raise TaskError(f"{where}: {missing}", hint)
 
 

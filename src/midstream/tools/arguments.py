@@ -1,4 +1,4 @@
-"""Validation of a tool call's arguments; problems are worded so that a model can act on them.
+"""Validates the arguments of a tool call, and describes problems so that a model can act on them.
 
 Strict, with one exception: a string that can only be read as a number (`"12"`, `"-3.5"`) is converted where the
 parameter takes nothing but a number. `"1,234"` and `"12 km"` are not.
@@ -38,7 +38,7 @@ _WANTED = {
 
 
 class ValidArguments(dict[str, Any]):
-    """JSON arguments that are valid for a function tool, with the values for its function: checked once, not again."""
+    """Valid JSON arguments of a function tool, with the values for its function, so that none is validated twice."""
 
     def __init__(self, raw: Mapping[str, Any], values: Mapping[str, Any], model: type[BaseModel]) -> None:
         super().__init__(raw)
@@ -56,7 +56,7 @@ class CheckedArguments:
 
 
 def validate_arguments(tool: ToolSpec, arguments: Any) -> CheckedArguments:
-    """Check `arguments`, which may be anything a model wrote, against the parameters of `tool`."""
+    """Validate `arguments`, which may be anything a model wrote, against the parameters of `tool`."""
     if not isinstance(arguments, Mapping):
         return CheckedArguments([f"arguments must be an object with named values, not {kind_of(arguments)}"])
     raw = dict(arguments)
@@ -98,7 +98,7 @@ def _aliases(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] | None:
-    """`raw` with strings and floats that can only mean a number converted; None if nothing was converted."""
+    """Return `raw` with strings and floats that can only mean a number converted; None if nothing was converted."""
     result = dict(raw)
     for item in error.errors(include_url=False):
         if len(item["loc"]) != 1 or item["type"] not in ("int_type", "int_from_float", "float_type"):
@@ -109,7 +109,7 @@ def _coerced(raw: Mapping[str, Any], error: ValidationError) -> dict[str, Any] |
 
 
 def as_number(value: Any, *, whole: bool) -> Any:
-    """The number that `value` can only mean, else `value` itself."""
+    """Return `value` as a number if it can mean nothing else, else `value` itself."""
     if isinstance(value, str) and (_INTEGER if whole else _DECIMAL).fullmatch(value):
         return int(value) if whole else float(value)
     if whole and isinstance(value, float) and value.is_integer():

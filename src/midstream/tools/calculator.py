@@ -1,4 +1,4 @@
-"""`calculator`: exact arithmetic on text, safe on hostile input.
+"""`calculator`: exact arithmetic on text, safe with hostile input.
 
 Python's parser reads the expression, and a walk over its syntax tree evaluates it with fractions; no code is executed.
 Not supported: functions, roots, fractional powers, units, variables.

@@ -15,18 +15,18 @@ from midstream.core.toolsets import ToolSpec
 from midstream.core.types import Message
 
 MAX_STARTS = 64
-"""Most places in a text where a JSON object is looked for."""
+"""Limit on the positions in a text at which a JSON object is tried."""
 _DEFINITIONS = ("$defs", "definitions")
-"""Keywords of a schema's definitions, now and up to draft 7."""
+"""Keywords that hold a schema's definitions: the current one, and that of draft 7 and earlier."""
 
 
 class UnreadableCall(MidstreamError):
-    """The text holds no call. The message says what to write instead."""
+    """The text contains no call. The message says what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedCall:
-    """A call a model asks for. `args` may be anything it wrote; nothing is checked yet."""
+    """A call requested by a model, not validated: `args` may be anything it wrote."""
 
     tool: str
     args: Any
@@ -35,7 +35,7 @@ class RequestedCall:
 
 
 def read_call(text: str) -> RequestedCall:
-    """The first JSON object with a `tool` in `text`. Raises `UnreadableCall` if there is none."""
+    """Return the first JSON object with a `tool` in `text`. Raises `UnreadableCall` if there is none."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     for _ in range(MAX_STARTS):
@@ -52,7 +52,7 @@ def read_call(text: str) -> RequestedCall:
 
 
 def native_calls(message: Message) -> list[RequestedCall]:
-    """The calls of an assistant's message. Arguments that are no JSON are passed on as text, which no tool accepts."""
+    """Return the calls of an assistant's message. Arguments that are not JSON stay text, which no tool accepts."""
     calls: list[RequestedCall] = []
     for call in message.get("tool_calls") or ():
         function = call["function"]
@@ -65,7 +65,7 @@ def native_calls(message: Message) -> list[RequestedCall]:
 
 
 def call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
-    """JSON schema of a call of one of `tools`."""
+    """Return the JSON schema of a call of one of `tools`."""
     definitions: dict[str, Any] = {}
     options: list[dict[str, Any]] = []
     for tool in tools:
@@ -83,20 +83,20 @@ def call_schema(tools: Sequence[ToolSpec]) -> dict[str, Any]:
 
 
 def hoisted(schema: Mapping[str, Any], owner: str, definitions: dict[str, Any]) -> dict[str, Any]:
-    """`schema` as part of another: its own definitions are moved to `definitions`, those of the root, under names that
-    begin with `owner`."""
+    """Return `schema` for use inside another schema: its definitions move to `definitions`, those of the root, and get
+    the prefix `owner`."""
 
-    def moved(value: Any) -> Any:
+    def rewritten(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: reference(item) if key == "$ref" else moved(item) for key, item in value.items()}
-        return [moved(item) for item in value] if isinstance(value, list | tuple) else value
+            return {key: moved_reference(item) if key == "$ref" else rewritten(item) for key, item in value.items()}
+        return [rewritten(item) for item in value] if isinstance(value, list | tuple) else value
 
-    def reference(target: Any) -> Any:
+    def moved_reference(target: Any) -> Any:
         for keyword in _DEFINITIONS:
             if isinstance(target, str) and target.startswith(f"#/{keyword}/"):
                 return f"#/$defs/{owner}.{target.removeprefix(f'#/{keyword}/')}"
         return target
 
     for keyword in _DEFINITIONS:
-        definitions.update({f"{owner}.{name}": moved(item) for name, item in schema.get(keyword, {}).items()})
-    return moved({key: item for key, item in schema.items() if key not in _DEFINITIONS})
+        definitions.update({f"{owner}.{name}": rewritten(item) for name, item in schema.get(keyword, {}).items()})
+    return rewritten({key: item for key, item in schema.items() if key not in _DEFINITIONS})

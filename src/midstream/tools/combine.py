@@ -11,7 +11,7 @@ from midstream.tools.errors import ToolError
 
 
 class CombinedToolset:
-    """Dispatches each call to the toolset that the tool came from. Toolsets are opened and closed by their owner."""
+    """Sends each call to the toolset that provides the tool. Does not open or close the toolsets."""
 
     def __init__(self) -> None:
         self.specs: dict[str, ToolSpec] = {}
@@ -26,6 +26,10 @@ class CombinedToolset:
             added[spec.name] = spec
         self.specs |= added
         self._owners |= dict.fromkeys(added, toolset)
+
+    def rebuilds(self, name: str) -> bool:
+        """Whether the toolset of the tool `name` declares `resume = "replay"`."""
+        return getattr(self._owners.get(name), "resume", "") == "replay"
 
     async def open(self) -> None: ...
 

@@ -1,6 +1,7 @@
 """`@tool`: turns a typed function into a `Tool` with a name, a description and a JSON schema of its parameters.
 
-The schema comes from the type hints (pydantic's rules), the descriptions from the docstring, so each is defined once.
+The schema comes from the type hints (pydantic's rules) and the descriptions come from the docstring, so nothing is
+declared twice.
 Arguments are validated strictly: numbers are not accepted as text, nor text as numbers.
 """
 
@@ -26,7 +27,7 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tool(ToolSpec, Generic[P, R]):
-    """A function an agent may call. Calling the `Tool` calls the plain function.
+    """A function that an agent may call. Calling the `Tool` calls the plain function.
 
     `description` is the docstring without its section on arguments."""
 
@@ -39,7 +40,7 @@ class Tool(ToolSpec, Generic[P, R]):
 
     @property
     def signature(self) -> str:
-        """The call as a prompt shows it, with Python types: `search(query: str)`."""
+        """Return the call as a prompt shows it, with Python types: `search(query: str)`."""
         hints = typing.get_type_hints(self.function)
         parts: list[str] = []
         for name, parameter in inspect.signature(self.function).parameters.items():
@@ -128,7 +129,7 @@ def _declare(
     description, explained = _read_docstring(inspect.getdoc(function) or "")
     model = _arguments_model(function, name, explained)
     schema = model.model_json_schema(by_alias=True)
-    # Field names are internal, so the titles pydantic derives from them mean nothing to a model.
+    # Field names are internal, so the titles that pydantic derives from them mean nothing to a model.
     schema.pop("title", None)
     schema.setdefault("properties", {})
     for parameter in schema["properties"].values():

@@ -1,4 +1,4 @@
-"""`echo`: returns its input. For trying out a flow, and for tests."""
+"""`echo`: returns its input, for trying out a flow and for tests."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Errors that a tool raises to say who should react: the model, a retry, or the operator.
+"""Errors that a tool raises. The class says who should react: the model, a retry, or the operator.
 
 `ToolError`: the model reads the message. `TransientToolError`: the call may succeed if repeated; after the last
 retry the model reads the message. `ToolUnavailable` (from `midstream.core.errors`): the tool's service is down; an
-idempotent tool is retried, then come the fallbacks, then the trajectory fails as infrastructure and is not trained on.
+idempotent tool is retried, then the fallbacks are tried, then the trajectory fails as infrastructure and is not
+trained on.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ REFUSED = "refused"
 
 
 class ToolError(MidstreamError):
-    """Raised by a tool to report an error to the model, which sees only the message."""
+    """Raised by a tool to report an error to the model, which reads only the message."""
 
 
 class TransientToolError(ToolError):
-    """The call failed for now and was not carried out: a rate limit, a lock. Repeating it is safe."""
+    """The call was not carried out because of a temporary condition, such as a rate limit or a lock. Repeating it is
+    safe."""
 
 
 class ToolOutage(ToolUnavailable):
-    """A call failed because of infrastructure. `call` is its record."""
+    """A call failed because of infrastructure. `call` is the record of the call."""
 
     def __init__(self, call: ToolCall) -> None:
         super().__init__(f"the tool '{call.tool}' is unavailable: {call.result.removeprefix('Error: ')}")
@@ -38,10 +40,10 @@ class ToolOutage(ToolUnavailable):
 
 
 def kind_of_error(error: BaseException) -> str:
-    """Classify what a tool raised.
+    """Return the `ToolCall.error_kind` of an exception that a tool raised.
 
-    Besides the classes above, errors of a connection (`ConnectionError`, those of httpx) and HTTP statuses 429 and 5xx
-    are `unavailable`: they say nothing about the call."""
+    Besides the classes above, connection errors (`ConnectionError`, those of httpx) and HTTP statuses 429 and 5xx are
+    `unavailable`: they say nothing about the call."""
     if isinstance(error, TransientToolError):
         return TRANSIENT
     if isinstance(error, ToolError):
@@ -59,12 +61,12 @@ def kind_of_error(error: BaseException) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why a tool failed, as text for the model."""
+    """Return why a tool failed, as text for the model."""
     if isinstance(error, ToolError | ServiceError):
         return str(error)
     try:
         message = str(error)
     except Exception as broken:
-        # An exception whose own text raises still has to reach the model as something.
+        # the model needs a message even if the exception's own text raises
         message = f"(its message raised {type(broken).__name__})"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""`generalist`: asks another model. The tool of last resort, for what no other tool can do."""
+"""`generalist`: asks another model. The last resort when no other tool fits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class GeneralistSettings(Config):
     url: str
     """An OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
     model: str | None = None
-    """The model to ask for."""
+    """Name of the model."""
     api_key_env: str | None = None
     """Environment variable that holds the key."""
     instructions: str = "Answer the question step by step. Be brief."
     """System prompt."""
     max_tokens: int = Field(default=512, ge=1)
-    """Most tokens of a reply."""
+    """Maximum tokens of a reply."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Seconds a reply may take."""
 
 
 def generalist_toolset(ask: Ask, timeout_s: float = DEFAULT_TIMEOUT_S) -> FunctionToolset:
-    """The tool with any model behind it."""
+    """Return the tool `generalist`, answered by `ask`."""
 
     @tool(
         timeout_s=timeout_s,

@@ -1,4 +1,4 @@
-"""Tools that are described by a JSON schema alone: checks of the schema, and of a call's arguments against it."""
+"""Checks of tools that are described by a JSON schema alone: of the schema, and of a call's arguments."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_schema(tool: ToolSpec) -> None:
 
 
 def validate_by_schema(tool: ToolSpec, raw: dict[str, Any]) -> CheckedArguments:
-    """Check `raw` against the schema of `tool`, converting strings that can only be read as the number required."""
+    """Validate `raw` against the schema of `tool`, converting strings that can only mean the required number."""
     # A registry of our own: the default one would fetch a `$ref` from the network.
     validator = validator_for(tool.parameters, default=Draft202012Validator)(tool.parameters, registry=Registry())
     try:

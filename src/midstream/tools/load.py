@@ -1,4 +1,4 @@
-"""Tools by name: built-in, or a user's own as `package.module:attribute`."""
+"""Loads tools by name: built-in ones, or a user's own as `package.module:attribute`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class ToolKind:
-    """A tool that has settings or a lifetime: `make` returns the toolset of one trajectory."""
+    """A tool with settings or a lifetime. `make` creates the toolset of one trajectory from the settings."""
 
     settings: type[Config]
     make: Callable[[Any], Toolset]
     default: Tool[..., Any] | None = None
-    """The plain tool to use when no settings are given."""
+    """The function tool used when no settings are given."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def load(
     toolsets: list[ToolsetFactory] = []
     for name in names:
         found = _find(name, known)
-        if isinstance(found, ToolKind) and not (found.default is not None and name not in settings):
-            toolsets.append(_factory(found, settings.get(name, {}), name))
-        elif isinstance(found, ToolKind):
-            assert found.default is not None
-            tools.append(found.default)
+        if isinstance(found, ToolKind):
+            if found.default is None or name in settings:
+                toolsets.append(_factory(found, settings.get(name, {}), name))
+            else:
+                tools.append(found.default)
         elif name in settings:
             raise ConfigError(f"the tool '{name}' has no settings", "remove them")
         elif _is_toolset(found):

@@ -1,8 +1,8 @@
-"""Marks tool results as data in a prompt, so that text from outside cannot pass for the system, the user or a tool.
+"""Marks tool results as data in a prompt, so that text from outside cannot pose as the system, the user or a tool.
 
-A result stands between `<result>` tags, and no result can write such a tag itself. Whether a model obeys the difference
-is up to the model; the mark makes the two distinguishable, for the model and in the record. Control tokens of the chat
-template in a result are text, not tokens (`midstream.engines.chat`).
+A result is enclosed in `<result>` tags, which no result can contain itself. A model may still follow instructions in
+it; the tags make results distinguishable, for the model and in the record. Control tokens of the chat template in a
+result are encoded as text (`midstream.engines.chat`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _TAG = re.compile(r"<(?=\s*/?\s*result)", re.IGNORECASE)
 
 
 def marked(call: ToolCall) -> str:
-    """The result of `call` between tags that name the tool it came from."""
+    """Return the result of `call` in tags that name its tool."""
     return marked_text(call.result, call.answered_by or call.tool)
 
 
 def marked_text(text: str, source: str) -> str:
-    """`text` from outside between tags that name its `source`."""
+    """Return `text` from outside in tags that name its `source`."""
     name = re.sub(r"[^A-Za-z0-9_-]", "_", source)
     return f'<result tool="{name}">\n{_TAG.sub("&lt;", text)}\n</result>'
 

@@ -1,8 +1,8 @@
-"""Input masking: hides part of a tool's result from the agent, which must work with the rest instead of copying. It
-changes what the agent reads, and so what it samples.
+"""Input masking: hides part of a tool's result from the agent, which must reason about the rest instead of copying. It
+changes what the agent reads and therefore what it samples.
 
-Not to be confused with loss masking (`Step.loss_mask`), which excludes tokens that the policy did not sample from the
-loss and hides nothing from the agent.
+Loss masking (`Step.loss_mask`) is different: it excludes tokens that the policy did not sample from the loss, and hides
+nothing from the agent.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 def mask_retrieved_tokens(retrieved_text: str, mask_ratio: float = 0.3, *, seed: int = 0) -> str:
     """Replace `int(n * mask_ratio)` of the n words of `retrieved_text` by `[MASK]`, keeping white space.
 
-    A word is text between spaces, or a single character of Chinese or Japanese. The choice is drawn from `seed` and the
-    text, so the same text is always masked the same way. Raises `ValueError` unless `mask_ratio` is from 0 to 1.
+    A word is text between spaces, or a single Chinese or Japanese character. The choice is drawn from `seed` and the
+    text, so the same text is always masked in the same way. Raises `ValueError` unless `mask_ratio` is from 0 to 1.
     """
     if not 0 <= mask_ratio <= 1:
         raise ValueError(f"mask_ratio is a share from 0 to 1, not {mask_ratio}")

@@ -1,7 +1,7 @@
-"""`python`: runs code that a model wrote, in the sandbox (`midstream.tools.sandbox`).
+"""`python`: runs model-written code in the sandbox (`midstream.tools.sandbox`).
 
-Each trajectory has a session of its own: variables and files stay between calls, like the cells of a notebook. The
-sandbox with its warm interpreters is shared by the trajectories that run at the same time.
+Each trajectory has its own session: variables and files persist between calls, like the cells of a notebook. Concurrent
+trajectories share the sandbox with its warm interpreters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from midstream.tools.sandbox import Result, Sandbox, SandboxConfig, Session, ope
 from midstream.tools.shared import SharedResources
 
 WAIT_S = 600.0
-"""Time limit of a call, waiting for its turn included. What the code itself may use is a limit of the sandbox."""
+"""Time limit of a call in seconds, including the wait for its turn. The sandbox limits the code itself."""
 
 
 class PythonSettings(Config):
@@ -34,9 +34,10 @@ class PythonSettings(Config):
     state: bool = True
     """Keep variables and files between the calls of a trajectory."""
     files: dict[str, str] = Field(default_factory=dict)
-    """Files that the code finds in its folder: their name there, and the path to read each from. Needs bubblewrap."""
+    """Files placed in the code's folder: name there, and path to read from. Needs bubblewrap."""
     max_chars: int = Field(default=1800, ge=200)
-    """Longest text of a result. Of longer text the middle is left out, so that the end of a traceback is kept."""
+    """Maximum characters of a result's text. The middle of longer text is cut, so that the end of a traceback is
+    kept."""
 
 
 SPEC = ToolSpec(
@@ -63,6 +64,7 @@ class PythonToolset:
     specs: Sequence[ToolSpec] = (SPEC,)
 
     def __init__(self, settings: PythonSettings) -> None:
+        self.resume = "replay" if settings.state else ""
         self._settings = settings
         self._sandbox: Sandbox | None = None
         self._session: Session | None = None
@@ -70,7 +72,7 @@ class PythonToolset:
         self._put = False
 
     async def open(self) -> None:
-        """Raises `SandboxUnavailable` when no sandbox runs here."""
+        """Raises `SandboxUnavailable` if no sandbox can run on this machine."""
         config = self._settings.sandbox
         self._sandbox = await _sandboxes.acquire(config.model_dump_json(), lambda: open_sandbox(config))
         if self._settings.state:
@@ -98,7 +100,7 @@ class PythonToolset:
             await _sandboxes.release(self._settings.sandbox.model_dump_json())
 
     def _observed(self, result: Result) -> ToolResult:
-        """The result as an observation: text, then each figure, table or other file."""
+        """Return the result as an observation: text, then each figure, table or other file."""
         text = _middle_out(replace(result, files={}).observation(), self._settings.max_chars)
         parts = [ToolContent(kind="text", text=text)] if text or not result.files else []
         for name, content in result.files.items():

@@ -1,4 +1,4 @@
-"""`read_file`: text files in one folder. Symbolic links are refused, so that none leads out of it."""
+"""`read_file`: reads text files in one folder. Symbolic links are refused, because they may lead out of it."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class ReadFileSettings(Config):
     """`flow.tool_settings.read_file`."""
 
     folder: str
-    """The folder; nothing outside it can be read."""
+    """The folder. Nothing outside it can be read."""
     max_kb: int = Field(default=1024, ge=1)
     """Largest file."""
     max_lines: int = Field(default=200, ge=1)
-    """Lines of one call."""
+    """Lines returned by one call."""
 
 
 def read_file_toolset(settings: ReadFileSettings) -> FunctionToolset:
-    """The tool with `settings`. Raises `ConfigError` without the folder."""
+    """Return the tool. Raises `ConfigError` if the folder does not exist."""
     folder = Path(settings.folder)
     if not folder.is_dir():
         raise ConfigError(f"read_file: there is no folder '{folder}'", "set its folder")
@@ -66,7 +66,7 @@ def _text(folder: Path, path: str, limit: int) -> str:
     parts = path.split("/")
     if len(path) > MAX_PATH_CHARS or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise ToolError(f"'{path[:80]}' is not a path inside the folder, such as notes/today.txt")
-    # Opened part by part, so that no part can be exchanged for a link between a check and its use.
+    # opened part by part, so that no part can be replaced by a link between check and use
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for place, part in enumerate(parts):

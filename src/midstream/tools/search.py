@@ -1,7 +1,7 @@
-"""`search`: the passages of an index that fit a query best.
+"""`search`: returns the passages of an index that match a query best.
 
-An index is anything with the method of `SearchIndex`. The default one is BM25 over a small bundled knowledge base of
-one-sentence facts about countries and large cities; `search_documents` makes one of your own texts.
+An index is anything with the method of `SearchIndex`. The default is BM25 over a small bundled knowledge base of
+one-sentence facts about countries and large cities; `search_documents` creates one from your own texts.
 
 The facts are generated from `midstream.tasks.geography` (GeoNames data, CC BY 4.0). The index is built once per
 process, on the first search. Accents, case and word order do not matter; ties keep the order of the facts.
@@ -27,6 +27,7 @@ from midstream.tools.load import ToolKind
 from midstream.tools.toolset import FunctionToolset
 
 MAX_QUERY_WORDS = 32
+LIMITS = ("finds passages by their words, not by what they mean",)
 
 _WORD = re.compile(r"[a-z0-9]+")
 _STOPWORDS = frozenset(
@@ -50,7 +51,7 @@ _ATTRIBUTES = frozenset({"area", "capital", "city", "code", "continent", "countr
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text found. `source` says where it comes from."""
+    """A passage that was found, and its source."""
 
     text: str
     source: str = ""
@@ -58,10 +59,10 @@ class Passage:
 
 
 class SearchIndex(Protocol):
-    """What `search` looks things up in."""
+    """The index behind `search`."""
 
     def best(self, query: str, k: int) -> Sequence[Passage]:
-        """The `k` passages that fit `query` best, best first; fewer or none if no more fit. Called in a thread."""
+        """Return up to `k` passages that match `query`, best first. Called in a thread."""
         ...
 
 
@@ -69,15 +70,16 @@ class SearchSettings(Config):
     """`flow.tool_settings.search`."""
 
     k: int = Field(default=1, ge=1)
-    """Passages of a result."""
+    """Number of passages in a result."""
     documents: str | None = None
-    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and, if you like, `id`; or a folder
-    of `.txt` and `.md` files, of which each paragraph is a passage."""
+    """Texts to search instead of the bundled facts: a JSON-lines file with `text` and optionally `id`; a folder of
+    `.txt` and `.md` files, in which each paragraph is a passage; or `package.module:attribute`, a list of texts or a
+    function that returns one."""
     index: str | None = None
-    """An index of yours, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
-    makes one."""
+    """Your own index, as `package.module:attribute`: an object with the method `best(query, k)`, or a function that
+    returns one."""
     description: str = "Search the documents."
-    """What the agent reads about a tool with `documents` or an `index`."""
+    """Description of the tool with `documents` or an `index`, for the agent."""
 
     @model_validator(mode="after")
     def _one_source(self) -> SearchSettings:
@@ -89,7 +91,14 @@ class SearchSettings(Config):
 def search_tool(k: int = 1) -> Tool[[str], str]:
     """Return a `search` tool over the bundled facts that returns the best `k`, one per line, best first."""
 
-    @tool(name="search", idempotent=True, returns="facts", examples=[{"query": "capital of Peru"}])
+    @tool(
+        name="search",
+        idempotent=True,
+        returns="facts",
+        limits=LIMITS,
+        best_practices=["name one attribute of one country or city"],
+        examples=[{"query": "capital of Peru"}],
+    )
     def search(query: str) -> str:
         """Look up a fact about a country or city, such as: capital of Peru."""
         found = best_facts(query, k)
@@ -110,7 +119,8 @@ def index_tool(index: SearchIndex, k: int, description: str) -> Tool[[str], Tool
         return ToolResult(tuple(ToolContent(kind="text", text=one.text, source=one.source) for one in found))
 
     search.__doc__ = description
-    return tool(name="search", idempotent=True, returns="passages")(search)
+    practices = ["name what the passage must contain"]
+    return tool(name="search", idempotent=True, returns="passages", limits=LIMITS, best_practices=practices)(search)
 
 
 def _search_toolset(settings: SearchSettings) -> FunctionToolset:

@@ -1,23 +1,22 @@
-"""Indexes for `search`: BM25 over texts of your own, and an index named by a config."""
+"""Indexes for `search`: BM25 over your own texts, and an index named by a config."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from midstream.core.errors import ConfigError
 from midstream.tools.search import Passage, SearchIndex
+from midstream.tools.texts import load_texts
 
 _WORD = re.compile(r"[^\W_]+")
 
 
 class Bm25Index:
-    """BM25 over `passages`, by their words in lower case. Keeps them in memory; ties keep their order."""
+    """BM25 over the lower-case words of `passages`, which stay in memory. Ties keep the order of passages."""
 
     def __init__(self, passages: Sequence[Passage]) -> None:
         import bm25s
@@ -44,20 +43,12 @@ class Bm25Index:
 
 @lru_cache(maxsize=8)
 def search_documents(path: str) -> Bm25Index:
-    """An index of a JSON-lines file (`text`, `id`) or of the paragraphs of a folder's `.txt` and `.md` files. Made once
-    per process. Raises `ConfigError` for anything else."""
-    place = Path(path)
-    try:
-        passages = list(_paragraphs(place) if place.is_dir() else _lines(place))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"search: cannot read '{path}': {error}", "give a JSON-lines file or a folder") from None
-    if not passages:
-        raise ConfigError(f"search: '{path}' holds no text", "a folder needs .txt or .md files")
-    return Bm25Index(passages)
+    """Return the index of the texts that `path` names (`texts.load_texts`). Built once per process."""
+    return Bm25Index([Passage(row["text"], str(row["id"])) for row in load_texts(path, "search")])
 
 
 def load_index(name: str) -> SearchIndex:
-    """The index at `package.module:attribute`."""
+    """Return the index at `package.module:attribute`."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -67,26 +58,6 @@ def load_index(name: str) -> SearchIndex:
     if not callable(getattr(made, "best", None)):
         raise ConfigError(f"search: '{name}' has no method best(query, k)", "see midstream.tools.search.SearchIndex")
     return made
-
-
-def _lines(path: Path) -> Iterator[Passage]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            yield Passage(str(entry["text"]), str(entry.get("id", f"{path.name}:{number}")))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ConfigError(
-                f"search: line {number} of '{path}' is no JSON object with 'text'", "write one object a line"
-            ) from None
-
-
-def _paragraphs(folder: Path) -> Iterator[Passage]:
-    for path in sorted(one for one in folder.rglob("*") if one.suffix in (".txt", ".md") and one.is_file()):
-        for number, paragraph in enumerate(re.split(r"\n\s*\n", path.read_text(encoding="utf-8")), 1):
-            if paragraph.strip():
-                yield Passage(" ".join(paragraph.split()), f"{path.relative_to(folder)}#{number}")
 
 
 def _words(text: str) -> list[str]:

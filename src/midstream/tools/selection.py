@@ -1,4 +1,4 @@
-"""Tool selection: the tools whose cards match a question best, for prompts that cannot hold all of them."""
+"""Selects the tools whose cards match a question best, for prompts that cannot show all tools."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def select(tools: Sequence[ToolSpec], question: str, config: SelectionConfig) -> list[ToolSpec]:
-    """The tools to show for `question`, in their own order: all of them, or those of `always` and the `k` others with
-    the highest BM25 score of their full cards. Ties go to the earlier tool."""
+    """Return the tools to show for `question`, in their own order: all, or those of `always` and the `k` others whose
+    full cards have the highest BM25 scores. Ties go to the earlier tool."""
     if config.k is None or len(tools) <= config.k:
         return list(tools)
     others = [tool for tool in tools if tool.name not in config.always]
@@ -33,5 +33,5 @@ def select(tools: Sequence[ToolSpec], question: str, config: SelectionConfig) ->
 
 
 def _words(text: str) -> list[str]:
-    """Lower-case words without a plural's `s`, and without the underscores of names."""
+    """Return the lower-case words, without a plural's `s` and without the underscores of names."""
     return [word.removesuffix("s") for word in _WORD.findall(text.lower())]

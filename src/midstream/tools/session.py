@@ -1,9 +1,9 @@
-"""`ToolSession`: one trajectory's use of its tools.
+"""`ToolSession`: the tools of one trajectory.
 
-A session validates each call, runs it through the trajectory's policies, and turns the outcome into a `ToolCall` that
-the model can read. A failing tool does not raise here; failing infrastructure raises `ToolOutage`, unless the config
-says to report it. Two things it cannot stop: a synchronous tool that never returns keeps its (daemon) thread, and an
-async tool that blocks the event loop blocks it.
+A session validates each call, runs it through the trajectory's policies, and converts the outcome to a `ToolCall` that
+the model can read. A failing tool does not raise; failing infrastructure raises `ToolOutage`, unless the config reports
+it to the agent. A session cannot stop a synchronous tool that never returns, which keeps its (daemon) thread, or an
+async tool that blocks the event loop.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from midstream.tools.toolbox import Toolbox
 from midstream.tools.toolset import FunctionToolset
 
 MAX_NAME_CHARS = 64
-"""Longest name of a tool; a longer name written by a model is cut when it is recorded."""
+"""Maximum characters of a tool's name; a longer name written by a model is recorded truncated."""
 
 _log = logging.getLogger(__name__)
 _warned: set[str] = set()
 
 
 class ToolSession:
-    """The tools of one trajectory: those of the toolbox and of every added toolset. Only calls that run count against
-    the budget; refused ones are free."""
+    """The tools of the toolbox and of all added toolsets. Only calls that run count against the budget; refused calls
+    are free."""
 
     def __init__(self, toolbox: Toolbox, mask_seed: int | None = None) -> None:
         self.toolbox = toolbox
@@ -49,7 +49,7 @@ class ToolSession:
         self._invalid: Counter[str] = Counter()
 
     async def open(self, resources: AsyncExitStack) -> None:
-        """Open the toolbox's toolsets and offer their tools; `resources` closes them."""
+        """Open the toolbox's toolsets and add their tools; `resources` closes them."""
         for factory in self.toolbox.toolsets:
             toolset = factory.make()
             await toolset.open()
@@ -62,23 +62,27 @@ class ToolSession:
         return list(self._all.specs.values())
 
     def get(self, name: str) -> ToolSpec | None:
-        """The tool of that name, or None. `name` may be anything a model wrote."""
+        """Return the tool with this name, or None. `name` may be anything a model wrote."""
         return self._all.specs.get(name) if isinstance(name, str) else None
 
+    def rebuilds(self, name: str) -> bool:
+        """Whether the tool has state that an interrupted attempt must rebuild, by making the recorded calls again."""
+        return self._all.rebuilds(name)
+
     def shown(self, question: str | None = None) -> list[ToolSpec]:
-        """The tools that a prompt about `question` shows; all of them without a question."""
+        """Return the tools that a prompt about `question` shows; all without a question."""
         return self.toolbox.shown(self.tools, question)
 
     def cards(self, question: str | None = None) -> str:
-        """The cards of `shown`, for a prompt."""
+        """Return the cards of `shown`, for a prompt."""
         return "\n".join(map(self.toolbox.card_of, self.shown(question)))
 
     def schemas(self, question: str | None = None) -> tuple[ToolSchema, ...]:
-        """The declarations of `shown`, for native tool calls."""
+        """Return the declarations of `shown`, for native tool calls."""
         return tuple(tool.schema for tool in self.shown(question))
 
     async def add(self, toolset: Toolset) -> None:
-        """Offer the tools of an open `toolset`, within the budget and limits of this session.
+        """Add the tools of an open `toolset`, under the budget and limits of this session.
 
         Raises `ConfigError` for a name that is taken or cannot be a tool's, and for an invalid schema."""
         from midstream.tools.json_schema import check_schema
@@ -90,7 +94,7 @@ class ToolSession:
         self._listed = False
 
     def status(self, name: str) -> str:
-        """State of a tool for a prompt: whether it answers, how long it takes, what it returns."""
+        """Return the state of a tool for a prompt: availability, latency, return type."""
         seen, spec = self.toolbox.statistics.get(name), self.get(name)
         breaker = self.toolbox.breakers.get(name)
         parts = ["paused" if breaker is not None and breaker.open else "available"]
@@ -101,11 +105,11 @@ class ToolSession:
 
     @property
     def remaining(self) -> int | None:
-        """Number of calls left; None without a limit."""
+        """Number of remaining calls; None without a limit."""
         return self._budget.remaining
 
     def validate(self, name: str, arguments: Any) -> list[str]:
-        """Problems of a call, in words a model can act on; empty for a valid call."""
+        """Return the problems of a call, worded for a model; empty for a valid call."""
         tool = self.get(name)
         if tool is None:
             return [self._unknown(name)]
@@ -113,12 +117,12 @@ class ToolSession:
 
     async def call(self, name: str, arguments: Any, step_index: int | None = None) -> ToolCall:
         """Run a tool. A failure is a `ToolCall` with `ok` False, an `error_kind`, and the reason as its result. Raises
-        `ToolOutage` when infrastructure failed."""
+        `ToolOutage` if infrastructure failed."""
         call, _ = await self.run(name, arguments, step_index)
         return call
 
     async def run(self, name: str, arguments: Any, step_index: int | None = None) -> tuple[ToolCall, ToolResult]:
-        """As `call`, and returns the result with its images, files and sources too."""
+        """Run a tool like `call`, and return also the result with its images, files and sources."""
         started = time.perf_counter()
         await self._list()
         target, raw, result = await self._result(name, arguments)
@@ -142,7 +146,7 @@ class ToolSession:
         return call, result
 
     async def _result(self, name: Any, arguments: Any) -> tuple[str, Mapping[str, Any], ToolResult]:
-        """The tool that was called, the arguments it got, and its result."""
+        """Return the called tool, the arguments it received, and its result."""
         given = arguments if isinstance(arguments, Mapping) else {}
         tool = self.get(name)
         if tool is None:
@@ -166,7 +170,7 @@ class ToolSession:
         return ToolResult.failure("invalid_arguments", reason)
 
     async def _list(self) -> None:
-        """Let the wrappers know of the tools added since the last call."""
+        """Tell the wrappers about the tools added since the last call."""
         if self._listed:
             return
         await self._chain.list()
@@ -190,7 +194,7 @@ class ToolSession:
 
 
 def _storable(text: str) -> str:
-    """`text` without characters that UTF-8 or a database column cannot hold: lone surrogates and NUL."""
+    """Return `text` without characters that UTF-8 or a database column cannot represent: lone surrogates and NUL."""
     return cleaned(text).replace("\x00", "\ufffd")
 
 

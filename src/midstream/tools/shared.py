@@ -1,4 +1,4 @@
-"""`SharedResources`: used by several trajectories of an event loop; the first opens them, the last closes them."""
+"""`SharedResources`: resources that trajectories of an event loop share; the first opens one, the last closes it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class _Shared(Generic[T]):
 
 
 class SharedResources(Generic[T]):
-    """Resources by key, one of each per event loop. Every `acquire` needs a `release`."""
+    """Resources by key, one per key and event loop. Every `acquire` needs a `release`."""
 
     def __init__(self, close: Callable[[T], Awaitable[None]]) -> None:
         self._close = close
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared[T]]] = WeakKeyDictionary()
 
     async def acquire(self, key: str, opened: Callable[[], Awaitable[T]]) -> T:
-        """The resource of `key`; the first user opens it. If opening raises, every waiting user gets the error."""
+        """Return the resource of `key`; the first user opens it. If opening raises, all waiting users get the error."""
         of_loop = self._by_loop.setdefault(asyncio.get_running_loop(), {})
         shared = of_loop.get(key)
         if shared is None:
@@ -38,7 +38,7 @@ class SharedResources(Generic[T]):
             raise
 
     async def release(self, key: str) -> None:
-        """Give the resource back; the last user closes it."""
+        """Release the resource; the last user closes it."""
         of_loop = self._by_loop[asyncio.get_running_loop()]
         shared = of_loop[key]
         shared.users -= 1

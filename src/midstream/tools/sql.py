@@ -1,8 +1,8 @@
 """`sql`: read-only queries on a SQLite or DuckDB file.
 
-One SELECT a call. The file is opened read-only; SQLite's authorizer allows reading its tables and nothing else, DuckDB
-runs without access to files, the network, extensions and settings. Each query runs in a process of its own, which ends
-at the time limit and cannot take more memory than its own: neither database can be stopped everywhere from inside.
+One SELECT per call. The file is opened read-only; SQLite's authorizer allows reading its tables and nothing else,
+DuckDB runs without access to files, the network, extensions and settings. Each query runs in its own process with a
+time and a memory limit, because neither database can be interrupted everywhere from inside.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from midstream.tools.toolset import FunctionToolset
 MAX_CELL_CHARS = 200
 MAX_QUERY_CHARS = 20_000
 MAX_RESULT_CHARS = 4 << 20
-"""Largest result, as JSON."""
+"""Maximum characters of a result as JSON."""
 START_S = 30.0
-"""Seconds that the process may take to start and to open the database, before the query's own time."""
+"""Seconds for starting the process and opening the database, before the query's own time limit."""
 _WORKER = Path(__file__).with_name("sql_worker.py")
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
-"""Environment variables of the process. It needs none of the others, which may hold secrets."""
+"""Environment variables that the process gets. Others may hold secrets."""
 _SQLITE_HEADER = b"SQLite format 3\0"
 
 
@@ -44,17 +44,17 @@ class SqlSettings(Config):
     path: str
     """The database file."""
     kind: Literal["auto", "sqlite", "duckdb"] = "auto"
-    """What the file is; `auto` looks at its first bytes."""
+    """Format of the file; `auto` detects it from the first bytes."""
     max_rows: int = Field(default=50, ge=1)
-    """Rows of a result; the rest is left out, and the agent reads that."""
+    """Maximum rows of a result. If there are more, the agent is told so."""
     timeout_s: float = Field(default=5.0, gt=0)
-    """Seconds a query may run."""
+    """Time limit of a query, in seconds."""
     memory_mb: int = Field(default=256, ge=16)
-    """Memory a query may use. The limit is enforced on Linux; elsewhere in DuckDB only."""
+    """Memory limit of a query. Enforced on Linux; elsewhere only in DuckDB."""
 
 
 def sql_toolset(settings: SqlSettings) -> FunctionToolset:
-    """The tool with `settings`. Raises `ConfigError` without the file."""
+    """Return the tool. Raises `ConfigError` if the file does not exist."""
     path = Path(settings.path)
     if not path.is_file():
         raise ConfigError(f"sql: there is no database '{path}'", "set its path")
@@ -91,7 +91,7 @@ def sql_toolset(settings: SqlSettings) -> FunctionToolset:
 
 
 async def _run(path: Path, kind: str, query: str, settings: SqlSettings) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the query. Raises `ToolError` for whatever goes wrong, and leaves no process behind."""
+    """Return columns and rows of the query. Raises `ToolError` for every failure, and leaves no process behind."""
     request = {
         "path": str(path.absolute()),
         "kind": kind,
@@ -101,7 +101,7 @@ async def _run(path: Path, kind: str, query: str, settings: SqlSettings) -> tupl
         "max_chars": MAX_RESULT_CHARS,
         "cpu_s": int(START_S + settings.timeout_s) + 5,
     }
-    # Arenas of the allocator reserve address space, which the limit counts.
+    # Arenas of the allocator reserve address space, which counts towards the limit.
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"MALLOC_ARENA_MAX": "1"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-B", str(_WORKER)),
@@ -130,7 +130,7 @@ async def _exchange(
     except TimeoutError:
         raise ToolError("the database could not be opened in time") from None
     except (BrokenPipeError, ConnectionResetError):
-        pass  # it has ended, and so does its answer
+        pass  # the process has ended, so its answer is complete
     answer = bytearray()
     try:
         async with asyncio.timeout(timeout_s):

@@ -1,6 +1,6 @@
-"""Runs one query on a SQLite or DuckDB file; the program of the child process that the tool `sql` starts.
+"""Program of the child process of the tool `sql`: runs one query on a SQLite or DuckDB file.
 
-Reads a request from standard input as JSON. Writes a line break when the database is open, then the result as JSON: its
+Reads a request from standard input as JSON. Writes a line break when the database is open, then the result as JSON:
 `columns` and `rows`, or an `error`. Imports nothing of this package, so that it starts quickly.
 """
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 MAX_TEXT_CHARS = 10_000
-"""Longest value of a result; of longer ones the start is kept."""
+"""Maximum characters of a value in a result; longer values are truncated."""
 MAX_VALUE_BYTES = 10_000_000
-"""Largest value that SQLite computes."""
+"""Maximum size of a value that SQLite computes, in bytes."""
 MAX_INTEGER_BITS = 512
 OVERHEAD_MB = 64
-"""Address space for the process itself, besides the query's memory."""
+"""Address space for the process itself, in addition to the query's memory."""
 TOO_MUCH = "the query needs too much memory"
 NO_SELECT = "write one SELECT statement"
 _REFUSED_FUNCTIONS = frozenset({"load_extension", "readfile", "writefile", "fts3_tokenizer", "edit"})
 
 
 class Refused(Exception):
-    """The query was not run, or failed. The message is for its author."""
+    """The query was refused or failed. The message is for its author."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     out = sys.stdout
     cpu_s = int(request["cpu_s"])
-    # If nobody is left to end this process, the kernel does.
+    # If the parent has died, the kernel ends this process.
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     run = _sqlite if request["kind"] == "sqlite" else _duckdb
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _ready(out: Any, memory_mb: int) -> None:
-    """Say that the query starts, and bound the memory that it may use from here on."""
+    """Report that the query starts, and limit the memory from now on."""
     out.write("\n")
     out.flush()
     if sys.platform == "linux":
@@ -106,7 +106,7 @@ def _duckdb(request: dict[str, Any], out: Any) -> dict[str, Any]:
 
 
 def _result(cursor: Any, max_rows: int) -> dict[str, Any]:
-    """Up to `max_rows` rows and one more, which shows that there are others."""
+    """Return up to `max_rows` rows, and one more if the result is longer."""
     columns = [column[0] for column in cursor.description or ()]
     rows: list[list[Any]] = []
     while len(rows) <= max_rows and (row := cursor.fetchone()) is not None:
@@ -115,7 +115,7 @@ def _result(cursor: Any, max_rows: int) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON data."""
+    """Return `value` as JSON data."""
     if isinstance(value, bytes):
         return f"[{len(value)} bytes]"
     if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:

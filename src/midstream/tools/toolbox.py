@@ -1,6 +1,6 @@
-"""`Toolbox`: the tools of every trajectory and how they are called; `session` makes one trajectory's use of them.
+"""`Toolbox`: the tools of all trajectories and their policies. `session` opens them for one trajectory.
 
-Statistics, circuit breakers and the recording are shared by the sessions of a toolbox; budgets are not."""
+Sessions of a toolbox share statistics, circuit breakers and the recording, but not budgets."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ MIN_RESULT_CHARS = 80
 
 @dataclass(frozen=True)
 class ToolsetFactory:
-    """`make` returns the toolset of one trajectory, which opens and closes it. `specs` are its tools as far as they are
-    known before it is opened."""
+    """`make` returns the toolset of one trajectory, which opens and closes it. `specs` are the tools that are known
+    before it is opened."""
 
     make: Callable[[], Toolset]
     specs: Sequence[ToolSpec] = ()
@@ -47,11 +47,11 @@ class ToolsetFactory:
 
 @dataclass(frozen=True)
 class Toolbox:
-    """`tools` are functions, `toolsets` make what each trajectory opens for itself.
+    """`tools` are functions; `toolsets` create the toolsets that each trajectory opens.
 
-    `max_calls` bounds a trajectory's calls, `max_result_chars` the length of a result. `mask` is the share of a tool's
-    results, by its name, that a session with a `mask_seed` hides. `approve` decides about calls that need approval;
-    without it they are refused."""
+    `max_calls` limits a trajectory's calls, `max_result_chars` the length of a result. `mask` is, by tool name, the
+    share of a result that a session with a `mask_seed` hides. `approve` decides about calls that need approval; without
+    it they are refused."""
 
     tools: Sequence[Tool[..., Any]] = ()
     max_calls: int | None = None
@@ -88,28 +88,28 @@ class Toolbox:
         object.__setattr__(self, "recording", recording)
 
     def get(self, name: str) -> ToolSpec | None:
-        """Return the known tool of that name, or None."""
+        """Return the known tool with this name, or None."""
         return next((tool for tool in self.known if tool.name == name), None)
 
     @property
     def known(self) -> list[ToolSpec]:
-        """The tools known before a toolset is opened."""
+        """The tools that are known before any toolset is opened."""
         return [*self.tools, *(spec for toolset in self.toolsets for spec in toolset.specs)]
 
     def session(self, mask_seed: int | None = None) -> ToolSession:
-        """The tools of one trajectory, with a full budget. `mask_seed` decides which words of results `mask` hides;
-        None hides none."""
+        """Return the tools of one trajectory, with a full budget. `mask_seed` determines the words of results that
+        `mask` hides; None hides none."""
         from midstream.tools.session import ToolSession
 
         return ToolSession(self, mask_seed)
 
     def budget(self) -> Budget:
-        """The limits of one trajectory over all tools."""
+        """Limits of one trajectory over all tools."""
         limits = [limit for limit in (self.max_calls, self.use.budget.calls) if limit is not None]
         return self.use.budget.model_copy(update={"calls": min(limits, default=None)})
 
     def chain(self, tools: Toolset) -> tuple[FallbackToolset, BudgetToolset]:
-        """The wrappers of one trajectory around `tools`: the outermost one, and the budget inside it."""
+        """Return the wrappers of one trajectory around `tools`: the outermost one, and the budget."""
         attempted: Toolset = GuardToolset(tools)
         if self.recording is not None:
             replaying = self.use.replay is not None
@@ -121,20 +121,20 @@ class Toolbox:
         return FallbackToolset(budget), budget
 
     def shown(self, tools: Sequence[ToolSpec], question: str | None) -> list[ToolSpec]:
-        """The tools of a prompt about `question`."""
+        """Return the tools to show in a prompt about `question`."""
         return list(tools) if question is None else select(tools, question, self.use.selection)
 
     def card_of(self, tool: ToolSpec) -> str:
-        """The card of `tool`, as short or as full as configured."""
+        """Return the card of `tool`, short or full as configured."""
         return tool.full_card if self.use.selection.card == "full" else tool.card
 
     def configured(self, tool: ToolSpec) -> ToolSpec:
-        """`tool` with the policy changes of the config."""
+        """Return `tool` with the policy changes of the config."""
         changes = self.use.policies.get(tool.name)
         return tool if changes is None else with_policy(tool, changes)
 
     def unknown_names(self, known: Mapping[str, ToolSpec]) -> list[str]:
-        """Names in the settings that none of the `known` tools has."""
+        """Return names in the settings that are not among the `known` tools."""
         use = self.use
         named = {*use.policies, *use.budgets, *use.selection.always, *self.mask}
         named |= {other for tool in known.values() for other in tool.policy.fallback}
@@ -143,7 +143,7 @@ class Toolbox:
 
 
 def with_policy(tool: ToolSpec, changes: PolicyConfig) -> ToolSpec:
-    """`tool` with `changes`."""
+    """Return `tool` with `changes` to its policy."""
     given = changes.model_dump(exclude_none=True)
     timeout_s = given.pop("timeout_s", tool.timeout_s)
     return replace(tool, timeout_s=timeout_s, policy=replace(tool.policy, **given))

@@ -1,6 +1,6 @@
 """`FunctionToolset`: Python functions declared with `@tool`, as a `Toolset`.
 
-A synchronous function runs in a thread of its own. Cancelling its call leaves that (daemon) thread to finish alone.
+A synchronous function has a (daemon) thread to itself while it runs. The thread continues when the call is cancelled.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +16,13 @@ from midstream.core.toolsets import ToolResult, ToolSpec
 from midstream.tools.arguments import validate_arguments
 from midstream.tools.declare import Tool
 from midstream.tools.errors import ToolError, reason
+from midstream.tools.threads import ReusedThreads
+
+_threads = ReusedThreads("tool")
 
 
 class FunctionToolset:
-    """A fixed set of function tools; there is nothing to open or close."""
+    """A fixed set of function tools. `open` and `close` do nothing."""
 
     def __init__(self, tools: Sequence[Tool[..., Any]]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -36,7 +38,8 @@ class FunctionToolset:
         return self.specs
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        """Validate `arguments` and run the function. Raises what it raises, and `ToolError` for an invalid call."""
+        """Validate `arguments` and run the function. Propagates its exceptions; raises `ToolError` for an invalid
+        call."""
         tool = self._tools.get(name)
         if tool is None:
             raise ToolError(f"unknown tool '{name}'; {nearest(name, self._tools)}")
@@ -51,8 +54,7 @@ class FunctionToolset:
 
 
 async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolResult:
-    """Run in a daemon thread of its own. In a shared pool a few hung tools would block every other trajectory, and keep
-    the process from ending."""
+    """Run in a daemon thread that no other call has."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
@@ -82,7 +84,7 @@ async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolRes
         except RuntimeError:
             return  # The loop closed after the time limit, and nobody waits for this any more.
 
-    threading.Thread(target=work, name=f"tool-{tool.name}", daemon=True).start()
+    _threads.run(work)
     result = await future
     # A plain function may wrap an async one; its awaitable belongs to this loop.
     return ToolResult.of(await result) if inspect.isawaitable(result) else result

@@ -13,7 +13,7 @@ MAX_UNIT_CHARS = 60
 _UNIT = re.compile(r"[A-Za-z°µμΩÅ_%/*^ .·0-9()-]+")
 _POWER = re.compile(r"\*\*|\^")
 _SMALL_POWER = re.compile(r"(?<=[^\d\s])\s*(?:\*\*|\^)\s*-?\d(?![\d.])")
-"""A unit, not a number, to a power of one digit: pint computes powers of numbers, such as 9**9**9, to the end."""
+"""A unit, not a number, to a one-digit power: pint would compute any power of a number, such as 9**9**9."""
 
 
 @tool(
@@ -49,7 +49,7 @@ def _unit(registry: Any, text: str) -> Any:
         raise ToolError("the power of a unit is a single digit, as in m**2")
     try:
         return registry.parse_units(text.strip())
-    except Exception as error:  # pint raises whatever its tokenizer, parser and definitions do
+    except Exception as error:  # pint passes on all errors of its tokenizer, parser and definitions
         raise ToolError(f"'{text}' is not a unit: {type(error).__name__}") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from midstream.core.types import Status, Task, Trajectory
+from midstream.learn.algorithms.role_credit import SharedCredit
 from midstream.learn.data.collect import Collected, attempt_tasks, pass_rates
 from midstream.learn.rollout_config import TrainRolloutConfig
 from midstream.tasks.curriculum import InOrder, Progress
@@ -46,7 +47,7 @@ def made(
             rollout=TrainRolloutConfig(group_size=2, backfill=backfill),
             tasks=SimpleNamespace(curriculum=InOrder()),
             trainer=SimpleNamespace(seed=0),
-            algorithm=SimpleNamespace(greedy_baseline=greedy),
+            algorithm=SimpleNamespace(greedy_baseline=greedy, role_credit=SharedCredit()),
         ),
         tasks=SimpleNamespace(get=get),
         reward=SimpleNamespace(succeeded=lambda trajectory: trajectory.reward == 1, scores_groups=False),

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from midstream.core.errors import MidstreamError, nearest
 from midstream.core.toolsets import ToolSpec
+from midstream.tools.calls import hoisted
 
 Notation = Literal["compact", "json"]
 ActionField = Literal["justification", "context", "sub_goal"]
@@ -66,6 +68,29 @@ def write_action(action: NextStep, notation: Notation) -> str:
     plain = len(values) == 1 and _is_plain(values[0])
     given = "" if not values else f": {values[0] if plain else json.dumps(action.arguments)}"
     return "\n".join([*lines, f"{action.tool}{given}"])
+
+
+def action_schema(tools: Sequence[ToolSpec], fields: Sequence[ActionField], *, arguments: bool) -> dict[str, Any]:
+    """JSON schema of the planner's actions in the notation `json`: calls of `tools`, with or without their `arguments`,
+    and the tool `none`."""
+    definitions, options = dict[str, Any](), list[dict[str, Any]]()
+    written: dict[str, Any] = {name: {"type": "string", "minLength": 1} for name in fields}
+    for tool in tools:
+        properties = written | {"tool": {"const": tool.name}}
+        if arguments:
+            properties["arguments"] = hoisted(tool.parameters, tool.name, definitions)
+        options.append(_object(properties))
+    options.append(_object(written | {"tool": {"const": NO_TOOL}}))
+    return {"anyOf": options} | ({"$defs": definitions} if definitions else {})
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,7 +1,8 @@
-"""Demonstrations of the flow `agentflow`: planner, verifier and generator follow a task's demonstration."""
+"""Demonstrations of the flow `agentflow`: planner, executor, verifier and generator follow a task's demonstration."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from midstream.tools import Toolbox
 class AgentFlowDemonstrator(Demonstrator):
     """After the last call of the demonstration the planner's tool is `none`."""
 
-    roles = ("planner", "verifier", "generator")
+    roles = ("planner", "executor", "verifier", "generator")
 
     def __init__(
         self,
@@ -38,12 +39,19 @@ class AgentFlowDemonstrator(Demonstrator):
         ]
         found = [value_of(result) for result in observations[1:] if result and not result.startswith("Error")]
         if request.role == "planner":
-            return write_action(self._action(assignment, found), self._notation)
+            action = self._action(assignment, found)
+            return (
+                write_action(action, self._notation) if request.constraint is None else _only_allowed(action, request)
+            )
+        if request.role == "executor":
+            return json.dumps(self._action(assignment, found).arguments, ensure_ascii=False)
         if request.role == "verifier":
             return "yes" if len(found) >= len(assignment.calls) else "no"
-        if assignment.calls:
-            return found[-1] if found else "unknown"
-        return str(assignment.answer)
+        answer = str(assignment.answer)
+        if not assignment.calls:
+            return answer
+        # A result may say more than what was asked for.
+        return "unknown" if not found else answer if answer and answer in found[-1] else found[-1]
 
     def _action(self, assignment: Assignment, found: Sequence[str]) -> NextStep:
         calls = assignment.calls
@@ -58,3 +66,12 @@ class AgentFlowDemonstrator(Demonstrator):
             "sub_goal": "answer" if done else f"find {', '.join(map(str, arguments.values()))}",
         }
         return NextStep(tool=tool, arguments=arguments, **{name: fields[name] for name in self._fields})
+
+
+def _only_allowed(action: NextStep, request: Request) -> str:
+    """`action` with the keys that the constraint of `request` allows for its tool."""
+    assert request.constraint is not None
+    for option in json.loads(request.constraint.grammar)["anyOf"]:
+        if option["properties"]["tool"]["const"] == action.tool:
+            return json.dumps({name: getattr(action, name) for name in option["required"]}, ensure_ascii=False)
+    return write_action(action, "json")

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.agents.agentflow.actions import ActionField, Notation
 from midstream.agents.agentflow.demonstrate import AgentFlowDemonstrator
@@ -45,6 +45,15 @@ the tool none when the results so far are enough. t is the turn, T the most ther
 [verifier]: say yes when the results so far answer the question, else no; then why.
 [generator]: write only the final answer, from the results."""
 
+_MODULES = """Answer the question with tools, one step at a time.
+{tools}
+none - Nothing to look up or work out.
+[analysis]: say what the question needs.
+[planner t/T]: write a JSON object with {fields}"tool".
+[executor TOOL]: write the arguments of TOOL as a JSON object.
+[verifier]: write yes when the results answer the question, else no.
+[generator]: write only the answer."""
+
 
 class AgentFlowSettings(Config):
     """`flow.settings` of the flow `agentflow`."""
@@ -59,10 +68,20 @@ class AgentFlowSettings(Config):
     """When a verifier without an engine stops. `planner`: when the planner requests no more tools. `evidence`: when a
     call succeeded and, if the question asks for a calculation, the calculator was called; this saves a turn, and suits
     questions that need one look-up and one calculation."""
+    constrained: bool = False
+    """Sample under the schema of what can be read, where the engine can: the planner's action, the arguments of an
+    executor, and `yes` or `no` of a verifier. Needs the notation `json`. The planner leaves arguments to an executor
+    with an engine."""
     memory_tokens: int = Field(default=2048, ge=64)
     """Token budget of the memory. When it is exceeded, the longest old results are shortened."""
     instructions: str | None = None
     """System prompt instead of the built-in one; `{tools}` in it is replaced by a list of the tools."""
+
+    @model_validator(mode="after")
+    def _has_a_schema(self) -> Self:
+        if self.constrained and self.notation != "json":
+            raise ValueError("constrained needs notation: json")
+        return self
 
 
 @register("agentflow")
@@ -89,7 +108,7 @@ class AgentFlow(AgentFlowBase):
         return AgentFlowDemonstrator(tokenizer, toolbox, settings.notation, settings.fields, wrong=wrong, seed=seed)
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
-        conversation = Conversation(self, self.memory, self.task.question)
+        conversation = Conversation(self, self.memory, self.task.question, self.chosen.constrained)
         planner, executor = Planner(self.chosen.notation, self.chosen.fields), Executor()
         verifier, generator = Verifier(self.chosen.stop_rule), Generator()
         await planner.analyse(conversation)
@@ -116,6 +135,10 @@ class AgentFlow(AgentFlowBase):
         cards = self.session.tools.cards(self.task.question)
         if self.chosen.instructions is not None:
             return self.chosen.instructions.replace("{tools}", cards)
+        if self.chosen.constrained and "executor" in self.session.role_engines:
+            return _MODULES.replace("{tools}", cards).replace(
+                "{fields}", "".join(f'"{name}", ' for name in self.chosen.fields)
+            )
         if self.chosen.notation == "json":
             return _JSON.replace("{tools}", cards).replace(
                 "{fields}", "".join(f'"{name}", ' for name in self.chosen.fields)

@@ -3,13 +3,22 @@ role without an engine, follows a rule."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from midstream.agents.agentflow.actions import NO_TOOL, ActionField, NextStep, Notation, UnreadableAction, read_action
+from midstream.agents.agentflow.actions import (
+    NO_TOOL,
+    ActionField,
+    NextStep,
+    Notation,
+    UnreadableAction,
+    action_schema,
+    read_action,
+)
 from midstream.agents.base import AgentFlowBase
-from midstream.core.types import Step, ToolCall
+from midstream.core.types import Constraint, Step, ToolCall
 from midstream.memory.working import Exchange, TurnRecord, WorkingMemory
 
 StopRule = Literal["planner", "evidence"]
@@ -25,14 +34,18 @@ class Conversation:
     memory: WorkingMemory
     observation: str
     """Sent with the next request: first the question, then the last tool result."""
+    constrained: bool = False
+    """Sample replies that are read by a program under the schema of what can be read."""
 
     def has(self, role: str) -> bool:
         return role in self.flow.session.role_engines
 
-    async def ask(self, role: str, request: str) -> Step:
-        """Send the pending observation and `request` to `role`, and remember the exchange."""
+    async def ask(self, role: str, request: str, constraint: Constraint | None = None) -> Step:
+        """Send the pending observation and `request` to `role`, and remember the exchange. The `constraint` of the
+        reply holds if the conversation is `constrained`."""
         asked = f"{self.observation}\n{request}" if self.observation else request
-        step = await self.flow.chat(self.memory.messages(asked), role=role)
+        limit = constraint if self.constrained else None
+        step = await self.flow.chat(self.memory.messages(asked), role=role, response_format=limit)
         self.memory.remember(Exchange(role, asked, step.text))
         self.observation = ""
         return step
@@ -62,7 +75,8 @@ class Planner:
     async def next_step(self, conversation: Conversation, turn: int, turns: int) -> Decision:
         left = conversation.flow.session.tools.remaining
         budget = "" if left is None else f", calls left: {left}"
-        step = await conversation.ask("planner", f"[planner {turn}/{turns}{budget}]")
+        request = f"[planner {turn}/{turns}{budget}]"
+        step = await conversation.ask("planner", request, self._constraint(conversation))
         recorder = conversation.flow.session.recorder
         try:
             action = read_action(step.text, self.notation, conversation.flow.session.tools, self.required)
@@ -71,6 +85,12 @@ class Planner:
             return Decision(None, str(error), step)
         recorder.annotate(step.step_index, parsed=True, turn=turn, action=action.model_dump())
         return Decision(action, "", step)
+
+    def _constraint(self, conversation: Conversation) -> Constraint:
+        flow = conversation.flow
+        tools = flow.session.tools.shown(flow.task.question)
+        schema = action_schema(tools, self.required, arguments=not conversation.has("executor"))
+        return Constraint(kind="json_schema", grammar=json.dumps(schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +114,10 @@ class Executor:
             return ToolCall(tool=NO_TOOL, arguments={}, ok=True, result="", step_index=decision.step.step_index)
         arguments, step = decision.action.arguments, decision.step
         if conversation.has("executor"):
-            step = await conversation.ask("executor", f"[executor {decision.action.tool}]")
+            tool = session.tools.get(decision.action.tool)
+            schema = None if tool is None else json.dumps(tool.parameters)
+            limit = None if schema is None else Constraint(kind="json_schema", grammar=schema)
+            step = await conversation.ask("executor", f"[executor {decision.action.tool}]", limit)
             arguments = self._written(conversation, decision.action.tool, step.text)
         return await conversation.flow.call_tool(decision.action.tool, arguments, step_index=step.step_index)
 
@@ -113,7 +136,7 @@ class Verifier:
 
     async def verify(self, conversation: Conversation, action: NextStep | None, call: ToolCall) -> tuple[bool, str]:
         if conversation.has("verifier"):
-            step = await conversation.ask("verifier", "[verifier] yes or no")
+            step = await conversation.ask("verifier", "[verifier] yes or no", Constraint.one_of("yes", "no"))
             word = step.text.strip().lower()
             verdict = word.startswith("yes")
             conversation.flow.session.recorder.annotate(

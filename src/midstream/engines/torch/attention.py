@@ -112,16 +112,22 @@ class TokenTree:
     """Number of distinct tokens. Further entries of `tokens`, up to a multiple of `WHOLE`, are padding."""
 
 
-def merge_prefixes(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> TokenTree:
+def merge_prefixes(
+    sequences: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+    adapters: Sequence[str | None] | None = None,
+) -> TokenTree:
     """Return the prefix tree of token id `sequences`, in order of first appearance; equal sequences share every
-    token."""
+    token, unless they have different `adapters`."""
+    roots: dict[str | None, int] = {}
     children: dict[tuple[int, int], int] = {}
     tokens: list[int] = []
     positions: list[int] = []
     fan_out: list[int] = []
     paths: list[list[int]] = []
-    for sequence in sequences:
-        node, path = -1, []
+    for at, sequence in enumerate(sequences):
+        name = None if adapters is None else adapters[at]
+        node, path = roots.setdefault(name, -1 - len(roots)), []
         for position, token in enumerate(sequence):
             child = children.get((node, token))
             if child is None:

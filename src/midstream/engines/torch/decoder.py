@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from midstream.core.errors import ModelError
+from midstream.engines.publication import POLICY
 from midstream.engines.torch.checkpoint_files import read_config, read_weights, weight_files
+from midstream.engines.torch.hf_names import from_hf, to_hf
 from midstream.engines.torch.layers import AT_LEAST_TWO, Attend, Layer, LMHead, Projection
-from midstream.engines.torch.lora import Adapter
+from midstream.engines.torch.lora import Adapter, AdapterChoice, load_adapter, save_adapter
 from midstream.engines.torch.memory import reserve
 from midstream.engines.torch.products import Rows
 
@@ -49,6 +51,9 @@ class Decoder(nn.Module):
         self.eps = float(config["rms_norm_eps"])
         self.context_length = int(config["max_position_embeddings"])
         self.adapter_rank, self.adapter_alpha = 0, 0.0
+        """Rank and alpha of all adapters."""
+        self.adapter_names: tuple[str, ...] = ()
+        """In the order in which they were added."""
         self.version = 0
         self.gradient_checkpointing = False
         """Recompute a layer's activations in the backward pass instead of storing them."""
@@ -109,6 +114,19 @@ class Decoder(nn.Module):
             product.rows, product.packed.allowed = rows, rows.packed
 
     @property
+    def vocabulary_size(self) -> int:
+        return self.lm_head.weight.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.embed.shape[1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output layer has the weight of the embedding."""
+        return self.lm_head.weight is self.embed
+
+    @property
     def group(self) -> int:
         """Query heads per key head."""
         return self.heads // self.kv_heads
@@ -121,8 +139,11 @@ class Decoder(nn.Module):
     def device(self) -> torch.device:
         return self.embed.device
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, adapter: bool = True) -> Tensor:
-        """Return hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]."""
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, adapter: AdapterChoice = "") -> Tensor:
+        """Return hidden states [n, hidden] after the final norm, for flat `tokens` and `positions` [n]. `adapter` is
+        that of all tokens by name (empty: the first), or of each, or None for the base model."""
+        if isinstance(adapter, str):
+            adapter = self.adapter_called(adapter)
         x = F.embedding(tokens, self.embed)
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         again = self.gradient_checkpointing and torch.is_grad_enabled()
@@ -134,11 +155,26 @@ class Decoder(nn.Module):
                 x = layer(*arguments)
         return F.rms_norm(x, (x.shape[-1],), self.final_norm, self.eps)
 
+    def adapter_called(self, name: str) -> str | None:
+        """Return the full name of an adapter: of the first for an empty one, None if there are none. Raises
+        `ModelError` for an unknown name."""
+        if not self.adapter_names:
+            return None
+        if name and name not in self.adapter_names:
+            raise ModelError(f"the model has no adapter '{name}'", f"it has: {', '.join(self.adapter_names)}")
+        return name or self.adapter_names[0]
+
     def add_adapters(
-        self, rank: int, alpha: float, seed: int, targets: tuple[str, ...] = (), last_layers: int | None = None
+        self,
+        rank: int,
+        alpha: float,
+        seed: int,
+        targets: tuple[str, ...] = (),
+        last_layers: int | None = None,
+        name: str = POLICY,
     ) -> None:
-        """Add a new adapter to every projection (or those whose name ends in one of `targets`) of every layer (or the
-        `last_layers`); the base stays frozen."""
+        """Add a new adapter, called `name`, to every projection (or those whose name ends in one of `targets`) of every
+        layer (or the `last_layers`); the base stays frozen. All adapters have the same rank and alpha."""
         generator = torch.Generator().manual_seed(seed)
         self.adapter_rank, self.adapter_alpha = rank, alpha
         found = False
@@ -159,14 +195,13 @@ class Decoder(nn.Module):
                     "these take adapters together: q_proj, k_proj and v_proj; gate_proj and up_proj",
                 )
             found = True
-            projection.adapter = Adapter(
-                projection.names, projection.sizes, projection.weight.shape[1], rank, alpha / rank
-            )
-            projection.adapter.reset(generator)
-            projection.adapter.to(self.device)
+            adapter = Adapter(projection.names, projection.sizes, projection.weight.shape[1], rank, alpha / rank)
+            adapter.reset(generator)
+            projection.add_adapter(name, adapter.to(self.device))
         if not found:
             known = sorted({name.rsplit(".", 1)[1] for p in self.projections().values() for name in p.names})
             raise ModelError(f"no projection is named {list(targets)}", f"one of: {', '.join(known)}")
+        self.adapter_names = tuple(dict.fromkeys((*self.adapter_names, name)))
 
     def pack(self) -> None:
         """Pack the weights for sampling now instead of at the first token."""
@@ -178,9 +213,57 @@ class Decoder(nn.Module):
         """Return every fused projection by its module path."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Projection)}
 
-    def adapters(self) -> dict[str, Adapter]:
-        """Return every adapter by the path of its projection; empty without `add_adapters`."""
-        return {name: p.adapter for name, p in self.projections().items() if p.adapter is not None}
+    def adapters(self, name: str = "") -> dict[str, Adapter]:
+        """Return the parts of an adapter (by default the first) by the path of their projection; empty without any."""
+        called = self.adapter_called(name)
+        if called is None:
+            return {}
+        return {path: p.adapters[called] for path, p in self.projections().items() if called in p.adapters}
+
+    def adapter_parameters(self, name: str = "") -> dict[str, Tensor]:
+        """Return the parameters of an adapter (not copies) under peft's names."""
+        parts = self.adapters(name).values()
+        return {
+            f"{own}.lora_{letter}": value
+            for adapter in parts
+            for own, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True)
+            for letter, value in (("A", a), ("B", b))
+        }
+
+    def save_adapter(self, folder: Path, base: str, name: str = "") -> None:
+        """Write an adapter in peft's format. `base` is the name of this model."""
+        save_adapter(self.adapters(name), folder, rank=self.adapter_rank, alpha=self.adapter_alpha, base=base)
+
+    def load_adapter(self, folder: Path, name: str = "") -> None:
+        """Read an adapter in peft's format. Raises `ModelError`, and changes nothing, if it does not fit."""
+        load_adapter(self.adapters(name), folder)
+
+    def remove_adapter(self, name: str) -> None:
+        """Remove an adapter; nothing happens if there is none of that name."""
+        for projection in self.projections().values():
+            projection.remove_adapter(name)
+        self.adapter_names = tuple(one for one in self.adapter_names if one != name)
+
+    def merge_adapter(self, name: str = "") -> None:
+        """Merge an adapter into the weights, and remove it."""
+        if (called := self.adapter_called(name)) is not None:
+            for projection in self.projections().values():
+                projection.merge_adapter(called)
+            self.remove_adapter(called)
+        self.version += 1
+
+    def forget_copies(self) -> None:
+        """Drop cast and packed copies of weights: they changed, and the version may not have."""
+        for product in (self.lm_head, *self.projections().values()):
+            product.forget_copies()
+
+    def to_hf(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return parameters of the base model under Hugging Face's names."""
+        return to_hf(self.projections(), values)
+
+    def from_hf(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Invert `to_hf`. Raises `ModelError` for tensors of another model."""
+        return from_hf(self.projections(), dict(self.named_parameters()), values)
 
 
 def _rotary_tables(config: Mapping, head_dim: int, length: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from midstream.engines.torch.allowed import Grammars
 from midstream.engines.torch.cached import CachedDecoder
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.decoder import Decoder
-from midstream.engines.torch.loading import load_checkpoint
+from midstream.engines.torch.loading import load_weights
 from midstream.engines.torch.numerics import Asked, numerics_of, settle
 from midstream.engines.torch.sampling import sample
 from midstream.engines.torch.slots import SlotAssignment, Slots
@@ -43,6 +43,7 @@ class _Row:
     limit: int
     since: float
     order: int
+    adapter: str
     steering: Steering | None
     place: SlotAssignment | None = None
     ids: list[int] = field(default_factory=list)
@@ -59,10 +60,10 @@ class _Row:
 
 
 class TorchEngine:
-    """Samples from `decoder`. `adapter` is the name of its weights, see `Publication`; `frozen` makes an engine for the
-    base model without an adapter. Engines that serve the same trajectories are created `beside` the first. With
-    `numerics`, they are settled again for the first publication, which may add adapters; `auto` then keeps those of the
-    run that published it."""
+    """Samples from `decoder`. `adapter` names the weights for requests that name none, see `Publication`; requests with
+    different adapters share their batches. `frozen` makes an engine for the base model without an adapter. Engines that
+    serve the same trajectories are created `beside` the first. With `numerics`, they are settled again for the first
+    publication, which may add adapters; `auto` then keeps those of the run that published it."""
 
     def __init__(
         self,
@@ -81,7 +82,9 @@ class TorchEngine:
         self.tokens_sampled = 0
         self.capabilities = Capabilities() if adapter else Capabilities(adapters=False, full=False)
         self._numerics: Asked | None = numerics
-        self._cached = CachedDecoder(decoder, bool(adapter))
+        self._versions: dict[str, int] = {}
+        """Versions of the adapters that were loaded; those of others are the decoder's."""
+        self._cached = CachedDecoder(decoder)
         self._slots = Slots(slots)
         self._cached_version = decoder.version
         self._vocabulary = decoder.lm_head.weight.shape[0]
@@ -126,13 +129,14 @@ class TorchEngine:
             raise EngineError("an empty prompt: there is nothing to continue")
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self._vocabulary:
             raise EngineError(f"the prompt holds token ids outside the model's vocabulary of {self._vocabulary}")
+        adapter = self._adapter_of(request)
         since = time.perf_counter()
         self._arrivals += 1
         order = self._arrivals
         steering = await self._steering(request)
         seed = secrets.randbits(63) if request.sampling.seed is None else request.sampling.seed
         future: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
-        row = _Row(request, future, seed, limit, since, order, steering)
+        row = _Row(request, future, seed, limit, since, order, adapter, steering)
         self._waiting.append(row)
         self._kick()
         try:
@@ -141,6 +145,15 @@ class TorchEngine:
             # A call cancelled before it was admitted is still queued. One cancelled later ends with its step.
             if row.place is None and row in self._waiting:
                 self._waiting.remove(row)
+
+    def _adapter_of(self, request: Request) -> str:
+        """Return the adapter of a request, empty for the frozen base model. Raises `EngineError` for an unknown one."""
+        if not self.adapter:
+            return ""
+        name, known = request.adapter or self.adapter, self.decoder.adapter_names or (self.adapter,)
+        if name not in known:
+            raise EngineError(f"{self.name} has no adapter '{name}'; it has: {', '.join(known)}")
+        return name
 
     async def _steering(self, request: Request) -> Steering | None:
         if request.constraint is None:
@@ -166,15 +179,18 @@ class TorchEngine:
         if not self.adapter:
             raise Unsupported(f"{self.name}: the frozen base model takes no weights")
         async with self.exclusive():
-            await compute(load_checkpoint, self.decoder, publication.folder)
+            await compute(load_weights, self.decoder, publication.folder, publication.adapter)
+            # What is cached was computed with the weights before, which may have had the same version.
+            self._slots.drop_idle()
             if self._numerics is not None:
                 recorded = numerics_of(publication.folder) if self._numerics == "auto" else None
                 await compute(settle, self.decoder, self._numerics, recorded, required=self._numerics != "auto")
                 self._numerics = None
             self.decoder.version, self.adapter = publication.version, publication.adapter
+            self._versions[publication.adapter] = publication.version
 
     def frozen(self) -> TorchEngine:
-        if self.decoder.adapter_rank == 0:
+        if not self.decoder.adapter_names:
             raise Unsupported(f"{self.name}: all weights of this model are trained, and no frozen copy is left")
         return TorchEngine(
             self.decoder,
@@ -246,8 +262,8 @@ class TorchEngine:
                 log_probs=tuple(row.log_probs),
                 text=self.tokenizer.text_of(row.ids),
                 finish_reason=row.finish or FinishReason.STOP,
-                policy_version=self.policy_version,
-                adapter=self.adapter,
+                policy_version=self._versions.get(row.adapter, self.policy_version),
+                adapter=row.adapter,
                 latency_s=time.perf_counter() - row.since,
                 top_log_probs=tuple(row.top),
                 over_allowed=row.request.constraint is not None,
@@ -265,7 +281,7 @@ class TorchEngine:
             self._cached_version = self.decoder.version
         order = (lambda row: (row.request.session, row.order)) if self.deterministic else (lambda row: (row.order,))
         waiting = sorted((row for row in self._waiting if not row.future.cancelled()), key=order)
-        places = self._slots.assign([(row.request.session, row.request.prompt_ids) for row in waiting])
+        places = self._slots.assign([((row.request.session, row.adapter), row.request.prompt_ids) for row in waiting])
         for row, place in zip(waiting, places, strict=True):
             row.place = place
         self._waiting = [row for row in waiting if row.place is None]
@@ -277,10 +293,13 @@ class TorchEngine:
         one."""
         rows = admitted or self._active
         places = [row.place for row in rows if row.place is not None]
+        # Weights without an adapter have a name too.
+        names = self.decoder.adapter_names
+        adapters = [row.adapter if row.adapter in names else None for row in rows]
         if admitted:
-            hidden = self._cached.begin([row.request.prompt_ids for row in rows], places)
+            hidden = self._cached.begin([row.request.prompt_ids for row in rows], places, adapters)
         else:
-            hidden = self._cached.extend([place.slot for place in places], [[row.ids[-1]] for row in rows])
+            hidden = self._cached.extend([place.slot for place in places], [[row.ids[-1]] for row in rows], adapters)
         logits = self.decoder.logits(hidden)
         picked, log_probs, every = sample(
             logits,

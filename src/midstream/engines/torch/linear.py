@@ -31,6 +31,10 @@ class PackedWeight:
         assert self._packed is not None
         return products.packed_linear(x, self._packed, bias)
 
+    def forget(self) -> None:
+        """Drop the packed copy; the next use creates another."""
+        self._version = self._packed = None
+
     def pack(self, weight: Tensor, version: int) -> None:
         """Create the packed copy of `weight` now, if it will be used."""
         if self._version != version and _packs(weight):

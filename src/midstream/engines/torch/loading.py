@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 
 from midstream.core.errors import ConfigError, ModelError
+from midstream.engines.publication import POLICY
 from midstream.engines.torch.decoder import Decoder, load_decoder
-from midstream.engines.torch.lora import load_adapter, read_adapter_shape
+from midstream.engines.torch.lora import read_adapter_shape
 from midstream.engines.torch.numerics import Numerics, fastest_dtype
 
 
@@ -55,15 +56,31 @@ def load_policy(config: Placement, folder: Path, recorded: Numerics | None = Non
     return load_decoder(folder, choose_dtype(config, device, folder), device)
 
 
-def load_checkpoint(decoder: Decoder, folder: Path) -> None:
-    """Load the weights of a checkpoint folder: an adapter in peft's format, else the whole model. Adds adapters to a
-    decoder without any. Raises `ModelError`, and keeps the weights, if they do not fit."""
+def load_weights(decoder: Decoder, folder: Path, adapter: str = POLICY) -> None:
+    """Load the weights in a folder: an adapter in peft's format, else the whole model. An adapter is added to those of
+    the decoder, or takes the place of the one of its name. Raises `ModelError`, and keeps the weights, if they do not
+    fit."""
     if (folder / "adapter_model.safetensors").is_file():
-        if not decoder.adapters():
-            shape = read_adapter_shape(folder)
-            decoder.add_adapters(shape.rank, shape.alpha, 0, shape.targets, shape.layers)
-        load_adapter(decoder.adapters(), folder)
-        return
+        _load_adapter(decoder, folder, adapter)
+    else:
+        _load_model(decoder, folder)
+    decoder.forget_copies()
+
+
+def _load_adapter(decoder: Decoder, folder: Path, name: str) -> None:
+    new = name not in decoder.adapter_names
+    if new:
+        shape = read_adapter_shape(folder)
+        decoder.add_adapters(shape.rank, shape.alpha, 0, shape.targets, shape.layers, name)
+    try:
+        decoder.load_adapter(folder, name)
+    except ModelError:
+        if new:
+            decoder.remove_adapter(name)
+        raise
+
+
+def _load_model(decoder: Decoder, folder: Path) -> None:
     loaded = dict(load_decoder(folder, decoder.dtype, decoder.device).named_parameters())
     own = dict(decoder.named_parameters())
     if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in loaded.items()}:

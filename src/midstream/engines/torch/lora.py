@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA, Hu et al. 2021): `y = x Wᵀ + (alpha / rank) (x Aᵀ) Bᵀ`, with A initialised Kaiming-uniform
 and B zero.
 
-Adapters of projections that share an input are concatenated, so that one product serves them all. On disk they use
-peft's format: `adapter_config.json` and `adapter_model.safetensors`, which peft and vLLM load directly.
+Adapters of projections that share an input are concatenated, so that one product serves them all. A model may hold
+several sets of adapters, by name. On disk each set uses peft's format: `adapter_config.json` and
+`adapter_model.safetensors`, which peft and vLLM load directly.
 """
 
 from __future__ import annotations
@@ -20,6 +21,27 @@ from torch import Tensor, nn
 from midstream.core.errors import ModelError
 
 PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRows:
+    """The adapters of a batch whose rows use different ones: row indices [k] by name. Other rows use none."""
+
+    rows: Mapping[str, Tensor]
+
+
+AdapterChoice = str | AdapterRows | None
+"""The adapter of all rows by name (empty: the model's first), or of each row, or None for the base model."""
+
+
+def choose_rows(names: Sequence[str | None], device: torch.device) -> AdapterChoice:
+    """Return the choice for rows with the adapters `names`."""
+    rows: dict[str | None, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    if len(rows) == 1:
+        return next(iter(rows))
+    return AdapterRows({name: torch.tensor(own, device=device) for name, own in rows.items() if name is not None})
 
 
 class Adapter(nn.Module):

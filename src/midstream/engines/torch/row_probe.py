@@ -45,7 +45,7 @@ def dependent_product(decoder: Decoder) -> str | None:
         stand_in = _stand_in(projection, generator)
 
         def project(x: Tensor, stand_in: Projection = stand_in) -> Tensor:
-            return stand_in(x, 0, True).detach()
+            return stand_in(x, 0, "").detach()
 
         width, packed = projection.weight.shape[1], projection.packed.used_for(projection.weight)
         if (count := _differs(decoder, project if packed else None, project, width, COUNTS)) is not None:
@@ -89,7 +89,7 @@ def _distinct(decoder: Decoder) -> list[Projection]:
     """Return one projection of each shape, with and without adapters."""
     found: dict[tuple[object, ...], Projection] = {}
     for projection in decoder.projections().values():
-        adapter = projection.adapter
+        adapter = next(iter(projection.adapters.values()), None)
         ranks = () if adapter is None else tuple(down.shape[0] for down in adapter.down)
         found.setdefault((projection.weight.shape, projection.bias is None, ranks), projection)
     return list(found.values())
@@ -100,14 +100,14 @@ def _stand_in(projection: Projection, generator: torch.Generator) -> Projection:
     bias = None if projection.bias is None else projection.bias.detach()
     stand_in = Projection(projection.weight.detach(), bias, projection.names, projection.sizes)
     stand_in.rows, stand_in.packed.allowed = projection.rows, projection.packed.allowed
-    if (adapter := projection.adapter) is not None:
+    if (adapter := next(iter(projection.adapters.values()), None)) is not None:
         n_in, rank = projection.weight.shape[1], adapter.down[0].shape[0]
-        stand_in.adapter = Adapter(projection.names, projection.sizes, n_in, rank, 1.0)
-        stand_in.adapter.reset(generator)
+        random = Adapter(projection.names, projection.sizes, n_in, rank, 1.0)
+        random.reset(generator)
         with torch.no_grad():
-            for up in stand_in.adapter.up:
+            for up in random.up:
                 up.copy_(torch.randn(up.shape, generator=generator))
-        stand_in.adapter.to(projection.weight.device)
+        stand_in.add_adapter("", random.to(projection.weight.device))
     return stand_in
 
 
@@ -151,7 +151,7 @@ def _whole(decoder: Decoder, sequences: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def _continued(decoder: Decoder, sequences: list[tuple[int, ...]], expected: list[Tensor]) -> str | None:
-    cached = CachedDecoder(decoder, adapter=True)
+    cached = CachedDecoder(decoder)
     slots = [Slot(index) for index in range(len(sequences))]
     own = sum(step[0] for step in STEPS), sum(step[1] for step in STEPS if len(step) > 1)
     starts = [len(sequence) - own[0] - own[1] for sequence in sequences]
@@ -218,7 +218,7 @@ def _learn(decoder: Decoder) -> float:
 @torch.no_grad()
 def _decode(decoder: Decoder) -> float:
     """Time four tokens for each of sixteen sequences, in seconds."""
-    cached = CachedDecoder(decoder, adapter=True)
+    cached = CachedDecoder(decoder)
     slots = [Slot(index) for index in range(16)]
     prompts = _random_sequences(decoder, len(slots), 16)
     cached.begin(prompts, [SlotAssignment(slot, None) for slot in slots])

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -42,9 +43,18 @@ class LogProbs(Enum):
     PROCESSED = "processed_logprobs"
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Weights that the server has: the name of the model there, their version, and the salt of their prefix cache."""
+
+    model: str
+    version: int
+    salt: str
+
+
 class VLLMEngine:
-    """Samples from a vLLM server; created by `connect`. `policy_version` and `adapter` are those of the loaded
-    publication; until there is one, the model is as the server has it."""
+    """Samples from a vLLM server; created by `connect`. `policy_version` and `adapter` are those of the publication
+    loaded last; until there is one, the model is as the server has it."""
 
     def __init__(
         self,
@@ -62,12 +72,13 @@ class VLLMEngine:
         self.capabilities = Capabilities(full=False)
         self.tokens_sampled = self.tokens_prefilled = 0
         """`tokens_prefilled` includes prompt tokens that the server had cached."""
-        self._server, self._base, self._model, self._log_probs = server, model, model, log_probs
+        self._server, self._base, self._log_probs = server, model, log_probs
         self._end_ids = sorted(tokenizer.end_ids)
-        self._salt = _salt(model, policy_version)
+        self._loaded = {"": _Loaded(model, policy_version, _salt(model, policy_version))}
+        """By adapter; empty is the model itself."""
         self._pause = Pause()
-        self._known = True
-        """Whether the server's weights are known; False after an interrupted load."""
+        self._unknown: set[str] = set()
+        """Adapters whose weights are not known, because loading others was interrupted."""
 
     @classmethod
     async def connect(
@@ -134,16 +145,19 @@ class VLLMEngine:
             raise Unsupported(f"{self.name} serves a model called '{name}' already; set another policy.adapter")
         body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
         async with self.exclusive():
-            known, self._known = self._known, self._model != name
+            known = name not in self._unknown
+            self._unknown.add(name)
             try:
                 await self._server.ask("/v1/load_lora_adapter", body)
             except Refused as error:
-                self._known = known
+                if known:
+                    self._unknown.discard(name)
                 hint = "; does it run with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True?"
                 raise EngineError(f"{error}{hint if 'Not Found' in str(error) else ''}") from None
-            self._model, self.adapter, self._known = name, name, True
-            self.policy_version = publication.version
-            self._salt = _salt(folder, publication.version, publication.uid)
+            self._unknown.discard(name)
+            self.adapter, self.policy_version = name, publication.version
+            salt = _salt(folder, publication.version, publication.uid)
+            self._loaded[name] = _Loaded(name, publication.version, salt)
             await self._free_prefixes()
 
     async def _free_prefixes(self) -> None:
@@ -177,12 +191,9 @@ class VLLMEngine:
             await asyncio.to_thread(check, request.constraint)
         began = time.perf_counter()
         async with self._pause.call():
-            if not self._known:
-                raise EngineError(
-                    f"{self.name}: loading an adapter was interrupted, so its weights are unknown; load again"
-                )
-            version, adapter = self.policy_version, self.adapter
-            body = body_of(request, limit, self._end_ids) | self._weights()
+            adapter = request.adapter or self.adapter
+            weights = self._weights(adapter)
+            body = body_of(request, limit, self._end_ids) | _named(weights)
             response = Response(request.top_log_probs)
             path = "/v1/chat/completions" if images else "/v1/completions"
             async with aclosing(self._server.answers(path, body)) as answers:
@@ -194,7 +205,7 @@ class VLLMEngine:
             if response.prompt_ids is None or (not images and response.prompt_ids != request.prompt_ids):
                 raise EngineError(f"{self.name} did not confirm the prompt it was given")
             if again:
-                await self._score(request, response)
+                await self._score(request, response, weights)
                 if request.on_tokens is not None:
                     request.on_tokens(response.ids, response.log_probs)
             self.tokens_sampled += len(response.ids)
@@ -204,16 +215,22 @@ class VLLMEngine:
                 log_probs=tuple(response.log_probs),
                 text=self.tokenizer.text_of(response.ids),
                 finish_reason=reason,
-                policy_version=version,
+                policy_version=weights.version,
                 adapter=adapter,
                 latency_s=time.perf_counter() - began,
                 prompt_ids=response.prompt_ids if images else None,
                 top_log_probs=tuple(response.top),
             )
 
-    def _weights(self) -> dict[str, str]:
-        """Return the model, and a salt that separates its prefix cache from other versions'."""
-        return {"model": self._model, "cache_salt": self._salt}
+    def _weights(self, adapter: str) -> _Loaded:
+        """Return the weights of `adapter`. Raises `EngineError` if they are not known."""
+        if adapter in self._unknown and adapter in self._loaded:
+            raise EngineError(
+                f"{self.name}: loading an adapter was interrupted, so its weights are unknown; load again"
+            )
+        if adapter not in self._loaded:
+            raise EngineError(f"{self.name} has loaded no adapter '{adapter}'")
+        return self._loaded[adapter]
 
     def _scored_again(self, request: Request, images: bool) -> bool:
         """Whether the tokens must be scored afterwards, see `LogProbs`; raises `Unsupported` if that is impossible."""
@@ -240,7 +257,7 @@ class VLLMEngine:
             )
         return bool(wrong)
 
-    async def _score(self, request: Request, response: Response) -> None:
+    async def _score(self, request: Request, response: Response, weights: _Loaded) -> None:
         """Replace the reported log-probabilities by those of the same tokens as a prompt, at temperature 1."""
         body: dict[str, Any] = {
             "prompt": [*request.prompt_ids, *response.ids],
@@ -248,8 +265,14 @@ class VLLMEngine:
             "max_tokens": 1,
             "temperature": 0,
         }
-        answer = await self._server.ask("/v1/completions", body | self._weights())
+        answer = await self._server.ask("/v1/completions", body | _named(weights))
         response.log_probs, response.top = prompt_log_probs(answer, response.ids, request.top_log_probs)
+
+
+def _named(weights: _Loaded) -> dict[str, str]:
+    """Return the fields of a request body for `weights`: the model, and a salt that separates its prefix cache from
+    those of other versions."""
+    return {"model": weights.model, "cache_salt": weights.salt}
 
 
 def _salt(*weights: object) -> str:

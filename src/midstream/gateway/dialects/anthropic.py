@@ -77,9 +77,13 @@ def prompt(request: CountRequest) -> Call:
 
 def _rules(request: CountRequest, offered: Offer) -> ReplyRules:
     """Return the rules of `tool_choice` and `output_config.format`."""
-    asked = request.tool_choice
-    choice = "auto" if asked is None else {"any": "required", "tool": asked.name or ""}.get(asked.type, asked.type)
-    parallel = not (asked is not None and asked.disable_parallel_tool_use)
+    tool_choice = request.tool_choice
+    choice = (
+        "auto"
+        if tool_choice is None
+        else {"any": "required", "tool": tool_choice.name or ""}.get(tool_choice.type, tool_choice.type)
+    )
+    parallel = not (tool_choice is not None and tool_choice.disable_parallel_tool_use)
     return offered.rules(choice, _format(request), parallel=parallel)
 
 
@@ -128,10 +132,10 @@ def conversation(request: CountRequest) -> tuple[list[Message], Offer]:
 
 def _format(request: CountRequest) -> dict[str, Any] | None:
     """Return `output_config.format` in the form of chat completions."""
-    asked = None if request.output_config is None else request.output_config.format
-    if asked is None or asked.get("type") != "json_schema":
-        return asked
-    return {"type": "json_schema", "json_schema": {"schema": asked.get("schema")}}
+    answer_format = None if request.output_config is None else request.output_config.format
+    if answer_format is None or answer_format.get("type") != "json_schema":
+        return answer_format
+    return {"type": "json_schema", "json_schema": {"schema": answer_format.get("schema")}}
 
 
 def body(request: MessagesRequest, answer: Answer) -> dict[str, Any]:
@@ -226,13 +230,13 @@ def _head(answer_id: str, request: CountRequest) -> dict[str, Any]:
 def _stopped(answer: Answer) -> dict[str, Any]:
     """Return why the reply ended: `max_tokens` if it was cut, even after a call."""
     stops = answer.step.metadata.get("stop", ())
-    found = [(place, string) for string in stops if (place := answer.step.text.find(string)) >= 0]
+    matches = [(place, string) for string in stops if (place := answer.step.text.find(string)) >= 0]
     if answer.finish_reason == "length":
         return {**_STOPPED, "stop_reason": "max_tokens"}
     if answer.reply.tool_calls:
         return {**_STOPPED, "stop_reason": "tool_use"}
-    if found:
-        return {**_STOPPED, "stop_reason": "stop_sequence", "stop_sequence": min(found)[1]}
+    if matches:
+        return {**_STOPPED, "stop_reason": "stop_sequence", "stop_sequence": min(matches)[1]}
     return {**_STOPPED, "stop_reason": "end_turn"}
 
 

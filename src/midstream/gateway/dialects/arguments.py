@@ -71,9 +71,9 @@ def remove_empty(body: Any, errors: list[Any]) -> bool:
         place: tuple[int | str, ...] = error["loc"]
         # The error may be inside an empty object: remove the outermost empty value.
         for length in range(1, len(place) + 1):
-            found = _find(body, place[:length])
-            if found is not None and is_empty(found[0][found[1]]):
-                del found[0][found[1]]
+            entry = _find(body, place[:length])
+            if entry is not None and is_empty(entry[0][entry[1]]):
+                del entry[0][entry[1]]
                 removed = True
                 break
     return removed
@@ -96,16 +96,16 @@ def _find(value: Any, place: tuple[int | str, ...]) -> tuple[dict[str, Any], str
 
 def hints_of(body: BaseModel) -> dict[str, Any]:
     """Return the hints of a request by argument name; nested ones with dots."""
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for name, field in type(body).model_fields.items():
         value = getattr(body, name)
         if value is None:
             continue
         if any(isinstance(one, Argument) and one.treatment == Treatment.HINT for one in field.metadata):
-            found[name] = value
+            hints[name] = value
         elif isinstance(value, BaseModel):
-            found |= {f"{name}.{inner}": hint for inner, hint in hints_of(value).items()}
-    return found
+            hints |= {f"{name}.{inner}": hint for inner, hint in hints_of(value).items()}
+    return hints
 
 
 def describe_arguments(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Treatment, str]]:

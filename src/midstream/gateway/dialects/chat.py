@@ -193,8 +193,8 @@ def parse(request: ChatRequest, gateway: Gateway, active: ActiveTrajectory) -> t
         [("", tool_schema(function.name, function.description, function.parameters)) for function in functions],
         [tool for tool in request.tools or () if isinstance(tool, HostedTool)],
     )
-    asked = request.tool_choice
-    choice = asked.function.name if isinstance(asked, NamedTool) else asked or "auto"
+    tool_choice = request.tool_choice
+    choice = tool_choice.function.name if isinstance(tool_choice, NamedTool) else tool_choice or "auto"
     rules = offered.rules(choice, request.response_format, parallel=request.parallel_tool_calls is not False)
     call = Call(
         role=request.model,

@@ -160,7 +160,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
     """Return the fields of a response that are known before it ends."""
     choice, text = request.tool_choice, request.text
     verbosity = {} if text is None or text.verbosity is None else {"verbosity": text.verbosity}
-    asked = None if text is None else text.format
+    answer_format = None if text is None else text.format
     return {
         "id": f"resp_{answer_id}",
         "object": "response",
@@ -181,7 +181,7 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
         ],
         "tool_choice": choice.model_dump(exclude_none=True) if isinstance(choice, NamedTool) else choice or "auto",
         "parallel_tool_calls": request.parallel_tool_calls is not False,
-        "text": {"format": _format(asked or {"type": "text"}), **verbosity},
+        "text": {"format": _format(answer_format or {"type": "text"}), **verbosity},
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
@@ -202,8 +202,8 @@ def _head(answer_id: str, request: ResponseRequest, status: str, sampling: Sampl
     }
 
 
-def _format(asked: dict[str, Any]) -> dict[str, Any]:
+def _format(answer_format: dict[str, Any]) -> dict[str, Any]:
     """Return `text.format` with the fields that a response must have."""
-    if asked.get("type") != "json_schema":
-        return asked
-    return {"description": None, "strict": False, **asked}
+    if answer_format.get("type") != "json_schema":
+        return answer_format
+    return {"description": None, "strict": False, **answer_format}

@@ -44,8 +44,12 @@ def parse(request: ResponseRequest, gateway: Gateway, active: ActiveTrajectory) 
     messages += _messages(request.input, offered)
     if not messages:
         raise ApiError(400, "the input is empty", param="input")
-    asked = request.tool_choice
-    choice = _visible(offered, asked.namespace, asked.name) if isinstance(asked, NamedTool) else asked or "auto"
+    tool_choice = request.tool_choice
+    choice = (
+        _visible(offered, tool_choice.namespace, tool_choice.name)
+        if isinstance(tool_choice, NamedTool)
+        else tool_choice or "auto"
+    )
     rules = offered.rules(choice, _format(request), parallel=request.parallel_tool_calls is not False)
     if "message.output_text.logprobs" in (request.include or ()):
         raise ApiError(400, "responses have no log-probabilities; use chat completions", param="include")
@@ -92,10 +96,10 @@ def _visible(offered: Offer, namespace: str | None, name: str) -> str:
 
 def _format(request: ResponseRequest) -> dict[str, Any] | None:
     """Return `text.format` in the form of chat completions."""
-    asked = None if request.text is None else request.text.format
-    if asked is None or asked.get("type") != "json_schema":
-        return asked
-    inner = {name: value for name, value in asked.items() if name != "type"}
+    answer_format = None if request.text is None else request.text.format
+    if answer_format is None or answer_format.get("type") != "json_schema":
+        return answer_format
+    inner = {name: value for name, value in answer_format.items() if name != "type"}
     return {"type": "json_schema", "json_schema": inner}
 
 
@@ -109,14 +113,14 @@ def _earlier(response_id: str, gateway: Gateway, active: ActiveTrajectory) -> li
     raise ApiError(404, f"trajectory '{active.uid}' has no response '{response_id}'", param="previous_response_id")
 
 
-def _messages(given: str | list[Item], offered: Offer) -> list[Message]:
+def _messages(items: str | list[Item], offered: Offer) -> list[Message]:
     """Return the input as messages. The assistant's thoughts, texts and calls in a row are one message, including text
     after a call that has no result yet."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
     messages: list[Message] = []
     assistant: Message | None = None
-    for item in given:
+    for item in items:
         own = isinstance(item, FunctionCall | ReasoningItem) or (
             isinstance(item, InputMessage) and item.role == "assistant"
         )

@@ -51,9 +51,9 @@ class SamplingArguments(Body):
 
     def sampling(self, gateway: Gateway, max_tokens: int | None) -> SamplingParams:
         """Return the sampling parameters, with the gateway's defaults."""
-        asked = {name: getattr(self, name) for name in _SAMPLING}
+        settings = {name: getattr(self, name) for name in _SAMPLING}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        return gateway.sampling(max_tokens=max_tokens, stop=stop or None, **asked)
+        return gateway.sampling(max_tokens=max_tokens, stop=stop or None, **settings)
 
 
 _SAMPLING = [name for name in SamplingArguments.model_fields if name not in ("stop", "logit_bias")]

@@ -55,10 +55,10 @@ async def agent_request(
 
 def caller_of(request: Request, gateway: Gateway) -> Caller:
     """Return the caller, identified once per request. Raises `ApiError` 401."""
-    known = request.scope.get(_CALLER)
-    if known is None:
-        known = request.scope[_CALLER] = gateway.callers.identify_any(_credentials(request))
-    return known
+    caller = request.scope.get(_CALLER)
+    if caller is None:
+        caller = request.scope[_CALLER] = gateway.callers.identify_any(_credentials(request))
+    return caller
 
 
 def trajectory_of(request: Request, caller: Caller) -> str:

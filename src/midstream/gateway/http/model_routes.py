@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from midstream.gateway.dialects import anthropic, chat, completions, response_object, responses
+from midstream.gateway.dialects import anthropic, chat, completions, generate, response_object, responses
 from midstream.gateway.dialects.shared import Body
 from midstream.gateway.dialects.tools import ReplyRules
 from midstream.gateway.http.body import BodyReader
@@ -35,6 +35,7 @@ def model_routes(gateway: Gateway, reader: BodyReader) -> Iterator[BaseRoute]:
         ("/v1/messages", anthropic.MessagesRequest, handlers.message),
         ("/v1/responses", responses.ResponseRequest, handlers.response),
         ("/v1/completions", completions.CompletionRequest, handlers.text_completion),
+        ("/inference/v1/generate", generate.GenerateRequest, handlers.generate),
         ("/v1/messages/count_tokens", anthropic.CountRequest, handlers.count_tokens),
     )
     route = partial(ApiRoute, "POST", reader=reader, identify=lambda r: caller_of(r, gateway), is_prompt=True)
@@ -78,6 +79,10 @@ class _Handlers:
         events = partial(completions.chunks, body, tokenizer=self._tokenizer) if body.stream else None
         whole = partial(completions.body, body, tokenizer=self._tokenizer)
         return await self._answer(agent, request, None, events, whole)
+
+    async def generate(self, agent: AgentRequest, body: generate.GenerateRequest) -> Response:
+        request = generate.parse(body, self._gateway, agent.active)
+        return await self._answer(agent, request, None, None, partial(generate.body, body))
 
     async def response(self, agent: AgentRequest, body: responses.ResponseRequest) -> Response:
         request, rules = responses.parse(body, self._gateway, agent.active)

@@ -46,6 +46,7 @@ class Endpoint:
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint("Models", "Create a chat completion (OpenAI)"),
     "/v1/completions": Endpoint("Models", "Create a completion of text or token ids (OpenAI)"),
+    "/inference/v1/generate": Endpoint("Models", "Continue token ids (vLLM)"),
     "/v1/responses": Endpoint("Models", "Create a response (OpenAI)"),
     "/v1/messages": Endpoint("Models", "Create a message (Anthropic)"),
     "/v1/messages/count_tokens": Endpoint("Models", "Count the tokens of a prompt (Anthropic)"),
@@ -186,16 +187,16 @@ def _operation(route: ApiRoute, body: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def _parameters(route: ApiRoute, *, is_call: bool) -> Sequence[dict[str, Any]]:
-    found = [
+    parameters = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT if name == "name" else _NAME}
         for name in route.param_convertors
     ]
-    found += [{"name": name, "in": "query", "required": False, "schema": _NAME} for name in route.query]
+    parameters += [{"name": name, "in": "query", "required": False, "schema": _NAME} for name in route.query]
     if is_call:
         in_path = route.path_format.startswith(TRAJECTORY_PATH)
-        found += [
+        parameters += [
             {"name": name, "in": "header", "required": False, "schema": _TEXT, "description": text}
             for name, text in _CALL_HEADERS.items()
             if not (in_path and name == "X-Midstream-Trajectory")
         ]
-    return found
+    return parameters

@@ -206,10 +206,10 @@ class StepPayload(Body):
 
     @model_validator(mode="after")
     def _aligned(self) -> StepPayload:
-        given = self.rollout_log_probs
-        if given is not None and len(given) != len(self.response_ids):
-            raise ValueError(f"{len(self.response_ids)} response_ids but {len(given)} rollout_log_probs")
-        if given is not None and not all(math.isfinite(value) and value <= 1e-6 for value in given):
+        log_probs = self.rollout_log_probs
+        if log_probs is not None and len(log_probs) != len(self.response_ids):
+            raise ValueError(f"{len(self.response_ids)} response_ids but {len(log_probs)} rollout_log_probs")
+        if log_probs is not None and not all(math.isfinite(value) and value <= 1e-6 for value in log_probs):
             raise ValueError("rollout_log_probs must be finite and at most 0")
         return self
 

@@ -14,39 +14,39 @@ from midstream.record.feedback import Feedback
 
 
 async def add_feedback(
-    gateway: Gateway, uid: str, asked: FeedbackRequest, caller: Caller, key: str | None
+    gateway: Gateway, uid: str, body: FeedbackRequest, caller: Caller, key: str | None
 ) -> dict[str, Any]:
     """Record a person's feedback. An agent's opinion of itself is not feedback."""
     caller.require_owner(uid, "give feedback on itself")
-    await _require_step(gateway, uid, asked.step_index)
+    await _require_step(gateway, uid, body.step_index)
     try:
-        Feedback(trajectory_uid=uid, kind=asked.kind, value=asked.value, text=asked.text)
+        Feedback(trajectory_uid=uid, kind=body.kind, value=body.value, text=body.text)
     except UserError as error:
         raise ApiError(400, f"{error.message}: {error.hint}", param="value") from None
     await asyncio.to_thread(
         gateway.require_store().annotations.add_feedback,
         uid,
-        asked.kind,
-        asked.value,
-        text=asked.text,
-        step_index=asked.step_index,
+        body.kind,
+        body.value,
+        text=body.text,
+        step_index=body.step_index,
         key=key,
     )
     return {"status": "ok"}
 
 
-async def curate(gateway: Gateway, uid: str, asked: CurationRequest, caller: Caller) -> dict[str, Any]:
+async def curate(gateway: Gateway, uid: str, body: CurationRequest, caller: Caller) -> dict[str, Any]:
     """Set what training does with a trajectory or a step."""
     caller.require_admin()
-    await _require_step(gateway, uid, asked.step_index)
+    await _require_step(gateway, uid, body.step_index)
     await asyncio.to_thread(
         gateway.require_store().annotations.curate,
         uid,
-        asked.step_index,
-        trainable=asked.trainable,
-        quality=asked.quality,
-        tags=asked.tags,
-        note=asked.note,
+        body.step_index,
+        trainable=body.trainable,
+        quality=body.quality,
+        tags=body.tags,
+        note=body.note,
     )
     return {"status": "ok"}
 

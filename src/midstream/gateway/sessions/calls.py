@@ -59,8 +59,8 @@ class Calls:
         async with self._in_use(active, request) as known:
             answers = {choice: self._replayed(step) for choice, step in known.items()}
             missing = [choice for choice in range(request.choices) if choice not in known]
-            made = await _gather([self._answer_one(active, request, caller, choice) for choice in missing])
-            answers |= zip(missing, made, strict=True)
+            new = await _gather([self._answer_one(active, request, caller, choice) for choice in missing])
+            answers |= zip(missing, new, strict=True)
             if attempt is not None:
                 attempt.delivered = True
             return [answer for _, answer in sorted(answers.items())]
@@ -181,9 +181,13 @@ class Calls:
         if not active.role_engines:
             return self._role_engine, replace(call, role=request.role or "policy")
         role = next((name for name in (request.role or "", call.role) if name in active.role_engines), "policy")
-        held = active.sampling[role]
-        asked = call.sampling
-        sampling = replace(held, max_tokens=min(asked.max_tokens, held.max_tokens), stop=asked.stop or held.stop)
+        configured = active.sampling[role]
+        requested = call.sampling
+        sampling = replace(
+            configured,
+            max_tokens=min(requested.max_tokens, configured.max_tokens),
+            stop=requested.stop or configured.stop,
+        )
         return active.role_engines[role], replace(call, role=role, sampling=sampling)
 
     def _replayed(self, step: Step) -> Answer:
@@ -228,10 +232,10 @@ class Calls:
                 emit(piece)
 
         call = replace(call, on_tokens=on_tokens, on_prompt=on_prompt)
-        made = await self._call(active, role_engine, call, caller, request.due)
+        outcome = await self._call(active, role_engine, call, caller, request.due)
         for delta in stream.close():
             emit(Piece(choice, answer_id, delta, prompt_tokens=prompt_tokens))
-        return self._acknowledge(active, *made)
+        return self._acknowledge(active, *outcome)
 
     async def _call(
         self, active: ActiveTrajectory, role_engine: RoleEngine, call: Call, caller: Caller, due: float

@@ -18,27 +18,27 @@ from midstream.gateway.sessions.trajectories import COMPLETION_KEY
 
 
 async def open_trajectory(
-    gateway: Gateway, asked: OpenRequest, caller: Caller, *, base_url: str, key: str | None
+    gateway: Gateway, body: OpenRequest, caller: Caller, *, base_url: str, key: str | None
 ) -> Opened:
     """Open a trajectory. The same idempotency key returns the same one."""
     caller.require_admin()
     scoped_key = f"midstream:{caller.key or ''}:{key}"  # two callers may choose the same key
-    uid = asked.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, scoped_key).hex if key else None)
+    uid = body.trajectory_uid or (uuid.uuid5(uuid.NAMESPACE_URL, scoped_key).hex if key else None)
     if uid is None or not gateway.trajectories.is_open(uid):
-        await gateway.require_capacity(asked.channel)
+        await gateway.require_capacity(body.channel)
     active = await gateway.trajectories.open(
         Opening(
             uid=uid,
-            prompt_uid=asked.prompt_uid,
-            channel=asked.channel,
-            group_size=asked.group_size,
-            task=asked.task.model_dump(exclude_none=True),
-            metadata=asked.metadata,
+            prompt_uid=body.prompt_uid,
+            channel=body.channel,
+            group_size=body.group_size,
+            task=body.task.model_dump(exclude_none=True),
+            metadata=body.metadata,
             key=caller.key,
         ),
         strict=True,
     )
-    expires_at = clock.time() + asked.token_lifetime_s
+    expires_at = clock.time() + body.token_lifetime_s
     return Opened(
         trajectory_uid=active.uid,
         prompt_uid=active.prompt_uid,
@@ -50,32 +50,32 @@ async def open_trajectory(
     )
 
 
-async def register(gateway: Gateway, uid: str, prompt_uid: str, asked: RegisterRequest, caller: Caller) -> None:
+async def register(gateway: Gateway, uid: str, prompt_uid: str, body: RegisterRequest, caller: Caller) -> None:
     """Add to a trajectory's task and metadata; an admin's call opens it if needed. An agent may not: it would choose
     its own reference answer."""
     caller.require_owner(uid, "register its trajectory")
     opening = Opening(
         uid=uid,
         prompt_uid=prompt_uid,
-        channel=asked.channel,
-        group_size=asked.group_size,
-        task=asked.task.model_dump(exclude_none=True),
-        metadata=asked.metadata,
+        channel=body.channel,
+        group_size=body.group_size,
+        task=body.task.model_dump(exclude_none=True),
+        metadata=body.metadata,
     )
     await gateway.trajectories.register(await get_or_open(gateway, opening, caller), opening)
 
 
 async def complete(
-    gateway: Gateway, uid: str, prompt_uid: str | None, asked: CompleteRequest, caller: Caller, key: str | None
+    gateway: Gateway, uid: str, prompt_uid: str | None, body: CompleteRequest, caller: Caller, key: str | None
 ) -> dict[str, Any]:
     """End a trajectory. The same idempotency key returns the same description. An agent may set answer, status and
     error, never a reward."""
     caller.require_access(uid)
     for name in ("reward", "rewards"):
-        if getattr(asked, name) is not None:
+        if getattr(body, name) is not None:
             caller.require_owner(uid, f"set the '{name}' of its trajectory")
     try:
-        completed = await _complete(gateway, uid, prompt_uid, asked, key)
+        completed = await _complete(gateway, uid, prompt_uid, body, key)
     except ApiError as error:
         if key is None or error.code != "trajectory_ended":
             raise
@@ -86,17 +86,17 @@ async def complete(
 
 
 async def _complete(
-    gateway: Gateway, uid: str, prompt_uid: str | None, asked: CompleteRequest, key: str | None
+    gateway: Gateway, uid: str, prompt_uid: str | None, body: CompleteRequest, key: str | None
 ) -> Trajectory:
     active = await gateway.trajectories.get(uid, prompt_uid)
-    check_channel(active, asked.channel)
+    check_channel(active, body.channel)
     return await gateway.trajectories.close(
         active,
-        Status(asked.status),
-        reward=asked.reward,
-        rewards=asked.rewards,
-        answer=asked.answer,
-        error=asked.error,
+        Status(body.status),
+        reward=body.reward,
+        rewards=body.rewards,
+        answer=body.answer,
+        error=body.error,
         key=key,
     )
 

@@ -68,16 +68,16 @@ class Upkeep:
             _log.warning("this gateway was presumed dead: another one may hold its trajectories now")
         oldest_s = max((clock.monotonic() - active.began for active in before), default=0.0)
         if beat.lost or (self._group_timeout_s is not None and oldest_s > self._group_timeout_s):
-            held = set(await asyncio.to_thread(self._store.trajectories.open_uids))
+            still_held = set(await asyncio.to_thread(self._store.trajectories.open_uids))
             for active in before:
-                if active.uid in held or active.ended is not None:
+                if active.uid in still_held or active.ended is not None:
                     continue
                 stored = await trajectories.load(active.uid)
                 if stored is not None and stored.status is not Status.RUNNING:
                     trajectories.ended_in_store(active)
                 elif beat.lost:
                     trajectories.evict(active)
-            for uid in trajectories.evicted.keys() - held:
+            for uid in trajectories.evicted.keys() - still_held:
                 del trajectories.evicted[uid]
         self._adopt(beat.adopted)
 
@@ -106,10 +106,11 @@ class Upkeep:
         trajectories = self._trajectories
         try:
             async with trajectories.locks.get(uid):
-                held = trajectories.in_memory.get(uid)
-                if held is not None and (held.in_flight or clock.monotonic() - held.touched <= self._expiry_s):
+                active = trajectories.in_memory.get(uid)
+                if active is not None and (active.in_flight or clock.monotonic() - active.touched <= self._expiry_s):
                     return False
-                active = held or await trajectories.restore(uid)
+                if active is None:
+                    active = await trajectories.restore(uid)
             if active is None:
                 return False
             cause = "silent" if active.recorder.finished() else "never_called"

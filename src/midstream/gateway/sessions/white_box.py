@@ -21,41 +21,41 @@ from midstream.gateway.sessions.opening import Opening
 from midstream.record.recorder import Call
 
 
-async def generate(gateway: Gateway, asked: GenerateRequest, caller: Caller, key: str | None) -> dict[str, Any]:
+async def generate(gateway: Gateway, body: GenerateRequest, caller: Caller, key: str | None) -> dict[str, Any]:
     """Sample a response to messages or token ids, as a step of a trajectory if one is named."""
-    params = asked.sampling_params or asked
-    for name in (params.model, asked.model):
+    params = body.sampling_params or body
+    for name in (params.model, body.model):
         gateway.model_name(name)
     sampling = params.sampling(gateway, params.max_tokens)
-    prompt_ids = None if asked.prompt_ids is None else gateway.checked_ids(asked.prompt_ids, "prompt_ids")
-    if asked.trajectory_uid is None:
+    prompt_ids = None if body.prompt_ids is None else gateway.checked_ids(body.prompt_ids, "prompt_ids")
+    if body.trajectory_uid is None:
         if prompt_ids is None:
             raise ApiError(400, "messages need a trajectory_uid", param="trajectory_uid")
         caller.require_admin()
         if key is not None:
             raise ApiError(400, "the header Idempotency-Key needs a trajectory_uid: without one nothing is recorded")
         return _described(await gateway.calls.generate(prompt_ids, sampling, caller))
-    caller.require_access(asked.trajectory_uid)
-    opening = Opening(uid=asked.trajectory_uid, prompt_uid=asked.prompt_uid)
+    caller.require_access(body.trajectory_uid)
+    opening = Opening(uid=body.trajectory_uid, prompt_uid=body.prompt_uid)
     active = await get_or_open(gateway, opening, caller)
-    functions = [tool.function for tool in asked.tools or ()]
+    functions = [tool.function for tool in body.tools or ()]
     tools = offer([("", tool_schema(f.name, f.description, f.parameters)) for f in functions])
-    rules = tools.rules(asked.tool_choice or "auto", asked.response_format, parallel=True)
-    given = asked.constraint
+    rules = tools.rules(body.tool_choice or "auto", body.response_format, parallel=True)
+    constraint = body.constraint
     call = Call(
         prompt_ids=prompt_ids,
-        messages=tuple(message.plain() for message in asked.messages or ()),
+        messages=tuple(message.plain() for message in body.messages or ()),
         tools=rules.declared,
-        constraint=None if given is None else Constraint(kind=given.kind, grammar=given.grammar),
+        constraint=None if constraint is None else Constraint(kind=constraint.kind, grammar=constraint.grammar),
         sampling=sampling,
-        role=asked.role,
+        role=body.role,
     )
-    request = CallRequest(call=call, key=key, role=asked.role)
+    request = CallRequest(call=call, key=key, role=body.role)
     await gateway.calls.require_fit(active, request)
-    if given is None:
+    if constraint is None:
         request = await rules.applied_to(request, gateway.tokenizer)
     (answer,) = await gateway.calls.answer(active, request, caller)
-    message = {} if asked.messages is None else {"message": answer.message()}
+    message = {} if body.messages is None else {"message": answer.message()}
     return {**_described(answer.step), **message}
 
 
@@ -75,17 +75,17 @@ def _described(step: Step) -> dict[str, Any]:
     }
 
 
-async def submit(gateway: Gateway, asked: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
+async def submit(gateway: Gateway, body: SubmitRequest, channel: str | None, caller: Caller) -> dict[str, Any]:
     """Record steps of the caller's trajectories. A step that was sampled here gets the submitted reward and metadata;
     others are recorded as they are. The last step of a trajectory ends it. A repeated step counts once."""
-    for number, payload in enumerate(asked.steps):
+    for number, payload in enumerate(body.steps):
         await asyncio.sleep(0)  # lets other requests run between many long steps
         caller.require_owner(payload.trajectory_uid, "submit steps of its trajectory")
         gateway.checked_ids(payload.prompt_ids, f"steps.{number}.prompt_ids")
         gateway.checked_ids(payload.response_ids, f"steps.{number}.response_ids")
         _check_step(gateway, payload.step(), f"steps.{number}")
     accepted = 0
-    for payload in asked.steps:
+    for payload in body.steps:
         opening = Opening(uid=payload.trajectory_uid, prompt_uid=payload.prompt_uid, channel=channel)
         accepted += await _submit(gateway, payload.step(), opening, caller)
     return {"accepted": accepted}
@@ -121,22 +121,22 @@ def _check_step(gateway: Gateway, step: Step, param: str) -> None:
         raise ApiError(400, problem, param=f"{param}.policy_version")
 
 
-async def compute_reward(gateway: Gateway, asked: RewardRequest, caller: Caller) -> dict[str, Any]:
+async def compute_reward(gateway: Gateway, body: RewardRequest, caller: Caller) -> dict[str, Any]:
     """Return the reward that a trajectory would get if the given text were its answer. Not for its agent, which could
     try answers until it knows the right one."""
-    uid = asked.trajectory_uid
+    uid = body.trajectory_uid
     if uid is None:
         caller.require_admin()
     else:
         caller.require_owner(uid, "ask what its trajectory would earn")
     if gateway.reward is None:
         raise ApiError(503, "this gateway has no reward function; declare `reward` in its config", code="no_reward")
-    answer = await _given_answer(gateway, asked)
+    answer = await _given_answer(gateway, body)
     task = Task(id="unnamed", prompt="", metadata={"channel": gateway.config.channel})
     trajectory = (
         Trajectory(uid="", prompt_uid="", task=task) if uid is None else await gateway.trajectories.look_up(uid)
     )
-    fields = {**asked.extra_fields, **asked.dataset_fields}
+    fields = {**body.extra_fields, **body.dataset_fields}
     task = replace(
         trajectory.task,
         answer=fields.pop("answer", trajectory.task.answer),
@@ -147,20 +147,20 @@ async def compute_reward(gateway: Gateway, asked: RewardRequest, caller: Caller)
             trajectory,
             task=task,
             answer=trajectory.answer if answer is None else answer,
-            turns=trajectory.turns if asked.num_turns is None else asked.num_turns,
+            turns=trajectory.turns if body.num_turns is None else body.num_turns,
             status=Status.COMPLETED,
         )
     )
     return {"reward_score": scored.reward, "reward_extra_info": dict(scored.rewards), "error": scored.error}
 
 
-async def _given_answer(gateway: Gateway, asked: RewardRequest) -> str | None:
+async def _given_answer(gateway: Gateway, body: RewardRequest) -> str | None:
     """Return the last reply in `messages`, or the text of `response_ids`; None if neither is given."""
-    if asked.messages:
-        messages = [message.plain() for message in asked.messages]
+    if body.messages:
+        messages = [message.plain() for message in body.messages]
         await check_length(gateway.tokenizer, gateway.role_engine.engine.context_length, messages)
         replies: Sequence[Any] = [message["content"] for message in messages if message["role"] == "assistant"]
         return None if not replies or replies[-1] is None else str(replies[-1])
-    if asked.response_ids is not None:
-        return gateway.tokenizer.text_of(gateway.checked_ids(asked.response_ids, "response_ids"))
+    if body.response_ids is not None:
+        return gateway.tokenizer.text_of(gateway.checked_ids(body.response_ids, "response_ids"))
     return None

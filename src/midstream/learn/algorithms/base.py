@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from midstream.core.config import Config
 from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.algorithms.outcome import Advantages, Groups
+from midstream.learn.algorithms.role_credit import RoleCreditConfig, SharedCredit
 from midstream.learn.losses import LossConfig
 from midstream.learn.losses.kl import Estimator
 from midstream.learn.losses.ratio import PPOClip
@@ -104,7 +105,11 @@ class Algorithm(Config, ABC):
     """Correction for samples of a policy other than the learner's."""
     kl: KLConfig = KLConfig()
     """The KL term."""
+    role_credit: RoleCreditConfig = SharedCredit()
+    """Credit of each module role, for flows with several trained roles."""
 
+    by_trajectory: ClassVar[bool] = False
+    """Whether it values whole trajectories by their reward, as `role_credit` needs."""
     greedy_baseline: ClassVar[bool] = False
     """Whether it needs a greedy attempt at each task."""
     required_outputs: ClassVar[frozenset[OutputKind]] = frozenset()
@@ -120,6 +125,22 @@ class Algorithm(Config, ABC):
     one_update: ClassVar[bool] = False
     """Whether advantages are valid only for the weights they were computed with: one update per batch."""
 
+    @model_validator(mode="after")
+    def _credits_roles(self) -> Algorithm:
+        credit = self.role_credit.name
+        if credit != "shared" and not self.by_trajectory:
+            raise ValueError(
+                f"role_credit '{credit}' needs an algorithm that values whole trajectories; set name=flow_grpo, grpo, "
+                "dr_grpo, rloo, reinforce, reinforce_plus_plus_baseline, remax, opo, maxrl or gpg, or "
+                "role_credit.name=shared"
+            )
+        if credit == "difference" and self.rewards_as_given:
+            raise ValueError(
+                "role_credit 'difference' gives negative rewards, and this algorithm needs rewards as they are; "
+                "set name=flow_grpo"
+            )
+        return self
+
     @property
     def required_critic(self) -> CriticConfig | None:
         """The critic that it needs; None if it needs none."""
@@ -132,6 +153,14 @@ class Algorithm(Config, ABC):
     @abstractmethod
     def advantages(self, groups: Groups) -> Advantages:
         """Return the advantage of every trainable turn, by group and trajectory."""
+
+    def credited(self, groups: Groups) -> Advantages:
+        """Return the advantage of every trainable turn by `role_credit`."""
+        return self.role_credit.advantages(self.advantages, groups)
+
+    def remembered(self, groups: Groups) -> Mapping[str, float]:
+        """Return the state for later training steps, of the algorithm and of `role_credit`."""
+        return {**self.remember(groups), **self.role_credit.remember(groups)}
 
     def targets(self, groups: Groups) -> Advantages | None:
         """Return the critic's target of every token; None without a critic."""

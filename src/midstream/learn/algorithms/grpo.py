@@ -70,6 +70,8 @@ class GRPO(_GroupRelative):
     aggregation: Aggregation = "token_mean"
     """How token losses are averaged."""
 
+    by_trajectory: ClassVar[bool] = True
+
 
 class FlowGRPO(_GroupRelative):
     """A = (R - mean) / (s + eps) over the group's trajectories, for every trainable turn of a trajectory (Li et al.
@@ -77,6 +79,8 @@ class FlowGRPO(_GroupRelative):
 
     name: Literal["flow_grpo"] = "flow_grpo"
     """Flow-based Group Refined Policy Optimization."""
+
+    by_trajectory: ClassVar[bool] = True
 
 
 class DrGRPO(Algorithm):
@@ -88,6 +92,7 @@ class DrGRPO(Algorithm):
     aggregation: Aggregation = "constant_length"
     """How token losses are averaged."""
 
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:

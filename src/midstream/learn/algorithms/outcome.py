@@ -41,13 +41,15 @@ class TurnOutcome:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One trajectory: total reward, reward by component, trainable turns in order, the reward of a greedy attempt at
-    the same task when the algorithm needs one, and the algorithm's state from earlier training steps."""
+    the same task when the algorithm needs one, the algorithm's state from earlier training steps, and the reward of
+    re-runs by the role that was a no-op."""
 
     reward: float
     turns: tuple[TurnOutcome, ...] = ()
     components: Mapping[str, float | None] = field(default_factory=dict)
     greedy: float | None = None
     memory: Mapping[str, float] = field(default_factory=dict)
+    without: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -55,6 +57,8 @@ class Outcome:
         return sum(turn.tokens for turn in self.turns)
 
 
+REWARD_WITHOUT = "reward_without"
+"""Metadata key of a trajectory: the rewards of its re-runs, by the role that was a no-op."""
 Credit = float | Sequence[float]
 """The advantage of a turn: one number for all its tokens, or one per token."""
 Groups = Sequence[Sequence[Outcome]]
@@ -100,6 +104,7 @@ def outcome_of(
         dict(trajectory.rewards),
         greedy,
         memory or {},
+        trajectory.metadata.get(REWARD_WITHOUT, {}),
     )
 
 

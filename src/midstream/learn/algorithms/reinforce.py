@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from midstream.core.errors import TrainingError
 from midstream.learn.algorithms.base import Aggregation, Algorithm
 from midstream.learn.algorithms.outcome import Advantages, Groups, Outcome, returns, to_every_turn
+from midstream.learn.algorithms.role_credit import next_baselines, over_baselines
 
 WHITEN_EPS = 1e-8
 
@@ -29,6 +30,17 @@ class Reinforce(Algorithm):
     """Discount per turn, with `credit: return`."""
     horizon: int | None = Field(default=None, ge=1)
     """Maximum number of turns in a return, with `credit: return`; null means all."""
+
+    by_trajectory: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _one_credit(self) -> Reinforce:
+        if self.credit == "return" and self.role_credit.name != "shared":
+            raise ValueError(
+                f"role_credit '{self.role_credit.name}' values whole trajectories, and credit 'return' values turns; "
+                "set credit=trajectory or role_credit.name=shared"
+            )
+        return self
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
@@ -68,6 +80,7 @@ class ReinforcePlusPlusBaseline(Algorithm):
     aggregation: Aggregation = "token_mean"
     """How token losses are averaged; statistics are over tokens too."""
 
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -95,38 +108,11 @@ class RoleBaseline(Algorithm):
 
     def advantages(self, groups: Groups) -> Advantages:
         """As `Algorithm.advantages`."""
-        means = self._means(groups)
-        return [
-            [
-                [
-                    self._earned(outcome, turn.role) - outcome.memory.get(turn.role, means[turn.role])
-                    for turn in outcome.turns
-                ]
-                for outcome in group
-            ]
-            for group in groups
-        ]
+        return over_baselines(groups, self.credit)
 
     def remember(self, groups: Groups) -> dict[str, float]:
         """Return the baselines after this training step."""
-        before = next((dict(outcome.memory) for group in groups for outcome in group), {})
-        after = {
-            role: self.decay * before.get(role, mean) + (1 - self.decay) * mean
-            for role, mean in self._means(groups).items()
-        }
-        return before | after
-
-    def _means(self, groups: Groups) -> dict[str, float]:
-        earned: dict[str, list[float]] = {}
-        for outcome in (outcome for group in groups for outcome in group):
-            for role in {turn.role for turn in outcome.turns}:
-                earned.setdefault(role, []).append(self._earned(outcome, role))
-        return {role: _mean(values) for role, values in sorted(earned.items())}
-
-    def _earned(self, outcome: Outcome, role: str) -> float:
-        if self.credit == "trajectory":
-            return outcome.reward
-        return sum(turn.reward for turn in outcome.turns if turn.role == role)
+        return next_baselines(groups, self.credit, self.decay)
 
 
 class RLOO(Algorithm):
@@ -136,6 +122,7 @@ class RLOO(Algorithm):
     name: Literal["rloo"] = "rloo"
     """REINFORCE leave-one-out."""
 
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -152,6 +139,7 @@ class MaxRL(Algorithm):
     """Added to the mean."""
 
     rewards_as_given: ClassVar[bool] = True
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -174,6 +162,7 @@ class GPG(Algorithm):
     name: Literal["gpg"] = "gpg"
     """Group policy gradient."""
 
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -189,6 +178,7 @@ class ReMax(Algorithm):
 
     name: Literal["remax"] = "remax"
     """REINFORCE with the greedy attempt as baseline."""
+    by_trajectory: ClassVar[bool] = True
     greedy_baseline: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:
@@ -207,6 +197,7 @@ class OPO(Algorithm):
     name: Literal["opo"] = "opo"
     """On-policy RL with optimal baseline."""
 
+    by_trajectory: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def advantages(self, groups: Groups) -> Advantages:

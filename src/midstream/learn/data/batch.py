@@ -110,7 +110,7 @@ def make_batch(
         ]
         for group in nonempty
     ]
-    advantages_by_group = algorithm.advantages(outcomes)
+    advantages_by_group = algorithm.credited(outcomes)
     targets_by_group = algorithm.targets(outcomes) or [[[()] * len(o.turns) for o in group] for group in outcomes]
     counted = [t for group in groups for t in group] if failed == "mask" else [t for group in nonempty for t in group]
     token_weight = _weights(counted, algorithm)
@@ -152,7 +152,7 @@ def make_batch(
         **shares(step for group in nonempty for t in group for step in trainable_steps(t)),
         **algorithm.metrics(outcomes),
     }
-    new_memory = algorithm.remember(outcomes) if outcomes else dict(memory or {})
+    new_memory = algorithm.remembered(outcomes) if outcomes else dict(memory or {})
     return LearningBatch(
         turns, counts, new_memory, by_turn=algorithm.aggregation in ("sequence_sum", "constant_length")
     )

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from midstream.core.types import Status, Task, Trajectory
+from midstream.learn.algorithms.role_credit import DifferenceCredit
 from midstream.learn.data.batch import is_scored
+from midstream.learn.data.counterfactuals import rerun_without_roles
 from midstream.learn.data.replay import ReplayEntry, add_groups, choose_entries, load_groups
 from midstream.learn.data.source import GroupSource, check_tokens
 from midstream.learn.rollout_config import TrainRolloutConfig
@@ -15,7 +17,7 @@ from midstream.learn.run.setup import TrainingContext
 from midstream.record.group_states import Key
 from midstream.record.store import Store
 from midstream.rewards.compose import RewardConfig, with_recorded_reward
-from midstream.rollouts.attempts import groups_of
+from midstream.rollouts.attempts import Attempt, groups_of
 from midstream.tasks.curriculum import Progress
 
 Group = list[Trajectory]
@@ -72,7 +74,7 @@ async def collect(
     }
     greedy = {entry.prompt_uid: entry.greedy for entry in replayed if entry.greedy is not None}
     return Collected(
-        [*sampled.groups, *load_groups(store, replayed)],
+        [*sampled.groups, *map(context.adapters.assign, load_groups(store, replayed))],
         sampled.trajectories,
         sampled.progress,
         buffer,
@@ -97,6 +99,7 @@ async def _collect_from_store(
             else group
             for group, recorded in zip(groups, leased, strict=True)
         ]
+    groups = [context.adapters.assign(group) for group in groups]
     for trajectory in (t for group in groups for t in group):
         check_tokens(trajectory, len(context.tokenizer))
     counts = {f"store_{name}": float(value) for name, value in (await source.counts()).items()}
@@ -138,12 +141,14 @@ async def attempt_tasks(
     attempted: list[Trajectory] = []
     drawn: list[str] = []
     greedy: dict[str, float] = {}
+    made: dict[str, Attempt] = {}
     for round_ in range(1 + config.rollout.backfill):
         missing = wanted - len(kept)
         tasks, progress = curriculum.draw(context.tasks, progress, missing, seed=seed, step=step, drawn=drawn)
         prefix = f"train-{step:06d}" + (f"-more-{round_}" if round_ else "")
         attempts = groups_of(tasks, size, prefix=prefix, seed=seed, train_step=step, masked=True)
         trajectories = await _score_groups(context, store, await context.manager(store).run(attempts))
+        made |= {attempt.uid: attempt for attempt in attempts}
         if config.algorithm.greedy_baseline:
             greedy |= await _greedy_rewards(context, store, tasks, prefix, step)
         attempted += trajectories
@@ -154,6 +159,9 @@ async def attempt_tasks(
             break
     progress = curriculum.observed(progress, pass_rates(attempted, context.reward.succeeded))
     counts = {"dropped_groups": float(len(drawn) - len(kept)), **curriculum.metrics(progress, step)}
+    if isinstance(credit := config.algorithm.role_credit, DifferenceCredit):
+        kept, reruns = await rerun_without_roles(context, store, kept, made, credit)
+        counts |= {"reruns": float(reruns)}
     return Collected(kept, attempted, progress, greedy=greedy, counts=counts)
 
 

@@ -18,10 +18,17 @@ conversation, and attempts at a long prompt, share nearly all of it."""
 
 def pack_sequences(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
     """Pack items into passes of at most `max_tokens` distinct tokens, or of `FURTHER` times an item that alone exceeds
-    that.
+    that. A pass has sequences of one adapter only.
 
     Items with a shared prefix become neighbours regardless of their order, and cuts minimize the tokens computed twice.
     """
+    by_adapter: dict[str, list[T]] = {}
+    for item in items:
+        by_adapter.setdefault(sequence(item).adapter, []).append(item)
+    return [pack for name in sorted(by_adapter) for pack in _packed(by_adapter[name], max_tokens, sequence)]
+
+
+def _packed(items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence]) -> list[list[T]]:
     ordered = sorted(((s.prompt_ids + s.response_ids, n) for n, s in enumerate(map(sequence, items))))
     tokens = [ids for ids, _ in ordered]
     shared = [0, *(_shared(a, b) for a, b in pairwise(tokens))]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from midstream.core.errors import TrainingError
-from midstream.engines.torch.decoder import Decoder
 from midstream.learn.algorithms.critic import CriticConfig
 from midstream.learn.model.log_probs import States
+from midstream.learn.model.policy_model import PolicyModel
 from midstream.learn.model.weights import Weights
 
 
@@ -24,14 +24,14 @@ class Critic:
     """
 
     def __init__(
-        self, config: CriticConfig, policy: Decoder, own_weights: Weights | None, max_grad_norm: float = 1.0
+        self, config: CriticConfig, policy: PolicyModel, own_weights: Weights | None, max_grad_norm: float = 1.0
     ) -> None:
         self.config, self.own_weights, self._max_grad_norm = config, own_weights, max_grad_norm
         decoder = own_weights.decoder if own_weights is not None else policy
         # The last head is shared by all other roles.
         heads = (len(config.roles) + 1,) if config.roles else ()
         self.head = {
-            "critic.weight": torch.zeros(*heads, decoder.embed.shape[1], device=decoder.device, requires_grad=True),
+            "critic.weight": torch.zeros(*heads, decoder.hidden_size, device=decoder.device, requires_grad=True),
             "critic.bias": torch.zeros(heads, device=decoder.device, requires_grad=True),
         }
         param_groups = [{"params": list(self.head.values()), "lr": config.lr}]

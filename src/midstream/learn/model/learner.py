@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from midstream.core.errors import TrainingError
-from midstream.engines.torch.decoder import Decoder
 from midstream.learn.algorithms.base import Algorithm
 from midstream.learn.algorithms.outcome import PolicyOutputs
 from midstream.learn.config import OptimizerConfig
@@ -21,8 +20,11 @@ from midstream.learn.losses.objective import objective
 from midstream.learn.losses.tokens import TokenBatch
 from midstream.learn.model.critic import Critic
 from midstream.learn.model.log_probs import Scored, States, TokenSequence, next_token_log_probs, run, score
+from midstream.learn.model.policy_model import PolicyModel
 from midstream.learn.model.weights import Weights
 
+GRAD_NORM = "grad_norm"
+"""Metric of the gradient's norm; `grad_norm/NAME` is that of one of several adapters."""
 Reference = Callable[[Sequence[TokenSequence]], Tensor]
 Observe = Callable[[Sequence[LearningTurn], Scored], None]
 """Called with the turns of a pass and the policy's outputs for their tokens, in the same order."""
@@ -38,11 +40,12 @@ class PassResult:
 
 
 class Learner:
-    """Optimizes the trainable weights of one decoder."""
+    """Optimizes the trainable weights of one model: its adapters, or all weights. A turn has a gradient for the adapter
+    that sampled it alone, and an adapter without a turn in an update does not move."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: PolicyModel,
         weights: Weights,
         config: OptimizerConfig,
         max_tokens_per_pass: int = 4096,
@@ -77,7 +80,7 @@ class Learner:
         that case.
         """
         sums = self.accumulate(batch, algorithm, reference, observe, anchor=anchor)
-        return {**sums, "grad_norm": self._step(lambda name: self._origin(name, batch, algorithm, reference))}
+        return {**sums, **self._step(lambda name: self._origin(name, batch, algorithm, reference))}
 
     def accumulate(
         self,
@@ -115,7 +118,7 @@ class Learner:
             value.backward()
             self.weights.accumulate()
             total += float(value.detach())
-        return {"loss": total, "grad_norm": self._step()}
+        return {"loss": total, **self._step()}
 
     def policy_outputs(self, sequences: Sequence[TokenSequence], roles: Sequence[str] | None = None) -> PolicyOutputs:
         """Return the policy's outputs for all response tokens of `sequences`. With `roles`, the role of each sequence,
@@ -142,9 +145,9 @@ class Learner:
             log_probs.add(pack, reference([sequences[n] for n in pack]))
         return log_probs.in_order()
 
-    def next_token_log_probs(self, prefixes: Sequence[Sequence[int]], *, adapter: bool = True) -> Tensor:
-        """Return the log-probability of every token that could follow each of `prefixes` [prefixes, vocab], by the
-        policy or, without `adapter`, by its base model."""
+    def next_token_log_probs(self, prefixes: Sequence[Sequence[int]], *, adapter: str | None = "") -> Tensor:
+        """Return the log-probability of every token that could follow each of `prefixes` [prefixes, vocab], with an
+        adapter by name (empty: the first) or None for the base model."""
         rows: list[Tensor] = [torch.empty(0)] * len(prefixes)
         whole = [TokenSequence(tuple(prefix), (0,)) for prefix in prefixes]
         for pack in pack_sequences(range(len(prefixes)), self._max_tokens, whole.__getitem__):
@@ -247,9 +250,11 @@ class Learner:
                 return f", from the group '{group}'"
         return ", from all groups together"
 
-    def _step(self, origin: Callable[[str], str] = lambda name: "") -> float:
-        """Check and clip gradients, then make an optimizer step. Returns the norm before clipping. `origin` describes
-        the source of a tensor's non-finite gradient."""
+    def _step(self, origin: Callable[[str], str] = lambda name: "") -> dict[str, float]:
+        """Check and clip gradients, then make an optimizer step. Returns the norm before clipping, and with several
+        adapters that of each. `origin` describes the source of a tensor's non-finite gradient.
+
+        Adapters are clipped apart: a steep gradient of one must not shorten the step of another."""
         norms = {name: float(grad.norm()) for name, grad in self.weights.gradients().items()}
         invalid = [name for name, norm in norms.items() if not torch.isfinite(torch.tensor(norm))]
         if invalid:
@@ -258,10 +263,12 @@ class Learner:
                 f"({len(invalid)} tensors in all); the weights did not move",
                 "resume from the last checkpoint with a lower optimizer.lr, and look at the rewards of this step",
             )
-        total = sum(norm**2 for norm in norms.values()) ** 0.5
-        if total > self.config.max_grad_norm:
-            norm = torch.tensor(total, dtype=torch.float64)
-            torch.nn.utils.clip_grads_with_norm_(self.weights.parameters(), self.config.max_grad_norm, norm)
+        own: dict[str, float] = {}
+        for adapter, parameters in self.weights.by_adapter().items():
+            own[adapter] = sum(norms[name] ** 2 for name in parameters if name in norms) ** 0.5
+            if own[adapter] > self.config.max_grad_norm:
+                norm = torch.tensor(own[adapter], dtype=torch.float64)
+                torch.nn.utils.clip_grads_with_norm_(parameters.values(), self.config.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * self._schedule()
         if self.critic is not None:
@@ -272,7 +279,9 @@ class Learner:
             self.critic.step()
         self.updates += 1
         self.decoder.version += 1
-        return total
+        total = sum(norm**2 for norm in norms.values()) ** 0.5
+        several = {f"{GRAD_NORM}/{name}": norm for name, norm in own.items()} if len(own) > 1 else {}
+        return {GRAD_NORM: total, **several}
 
     def _schedule(self) -> float:
         """Return the learning-rate factor of the next update: linear warm-up, then linear decay over `decay_over`."""
@@ -300,5 +309,6 @@ def merge_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
         if name.startswith("max:"):
             row[name] = max(values)
         else:
-            row[name] = sum(values) / (len(values) if name in ("loss", "policy_loss", "grad_norm") else 1)
+            mean = name in ("loss", "policy_loss") or name.startswith(GRAD_NORM)
+            row[name] = sum(values) / (len(values) if mean else 1)
     return row

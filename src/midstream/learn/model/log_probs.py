@@ -21,8 +21,8 @@ from midstream.core.types import Constraint, Step
 from midstream.engines.torch import products
 from midstream.engines.torch.allowed import AllowedTokens, join_rows
 from midstream.engines.torch.attention import TreeAttention, merge_prefixes
-from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.products import Rows
+from midstream.learn.model.policy_model import PolicyModel
 
 CHUNK = 128
 """Tokens whose logits are in memory at one time."""
@@ -33,16 +33,17 @@ Distribution = tuple[float, tuple[Constraint, int] | None]
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
     """A prompt and its response. Log-probabilities are computed for `response_ids` at `temperature`, over the tokens
-    that `constraint` allows."""
+    that `constraint` allows, with the adapter that sampled them (empty: the model's first)."""
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     temperature: float = 1.0
     constraint: Constraint | None = None
+    adapter: str = ""
 
     @classmethod
     def of(cls, step: Step) -> TokenSequence:
-        return cls(step.prompt_ids, step.response_ids, step.temperature, step.constraint)
+        return cls(step.prompt_ids, step.response_ids, step.temperature, step.constraint, step.adapter)
 
     @property
     def distribution(self) -> Distribution:
@@ -92,11 +93,12 @@ class Scored:
         return self.states.computed
 
 
-def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> States:
-    """Run `decoder` over all sequences, computing each shared prefix once."""
+def run(decoder: PolicyModel, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> States:
+    """Run `decoder` over all sequences, computing each shared prefix once. All sequences have the same adapter;
+    `adapter` False leaves it out."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences], decoder.device)
     attend = TreeAttention(tree, decoder.group, decoder.dtype, queries=decoder.queries)
-    hidden = decoder(tree.tokens, tree.positions, attend, adapter=adapter)
+    hidden = decoder(tree.tokens, tree.positions, attend, adapter=_adapter_of(decoder, sequences) if adapter else None)
     predictor: dict[tuple[int, Distribution], tuple[int, int]] = {}
     where: list[int] = []
     masks: list[tuple[list[int], Tensor]] = []
@@ -122,7 +124,17 @@ def run(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool =
     )
 
 
-def _masks(decoder: Decoder, sequence: TokenSequence, rows: list[int], known: int) -> tuple[list[int], Tensor]:
+def _adapter_of(decoder: PolicyModel, sequences: Sequence[TokenSequence]) -> str:
+    """Return the adapter of a pass. A model with one adapter, such as a critic's, has it for every sequence."""
+    if len(decoder.adapter_names) < 2:
+        return ""
+    names = {sequence.adapter for sequence in sequences}
+    if len(names) > 1:
+        raise ValueError(f"one pass for the adapters {', '.join(sorted(names))}: use `pack_sequences`")
+    return names.pop()
+
+
+def _masks(decoder: PolicyModel, sequence: TokenSequence, rows: list[int], known: int) -> tuple[list[int], Tensor]:
     """Return those of `rows`, the states of a response, that are not among the first `known`, and their masks."""
     if decoder.grammars is None:
         raise TrainingError(
@@ -136,7 +148,7 @@ def _masks(decoder: Decoder, sequence: TokenSequence, rows: list[int], known: in
     return [rows[place] for place in new], bits[new]
 
 
-def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
+def score(decoder: PolicyModel, sequences: Sequence[TokenSequence], *, adapter: bool = True) -> Scored:
     """Compute log-probabilities and entropies of all response tokens, computing each shared prefix once."""
     states = run(decoder, sequences, adapter=adapter)
     compute = partial(token_log_probs, targets=states.targets, temperatures=states.temperatures, allowed=states.allowed)
@@ -145,9 +157,13 @@ def score(decoder: Decoder, sequences: Sequence[TokenSequence], *, adapter: bool
 
 
 @torch.no_grad()
-def next_token_log_probs(decoder: Decoder, prefixes: Sequence[Sequence[int]], *, adapter: bool = True) -> Tensor:
-    """Return the log-probability of every token that could follow each of `prefixes`, [prefixes, vocab] in fp32."""
-    states = run(decoder, [TokenSequence(tuple(prefix), (0,)) for prefix in prefixes], adapter=adapter)
+def next_token_log_probs(
+    decoder: PolicyModel, prefixes: Sequence[Sequence[int]], *, adapter: str | None = ""
+) -> Tensor:
+    """Return the log-probability of every token that could follow each of `prefixes`, [prefixes, vocab] in fp32, with
+    an adapter by name (empty: the first) or None for the base model."""
+    whole = [TokenSequence(tuple(prefix), (0,), adapter=adapter or "") for prefix in prefixes]
+    states = run(decoder, whole, adapter=adapter is not None)
     return states.by_token(torch.log_softmax(decoder.logits(states.hidden), -1, dtype=torch.float32))
 
 

@@ -7,11 +7,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from midstream.engines.torch.decoder import Decoder
+from midstream.learn.model.policy_model import PolicyModel
 
 BESIDE = (
     "generation_config.json",
@@ -27,7 +26,7 @@ BESIDE = (
 """Files copied with a model when present, beside its config and weights."""
 
 
-def write_model(folder: Path, decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
+def write_model(folder: Path, decoder: PolicyModel, weights: Mapping[str, Tensor]) -> None:
     """Write `weights`, keyed by Hugging Face's names, into `folder`, with the config of `decoder` and the other files
     of its source folder."""
     source = Path(decoder.source)
@@ -43,23 +42,10 @@ def copy_beside(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
-def _config(decoder: Decoder, weights: Mapping[str, Tensor]) -> dict[str, object]:
+def _config(decoder: PolicyModel, weights: Mapping[str, Tensor]) -> dict[str, object]:
     written = Path(decoder.source) / "config.json"
     # Keep the file's spelling: other readers may know only older keys.
     config = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else dict(decoder.config)
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
-    tied = decoder.lm_head.weight is decoder.embed
-    return {**config, **dict.fromkeys(names, dtype), "tie_word_embeddings": tied}
-
-
-@torch.no_grad()
-def merge_adapters(decoder: Decoder) -> None:
-    """Merge each adapter into its weight, `W + (alpha / rank) B A` computed in fp32, and remove it."""
-    for projection in decoder.projections().values():
-        if projection.adapter is None:
-            continue
-        a, b = projection.adapter.matrices(torch.float32)
-        projection.weight.copy_(projection.weight.float().addmm_(b.t(), a))
-        projection.adapter = None
-    decoder.version += 1
+    return {**config, **dict.fromkeys(names, dtype), "tie_word_embeddings": decoder.tied}

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from midstream.engines.torch.decoder import Decoder
 from midstream.learn.model.learner import Reference
 from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.policy_model import PolicyModel
 from midstream.learn.model.weights import Weights
 
 
-def base_reference(decoder: Decoder) -> Reference:
-    """Return `decoder` without its adapter as a reference."""
+def base_reference(decoder: PolicyModel) -> Reference:
+    """Return `decoder` without its adapters as a reference."""
 
     def reference(sequences: Sequence[TokenSequence]) -> Tensor:
         with torch.no_grad():
@@ -23,7 +23,7 @@ def base_reference(decoder: Decoder) -> Reference:
     return reference
 
 
-def swapped_reference(decoder: Decoder, weights: Weights, values: Mapping[str, Tensor]) -> Reference:
+def swapped_reference(decoder: PolicyModel, weights: Weights, values: Mapping[str, Tensor]) -> Reference:
     """Return `decoder` with `values` as its trainable weights as a reference."""
 
     def reference(sequences: Sequence[TokenSequence]) -> Tensor:

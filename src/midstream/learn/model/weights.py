@@ -1,4 +1,4 @@
-"""Trainable weights of a decoder: its adapters, or all weights.
+"""Trainable weights of a model: its adapters, or all weights.
 
 Adapters are fp32 and cast where they are used. In full tuning of a bf16 model, the optimizer updates fp32 master
 weights and the engine samples from rounded copies, so that updates below bf16 precision are not lost.
@@ -15,41 +15,55 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from midstream.core.errors import ModelError
-from midstream.engines.torch.decoder import Decoder
-from midstream.engines.torch.layers import Projection
-from midstream.engines.torch.lora import adapter_state, load_adapter, save_adapter
 from midstream.learn.model.model_folder import write_model
+from midstream.learn.model.policy_model import PolicyModel
+
+ADAPTERS = "adapters"
+"""Folder of a checkpoint with a folder for each of several adapters. A single adapter is in the checkpoint itself."""
 
 
 class Weights:
     """Trainable weights with saving and loading. `tuning` is `lora` or `full`."""
 
-    def __init__(self, decoder: Decoder, tuning: str) -> None:
+    def __init__(self, decoder: PolicyModel, tuning: str) -> None:
         self.decoder, self.tuning = decoder, tuning
+        self._masters: dict[str, Tensor] | None = None
         if tuning == "lora":
-            adapters = decoder.adapters()
-            if not adapters:
+            if not decoder.adapter_names:
                 raise ModelError("the decoder has no adapters to train", "call add_adapters first")
-            self._live = adapter_state_parameters(decoder)
-            self._masters: dict[str, Tensor] | None = None
-        else:
-            for parameter in decoder.parameters():
-                parameter.requires_grad_(True)
-            self._live = dict(decoder.named_parameters())
-            needs_masters = decoder.dtype != torch.float32
-            self._masters = (
-                {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()}
-                if needs_masters
-                else None
-            )
+            self._live = {
+                qualified_name(decoder, adapter, name): parameter
+                for adapter in decoder.adapter_names
+                for name, parameter in decoder.adapter_parameters(adapter).items()
+            }
+            return
+        for parameter in decoder.parameters():
+            parameter.requires_grad_(True)
+        self._live: dict[str, Tensor] = dict(decoder.named_parameters())
+        if decoder.dtype != torch.float32:
+            self._masters = {n: p.detach().float().clone().requires_grad_(True) for n, p in self._live.items()}
 
     def parameters(self) -> list[Tensor]:
         """Return the optimizer's parameters."""
         return list((self._masters or self._live).values())
 
     def names(self) -> list[str]:
-        """Return parameter names in the order of `parameters`."""
+        """Return parameter names in the order of `parameters`. With several adapters they begin with the adapter's."""
         return list(self._live)
+
+    def by_adapter(self) -> dict[str, dict[str, Tensor]]:
+        """Return the optimizer's parameters by adapter and name; after full tuning there is one group, called ``."""
+        every = self._masters or self._live
+        if self.tuning == "full":
+            return {"": every}
+        return {
+            adapter: {
+                name: every[name]
+                for own in self.decoder.adapter_parameters(adapter)
+                for name in [qualified_name(self.decoder, adapter, own)]
+            }
+            for adapter in self.decoder.adapter_names
+        }
 
     def gradients(self) -> dict[str, Tensor]:
         """Return existing gradients of the optimizer's parameters by name."""
@@ -115,90 +129,50 @@ class Weights:
             self.decoder.version = version
 
     def save(self, folder: Path, base: str) -> None:
-        """Save adapters in peft's format. After full tuning, save a model folder that transformers can load (fp32
-        masters where they exist)."""
+        """Save adapters in peft's format, see `saved_folders`. After full tuning, save a model folder that transformers
+        can load (fp32 masters where they exist)."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.tuning == "lora":
-            decoder = self.decoder
-            save_adapter(decoder.adapters(), folder, rank=decoder.adapter_rank, alpha=decoder.adapter_alpha, base=base)
-            return
-        values = {name: value.detach() for name, value in (self._masters or self._live).items()}
-        write_model(folder, self.decoder, unfused(self.decoder, values))
+        for name, place in saved_folders(folder, self.decoder.adapter_names).items():
+            self.save_adapter(place, base, name)
+        if self.tuning == "full":
+            values = {name: value.detach() for name, value in (self._masters or self._live).items()}
+            write_model(folder, self.decoder, self.decoder.to_hf(values))
+
+    def save_adapter(self, folder: Path, base: str, name: str) -> None:
+        """Save one adapter into `folder` itself; after full tuning, the model."""
+        if self.tuning == "full":
+            return self.save(folder, base)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.decoder.save_adapter(folder, base, name)
 
     def load(self, folder: Path) -> None:
         """Load weights written by `save`."""
-        if self.tuning == "lora":
-            load_adapter(self.decoder.adapters(), folder)
-        else:
+        if self.tuning == "full":
             path = folder / "model.safetensors"
             if not path.is_file():
                 raise ModelError(
                     f"no weights at '{folder}'", "give a checkpoint folder of a run with policy.tuning=full"
                 )
-            self.restore(fused(self.decoder, load_file(path)))
+            self.restore(self.decoder.from_hf(load_file(path)))
+        for name, place in saved_folders(folder, self.decoder.adapter_names).items():
+            self.decoder.load_adapter(place, name)
         self.decoder.version += 1
 
 
-def adapter_state_parameters(decoder: Decoder) -> dict[str, Tensor]:
-    """Return the adapters' parameters (not copies) under peft's names."""
-    names: dict[str, Tensor] = {}
-    for adapter in decoder.adapters().values():
-        for name, a, b in zip(adapter.names, adapter.down, adapter.up, strict=True):
-            names[f"{name}.lora_A"], names[f"{name}.lora_B"] = a, b
-    assert len(names) == len(adapter_state(decoder.adapters()))
-    return names
+def saved_folders(checkpoint: Path, adapters: tuple[str, ...]) -> dict[str, Path]:
+    """Return the folder of each of `adapters` in a checkpoint: the checkpoint itself for one, `adapters/NAME` for each
+    of several."""
+    if len(adapters) == 1:
+        return {adapters[0]: checkpoint}
+    return {name: checkpoint / ADAPTERS / name for name in adapters}
 
 
-_WHOLE = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
-}
-_NORMS = {
-    "attention": "input_layernorm",
-    "mlp": "post_attention_layernorm",
-    "q": "self_attn.q_norm",
-    "k": "self_attn.k_norm",
-}
+def saved_adapters(checkpoint: Path, single: str) -> dict[str, Path]:
+    """Return the folders of the adapters in a checkpoint by name; `single` names the adapter of one that has one."""
+    several = tuple(sorted(path.name for path in (checkpoint / ADAPTERS).glob("*") if path.is_dir()))
+    return saved_folders(checkpoint, several or (single,))
 
 
-def _hf_tensors(decoder: Decoder, name: str) -> list[tuple[str, int]]:
-    """Return Hugging Face's names and row counts for our parameter `name`."""
-    if name in _WHOLE:
-        return [(_WHOLE[name], -1)]
-    path, _, leaf = name.rpartition(".")
-    module = decoder.get_submodule(path)
-    if isinstance(module, Projection):
-        return [(f"{part}.{leaf}", size) for part, size in zip(module.names, module.sizes, strict=True)]
-    layer = path.split(".")[1]
-    return [(f"model.layers.{layer}.{_NORMS[leaf]}.weight", -1)]
-
-
-def unfused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return our parameters under Hugging Face's names."""
-    result: dict[str, Tensor] = {}
-    for name, value in values.items():
-        parts = _hf_tensors(decoder, name)
-        pieces = value.split([size for _, size in parts]) if len(parts) > 1 else [value]
-        for (part, _), piece in zip(parts, pieces, strict=True):
-            result[part] = piece.cpu().contiguous().clone()
-    return result
-
-
-def fused(decoder: Decoder, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Invert `unfused`."""
-    whole: dict[str, Tensor] = {}
-    for name, parameter in decoder.named_parameters():
-        try:
-            parts = [values[part] for part, _ in _hf_tensors(decoder, name)]
-        except KeyError as error:
-            raise ModelError(f"the checkpoint has no {error}", "it was saved from another architecture") from None
-        rows = sum(len(part) for part in parts)
-        if any(part.shape[1:] != parameter.shape[1:] for part in parts) or rows != len(parameter):
-            raise ModelError(
-                f"the checkpoint's {name} is {[list(part.shape) for part in parts]}, the model's "
-                f"{list(parameter.shape)}",
-                "it was saved from a model of another size",
-            )
-        whole[name] = torch.cat(parts)
-    return whole
+def qualified_name(decoder: PolicyModel, adapter: str, name: str) -> str:
+    """Return the name of an adapter's parameter: as in peft, after the adapter's name if there are several."""
+    return name if len(decoder.adapter_names) == 1 else f"{adapter}/{name}"

@@ -137,9 +137,10 @@ def samplers_of(engine: PolicyEngine) -> dict[str, PolicyEngine]:
     }
 
 
-async def ask(engine: PolicyEngine, prefixes: Sequence[Sequence[int]]) -> Reported:
-    """Return the likeliest next tokens by `engine`."""
-    once = Request(prompt_ids=(), sampling=SamplingParams(max_tokens=1, temperature=1.0, seed=0), top_log_probs=TOP)
+async def ask(engine: PolicyEngine, prefixes: Sequence[Sequence[int]], adapter: str = "") -> Reported:
+    """Return the likeliest next tokens by `engine` with `adapter`."""
+    sampling = SamplingParams(max_tokens=1, temperature=1.0, seed=0)
+    once = Request(prompt_ids=(), sampling=sampling, adapter=adapter, top_log_probs=TOP)
     answers = await asyncio.gather(
         *(engine.generate(replace(once, prompt_ids=tuple(p), session=f"canary-{n}")) for n, p in enumerate(prefixes))
     )

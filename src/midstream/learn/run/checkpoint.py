@@ -84,10 +84,10 @@ def is_disk_error(error: Exception) -> bool:
 
 
 def link_weights(checkpoint: Path, folder: Path) -> None:
-    """Hard-link the weights of a checkpoint, and what belongs to them, into `folder`; copy where links are not
-    possible."""
+    """Hard-link the weights of a checkpoint (or of one adapter in it), and what belongs to them, into `folder`; copy
+    where links are not possible."""
     for path in checkpoint.iterdir():
-        if path.name not in NO_WEIGHTS:
+        if path.is_file() and path.name not in NO_WEIGHTS:
             try:
                 (folder / path.name).hardlink_to(path)
             except OSError:

@@ -3,34 +3,36 @@
 A sampler in this process reads the learner's own weights: there is nothing to hand over, so only followers get
 publications, at checkpoints and every `trainer.publish_every` steps, and there is no canary. (That updates reach such a
 sampler is visible in every step's mismatch, and proven by `midstream doctor --training`.) A separate sampler gets every
-new version before it samples again, and the canary checks that it took it, see `canary.py`."""
+new version before it samples again, and the canary checks that it took it, see `canary.py`.
+
+Each of several adapters is published under its name, all of them with the same versions: an adapter that an update did
+not move is published again."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from midstream.core.errors import EngineError, RunError, TrainingError, Unsupported
 from midstream.engines.publication import FOLDER, Publication, Publisher
 from midstream.engines.torch.compute import compute
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.run.canary import Canary, Finding, Reported, Verdict, ask, choose_prefixes, mismatch, samplers_of
+from midstream.learn.model.weights import saved_folders
+from midstream.learn.run.canary import Finding, Verdict
+from midstream.learn.run.canary_watch import CanaryWatch
 from midstream.learn.run.checkpoint import is_disk_error, link_weights
 from midstream.learn.run.run_dir import RunDirectory
 from midstream.learn.run.setup import TrainingContext
 
 _log = logging.getLogger(__name__)
 CANARY = "canary.json"
-"""File of the run directory with the canary's prefixes and noise, so that a resumed run judges by the same."""
+"""File of the run directory with the canary's prefixes and noise; `canary-NAME.json` for each of several adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +59,44 @@ class PolicyPublisher:
     """Publishes the versions of one run's policy below `directory`."""
 
     def __init__(self, context: TrainingContext, directory: RunDirectory) -> None:
-        policy = context.config.policy
         self._learner, self._engine, self._remote = context.learner, context.engine, not context.shares_weights
-        self._every, self._base, self._directory = context.config.trainer.publish_every, str(policy.model), directory
-        self._publisher = Publisher(directory / FOLDER, policy.adapter)
+        self._every, self._base = context.config.trainer.publish_every, str(context.config.policy.model)
+        self._names, self._directory = context.adapters.names, directory
+        self._publishers = {name: Publisher(directory / FOLDER, name) for name in self._names}
         self._version: int | None = None
         """The version published last by this process."""
-        self._canary: Canary | None = None
-        self._prefixes: list[tuple[int, ...]] = []
-        """The canary's, from when a batch is known until the canary can be calibrated with them."""
+        self._watches = {name: self._watch(name) for name in self._names} if self._remote else {}
         self._weights_before: dict[str, Tensor] = {}
-        """The weights published last, until there is a canary."""
-        self._undecided = 0
+        """The weights published last, until all canaries are calibrated."""
+
+    def _watch(self, name: str) -> CanaryWatch:
+        several = len(self._names) > 1
+        file, described = (f"canary-{name}.json", f" of {name}") if several else (CANARY, "")
+        return CanaryWatch(self._learner, self._engine, self._directory, name, file, described)
 
     async def begin(self) -> None:
         """Publish the weights that the run begins or resumes with, where somebody needs them now."""
-        self._publisher.discard_after(self._learner.decoder.version)
-        newest = self._publisher.newest()
+        for publisher in self._publishers.values():
+            publisher.discard_after(self._learner.decoder.version)
         if not self._remote:
-            self._version = None if newest is None else newest.version
+            newest = [publisher.newest() for publisher in self._publishers.values()]
+            versions = {None if one is None else one.version for one in newest}
+            self._version = versions.pop() if len(versions) == 1 else None
             return
-        await self._read_canary()
+        for watch in self._watches.values():
+            restored = await compute(watch.restore)
+            if not restored and self._learner.updates:
+                _log.warning(
+                    "'%s' has no canary: whether the sampler takes updates is not checked until the next batch",
+                    self._directory.path,
+                )
         (await self.publish()).insist()
 
     def observe(self, sequences: Sequence[TokenSequence]) -> None:
-        """Take the canary's prefixes from the first batch that the run learns from."""
-        if self._remote and self._canary is None:
-            self._prefixes = choose_prefixes(sequences)
+        """Take the prefixes of canaries from the first batches that the run learns from."""
+        for name, watch in self._watches.items():
+            several = len(self._names) > 1
+            watch.observe([one for one in sequences if not several or one.adapter == name])
 
     async def after_step(self, step: int) -> Published:
         """Publish the weights after a training step, if that is due."""
@@ -95,7 +108,9 @@ class PolicyPublisher:
         """Publish the weights of a checkpoint of the current version, without writing them twice."""
         version = self._learner.decoder.version
         if self._version != version:
-            self._write(version, partial(link_weights, checkpoint))
+            for name, folder in saved_folders(checkpoint, self._names).items():
+                self._write(name, version, partial(link_weights, folder))
+            self._version = version
 
     async def publish(self) -> Published:
         """Publish the current weights. A separate sampler loads them, and is judged."""
@@ -103,112 +118,64 @@ class PolicyPublisher:
         if self._version == version:
             return Published()
         began = time.perf_counter()
-        write = partial(self._learner.weights.save, base=self._base)
-        publication = await compute(self._write, version, write)
+        publications: list[Publication] = []
+        for name in self._names:
+            write = partial(self._learner.weights.save_adapter, base=self._base, name=name)
+            publications.append(await compute(self._write, name, version, write))
+        self._version = version
         if not self._remote:
             return Published({"publish_s": time.perf_counter() - began})
-        if self._canary is None and self._prefixes:
-            await self._calibrate()
-        try:
-            await self._engine.load_weights(publication)
-        except (EngineError, Unsupported) as error:
-            raise RunError(
-                f"the sampler could not load policy version {version}: {error}",
-                f"see that the server runs and can read '{publication.folder}', then continue with --resume",
-            ) from None
-        findings = await self._judge()
-        if self._canary is None:
-            self._weights_before = self._learner.weights.snapshot()
+        for watch in self._watches.values():
+            await watch.calibrate(self._weights_before)
+        for publication in publications:
+            await self._load(publication)
+        findings = await self._judge(version)
+        calibrated = all(watch.ready for watch in self._watches.values())
+        self._weights_before = {} if calibrated else self._learner.weights.snapshot()
         stale = {name: found for name, found in findings.items() if found.verdict is Verdict.STALE}
         metrics = {"publish_s": time.perf_counter() - began, **_metrics(list(findings.values()))}
         return Published(metrics, stale, version)
 
-    def _write(self, version: int, write: Callable[[Path], None]) -> Publication:
+    async def _load(self, publication: Publication) -> None:
         try:
-            publication = self._publisher.publish(version, write)
+            await self._engine.load_weights(publication)
+        except (EngineError, Unsupported) as error:
+            raise RunError(
+                f"the sampler could not load policy version {publication.version}: {error}",
+                f"see that the server runs and can read '{publication.folder}', then continue with --resume",
+            ) from None
+
+    async def _judge(self, version: int) -> dict[str, Finding]:
+        """Judge each sampler with each adapter."""
+        findings: dict[str, Finding] = {}
+        for name, watch in self._watches.items():
+            which = f" with the adapter '{name}'" if len(self._names) > 1 else ""
+            found = await watch.judge(version)
+            findings |= {f"{sampler}{which}": finding for sampler, finding in found.items()}
+        return findings
+
+    def _write(self, name: str, version: int, write: Callable[[Path], None]) -> Publication:
+        publisher = self._publishers[name]
+        try:
+            return publisher.publish(version, write)
         except Exception as error:
             if not is_disk_error(error):
                 raise
             raise RunError(
-                f"cannot publish policy version {version} to '{self._publisher.root}': {error}",
+                f"cannot publish policy version {version} to '{publisher.root}': {error}",
                 "free some disk space, then continue with --resume",
             ) from None
-        self._version = version
-        return publication
-
-    async def _calibrate(self) -> None:
-        """Make the canary. The sampler still has the weights published last: where it differs from the learner under
-        those is the mismatch that the canary must allow for."""
-        prefixes = self._prefixes
-        before = await compute(self._by_learner, prefixes, self._weights_before)
-        mismatches = [mismatch(reported, before) for reported in (await self._by_samplers(prefixes)).values()]
-        if not mismatches:
-            return
-        noise = max(mismatches)
-        self._directory.write(CANARY, json.dumps({"noise": noise, "prefixes": prefixes}) + "\n")
-        self._canary, self._weights_before = Canary(prefixes, noise, before), {}
-
-    async def _read_canary(self) -> None:
-        """Restore the canary of a resumed run. Which weights the sampler has now is not known, unless it was started
-        anew: those to tell the checkpoint's from are the base model's."""
-        path = self._directory / CANARY
-        if not path.is_file():
-            if self._learner.updates:
-                _log.warning("there is no '%s': whether the sampler takes updates is not checked", path)
-            return
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        base = await compute(self._learner.next_token_log_probs, saved["prefixes"], adapter=False)
-        self._canary = Canary(saved["prefixes"], saved["noise"], base.numpy())
-
-    async def _judge(self) -> dict[str, Finding]:
-        """Judge each sampler that has loaded the publication and answers, by its name."""
-        canary = self._canary
-        if canary is None:
-            return {}
-        reported = await self._by_samplers(canary.prefixes)
-        new = await compute(self._by_learner, canary.prefixes)
-        findings = canary.judge(new, list(reported.values()))
-        self._report(findings, canary.noise)
-        return dict(zip(reported, findings, strict=True))
-
-    def _report(self, findings: Sequence[Finding], noise: float) -> None:
-        """Log the first of consecutive publications that the canary cannot decide on."""
-        # Weights that did not move at all, as in a critic's warm-up, are no news.
-        open_ones = [found for found in findings if found.verdict is Verdict.UNDECIDABLE and found.update]
-        self._undecided = self._undecided + 1 if open_ones else 0
-        if self._undecided == 1:
-            _log.warning(
-                "canary undecidable at policy version %s: the update moves log-probabilities by %.2g nats, and "
-                "sampler and learner differ by %.2g with equal weights",
-                self._version,
-                max(finding.update for finding in open_ones),
-                noise,
-            )
-
-    async def _by_samplers(self, prefixes: Sequence[Sequence[int]]) -> dict[str, Reported]:
-        """Return the answers of each sampler that has loaded the weights published last and can be reached."""
-        found: dict[str, Reported] = {}
-        for name, sampler in samplers_of(self._engine).items():
-            try:
-                found[name] = await ask(sampler, prefixes)
-            except EngineError as error:
-                _log.warning("the canary cannot ask %s: %s", name, error)
-        return found
-
-    def _by_learner(self, prefixes: Sequence[Sequence[int]], weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
-        """Return the learner's next-token log-probabilities under its weights, or under `weights`."""
-        with nullcontext() if weights is None else self._learner.weights.swapped(weights):
-            return self._learner.next_token_log_probs(prefixes).numpy()
 
 
 def _metrics(findings: Sequence[Finding]) -> dict[str, float]:
-    """Metrics of the sampler that shows least of the update."""
-    if not findings:
+    """Metrics of the sampler, and the adapter that moved, that show least of the update."""
+    moved = [finding for finding in findings if finding.update] or findings
+    if not moved:
         return {}
-    worst = min(findings, key=lambda finding: finding.share)
+    worst = min(moved, key=lambda finding: finding.share)
     return {
         "canary/share": worst.share,
         "canary/error": worst.error,
         "canary/update": worst.update,
-        "canary/decided": float(all(finding.verdict is not Verdict.UNDECIDABLE for finding in findings)),
+        "canary/decided": float(all(finding.verdict is not Verdict.UNDECIDABLE for finding in moved)),
     }

@@ -7,13 +7,14 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from midstream.agents.config import FlowConfig
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.registry import load_flows, with_frozen_roles
 from midstream.core.errors import ConfigError, ModelError, Unsupported
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Task, Trajectory
@@ -23,16 +24,19 @@ from midstream.engines.factory import EngineSettings, make_engine_on, make_polic
 from midstream.engines.imported import imported_engine, is_import_path
 from midstream.engines.models import resolve
 from midstream.engines.openai import OpenAIEngine
+from midstream.engines.publication import POLICY
 from midstream.engines.torch.allowed import Grammars
-from midstream.engines.torch.decoder import Decoder, load_decoder
+from midstream.engines.torch.decoder import load_decoder
 from midstream.engines.torch.loading import load_policy
 from midstream.engines.torch.numerics import Numerics, settle
 from midstream.learn.config import PolicyConfig, TrainConfig
 from midstream.learn.data.source import check_store_exists
 from midstream.learn.model.critic import Critic
 from midstream.learn.model.learner import Learner, Reference
+from midstream.learn.model.policy_model import PolicyModel
 from midstream.learn.model.reference import base_reference, swapped_reference
 from midstream.learn.model.weights import Weights
+from midstream.learn.run.adapters import RunAdapters, adapters_of
 from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards import RewardFunction
@@ -47,7 +51,7 @@ class TrainingContext:
 
     config: TrainConfig
     model_path: Path
-    decoder: Decoder
+    decoder: PolicyModel
     tokenizer: ChatTokenizer
     engine: PolicyEngine
     weights: Weights
@@ -62,6 +66,8 @@ class TrainingContext:
     """The reference policy, unless it depends on the start of the run: see `kl.reference`."""
     endpoint: AgentEndpoint | None = None
     """Accepts the calls of black-box agents; None refuses flows that run one."""
+    adapters: RunAdapters = field(default_factory=RunAdapters)
+    """What is trained, by name, and which role samples with which."""
 
     def manager(self, store: Store | None, role_engines: Mapping[str, RoleEngine] | None = None) -> AgentFlowManager:
         """Return a manager that runs the config's flow and records in `store`. `role_engines` replaces the config's
@@ -74,6 +80,7 @@ class TrainingContext:
             score=self.reward.score,
             timeout_s=self.config.rollout.timeout_s,
             endpoint=self.endpoint,
+            resume=self.config.rollout.resume_attempts,
         )
         return AgentFlowManager(
             worker, concurrency=self.config.rollout.concurrency, in_order=self.config.trainer.deterministic
@@ -127,16 +134,21 @@ def build(
     if config.rollout.source is not None:
         check_store_exists(config.rollout.source)
     tasks = load_tasks(config.tasks)
-    config = config.model_copy(update={"algorithm": config.algorithm.for_reward(config.reward.weights)})
+    if config.flow.flows_file is not None:
+        load_flows(config.flow.flows_file)
+    algorithm = config.algorithm.for_reward(config.reward.weights)
+    config = config.model_copy(update={"algorithm": algorithm, "flow": with_frozen_roles(config.flow)})
     model_path = resolve(config.policy.model)
     tokenizer = load_tokenizer(model_path)
     decoder = load_policy(config.policy, model_path, recorded)
-    if len(tokenizer) > decoder.embed.shape[0]:
+    if len(tokenizer) > decoder.vocabulary_size:
         raise ModelError(
-            f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only {decoder.embed.shape[0]}",
+            f"the tokenizer of '{model_path}' has {len(tokenizer)} tokens, but the model only "
+            f"{decoder.vocabulary_size}",
             "use the tokenizer the model was trained with",
         )
-    weights = make_weights(config, decoder, "adapters")
+    adapters = adapters_of(config)
+    weights = make_weights(config, decoder, "adapters", adapters.names)
     if sampler is None:
         numerics = settle(decoder, config.policy.numerics, recorded, required=numerics_required)
     else:
@@ -145,15 +157,21 @@ def build(
     engine = sampler or make_engine_on(
         decoder,
         tokenizer,
-        adapter=config.policy.adapter,
+        adapter=adapters.names[0],
         slots=config.rollout.concurrency,
         deterministic=config.trainer.deterministic,
     )
     critic = make_critic(config, decoder, tokenizer)
     learner = Learner(decoder, weights, config.optimizer, config.trainer.max_tokens_per_pass, critic)
     reference = make_reference(config, decoder, weights, tokenizer)
-    role_engines = make_role_engines(config.flow, engine, tokenizer)
+    role_engines = make_role_engines(config.flow, engine, tokenizer, adapters)
     reward = RewardFunction(config.reward, make_judge(config.reward.judge, engine, tokenizer))
+    if config.algorithm.role_credit.reruns and reward.scores_groups:
+        raise ConfigError(
+            f"algorithm.role_credit '{config.algorithm.role_credit.name}' scores re-runs one by one, but a reward "
+            "component compares the trajectories of a group",
+            "remove that component, or set algorithm.role_credit.name=shared",
+        )
     context = TrainingContext(
         config,
         model_path,
@@ -169,6 +187,7 @@ def build(
         sampler is None,
         reference,
         endpoint,
+        adapters,
     )
     # Validates flow, roles, tools and settings before any training work.
     context.manager(None)
@@ -181,7 +200,7 @@ async def connect_sampler(config: PolicyConfig, stack: AsyncExitStack) -> Policy
     if not config.remote:
         return None
     tokenizer = await asyncio.to_thread(lambda: load_tokenizer(resolve(config.model)))
-    settings = EngineSettings(model=config.model, engine=config.engine)
+    settings = EngineSettings(model=config.model, engine=config.engine, api_key_env=config.api_key_env)
     sampler = await make_policy_engine(settings, tokenizer, stack)
     if config.tuning == "full" and not sampler.capabilities.full:
         raise ConfigError(
@@ -208,17 +227,19 @@ def set_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-def make_weights(config: TrainConfig, decoder: Decoder, seed: str) -> Weights:
-    """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`."""
+def make_weights(config: TrainConfig, decoder: PolicyModel, seed: str, adapters: Sequence[str] = (POLICY,)) -> Weights:
+    """Return the trainable weights of `decoder` according to `policy`. New adapters are initialized from `seed`, and
+    from their names but for the first."""
     decoder.gradient_checkpointing = config.trainer.gradient_checkpointing
     if config.policy.tuning == "lora":
         lora = config.policy.lora
-        adapter_seed = derive_seed(config.trainer.seed, seed)
-        decoder.add_adapters(lora.rank, lora.alpha, adapter_seed, lora.targets, lora.last_layers)
+        for number, name in enumerate(adapters):
+            adapter_seed = derive_seed(config.trainer.seed, seed, *([name] if number else []))
+            decoder.add_adapters(lora.rank, lora.alpha, adapter_seed, lora.targets, lora.last_layers, name)
     return Weights(decoder, config.policy.tuning)
 
 
-def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) -> Critic | None:
+def make_critic(config: TrainConfig, policy: PolicyModel, tokenizer: ChatTokenizer) -> Critic | None:
     """Return the critic of an algorithm that needs one. Raises `ModelError` when its model has a different vocabulary
     than the policy."""
     critic = config.algorithm.required_critic
@@ -231,7 +252,7 @@ def make_critic(config: TrainConfig, policy: Decoder, tokenizer: ChatTokenizer) 
 
 
 def make_reference(
-    config: TrainConfig, decoder: Decoder, weights: Weights, tokenizer: ChatTokenizer
+    config: TrainConfig, decoder: PolicyModel, weights: Weights, tokenizer: ChatTokenizer
 ) -> Reference | None:
     """Return the reference policy. None for `start`, which is not known yet, and for `base` in full tuning, where no
     base model is left."""
@@ -246,7 +267,7 @@ def make_reference(
     return base_reference(load_compatible(name, decoder, tokenizer, "algorithm.kl.reference"))
 
 
-def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, setting: str) -> Decoder:
+def load_compatible(name: str, policy: PolicyModel, tokenizer: ChatTokenizer, setting: str) -> PolicyModel:
     """Load a model with the policy's vocabulary. Raises `ModelError` when its vocabulary differs."""
     path = resolve(name)
     if load_tokenizer(path).vocabulary() != tokenizer.vocabulary():
@@ -257,7 +278,7 @@ def load_compatible(name: str, policy: Decoder, tokenizer: ChatTokenizer, settin
     decoder = load_decoder(path, policy.dtype, policy.device)
     # Same kernels as the policy, so that the same model gives the same numbers.
     decoder.compute_by(policy.rows, policy.queries)
-    decoder.grammars = Grammars(tokenizer, decoder.lm_head.weight.shape[0])
+    decoder.grammars = Grammars(tokenizer, decoder.vocabulary_size)
     return decoder
 
 
@@ -271,13 +292,15 @@ def check_trained_roles(context: TrainingContext) -> None:
         )
 
 
-def make_role_engines(flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTokenizer) -> dict[str, RoleEngine]:
+def make_role_engines(
+    flow: FlowConfig, policy: PolicyEngine, tokenizer: ChatTokenizer, adapters: RunAdapters
+) -> dict[str, RoleEngine]:
     """Return the engine of each role in the config. Roles with `rules` have no engine."""
-    role_engines = {"policy": RoleEngine(policy, tokenizer, True)}
+    role_engines = {"policy": RoleEngine(policy, tokenizer, True, adapters.names[0])}
     frozen: RoleEngine | None = None
     for role, config in flow.roles.items():
         if config.engine == "policy":
-            role_engines[role] = RoleEngine(policy, tokenizer, config.train)
+            role_engines[role] = RoleEngine(policy, tokenizer, config.train is not False, adapters.of_role(role))
         elif config.engine == "frozen":
             if frozen is None:
                 frozen = RoleEngine(frozen_engine(policy, f"flow.roles.{role}.engine"), tokenizer, False)

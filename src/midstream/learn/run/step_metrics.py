@@ -9,7 +9,7 @@ from midstream.core.types import Trajectory
 from midstream.learn.algorithms.base import CorrectionConfig
 from midstream.learn.losses.base import PolicyLoss
 from midstream.learn.losses.mismatch import OwnLogProbs, mismatch
-from midstream.learn.model.learner import merge_metrics
+from midstream.learn.model.learner import GRAD_NORM, merge_metrics
 from midstream.learn.run.setup import TrainingContext
 from midstream.rewards.judge import judge_agreement
 from midstream.rewards.summary import describe, failure_reasons
@@ -65,7 +65,7 @@ def learned_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     if squared := sums.get("ratio_squared"):
         means["importance_ess"] = sums["ratio"] ** 2 / (share * squared)
         means["importance_chi2"] = squared / share - 1
-    unscaled = ("loss", "policy_loss", "grad_norm", "max:log_ratio")
+    unscaled = ("loss", "policy_loss", GRAD_NORM, *(n for n in sums if n.startswith(f"{GRAD_NORM}/")), "max:log_ratio")
     return {
         **{name: sums[name] for name in unscaled if name in sums},
         **{"entropy": None, "kl": None, **means},

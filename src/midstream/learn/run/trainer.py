@@ -30,11 +30,12 @@ from midstream.engines.base import PolicyEngine
 from midstream.engines.torch.compute import compute
 from midstream.engines.torch.numerics import Numerics, read_recorded
 from midstream.learn.config import TrainConfig
-from midstream.learn.data.batch import LearningBatch
+from midstream.learn.data.batch import LearningBatch, trainable_steps
 from midstream.learn.data.collect import Group
 from midstream.learn.data.source import GroupSource, SourceExhausted
 from midstream.learn.data.splits import check_splits
 from midstream.learn.losses.mismatch import OwnLogProbs
+from midstream.learn.model.log_probs import TokenSequence
 from midstream.learn.run.callback import Callback
 from midstream.learn.run.checkpoint import TrainState, load_reference, prune, save_checkpoint
 from midstream.learn.run.first_update import check_first_update
@@ -48,7 +49,7 @@ from midstream.learn.run.setup import build, check_trained_roles, connect_sample
 from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.wandb_log import WandbLog
-from midstream.learn.run.warm_start import check_demonstrations, demonstrate, demonstration_batches, make_learner
+from midstream.learn.run.warm_start import check_warm_start, lesson_batches, lessons, make_learner
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class _Run:
             raise KeyboardInterrupt
         check_splits(context.tasks, _needed(config))
         check_trained_roles(context)
-        check_demonstrations(context)
+        check_warm_start(context)
         self.yaml = yaml.safe_dump(without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
         state, saved = await compute(resume_state, self.directory, context.learner, config.trainer.max_steps)
         reference = load_reference(saved) if saved else {}
@@ -190,6 +191,7 @@ class _Run:
                 "resume with algorithm.kl.reference=base",
             )
         self.info = RunInfo(context, self.directory)
+        changed = saved is not None and bool(self.directory.config_changes(config.model_dump(mode="json")))
         self.directory.write("config.yaml", self.yaml)
         self.info.write("running")
         self.tensorboard = TensorBoard(self.directory / "tensorboard", state.step + 1 if saved else 0)
@@ -218,7 +220,9 @@ class _Run:
                         state = TrainState(0, 0, 0, context.decoder.version)
                         await self._save(state, reference)
                 else:
-                    self.store.trajectories.discard_from(state.step + 1)
+                    keeps = config.rollout.resume_attempts and not changed
+                    version = context.decoder.version if keeps else None
+                    self.store.trajectories.discard_from(state.step + 1, newer_than=version)
                 await self.held_out.after(state.step)
                 self.reference = reference
                 self.producer = BatchProducer(context, self.store, state, self.source)
@@ -295,15 +299,13 @@ class _Run:
         prune(self.directory.path, self.config.trainer.keep_checkpoints)
 
     async def _warm_start(self) -> None:
-        """Imitate demonstrations when configured. An interrupted warm start begins again on resume."""
+        """Imitate trajectories when configured. An interrupted warm start begins again on resume."""
         config, context = self.config, self.context
         if not config.warm_start.examples or self.stopping:
             return
-        demonstrations = await demonstrate(context)
-        learner = make_learner(context)
-        for update, sequences in enumerate(
-            demonstration_batches(demonstrations, config.warm_start, config.trainer.seed), 1
-        ):
+        imitated = await lessons(context)
+        learner = make_learner(context, len(imitated))
+        for update, sequences in enumerate(lesson_batches(imitated, config.warm_start, config.trainer.seed), 1):
             began = time.perf_counter()
             metrics = await compute(learner.imitate, sequences)
             elapsed = time.perf_counter() - began
@@ -333,6 +335,9 @@ class _Run:
             began = time.perf_counter()
             sampled = await self.producer.next()
             result = await update_policy(self.context, sampled, state, self.reference, self._check_first_update)
+            self.publisher.observe(
+                [TokenSequence.of(s) for g in sampled.collected.groups for t in g for s in trainable_steps(t)]
+            )
             if self.source is not None:
                 await self.source.consume(sampled.collected.leased_keys, sampled.step)
         except TrainingError as error:
@@ -345,7 +350,6 @@ class _Run:
     def _check_first_update(
         self, groups: Sequence[Group], batch: LearningBatch, sums: Mapping[str, float], own: OwnLogProbs
     ) -> None:
-        self.publisher.observe([turn.sequence for turn in batch.turns])
         check_first_update(self.context, self.directory, groups, batch, sums, own)
 
     def _log(self, row: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
-"""Supervised warm start: cross-entropy on demonstrations recorded by the flow itself, on the exact tokens of later
-training."""
+"""Supervised warm start: cross-entropy on trajectories, on the exact tokens of later training.
+
+The trajectories are demonstrations recorded by the flow itself, the policy's own successes, or recorded ones (see
+`lessons`)."""
 
 from __future__ import annotations
 
@@ -17,17 +19,31 @@ from midstream.core.types import Status, Task, Trajectory
 from midstream.learn.config import WarmStartConfig
 from midstream.learn.model.learner import Learner
 from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.run.lessons import DEMONSTRATIONS, SUCCESSES, own_successes, recorded_lessons
 from midstream.learn.run.setup import TrainingContext
 from midstream.record.recorder import RoleEngine
 from midstream.rollouts.attempts import groups_of
 from midstream.tools import Toolbox
 
 
-def check_demonstrations(context: TrainingContext) -> None:
-    """Raise `ConfigError` when the config asks for a warm start without meeting its requirements."""
-    config = context.config
-    if not config.warm_start.examples:
-        return
+def check_warm_start(context: TrainingContext) -> None:
+    """Raise `UserError` when the config asks for a warm start without meeting its requirements."""
+    settings = context.config.warm_start
+    if settings.examples and settings.source == DEMONSTRATIONS:
+        _check_demonstrations(context)
+    elif settings.examples and settings.source != SUCCESSES:
+        recorded_lessons(context)
+
+
+async def lessons(context: TrainingContext) -> list[Trajectory]:
+    """Return the trajectories to imitate."""
+    source = context.config.warm_start.source
+    if source == DEMONSTRATIONS:
+        return await demonstrate(context)
+    return await own_successes(context) if source == SUCCESSES else recorded_lessons(context)
+
+
+def _check_demonstrations(context: TrainingContext) -> None:
     roles, demonstrator = context.manager(None).roles, _demonstrator(context)
     for role in roles:
         if role not in demonstrator.roles:
@@ -55,7 +71,10 @@ async def demonstrate(context: TrainingContext) -> list[Trajectory]:
     correct, incorrect = trajectories[: len(tasks)], trajectories[len(tasks) :]
     for trajectory in correct:
         _check_success(trajectory)
-    return [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)]
+    lessons = [
+        replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)
+    ]
+    return context.adapters.assign(lessons)
 
 
 def _tasks(context: TrainingContext) -> list[Task]:
@@ -90,27 +109,29 @@ def _check_success(demonstration: Trajectory) -> None:
         )
 
 
-def make_learner(context: TrainingContext) -> Learner:
-    """Return a learner for the warm start only: reinforcement learning begins with a fresh optimizer."""
+def make_learner(context: TrainingContext, count: int) -> Learner:
+    """Return a learner for a warm start on `count` trajectories only: reinforcement learning begins with a fresh
+    optimizer."""
     config = context.config
     optimizer = config.optimizer.model_copy(update={"lr": config.warm_start.lr, "warmup_steps": 0})
     learner = Learner(context.decoder, context.weights, optimizer, config.trainer.max_tokens_per_pass)
     # A learning rate that decays to 0 keeps choices at their shares in the demonstrations. A constant rate ends
     # wherever the last batches pushed it, often at one tool for everything: reinforcement learning cannot explore then.
-    learner.decay_over = config.warm_start.epochs * -(-config.warm_start.examples // config.warm_start.batch_size)
+    learner.decay_over = config.warm_start.epochs * -(-count // config.warm_start.batch_size)
     return learner
 
 
-def demonstration_batches(
-    demonstrations: Sequence[Trajectory], config: WarmStartConfig, seed: int
+def lesson_batches(
+    trajectories: Sequence[Trajectory], config: WarmStartConfig, seed: int
 ) -> Iterator[list[TokenSequence]]:
-    """Yield the trainable sequences of `demonstrations`, one update at a time, reshuffled each epoch."""
+    """Yield the trainable sequences of `trajectories`, one update at a time, reshuffled each epoch. A reply under a
+    constraint is imitated under it, as it will be sampled."""
     for epoch in range(config.epochs):
-        order = list(demonstrations)
+        order = list(trajectories)
         Random(derive_seed(seed, "warm start", epoch)).shuffle(order)
         for start in range(0, len(order), config.batch_size):
             yield [
-                TokenSequence(step.prompt_ids, step.response_ids)
+                TokenSequence(step.prompt_ids, step.response_ids, constraint=step.constraint, adapter=step.adapter)
                 for trajectory in sorted(order[start : start + config.batch_size], key=lambda t: t.steps[0].prompt_ids)
                 for step in trajectory.steps
                 if step.trainable

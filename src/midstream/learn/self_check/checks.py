@@ -112,7 +112,7 @@ def insist(checks: Sequence[Check]) -> None:
 def is_trained(flow: FlowConfig, role: str) -> bool:
     """Whether the config trains what `role` samples."""
     config = flow.roles.get(role) or flow.roles.get("policy") or RoleConfig()
-    return config.engine == "policy" and config.train
+    return config.engine == "policy" and config.train is not False
 
 
 def whole_groups(groups: Sequence[Sequence[Trajectory]], size: int | None) -> Check:

@@ -24,7 +24,6 @@ from torch import Tensor
 from midstream.learn.data.batch import LearningBatch, LearningTurn
 from midstream.learn.model.learner import Learner
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.model.weights import unfused
 from midstream.learn.self_check.checks import Check, judged
 from midstream.learn.self_check.evidence import Evidence
 from midstream.learn.self_check.noise import FURTHER, factor, least_spread, margin, slope, t_quantile
@@ -103,7 +102,7 @@ def gradient(evidence: Evidence, learner: Learner, turns: Sequence[LearningTurn]
     none = {n: torch.zeros_like(p) for n, p in zip(weights.names(), weights.parameters(), strict=True)}
     found = {name: grad.detach().float().clone() for name, grad in {**none, **weights.gradients()}.items()}
     weights.zero_grad()
-    return unfused(weights.decoder, found) if weights.tuning == "full" else found
+    return weights.decoder.to_hf(found) if weights.tuning == "full" else found
 
 
 def gradients_alone(evidence: Evidence) -> Alone:
@@ -163,7 +162,8 @@ def _weightless(turn: LearningTurn, tokens: int, evidence: Evidence) -> Learning
     start = next((n for n, token in enumerate(ids) if token != ids[0]), 0)
     size = max(2, min(tokens, evidence.parts.decoder.context_length))
     more = tuple(ids[(start + n) % len(ids)] for n in range(size))
-    return _without_weight(TokenSequence(more[:1], more[1:], turn.sequence.temperature), turn)
+    sequence = TokenSequence(more[:1], more[1:], turn.sequence.temperature, adapter=turn.sequence.adapter)
+    return _without_weight(sequence, turn)
 
 
 def gradient_in_place(evidence: Evidence, places: Sequence[set[int]]) -> Check:
@@ -244,7 +244,7 @@ def update_goes_downhill(evidence: Evidence, found: Mapping[str, Tensor]) -> Che
     usual = statistics.median(float(value.float().square().mean().sqrt()) for value in before.values())
     _learner(evidence, lr=usual / 100).update(evidence.batch, evidence.algorithm, anchor=True)
     moved = {name: value.float() - before[name].float() for name, value in weights.snapshot().items()}
-    steps = unfused(weights.decoder, moved) if weights.tuning == "full" else moved
+    steps = weights.decoder.to_hf(moved) if weights.tuning == "full" else moved
     along = sum(float((steps[name] * -found[name].to(steps[name].device)).sum()) for name in found)
     size = math.sqrt(sum(float(v.square().sum()) for v in steps.values()))
     value = along / (size * math.sqrt(sum(float(v.square().sum()) for v in found.values())) or math.inf)

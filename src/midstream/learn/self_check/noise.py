@@ -37,8 +37,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from midstream.engines.torch.decoder import Decoder
 from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.model.policy_model import PolicyModel
 
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.1}
 """Smallest limit on S by the policy's dtype, in nats."""
@@ -187,7 +187,7 @@ def t_quantile(degrees: int) -> float:
     return Z + (Z**3 + Z) / (4 * n) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * n**2)
 
 
-def noise_floor(decoder: Decoder, sequences: Sequence[TokenSequence], count: int = 12) -> Noise:
+def noise_floor(decoder: PolicyModel, sequences: Sequence[TokenSequence], count: int = 12) -> Noise:
     """Measure the floor with `count` of `sequences`, spread evenly: three forward passes of each. Where the first
     `SILENT` show no difference at all, the others are taken to show none either."""
     different = list(dict.fromkeys(sequences))
@@ -238,7 +238,7 @@ def _end(sequence: TokenSequence) -> TokenSequence:
     return replace(sequence, prompt_ids=sequence.prompt_ids[-kept:])
 
 
-def _scored(decoder: Decoder, whole: TokenSequence, further: int = 0) -> np.ndarray:
+def _scored(decoder: PolicyModel, whole: TokenSequence, further: int = 0) -> np.ndarray:
     """The log-probabilities of the response of `whole` after the end of its prompt, with that many tokens appended;
     with gradients on, as the learner computes."""
     sequence = _end(whole)
@@ -246,5 +246,6 @@ def _scored(decoder: Decoder, whole: TokenSequence, further: int = 0) -> np.ndar
     more = tuple(ids[n % len(ids)] for n in range(min(further, decoder.context_length - len(ids))))
     longer = [replace(sequence, response_ids=sequence.response_ids + more)]
     if sequence.constraint is not None:  # which knows nothing of the tokens appended
-        longer = [sequence, TokenSequence(ids, more, sequence.temperature)] if more else [sequence]
+        plain = TokenSequence(ids, more, sequence.temperature, adapter=sequence.adapter)
+        longer = [sequence, plain] if more else [sequence]
     return score(decoder, longer).log_probs.detach()[: len(sequence.response_ids)].double().cpu().numpy()

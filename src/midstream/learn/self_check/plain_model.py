@@ -16,7 +16,7 @@ from torch import Tensor
 from midstream.engines.models import no_progress_bars
 from midstream.engines.torch.allowed import as_bool
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.model.weights import Weights, unfused
+from midstream.learn.model.weights import Weights, qualified_name, saved_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class PlainModel:
         self._model = model.float().to(decoder.device).eval()
         self._weights = weights
         self._known: dict[TokenSequence, PlainOutputs] = {}
+        self._numbers: dict[str, str] = {}
+        """peft's names of the adapters, once they are taken over."""
 
     @property
     def exact(self) -> bool:
@@ -56,7 +58,7 @@ class PlainModel:
         self._known.clear()
         weights = self._weights
         if weights.tuning == "full":
-            found = self._model.load_state_dict(unfused(weights.decoder, weights.snapshot()), strict=False)
+            found = self._model.load_state_dict(weights.decoder.to_hf(weights.snapshot()), strict=False)
             assert not found.unexpected_keys, found
             return
         from peft import PeftModel
@@ -64,7 +66,16 @@ class PlainModel:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
             weights.save(Path(folder), "")
-            self._model = PeftModel.from_pretrained(self._model, folder, is_trainable=True).eval()
+            places = saved_folders(Path(folder), weights.decoder.adapter_names)
+            # peft's names may not hold dots: they are numbered.
+            self._numbers = {name: f"number_{place}" for place, name in enumerate(places)}
+            first, *others = places
+            self._model = PeftModel.from_pretrained(
+                self._model, str(places[first]), adapter_name=self._numbers[first], is_trainable=True
+            ).eval()
+            for name in others:
+                self._model.load_adapter(str(places[name]), adapter_name=self._numbers[name], is_trainable=True)
+                self._model.eval()
 
     def read(self, sequence: TokenSequence) -> PlainOutputs:
         """The response of `sequence` at its temperature."""
@@ -109,9 +120,15 @@ class PlainModel:
     def gradients(self) -> dict[str, Tensor]:
         """Gradients there are, of adapters by the policy's names, of other weights by Hugging Face's."""
         named = {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
-        return {
-            name.removeprefix("base_model.model.").replace(".default.weight", ""): grad for name, grad in named.items()
-        }
+        own_names = {f".{number}.weight": name for name, number in self._numbers.items()}
+        found: dict[str, Tensor] = {}
+        for name, grad in named.items():
+            plain = name.removeprefix("base_model.model.")
+            ending = next((ending for ending in own_names if plain.endswith(ending)), None)
+            if ending is not None:
+                plain = qualified_name(self._weights.decoder, own_names[ending], plain.removesuffix(ending))
+            found[plain] = grad
+        return found
 
     def _in_dtype(self) -> Any:
         decoder = self._weights.decoder
@@ -120,6 +137,8 @@ class PlainModel:
     def _log_softmax(self, sequence: TokenSequence, positions: Tensor | None = None) -> Tensor:
         """[response, vocab]"""
         device = self._model.device
+        if len(self._numbers) > 1:
+            self._model.set_adapter(self._numbers[sequence.adapter or next(iter(self._numbers))])
         ids = torch.tensor([sequence.prompt_ids + sequence.response_ids], device=device)
         kept = len(sequence.response_ids) + 1
         # Without a mask transformers takes a gap in the positions for the border between two packed sequences.

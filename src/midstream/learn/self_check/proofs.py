@@ -50,7 +50,7 @@ def prove(evidence: Evidence) -> Iterator[Check]:
     yield alone_as_together(evidence, scored)
     if evidence.reference is not None:
         yield reference_is_start(evidence, evidence.reference)
-    if evidence.algorithm.by_reward:
+    if evidence.algorithm.by_reward and evidence.algorithm.role_credit.follows_reward:
         yield advantage_follows_reward(evidence)
     yield weights_add_up(evidence)
     yield from prove_gradients(evidence)

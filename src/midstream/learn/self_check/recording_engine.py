@@ -25,9 +25,14 @@ class RecordedCall:
     @property
     def sequence(self) -> TokenSequence:
         """What was sampled, at the requested temperature (1 if greedy), over the tokens that the constraint allowed."""
-        request = self.request
-        constraint = request.constraint if self.completion.over_allowed else None
-        return TokenSequence(request.prompt_ids, self.completion.ids, request.sampling.temperature or 1.0, constraint)
+        request, completion = self.request, self.completion
+        return TokenSequence(
+            request.prompt_ids,
+            completion.ids,
+            request.sampling.temperature or 1.0,
+            request.constraint if completion.over_allowed else None,
+            completion.adapter,
+        )
 
 
 class RecordingEngine:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from midstream.engines.torch.attention import merge_prefixes
-from midstream.engines.torch.decoder import Decoder
 from midstream.learn.data.packing import pack_sequences
 from midstream.learn.model.log_probs import TokenSequence
+from midstream.learn.model.policy_model import PolicyModel
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
 
 
 def halves(
-    items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence], decoder: Decoder, *, before: bool
+    items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence], decoder: PolicyModel, *, before: bool
 ) -> Iterator[tuple[list[T], list[TokenSequence]]]:
     """Each pass of at most `max_tokens` as two: every other item of it, with company for the rest. Items that share
     a prefix are neighbours, so most are parted."""
@@ -51,12 +51,13 @@ def halves(
 
 
 def company(
-    sequences: Sequence[TokenSequence], size: PassSize, decoder: Decoder, *, before: bool
+    sequences: Sequence[TokenSequence], size: PassSize, decoder: PolicyModel, *, before: bool
 ) -> list[TokenSequence]:
     """Sequences that make a pass with `sequences` as large as `size`. They have no more than the first token in common
     with those and each other. Where more is missing of `predicted` than of `tokens`, parts of prompts are predicted
     too. In a pass they come `before` the others, or after them."""
-    own, vocabulary = size_of(sequences), decoder.lm_head.weight.shape[0]
+    adapter = sequences[0].adapter
+    own, vocabulary = size_of(sequences), decoder.vocabulary_size
     tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted
     first, *_ = sequences[0].prompt_ids + sequences[0].response_ids
     taken = {(s.prompt_ids + s.response_ids)[1:2] for s in sequences}
@@ -66,7 +67,7 @@ def company(
     for s in sequences:
         wanted = min(predicted - tokens, len(s.prompt_ids) - 1)
         if wanted > 0:
-            more = TokenSequence(s.prompt_ids[:-wanted], s.prompt_ids[-wanted:], s.temperature)
+            more = TokenSequence(s.prompt_ids[:-wanted], s.prompt_ids[-wanted:], s.temperature, adapter=adapter)
             gained = size_of([*sequences, *found, more]).predicted - size_of([*sequences, *found]).predicted
             found += [more] if gained else []
             predicted -= gained
@@ -76,6 +77,6 @@ def company(
         # Any tokens will do; these are spread over the vocabulary.
         ids = (next(second), *((7919 * (n + tokens) + before) % vocabulary for n in range(1, count)))
         prompt = (first, *ids[: count - response])
-        found.append(TokenSequence(prompt, ids[count - response :], sequences[0].temperature))
+        found.append(TokenSequence(prompt, ids[count - response :], sequences[0].temperature, adapter=adapter))
         tokens, predicted = tokens - count, predicted - response
     return found

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from midstream.core.blocking import run_blocking
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Status, Trajectory
 from midstream.engines.torch.compute import compute
+from midstream.learn.algorithms.role_credit import SharedCredit
 from midstream.learn.config import TrainConfig
 from midstream.learn.data.batch import make_batch
 from midstream.learn.data.collect import Collected, attempt_tasks
@@ -63,7 +65,11 @@ def self_check(
         sampled = chosen.rollout.model_copy(
             update={"tasks_per_step": TASKS, "group_size": min(ATTEMPTS, chosen.rollout.group_size), "backfill": 0}
         )
-        return run_blocking(_examine(chosen.model_copy(update={"rollout": sampled}), tell, endpoint))
+        changed: dict[str, Any] = {"rollout": sampled}
+        if chosen.algorithm.role_credit.reruns:
+            # Nothing in a re-run is trained on, so its calls are not examined.
+            changed["algorithm"] = chosen.algorithm.model_copy(update={"role_credit": SharedCredit()})
+        return run_blocking(_examine(chosen.model_copy(update=changed), tell, endpoint))
 
 
 async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint: AgentEndpoint | None) -> list[Check]:

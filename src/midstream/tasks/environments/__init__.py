@@ -30,14 +30,16 @@ class Adapter(Protocol):
 
 ENVIRONMENTS: dict[str, str | Adapter] = {
     "gymnasium": "midstream.tasks.environments.gymnasium_adapter",
+    "openenv": "midstream.tasks.environments.openenv_adapter",
     "reasoning_gym": "midstream.tasks.environments.reasoning_gym_adapter",
     "textarena": "midstream.tasks.environments.textarena_adapter",
+    "verifiers": "midstream.tasks.environments.verifiers_adapter",
 }
 """Adapters by `type` of a task source: objects, or modules to import."""
 
 
 def register_environment(kind: str, adapter: Adapter) -> None:
-    """Register environments as task sources of type `kind`. A module with the two functions is an adapter too."""
+    """Register environments as task sources of type `kind`. A module with the two functions is also an adapter."""
     if kind in ENVIRONMENTS and ENVIRONMENTS[kind] is not adapter:
         raise ConfigError(f"environments of type '{kind}' are already registered", "choose another name")
     ENVIRONMENTS[kind] = adapter

@@ -1,4 +1,4 @@
-"""Task sets of environments that are determined by a seed."""
+"""Task sets of environments whose episodes are determined by a seed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ MOST_TRIES = 2_000
 """Seeds tried for one task before its split counts as empty."""
 
 Describe = Callable[[int], tuple[str, Any]]
-"""Question and answer of the episode with a seed. The answer is None where there is none."""
+"""Returns question and answer of the episode with a seed. The answer is None if there is none."""
 
 
 class Episodes(TaskSet):
-    """An unbounded task set: one episode a task, each with a seed of its own.
+    """An unbounded task set: one episode per task, each with its own seed.
 
-    The question decides the split, by its hash as everywhere. So an opening position that occurs in `test` never occurs
-    in `train`, whatever the seeds. `by_seed` lets the seed decide instead, for environments whose episodes all begin
-    with the same text."""
+    A hash of the question determines the split, so an opening position that occurs in `test` never occurs in `train`.
+    With `by_seed` the seed determines it, for environments whose episodes all begin with the same text."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """Gymnasium's environments with discrete actions, as text.
 
-The environment's own text rendering (`ansi`) is the observation where there is one, else the observation's value.
-`settings.actions` names the actions in order; the toy-text environments have names here. All other settings go to
-`gymnasium.make`.
+The observation is the environment's text rendering (`ansi`) if it has one, else the observation's value.
+`settings.actions` names the actions in order; for the toy-text environments they are named here. All other settings are
+passed to `gymnasium.make`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ACTIONS = {
     "FrozenLake8x8": ("left", "down", "right", "up"),
     "Taxi": ("south", "north", "east", "west", "pickup", "dropoff"),
 }
-"""Names of actions in the order of their numbers, as gymnasium's documentation has them."""
+"""Names of actions in the order of their numbers, from gymnasium's documentation."""
 OBSERVATIONS = {"Blackjack": "(your sum, the dealer's card, whether you hold a usable ace)"}
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -43,6 +43,8 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class _Gymnasium:
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         if ":" in env:
             raise ConfigError(f"'{env}' would import a module", "name an environment that gymnasium itself registers")
@@ -85,7 +87,7 @@ class _Gymnasium:
         self.env.close()
 
     def _read(self, action: str) -> int | None:
-        """Number of the last action that the text names, or None."""
+        """Return the number of the last action that the text names, or None."""
         names = "|".join(re.escape(name) for name in sorted(self._actions, key=len, reverse=True))
         found = re.findall(rf"(?<!\w)(?:{names})(?!\w)", action, re.IGNORECASE)
         lower = [name.lower() for name in self._actions]
@@ -94,7 +96,7 @@ class _Gymnasium:
     def _shown(self, observation: Any) -> str:
         if not self._renders:
             return str(observation)
-        # The marked cell is where the agent stands: brackets say so where colours cannot.
+        # Brackets replace the colour that marks the agent's cell.
         text = re.sub(r"\x1b\[4[0-9]m(.*?)\x1b\[0m", r"[\1]", str(self.env.render()), flags=re.DOTALL)
         return _CONTROL.sub("", text).strip()
 

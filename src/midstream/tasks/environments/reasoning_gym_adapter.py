@@ -1,4 +1,4 @@
-"""reasoning-gym's generators: one question each, graded by the generator itself. All settings go to its config."""
+"""Generators of reasoning-gym: one question per episode, graded by the generator. Settings are passed to its config."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def _entry(env: str, settings: Mapping[str, Any], seed: int) -> tuple[Any, dict[
 
 class _Question:
     """Ends with the first reply; its reward is the generator's score, 0 to 1."""
+
+    resume = "replay"
 
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         self._dataset, self._entry = _entry(env, settings, seed)

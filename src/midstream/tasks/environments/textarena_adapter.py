@@ -1,6 +1,6 @@
-"""TextArena's games for one player. All settings go to `textarena.make`.
+"""TextArena's games for one player. All settings are passed to `textarena.make`.
 
-A game that needs the network or an opponent does not fit; making its tasks fails with what it lacks.
+Games that need the network or an opponent are refused with the reason when their tasks are created.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class _TextArena:
+    resume = "replay"
+
     def __init__(self, env: str, settings: Mapping[str, Any], seed: int) -> None:
         known = textarena.envs.registration.ENV_REGISTRY
-        # The variant `-raw` shows each message once; the others repeat the whole history, which the chat has already.
+        # The variant `-raw` shows each message once; others repeat the history, which is in the conversation already.
         raw = f"{env}-raw"
         if raw not in known:
             raise TaskError(
@@ -45,7 +47,7 @@ class _TextArena:
         try:
             with _random_state(self._random):
                 self._game: Any = textarena.make(raw, **settings)
-        except Exception as error:  # whatever a game lacks: a word list, a key, a package
+        except Exception as error:  # a game may lack a word list, a key or a package
             raise TaskError(f"TextArena's game '{env}' cannot be made here: {str(error).strip()[:200]}") from None
 
     def opening(self) -> str:
@@ -87,7 +89,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def _random_state(own: random.Random) -> Iterator[None]:
-    """Run a game with random numbers of its own. Games draw from the module `random`, which all share."""
+    """Run a game with its own random state. Games draw from the module `random`, which is shared."""
     with _lock:
         outer = random.getstate()
         random.setstate(own.getstate())

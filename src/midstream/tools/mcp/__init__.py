@@ -1,1 +1,1 @@
-"""Model Context Protocol: servers' tools as a toolset (`client`), and any toolset as a server (`server`)."""
+"""Model Context Protocol: the tools of servers as a toolset (`client`), and any toolset as a server (`server`)."""

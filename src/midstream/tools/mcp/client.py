@@ -1,7 +1,7 @@
 """`McpToolset`: the tools of MCP servers as one toolset.
 
-A server that cannot be reached is left out with a warning, unless it is required; one that dies, hangs, floods or
-breaks the protocol fails its own calls, with its name, and no others.
+A server that cannot be reached is left out with a warning, unless it is required. A server that dies, hangs, floods the
+connection or breaks the protocol fails its own calls only; the error names it.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from midstream.tools.shared import SharedResources
 
 MAX_DESCRIPTION_CHARS = 2000
 TRUSTED_RETRIES = 1
-"""Retries of a tool that a trusted server calls idempotent."""
+"""Retries of a tool that a trusted server declares idempotent."""
 _log = logging.getLogger(__name__)
 
 
 class McpToolset:
-    """The tools of `servers`, by the names they have in the config."""
+    """The tools of `servers`, by their names in the config."""
 
     def __init__(self, servers: Mapping[str, McpServerConfig]) -> None:
         self._servers = servers
@@ -63,7 +63,7 @@ class McpToolset:
             raise
 
     async def list(self) -> Sequence[ToolSpec]:
-        """The tools; one whose name or schema no model could use is left out with a warning."""
+        """Return the tools. Those with a name or schema that no model could use are left out with a warning."""
         offered = [
             (connection, tool)
             for connection in (self._connections[name] for name in self._servers if name in self._connections)
@@ -101,7 +101,8 @@ class McpToolset:
         await asyncio.gather(*(_disconnect(name, self._servers[name], one) for name, one in connections.items()))
 
     async def _connect(self, name: str) -> None:
-        """Connect to one server, and note it at once, so that it is closed even if the others' opening is cancelled."""
+        """Connect to one server, and remember it immediately, so that it is closed even if opening the others is
+        cancelled."""
         config = self._servers[name]
 
         async def opened() -> McpConnection:
@@ -128,7 +129,7 @@ _shared: SharedResources[McpConnection] = SharedResources(_close)
 
 
 def _plain_name(name: str) -> str:
-    """`name` as a tool may be called: MCP allows dots and slashes."""
+    """Return `name` without the dots and slashes that MCP allows and models cannot use."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
@@ -175,7 +176,8 @@ def _part(block: Any) -> ToolContent:
         case EmbeddedResource():
             resource = block.resource
             if isinstance(resource, TextResourceContents):
-                return ToolContent(kind="text", text=resource.text, source=str(resource.uri))
+                media_type = resource.mime_type or ""
+                return ToolContent(kind="text", text=resource.text, media_type=media_type, source=str(resource.uri))
             return _binary("file", resource.blob, resource.mime_type or "", str(resource.uri))
         case _:
             return ToolContent(kind="text", text=f"[{type(block).__name__}]")

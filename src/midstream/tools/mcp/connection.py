@@ -1,19 +1,17 @@
 """One connection to an MCP server, held open by a task of its own.
 
-The SDK's client must be entered and left in the same task, while a toolset is opened, used and closed by any.
+The SDK's client must be entered and left in the same task, while a toolset may be opened, used and closed in any task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
-import httpx2
 from mcp import Client, MCPError
-from mcp.client.streamable_http import streamable_http_client
 from mcp_types import INVALID_PARAMS, CallToolResult
 from mcp_types import Tool as McpTool
 
@@ -21,11 +19,13 @@ from midstream.core.errors import ConfigError, ToolUnavailable
 from midstream.core.secrets import NOT_KEPT
 from midstream.tools.errors import ToolError
 from midstream.tools.mcp.config import McpServerConfig
+from midstream.tools.mcp.elicitation import accept_defaults
+from midstream.tools.mcp.http import http_transport
 from midstream.tools.mcp.stdio import stdio_transport
 
 MAX_PAGES, MAX_TOOLS = 100, 1000
 CLOSE_S = 5.0
-"""Seconds that leaving a connection may take."""
+"""Time limit for closing a connection."""
 
 
 class McpConnection:
@@ -41,11 +41,11 @@ class McpConnection:
 
     @property
     def alive(self) -> bool:
-        """Whether calls can be made."""
+        """Whether calls are possible."""
         return self._client is not None and self._running is not None and not self._running.done()
 
     async def start(self) -> None:
-        """Raises `ToolUnavailable` when the server does not answer, or answers wrongly."""
+        """Connect and list the tools. Raises `ToolUnavailable` if the server does not answer or breaks the protocol."""
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._running = asyncio.create_task(self._hold(ready), name=f"mcp-{self.name}")
@@ -60,7 +60,7 @@ class McpConnection:
             raise
 
     async def call(self, tool: str, arguments: Mapping[str, Any]) -> CallToolResult:
-        """Call `tool`. Raises `ToolError` for what the caller did wrong, else `ToolUnavailable`."""
+        """Call `tool`. Raises `ToolError` for a mistake of the caller, `ToolUnavailable` for any other failure."""
         if not self.alive and self.config.shared:
             async with self._starting:
                 if not self.alive:
@@ -81,13 +81,13 @@ class McpConnection:
             raise self._unavailable(f"failed the call: {error.message}") from None
         except (ToolUnavailable, asyncio.CancelledError):
             raise
-        except Exception as error:  # what the SDK raises for answers that break the protocol or the declared schema
+        except Exception as error:  # raised by the SDK for answers that break the protocol or the declared schema
             raise self._unavailable(f"answered wrongly: {_first_line(error)}") from None
         finally:
             calling.cancel()
 
     async def close(self) -> None:
-        """Disconnect, and end the server's program."""
+        """Disconnect, and end the program of the server."""
         self._end.set()
         if self._running is not None:
             if self._client is not None:
@@ -100,7 +100,9 @@ class McpConnection:
         """Connect, list the tools, and stay connected until `close`."""
         try:
             async with AsyncExitStack() as stack:
-                client = await stack.enter_async_context(Client(_transport(self.name, self.config), cache=None))
+                asked = accept_defaults if self.config.elicitation == "defaults" else None
+                transport = _transport(self.name, self.config)
+                client = await stack.enter_async_context(Client(transport, cache=None, elicitation_callback=asked))
                 self.tools = await _listed(client)
                 self._client = client
                 if not ready.done():
@@ -108,7 +110,7 @@ class McpConnection:
                 await self._end.wait()
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # an exception group of whatever the transport's tasks raised
+        except BaseException as error:  # an exception group of the errors of the transport's tasks
             if not ready.done():
                 known = isinstance(error, ConfigError)
                 ready.set_exception(error if known else self._unavailable(_first_line(error)))
@@ -122,7 +124,7 @@ class McpConnection:
 
 
 async def _listed(client: Client) -> list[McpTool]:
-    """All tools, page by page. A server that never stops listing is cut off."""
+    """Return all tools, requested page by page. The number of pages is limited."""
     tools: list[McpTool] = []
     cursor: str | None = None
     for _ in range(MAX_PAGES):
@@ -136,27 +138,18 @@ async def _listed(client: Client) -> list[McpTool]:
 
 def _transport(name: str, config: McpServerConfig) -> Any:
     _check_complete(name, config)
-    limit = config.max_result_kb << 11  # JSON and base64 take more room than what they carry
+    limit = config.max_result_kb << 11  # JSON and base64 are larger than their content
     if config.url is None:
         env = {key: value for key, value in config.env.items() if value != NOT_KEPT}
         wanted = (*config.pass_env, *(key for key in config.env if key not in env))
         return stdio_transport(
             config.command, env | {key: os.environ[key] for key in wanted if key in os.environ}, config.cwd, limit
         )
-    headers = dict(config.headers)
-    if config.token_env is not None:
-        token = os.environ.get(config.token_env)
-        if not token:
-            raise ConfigError(
-                f"the environment variable {config.token_env} holds no token for the MCP server '{name}'",
-                f"export {config.token_env}=...",
-            )
-        headers["Authorization"] = f"Bearer {token}"
-    return _http(config.url, headers, config.timeout_s, limit)
+    return http_transport(name, config, limit)
 
 
 def _check_complete(name: str, config: McpServerConfig) -> None:
-    """Raise `ConfigError` for saved settings, whose secrets are not kept: a server would be asked without them."""
+    """Raise `ConfigError` for saved settings, which lack their secrets: the server would be called without them."""
     for header, value in config.headers.items():
         if NOT_KEPT in value:
             raise ConfigError(
@@ -172,53 +165,8 @@ def _check_complete(name: str, config: McpServerConfig) -> None:
         )
 
 
-@asynccontextmanager
-async def _http(
-    url: str, headers: Mapping[str, str], timeout_s: float, limit: int
-) -> AsyncGenerator[tuple[Any, Any], None]:
-    timeout = httpx2.Timeout(timeout_s, read=max(timeout_s, 300.0))
-    transport = _BoundedTransport(httpx2.AsyncHTTPTransport(), limit)
-    async with (
-        httpx2.AsyncClient(headers=dict(headers), timeout=timeout, transport=transport, trust_env=False) as client,
-        streamable_http_client(url, http_client=client, max_sse_event_size=limit) as streams,
-    ):
-        yield streams
-
-
-class _BoundedTransport(httpx2.AsyncBaseTransport):
-    """Cuts off bodies above `limit` bytes, except streams of events, whose single events the SDK bounds."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport, limit: int) -> None:
-        self._inner, self._limit = inner, limit
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            response.stream = _BoundedStream(response.stream, self._limit, request)
-        return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: Any, limit: int, request: httpx2.Request) -> None:
-        self._inner, self._limit, self._request = inner, limit, request
-
-    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        size = 0
-        async for chunk in self._inner:
-            size += len(chunk)
-            if size > self._limit:
-                raise httpx2.ReadError(f"the answer is larger than {self._limit >> 10} kB", request=self._request)
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
 def _first_line(error: BaseException) -> str:
-    """What went wrong, of a group the first error."""
+    """Return the first line of the error, or of the first error of a group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = str(error).partition("\n")[0]

@@ -1,23 +1,28 @@
-"""Any tools as an MCP server, over stdio or streamable HTTP: `serve_stdio`, `http_app`.
+"""Serves any tools over MCP, on stdio or streamable HTTP: `serve_stdio`, `http_app`.
 
-Calls go through a `ToolSession`, so arguments, policies and limits are those of every other caller.
+Calls go through a `ToolSession`, so arguments, policies and limits are handled as for every other caller.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from mcp.server.lowlevel import Server
 from mcp_types import (
+    AudioContent,
+    BlobResourceContents,
     CallToolRequestParams,
     CallToolResult,
+    EmbeddedResource,
     ImageContent,
     ListToolsResult,
     TextContent,
+    TextResourceContents,
     ToolAnnotations,
 )
 from mcp_types import Tool as McpTool
@@ -30,7 +35,7 @@ from midstream.tools.toolbox import Toolbox
 
 
 def make_server(toolbox: Toolbox, name: str = "midstream") -> Server[ToolSession]:
-    """A server of all tools of `toolbox`, opened with the server and closed with it."""
+    """Return a server of all tools of `toolbox`, which are opened and closed with the server."""
 
     @asynccontextmanager
     async def opened(_: Server[ToolSession]) -> AsyncIterator[ToolSession]:
@@ -64,7 +69,7 @@ async def serve_stdio(toolbox: Toolbox) -> None:
 
 
 def http_app(toolbox: Toolbox) -> Any:
-    """An ASGI app that serves streamable HTTP at `/mcp`, for loopback only."""
+    """Return an ASGI app that serves streamable HTTP at `/mcp`, for loopback only."""
     return make_server(toolbox).streamable_http_app(host="127.0.0.1")
 
 
@@ -78,14 +83,27 @@ def _declared(spec: ToolSpec) -> McpTool:
 
 
 def _answer(call: ToolCall, result: ToolResult | None) -> CallToolResult:
-    """The text that an agent of ours would read, then images. `structured_content` holds data of a single part."""
+    """Return the text that an agent in this process would read, then images, sounds and files. `structured_content` is
+    the data of a result with a single part."""
     parts = result.parts if result is not None else ()
-    images = [_image(part) for part in parts if part.kind == "image" and part.content is not None]
+    blocks = [_block(part, place) for place, part in enumerate(parts) if part.content is not None]
     data = parts[0].data if len(parts) == 1 and isinstance(parts[0].data, dict) and call.ok else None
     return CallToolResult(
-        content=[TextContent(text=call.result), *images], structured_content=data, is_error=not call.ok
+        content=[TextContent(text=call.result), *blocks], structured_content=data, is_error=not call.ok
     )
 
 
-def _image(part: ToolContent) -> ImageContent:
-    return ImageContent(data=base64.b64encode(part.content or b"").decode(), mime_type=part.media_type)
+def _block(part: ToolContent, place: int) -> ImageContent | AudioContent | EmbeddedResource:
+    """A part that has bytes. A file is an embedded resource: as text if it is text, else in base64."""
+    content = part.content or b""
+    encoded = base64.b64encode(content).decode()
+    if part.kind == "image":
+        return ImageContent(data=encoded, mime_type=part.media_type)
+    if part.media_type.startswith("audio/"):
+        return AudioContent(data=encoded, mime_type=part.media_type)
+    uri = part.source if urlsplit(part.source).scheme else f"result:///{place}/{quote(part.source)}"
+    if part.media_type.startswith("text/") or part.media_type == "application/json":
+        with suppress(UnicodeDecodeError):
+            text = content.decode()
+            return EmbeddedResource(resource=TextResourceContents(uri=uri, mime_type=part.media_type, text=text))
+    return EmbeddedResource(resource=BlobResourceContents(uri=uri, mime_type=part.media_type, blob=encoded))

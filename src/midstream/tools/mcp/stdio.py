@@ -1,4 +1,4 @@
-"""A transport to an MCP server that is a program: bounded lines, a clean environment, and no process left behind.
+"""Transport to an MCP server that is a program: bounded lines, a clean environment, and no process left behind.
 
 The SDK's own stdio client reads lines of any length and passes the server's stderr on to ours.
 """
@@ -20,7 +20,7 @@ from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
 END_S = 2.0
-"""Seconds a server may take to end after its input was closed."""
+"""Time limit for a server to end after its input was closed, in seconds."""
 
 
 @asynccontextmanager
@@ -29,7 +29,7 @@ async def stdio_transport(
 ) -> AsyncGenerator[tuple[Any, Any], None]:
     """Start `command` and yield the streams of its messages. A line longer than `max_line` bytes ends the connection.
 
-    Raises `OSError` when it cannot be started. Its process group is killed in the end."""
+    Raises `OSError` if it cannot be started. Kills its process group at the end."""
     process = await anyio.open_process(
         list(command),
         stdin=PIPE,
@@ -89,7 +89,7 @@ async def _write(process: anyio.abc.Process, from_session: Any, to_session: Any)
                 text = sent.message.model_dump_json(by_alias=True, exclude_unset=True)
                 await process.stdin.send(text.encode() + b"\n")
     except (anyio.ClosedResourceError, anyio.BrokenResourceError, OSError):
-        await to_session.aclose()  # so that the session sees the end, not a request without an answer
+        await to_session.aclose()  # so that the session sees the end instead of waiting for an answer
 
 
 async def _end(process: anyio.abc.Process) -> None:
@@ -104,5 +104,5 @@ async def _end(process: anyio.abc.Process) -> None:
     await process.wait()
     if process.stdout is not None:
         with anyio.move_on_after(END_S), contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
-            async for _ in process.stdout:  # what is left in the pipe, so that it closes
+            async for _ in process.stdout:  # reads the rest of the pipe, so that it closes
                 pass

@@ -1,7 +1,7 @@
 """Wrappers around any `Toolset`, each for one concern.
 
-`GuardToolset` turns what a call raises into a classified result, which the others read. A trajectory's chain, from the
-tools outwards: guard, recording or replay, statistics, breaker, retry, approval, budget, fallback.
+`GuardToolset` converts exceptions of a call to a classified result, which the other wrappers read. The wrappers of a
+trajectory, from the tools outwards: guard, recording or replay, statistics, breaker, retry, approval, budget, fallback.
 """
 
 from midstream.tools.policies.approval import ApprovalToolset, Approve

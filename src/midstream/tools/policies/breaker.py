@@ -1,6 +1,6 @@
-"""`BreakerToolset`: a circuit breaker. A tool that keeps failing for infrastructure is not called for a while.
+"""`BreakerToolset`: a circuit breaker. Pauses a tool after repeated failures of its infrastructure.
 
-A timeout may be the fault of the arguments that one model wrote, so those of a trajectory count once.
+A timeout may be caused by the arguments of one trajectory's model, so the timeouts of a trajectory count once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 
 @dataclass(slots=True)
 class Breaker:
-    """State of one tool's breaker: closed, open until a time, or probing with one call."""
+    """State of one tool's breaker: closed, open until a deadline, or probing with one call."""
 
     failures: int
     """Consecutive outages that open it. All timeouts of a trajectory count as one."""
     open_s: float
-    """Seconds that it stays open before one call may probe the tool."""
+    """Seconds until one call may probe the tool."""
     _outages: int = 0
     _timed_out: set[object] = field(default_factory=set)
     """Trajectories whose timeout has been counted."""
@@ -53,18 +53,18 @@ class Breaker:
             self._open_until = clock.monotonic() + self.open_s
 
     def release(self) -> None:
-        """Take back an admitted call that ended without an outcome."""
+        """Undo `admit` for a call that ended without an outcome."""
         self._probing = False
 
     @property
     def open(self) -> bool:
-        """Whether calls are refused at the moment."""
+        """Whether calls are currently refused."""
         return self._open_until is not None and (self._probing or clock.monotonic() < self._open_until)
 
 
 class BreakerToolset(ToolsetWrapper):
-    """Fails calls of tools whose breaker is open as `unavailable`, without calling them. `breakers`, by tool name, are
-    shared by all trajectories; this toolset is of one."""
+    """Fails calls of tools whose breaker is open as `unavailable`, without calling the tools. `breakers`, by tool name,
+    are shared by all trajectories; each trajectory has its own `BreakerToolset`."""
 
     def __init__(self, inner: Toolset, breakers: dict[str, Breaker], failures: int, open_s: float) -> None:
         super().__init__(inner)

@@ -1,4 +1,4 @@
-"""`BudgetToolset`: one trajectory's limits on calls, seconds and cost, per tool and over all tools."""
+"""`BudgetToolset`: limits one trajectory's calls, seconds and cost, per tool and over all tools."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 
 @dataclass(slots=True)
 class Spent:
-    """What was used of a budget."""
+    """The used part of a budget."""
 
     calls: int = 0
     seconds: float = 0.0
     cost: float = 0.0
 
     def refusal(self, budget: Budget, cost: float) -> str:
-        """Why a call of this `cost` is over `budget`; empty if it is not."""
+        """Return why a call of this `cost` exceeds `budget`; empty if it does not."""
         if budget.calls is not None and self.calls >= budget.calls:
             return f"no tool calls are left (at most {budget.calls})"
         if budget.seconds is not None and self.seconds >= budget.seconds:
@@ -33,7 +33,7 @@ class Spent:
 
 
 class BudgetToolset(ToolsetWrapper):
-    """Refuses calls over budget as `over_budget`; a refused call is free. A call counts once, with its retries."""
+    """Refuses calls that exceed a budget as `over_budget`, free of charge. A call and its retries count once."""
 
     def __init__(self, inner: Toolset, total: Budget, by_tool: Mapping[str, Budget]) -> None:
         super().__init__(inner)
@@ -43,11 +43,11 @@ class BudgetToolset(ToolsetWrapper):
 
     @property
     def remaining(self) -> int | None:
-        """Calls left of the total budget; None without a limit."""
+        """Number of remaining calls of the total budget; None without a limit."""
         return None if self.total.calls is None else max(0, self.total.calls - self.spent.calls)
 
     def charge(self, name: str) -> None:
-        """Count a call of `name` that did not run."""
+        """Charge a call of `name` that did not run."""
         self.spent.calls += 1
         self._of(name).calls += 1
 
@@ -58,7 +58,7 @@ class BudgetToolset(ToolsetWrapper):
             return ToolResult.failure(OVER_BUDGET, refused)
         if refused := own.refusal(limit, cost):
             return ToolResult.failure(OVER_BUDGET, f"{name}: {refused}")
-        # Before the call, so that calls made at the same time count too.
+        # before the call, so that concurrent calls count too
         for spent in (self.spent, own):
             spent.calls += 1
             spent.cost += cost

@@ -1,4 +1,4 @@
-"""`FallbackToolset`: when a tool fails, tries those of its fallback chain."""
+"""`FallbackToolset`: when a tool fails, tries the tools of its fallback chain."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 class FallbackToolset(ToolsetWrapper):
     """Returns the first success of the tool and its fallbacks, else the tool's own failure.
 
-    A call that was refused or over budget does not fall back. A fallback that is not there, or cannot take the
-    arguments, is skipped."""
+    A refused call or one over budget does not fall back. A fallback that is missing or cannot take the arguments is
+    skipped."""
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         result = await self.inner.call(name, arguments)
@@ -36,8 +36,8 @@ class FallbackToolset(ToolsetWrapper):
 
 
 def adapted(arguments: Mapping[str, Any], target: ToolSpec) -> Mapping[str, Any] | None:
-    """`arguments` of one tool for `target`: unchanged if they are valid there, else a single value, or all arguments as
-    JSON, under the only parameter that `target` requires. None if `target` can take neither."""
+    """Adapt the `arguments` of one tool to `target`: unchanged if they are valid there, else a single value, or all
+    arguments as JSON, as the only required parameter of `target`. None if neither is possible."""
     checked = validate_arguments(target, arguments)
     if not checked.problems:
         return checked.raw

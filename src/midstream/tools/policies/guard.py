@@ -1,4 +1,4 @@
-"""`GuardToolset`: holds each call to its time limit and turns what it raises into a classified result."""
+"""`GuardToolset`: enforces the time limit of each call and converts its exceptions to a classified result."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 
 
 class GuardToolset(ToolsetWrapper):
-    """Never raises for a failing tool: its results have an `error_kind`."""
+    """Does not raise for a failing tool: its result has an `error_kind`."""
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         limit = self.specs[name].timeout_s
         task = asyncio.create_task(self._call(name, arguments))
         try:
-            # `wait`, not `wait_for`: a tool that ignores its cancellation must not block the trajectory.
+            # `wait`, not `wait_for`: a tool that ignores cancellation must not block the trajectory
             await asyncio.wait({task}, timeout=limit)
         except asyncio.CancelledError:
             task.cancel()

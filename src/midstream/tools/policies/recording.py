@@ -1,9 +1,9 @@
-"""Recording and replay of tool calls: tests and offline training without the services behind the tools.
+"""Recording and replay of tool calls, for tests and offline training without the services behind the tools.
 
-A recording is a JSON-lines file. Each line is a call (`tool`, `args`), which occurrence of that call in its trajectory
-it was (`n`), and its result; of the same occurrence in several trajectories the first result is kept. Replay answers
-the n-th occurrence of a call with the first recorded result for it, and later ones with the last; results are those of
-single attempts, so retries and fallbacks repeat as well.
+A recording is a JSON-lines file. Each line is a call (`tool`, `args`), the number of its occurrence in its trajectory
+(`n`), and its result. If several trajectories have the same occurrence, the first result is kept. Replay answers the
+n-th occurrence of a call with the result recorded for it, and later ones with the last result. Results are those of
+single attempts, so retries and fallbacks are repeated too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Key = tuple[str, str, int]
 
 
 class RecordedCalls:
-    """The recorded results, by call. Raises `ConfigError` for a file that is not a recording."""
+    """Recorded results by call. Raises `ConfigError` for a file that is not a recording."""
 
     def __init__(self, path: str | Path, *, replay: bool) -> None:
         self.path = Path(path)
@@ -33,17 +33,17 @@ class RecordedCalls:
             self._load()
 
     def add(self, key: Key, result: ToolResult) -> None:
-        """Append a result to the file; the first result of a call stands."""
+        """Append a result to the file, unless the call has one."""
         if key in self.results:
             return
         tool, args, n = key
         line = json.dumps({"tool": tool, "args": json.loads(args), "n": n, "result": _to_json(result)})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-        self.results[key] = result  # only once it is in the file
+        self.results[key] = result  # after it is in the file
 
     def find(self, key: Key) -> ToolResult | None:
-        """The result of the call, or of its last earlier occurrence."""
+        """Return the result of the call, or of its last earlier occurrence."""
         tool, args, n = key
         return next((self.results[tool, args, m] for m in range(n, -1, -1) if (tool, args, m) in self.results), None)
 
@@ -62,7 +62,7 @@ class RecordedCalls:
 
 
 class RecordingToolset(ToolsetWrapper):
-    """Calls `inner` and adds each result to the recording. One per trajectory."""
+    """Calls `inner` and appends each result to the recording. One per trajectory."""
 
     def __init__(self, inner: Toolset, recording: RecordedCalls) -> None:
         super().__init__(inner)
@@ -77,8 +77,7 @@ class RecordingToolset(ToolsetWrapper):
 
 
 class ReplayToolset(ToolsetWrapper):
-    """Answers from the recording and never calls `inner`. A call that was not recorded is `unavailable`. One per
-    trajectory."""
+    """Answers from the recording, never by `inner`. An unrecorded call is `unavailable`. One per trajectory."""
 
     def __init__(self, inner: Toolset, recording: RecordedCalls) -> None:
         super().__init__(inner)
@@ -95,7 +94,7 @@ class ReplayToolset(ToolsetWrapper):
 
 
 def canonical(arguments: Any) -> str:
-    """Arguments as text that is equal for equal arguments."""
+    """Return arguments as text that is equal for equal arguments."""
     return json.dumps(arguments, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
 
 
@@ -121,10 +120,10 @@ def _to_json(result: ToolResult) -> dict[str, Any]:
 
 
 def _json_data(data: Any) -> Any:
-    """`data` as JSON can hold it: what has no JSON form, such as a date, as text."""
+    """Return `data` as JSON data; values without a JSON form, such as dates, become text."""
     try:
         return json.loads(json.dumps(data, default=str))
-    except (TypeError, ValueError, RecursionError):  # keys that are no texts, references in a circle
+    except (TypeError, ValueError, RecursionError):  # keys other than text, circular references
         return str(data)
 
 

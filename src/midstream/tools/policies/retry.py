@@ -1,4 +1,4 @@
-"""`RetryToolset`: repeats failed calls as the tool's policy says, with exponential backoff and full jitter."""
+"""`RetryToolset`: repeats failed calls by the tool's policy, with exponential backoff and full jitter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from midstream.tools.policies.wrapper import ToolsetWrapper
 
 
 class RetryToolset(ToolsetWrapper):
-    """Retries `transient` failures, and those of an idempotent tool that may be repeated: `timeout`, `unavailable`."""
+    """Retries `transient` failures, and `timeout` and `unavailable` of idempotent tools."""
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         policy = self.specs[name].policy

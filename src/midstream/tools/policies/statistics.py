@@ -1,4 +1,4 @@
-"""`StatisticsToolset`: availability, latency and success of each tool, over all trajectories that share them."""
+"""`StatisticsToolset`: measures availability, latency and success of each tool over all trajectories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from midstream.tools.errors import TIMEOUT, UNAVAILABLE
 from midstream.tools.policies.wrapper import ToolsetWrapper
 
 WINDOW = 100
-"""Latest attempts that rates and latency are computed over."""
+"""Number of latest attempts from which rates and latency are computed."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class ToolStatistics:
 
     @property
     def availability(self) -> float | None:
-        """Share of attempts that the tool answered, if only with an error."""
+        """Share of attempts that the tool answered, even with an error."""
         return statistics.fmean(there for there, _, _ in self._latest) if self._latest else None
 
     @property
@@ -42,12 +42,12 @@ class ToolStatistics:
 
     @property
     def latency_s(self) -> float | None:
-        """Median seconds of an attempt."""
+        """Median duration of an attempt in seconds."""
         return statistics.median(latency for _, _, latency in self._latest) if self._latest else None
 
 
 class StatisticsToolset(ToolsetWrapper):
-    """Adds each attempt to `statistics`, by tool name."""
+    """Counts each attempt in `statistics`, by tool name."""
 
     def __init__(self, inner: Toolset, statistics: dict[str, ToolStatistics]) -> None:
         super().__init__(inner)

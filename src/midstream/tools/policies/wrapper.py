@@ -1,4 +1,4 @@
-"""`ToolsetWrapper`: forwards everything to another toolset; the base of every wrapper."""
+"""`ToolsetWrapper`: base of the wrappers; forwards everything to another toolset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from midstream.core.toolsets import ToolResult, Toolset, ToolSpec
 
 
 class ToolsetWrapper:
-    """Forwards to `inner`. `specs` are the tools that `inner` listed, by name."""
+    """Forwards to `inner`. `specs` holds the tools listed by `inner`, by name."""
 
     def __init__(self, inner: Toolset) -> None:
         self.inner = inner

@@ -1,6 +1,6 @@
-"""Runs code that a model wrote: away from our process, with limits, and with an outcome for whatever it does.
+"""Runs model-written code outside of this process, with limits and a defined outcome.
 
-`open_sandbox(config)` gives the best backend this machine has; `Sandbox.run` runs one piece of code, and
+`open_sandbox(config)` returns the best backend of this machine; `Sandbox.run` runs one piece of code, and
 `Sandbox.session` keeps variables and files between calls. A backend in a container or on another machine implements the
 same protocol and passes the same tests (`tests/tools/sandbox`).
 """

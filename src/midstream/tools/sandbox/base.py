@@ -1,13 +1,13 @@
-"""The protocol of a sandbox, and the data that goes in and comes out.
+"""The protocol of a sandbox and its data.
 
-Every backend gives the same promises: code that a model wrote runs with limits and away from our process, whatever it
-does is reported as one of `OUTCOMES`, and the next call works.
+Every backend guarantees the same: model-written code runs with limits outside of this process, whatever it does is
+reported as one of `OUTCOMES`, and the next call works.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Literal, Protocol, Self, get_args
@@ -22,39 +22,39 @@ MAX_NAME_CHARS = 200
 
 
 class SandboxUnavailable(UserError):
-    """A backend cannot run on this machine; the message says why and what to install."""
+    """A backend cannot run on this machine. The message says why and what to install."""
 
 
 class SandboxFailed(ToolUnavailable):
-    """A sandbox broke before the code ran: an infrastructure error, never a property of the code."""
+    """A sandbox failed before the code ran: an infrastructure error, never caused by the code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one call.
+    """Result of one call.
 
-    `ok`: ran to its end. `error`: raised, or ended its process. `timeout`: used more wall or CPU time than allowed.
-    `memory`: more memory. `output`: printed more, or made more files. `refused`: was not run.
+    `ok`: the code finished. `error`: it raised, or ended its process. `timeout`: it exceeded its wall or CPU time.
+    `memory`: it exceeded its memory. `output`: it printed too much or made too many files. `refused`: it did not run.
     """
 
     outcome: Outcome
     stdout: str = ""
     stderr: str = ""
-    """What was printed there; of an error also the traceback."""
+    """Printed text; after an error also the traceback."""
     value: str | None = None
-    """The last expression's value as text, as a notebook shows it; None when there is none."""
+    """Value of the last expression as text, as a notebook shows it; None without one."""
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
-    """Files the call created or changed in its folder, by relative path. Open matplotlib figures are in it as
-    `figure-N.png`, a table (pandas) that is the last expression's value as `table-N.csv`."""
+    """Files that the call created or changed in its folder, by relative path. Includes open matplotlib figures as
+    `figure-N.png`, and a pandas table that is the last expression's value as `table-N.csv`."""
     left_out: tuple[str, ...] = ()
     """Files that were created but were too many or too large to return."""
     detail: str = ""
     """For outcomes other than `ok`: what happened, in one line."""
     state_lost: bool = False
-    """The session lost its variables and files with this call; its next call starts afresh."""
+    """Whether the session lost its variables and files with this call; its next call starts with a new state."""
     wall_s: float = 0.0
     cpu_s: float | None = None
-    """CPU seconds of the call with its child processes; None where the backend cannot tell."""
+    """CPU seconds of the call, including its child processes; None if the backend cannot measure them."""
     backend: str = ""
 
     @property
@@ -62,7 +62,7 @@ class Result:
         return self.outcome == "ok"
 
     def observation(self) -> str:
-        """The result as text for a model: what was printed, the value, the error, the names of the files."""
+        """Return the result as text for a model: printed text, value, error, names of the files."""
         parts = [self.stdout.rstrip("\n"), self.value or "", self.stderr.rstrip("\n")]
         if self.outcome != "ok" and self.detail and self.detail not in self.stderr:
             parts.append(f"[{self.outcome}] {self.detail}")
@@ -76,40 +76,43 @@ class Result:
 
 
 class Session(Protocol):
-    """Keeps variables and files between calls, like the cells of a notebook; for one trajectory."""
+    """Keeps variables and files between the calls of one trajectory, like the cells of a notebook."""
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None) -> Result:
-        """Run one cell; `files` are put into its folder first. Calls wait for each other."""
+        """Run one cell, after placing `files` in its folder. Calls wait for each other."""
         ...
 
     async def close(self) -> None: ...
 
-    async def __aenter__(self) -> Self: ...
+    async def __aenter__(self) -> Self:
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        await self.close()
 
 
 class Sandbox(Protocol):
     """Runs Python code of unknown origin. Used on one event loop; `close` ends every process."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        """Run `code` once, with no state before or after. Raises `SandboxFailed` when the sandbox itself breaks."""
-        ...
+        """Run `code` once, without state. Raises `SandboxFailed` if the sandbox itself fails."""
+        async with self.session(limits) as session:
+            result = await session.run(code, files)
+        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> Session:
-        """A session of its own; starts with its first call."""
+        """Return a new session. It starts with its first call."""
         ...
 
     async def close(self) -> None: ...
 
 
 def refusal(code: str, files: Mapping[str, bytes], limits: Limits) -> str:
-    """Why a request cannot be run at all, or an empty text."""
+    """Return why a request cannot be run at all; empty if it can."""
     size = len(code.encode("utf-8", "surrogatepass"))
     if size > MAX_SOURCE_BYTES:
         return f"the source is {size / (1 << 20):.1f} MB; at most {MAX_SOURCE_BYTES >> 20} MB is run"
@@ -127,7 +130,7 @@ def refusal(code: str, files: Mapping[str, bytes], limits: Limits) -> str:
 
 
 def safe_name(name: str) -> bool:
-    """Whether `name` is a relative path that stays in its folder and every file system can hold."""
+    """Whether `name` is a relative path that stays in its folder and is valid on every file system."""
     parts = PurePosixPath(name).parts
     return (
         0 < len(name) <= MAX_NAME_CHARS

@@ -1,7 +1,7 @@
-"""The backend `bubblewrap`: full CPython in Linux namespaces, one set of processes a session.
+"""The backend `bubblewrap`: full CPython in Linux namespaces, one set of processes per session.
 
-Stops: network, files outside, other processes, privileges, and use of CPU, memory, processes, disk and output above the
-limits. Does not stop a hole in the kernel itself; see docs/sandbox.md.
+Blocks the network, files outside, other processes and privileges, and limits CPU, memory, processes, disk and output.
+Does not protect against vulnerabilities of the kernel; see docs/sandbox.md.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
-from midstream.tools.sandbox.base import Result, SandboxFailed, SandboxUnavailable, refusal
+from midstream.tools.sandbox.base import Result, Sandbox, SandboxFailed, SandboxUnavailable, Session, refusal
 from midstream.tools.sandbox.config import Limits, SandboxConfig
 from midstream.tools.sandbox.launch import bwrap
 from midstream.tools.sandbox.process import BACKEND, Worker
 
 _checked: list[str] = []
-"""What `check` returns without another try."""
+"""The result of a successful `check`, so that bubblewrap is tried once per process."""
 
 
-class Bubblewrap:
+class Bubblewrap(Sandbox):
     """Keeps `warm` interpreters ready; each serves one session or call and is then killed."""
 
     name = BACKEND
@@ -33,13 +31,9 @@ class Bubblewrap:
         self._taken: set[Worker] = set()
         self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Semaphore(self._config.concurrency)
+        self.turn = asyncio.Semaphore(self._config.concurrency)
+        """Acquired during a call."""
         self._closed = False
-
-    async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        async with self.session(limits) as session:
-            result = await session.run(code, files)
-        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> BubblewrapSession:
         return BubblewrapSession(self, limits or self._config.limits)
@@ -59,7 +53,7 @@ class Bubblewrap:
         await asyncio.gather(*self._ending)
 
     async def take(self, file_mb: int) -> Worker:
-        """An interpreter that has run nothing yet."""
+        """Return an interpreter that has run nothing yet."""
         if self._closed:
             raise SandboxFailed("the sandbox is closed")
         while file_mb == self._config.limits.file_mb and self._ready:
@@ -74,17 +68,12 @@ class Bubblewrap:
         return worker
 
     def release(self, worker: Worker) -> None:
-        """Kill `worker`; its end is waited for in the background."""
+        """Kill `worker`, and wait for its end in the background."""
         worker.kill()
         self._taken.discard(worker)
         task = asyncio.ensure_future(worker.close())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
-
-    @property
-    def turn(self) -> asyncio.Semaphore:
-        """Held while a call runs."""
-        return self._turn
 
     def _refill(self) -> None:
         if self._starting is None or self._starting.done():
@@ -98,7 +87,7 @@ class Bubblewrap:
                 return  # the next call that needs one starts it itself and gets the error
 
 
-class BubblewrapSession:
+class BubblewrapSession(Session):
     """See `base.Session`."""
 
     def __init__(self, sandbox: Bubblewrap, limits: Limits) -> None:
@@ -129,17 +118,10 @@ class BubblewrapSession:
             self._sandbox.release(self._worker)
             self._worker = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
 
 async def check() -> str:
-    """Try bubblewrap, until it ran once in this process: an empty text when it runs code here, else why it does not."""
+    """Return why bubblewrap cannot run code on this machine; empty if it can. Tries it until it has run once in this
+    process."""
     if _checked:
         return _checked[0]
     reason = await _try()

@@ -1,4 +1,4 @@
-"""Which backends this machine has, and the one to use: `open_sandbox`."""
+"""Selects a backend: `backends` lists those of this machine, `open_sandbox` opens one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from midstream.tools.sandbox.config import SandboxConfig
 
 @dataclass(frozen=True)
 class Backend:
-    """One backend on this machine. `reason` says why it cannot run; empty when it can."""
+    """One backend on this machine. `reason` says why it cannot run; empty if it can."""
 
     name: str
     runs: str
@@ -23,7 +23,7 @@ class Backend:
 
 
 async def backends() -> list[Backend]:
-    """Every backend, the safest first. Tries bubblewrap, unless it already ran in this process."""
+    """Return all backends, safest first. Tries bubblewrap, unless it has already run in this process."""
     missing = interpreter.missing()
     return [
         Backend("bubblewrap", "full CPython with the installed packages", await bubblewrap.check()),
@@ -34,8 +34,9 @@ async def backends() -> list[Backend]:
 
 
 async def open_sandbox(config: SandboxConfig | None = None) -> Sandbox:
-    """The sandbox `config` asks for. `auto` takes the first of `backends` that runs here: the kernel holds bubblewrap's
-    processes, while the interpreter is held by its own code alone. Raises `SandboxUnavailable` when there is none."""
+    """Return the sandbox of `config`. `auto` selects the first of `backends` that can run: the kernel confines
+    bubblewrap's processes, while the interpreter is confined by its own code only. Raises `SandboxUnavailable` if none
+    can."""
     config = config or SandboxConfig()
     found = await backends()
     for backend in found:

@@ -1,7 +1,7 @@
-"""The backend `interpreter`: pydantic-monty, a small Python written in Rust, in processes of its own.
+"""The backend `interpreter`: pydantic-monty, a small Python interpreter written in Rust, in separate processes.
 
-Code has no files, no network, no processes and no packages: the language has no way to name them. What it cannot run
-(generators, most of the standard library) it says. What holds it is that interpreter alone, not the kernel.
+Code has no files, network, processes or packages: the language cannot name them. Unsupported features (generators, most
+of the standard library) are errors. Only the interpreter itself confines the code, not the kernel.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from midstream.core.text import cleaned
-from midstream.tools.sandbox.base import Outcome, Result, SandboxFailed, SandboxUnavailable, refusal
+from midstream.tools.sandbox.base import Outcome, Result, Sandbox, SandboxFailed, SandboxUnavailable, Session, refusal
 from midstream.tools.sandbox.config import Limits, SandboxConfig
 
 if TYPE_CHECKING:
@@ -29,17 +27,16 @@ BACKEND = "interpreter"
 INSTALL = "pip install 'midstream[sandbox]'"
 MAX_VALUE_CHARS = 64 << 10
 MAX_SESSIONS = 1024
-"""Open at once; each holds a process of a few MB."""
+"""Concurrent sessions; each uses a process of a few MB."""
 GRACE_S = 1.0
-"""How long a call may overstay before its process is killed."""
+"""Seconds beyond its time limit after which the process of a call is killed."""
 CRASHED = "the interpreter's process ended"
 
 
-class Interpreter:
-    """A pool of interpreter processes; a process is used by one session at a time and forgets it afterwards.
+class Interpreter(Sandbox):
+    """A pool of interpreter processes. A process serves one session at a time and keeps nothing of it.
 
-    Calls go through threads of its own: the asynchronous client of pydantic-monty 1.4 aborts the program when it ends
-    soon after a call.
+    Calls run in threads: the asynchronous client of pydantic-monty 1.4 aborts the program if it ends soon after a call.
     """
 
     name = BACKEND
@@ -49,14 +46,9 @@ class Interpreter:
         self._pool: Monty | None = None
         self._opening = asyncio.Lock()
         self.turn = asyncio.Semaphore(self._config.concurrency)
-        """Held while a call runs."""
+        """Acquired during a call."""
         self.opened: set[InterpreterSession] = set()
         self.threads = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="interpreter")
-
-    async def run(self, code: str, files: Mapping[str, bytes] | None = None, limits: Limits | None = None) -> Result:
-        async with self.session(limits) as session:
-            result = await session.run(code, files)
-        return replace(result, state_lost=False)
 
     def session(self, limits: Limits | None = None) -> InterpreterSession:
         return InterpreterSession(self, limits or self._config.limits)
@@ -69,7 +61,7 @@ class Interpreter:
         self.threads.shutdown(wait=False)
 
     async def pool(self) -> Monty:
-        """The pool, opened when first needed. Raises `SandboxUnavailable`."""
+        """Return the pool, opened on first use. Raises `SandboxUnavailable`."""
         async with self._opening:
             if self._pool is None:
                 if reason := missing():
@@ -82,7 +74,7 @@ class Interpreter:
             return self._pool
 
 
-class InterpreterSession:
+class InterpreterSession(Session):
     """See `base.Session`."""
 
     def __init__(self, sandbox: Interpreter, limits: Limits) -> None:
@@ -141,7 +133,7 @@ class InterpreterSession:
         return await asyncio.get_running_loop().run_in_executor(self._sandbox.threads, function, *arguments)
 
     def _kill(self) -> None:
-        """End the process that runs the current call; its client, whose child it is, reports that as a crash."""
+        """Kill the process that runs the current call. The client, its parent, reports a crash."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
 
@@ -152,23 +144,15 @@ class InterpreterSession:
             await self._in_thread(_close, session)
 
     async def end(self) -> None:
-        """Close, and end a call that runs."""
+        """Close, and end a running call."""
         if self._one_at_a_time.locked():
             self._kill()
         async with self._one_at_a_time:
             await self.close()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
 
 def _open(pool: Monty, limits: Limits) -> tuple[MontySession, int]:
-    """A session with a process of its own, and that process's id."""
+    """Return a session with its own process, and the id of that process."""
     from pydantic_monty import MontyError
 
     session = pool.checkout(
@@ -189,7 +173,7 @@ def _open(pool: Monty, limits: Limits) -> tuple[MontySession, int]:
 
 
 def _feed(session: MontySession, code: str, printed: _Printed) -> tuple[str | None, Outcome, str]:
-    """Run one cell: its value, the outcome and its detail."""
+    """Run one cell; return its value, its outcome and the detail."""
     from pydantic_monty import MontyCrashedError, MontyError
 
     try:
@@ -234,18 +218,18 @@ def _traceback(error: MontyError) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """`value` as a notebook shows it."""
+    """Return `value` as a notebook shows it."""
     if value is None:
         return None
     try:
         text = cleaned(repr(value))
-    except (ValueError, RecursionError):  # an integer or a nesting that Python does not print
+    except (ValueError, RecursionError):  # an integer too long, or nested too deeply, for Python to print
         text = f"<{type(value).__name__} too large to show>"
     return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "..."
 
 
 class _Printed:
-    """What a call prints, up to a limit for both streams together. Filled from a thread."""
+    """Printed text of a call, up to a limit for both streams together. Filled from a thread."""
 
     def __init__(self, limit: int, on_overflow: Callable[[], None]) -> None:
         self._room = limit
@@ -270,7 +254,7 @@ class _Printed:
 
 
 def missing() -> str:
-    """Why the interpreter cannot run here, or an empty text."""
+    """Return why the interpreter cannot run on this machine; empty if it can."""
     if importlib.util.find_spec("pydantic_monty") is None:
         return "the package pydantic-monty is not installed"
     from pydantic_monty._binary import find_monty_binary

@@ -1,4 +1,4 @@
-"""The bubblewrap command: what the sandbox's Python can see, and with which rights it runs."""
+"""Builds the bubblewrap command: what the sandbox's Python can see, and its rights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FONTS = "/opt/fonts.conf"
 SHARED_MEMORY_MB = 16
 """Size of /dev/shm, which semaphores of multiprocessing need."""
 OWN_USERS = range(0x70000000, 0x7FFD0000)
-"""User ids that no system hands out (systemd's list of reserved ranges)."""
+"""User ids that no system assigns (systemd's list of reserved ranges)."""
 FEW_USERS = range(61184, 65520)
-"""The same inside a container that maps few ids: those of systemd's dynamic users."""
+"""The same in a container that maps few ids: those of systemd's dynamic users."""
 ENVIRONMENT = {
     "FONTCONFIG_FILE": FONTS,
     "HOME": "/tmp",
@@ -40,7 +40,7 @@ INSTALL = "apt-get install bubblewrap (Debian, Ubuntu), dnf install bubblewrap (
 
 @functools.cache
 def bwrap() -> str:
-    """The path of bubblewrap. Raises `SandboxUnavailable`."""
+    """Return the path of bubblewrap. Raises `SandboxUnavailable`."""
     if not sys.platform.startswith("linux"):
         raise SandboxUnavailable("bubblewrap needs Linux", "use a Linux machine or container")
     if not seccomp.supported():
@@ -54,7 +54,8 @@ def bwrap() -> str:
 
 
 def own_user() -> int:
-    """A user id for one sandbox, so that limits by user bind it alone; 0 where bubblewrap itself is not root."""
+    """Return a user id for one sandbox, so that limits by user apply to it alone; 0 if bubblewrap does not run as
+    root."""
     if os.geteuid() != 0:
         return 0
     mapped = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
@@ -62,14 +63,14 @@ def own_user() -> int:
 
 
 def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) -> list[str]:
-    """The command line that starts one worker. `control`, `info` and `filter_fd` are open files it inherits; `user` is
-    what `own_user` gave."""
+    """Return the command line that starts one worker. It inherits the open files `control`, `info` and `filter_fd`;
+    `user` is the result of `own_user`."""
     python, libraries, site = _python()
     words = [bwrap(), "--die-with-parent", "--new-session", "--clearenv", "--hostname", "sandbox"]
     words += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--cap-drop", "ALL"]
     if user:
-        # Only for the worker's first lines, which give up root and with it these two.
+        # Only for the first lines of the worker, which drop root and these two capabilities.
         words += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         words += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
@@ -106,7 +107,7 @@ def command(control: int, info: int, filter_fd: int, user: int, file_mb: int) ->
 
 @functools.cache
 def _python() -> tuple[Path, tuple[str, ...], str]:
-    """This Python's own executable, the folders of its standard library, and where its packages are."""
+    """Return this Python's executable, and the folders of its standard library and packages."""
     python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     folders = {str(Path(sys.base_prefix, name).resolve()) for name in ("lib", sys.platlibdir)}
     return python, tuple(sorted(folder for folder in folders if Path(folder).is_dir())), sysconfig.get_path("platlib")

@@ -1,6 +1,6 @@
-"""One sandboxed interpreter from outside: started, asked, watched, killed.
+"""Controls one sandboxed interpreter from outside: starts, calls, watches and kills it.
 
-Whatever the code does, a call ends here: by an answer, by the death of the interpreter, or by a limit.
+Whatever the code does, a call ends: by an answer, by the death of the interpreter, or by a limit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REPORTED = ("ok", "error", "memory")
 
 
 class Worker:
-    """A sandboxed interpreter. It serves one session, then it is killed: nothing is ever used again by another."""
+    """A sandboxed interpreter. It serves one session and is then killed, never reused."""
 
     def __init__(self, process: subprocess.Popen[bytes], peer: socket.socket, outputs: tuple[int, int]) -> None:
         self._process = process
@@ -41,17 +41,17 @@ class Worker:
         self._outputs = outputs
         self._ended = os.pidfd_open(process.pid)
         self._first = 0
-        """The first process of the sandbox's namespace, which takes all others along when it dies."""
+        """The first process of the sandbox's namespace. When it dies, all others die."""
         self._own: set[int] = set()
         self._init = self._interpreter = self._folder = -1
         self._killed = False
         self._gone: asyncio.Future[None] | None = None
         self.busy = False
-        """A call is running."""
+        """Whether a call is running."""
 
     @classmethod
     async def start(cls, file_mb: int) -> Worker:
-        """Start one and wait until it can take a call. Raises `SandboxFailed` with what bubblewrap printed.
+        """Start a worker and wait until it can take a call. Raises `SandboxFailed` with bubblewrap's output.
 
         It dies with the thread that starts it, so the event loop's thread must outlive it.
         """
@@ -104,7 +104,7 @@ class Worker:
         await self._receive(1 << 10)
         self._first = int(json.loads(os.read(info, 4096))["child-pid"])
         self._init = os.pidfd_open(self._first)
-        # No foreign code has run yet: the first process has one child, the interpreter, and /tmp is what we mounted.
+        # No foreign code has run yet: the first process has one child, the interpreter, and /tmp is our mount.
         self._own = set(usage(self._first).pids)
         interpreter = next(pid for pid in self._own if pid != self._first)
         self._interpreter = os.pidfd_open(interpreter)
@@ -112,11 +112,11 @@ class Worker:
 
     @property
     def running(self) -> bool:
-        """False once it was killed or died."""
+        """False after it was killed or died."""
         return not self._killed and self._process.poll() is None
 
     async def call(self, code: str, files: Mapping[str, bytes], limits: Limits) -> Result:
-        """Run `code`. Afterwards the worker is frozen until its next call, or dead where it broke a limit."""
+        """Run `code`. Afterwards the worker is frozen until its next call, or dead if it exceeded a limit."""
         started, before = time.monotonic(), usage(self._first)
         captured = _Captured(self._outputs, limits.output_kb << 10)
         exchange = asyncio.ensure_future(self._exchange(code, files, limits))
@@ -171,7 +171,7 @@ class Worker:
         )
 
     async def _answer(self, exchange: asyncio.Future[_Reply]) -> tuple[Outcome, str, _Reply | None]:
-        """What the interpreter answered, or how it ended without an answer."""
+        """Return the interpreter's answer, or how it ended without one."""
         error = exchange.exception()
         if error is None:
             header, contents = exchange.result()
@@ -228,7 +228,7 @@ class Worker:
         return bytes(parts)
 
     async def _watch(self, limits: Limits, cpu_before: float) -> tuple[Outcome, str]:
-        """Return when all processes together use more than they may."""
+        """Return when all processes together exceed a limit."""
         memory = limits.memory_mb << 20
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
@@ -242,7 +242,7 @@ class Worker:
                 return "output", f"made more than {limits.files} files"
 
     async def _freeze(self) -> bool:
-        """Stop the interpreter until its next call; False when the code's other processes cannot be ended."""
+        """Stop the interpreter until its next call. Returns False if other processes of the code cannot be ended."""
         try:
             signal.pidfd_send_signal(self._interpreter, signal.SIGSTOP)
         except ProcessLookupError:
@@ -254,14 +254,14 @@ class Worker:
             for pid in others:
                 with contextlib.suppress(ProcessLookupError):
                     handle = os.pidfd_open(pid)
-                    if pid in usage(self._first).pids:  # still that process, not a later one with its number
+                    if pid in usage(self._first).pids:  # the same process, not a later one with its id
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
                     os.close(handle)
             await asyncio.sleep(0.001)
         return False
 
     def kill(self) -> None:
-        """Kill every process of the sandbox, now. `close` waits for it."""
+        """Kill every process of the sandbox. `close` waits for their end."""
         if not self._killed:
             self._killed = True
             if self._init >= 0:
@@ -270,7 +270,7 @@ class Worker:
             self._process.kill()
 
     async def close(self) -> None:
-        """Kill, wait until nothing is left, and release what was held for it. Not while a call runs."""
+        """Kill all processes, wait for their end, and release all resources. Must not be called during a call."""
         self.kill()
         await self._end()
         if self._ended < 0:
@@ -282,7 +282,7 @@ class Worker:
         self._ended = -1
 
     async def _exit_code(self) -> int:
-        """The interpreter's exit code, or 128 and the signal that ended it."""
+        """Return the interpreter's exit code, or 128 plus the signal that ended it."""
         try:
             await asyncio.wait_for(self._end(), END_TIMEOUT_S)
         except TimeoutError:
@@ -291,7 +291,7 @@ class Worker:
         return self._process.returncode
 
     async def _end(self) -> None:
-        """Wait until bubblewrap has ended, and with it everything inside."""
+        """Wait until bubblewrap has ended, and everything inside with it."""
         if self._gone is None:
             loop = asyncio.get_running_loop()
             self._gone = loop.create_future()
@@ -308,7 +308,7 @@ _Reply = tuple[dict[str, Any], dict[str, bytes]]
 
 
 class _Captured:
-    """What a call prints, up to a limit for both streams together."""
+    """Printed text of a call, up to a limit for both streams together."""
 
     def __init__(self, descriptors: tuple[int, int], limit: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -331,7 +331,7 @@ class _Captured:
             self.overflow.set_result(None)
 
     def stop(self) -> None:
-        """Take what is still there and read no more."""
+        """Read the available rest, and stop reading."""
         for descriptor, part in zip(self._descriptors, self._parts, strict=True):
             self._loop.remove_reader(descriptor)
             if not self.full:
@@ -344,7 +344,7 @@ class _Captured:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    """What can be read without waiting, at most `size` bytes."""
+    """Read up to `size` bytes without waiting."""
     parts: list[bytes] = []
     while size > 0:
         try:

@@ -1,4 +1,4 @@
-"""What a tree of processes uses, read from `/proc`: CPU time, memory, number."""
+"""Measures a tree of processes with `/proc`: CPU time, memory, number."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 STATE, CPU_TIMES, RESIDENT = 0, slice(11, 15), 21
 """Fields of `/proc/PID/stat` after the command's name; the times are utime, stime, cutime and cstime."""
 DEAD = ("Z", "X")
-"""States of a process that has ended and whose parent has not asked for it."""
+"""States of a process that has ended but was not yet waited for."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a process and all that descend from it. `cpu_s` includes those that have ended."""
+    """Usage of a process and its descendants. `cpu_s` includes descendants that have ended."""
 
     pids: tuple[int, ...]
     cpu_s: float
     resident_bytes: int
-    """Pages that processes share are counted once for each."""
+    """Pages shared by several processes are counted for each of them."""
 
 
 def usage(root: int) -> Usage:
-    """The tree below `root` now; processes that end meanwhile are left out."""
+    """Measure the tree of `root`; processes that end meanwhile are left out."""
     pids: list[int] = []
     cpu_s, resident = 0.0, 0
     waiting = [root]
@@ -45,7 +45,7 @@ def usage(root: int) -> Usage:
 
 
 def proportional_bytes(pids: tuple[int, ...]) -> int:
-    """Memory of these processes together, each shared page counted once (PSS). Slower than `usage`."""
+    """Return the total memory of the processes, counting each shared page once (PSS). Slower than `usage`."""
     total = 0
     for pid in pids:
         try:

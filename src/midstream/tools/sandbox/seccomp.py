@@ -1,6 +1,6 @@
-"""A seccomp filter for bubblewrap, assembled by hand: the kernel's BPF program as bytes.
+"""Assembles a seccomp filter for bubblewrap: a BPF program of the kernel, as bytes.
 
-Allows what Python and its scientific packages use and denies the rest by name: sockets other than Unix ones, new
+Allows what Python and its scientific packages use and denies the rest by name: sockets other than Unix sockets, new
 namespaces, tracing and reading other processes, mounting, kernel keys, BPF, io_uring, memory outside the limits (memfd,
 System V). Denied calls fail with EPERM. Calls newer than this table, and clone3, whose flags a filter cannot read, fail
 with ENOSYS, so that the C library falls back to older ones.
@@ -15,7 +15,7 @@ import struct
 LOAD, EQUAL, GREATER_EQUAL, GREATER, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
 ALLOW, KILL_PROCESS, FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24
-"""Offsets into `struct seccomp_data`; of arguments the lower half, on little-endian machines."""
+"""Offsets into `struct seccomp_data`; for arguments the lower half, on little-endian machines."""
 AF_UNIX = 1
 NEW_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
@@ -24,7 +24,7 @@ NEWEST_KNOWN = 450
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 CHECKED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "ioctl": (16, 29)}
-"""System calls whose arguments decide, by number on x86_64 and aarch64."""
+"""System calls that are allowed or denied by their arguments, by number on x86_64 and aarch64."""
 DENIED: dict[str, tuple[int | None, int | None]] = {
     "acct": (163, 89),
     "add_key": (248, 217),
@@ -112,16 +112,16 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "vhangup": (153, 58),
     "vmsplice": (278, 75),
 }
-"""System calls that always fail, by number on x86_64 and aarch64; None where the architecture has none."""
+"""System calls that always fail, by number on x86_64 and aarch64; None if the architecture lacks the call."""
 
 
 def supported() -> bool:
-    """Whether there is a table for this machine's processor."""
+    """Whether this machine's processor has a table."""
     return platform.machine() in AUDIT_ARCH
 
 
 def program(machine: str | None = None) -> bytes:
-    """The filter for `machine` (this one by default), as an array of `struct sock_filter`. Raises `KeyError` for an
+    """Return the filter for `machine` (default: this one), an array of `struct sock_filter`. Raises `KeyError` for an
     architecture without a table."""
     machine = machine or platform.machine()
     column = list(AUDIT_ARCH).index(machine) if machine in AUDIT_ARCH else -1

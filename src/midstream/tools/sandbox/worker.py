@@ -1,9 +1,10 @@
-"""Runs inside the sandbox: takes one cell at a time from a socket and answers with what became of it.
+"""Runs inside the sandbox: receives one cell at a time on a socket, runs it, and sends the result.
 
-Only the standard library may be imported here: the file is started on its own by the sandbox's Python. Nothing it
-reports is trusted by the other side, since the code it runs can do whatever it can.
+Imports only the standard library, because the sandbox's Python runs this file alone. The other side does not trust its
+reports, because the code it runs can do everything it can.
 
-A frame, both ways: a length (4 bytes, big-endian), a JSON header, then the contents of the files it lists in order.
+A frame, in both directions: a length (4 bytes, big-endian), a JSON header, then the contents of the files it lists, in
+order.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from typing import Any, cast
 
 FOLDER = "/tmp/work"
 MAX_HEADER = 1 << 20
-"""Of an answer."""
+"""Size limit of an answer's header, in bytes."""
 MAX_VALUE_CHARS = 64 << 10
 MAX_LINE_CHARS = 1000
-"""Of a traceback, which quotes the code and its values."""
+"""Maximum characters of a line in a traceback, which quotes the code and its values."""
 MAX_FILES_OUT = 32
 SPARE_MEMORY = 48 << 20
-"""Left for this program itself when the code has used all of its memory."""
+"""Memory reserved for this program when the code has used all of its own."""
 MAPPED_MEMORY = 4 << 30
-"""Address space beyond the memory: libraries are mapped, not held."""
+"""Address space beyond the memory limit, for libraries, which are mapped."""
 CORE_SECONDS = 5
 
 _compile, _exec, _eval, _isinstance, _repr = compile, exec, eval, isinstance, repr
 _AST_ONLY, _EXPRESSION, _WHOLE = ast.PyCF_ONLY_AST, ast.Expr, ast.Expression
-"""Bound here, so that code which replaces a builtin does not change how later cells run."""
+"""Bound here, so that code that replaces a builtin does not affect later cells."""
 
 
 def encode_frame(header: dict[str, Any], blobs: list[bytes]) -> bytes:
-    """The bytes of a frame."""
+    """Return the bytes of a frame."""
     head = json.dumps(header).encode()
     return b"".join([struct.pack(">I", len(head)), head, *blobs])
 
@@ -53,7 +54,7 @@ def main(control: int, uid: int) -> None:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # first to go when the machine runs out of memory
     if uid:
-        # Root would be bound by no process limit. There are no capabilities left after this.
+        # Root has no process limit. No capabilities are left after this.
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -62,11 +63,11 @@ def main(control: int, uid: int) -> None:
     os.chdir(FOLDER)
     sys.path.insert(0, FOLDER)
     sys.argv = [""]
-    cast("io.TextIOWrapper", sys.stdout).reconfigure(line_buffering=True)  # a killed process loses what it holds
+    cast("io.TextIOWrapper", sys.stdout).reconfigure(line_buffering=True)  # a killed process loses its buffered output
     peer = socket.socket(fileno=control)
     kill, wait, own = os.kill, os.waitpid, os.getpid()
     module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module  # pickle and dataclasses look names up there
+    sys.modules["__main__"] = module  # pickle and dataclasses look up names there
     scope = module.__dict__
     _send(peer, {"ready": True}, [])
     limits: dict[str, float] | None = None
@@ -79,9 +80,9 @@ def main(control: int, uid: int) -> None:
         number += 1
         reply, contents = _call(header["code"], blobs, scope, number, limits)
         if os.getpid() != own:
-            os._exit(0)  # a child that the code forked and that ran to the end of the cell
+            os._exit(0)  # a forked child that reached the end of the cell
         with contextlib.suppress(OSError):
-            kill(-1, signal.SIGKILL)  # all but this one and the first: what the call started ends with it
+            kill(-1, signal.SIGKILL)  # all but this one and the first: processes of the call end with it
         with contextlib.suppress(OSError):
             while wait(-1, 0):
                 pass
@@ -108,7 +109,7 @@ def _limit(limits: dict[str, float]) -> None:
 def _call(
     code: str, files: list[tuple[str, bytes]], scope: dict[str, Any], number: int, limits: dict[str, float]
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """Run one cell; the header of the answer and the contents of its files."""
+    """Run one cell; return the header of the answer and the contents of its files."""
     memory = int(limits["memory_mb"]) << 20
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     outcome, detail, value = "ok", "", None
@@ -119,7 +120,7 @@ def _call(
         for name, content in files:
             _write(name, content)
         before = _listing()
-        # The CPU limit is a backstop: the other side watches, unless it hangs.
+        # The CPU limit is a backstop in case the other side hangs.
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime + limits["cpu_s"]) + CORE_SECONDS
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
@@ -156,7 +157,7 @@ def _call(
 
 
 def _run(code: str, scope: dict[str, Any], name: str) -> Any:
-    """Execute `code`; the value of its last statement where that is an expression."""
+    """Execute `code`; return the value of its last statement if that is an expression."""
     linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
     tree = cast("ast.Module", _compile(code, name, "exec", _AST_ONLY))
     last = tree.body[-1] if tree.body else None
@@ -174,7 +175,7 @@ def _text(value: Any) -> str:
 
 
 def _report(error: BaseException) -> str:
-    """Print the traceback as Python would, from the code's own frames on; the last line of it."""
+    """Print the traceback like Python, starting at the code's own frames; return its last line."""
     trace = error.__traceback__
     while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell "):
         trace = trace.tb_next
@@ -183,7 +184,7 @@ def _report(error: BaseException) -> str:
         lines = [_shortened(line) for line in "".join(entries).splitlines(keepends=True)]
         print("".join(lines), end="", file=sys.stderr)
         return lines[-1].strip()
-    except BaseException:  # the exception's own methods are the code's
+    except BaseException:  # methods of the exception may be the code's
         return type(error).__name__
 
 
@@ -233,7 +234,7 @@ def _listing() -> dict[str, tuple[int, ...]]:
 
 
 def _changed(before: dict[str, tuple[int, ...]], room: int) -> tuple[list[tuple[str, bytes]], list[str]]:
-    """New and changed files as far as they fit into `room` bytes, and the names of the others."""
+    """Return new and changed files that fit into `room` bytes, and the names of the others."""
     found: list[tuple[str, bytes]] = []
     left_out: list[str] = []
     for name, status in _paths():

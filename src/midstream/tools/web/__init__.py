@@ -1,1 +1,1 @@
-"""Tools that reach the network: `web_search`, `web_fetch`, `wikipedia`. None is needed to run Midstream."""
+"""Tools that use the network: `web_search`, `web_fetch`, `wikipedia`. Midstream itself needs none of them."""

@@ -1,7 +1,7 @@
-"""Which addresses `web_fetch` may connect to: public ones, however they are written.
+"""Restricts `web_fetch` to public addresses.
 
-The check is made on the address that is connected to, after the name was resolved. So it holds for every spelling of an
-address (decimal, hexadecimal, octal, IPv6-mapped), for redirects, and for names that resolve differently each time.
+The resolved address of each connection is checked. So the check covers every spelling of an address (decimal,
+hexadecimal, octal, IPv6-mapped), redirects, and names that resolve differently each time.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class AddressRefused(ToolError):
 
 
 def is_public(address: IPAddress) -> bool:
-    """Whether `address` is a public unicast address, and so is any IPv4 address inside it."""
+    """Whether `address`, and any IPv4 address embedded in it, is a public unicast address."""
     if isinstance(address, ipaddress.IPv6Address) and address.is_site_local:
-        return False  # deprecated, but routed inside some networks; Python counts it as global
+        return False  # deprecated, but routed in some networks; Python considers it global
     if not address.is_global or address.is_multicast or address.is_reserved or address.is_unspecified:
         return False
     return all(is_public(inner) for inner in _inside(address))
 
 
 def _inside(address: IPAddress) -> list[ipaddress.IPv4Address]:
-    """IPv4 addresses that an IPv6 address leads to: 6to4 and Teredo. Mapped and NAT64 addresses are reserved, so they
-    are not public anyway."""
+    """Return the IPv4 addresses embedded in an IPv6 address: 6to4 and Teredo. Mapped and NAT64 addresses are reserved,
+    so they are never public."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found = [address.sixtofour, *(address.teredo or ())]
@@ -42,7 +42,7 @@ def _inside(address: IPAddress) -> list[ipaddress.IPv4Address]:
 
 
 class PublicNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses only, and to the `allowed` ones, written `host:port`."""
+    """Connects only to public addresses, and to the `allowed` ones (`host:port`)."""
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
         self._allowed = frozenset(allowed)
@@ -57,7 +57,7 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         address = await self._checked(host, port)
-        # The address, not the name: asked again, the name could mean another address.
+        # The address, not the name, which could resolve to another address now.
         return await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(
@@ -69,7 +69,7 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
     async def _checked(self, host: str, port: int) -> str:
-        """An address of `host`. Raises `AddressRefused` if any of its addresses is not public."""
+        """Return an address of `host`. Raises `AddressRefused` if any of its addresses is not public."""
         found = await _resolved(host, port)
         if f"{host}:{port}" not in self._allowed:
             for text in found:

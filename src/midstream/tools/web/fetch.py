@@ -1,7 +1,7 @@
-"""`web_fetch`: the readable text of a web page, by trafilatura.
+"""`web_fetch`: returns the readable text of a web page, extracted by trafilatura.
 
-The model chooses the address, so only public ones are reachable (`addresses`), redirects are followed one by one
-through the same check, and size and time are bounded. No cookies, no scripts, no proxy of the environment.
+The model chooses the address, so only public addresses are reachable (`addresses`), each redirect passes the same
+check, and size and time are limited. No cookies, no scripts, no proxy settings of the environment.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class WebFetchSettings(Config):
     """`flow.tool_settings.web_fetch`."""
 
     max_kb: int = Field(default=2048, ge=1)
-    """Largest page, unpacked; a larger one is refused."""
+    """Size limit of a page after decompression. Larger pages are refused."""
     max_redirects: int = Field(default=5, ge=0)
-    """Redirects that are followed."""
+    """Maximum number of redirects."""
     timeout_s: float = Field(default=20.0, gt=0)
-    """Seconds a page may take, redirects included."""
+    """Time limit of a page including redirects, in seconds."""
     allow: tuple[str, ...] = ()
-    """Addresses that are reachable although they are not public, as `host:port`."""
+    """Reachable addresses that are not public, as `host:port`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Page:
 
 
 def fetch_toolset(settings: WebFetchSettings) -> FunctionToolset:
-    """The tool with `settings`."""
+    """Return the tool `web_fetch`."""
 
     @tool(
         timeout_s=settings.timeout_s + 5,
@@ -80,7 +80,7 @@ def fetch_toolset(settings: WebFetchSettings) -> FunctionToolset:
 
 
 async def fetch(url: str, settings: WebFetchSettings) -> Page:
-    """Get a page. Raises `ToolError` for an address or page that is refused, and for a server that does not answer."""
+    """Fetch a page. Raises `ToolError` for a refused address or page, and for a server that does not answer."""
     network = PublicNetwork(settings.allow)
     async with httpcore.AsyncConnectionPool(network_backend=network, http1=True, http2=False) as pool:
         for _ in range(settings.max_redirects + 1):
@@ -106,7 +106,7 @@ async def fetch(url: str, settings: WebFetchSettings) -> Page:
                         raise ToolError(f"{address.host} answered with status {response.status}")
                     return await _read(response, headers, str(address), settings.max_kb << 10)
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-                # The model chose the address, so that nobody answers there is an answer, not an outage.
+                # The model chose the address, so an unreachable server is a result, not an outage.
                 raise ToolError(f"{address.host} cannot be read: {type(error).__name__}") from None
     raise ToolError(f"the page redirects more than {settings.max_redirects} times")
 
@@ -141,7 +141,7 @@ async def _read(response: Any, headers: Mapping[str, str], url: str, limit: int)
     body = bytearray()
     async for chunk in response.aiter_stream():
         try:
-            # At most one byte above the limit: a small body may unpack to gigabytes.
+            # At most one byte above the limit: a small body may decompress to gigabytes.
             body += unpack.decompress(chunk, limit + 1 - len(body)) if unpack else chunk
         except zlib.error:
             raise ToolError("the page is packed wrongly") from None
@@ -152,7 +152,7 @@ async def _read(response: Any, headers: Mapping[str, str], url: str, limit: int)
 
 
 def readable(page: Page) -> str:
-    """The text of `page`: of HTML the main content. Raises `ToolError` when it holds none."""
+    """Return the text of `page`, for HTML its main content. Raises `ToolError` if there is none."""
     try:
         text = page.body.decode(page.charset or "utf-8", "replace")
     except LookupError:

@@ -1,4 +1,4 @@
-"""`web_search`: a search engine's results, by SearXNG, Brave, Tavily or DuckDuckGo, whichever the config names."""
+"""`web_search`: returns results of a search engine: SearXNG, Brave, Tavily or DuckDuckGo, selected by the config."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class WebSearchSettings(Config):
     """`flow.tool_settings.web_search`."""
 
     backend: BackendName
-    """`searxng` needs `url`, your own instance with the JSON format on; `brave` and `tavily` need `api_key_env`."""
+    """`searxng` needs `url`, an instance that allows the JSON format; `brave` and `tavily` need `api_key_env`."""
     url: str | None = None
-    """Address of the service, if not its public one."""
+    """Address of the service, if it is not the public one."""
     api_key_env: str | None = None
     """Environment variable that holds the key."""
     k: int = Field(default=5, ge=1, le=20)
-    """Results of a search."""
+    """Number of results."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a search may take."""
+    """Time limit of a search, in seconds."""
     retries: int = Field(default=2, ge=0)
-    """Further attempts when the service is busy or down."""
+    """Further attempts if the service is busy or down."""
 
     @model_validator(mode="after")
     def _complete(self) -> WebSearchSettings:
@@ -58,7 +58,7 @@ class WebSearchSettings(Config):
 
 @dataclass(frozen=True)
 class Hit:
-    """One result."""
+    """One search result."""
 
     title: str
     url: str
@@ -66,7 +66,7 @@ class Hit:
 
 
 def search_toolset(settings: WebSearchSettings) -> FunctionToolset:
-    """The tool with `settings`. Raises `ConfigError` when the environment holds no key."""
+    """Return the tool `web_search`. Raises `ConfigError` if the environment variable of the key is not set."""
     key = os.environ.get(settings.api_key_env or "")
     if settings.api_key_env is not None and not key:
         raise ConfigError(
@@ -140,7 +140,7 @@ def _duckduckgo(base: str, query: str, k: int, key: str) -> tuple[httpx.Request,
 
 
 def _hits(answer: httpx.Response, path: Sequence[str], snippet: str) -> list[Hit]:
-    """The results at `path` of a JSON answer; `snippet` is the key of their text."""
+    """Return the results at `path` of a JSON answer; `snippet` is the key of their text."""
     try:
         found: Any = answer.json()
         for name in path:
@@ -160,7 +160,7 @@ def _read_duckduckgo(answer: httpx.Response) -> list[Hit]:
         if not links or "result--ad" in result.get("class", ""):
             continue
         url = links[0].get("href", "")
-        url = parse_qs(urlsplit(url).query).get("uddg", [url])[0]  # results are links to a page that redirects
+        url = parse_qs(urlsplit(url).query).get("uddg", [url])[0]  # results link to a page that redirects
         snippets = result.xpath('.//*[contains(@class, "result__snippet")]')
         hits.append(Hit(_text(links[0].text_content()), url, _text(snippets[0].text_content() if snippets else "")))
     return hits

@@ -1,4 +1,4 @@
-"""`wikipedia`: the introductions of the articles that fit a query, from Wikipedia's API or another MediaWiki's."""
+"""`wikipedia`: returns introductions of articles that match a query, from the API of Wikipedia or another MediaWiki."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from midstream.tools.web.fetch import USER_AGENT
 from midstream.tools.web.status import check_status
 
 _WRONG_QUERY = ("missingparam", "badvalue", "cirrussearch-query", "cirrussearch-regex", "cirrussearch-parse")
-"""How the codes of MediaWiki's errors about a query begin. The other parameters are always the same, so any other error
-is the service's."""
+"""Prefixes of MediaWiki's error codes about a query. The other parameters never change, so any other error is a failure
+of the service."""
 
 
 class WikipediaSettings(Config):
@@ -28,15 +28,15 @@ class WikipediaSettings(Config):
     url: str = "https://en.wikipedia.org/w/api.php"
     """The API's address."""
     k: int = Field(default=1, ge=1, le=10)
-    """Articles of a search."""
+    """Number of articles."""
     max_chars: int = Field(default=1500, ge=100)
     """Longest introduction."""
     timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a search may take."""
+    """Time limit of a search, in seconds."""
 
 
 def wikipedia_toolset(settings: WikipediaSettings) -> FunctionToolset:
-    """The tool with `settings`."""
+    """Return the tool `wikipedia`."""
 
     @tool(
         name="wikipedia",
@@ -94,7 +94,7 @@ async def _pages(query: str, settings: WikipediaSettings) -> list[dict[str, Any]
 
 
 def _check_error(error: Any, host: str) -> None:
-    """MediaWiki reports errors with status 200."""
+    """Raise the error in MediaWiki's answer, which has status 200 even for errors."""
     if error is None:
         return
     code, info = str(error.get("code")), str(error.get("info"))[:200]

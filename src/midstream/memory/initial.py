@@ -1,0 +1,52 @@
+"""Records that a memory begins with, and temporary databases to hold them."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from midstream.core.errors import ConfigError
+from midstream.memory.long_term import LongTermMemory, Record
+from midstream.tools.texts import load_texts
+
+_SETTING = "memory_retrieve.records"
+_filled: set[tuple[str, str, str]] = set()
+
+
+async def fill(memory: LongTermMemory, where: str, records: str) -> None:
+    """Add the `records` that a config names to `memory` in the database `where`, once per process. Those that it holds
+    already stay as they are. Raises `ConfigError` for records that cannot be read."""
+    place = (where, memory.namespace, records)
+    if place in _filled:
+        return
+    missing: list[Record] = []
+    for row in await asyncio.to_thread(load_texts, records, _SETTING):
+        record = _record(row)
+        known = None if record.key is None else await memory.get(record.key)
+        if known is None or known.text != record.text:
+            missing.append(record)
+    await memory.add_all(missing)
+    _filled.add(place)
+
+
+@lru_cache
+def temporary_database(purpose: str) -> str:
+    """Path of a SQLite file for `purpose`, always the same in this process; removed when the process ends."""
+    return str(Path(_folder().name) / f"memory-{temporary_database.cache_info().currsize}.sqlite")
+
+
+@lru_cache(maxsize=1)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="midstream-", ignore_cleanup_errors=True)
+
+
+def _record(row: dict[str, Any]) -> Record:
+    key, source, importance = row.get("key"), row.get("source", row["id"]), row.get("importance", 0.5)
+    if not isinstance(key, str | None) or isinstance(importance, bool) or not isinstance(importance, int | float):
+        raise ConfigError(
+            f"{_SETTING}: the record '{row['text'][:60]}' is wrong", "`key` is text, `importance` a number from 0 to 1"
+        )
+    return Record(text=row["text"], key=key, source=str(source), importance=float(importance))

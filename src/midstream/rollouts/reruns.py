@@ -1,0 +1,114 @@
+"""Re-runs: an attempt repeated with one module role as a no-op, to measure what the role contributes.
+
+The role replies with fixed text. A call of another role whose prompt did not change gets the recorded reply again, so
+that the actions of the others stay as they were where the role had no influence on them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from midstream.core.types import FinishReason, Step, Trajectory
+from midstream.engines.base import Completion, Engine, Request
+from midstream.engines.chat import ChatTokenizer
+from midstream.record.recorder import RoleEngine
+from midstream.rollouts.attempts import Attempt, Rerun
+
+CHANNEL = "rerun"
+
+
+def rerun_of(attempt: Attempt, original: Trajectory, role: str, reply: str = "") -> Attempt:
+    """Return the attempt that repeats `attempt`, whose trajectory is `original`, with `role` as a no-op."""
+    rerun = Rerun(original, role, reply)
+    return replace(attempt, uid=f"{attempt.uid}-without-{role}", channel=CHANNEL, rerun=rerun)
+
+
+def trained_roles(trajectory: Trajectory) -> list[str]:
+    """Return the roles whose replies are trained on, in the order in which they first acted."""
+    return list(dict.fromkeys(step.role for step in trajectory.steps if step.trainable))
+
+
+def rerun_engines(role_engines: Mapping[str, RoleEngine], rerun: Rerun) -> dict[str, RoleEngine]:
+    """Return the engines of a re-run. Nothing in it is trained on."""
+    engines: dict[str, RoleEngine] = {}
+    for role, role_engine in role_engines.items():
+        engine: Engine = (
+            NoOpEngine(role_engine.engine, role_engine.tokenizer, rerun.reply)
+            if role == rerun.role
+            else RecordedEngine(role_engine.engine, [step for step in rerun.original.steps if step.role == role])
+        )
+        engines[role] = RoleEngine(engine, role_engine.tokenizer, False)
+    return engines
+
+
+class _Wrapper:
+    """Stands for `engine` in one trajectory, which joins and leaves the engine itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self._engine = engine.name, engine
+
+    @property
+    def policy_version(self) -> int:
+        return self._engine.policy_version
+
+    @property
+    def adapter(self) -> str:
+        return getattr(self._engine, "adapter", "")
+
+    @property
+    def context_length(self) -> int:
+        return self._engine.context_length
+
+    def join(self, session: str) -> None: ...
+
+    def leave(self, session: str) -> None: ...
+
+
+class NoOpEngine(_Wrapper):
+    """Replies with the same text to every call, whatever its constraint."""
+
+    def __init__(self, engine: Engine, tokenizer: ChatTokenizer | None, reply: str) -> None:
+        super().__init__(engine)
+        self._text = reply
+        self._ids = () if tokenizer is None else (*tokenizer.encode(reply), tokenizer.closing_id())
+
+    async def generate(self, request: Request) -> Completion:
+        return Completion(
+            ids=self._ids,
+            log_probs=(0.0,) * len(self._ids),
+            text=self._text,
+            finish_reason=FinishReason.STOP,
+            policy_version=self.policy_version,
+        )
+
+
+class RecordedEngine(_Wrapper):
+    """Repeats the replies of `steps` to calls with the same prompt; other calls go to `engine`.
+
+    Several steps with the same prompt are repeated in order, and the last one from then on."""
+
+    def __init__(self, engine: Engine, steps: Sequence[Step]) -> None:
+        super().__init__(engine)
+        self._replies: defaultdict[str, list[Step]] = defaultdict(list)
+        for step in steps:
+            self._replies[_key(step)].append(step)
+
+    async def generate(self, request: Request) -> Completion:
+        known = self._replies.get(_key(request))
+        if not known:
+            return await self._engine.generate(request)
+        step = known.pop(0) if len(known) > 1 else known[0]
+        return Completion(
+            ids=step.response_ids,
+            log_probs=step.rollout_log_probs or (),
+            text=step.text,
+            finish_reason=FinishReason(step.finish_reason),
+            policy_version=step.policy_version,
+            adapter=step.adapter,
+        )
+
+
+def _key(asked: Step | Request) -> str:
+    return repr(asked.prompt_ids or asked.messages)

@@ -1,0 +1,251 @@
+"""Attempts that go on inside their episode after their process died: by `kill -9`, and by an error nobody catches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midstream.core.environments import Outcome
+from midstream.core.types import Message, Status, Task, Trajectory
+from midstream.engines.base import Request
+from midstream.record.store import Store
+from midstream.rollouts import Attempt
+from midstream.tasks.environments import ENVIRONMENTS, register_environment
+from midstream.tools import tool
+
+ROOT = Path(__file__).parents[2]
+KILLS = {"plan_and_execute": [3, 6], "autogpt": [5, 6]}
+"""Flows, and the events to kill them at: the second one is a booking that may or may not be repeated."""
+
+
+@pytest.fixture(scope="module")
+def killed() -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.rollouts.killed", json.dumps(KILLS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("flow", KILLS)
+def test_a_killed_attempt_goes_on_with_the_same_tokens(killed: dict[str, Any], flow: str) -> None:
+    whole, (told, _) = killed[flow]["whole"], killed[flow]["points"]
+    assert told["status"] == "completed" and told["answer"] == whole["answer"] and told["outcome"] == whole["outcome"]
+    assert (told["tokens"], told["prompts"], told["tools"]) == (whole["tokens"], whole["prompts"], whole["tools"])
+    assert told["sampled"] == whole["sampled"] - told["resumed"]["steps"] < whole["sampled"]
+
+
+@pytest.mark.parametrize("flow", KILLS)
+def test_no_effect_that_must_not_be_repeated_happens_twice(killed: dict[str, Any], flow: str) -> None:
+    told, in_doubt = killed[flow]["points"]
+    for effects in (told["effects"], in_doubt["effects"]):
+        assert [count for name, count in effects.items() if name.startswith("book/")] == [1]
+    assert in_doubt["status"] == "failed" and "its outcome is not known" in in_doubt["error"]
+
+
+class Died(BaseException):
+    """Stands for the death of the process: nothing catches it."""
+
+
+class Dying:
+    """Replies, and dies at one call. The seed of the call stands for the sample."""
+
+    def __init__(self, *replies: str, at: int | None = None) -> None:
+        self.replies, self.at, self.asked = replies, at, 0
+
+    def __call__(self, request: Request) -> str:
+        said = sum(message["role"] == "assistant" for message in request.messages)
+        if said == self.at:
+            raise Died
+        self.asked += 1
+        return self.replies[said].replace("SEED", str((request.sampling.seed or 0) % 997))
+
+
+Run = Callable[..., Trajectory]
+
+
+@pytest.fixture
+def run(make_worker: Any, tmp_path: Path) -> Iterator[Run]:
+    """Run or resume the attempt `u` in a store of this test."""
+    with Store(tmp_path / "store.sqlite", "normal") as store:
+
+        def run(
+            says: Dying, flow: str = "react", metadata: Mapping[str, Any] | None = None, **settings: Any
+        ) -> Trajectory:
+            settings.setdefault("tools", (f"{__name__}:ring", f"{__name__}:look"))
+            worker = make_worker(says, flow, worker={"store": store, "resume": True}, **settings)
+            task = Task(id="t", prompt="Ring.", metadata=metadata or {})
+            made = asyncio.run(worker.run(Attempt(task=task, uid="u", prompt_uid="p", seed=3)))
+            kept = store.trajectories.get("u")
+            assert replace(kept, task=task) == made
+            return made
+
+        yield run
+
+
+rung: list[str] = []
+dies: list[str] = []
+
+
+@tool
+async def ring(where: str) -> str:
+    """Ring a bell. Not idempotent."""
+    rung.append(where)
+    if where in dies:
+        dies.remove(where)
+        raise Died
+    return f"rang at {where}"
+
+
+@tool(idempotent=True)
+async def look(where: str) -> str:
+    """Look somewhere."""
+    return await ring(where)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_rang() -> None:
+    rung.clear()
+    dies.clear()
+
+
+def act(name: str, **parameters: Any) -> str:
+    return json.dumps({"action": name, **parameters})
+
+
+def calls(*wheres: str, name: str = "ring") -> list[str]:
+    return [act("call_api", tool=name, args={"where": where}) for where in wheres]
+
+
+ANSWER = act("answer", answer="rang")
+
+
+def test_recorded_calls_are_answered_and_the_rest_is_sampled(run: Run) -> None:
+    replies = (*calls("a SEED", "b"), act("reasoning", thought="SEED"), ANSWER)
+    with pytest.raises(Died):
+        run(Dying(*replies, at=2))
+    assert len(rung) == 2
+    says = Dying(*replies)
+    made = run(says)
+    assert (says.asked, len(rung), len(made.steps)) == (2, 2, 4)
+    assert made.metadata["resumed"] == {"steps": 2, "actions": 2}
+    assert [call.result for call in made.tool_calls] == [f"rang at {where}" for where in rung]
+    assert run(says) == made and says.asked == 2  # an attempt that ended is not made again
+
+
+def test_another_prompt_starts_the_attempt_again_and_says_so(run: Run) -> None:
+    with pytest.raises(Died):
+        run(Dying(*calls("a", "b"), ANSWER, at=2))
+    says = Dying(*calls("a", "b"), ANSWER)
+    made = run(says, settings={"max_actions": 5})
+    assert made.metadata["resumed"] == {"started_again": "call 0: its messages differ"}
+    assert (says.asked, rung) == (3, ["a", "b", "a", "b"])
+
+
+def test_an_attempt_at_another_task_under_its_uid_begins_anew(run: Run) -> None:
+    with pytest.raises(Died):
+        run(Dying(*calls("a"), ANSWER, at=1))
+    assert "resumed" not in run(Dying(*calls("a"), ANSWER), metadata={"other": 1}).metadata
+    assert rung == ["a", "a"]
+
+
+@pytest.mark.parametrize(("in_doubt", "ok", "times"), [("report", False, 1), ("repeat", True, 2), ("fail", None, 1)])
+def test_a_call_in_doubt(run: Run, in_doubt: str, ok: bool | None, times: int) -> None:
+    dies.append("a")
+    with pytest.raises(Died):
+        run(Dying(*calls("a"), ANSWER))
+    made = run(Dying(*calls("a"), ANSWER), tool_use={"in_doubt": in_doubt})
+    assert len(rung) == times
+    if ok is None:
+        assert made.status is Status.FAILED and made.metadata["failure"] == "infrastructure"
+        return
+    assert (made.status, made.tool_calls[0].ok) == (Status.COMPLETED, ok)
+    assert ok or made.tool_calls[0].error_kind == "in_doubt"
+    assert ok or "whether it had its effect is not known" in made.steps[1].messages[-1]["content"]
+
+
+def test_an_idempotent_call_is_made_again(run: Run) -> None:
+    dies.append("a")
+    with pytest.raises(Died):
+        run(Dying(*calls("a", name="look"), ANSWER))
+    made = run(Dying(*calls("a", name="look"), ANSWER))
+    assert made.tool_calls[0].ok and rung == ["a", "a"]
+
+
+def test_the_variables_of_python_are_rebuilt(run: Run) -> None:
+    codes = [act("call_api", tool="python", args={"code": code}) for code in ("x = 20", "x += 1\nx * 2")]
+    sandbox = {"tools": ("python",), "tool_settings": {"python": {"sandbox": {"backend": "interpreter"}}}}
+    with pytest.raises(Died):
+        run(Dying(*codes, ANSWER, at=1), **sandbox)
+    made = run(Dying(*codes, ANSWER), **sandbox)
+    assert made.tool_calls[1].result == "42" and made.metadata["resumed"]["actions"] == 1
+
+
+class Corridor:
+    """Walk to position 3. Remembers every step that was taken, over all episodes."""
+
+    steps: list[str] = []
+
+    def __init__(self, resume: str) -> None:
+        self.resume, self.position = resume, 0
+
+    async def reset(self) -> list[Message]:
+        self.position = 0
+        return [{"role": "user", "content": "at 0"}]
+
+    async def act(self, action: str) -> Outcome:
+        self.position += 1 if action == "on" else 0
+        self.steps.append(f"{action} to {self.position}")
+        return Outcome(
+            observation=f"at {self.position}", reward=1.0, done=self.position == 3, info={"at": self.position}
+        )
+
+    async def snapshot(self) -> Any:
+        return {"position": self.position}
+
+    async def restore(self, state: Any) -> None:
+        self.position = state["position"]
+
+    async def close(self) -> None: ...
+
+
+class CorridorAdapter:
+    def tasks(self, env: str, settings: Mapping[str, Any], seed: int) -> Any: ...
+
+    def environment(self, env: str, settings: Mapping[str, Any], seed: int) -> Corridor:
+        return Corridor(env)
+
+
+@pytest.mark.parametrize(
+    ("resume", "steps", "said"),
+    [
+        ("snapshot", ["on to 1", "on to 2", "on to 3"], {"steps": 2, "actions": 3}),
+        ("replay", ["on to 1", "on to 2", "on to 1", "on to 2", "on to 3"], {"steps": 2, "actions": 0}),
+        (
+            "none",
+            ["on to 1", "on to 2", "on to 1", "on to 2", "on to 3"],
+            {"started_again": "its environment cannot be resumed"},
+        ),
+    ],
+)
+def test_an_environment_declares_how_its_episode_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, resume: str, steps: list[str], said: Mapping[str, Any]
+) -> None:
+    monkeypatch.setattr(Corridor, "steps", [])
+    monkeypatch.delitem(ENVIRONMENTS, "corridor", raising=False)
+    register_environment("corridor", CorridorAdapter())
+    named = {"environment": {"type": "corridor", "env": resume, "settings": {}, "seed": 1}}
+    with pytest.raises(Died):
+        run(Dying("on", "on", "on", at=2), "environment_agent", metadata=named, tools=())
+    says = Dying("on", "on", "on")
+    made = run(says, "environment_agent", metadata=named, tools=())
+    assert Corridor.steps == steps and made.metadata["resumed"] == said
+    assert made.metadata["environment"] == {"rewards": [1.0, 1.0, 1.0], "done": True, "at": 3}
+    assert says.asked == (3 if resume == "none" else 1)
