@@ -127,7 +127,7 @@ def test_a_durable_run_is_found_again_by_its_name(
     given[given.index(server)] = "http://127.0.0.1:9"  # nobody is there, and nobody is asked
     assert run([*given, "--durable", store, "--uid", "first"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"] == first["answer"]
-    assert run(["plan", "status", "--store", store]) == 0
+    assert run(["plan", "status", store]) == 0
     assert "first" in capsys.readouterr().out
     assert run([*given, "--durable", store]) == 2 and run([*durable, "--fallback"]) == 2
 
