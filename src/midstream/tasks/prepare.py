@@ -106,8 +106,8 @@ def fields_of_file(name: str) -> RowFields:
 def _chosen(
     tasksets: Sequence[TaskSet], split: str, wanted: int, later: Sequence[Task], threshold: float, result: Prepared
 ) -> list[Task]:
-    """Return the first `wanted` tasks of the split, evenly from the sets, without those that occur in `later`. A question
-    occurs once, unless generated sets have too few: then it occurs again, with other tests."""
+    """Return the first `wanted` tasks of the split, evenly from the sets, without those that occur in `later`. A
+    question occurs once, unless generated sets have too few: then it occurs again, with other tests."""
     candidates = list(_in_turn(tasksets, split, _DRAWS * wanted))
     shown = [task.question for task in candidates if not _is_built_in(task)]
     equal = {normalise_text(task.question) for task in later}
