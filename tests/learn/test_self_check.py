@@ -84,7 +84,7 @@ def findings(check: Checked, wanted: set[str], *given: str) -> dict[str, bool]:
             raise Enough
 
     with suppress(Enough):
-        check(*given, tell=note)
+        check(*given, on_check=note)
     return found
 
 
@@ -219,7 +219,7 @@ def test_a_run_of_ones_own_is_checked_and_nothing_is_left_behind(
         }
     )
     reported: list[Check] = []
-    assert self_check(config, tell=reported.append) == reported and all(finding.ok for finding in reported)
+    assert self_check(config, on_check=reported.append) == reported and all(finding.ok for finding in reported)
     assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert sorted(path.name for path in tmp_path.rglob("*") if model not in path.parents) == [
         "model",

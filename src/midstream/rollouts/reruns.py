@@ -1,7 +1,7 @@
-"""Re-runs: an attempt repeated with one module role as a no-op, to measure what the role contributes.
+"""Re-runs: repeats an attempt with one module role as a no-op, to measure the role's contribution.
 
-The role replies with fixed text. A call of another role whose prompt did not change gets the recorded reply again, so
-that the actions of the others stay as they were where the role had no influence on them.
+The role replies with a fixed text. A call of another role with an unchanged prompt gets the recorded reply, so actions
+that the role did not influence stay the same.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def rerun_engines(role_engines: Mapping[str, RoleEngine], rerun: Rerun) -> dict[
             if role == rerun.role
             else RecordedEngine(role_engine.engine, [step for step in rerun.original.steps if step.role == role])
         )
-        engines[role] = RoleEngine(engine, role_engine.tokenizer, False)
+        engines[role] = replace(role_engine, engine=engine, trainable=False)
     return engines
 
 
 class _Wrapper:
-    """Stands for `engine` in one trajectory, which joins and leaves the engine itself."""
+    """Replaces `engine` for calls of one trajectory. `join` and `leave` do nothing: the trajectory joins the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self._engine = engine.name, engine

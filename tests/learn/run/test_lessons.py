@@ -15,7 +15,7 @@ from midstream.core.types import Trajectory
 from midstream.evaluate.runs import read_rows
 from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
-from midstream.learn.run.warm_start import check_warm_start, lesson_batches, lessons
+from midstream.learn.run.warm_start import check_warm_start, collect_lessons, lesson_batches
 from midstream.record.exchange import export_to
 from midstream.record.store import Store
 from midstream.rewards import component
@@ -44,7 +44,7 @@ def context(tiny_path: Path, **warm_start: Any) -> TrainingContext:
 
 def read(context: TrainingContext) -> list[Trajectory]:
     check_warm_start(context)
-    return asyncio.run(lessons(context))
+    return asyncio.run(collect_lessons(context))
 
 
 @pytest.fixture
