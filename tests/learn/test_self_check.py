@@ -191,6 +191,7 @@ def test_where_nothing_is_wrong_everything_passes(
         ("algorithm.name=grpo", "algorithm.aggregation=constant_length", "algorithm.kl.placement=reward"),
         ("algorithm.name=reinforce", "rollout.group_size=1", "algorithm.entropy_coef=0.01"),
         ("rollout.sampling.top_p=0.8", "flow.roles.planner.sampling.temperature=0", "rollout.truncated=drop"),
+        ("algorithm.name=dr_grpo", "algorithm.role_credit.name=difference"),
         ("policy.lora.last_layers=1", "trainer.deterministic=false", "trainer.max_tokens_per_pass=256"),
     ],
 )

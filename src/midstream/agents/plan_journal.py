@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midstream.agents.scheduling.journal import open_journal
-from midstream.plans import AgentExecutor, Handler
+from midstream.plans import AgentExecutor, Handler, OnWait, SchedulingPolicy
 from midstream.plans.history import discard
+from midstream.store import Database
+from midstream.tools.shared import SharedResources
 
 if TYPE_CHECKING:
     from midstream.agents.base import FlowSession
 
+
 RUN = "plan:"
 """Begins the keys of actions that draw the uid of a plan's run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Temporary:
+    folder: tempfile.TemporaryDirectory[str]
+    database: Database
+
+
+async def _opened() -> _Temporary:
+    folder = tempfile.TemporaryDirectory(prefix="midstream-plans-")
+    return _Temporary(folder, await asyncio.to_thread(Database, Path(folder.name) / "plans.sqlite", "normal"))
+
+
+async def _close(temporary: _Temporary) -> None:
+    await asyncio.to_thread(temporary.database.close)
+    temporary.folder.cleanup()
+
+
+_temporary: SharedResources[_Temporary] = SharedResources(_close)
+
+
+async def open_executor(
+    session: FlowSession,
+    handlers: Iterable[Handler],
+    *,
+    policy: SchedulingPolicy | None = None,
+    on_wait: OnWait | None = None,
+    journal: str | None = None,
+) -> AgentExecutor:
+    """Return an executor for the plans of one attempt, closed with it. `journal` is the path of a database in which the
+    runs are kept; `policy` and `on_wait` are those of the executor."""
+    database = session.database if journal is None else await asyncio.to_thread(Database, journal, "normal")
+    if journal is not None:
+        assert database is not None
+        session.resources.push_async_callback(asyncio.to_thread, database.close)
+    elif database is None:
+        database = (await _temporary.acquire("plans", _opened)).database
+        session.resources.push_async_callback(_temporary.release, "plans")
+    executor = AgentExecutor(database, handlers, policy=policy, on_wait=on_wait)
+    session.resources.push_async_callback(executor.close)
+    return executor
 
 
 class PlanJournal:
@@ -28,8 +74,7 @@ class PlanJournal:
     @classmethod
     async def open(cls, session: FlowSession, handlers: Iterable[Handler]) -> PlanJournal:
         """Return the journal of an attempt, with an executor; closed with the attempt."""
-        database = session.database or await asyncio.to_thread(open_journal, None)
-        journal = cls(session, AgentExecutor(database, handlers))
+        journal = cls(session, await open_executor(session, handlers))
         session.resources.push_async_callback(journal.close)
         return journal
 
@@ -46,7 +91,6 @@ class PlanJournal:
         return self._uids[-1]
 
     async def close(self) -> None:
-        """Close the executor. Nobody can go on with plans in a temporary database, so they are deleted."""
-        await self.executor.close()
+        """Delete the plans in a temporary database: nobody can go on with them."""
         for uid in self._uids:
             await self.executor.database.submit(lambda transaction, uid=uid: discard(transaction.connection, uid))

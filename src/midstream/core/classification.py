@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,12 @@ class ClassificationReport:
     accuracy: float
     macro: ClassScores
     weighted: ClassScores
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Read a report from its `dataclasses.asdict`."""
+        by_class = {name: ClassScores(**one) for name, one in data["by_class"].items()}
+        return cls(by_class, data["accuracy"], ClassScores(**data["macro"]), ClassScores(**data["weighted"]))
 
     def __str__(self) -> str:
         width = max(12, *(len(name) for name in self.by_class))

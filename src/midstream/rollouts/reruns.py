@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from midstream.core.types import FinishReason, Step, Trajectory
 from midstream.engines.base import Completion, Engine, Request
@@ -72,7 +73,7 @@ class NoOpEngine(_Wrapper):
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer | None, reply: str) -> None:
         super().__init__(engine)
         self._text = reply
-        self._ids = () if tokenizer is None else (*tokenizer.encode(reply), tokenizer.closing_id())
+        self._ids = () if tokenizer is None else _closed(tokenizer, reply)
 
     async def generate(self, request: Request) -> Completion:
         return Completion(
@@ -108,6 +109,12 @@ class RecordedEngine(_Wrapper):
             policy_version=step.policy_version,
             adapter=step.adapter,
         )
+
+
+@lru_cache(maxsize=8)
+def _closed(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of a whole reply. Cached: finding its end renders the chat template, and a step has many re-runs."""
+    return (*tokenizer.encode(text), tokenizer.closing_id())
 
 
 def _key(asked: Step | Request) -> str:

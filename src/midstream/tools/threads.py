@@ -13,7 +13,7 @@ from queue import Empty, SimpleQueue
 
 IDLE_S = 10.0
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class ReusedThreads:

@@ -1,7 +1,7 @@
 """Tasksets of verifiers (v1): `env` is the id of an installed taskset, `settings` the rest of its `[env]` config.
 
-These environments run their own agent, so they have no `reset` and `act`: the flow `verifiers_agent` plays them. A hash
-of the prompt determines a task's split.
+These environments run their own agent, so they have no `reset` and `act`: the flow `verifiers_agent` plays them. The
+prompt of a task determines its split; if all prompts are the same, the rest of its data does.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ class VerifiersTasks(TaskSet):
         self.name, self.kinds = f"{KIND}:{env}", (env,)
         self._env, self._settings = env, dict(settings)
         self._loaded = load(env, settings)
+        first, second = self._loaded.task(0), self._loaded.task(1)
+        self._alike = first is not None and second is not None and first.data.prompt_text == second.data.prompt_text
+        """Whether all tasks begin with the same text, as games do; then all their data decide the split."""
         self._positions: dict[str, list[int]] = {}
         self._next = 0
 
@@ -95,7 +98,9 @@ class VerifiersTasks(TaskSet):
         if len(of_split) <= index:
             raise TaskError(f"'{self.name}' has no task {index} in the split '{split}'")
         position = of_split[index]
-        data = self._loaded.task(position).data
+        task = self._loaded.task(position)
+        assert task is not None, "its position was found by reading it"
+        data = task.data
         named = {"type": KIND, "env": self._env, "settings": self._settings, "seed": position}
         answer = getattr(data, "answer", None)
         return Task(
@@ -112,7 +117,7 @@ class VerifiersTasks(TaskSet):
         task = self._loaded.task(self._next)
         if task is None:
             return False
-        split = split_of(task.data.prompt_text or task.key)
+        split = split_of(task.key if self._alike else task.data.prompt_text)
         self._positions.setdefault(split, []).append(self._next)
         self._next += 1
         return True
