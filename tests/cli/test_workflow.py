@@ -116,6 +116,22 @@ def test_run_with_a_model_on_this_machine(capsys: pytest.CaptureFixture[str]) ->
     assert trace["prompt_tokens"] > 0 and trace["completion_tokens"] > 0 and trace["cost_usd"] is None
 
 
+def test_a_durable_run_is_found_again_by_its_name(
+    tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "plans.sqlite")
+    given = ["workflow", "run", "io", "--problem", "2+2", "--model", server, "--json"]
+    durable = [*given, "--durable", store, "--uid", "first"]
+    assert run(durable) == 0
+    first = json.loads(capsys.readouterr().out)
+    given[given.index(server)] = "http://127.0.0.1:9"  # nobody is there, and nobody is asked
+    assert run([*given, "--durable", store, "--uid", "first"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == first["answer"]
+    assert run(["plan", "status", store]) == 0
+    assert "first" in capsys.readouterr().out
+    assert run([*given, "--durable", store]) == 2 and run([*durable, "--fallback"]) == 2
+
+
 def test_search_and_compare_work_from_a_config(tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = [{"question": f"What is {n} + {4 - n}?", "answer": 4, "kind": "math"} for n in range(-20, 40)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))

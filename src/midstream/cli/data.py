@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--ratio", "ratios", multiple=True, metavar="DOMAIN=SHARE", help="Share of a domain (40/30/30).")
 @click.option(
     "--threshold",
-    default=0.5,
+    default=0.6,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
     help="Similarity from which a task counts as occurring in another split.",
@@ -84,7 +84,7 @@ def _ratio(text: str) -> tuple[str, float]:
 @click.option("--against", multiple=True, type=click.Path(), help="A test file. Repeatable.")
 @click.option(
     "--threshold",
-    default=0.5,
+    default=0.6,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
     help="Similarity from which a task counts as occurring in a test file.",

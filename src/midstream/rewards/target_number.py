@@ -47,4 +47,8 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
                     return first * second
                 case ast.Div():
                     return first / second
+                case _:
+                    pass
+        case _:
+            pass
     raise ValueError("not an expression of +, -, *, / and brackets")

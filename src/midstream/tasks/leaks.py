@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-THRESHOLD = 0.5
+THRESHOLD = 0.6
 WORDS = 3
 COMMON_SHARE, COMMON_LEAST = 0.05, 5
 """A 3-gram in more than this share of the texts, and in at least this many, belongs to a template or an instruction and

@@ -74,7 +74,7 @@ def prepare(
         chosen: dict[str, list[Task]] = {}
         for domain, tasksets in loaded.items():
             wanted = -(-sizes[split] * weights[domain] // sum(weights.values()))
-            chosen[domain] = _distinct(tasksets, split, wanted, later, threshold, result)
+            chosen[domain] = _chosen(tasksets, split, wanted, later, threshold, result)
             if len(chosen[domain]) < wanted:
                 result.short.append(f"{split}, {domain}: {len(chosen[domain])} of {wanted}")
         rows = _interleaved(chosen, weights, sizes[split])
@@ -103,26 +103,27 @@ def fields_of_file(name: str) -> RowFields:
     return RowFields(split=next((split for word, split in _SPLIT_WORDS.items() if word in words), None))
 
 
-def _distinct(
+def _chosen(
     tasksets: Sequence[TaskSet], split: str, wanted: int, later: Sequence[Task], threshold: float, result: Prepared
 ) -> list[Task]:
-    """Return the first `wanted` tasks of the split, evenly from the sets, each question once, without those in
-    `later`."""
-    found: dict[str, Task] = {}
-    equal = {normalise_text(task.question) for task in later}
+    """Return the first `wanted` tasks of the split, evenly from the sets, without those that occur in `later`. A
+    question occurs once, unless generated sets have too few: then it occurs again, with other tests."""
     candidates = list(_in_turn(tasksets, split, _DRAWS * wanted))
     shown = [task.question for task in candidates if not _is_built_in(task)]
+    equal = {normalise_text(task.question) for task in later}
     all_texts = LeakIndex([task.question for task in later], threshold, shown)
     of_files = LeakIndex([task.question for task in later if not _is_built_in(task)], threshold, shown)
+    found: dict[str, Task] = {}
+    again: list[Task] = []
     for task in candidates:
         if len(found) == wanted:
             break
         index = of_files if _is_built_in(task) else all_texts
         if normalise_text(task.question) in equal or index.find(task.question) is not None:
             result.leaks[split] = result.leaks.get(split, 0) + 1
-        else:
-            found.setdefault(task.question, task)
-    return list(found.values())
+        elif found.setdefault(task.question, task) is not task and _is_built_in(task):
+            again.append(task)
+    return [*found.values(), *again][:wanted]
 
 
 def _is_built_in(task: Task) -> bool:

@@ -1,7 +1,7 @@
 """Tasksets of verifiers (v1): `env` is the id of an installed taskset, `settings` the rest of its `[env]` config.
 
-These environments run their own agent, so they have no `reset` and `act`: the flow `verifiers_agent` plays them. The prompt
-of a task determines its split; if all prompts are the same, the rest of its data does.
+These environments run their own agent, so they have no `reset` and `act`: the flow `verifiers_agent` plays them. The
+prompt of a task determines its split; if all prompts are the same, the rest of its data does.
 """
 
 from __future__ import annotations
