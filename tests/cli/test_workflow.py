@@ -86,7 +86,7 @@ def test_show_writes_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Programmer(problem: text" in capsys.readouterr().out
 
 
-def test_run_answers_with_a_server_and_says_what_it_cost(
+def test_run_answers_with_a_server_and_shows_the_cost(
     tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.py"
@@ -114,6 +114,22 @@ def test_run_with_a_model_on_this_machine(capsys: pytest.CaptureFixture[str]) ->
     assert run(["workflow", "run", "io", "--problem", "2+2", "--model", "tiny", "--json"]) == 0
     trace = json.loads(capsys.readouterr().out)
     assert trace["prompt_tokens"] > 0 and trace["completion_tokens"] > 0 and trace["cost_usd"] is None
+
+
+def test_a_durable_run_is_found_again_by_its_name(
+    tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "plans.sqlite")
+    given = ["workflow", "run", "io", "--problem", "2+2", "--model", server, "--json"]
+    durable = [*given, "--durable", store, "--uid", "first"]
+    assert run(durable) == 0
+    first = json.loads(capsys.readouterr().out)
+    given[given.index(server)] = "http://127.0.0.1:9"  # nobody is there, and nobody is asked
+    assert run([*given, "--durable", store, "--uid", "first"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == first["answer"]
+    assert run(["plan", "status", store]) == 0
+    assert "first" in capsys.readouterr().out
+    assert run([*given, "--durable", store]) == 2 and run([*durable, "--fallback"]) == 2
 
 
 def test_search_and_compare_work_from_a_config(tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]) -> None:

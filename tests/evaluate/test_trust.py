@@ -173,3 +173,8 @@ def test_an_ordinary_config_has_no_effects(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.WARNING)
     config = yaml.safe_load(Path(__file__).parents[2].joinpath("configs/quickstart.yaml").read_text())
     assert list(effects_of(config)) == []
+
+
+def test_a_database_that_a_config_would_write_is_an_effect() -> None:
+    (effect,) = effects_of({"flow": {"name": "plan_scheduler", "settings": {"journal": "/etc/plans.sqlite"}}})
+    assert "'/etc/plans.sqlite'" in effect

@@ -16,7 +16,7 @@ from midstream.core.types import Task
 from midstream.engines.chat import ChatTokenizer
 from midstream.learn.config import TrainConfig
 from midstream.learn.run.setup import TrainingContext, build
-from midstream.learn.run.warm_start import check_demonstrations, demonstrate
+from midstream.learn.run.warm_start import check_warm_start, demonstrate
 from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, split_of, take
 from midstream.tasks.varied import SORTS, find_problem
 from midstream.workflows import OPERATORS, EngineModel, WorkflowRunner, read_workflow
@@ -56,7 +56,7 @@ def test_every_shape_is_a_workflow_without_warnings(shape: str) -> None:
 
 def test_demonstrations_are_run_by_the_flow_and_show_the_shape_that_suits_the_task() -> None:
     made = context()
-    check_demonstrations(made)
+    check_warm_start(made)
     shown = asyncio.run(demonstrate(made))
     assert len(shown) == 8
     for one in shown:
@@ -87,7 +87,7 @@ def test_a_demonstration_that_is_no_workflow_is_refused(monkeypatch: pytest.Monk
     task = Task(id="t1", prompt="p", metadata={"workflow": "class Workflow: pass"})
     monkeypatch.setattr("midstream.learn.run.warm_start._tasks", lambda context: [task])
     with pytest.raises(ConfigError, match="demonstration of the task 't1' is not a workflow"):
-        check_demonstrations(made)
+        check_warm_start(made)
 
 
 def test_the_set_has_four_sorts_with_answers_and_keeps_its_splits_apart() -> None:

@@ -261,6 +261,36 @@ def prompts_command(settings: str, changes: tuple[str, ...]) -> None:
     click.echo(f"{result.made.how}; validation {score}; {tokens} tokens; in {config.folder / PROMPTS}")
 
 
+@command.command(name="pairs")
+@click.argument("settings", metavar="CONFIG", type=click.Path())
+@click.option("--policy", required=True, metavar="CONFIG", help="The training config of the policy that will learn.")
+@click.option("--tasks", default=64, show_default=True, type=click.IntRange(min=1), help="Training tasks to score on.")
+@click.option("--out", default="pairs.sqlite", show_default=True, type=FILE, help="Store to record the pairs in.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a setting. Repeatable.")
+def pairs_command(settings: str, policy: str, tasks: int, out: Path, changes: tuple[str, ...]) -> None:
+    """Make preference pairs from the search of CONFIG: for each training task the best and the worst candidate.
+
+    \b
+    midstream workflow pairs workflow_compare --policy workflow_learning
+    midstream train workflow_learning --from-store pairs.sqlite algorithm.name=dpo reward.preset=null \\
+        reward.components='{given: 1.0}'
+    """
+    from midstream.api import load_config
+    from midstream.engines.chat import load_tokenizer
+    from midstream.engines.models import resolve
+    from midstream.evaluate.pairs import record_pairs
+    from midstream.workflows.config import load_workflow_config
+    from midstream.workflows.search.pairs import search_pairs
+
+    config, training = load_workflow_config(settings, changes), load_config(policy)
+    tokenizer = load_tokenizer(resolve(training.policy.model))
+
+    async def act() -> int:
+        return await record_pairs(await search_pairs(config, tasks), training, tokenizer, out)
+
+    click.echo(f"{asyncio.run(act())} pairs of {tasks} tasks in {out}")
+
+
 @command.command(name="compare")
 @click.argument("settings", metavar="CONFIG", type=click.Path())
 @click.argument("workflows", nargs=-1, metavar="[WORKFLOW]...")

@@ -51,6 +51,8 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"flow.name={name} starts the program: {_section(flow, 'settings').get('command')}"
     elif name and not is_registered(name):
         yield f"flow.name imports and runs '{name}'"
+    if journal := _section(flow, "settings").get("journal"):
+        yield f"flow.settings.journal writes into the database '{journal}'"
     for tool in flow.get("tools") or ():
         if ":" in str(tool):
             yield f"flow.tools imports and runs '{tool}'"

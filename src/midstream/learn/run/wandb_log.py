@@ -20,7 +20,7 @@ class WandbLog:
 
     def __init__(self, config: WandbConfig, folder: Path, name: str) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise ConfigError(
                 "trainer.wandb needs the package wandb", "pip install 'midstream[wandb]', or trainer.wandb=null"

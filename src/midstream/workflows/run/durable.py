@@ -2,7 +2,7 @@
 
 A run is a plan with one node, and each node of the workflow is a durable step of it. A process that goes on with the
 run asks no model again for what is done, and draws the seeds and keeps the budgets of a run that was not interrupted.
-`midstream plan` lists and shows such runs.
+`midstream plan status` lists such runs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from midstream.core.errors import ConfigError
 from midstream.core.sampling import SamplingParams
@@ -58,18 +58,18 @@ async def optimise_prompts(
     on all of `val`. `most_runs` bounds the runs of workflows; a batch in progress is finished.
 
     Raises `ConfigError` for a workflow without prompts, and `ModuleNotFoundError` without the package."""
-    import gepa
+    from gepa.api import optimize
 
     if not workflow.prompts:
         raise ConfigError("the workflow has no prompts to optimise", "start from one with prompts, such as cot")
     adapter = _Adapter(workflow, train, val, asyncio.get_running_loop(), model, random.Random(seed))
     began = time.perf_counter()
     found = await asyncio.to_thread(
-        gepa.optimize,
+        optimize,
         seed_candidate=dict(workflow.prompts),
         trainset=list(train.tasks),
         valset=list(val.tasks),
-        adapter=adapter,
+        adapter=cast("Any", adapter),  # a protocol with a mutable attribute of a union type
         reflection_lm=None if model is None else adapter.reflect,
         custom_candidate_proposer=adapter.from_pool if model is None else None,
         max_metric_calls=most_runs,
@@ -80,7 +80,7 @@ async def optimise_prompts(
     outcomes = [one for evaluation in evaluations for one in evaluation.outcomes]
     runs = known_sum(one.tokens for one in evaluations)
     return PromptResult(
-        best=workflow.with_prompts(found.best_candidate),
+        best=workflow.with_prompts(cast("dict[str, str]", found.best_candidate)),
         made=Made(
             how=f"prompt optimisation (gepa), {len(found.candidates)} sets of prompts",
             tokens=None if runs is None else int(runs) + adapter.reflection_tokens,
@@ -115,7 +115,7 @@ class _Adapter:
         self.reflection_cost: float | None = 0.0
 
     def evaluate(self, batch: list[Task], candidate: dict[str, str], capture_traces: bool = False) -> Any:
-        from gepa import EvaluationBatch
+        from gepa.core.adapter import EvaluationBatch
 
         changed = self._workflow.with_prompts(candidate)
         problems = errors(self._like.runner.problems(changed))

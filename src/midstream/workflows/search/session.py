@@ -44,7 +44,7 @@ async def run_search(
     the config."""
     tasks = load_tasks(config.tasks)
     check(tasks, ["val"])
-    async with _opened(config, models) as (runner, opened):
+    async with open_runner(config, models) as (runner, opened):
         evaluator = WorkflowEvaluator(
             runner, take(tasks, "val", config.val_tasks), repeats=config.search.repeats, seed=config.search.seed
         )
@@ -75,7 +75,7 @@ async def run_prompts(config: WorkflowConfig, models: Mapping[str, Model] | None
     tasks = load_tasks(config.tasks)
     check(tasks, ["train", "val"])
     seed = config.search.seed
-    async with _opened(config, models) as (runner, opened):
+    async with open_runner(config, models) as (runner, opened):
         train, val = (
             WorkflowEvaluator(runner, take(tasks, split, config.val_tasks), seed=seed) for split in ("train", "val")
         )
@@ -102,7 +102,7 @@ async def run_comparison(
     tasks = load_tasks(config.tasks)
     if most_tokens is not None:
         config = config.model_copy(update={"run": config.run.model_copy(update={"most_tokens": most_tokens})})
-    async with _opened(config, models) as (runner, _):
+    async with open_runner(config, models) as (runner, _):
         evaluator = WorkflowEvaluator(
             runner, test_tasks(config), repeats=config.search.repeats, seed=config.search.seed
         )
@@ -130,9 +130,10 @@ def _write(workflow: ir.Workflow, made: Made, path: Path) -> None:
 
 
 @asynccontextmanager
-async def _opened(
+async def open_runner(
     config: WorkflowConfig, models: Mapping[str, Model] | None
 ) -> AsyncIterator[tuple[WorkflowRunner, Mapping[str, Model]]]:
+    """The runner of a config with its models by name, which are closed with it."""
     async with AsyncExitStack() as stack:
         cache: ResponseCache | None = None
         if config.cache and models is None:
