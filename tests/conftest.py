@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from midstream.record.store import Store
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.has_plugin("hypothesispytest"):  # the environments of other projects may lack it
+        from hypothesis import settings
+
+        settings.register_profile("any load", deadline=None)
+        settings.load_profile("any load")
+
+
 @dataclass(frozen=True)
 class Policy:
     """A decoder with its tokenizer and engines."""

@@ -14,7 +14,7 @@ from midstream.engines.torch.decoder import load_decoder
 from midstream.learn.config import OptimizerConfig
 from midstream.learn.model.learner import Learner
 from midstream.learn.model.log_probs import TokenSequence
-from midstream.learn.model.weights import Weights, unfused
+from midstream.learn.model.weights import Weights
 
 TASK = Task(id="parity", prompt="")
 
@@ -63,8 +63,8 @@ def make_learner(folder: Path, tokens_per_pass: int = 4096, **optimizer: object)
 
 def gradient_of(learner: Learner) -> dict[str, Tensor]:
     """The gradient of the last update."""
-    return unfused(learner.decoder, learner.weights.gradients())
+    return learner.decoder.to_hf(learner.weights.gradients())
 
 
 def weights_of(learner: Learner) -> dict[str, Tensor]:
-    return unfused(learner.decoder, learner.weights.snapshot())
+    return learner.decoder.to_hf(learner.weights.snapshot())

@@ -3,7 +3,8 @@
     python -m benchmarks.tools.learning --seeds 0 1 2
 
 Each seed is a run of its own in a fresh process, as `midstream train` makes it. Prints two tables, and writes
-`learning.json` and `learning.png` into --out. --publish copies the picture to docs/images.
+`learning.json` and `learning.png` into --out. --publish puts both
+tables into docs/tools.md and the picture into docs/images.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ def without(run_dir: Path, tool: str) -> dict[str, Any]:
     """Evaluate the trained agent of `run_dir` on its test tasks without `tool`."""
     import yaml
 
-    import midstream as ms
+    from midstream.api import evaluate
 
     path = run_dir / f"without-{tool}.json"
     if not path.exists():
         config = yaml.safe_load((run_dir / "config.yaml").read_text())
         tools = [name for name in config["flow"]["tools"] if name != tool]
         settings = {name: value for name, value in config["flow"]["tool_settings"].items() if name != tool}
-        row = ms.evaluate(
+        row = evaluate(
             run=run_dir,
             overrides=[f"flow.tools={json.dumps(tools)}", f"flow.tool_settings={json.dumps(settings)}"],
             n=config["trainer"]["test_tasks"],
@@ -127,7 +128,7 @@ def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
     axes.plot([], [], "o", color="#9a9a9a", label="held-out, greedy: warm start")
     axes.plot([], [], "o", color="#e45756", label="held-out, greedy: after RL")
     axes.set(xlabel="training step", ylabel="success", ylim=(-0.02, 1.02))
-    axes.set_title(f"react learns to use search, memory and Python ({len(results)} seeds, SmolLM2-135M, CPU)")
+    axes.set_title(f"react learns to use search, memory and Python (SmolLM2-135M, CPU, seeds: {len(results)})")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
@@ -139,12 +140,22 @@ def _smooth(values: Sequence[float], window: int = 3) -> list[float]:
     return [statistics.mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
 
 
+def publish(results: dict[int, dict[str, Any]], picture: Path) -> None:
+    """Put both tables between their markers in docs/tools.md, and the picture where that page shows it."""
+    page = Path("docs/tools.md")
+    before, rest = page.read_text(encoding="utf-8").split("<!-- react tables -->")
+    _, after = rest.split("<!-- /react tables -->")
+    tables = f"{seeds_table(results)}\n\n{tools_table(results)}"
+    page.write_text(f"{before}<!-- react tables -->\n\n{tables}\n\n<!-- /react tables -->{after}", encoding="utf-8")
+    shutil.copyfile(picture, "docs/images/react.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/react.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-react"))
-    parser.add_argument("--publish", action="store_true", help="copy the picture to docs/images")
+    parser.add_argument("--publish", action="store_true", help="put tables and picture into docs/")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +170,7 @@ def main() -> None:
     print(f"{seeds_table(results)}\n\n{tools_table(results)}")
     draw(results, arguments.out / "learning.png")
     if arguments.publish:
-        shutil.copyfile(arguments.out / "learning.png", "docs/images/react.png")
+        publish(results, arguments.out / "learning.png")
 
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ async def rollout_async(
     """Async form of `rollout`."""
     import secrets
 
+    from midstream.agents.registry import load_flows, with_frozen_roles
     from midstream.record.recorder import RoleEngine
     from midstream.rewards import RewardFunction
     from midstream.rewards.judge import remote_judge
@@ -196,11 +197,14 @@ async def rollout_async(
     check(source, [split])
     if short := shortage(source, split, tasks):
         _log.warning("%s", short)
-    for role, its in config.flow.roles.items():
+    if config.flow.flows_file is not None:
+        load_flows(config.flow.flows_file)
+    for role, its in with_frozen_roles(config.flow).roles.items():
         if its.engine not in ("policy", "rules") or its.train is False or its.adapter is not None:
             raise ConfigError(
                 f"flow.roles.{role}: with a gateway, every role without a rule uses the gateway's model and is trained",
-                "keep the defaults of engine, train and adapter, or run the flow with midstream train",
+                "keep the defaults of engine, train and adapter (train: true for a role that the flow keeps frozen), "
+                "or run the flow with midstream train",
             )
     async with GatewayClient(gateway, key_env) as client:
         try:
@@ -217,11 +221,6 @@ async def rollout_async(
             score=RewardFunction(config.reward, remote_judge(config.reward.judge)).single_trajectory().score,
             timeout_s=config.rollout.timeout_s,
         )
-        if frozen := [role for role, trained in worker.roles.items() if not trained]:
-            raise ConfigError(
-                f"the flow '{config.flow.name}' keeps the role '{frozen[0]}' frozen; a gateway trains on every role",
-                f"set flow.roles.{frozen[0]}.train=true, or run the flow with midstream train",
-            )
         attempts = groups_of(
             take(source, split, tasks),
             config.rollout.group_size,

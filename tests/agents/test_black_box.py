@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.agents.black_boxes import assert_exact
 
 from midstream.agents.black_box import BlackBoxAgentFlowBase
 from midstream.agents.config import FlowConfig
@@ -25,9 +26,8 @@ from midstream.core.types import Status, Trajectory
 from midstream.engines.scripted import ScriptedEngine
 from midstream.gateway.in_process import InProcessGateway
 from midstream.record.recorder import RoleEngine
-from midstream.record.store import Store
 from midstream.rewards import RewardConfig, RewardFunction
-from midstream.rollouts import AgentFlowManager, AgentFlowWorker, Attempt
+from midstream.rollouts import AgentFlowWorker, Attempt
 from midstream.rollouts.config import SamplingConfig
 
 AGENT = """
@@ -74,15 +74,6 @@ def script(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     return write
 
 
-def exact(trajectory: Trajectory) -> None:
-    for step in trajectory.steps:
-        if step.parent is not None:
-            before = trajectory.steps[step.parent]
-            known = before.prompt_ids + before.response_ids
-            assert step.prompt_ids[: len(known)] == known
-        assert len(step.response_ids) == len(step.rollout_log_probs or ()) > 0 and step.trainable
-
-
 def test_a_program_with_openais_client_is_recorded(run, script) -> None:
     trajectory = run("blackbox_command_agent", settings=script(AGENT, answer=r"answer: (\d+)"))
     assert (trajectory.status, trajectory.error) == (Status.COMPLETED, "")
@@ -91,7 +82,7 @@ def test_a_program_with_openais_client_is_recorded(run, script) -> None:
     assert "What is 2 * 3?" in str(first.messages)
     assert (second.parent, second.branch_reason) == (0, "")
     assert len(first.response_ids) <= 5
-    exact(trajectory)
+    assert_exact(trajectory)
 
 
 def test_a_program_can_use_a_role_as_its_model(run, script, tiny_tokenizer) -> None:
@@ -167,7 +158,7 @@ def test_a_crashing_program_fails_its_own_trajectory_with_its_error(run, script,
 def test_calls_before_a_crash_are_kept(run, script) -> None:
     trajectory = run("blackbox_command_agent", settings=script(AGENT + "raise SystemExit(3)"))
     assert (trajectory.status, len(trajectory.steps)) == (Status.FAILED, 2)
-    exact(trajectory)
+    assert_exact(trajectory)
 
 
 def test_a_missing_program_is_named_in_the_error(run) -> None:
@@ -275,63 +266,19 @@ def test_the_gsm8k_agent_uses_its_calculator_and_finds_the_answer(run, tiny_toke
     assert (second.parent, second.branch_reason) == (0, "")
     assert second.messages[-1] == {"role": "tool", "tool_call_id": second.messages[-1]["tool_call_id"], "content": "6"}
     assert first.text == call
-    exact(trajectory)
+    assert_exact(trajectory)
 
 
 def test_the_gsm8k_agent_runs_before_a_real_model(run) -> None:
     trajectory = run("blackbox_gsm8k_agent")
     assert trajectory.status is Status.COMPLETED and trajectory.steps
-    exact(trajectory)
-
-
-@register("two_questions_for_black_box")
-class TwoQuestions(BlackBoxAgentFlowBase):
-    """Makes two concurrent calls with the Anthropic API."""
-
-    async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> str:
-        from anthropic import AsyncAnthropic
-
-        async with AsyncAnthropic(base_url=self.address.root_url, api_key=self.address.token) as client:
-            reply = await asyncio.gather(
-                *[
-                    client.messages.create(
-                        model=self.address.model, max_tokens=6, messages=[{"role": "user", "content": text}]
-                    )
-                    for text in (kwargs["raw_prompt"], "Are you sure?")
-                ]
-            )
-        return str(len(reply))
+    assert_exact(trajectory)
 
 
 def test_a_custom_flow_gets_the_url_and_returns_the_answer(run) -> None:
     trajectory = run("two_questions_for_black_box")
     assert (trajectory.answer, [step.parent for step in trajectory.steps]) == ("2", [None, None])
-    exact(trajectory)
-
-
-def test_concurrent_agents_have_separate_trajectories(make_policy, tmp_path: Path) -> None:
-    from midstream.core.types import Task
-
-    async def go(store: Store) -> list[Trajectory]:
-        worker = AgentFlowWorker(
-            FlowConfig(name="two_questions_for_black_box"),
-            {"policy": make_policy().role_engine},
-            sampling=SamplingConfig(max_tokens=6, temperature=1.0),
-            store=store,
-            endpoint=InProcessGateway(),
-        )
-        attempts = [
-            Attempt(task=Task(id=f"{n}", prompt=f"What is {n} + 1?"), uid=f"u{n}", prompt_uid="p", seed=n)
-            for n in range(8)
-        ]
-        return await AgentFlowManager(worker).run(attempts)
-
-    with Store(tmp_path / "store.sqlite") as store:
-        for trajectory in asyncio.run(go(store)):
-            exact(trajectory)
-            asked = {str(step.messages[0]["content"]) for step in trajectory.steps}
-            assert asked == {trajectory.task.prompt, "Are you sure?"}
-            assert store.trajectories.get(trajectory.uid) == trajectory
+    assert_exact(trajectory)
 
 
 def test_a_rollouts_trajectories_need_their_token(run, tiny_tokenizer) -> None:
@@ -367,38 +314,6 @@ def test_a_rollouts_trajectories_need_their_token(run, tiny_tokenizer) -> None:
     assert len(trajectory.steps) == 2
 
 
-def test_a_token_is_valid_for_its_own_trajectory_only(make_policy, tmp_path: Path) -> None:
-    """Two concurrent agents: one tries the other's address with its own token."""
-    seen: list[tuple[str, str]] = []
-    refused: list[int] = []
-
-    @register("nosy_for_black_box")
-    class Nosy(BlackBoxAgentFlowBase):
-        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
-            seen.append((base_url, self.address.token))
-            while len(seen) < 2:
-                await asyncio.sleep(0.01)
-            other = next(url for url, _ in seen if url != base_url)
-            async with httpx.AsyncClient(headers={"Authorization": f"Bearer {self.address.token}"}) as client:
-                ask = {"messages": [{"role": "user", "content": "?"}], "max_tokens": 2}
-                refused.append((await client.post(f"{other}/chat/completions", json=ask)).status_code)
-            if len(refused) < 2:
-                await asyncio.sleep(0.5)
-
-    from midstream.core.types import Task
-
-    worker = AgentFlowWorker(
-        FlowConfig(name="nosy_for_black_box"),
-        {"policy": make_policy().role_engine},
-        sampling=SamplingConfig(max_tokens=4, temperature=1.0),
-        endpoint=InProcessGateway(),
-    )
-    attempts = [Attempt(task=Task(id=f"{n}", prompt="?"), uid=f"u{n}", prompt_uid="p", seed=n) for n in range(2)]
-    made = asyncio.run(AgentFlowManager(worker).run(attempts))
-    assert refused == [403, 403]
-    assert [trajectory.steps for trajectory in made] == [(), ()]
-
-
 def test_a_password_in_a_flows_exception_is_removed_from_the_error(run) -> None:
     @register("raises_its_password_for_black_box")
     class Raises(BlackBoxAgentFlowBase):
@@ -409,54 +324,3 @@ def test_a_password_in_a_flows_exception_is_removed_from_the_error(run) -> None:
         run("raises_its_password_for_black_box").error
         == f"ConnectionError: nobody at postgresql://me:{NOT_KEPT}@host/db"
     )
-
-
-def test_a_black_box_flow_without_endpoint_is_refused(make_policy, attempt) -> None:
-    worker = AgentFlowWorker(
-        FlowConfig(name="two_questions_for_black_box"),
-        {"policy": make_policy().role_engine},
-        sampling=SamplingConfig(max_tokens=4, temperature=1.0),
-    )
-    with pytest.raises(ConfigError, match="there is no endpoint for its calls"):
-        asyncio.run(worker.run(attempt()))
-
-
-def test_each_in_process_gateway_has_its_own_server_until_closed(tiny_tokenizer, attempt) -> None:
-    urls: list[str] = []
-
-    @register("url_for_black_box")
-    class Url(BlackBoxAgentFlowBase):
-        async def _run_agent(self, base_url: str, kwargs: Mapping[str, Any]) -> None:
-            urls.append("/".join(base_url.split("/")[:3]))
-
-    async def reachable(url: str) -> bool:
-        async with httpx.AsyncClient() as client:
-            try:
-                return (await client.get(f"{url}/health")).is_success
-            except httpx.ConnectError:
-                return False
-
-    one, other = InProcessGateway(), InProcessGateway()
-    policy = RoleEngine(ScriptedEngine(tiny_tokenizer, "Yes."), tiny_tokenizer, True)
-
-    async def go() -> None:
-        for endpoint in (one, one, other):
-            await AgentFlowWorker(
-                FlowConfig(name="url_for_black_box"),
-                {"policy": policy},
-                sampling=SamplingConfig(),
-                endpoint=endpoint,
-            ).run(attempt())
-        assert await reachable(urls[0])
-        await one.close()
-        await one.close()  # nothing is left to close
-        assert [await reachable(url) for url in urls[1:]] == [False, True]
-
-    asyncio.run(go())
-    assert urls[0] == urls[1] != urls[2]
-    asyncio.run(
-        AgentFlowWorker(
-            FlowConfig(name="url_for_black_box"), {"policy": policy}, sampling=SamplingConfig(), endpoint=other
-        ).run(attempt())
-    )  # the loop that its server ran in is gone
-    assert len(urls) == 4

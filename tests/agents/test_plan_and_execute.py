@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+import midstream as ms
 from midstream.agents.config import RoleConfig
 from midstream.agents.plan_and_execute.steps import (
     PlannedStep,
@@ -211,6 +212,15 @@ def test_wrong_settings_are_refused_with_the_nearest_name(run) -> None:
         run({"planner": plan(call("a"))}, settings={"undo": {"note": "erasse"}})
     with pytest.raises(ConfigError, match="branches applies to the strategy 'tree'"):
         run({"planner": plan(call("a"))}, settings={"branches": 2})
+
+
+@pytest.mark.parametrize("setting", [{"concurrency": 2}, {"budget": {"seconds": 5}}])
+def test_a_deterministic_run_refuses_what_depends_on_timing(setting: dict[str, Any]) -> None:
+    flow = {"name": "plan_and_execute", "settings": setting}
+    config = {"name": "timed", "tasks": {"sources": [{"type": "direct"}]}, "flow": flow}
+    assert ms.load_config({**config, "trainer": {"deterministic": False}}).flow.settings == setting
+    with pytest.raises(ConfigError, match="would depend on timing"):
+        ms.load_config({**config, "trainer": {"deterministic": True}})
 
 
 TOOLS = {one.name: one for one in load_tools(("calculator", "search"))}

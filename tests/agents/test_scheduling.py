@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from tests.plans.world import World, do, plan
 
-from midstream.agents.scheduling.policy import RolePolicy
+from midstream.agents.scheduling.policy import RolePolicy, chat_with
 from midstream.core.errors import ConfigError
-from midstream.core.types import Constraint, Status, Step, Trajectory
+from midstream.core.sampling import SamplingParams
+from midstream.core.types import Constraint, Status, Trajectory
 from midstream.engines.base import Request
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.scripted import ScriptedEngine
 from midstream.plans import AgentExecutor
-from midstream.record.replies import ChatStep, reply_of
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.rewards import RewardFunction
 from midstream.rewards.compose import RewardConfig
 from midstream.rollouts import Attempt
@@ -97,12 +100,16 @@ def test_a_reply_that_is_no_name_starts_what_became_ready_first(make_worker) -> 
         assert choice["started"] == choice["feasible"][0] and choice["unreadable"] == "whatever"
 
 
-@pytest.mark.parametrize("choose", ["first", "random"])
+@pytest.mark.parametrize("choose", ["first", "random", "longest"])
 def test_policies_to_compare_with_ask_nobody(make_worker, choose) -> None:
     trajectories = [run(make_worker, last, schedule(), index, choose=choose) for index in (0, 1)]
     assert all(one.steps == () and one.reward is not None for one in trajectories)
     for choice in (one for each in trajectories for one in each.metadata["schedule"]["choices"]):
-        assert choose == "random" or choice["started"] == choice["feasible"][0]
+        assert choose != "first" or choice["started"] == choice["feasible"][0]
+    if choose == "longest":
+        to_end = instance(trajectories[0]).to_end()
+        for choice in trajectories[0].metadata["schedule"]["choices"]:
+            assert to_end[choice["started"]] == max(to_end[name] for name in choice["feasible"])
     again = run(make_worker, last, schedule(), choose=choose)
     assert again.metadata["schedule"] == trajectories[0].metadata["schedule"]
 
@@ -142,14 +149,16 @@ def test_other_tasks_are_refused(make_worker, attempt) -> None:
         asyncio.run(worker.run(attempt()))
 
 
-def test_the_policy_schedules_any_plan(tmp_path: Path) -> None:
-    asked: list[tuple[str, list[str]]] = []
+def test_the_policy_schedules_any_plan(tmp_path: Path, tiny_tokenizer: ChatTokenizer) -> None:
+    asked: list[Request] = []
 
-    async def chat(messages: Any, role: str = "policy", *, response_format: Constraint, **overrides: Any) -> ChatStep:
-        asked.append((messages[-1]["content"], allowed(response_format)))
-        step = Step(prompt_ids=(1,), response_ids=(2, 3), rollout_log_probs=(-0.5, -0.25), text=asked[-1][1][-1])
-        return ChatStep.of(step, lambda one: reply_of(one, None))
+    def says(request: Request) -> str:
+        asked.append(request)
+        return last(request)
 
+    engine = RoleEngine(ScriptedEngine(tiny_tokenizer, says), tiny_tokenizer, False)
+    recorder = Recorder("deployed", "deployed", seed=0)
+    policy = RolePolicy(chat_with(engine, recorder, SamplingParams(max_tokens=8)))
     world, gate = World(), {"gate": 1}
     nodes = (do("a", resources=gate), do("b", resources=gate), do("c"), do("d", "b"))
 
@@ -157,9 +166,12 @@ def test_the_policy_schedules_any_plan(tmp_path: Path) -> None:
         await executor.run(plan(*nodes, limits=gate), uid="r")
         return [event.data async for event in executor.events("r") if event.kind == "choice"]
 
-    choices = world.using(tmp_path, main, policy=RolePolicy(chat), max_concurrency=2)
-    # b is taken from the gate's two; a is masked until b has ended.
-    assert [names for _, names in asked][:2] == [["a", "b", "c"], ["a", "b"]] or "a" not in asked[1][1]
-    assert all(f"{name}: do" in text for text, names in asked for name in names)
-    assert {one["log_prob"] for one in choices} == {-0.75, 0.0}
+    choices = world.using(tmp_path, main, policy=policy, max_concurrency=2)
     assert sorted(world.did) == ["a", "b", "c", "d"]
+    assert allowed(asked[0].constraint) == ["a", "b", "c"] and asked[0].role == "scheduler"
+    assert all(f"{name}: do" in str(one.messages[-1]["content"]) for one in asked for name in allowed(one.constraint))
+    made = [one for one in choices if "metadata" in one]
+    assert [one["metadata"] for one in made] == [
+        {"trajectory": "deployed", "step_index": step.step_index} for step in recorder.finished()
+    ]
+    assert [one["log_prob"] for one in made] == [fsum(step.rollout_log_probs or ()) for step in recorder.finished()]

@@ -180,7 +180,7 @@ def test_an_empty_split_is_refused_before_anything_runs(refused: Refused, tmp_pa
     assert "split 'test'" in message and "trainer.test_tasks=0" in message
 
 
-def test_a_warm_start_needs_tasks_with_a_plan(refused: Refused, tmp_path: Path) -> None:
+def test_a_warm_start_needs_tasks_with_a_demonstration(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "one", "question": "a?", "answer": "b", "split": "train"}\n')
     rules = "flow.roles={analysis: {engine: rules}, executor: {engine: rules}}"

@@ -13,7 +13,7 @@ from midstream.cli.devices import find_devices
 from midstream.core.types import Step, Task, Trajectory
 
 
-def test_a_policy_that_was_trained_writes_a_workflow_for_a_problem(
+def test_a_trained_policy_writes_a_workflow_for_a_problem(
     tiny_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The seed's command, with a small model: its config is trained for a step, and its checkpoint answers."""
@@ -38,7 +38,7 @@ def test_a_policy_that_was_trained_writes_a_workflow_for_a_problem(
     assert "reward (workflow): -0.20" in said
 
 
-def test_devices_are_shown_and_left_alone(
+def test_devices_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -66,7 +66,7 @@ def test_a_run_from_its_start_to_its_rollback(folder: Path, capsys: pytest.Captu
     assert re.search(r"^a +compensated +note@1", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_a_fork_has_its_own_life(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fork_is_independent_of_its_origin(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["plan", "run", "plan.yaml", "--store", "p.db", "--handlers", "desk.py", "--uid", "r"])
     assert run(["plan", "fork", "p.db", "r", "--uid", "f"]) == 0
     run(["plan", "status", "p.db", "f"])
@@ -121,7 +121,7 @@ def test_lanes_follow_forks_and_joins(folder: Path, capsys: pytest.CaptureFixtur
         (["resume", "nothing.db", "r"], "no store at 'nothing.db'"),
     ],
 )
-def test_what_is_wrong_is_said(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_explained(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", *arguments]) == 2
     assert said in capsys.readouterr().err
 

@@ -86,7 +86,7 @@ def test_show_writes_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Programmer(problem: text" in capsys.readouterr().out
 
 
-def test_run_answers_with_a_server_and_says_what_it_cost(
+def test_run_answers_with_a_server_and_shows_the_cost(
     tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.py"

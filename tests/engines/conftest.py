@@ -92,6 +92,8 @@ class VLLMServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     """The generating calls, with their `path`."""
     loaded: list[str] = field(default_factory=list)
+    keys: set[str | None] = field(default_factory=set)
+    """What calls sent as `Authorization`."""
     done: int = 0
     """Generating calls answered to their end, or broken off by the client."""
     under_way: int = 0
@@ -140,12 +142,14 @@ class _VLLMHandler(BaseHTTPRequestHandler):
     server_of: VLLMServer
 
     def do_GET(self) -> None:
+        self.server_of.keys.add(self.headers.get("Authorization"))
         known = self.path == "/v1/models"
         cards = [{"id": "base", "max_model_len": self.server_of.context_length}]
         self._answer(200 if known else 404, {"data": cards} if known else {"error": {"message": "Not Found"}})
 
     def do_POST(self) -> None:
         server = self.server_of
+        server.keys.add(self.headers.get("Authorization"))
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/v1/load_lora_adapter" and server.adapters:
             assert not server.under_way, "an adapter is swapped under a call"

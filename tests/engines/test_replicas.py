@@ -150,6 +150,16 @@ def test_leave_reaches_every_replica_and_no_replicas_is_an_error(parts) -> None:
 NEW = Publication(Path("nowhere"), 9, "planner")
 
 
+def test_a_replica_that_missed_two_adapters_loads_both(parts) -> None:
+    replicas = Replicas(parts, rest_s=0.0)
+    parts[1].down = 0
+    for adapter in ("planner", "solver"):
+        asyncio.run(replicas.load_weights(Publication(Path("nowhere"), 9, adapter)))
+    parts[1].down = None
+    ask(replicas, *SESSIONS)
+    assert [part.loads for part in parts] == [2, 4, 2] and not any(replicas.behind)
+
+
 def test_a_replica_that_missed_new_weights_loads_them_once_before_its_next_call(parts) -> None:
     replicas = Replicas(parts, rest_s=0.0)
     parts[1].down = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from midstream.core.errors import ConfigError, EngineError, EngineUnreachable, P
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint
 from midstream.engines.base import Completion, Request
+from midstream.engines.factory import EngineSettings, make_policy_engine
 from midstream.engines.publication import Publication
 from midstream.engines.vllm import VLLMEngine, server
 
@@ -331,6 +333,36 @@ def test_adapters_have_names_and_a_republished_version_shares_no_cache(start_vll
     use(imitation, tiny_tokenizer, act)
     assert [one["model"] for one in imitation.asked] == ["planner", "planner", "base"]
     assert len({one["cache_salt"] for one in imitation.asked}) == 3
+
+
+def test_several_adapters_are_served_by_name_with_their_own_versions(start_vllm, tiny_tokenizer, tmp_path) -> None:
+    imitation = start_vllm()
+
+    async def act(engine: VLLMEngine) -> None:
+        for version, name in ((7, "planner"), (8, "solver"), (9, "planner")):
+            await engine.load_weights(publication(tmp_path / f"{version}", version, name))
+        said = [await engine.generate(request_of(adapter=name)) for name in ("planner", "solver", "")]
+        assert [(one.adapter, one.policy_version) for one in said] == [("planner", 9), ("solver", 8), ("planner", 9)]
+        with pytest.raises(EngineError, match="has loaded no adapter 'critic'"):
+            await engine.generate(request_of(adapter="critic"))
+
+    use(imitation, tiny_tokenizer, act)
+    assert [one["model"] for one in imitation.asked] == ["planner", "solver", "planner"]
+    assert len({one["cache_salt"] for one in imitation.asked}) == 2
+
+
+def test_an_api_key_is_sent_with_every_call(start_vllm, tiny_tokenizer, tiny_path, monkeypatch) -> None:
+    imitation = start_vllm()
+    monkeypatch.setenv("A_KEY", "sesame")
+    settings = EngineSettings(model=str(tiny_path), engine=(imitation.url,), api_key_env="A_KEY")
+
+    async def act() -> None:
+        async with AsyncExitStack() as stack:
+            engine = await make_policy_engine(settings, tiny_tokenizer, stack)
+            await engine.generate(request_of())
+
+    asyncio.run(act())
+    assert imitation.keys == {"Bearer sesame"}
 
 
 def test_an_adapter_that_fails_to_load_changes_nothing(start_vllm, tiny_tokenizer, tmp_path: Path) -> None:

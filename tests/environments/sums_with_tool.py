@@ -19,7 +19,11 @@ class SumData(vf.TaskData):
 
 
 class SumTaskConfig(vf.TaskConfig):
-    tools: vf.ToolsetConfig = vf.ToolsetConfig(colocated=False)
+    tools: vf.ToolsetConfig = vf.ToolsetConfig()
+
+
+class SumConfig(vf.TasksetConfig):
+    task: SumTaskConfig = SumTaskConfig()
 
 
 class SumTask(vf.Task[SumData, vf.State, SumTaskConfig]):
@@ -32,10 +36,13 @@ class SumTask(vf.Task[SumData, vf.State, SumTaskConfig]):
         return [Adder(config.tools)]
 
 
-class SumTaskset(vf.Taskset[SumTask, vf.TasksetConfig]):
+class SumTaskset(vf.Taskset[SumTask, SumConfig]):
     def load(self) -> Iterable[SumTask]:
         for number in range(40):
-            yield SumTask(SumData(prompt=f"Add {number} and 7.", answer=number + 7))
+            yield SumTask(SumData(prompt=f"Add {number} and 7.", answer=number + 7), self.config.task)
 
 
 __all__ = ["SumTaskset"]
+
+if __name__ == "__main__":
+    Adder.run()

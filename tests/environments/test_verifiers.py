@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.environments
-vf = pytest.importorskip("verifiers.v1", reason="make test-verifiers installs it")
+pytest.importorskip("verifiers.v1", reason="make test-verifiers installs it")
+
+import verifiers.v1 as vf
+from tests.gateway.conftest import Start, start
 
 from midstream import api
 from midstream.agents.config import FlowConfig
@@ -25,14 +28,18 @@ from midstream.record.recorder import RoleEngine
 from midstream.record.store import Store
 from midstream.rewards.components import resolve
 from midstream.rollouts import AgentFlowWorker, Attempt
+from midstream.rollouts.config import SamplingConfig
 from midstream.tasks.environments import environment_tasks, make_environment
 
+__all__ = ["start"]
+pytestmark = pytest.mark.environments
 ENV = "mental_sums"
 
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
 
 
 def played(tokenizer: ChatTokenizer, task: Task, says: Callable[[Request], str]) -> Trajectory:
@@ -42,7 +49,8 @@ def played(tokenizer: ChatTokenizer, task: Task, says: Callable[[Request], str])
         engine = RoleEngine(ScriptedEngine(tokenizer, says), tokenizer, True)
         async with InProcessGateway() as endpoint:
             flow = FlowConfig.model_validate({"name": "verifiers_agent"})
-            worker = AgentFlowWorker(flow, {"policy": engine}, endpoint=endpoint, timeout_s=120)
+            sampling = SamplingConfig(max_tokens=64)
+            worker = AgentFlowWorker(flow, {"policy": engine}, sampling=sampling, endpoint=endpoint, timeout_s=120)
             return await worker.run(Attempt(task=task, uid="u", prompt_uid="p", seed=1))
 
     return asyncio.run(attempt())
@@ -90,7 +98,7 @@ def test_its_tools_are_called(tiny_tokenizer: ChatTokenizer) -> None:
 def test_what_does_not_exist_or_fit_is_refused() -> None:
     with pytest.raises(TaskError, match="cannot load the taskset 'no_such_sums'"):
         environment_tasks("verifiers", "no_such_sums", {}, 0)
-    with pytest.raises(TaskError, match="cannot load the taskset 'mental_sums'.*counts"):
+    with pytest.raises(TaskError, match=r"(?s)cannot load the taskset 'mental_sums'.*counts"):
         environment_tasks("verifiers", ENV, {"taskset": {"counts": 3}}, 0)
     named = {"type": "verifiers", "env": ENV, "settings": {}, "seed": 0}
     with pytest.raises(ConfigError, match="runs its own agent"):
@@ -111,3 +119,36 @@ def test_it_is_trained_on_unchanged(tiny_path: Path, tmp_path: Path) -> None:
         made = list(store.trajectories.iterate(channel="train"))
     assert len(made) == 16 and all(one.status is Status.COMPLETED and one.steps for one in made)
     assert all(one.rewards["environment"] is not None for one in made)
+
+
+def test_its_training_client_gets_the_tokens_that_the_gateway_recorded(tiny_path: Path, start: Start) -> None:
+    """`type: train`, as prime-rl uses it: prompts are rendered there, and sampled by POST /inference/v1/generate."""
+    from renderers.configs import DefaultRendererConfig
+
+    from midstream.agents.verifiers.loading import load_env
+    from midstream.tasks.environments.verifiers_adapter import load
+
+    served = start("It is 7.")
+    opened = served.open(trajectory_uid="t")
+    environment = load_env(ENV, {})
+    client = vf.TrainClientConfig(
+        base_url=f"{served.url}{opened.path}",
+        api_key_var="MIDSTREAM_NO_KEY",
+        headers={"x-api-key": opened.token},
+        renderer=DefaultRendererConfig(),
+        renderer_model_name=str(tiny_path),
+    )
+
+    async def episode() -> Any:
+        async with environment.serving():
+            task = load(ENV, {}).task(0)
+            return await environment.run_episode(task, vf.ModelContext(model="tiny", client=client))
+
+    (trace,) = asyncio.run(episode()).traces
+    assert trace.ok and trace.reward == pytest.approx(1.1), trace.errors
+    (step,) = served.steps("t")
+    branch = trace.branches[-1]
+    ids = [token for node in branch.nodes for token in node.token_ids]
+    assert ids == [*step.prompt_ids, *step.response_ids]
+    log_probs = [value for node in branch.nodes for value in node.logprobs or ()]
+    assert log_probs[-len(step.response_ids) :] == pytest.approx(list(step.rollout_log_probs or ()))

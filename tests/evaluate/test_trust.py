@@ -68,6 +68,14 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
         "flow.flows_file imports the classes that 'flows.yaml' lists",
     ),
     "a tool": ({"flow": {"tools": ["calculator", "evil:tool"]}}, "flow.tools imports and runs 'evil:tool'"),
+    "an MCP server": (
+        {"flow": {"mcp_servers": {"files": {"command": [sys.executable, "-c", EVIL]}}}},
+        "flow.mcp_servers.files starts the program: ",
+    ),
+    "an MCP server elsewhere": (
+        {"flow": {"mcp_servers": {"files": {"url": "http://127.0.0.1:9/mcp"}}}},
+        "flow.mcp_servers.files sends what its tools are called with to http://127.0.0.1:9/mcp",
+    ),
     "an engine": (
         {"flow": {"roles": {"executor": {"engine": "evil:engine"}}}},
         "flow.roles.executor.engine imports and runs 'evil:engine'",
@@ -87,6 +95,14 @@ IN_EVAL: dict[str, tuple[dict[str, Any], str]] = {
     "a judge at a server": (
         {"reward": {"judge": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}},
         "reward.judge sends its prompts to http://127.0.0.1:9/v1, with the key in $HOME",
+    ),
+    "a taskset of verifiers": (
+        {"tasks": {"sources": [{"type": "verifiers", "env": "evil"}]}},
+        "tasks.sources imports and runs the taskset 'evil' of verifiers",
+    ),
+    "an environment elsewhere": (
+        {"tasks": {"sources": [{"type": "openenv", "env": "http://127.0.0.1:9"}]}},
+        "tasks.sources sends replies to http://127.0.0.1:9",
     ),
     "tasks": ({"tasks": {"sources": [{"type": "evil:tasks"}]}}, "tasks.sources imports and runs 'evil:tasks'"),
 }
@@ -157,3 +173,8 @@ def test_an_ordinary_config_has_no_effects(caplog: pytest.LogCaptureFixture) -> 
     caplog.set_level(logging.WARNING)
     config = yaml.safe_load(Path(__file__).parents[2].joinpath("configs/quickstart.yaml").read_text())
     assert list(effects_of(config)) == []
+
+
+def test_a_database_that_a_config_would_write_is_an_effect() -> None:
+    (effect,) = effects_of({"flow": {"name": "plan_scheduler", "settings": {"journal": "/etc/plans.sqlite"}}})
+    assert "'/etc/plans.sqlite'" in effect

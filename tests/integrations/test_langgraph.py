@@ -34,7 +34,7 @@ def put(saver: StoreSaver, number: int, channels: dict[str, Any], changed: tuple
 
 
 def stored(database: Database) -> int:
-    return database.read(lambda connection: connection.scalar(sa.select(sa.func.count()).select_from(values)))
+    return database.read(lambda connection: connection.scalar(sa.select(sa.func.count()).select_from(values))) or 0
 
 
 def test_a_value_is_stored_when_it_changes_and_deleted_when_nothing_has_it(tmp_path: Path) -> None:

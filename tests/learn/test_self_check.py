@@ -84,7 +84,7 @@ def findings(check: Checked, wanted: set[str], *given: str) -> dict[str, bool]:
             raise Enough
 
     with suppress(Enough):
-        check(*given, tell=note)
+        check(*given, on_check=note)
     return found
 
 
@@ -191,6 +191,7 @@ def test_where_nothing_is_wrong_everything_passes(
         ("algorithm.name=grpo", "algorithm.aggregation=constant_length", "algorithm.kl.placement=reward"),
         ("algorithm.name=reinforce", "rollout.group_size=1", "algorithm.entropy_coef=0.01"),
         ("rollout.sampling.top_p=0.8", "flow.roles.planner.sampling.temperature=0", "rollout.truncated=drop"),
+        ("algorithm.name=dr_grpo", "algorithm.role_credit.name=difference"),
         ("policy.lora.last_layers=1", "trainer.deterministic=false", "trainer.max_tokens_per_pass=256"),
     ],
 )
@@ -219,7 +220,7 @@ def test_a_run_of_ones_own_is_checked_and_nothing_is_left_behind(
         }
     )
     reported: list[Check] = []
-    assert self_check(config, tell=reported.append) == reported and all(finding.ok for finding in reported)
+    assert self_check(config, on_check=reported.append) == reported and all(finding.ok for finding in reported)
     assert {path: path.read_bytes() for path in model.iterdir()} == before
     assert sorted(path.name for path in tmp_path.rglob("*") if model not in path.parents) == [
         "model",

@@ -52,7 +52,7 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("embedder", [None, HashingEmbedder()])
-def test_a_memory_is_found_by_what_it_is_about(database, embedder):
+def test_a_memory_is_found_by_its_content(database, embedder):
     async def scenario(memory):
         found = [(await memory.retrieve(query, k=1))[0] for query in QUERIES]
         odd = [await memory.retrieve(query) for query in ("", "!!", '"; DROP TABLE memories; --')]
@@ -87,7 +87,7 @@ def test_namespaces_do_not_see_each_other(database):
     assert [one.text for one in others] == ["The customer lives in Quito."]
 
 
-def test_words_of_other_namespaces_do_not_change_what_is_found(database):
+def test_words_of_other_namespaces_do_not_change_the_results(database):
     query = "refunds w1 w2 w3 w4 w5 w6 w7 w8"
 
     async def scenario(memory):
@@ -101,7 +101,7 @@ def test_words_of_other_namespaces_do_not_change_what_is_found(database):
     assert len(before) == 2 and [one.text for one in before] == [one.text for one in after]
 
 
-def test_an_older_database_is_indexed_anew(database):
+def test_an_older_database_is_indexed_again(database):
     async def scenario(memory):
         def make_old(connection):
             connection.execute(memories.update().values(words="nsdesk refunds"))
@@ -127,7 +127,7 @@ def test_duplicates_are_merged_and_keep_both_sources(database):
     assert sum("Lima" in one.text for one in found) == 1
 
 
-def test_a_key_stands_for_its_latest_memory(sqlite):
+def test_a_key_returns_its_latest_memory(sqlite):
     async def scenario(memory):
         await memory.add("Lima", key="home")
         await memory.add("Quito", key="home")
@@ -138,7 +138,7 @@ def test_a_key_stands_for_its_latest_memory(sqlite):
 
 
 @pytest.mark.parametrize("embedder", [None, HashingEmbedder()])
-def test_keys_with_the_same_text_do_not_take_it_from_each_other(database, embedder):
+def test_keys_with_the_same_text_keep_their_own_memories(database, embedder):
     texts = {"likes_tea": "yes", "likes_coffee": "yes", "p": "x = -5", "q": "x = 5", "sad": ":-(", "glad": ":-)"}
 
     async def scenario(memory):
@@ -164,7 +164,7 @@ _LONG = "The delivery address of the customer {0}, who ordered the large {1} tab
         [_LONG.format("Maria", "walnut", "12 Main Street"), _LONG.format("Marta", "walnut", "12 Main Street")],
     ],
 )
-def test_texts_that_differ_in_a_name_number_or_symbol_are_kept_apart(database, embedder, texts):
+def test_texts_that_differ_in_a_name_number_or_symbol_are_not_merged(database, embedder, texts):
     async def scenario(memory):
         for text in texts:
             await memory.add(text)
@@ -173,7 +173,7 @@ def test_texts_that_differ_in_a_name_number_or_symbol_are_kept_apart(database, e
     assert set(texts) <= set(run(database, scenario, embedder=embedder))
 
 
-def test_of_nearly_the_same_text_the_newer_one_is_kept(database):
+def test_nearly_equal_texts_are_merged_and_the_newer_text_is_kept(database):
     old, new = (_LONG.format("Maria", wood, "12 Main Street") for wood in ("walnut", "walnuts"))
 
     async def scenario(memory):
@@ -186,7 +186,7 @@ def test_of_nearly_the_same_text_the_newer_one_is_kept(database):
     assert found.text == new and found.sources == ("call", "mail")
 
 
-def test_importance_and_recency_decide_between_equals(sqlite, clock):
+def test_equally_relevant_memories_are_ranked_by_importance_and_recency(sqlite, clock):
     async def scenario(memory):
         await memory.add("Tea is served on Monday", importance=0.1)
         clock.advance(30 * 86_400)
@@ -200,7 +200,7 @@ def test_importance_and_recency_decide_between_equals(sqlite, clock):
     assert important == ["Tea is served on Monday", "Tea is served on Friday"]
 
 
-def test_what_is_used_stays_and_the_rest_is_pruned(sqlite, clock):
+def test_pruning_keeps_used_memories(sqlite, clock):
     async def scenario(memory):
         clock.advance(60 * 86_400)
         await memory.retrieve("refunds", k=1, touch=True)
@@ -229,7 +229,7 @@ def test_vectors_have_length_one_and_do_not_change():
         load_embedder("bge")
 
 
-def test_reflections_come_back_where_they_fit(sqlite):
+def test_reflections_are_found_for_similar_situations(sqlite):
     async def scenario(memory):
         reflections = Reflections(memory)
         await reflections.add("search for a population", "no result", "ask for one country at a time", source="t1")
@@ -240,7 +240,7 @@ def test_reflections_come_back_where_they_fit(sqlite):
     assert lesson == "search for a population; went wrong: no result; next time: ask for one country at a time"
 
 
-def test_memory_as_an_action(tmp_path):
+def test_the_memory_tools_store_and_retrieve(tmp_path):
     where = str(tmp_path / "memory.db")
     settings = {"database": where, "namespace": "desk", "write": True, "k": 1}
     from midstream.agents.toolsets import MORE
@@ -276,7 +276,7 @@ def test_memory_as_an_action(tmp_path):
     assert Ranking().half_life_days == 7.0
 
 
-def test_a_memory_that_cannot_be_opened_gives_its_database_back(tmp_path):
+def test_a_memory_that_cannot_be_opened_releases_its_database(tmp_path):
     settings = MemorySettings(database=str(tmp_path / "memory.sqlite"), namespace="n", embedder="nope")
 
     async def scenario():

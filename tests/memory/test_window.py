@@ -48,7 +48,7 @@ def test_the_oldest_messages_become_a_summary():
     assert window.messages[2:] == call(3) and window.compactions == 1
 
 
-def test_a_single_block_above_the_budget_stays_whole():
+def test_a_single_block_above_the_budget_is_not_cut():
     window = ConversationWindow(count, budget=10)
     window.add(SYSTEM, *call(1))
     assert not window.full and not compacted(window)
@@ -59,7 +59,7 @@ BLOCK = st.sampled_from(["user", "call", "say"]) | st.just("call")
 
 @settings(max_examples=100, deadline=None)
 @given(blocks=st.lists(BLOCK, max_size=25), budget=st.integers(5, 200), keep=st.floats(0.1, 0.9))
-def test_no_call_is_ever_without_its_result(blocks, budget, keep):
+def test_compaction_never_separates_a_call_from_its_result(blocks, budget, keep):
     window = ConversationWindow(count, budget=budget, keep=keep)
     window.add(SYSTEM)
     for number, block in enumerate(blocks):
@@ -85,7 +85,7 @@ def record(number, text):
     return WorkingRecord(sub_goal=f"goal {number}", tool="search", arguments={"query": text}, result=text)
 
 
-def test_working_memory_shows_what_is_recent_and_what_fits_the_question():
+def test_working_memory_shows_recent_and_relevant_records():
     memory = WorkingRecords(count, budget=24)
     memory.add(record(1, "population of Peru"))
     for number in range(2, 8):
@@ -99,7 +99,7 @@ def test_working_memory_shows_what_is_recent_and_what_fits_the_question():
     assert text.endswith("8. divide; calculator({}) -> error: division by zero")
 
 
-def test_the_latest_record_is_shown_even_if_it_is_too_long():
+def test_the_latest_record_is_shown_even_above_the_budget():
     memory = WorkingRecords(count, budget=3)
     assert memory.view("a") == [] and memory.text("a") == ""
     memory.add(record(1, "one " * 50))

@@ -10,12 +10,6 @@ from tests.plans.world import Permanent, World, do, plan
 
 from midstream.plans import Context, RunStatus, handler
 
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 _RETRIED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "map": (
         {

@@ -14,11 +14,6 @@ from tests.plans.world import Correctable, Fatal, Permanent, Transient, World, d
 from midstream.plans import Context, NodeState, RunStatus, handler
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def test_a_transient_failure_is_tried_again_as_often_as_the_node_says(tmp_path: Path, world: World) -> None:
     world.fail("a", Transient("busy"), ConnectionError("gone"))
     assert world.run(tmp_path, plan(do("a"))).status is RunStatus.SUCCEEDED

@@ -16,11 +16,6 @@ from midstream.plans.history import state_at
 from midstream.plans.journal import load
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def test_rows_are_what_the_events_add_up_to(tmp_path: Path, world: World) -> None:
     world.fail("c", Permanent("no"))
     made = plan(do("a", undo=True, savepoint="s"), do("b", "a", undo=True), do("c", "b"), rollback_to="s")

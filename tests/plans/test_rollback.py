@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.plans.world import Permanent, Transient, World, do, plan
 
 from midstream.plans import Context, RunStatus, handler
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
 
 
 def test_what_succeeded_is_compensated_in_reverse_and_nothing_else(tmp_path: Path, world: World) -> None:

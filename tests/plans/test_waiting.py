@@ -20,11 +20,6 @@ class Choice(BaseModel):
     bags: int = 0
 
 
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
 def test_a_question_survives_restarts_and_its_side_effects_happen_once(tmp_path: Path, world: World) -> None:
     """The trap of interrupts that start the node again: what came before the question is not done twice."""
     times = 0

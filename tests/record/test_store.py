@@ -10,30 +10,17 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, event
+from tests.record.conformance.steps import a_step
 
 from midstream.core.errors import RunError
-from midstream.core.types import Constraint, FinishReason, Status, Step, Task, Trajectory
+from midstream.core.types import Constraint, Status, Step, Task, Trajectory
 from midstream.record.store import Store
-
-
-def a_step(uid: str, index: int = 0, **changes: Any) -> Step:
-    step = Step(
-        prompt_ids=(1, 2, 3),
-        response_ids=(4, 5),
-        rollout_log_probs=(-0.1, -1e-300),
-        trajectory_uid=uid,
-        prompt_uid="p",
-        step_index=index,
-        finish_reason=FinishReason.STOP,
-    )
-    return replace(step, **changes)
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing_acknowledged(tmp_path: Path) -> None:

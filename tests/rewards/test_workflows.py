@@ -35,21 +35,21 @@ def total(*arguments: Any, **options: Any) -> float:
     return value
 
 
-def test_ours_orders_right_and_cheap_over_right_over_wrong_over_invalid() -> None:
+def test_correct_and_cheap_beats_correct_beats_wrong_beats_invalid() -> None:
     cheap, dear = total("workflow"), total("workflow", model_calls=10)
     assert cheap == 1 and dear == pytest.approx(0.91)
     assert total("workflow", "5") == total("workflow", "5", model_calls=9) == 0
     assert total("workflow", None, valid=False, status="failed") == pytest.approx(-0.2)
 
 
-def test_a_fallback_s_answer_earns_nothing() -> None:
+def test_the_answer_of_a_fallback_earns_nothing() -> None:
     for layer in ("instantiate", "execute", "direct"):
         assert total("workflow", fallback=layer) == 0
         assert total("seed003-5", fallback=layer) == -10
     assert total("seed003-5", status="failed") == total("seed003-3", status="failed") == -10
 
 
-def test_seed_003_s_dimensions_have_its_weights_and_range() -> None:
+def test_the_dimensions_of_seed_003_have_its_weights_and_range() -> None:
     best = reward("seed003-5")
     assert best.reward == pytest.approx(9.5)  # the seed's example
     assert best.rewards == {

@@ -1,11 +1,12 @@
 """Attempts killed by SIGKILL at each of their model and tool calls, and resumed:
 
-    python -m tests.rollouts.killed react
+    make test-kill-agents
     python -m tests.rollouts.killed '{"react": [3, 5], "autogpt": []}'
 
-Effects of tools are counted in another process (`tests/plans/effects.py`). Prints a JSON summary: how an uninterrupted
-attempt ended, and for each kill point how the resumed one ended, what it asked of the engine, and how often each effect
-happened.
+Effects of tools are counted in another process (`tests/plans/effects.py`). The first form prints a summary and exits
+with 1 when a resumed attempt differs from an uninterrupted one, or an effect that must not be repeated happened twice.
+The second prints how the whole attempt ended and, for each kill point, how the resumed one ended, what it asked of the
+engine, and how often each effect happened.
 """
 
 from __future__ import annotations
@@ -199,8 +200,27 @@ def effects(socket: Path) -> Iterator[None]:
         os.waitpid(pid, 0)
 
 
+def problems_of(told: dict[str, Any]) -> list[str]:
+    """What is wrong with resumed attempts: other tokens, prompts or results, or an effect that happened twice."""
+    whole, found = told["whole"], list[str]()
+    for point in told["points"]:
+        twice = [name for name, count in point["effects"].items() if count > 1 and name.startswith("book/")]
+        found += [f"at {point['at']}: {name} happened twice" for name in twice]
+        if "its outcome is not known" in point["error"]:
+            continue  # it died right after the effect of a tool that must not be called again
+        same = ("status", "answer", "tokens", "prompts", "tools", "outcome")
+        found += [f"at {point['at']}: another {name}" for name in same if point[name] != whole[name]]
+    return found
+
+
 if __name__ == "__main__":
     from tests.rollouts import killed  # the module whose tools the flow imports, not this one named `__main__`
 
-    given = json.loads(sys.argv[1]) if sys.argv[1].startswith("{") else {sys.argv[1]: []}
-    print(json.dumps({name: killed.main(name, points) for name, points in given.items()}))
+    if len(sys.argv) > 1:
+        print(json.dumps({name: killed.main(name, points) for name, points in json.loads(sys.argv[1]).items()}))
+    else:
+        summary = {name: killed.main(name) for name in SCRIPTS}
+        problems = {name: problems_of(told) for name, told in summary.items()}
+        counts = {name: len(told["points"]) for name, told in summary.items()}
+        print(json.dumps({"killed": counts, "problems": problems}, indent=1))
+        sys.exit(any(problems.values()))

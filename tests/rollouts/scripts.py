@@ -81,8 +81,39 @@ def _working(request: Request) -> str:
     return "yes" if request.role == "critic" else _AUTONOMOUS(request)
 
 
+def _call(tool: str, what: str) -> str:
+    return json.dumps({"tool": tool, "args": {"what": what}})
+
+
+_TEAM = {"members": {"clerk": {"tools": ["look"]}, "booker": {"tools": ["book"]}}}
+_TASKS = (
+    {"id": "rooms", "member": "clerk", "task": "Find rooms."},
+    {"id": "booked", "member": "booker", "task": "Book one.", "after": ["rooms"]},
+)
+
+
+def _coordinating(request: Request) -> str:
+    said = sum(message["role"] == "assistant" for message in request.messages)
+    match request.role:
+        case "manager":
+            return json.dumps({"add": _TASKS}) if said == 0 else '{"answer_from": "booked"}'
+        case "clerk":
+            return (_call("look", "rooms"), "rooms SEED")[said]
+        case _:
+            return (_call("book", "room SEED"), "booked SEED")[said]
+
+
+def _passing(request: Request) -> str:
+    said = sum(message["role"] == "assistant" for message in request.messages)
+    if request.role == "clerk":
+        return (_call("look", "rooms"), "rooms SEED")[said]
+    return (_call("book", "room SEED"), json.dumps({"answer": "booked SEED"}))[said]
+
+
 SCRIPTS: dict[str, Scripted] = {
     "react": Scripted(REACT),
     "plan_and_execute": Scripted(_planning, {"strategy": "graph", "review": True}),
     "autogpt": Scripted(_working),
+    "coordinator": Scripted(_coordinating, _TEAM),
+    "peers": Scripted(_passing, _TEAM),
 }

@@ -13,8 +13,8 @@ END = "<!-- end of results -->"
 
 
 class Results:
-    """A pytest plugin for the suites in the folders of `root`; writes its table into `page`, between the mark that names
-    the make `target` and the next end mark. `versions` are those of suites that are not Python packages."""
+    """A pytest plugin for the suites in the folders of `root`; writes its table into `page`, after the mark that names
+    the make `target`. `versions` are those of suites that are not Python packages."""
 
     def __init__(
         self, root: Path, page: Path | None, target: str = "test-suites", versions: Mapping[str, str] | None = None

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from midstream.cli import run
 from midstream.core.errors import ConfigError
 from midstream.tasks import TasksConfig, TaskSourceConfig, load_tasks, take
-from midstream.tasks.leaks import THRESHOLD, LeakIndex, duplicates, find_leaks, normalised
+from midstream.tasks.leaks import THRESHOLD, LeakIndex, duplicates, find_leaks, normalise_text
 from midstream.tasks.prepare import fields_of_file, prepare
 
 WORDS = (
@@ -65,7 +65,7 @@ def test_the_index_finds_what_comparing_everything_finds(texts: list[list[str]],
     wanted = " ".join(data.draw(st.lists(st.sampled_from(WORDS[:5]), min_size=1, max_size=8)))
 
     def grams(text: str) -> set[str]:
-        words = normalised(text).split()
+        words = normalise_text(text).split()
         return {" ".join(words[place : place + 3]) for place in range(max(1, len(words) - 2))}
 
     best = max(len(grams(wanted) & grams(one)) / len(grams(wanted) | grams(one)) for one in others)

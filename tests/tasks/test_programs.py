@@ -23,7 +23,7 @@ def test_hidden_tests_are_in_the_answer_only_and_names_do_not_cross_splits() -> 
     assert not names["train"] & names["test"]
 
 
-def test_a_right_function_passes_its_tests() -> None:
+def test_a_correct_function_passes_its_tests() -> None:
     right = {
         "add_": "lambda x: x + K", "times_": "lambda x: x * K", "rest_": "lambda x: x % K",
         "first_": "lambda x: x[:K]", "every_": "lambda x: x[::K]", "repeat_": "lambda x: x * K",

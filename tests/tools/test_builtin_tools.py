@@ -42,7 +42,7 @@ async def _run(box, name, calls):
         (1, "m**2", "cm^2", "10000 cm^2"),
     ],
 )
-def test_units(value, source, target, shown):
+def test_numbers_are_converted_between_units(value, source, target, shown):
     (done,) = run("convert_units", {}, {"value": value, "from_unit": source, "to_unit": target})
     assert done.result == shown
 
@@ -60,7 +60,7 @@ def test_units(value, source, target, shown):
         ("m" * 5000, "m"),
     ],
 )
-def test_what_is_no_unit_is_an_error_at_once(source, target):
+def test_text_that_is_not_a_unit_is_refused_immediately(source, target):
     (done,) = run("convert_units", {}, {"value": 1, "from_unit": source, "to_unit": target})
     assert done.error_kind == "raised", done.result
     assert len(done.result) < 300
@@ -120,7 +120,7 @@ def test_files_are_read_in_parts(folder):
         "x" * 5000,
     ],
 )
-def test_nothing_but_text_inside_the_folder_is_read(folder, path):
+def test_only_text_files_inside_the_folder_are_read(folder, path):
     (done,) = run("read_file", {"folder": str(folder), "max_kb": 4}, {"path": path})
     assert done.error_kind == "raised" and "secret\n" not in done.result, done.result
 
@@ -142,7 +142,7 @@ def database(request, tmp_path):
     return request.param, path
 
 
-def test_a_query(database):
+def test_a_query_returns_columns_and_rows(database):
     _, path = database
     counted, listed = run(
         "sql",
@@ -193,7 +193,7 @@ ATTACKS = [
 ]
 
 
-def test_nothing_but_reading_its_tables_is_possible(database):
+def test_a_query_can_only_read_tables(database):
     _, path = database
     queries = [query.replace("{folder}", str(path.parent)) for query in ATTACKS]
     before = sorted(path.parent.iterdir())
@@ -211,7 +211,7 @@ def test_an_endless_query_ends(database):
     assert "took longer than 0.3 s" in done.result and again.ok
 
 
-def test_a_query_that_its_database_cannot_interrupt_ends_too(database):
+def test_an_uninterruptible_query_ends_at_the_time_limit(database):
     kind, path = database
     if kind == "duckdb":
         pytest.skip("SQLite's instr never looks at the time")
@@ -252,7 +252,7 @@ BIG_QUERIES = {
 }
 
 
-def test_a_query_cannot_take_more_memory_than_its_own(database):
+def test_a_query_cannot_exceed_its_memory_limit(database):
     kind, path = database
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     queries = [{"query": query} for query in BIG_QUERIES[kind]]
@@ -274,7 +274,7 @@ def test_long_values_are_cut_and_large_results_refused(database):
         asyncio.run(toolset.call("sql", {"query": many}))
 
 
-def test_search_in_texts_of_ones_own(tmp_path):
+def test_search_finds_passages_of_own_texts(tmp_path):
     lines = [{"id": "a", "text": "Tides follow the moon."}, {"text": "Coral is an animal."}]
     (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "folder").mkdir()
@@ -297,7 +297,7 @@ class Sayings:
         return [Passage(f"{query}!", "me")] * k
 
 
-def test_search_in_an_index_of_ones_own():
+def test_search_uses_an_index_of_the_user():
     (done,) = run("search", {"index": f"{__name__}:Sayings", "k": 2}, {"query": "Hey"})
     assert done.result == "Hey!\nHey!"
 

@@ -33,7 +33,7 @@ def test_text_without_a_call_says_what_to_write(text):
         read_call(text)
 
 
-def test_native_calls():
+def test_native_calls_are_read_from_a_message():
     function = {"name": "multiply", "arguments": '{"a": 2, "b": 4}'}
     broken = {"name": "multiply", "arguments": "{a: 2"}
     message = {

@@ -1,52 +1,14 @@
 """Retries, fallbacks, budgets, approval, the circuit breaker, statistics, recording and replay of tool calls."""
 
 import asyncio
-import datetime
-import json
-from contextlib import AsyncExitStack
 
 import httpx
 import pytest
+from tests.tools.toolboxes import failing, run, status, toolbox
 
-from midstream.core.errors import ConfigError, ToolUnavailable
-from midstream.core.toolsets import ToolContent, ToolResult, ToolSpec
-from midstream.tools import Toolbox, ToolError, ToolOutage, ToolUseConfig, TransientToolError, load_tools, tool
-from midstream.tools.policies import RecordedCalls
-from midstream.tools.toolbox import ToolsetFactory
-from midstream.tools.toolset import FunctionToolset
-
-
-def toolbox(*tools, **settings):
-    options = {key: settings.pop(key) for key in ("max_calls", "approve") if key in settings}
-    return Toolbox(tools, use=ToolUseConfig.model_validate(settings), **options)
-
-
-def run(box, *calls):
-    async def all_of_them():
-        session = box.session()
-        return [await session.call(name, arguments) for name, arguments in calls]
-
-    return asyncio.run(all_of_them())
-
-
-def failing(error, times=100, **policy):
-    """A tool that raises `error` so many times, then answers."""
-    calls = []
-
-    @tool(name="flaky", backoff_s=0, **policy)
-    def flaky(query: str) -> str:
-        """Look something up."""
-        calls.append(query)
-        if len(calls) <= times:
-            raise error
-        return f"found {query}"
-
-    return flaky, calls
-
-
-def status(code):
-    request = httpx.Request("GET", "http://127.0.0.1/")
-    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(code, request=request))
+from midstream.core.errors import ToolUnavailable
+from midstream.core.toolsets import ToolResult, ToolSpec
+from midstream.tools import ToolError, ToolOutage, TransientToolError, load_tools, tool
 
 
 @pytest.mark.parametrize(
@@ -63,7 +25,7 @@ def status(code):
         (status(404), True, 1),
     ],
 )
-def test_only_what_may_succeed_and_may_be_repeated_is_retried(error, idempotent, attempts):
+def test_only_repeatable_temporary_failures_are_retried(error, idempotent, attempts):
     flaky, calls = failing(error, retries=2, idempotent=idempotent)
     (done,) = run(toolbox(flaky, outage="report"), ("flaky", {"query": "a"}))
     assert not done.ok and len(calls) == done.attempts == attempts
@@ -76,7 +38,7 @@ def test_a_retry_that_succeeds_is_one_call():
     assert late.error_kind == "over_budget"
 
 
-def test_retries_wait_longer_each_time(clock):
+def test_waits_grow_with_each_retry(clock):
     flaky, calls = failing(TransientToolError("busy"), times=1)
     box = toolbox(flaky, policies={"flaky": {"retries": 1, "backoff_s": 100.0, "max_backoff_s": 100.0}})
 
@@ -92,7 +54,7 @@ def test_retries_wait_longer_each_time(clock):
     assert asyncio.run(scenario()).attempts == 2
 
 
-def test_a_timeout_is_repeated_only_where_that_does_no_harm():
+def test_a_timeout_is_retried_only_for_idempotent_tools():
     attempts = []
 
     @tool(timeout_s=0.05, retries=1, backoff_s=0)
@@ -108,7 +70,7 @@ def test_a_timeout_is_repeated_only_where_that_does_no_harm():
     assert attempts == ["a", "b", "b"]
 
 
-def test_the_fallback_chain_answers_with_the_first_that_can():
+def test_the_first_working_fallback_answers():
     @tool
     def archive(question: str) -> str:
         """Search the archive."""
@@ -120,7 +82,7 @@ def test_the_fallback_chain_answers_with_the_first_that_can():
     assert (done.ok, done.result, done.answered_by, done.tool) == (True, "archive: tide", "archive", "flaky")
 
 
-def test_without_a_fallback_that_works_the_first_failure_stands():
+def test_without_a_working_fallback_the_first_failure_is_returned():
     @tool
     def also(query: str) -> str:
         """Fails too."""
@@ -131,7 +93,7 @@ def test_without_a_fallback_that_works_the_first_failure_stands():
     assert (done.result, done.error_kind, done.attempts) == ("Error: no result", "raised", 2)
 
 
-def test_an_outage_is_no_result_to_train_on():
+def test_an_outage_raises_instead_of_returning_a_result():
     flaky, _ = failing(ConnectionError("refused"))
     with pytest.raises(ToolOutage, match="'flaky' is unavailable: ConnectionError: refused") as raised:
         run(toolbox(flaky), ("flaky", {"query": "a"}))
@@ -140,20 +102,20 @@ def test_an_outage_is_no_result_to_train_on():
     assert told.result == "Error: ConnectionError: refused"
 
 
-def test_a_fallback_saves_a_call_from_an_outage():
+def test_a_fallback_prevents_an_outage():
     flaky, _ = failing(ConnectionError("refused"), fallback=["echo"])
     (done,) = run(toolbox(flaky, *load_tools(["echo"])), ("flaky", {"query": "a"}))
     assert done.ok and done.answered_by == "echo"
 
 
-def test_a_wrong_name_goes_to_the_default_tool():
+def test_a_call_of_an_unknown_tool_goes_to_the_default_tool():
     box = toolbox(*load_tools(["echo", "calculator"]), default_tool="echo")
     one, many = run(box, ("weather", {"city": "Lima"}), ("weather", {"city": "Lima", "day": 2}))
     assert (one.ok, one.tool, one.answered_by, one.result) == (True, "weather", "echo", "Lima")
     assert many.result == '{"city": "Lima", "day": 2}'
 
 
-def test_wrong_arguments_are_free_only_so_often():
+def test_wrong_arguments_are_free_a_limited_number_of_times():
     box = toolbox(*load_tools(["multiply"]), max_calls=2, max_invalid=2)
     wrong = ("multiply", {"a": 1})
     first, _, third, good, over = run(
@@ -165,7 +127,7 @@ def test_wrong_arguments_are_free_only_so_often():
     assert good.result == "6" and over.error_kind == "over_budget"
 
 
-def test_budgets_of_calls_cost_and_seconds():
+def test_budgets_limit_calls_cost_and_seconds():
     @tool(cost=0.4)
     def paid(query: str) -> str:
         """Costs money."""
@@ -186,7 +148,7 @@ def test_budgets_of_calls_cost_and_seconds():
     assert [one.error_kind for one in run(box, call, call, slower, slower)] == ["", "over_budget", "", "over_budget"]
 
 
-def test_calls_at_the_same_time_share_the_budget():
+def test_concurrent_calls_share_the_budget():
     box = toolbox(*load_tools(["echo"]), max_calls=2)
 
     async def scenario():
@@ -196,7 +158,7 @@ def test_calls_at_the_same_time_share_the_budget():
     assert sorted(one.ok for one in asyncio.run(scenario())) == [False, False, False, True, True]
 
 
-def test_approval():
+def test_a_call_that_needs_approval_runs_only_if_approved():
     asked = []
 
     @tool(approval=True)
@@ -223,7 +185,7 @@ def test_the_breaker_pauses_a_tool_that_is_down_and_probes_it(clock):
     assert [one.ok for one in run(box, call, call)] == [True, True]
 
 
-def test_timeouts_of_one_trajectory_do_not_pause_a_tool_for_the_others():
+def test_timeouts_of_one_trajectory_do_not_pause_a_tool_for_others():
     @tool(timeout_s=0.02)
     async def slow(n: int) -> str:
         """Wait."""
@@ -254,83 +216,12 @@ def test_statistics_are_over_all_trajectories():
     assert seen.latency_s is not None and seen.latency_s >= 0
 
 
-def test_a_recording_answers_without_the_tools(tmp_path):
-    path = tmp_path / "calls.jsonl"
-    counted = []
-
-    @tool
-    def count(step: int) -> str:
-        """Count."""
-        counted.append(step)
-        if step < 0:
-            raise ToolError("negative")
-        return f"{len(counted)}"
-
-    calls = [("count", {"step": 1}), ("count", {"step": 1}), ("count", {"step": -1})]
-    recorded = run(toolbox(count, record=str(path)), *calls)
-    replayed = run(toolbox(count, replay=str(path)), *calls, ("count", {"step": 1}))
-    assert len(counted) == 3
-    assert [one.result for one in replayed[:3]] == [one.result for one in recorded] == ["1", "2", "Error: negative"]
-    assert replayed[3].result == "2"
-    with pytest.raises(ToolOutage, match="holds no recording of count"):
-        run(toolbox(count, replay=str(path)), ("count", {"step": 5}))
-    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [0, 1, 0]
-
-
-@pytest.mark.parametrize("data", [{"day": datetime.date(2026, 1, 1)}, {"sets": {1}}, {("a", 1): 2}])
-def test_a_result_that_json_cannot_hold_is_recorded_as_text(tmp_path, data):
-    path = str(tmp_path / "calls.jsonl")
-
-    class Today(FunctionToolset):
-        async def call(self, name, arguments):
-            return ToolResult((ToolContent(kind="data", text="some", data=data),))
-
-    @tool
-    def today() -> str:
-        """Today."""
-        return ""
-
-    def answers(**settings):
-        factory = ToolsetFactory(lambda: Today([today]), (today,))
-
-        async def scenario():
-            async with AsyncExitStack() as resources:
-                box = Toolbox((), toolsets=[factory], use=ToolUseConfig.model_validate(settings))
-                session = box.session()
-                await session.open(resources)
-                return await session.run("today", {})
-
-        return asyncio.run(scenario())[1].parts[0]
-
-    assert answers(record=path).data == data
-    replayed = answers(replay=path)
-    assert replayed.text == "some" and json.loads(json.dumps(replayed.data)) == replayed.data
-
-
-def test_what_could_not_be_written_is_not_counted_as_recorded(tmp_path):
-    recording = RecordedCalls(tmp_path / "missing" / "calls.jsonl", replay=False)
-    for _ in range(2):
-        with pytest.raises(FileNotFoundError):
-            recording.add(("a", "{}", 0), ToolResult.of("b"))
-    recording.path.parent.mkdir()
-    recording.add(("a", "{}", 0), ToolResult.of("b"))
-    assert len(recording.path.read_text().splitlines()) == 1
-
-
-def test_a_file_that_is_no_recording_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="record one first"):
-        toolbox(replay=str(tmp_path / "none.jsonl"))
-    (tmp_path / "other.jsonl").write_text('{"tool": "a"}\n')
-    with pytest.raises(ConfigError, match="line 1: not a recorded call"):
-        toolbox(replay=str(tmp_path / "other.jsonl"))
-
-
-def test_settings_of_a_tool_that_is_not_there_are_reported(caplog):
+def test_settings_of_a_missing_tool_are_reported(caplog):
     run(toolbox(*load_tools(["echo"]), budgets={"serch": {"calls": 1}}), ("echo", {"text": "a"}))
     assert "name the tool 'serch', which is not there" in caplog.text
 
 
-def test_policies_hold_for_every_toolset():
+def test_policies_apply_to_every_toolset():
     class Remote:
         calls = 0
 
@@ -356,48 +247,3 @@ def test_policies_hold_for_every_toolset():
 
     done = asyncio.run(scenario())
     assert (done.ok, done.attempts) == (True, 3)
-
-
-def test_cards_hold_what_a_planner_needs_to_know():
-    @tool(
-        returns="facts",
-        limits=["knows countries only"],
-        best_practices=["ask for one fact at a time"],
-        examples=[{"query": "capital of Peru"}],
-    )
-    def lookup(query: str) -> str:
-        """Look up a fact."""
-        return query
-
-    assert lookup.full_card.split("\n  ") == [
-        "lookup(query: str) -> facts",
-        "Look up a fact.",
-        "Limit: knows countries only",
-        "Best practice: ask for one fact at a time",
-        'Example: {"tool": "lookup", "args": {"query": "capital of Peru"}}',
-    ]
-
-
-def test_selection_where_every_tool_is_always_shown():
-    session = toolbox(
-        *load_tools(["calculator", "echo"]), selection={"k": 1, "always": ["echo", "calculator"]}
-    ).session()
-    assert [one.name for one in session.shown("what is 6 times 7?")] == ["calculator", "echo"]
-
-
-def test_the_prompt_shows_the_tools_that_fit_the_question():
-    @tool
-    def weather(city: str) -> str:
-        """The weather forecast of a city."""
-        return city
-
-    @tool
-    def translate(text: str) -> str:
-        """Translate text into French."""
-        return text
-
-    selection = {"k": 1, "always": ["echo"]}
-    session = toolbox(weather, translate, *load_tools(["calculator", "echo"]), selection=selection).session()
-    assert [shown.name for shown in session.shown("What will the weather in Lima be?")] == ["weather", "echo"]
-    assert [shown.name for shown in session.shown("Translate this text")] == ["translate", "echo"]
-    assert len(session.shown()) == 4

@@ -41,7 +41,7 @@ def run(settings, *codes, sessions=1, backend="auto"):
     return asyncio.run(all_of_them())
 
 
-def test_variables_stay_for_one_trajectory_only(backend):
+def test_variables_persist_within_one_trajectory_only(backend):
     for calls in run({}, "x = 20", "print('so:')\nx * 2 + 2", sessions=2, backend=backend):
         assert [call.result for call, _ in calls] == ["", "so:\n42"]
     ((_, (fresh, _)),) = run({"state": False}, "x = 1", "x", backend=backend)
@@ -52,7 +52,7 @@ def test_variables_stay_for_one_trajectory_only(backend):
     ("code", "shown"),
     [("1 / 0", "zerodivision"), ("while True: pass", "timeout"), ("print('x' * 9_000_000)", "output")],
 )
-def test_what_goes_wrong_in_the_code_is_an_error_of_the_call(backend, code, shown):
+def test_an_error_in_the_code_is_an_error_of_the_call(backend, code, shown):
     limits = {"wall_s": 2.0, "cpu_s": 0.5, "output_kb": 64}
     ((wrong, next_one),) = run({"sandbox": {"limits": limits}}, code, "1 + 1", backend=backend)
     assert (wrong[0].ok, wrong[0].error_kind) == (False, "raised")
@@ -60,7 +60,7 @@ def test_what_goes_wrong_in_the_code_is_an_error_of_the_call(backend, code, show
     assert next_one[0].result.endswith("2")
 
 
-def test_files_go_in_and_figures_and_tables_come_out(tmp_path):
+def test_files_are_passed_in_and_figures_and_tables_returned(tmp_path):
     (tmp_path / "medals.csv").write_text("country,gold\nJapan,27\nCuba,7\n")
     code = """
 import pandas as pd, matplotlib
@@ -95,7 +95,7 @@ def test_a_sandbox_that_breaks_is_an_outage(monkeypatch):
         run({}, "1", backend="interpreter")
 
 
-def test_a_session_that_fails_to_close_gives_its_sandbox_back():
+def test_a_session_that_fails_to_close_releases_its_sandbox():
     class Broken:
         async def close(self):
             raise OSError("disk is full")

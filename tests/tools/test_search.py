@@ -20,7 +20,7 @@ def test_every_fact_is_the_top_result_of_its_own_question():
     assert missed / asked < 0.01
 
 
-def test_the_sentences():
+def test_facts_are_sentences():
     assert search("capital of Peru") == "The capital of Peru is Lima."
     assert search("area of Peru") == "The area of Peru is 1285220 km2."
     assert search("PERU'S POPULATION?") == "The population of Peru is 31989256."

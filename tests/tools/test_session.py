@@ -41,13 +41,13 @@ def call(tools, name, arguments, **options):
     return asyncio.run(Toolbox(tools, **options).session().call(name, arguments, step_index=4))
 
 
-def test_a_good_call():
+def test_a_valid_call_returns_its_result():
     done = call([add], "add", {"a": 2, "b": 3})
     assert (done.ok, done.result, done.error_kind, done.step_index) == (True, "5.0", "", 4)
     assert done.latency_s > 0
 
 
-def test_a_result_is_text_that_every_encoding_carries():
+def test_a_result_is_encodable_text():
     @tool
     def cut() -> str:
         """Cuts text anywhere."""
@@ -109,7 +109,7 @@ def test_budget_counts_calls_that_ran():
     asyncio.run(run())
 
 
-def test_time_limits_hold_for_sync_and_for_uncooperative_async_tools():
+def test_time_limits_apply_to_sync_and_uncooperative_async_tools():
     async def run():
         session = Toolbox([hang, stubborn]).session()
         done = await asyncio.gather(*(session.call(name, {}) for name in ["hang", "stubborn"] * 40))
@@ -131,7 +131,7 @@ def test_a_hung_tool_does_not_keep_the_process_alive():
     assert done.stdout.strip() == "timeout"
 
 
-def test_slow_sync_tools_run_at_the_same_time_off_the_event_loop():
+def test_slow_sync_tools_run_concurrently_off_the_event_loop():
     running, most = 0, 0
     lock = threading.Lock()
 
@@ -278,7 +278,7 @@ JSON = st.recursive(
 
 @settings(deadline=None, max_examples=150)
 @given(name=st.sampled_from(["add", "search", "calculator", "echo", ""]) | st.text(max_size=9), arguments=JSON)
-def test_no_call_a_model_can_write_raises(name, arguments):
+def test_no_call_written_by_a_model_raises(name, arguments):
     done = call([add, *load_tools(["search", "calculator", "echo"])], name, arguments)
     assert done.ok == (done.error_kind == "")
     done.result.encode()

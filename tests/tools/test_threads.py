@@ -1,6 +1,7 @@
 """Threads of synchronous tools: reused, never shared, and gone when nobody needs them."""
 
 import threading
+import time
 from queue import SimpleQueue
 
 from midstream.tools import threads
@@ -13,7 +14,7 @@ def test_a_thread_is_reused_when_its_work_has_ended():
         pool.run(lambda: seen.put(threading.get_ident()))
         first = seen.get(timeout=10)
         while not pool._idle:
-            pass
+            time.sleep(0.001)
     assert first in {one.ident for one in threading.enumerate() if one.name == "reused"}
     assert sum(one.name == "reused" for one in threading.enumerate()) == 1
 

@@ -167,7 +167,7 @@ def test_a_page_is_read_as_text_with_its_source(site):
         ("/missing", "status 404"),
     ],
 )
-def test_what_is_no_page_is_an_error_of_the_call(site, path, reason):
+def test_an_unreadable_page_is_an_error_of_the_call(site, path, reason):
     ((call, _),) = fetch(site, path, timeout_s=0.5 if path == "/slow" else 20.0)
     assert call.error_kind == "raised" and reason in call.result
 
@@ -216,7 +216,7 @@ REFUSED = [
 ]
 
 
-def test_no_spelling_of_an_address_reaches_what_is_not_public(site):
+def test_no_spelling_of_a_private_address_is_reachable(site):
     port = int(site.rpartition(":")[2])
     before = len(Site.seen)
     urls = [*loopback(port), *REFUSED]
@@ -261,7 +261,7 @@ def test_a_name_that_resolves_differently_each_time_reaches_nothing(site, monkey
 @pytest.mark.parametrize(
     "address", ["fec0::1", "fd00::1", "fe80::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
 )
-def test_addresses_inside_a_network_are_not_public(address):
+def test_private_addresses_are_not_public(address):
     assert not is_public(ipaddress.ip_address(address))
 
 
@@ -271,7 +271,7 @@ def test_public_addresses_are_public(address):
 
 
 @pytest.mark.parametrize("backend", ["searxng", "brave", "tavily", "duckduckgo"])
-def test_web_search_by_each_service(site, backend, monkeypatch):
+def test_web_search_works_with_each_service(site, backend, monkeypatch):
     monkeypatch.setenv("SEARCH_KEY", "right")
     key = {"api_key_env": "SEARCH_KEY"} if backend in ("brave", "tavily") else {}
     settings = {"backend": backend, "url": f"http://{site}", "k": 2, **key}
@@ -284,7 +284,7 @@ def test_web_search_by_each_service(site, backend, monkeypatch):
         assert Site.seen[-1][1]["Authorization"] == "Bearer right"
 
 
-def test_a_busy_service_is_asked_again_and_a_wrong_key_is_an_outage(site, monkeypatch):
+def test_a_busy_service_is_retried_and_a_wrong_key_is_an_outage(site, monkeypatch):
     searxng = {"backend": "searxng", "url": f"http://{site}"}
     Site.busy = 1
     (found, _), (nothing, _) = run("web_search", searxng, {"query": "tides"}, {"query": "nothing"})
@@ -299,7 +299,7 @@ def test_a_busy_service_is_asked_again_and_a_wrong_key_is_an_outage(site, monkey
 
 @pytest.mark.parametrize("status", [202, 204, 301, 302, 404, 429, 432, 433, 503])
 @pytest.mark.parametrize("backend", ["tavily", "duckduckgo"])
-def test_a_status_without_results_is_an_outage_and_not_an_empty_result(site, status, backend, monkeypatch):
+def test_a_status_other_than_200_is_an_outage_not_an_empty_result(site, status, backend, monkeypatch):
     monkeypatch.setenv("SEARCH_KEY", "right")
     key = {"api_key_env": "SEARCH_KEY"} if backend == "tavily" else {}
     settings = {"backend": backend, "url": f"http://{site}/status/{status}", "retries": 0, **key}
@@ -322,13 +322,13 @@ def test_a_query_that_a_service_refuses_is_an_error_of_the_call(site):
         ("cirrussearch-query-too-long", ToolError),
     ],
 )
-def test_an_error_of_mediawiki_is_no_empty_result(site, code, error):
+def test_an_error_of_mediawiki_is_not_an_empty_result(site, code, error):
     toolset = wikipedia_toolset(WikipediaSettings(url=f"http://{site}/failing/api.php"))
     with pytest.raises(error, match="no luck"):
         asyncio.run(toolset.call("wikipedia", {"query": code}))
 
 
-def test_a_service_that_is_not_there_is_an_outage():
+def test_an_unreachable_service_is_an_outage():
     settings = {"backend": "searxng", "url": "http://127.0.0.1:9", "retries": 0}
     ((call, _),) = run("web_search", settings, {"query": "tides"})
     assert call.error_kind == "unavailable"
@@ -348,7 +348,7 @@ def test_settings_of_web_search_are_checked(settings, problem):
         load(["web_search"], {"web_search": settings})
 
 
-def test_wikipedia(site):
+def test_wikipedia_returns_introductions(site):
     settings = {"url": f"http://{site}/w/api.php", "k": 2}
     (found, result), (nothing, _) = run("wikipedia", settings, {"query": "tide"}, {"query": "zzz"})
     assert found.result == "Tide: Tides rise.\nMoon: A moon."

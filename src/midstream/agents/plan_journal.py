@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midstream.plans import AgentExecutor, Handler, SchedulingPolicy
+from midstream.plans import AgentExecutor, Handler, OnWait, SchedulingPolicy
 from midstream.store import Database
 from midstream.tools.shared import SharedResources
 
@@ -38,14 +38,23 @@ _temporary: SharedResources[_Temporary] = SharedResources(_close)
 
 
 async def open_executor(
-    session: FlowSession, handlers: Iterable[Handler], *, policy: SchedulingPolicy | None = None
+    session: FlowSession,
+    handlers: Iterable[Handler],
+    *,
+    policy: SchedulingPolicy | None = None,
+    on_wait: OnWait | None = None,
+    journal: str | None = None,
 ) -> AgentExecutor:
-    """Return an executor for the plans of one attempt, closed with it."""
-    database = session.database
-    if database is None:
+    """Return an executor for the plans of one attempt, closed with it. `journal` is the path of a database in which the
+    runs are kept; `policy` and `on_wait` are those of the executor."""
+    database = session.database if journal is None else await asyncio.to_thread(Database, journal, "normal")
+    if journal is not None:
+        assert database is not None
+        session.resources.push_async_callback(asyncio.to_thread, database.close)
+    elif database is None:
         database = (await _temporary.acquire("plans", _opened)).database
         session.resources.push_async_callback(_temporary.release, "plans")
-    executor = AgentExecutor(database, handlers, policy=policy)
+    executor = AgentExecutor(database, handlers, policy=policy, on_wait=on_wait)
     session.resources.push_async_callback(executor.close)
     return executor
 

@@ -1,4 +1,5 @@
-"""`midstream algorithms`: the values of `algorithm.name` and `algorithm.loss.name`, with their formulas."""
+"""`midstream algorithms`: the values of `algorithm.name`, `algorithm.loss.name` and `algorithm.role_credit.name`, with
+their formulas."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ WIDTH = 120
 @click.command(name="algorithms")
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
-    """List advantage estimators and policy losses, or describe one.
+    """List advantage estimators, policy losses and kinds of credit per role, or describe one.
 
     \b
     midstream algorithms            all names with their formulas
@@ -25,11 +26,16 @@ def command(name: str | None) -> None:
     from midstream.core.config import models_in
     from midstream.core.errors import ConfigError, nearest
     from midstream.learn.algorithms import AlgorithmConfig
+    from midstream.learn.algorithms.role_credit import RoleCreditConfig
     from midstream.learn.losses import LossConfig
 
+    kinds = {
+        "algorithm.name": AlgorithmConfig,
+        "algorithm.loss.name": LossConfig,
+        "algorithm.role_credit.name": RoleCreditConfig,
+    }
     sections = {
-        "algorithm.name": {model.model_fields["name"].default: model for model in models_in(AlgorithmConfig)},
-        "algorithm.loss.name": {model.model_fields["name"].default: model for model in models_in(LossConfig)},
+        key: {model.model_fields["name"].default: model for model in models_in(kind)} for key, kind in kinds.items()
     }
     if name is None:
         for key, models in sections.items():
@@ -40,9 +46,8 @@ def command(name: str | None) -> None:
         return
     matches = [(key, models[name]) for key, models in sections.items() if name in models]
     if not matches:
-        raise ConfigError(
-            f"no algorithm or loss '{name}'", nearest(name, (one for models in sections.values() for one in models))
-        )
+        known = (one for models in sections.values() for one in models)
+        raise ConfigError(f"no algorithm, loss or role credit '{name}'", nearest(name, known))
     for key, model in matches:
         click.secho(f"{key}: {name}", bold=True)
         click.echo(click.wrap_text(" ".join((model.__doc__ or "").split()), WIDTH) + "\n")
@@ -52,12 +57,12 @@ def command(name: str | None) -> None:
 
 
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield name, default and description of each setting of `model`, including nested sections. Omits the loss and the
-    KL term, which all algorithms share."""
+    """Yield name, default and description of each setting of `model`, including nested sections. Omits the loss, the KL
+    term and the credit per role, which all algorithms share."""
     from pydantic import BaseModel
 
     for name, field in model.model_fields.items():
-        if name in ("name", "loss", "kl"):
+        if name in ("name", "loss", "kl", "role_credit"):
             continue
         default = field.get_default(call_default_factory=True)
         if isinstance(default, BaseModel):

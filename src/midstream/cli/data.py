@@ -1,4 +1,4 @@
-"""`midstream data`: prepare a mix of tasks from files, and check that no training task occurs in a test file."""
+"""`midstream data`: prepares a mix of tasks from files, and checks that no training task occurs in a test file."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def prepare_command(
 ) -> None:
     """Write OUT/{train,val,test}/mixed_dataset.jsonl: 40 % maths, 30 % code, 30 % questions.
 
-    FILE is GSM8K, MATH, HumanEval, MBPP, HotpotQA, DROP or Game of 24 as it is, or any task file; SET is a built-in
-    task set. A domain without a source gets a generated one (calculate, programs, facts). Tasks that occur in val or
-    test, also nearly, are left out of train.
+    FILE is an unchanged file of GSM8K, MATH, HumanEval, MBPP, HotpotQA, DROP or Game of 24, or any task file; SET is a
+    built-in task set. A domain without a source gets a generated one (calculate, programs, facts). Tasks that occur in
+    val or test, also near-duplicates, are left out of train.
 
     \b
     midstream data prepare --math gsm8k/train.jsonl --math gsm8k/test.jsonl --code HumanEval.jsonl.gz
@@ -90,10 +90,10 @@ def _ratio(text: str) -> tuple[str, float]:
     help="Similarity from which a task counts as occurring in a test file.",
 )
 def check_command(files: tuple[str, ...], against: tuple[str, ...], threshold: float) -> int:
-    """Check task files: every row can be read, no question occurs twice, and no training task occurs in a test file,
-    by normalised text or nearly (Jaccard similarity of word 3-grams).
+    """Check task files: every row is readable, no question occurs twice, and no training task occurs in a test file, by
+    equal normalised text or as a near-duplicate (Jaccard similarity of word 3-grams).
 
-    Exits with 1 when one does, with 2 for a file that cannot be read.
+    Exits with 1 if one does, and with 2 for an unreadable file.
 
     \b
     midstream data check train.jsonl --against HumanEval.jsonl.gz --against gsm8k/test.jsonl

@@ -68,7 +68,7 @@ def command(
     midstream eval --tasks mine.csv --answer-field target
     """
     from midstream.api import evaluate
-    from midstream.cli.tables import console, evaluation_table, number, seconds
+    from midstream.cli.tables import class_report, console, evaluation_table, number, seconds
 
     if config is not None and "=" in config and not Path(config).exists():
         config, overrides = None, (config, *overrides)
@@ -92,6 +92,8 @@ def command(
             progress=line.show,
         )
     console().print(evaluation_table([row]))
+    if by_class := class_report(row):
+        click.echo(visible(by_class) + "\n")
     click.echo(f"{visible(row['tasks'])}: {number(row['tokens_per_s'], 0)} tokens/s, {seconds(row['time_s'])}")
     _print_errors(row)
     if out is not None:

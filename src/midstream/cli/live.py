@@ -179,7 +179,7 @@ def print_outcome(console: Console, run_dir: Path, status: str) -> None:
     """Print the outcome of a run: table and sample trajectories from before and after, and its files."""
     from rich.markup import escape
 
-    from midstream.cli.tables import evaluation_table
+    from midstream.cli.tables import class_report, evaluation_table
     from midstream.evaluate.runs import load_run
 
     run = load_run(run_dir)
@@ -189,6 +189,9 @@ def print_outcome(console: Console, run_dir: Path, status: str) -> None:
     console.print(f"\n[bold]{escape(run.name)}[/bold] {escape(status or run.status)}")
     if rows:
         console.print(evaluation_table(rows))
+    for row in rows:
+        if by_class := class_report(row):
+            console.print(escape(by_class))
     for title, label in (("before", "base"), ("after", "final")):
         sample = next((sample for sample in run.samples if sample.get("label") == label), None)
         if sample is not None:

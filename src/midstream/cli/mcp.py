@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.option("--set", "overrides", multiple=True, metavar="TOOL.KEY=VALUE", help="A setting of a tool, as YAML.")
 @click.option("--agent", "agents", multiple=True, metavar="CONFIG|RUN", help="An agent to serve as a tool; repeatable.")
 @click.option("--store", metavar="FILE|URL", help="Where to record the agents' trajectories. Default: nowhere.")
-@click.option("--trust", is_flag=True, help="Serve agents of runs from elsewhere that name code of their own.")
+@click.option("--trust", is_flag=True, help="Allow agents of runs from elsewhere to run code of their configs.")
 @click.option("--runs-dir", default="runs", show_default=True, envvar="MIDSTREAM_RUNS", type=click.Path())
 @click.option("--port", type=click.IntRange(0, 65535), help="Serve streamable HTTP at http://127.0.0.1:PORT/mcp.")
 def command(

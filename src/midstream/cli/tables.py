@@ -76,5 +76,14 @@ def evaluation_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def class_report(row: Row) -> str:
+    """Return the precision, recall and F1 by class of an evaluation as text; empty without classes."""
+    if "classification" not in row:
+        return ""
+    from midstream.core.classification import ClassificationReport
+
+    return f"\n{row.get('label') or ''}, by class:\n{ClassificationReport.of(row['classification'])}"
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def command(config: str, overrides: tuple[str, ...], trials: int, resume: bool) -> int:
     """Search for hyper-parameters of CONFIG.
 
-    Its section `tune` lists settings and their ranges. Every trial is a training; trials are compared on the validation
-    split, and bad ones end early. The test split is not used. The best config is written to best.yaml:
+    Its section `tune` lists settings and their ranges. Every trial is a training run; trials are compared on the
+    validation split, and bad ones are stopped early. The test split is not used. The best config goes to best.yaml:
 
     \b
     midstream tune schedule.yaml --trials 20

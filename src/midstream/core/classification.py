@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,19 @@ class ClassScores:
 
 @dataclass(frozen=True, slots=True)
 class ClassificationReport:
-    """Scores by class, in the order of `classes`. `macro` is the mean over classes, `weighted` that weighted with their
-    support; `accuracy` counts every example."""
+    """Scores by class, in the order of `classes`. `macro` is the mean over classes, `weighted` the mean weighted by
+    support; `accuracy` is over all examples."""
 
     by_class: dict[str, ClassScores]
     accuracy: float
     macro: ClassScores
     weighted: ClassScores
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Self:
+        """Read a report from its `dataclasses.asdict`."""
+        by_class = {name: ClassScores(**one) for name, one in data["by_class"].items()}
+        return cls(by_class, data["accuracy"], ClassScores(**data["macro"]), ClassScores(**data["weighted"]))
 
     def __str__(self) -> str:
         width = max(12, *(len(name) for name in self.by_class))
@@ -41,11 +48,11 @@ class ClassificationReport:
 def classification_report(
     labels: Sequence[str], predictions: Sequence[str | None], classes: Sequence[str] | None = None
 ) -> ClassificationReport:
-    """Compare `predictions` with `labels`. A prediction that is None, or no class, misses its label and counts for no
-    other class. `classes` are by default the labels that occur, sorted.
+    """Compare `predictions` with `labels`. A prediction that is None or not a class is wrong and counts for no other
+    class. `classes` defaults to the sorted labels that occur.
 
-    precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); 0 where the denominator is 0.
-    Raises `ValueError` for no examples, different lengths, and a label that is no class."""
+    precision = TP / (TP + FP), recall = TP / (TP + FN), F1 = 2 TP / (2 TP + FP + FN); 0 if the denominator is 0.
+    Raises `ValueError` without examples, for different lengths, and for a label that is not a class."""
     if not labels or len(labels) != len(predictions):
         raise ValueError(f"{len(labels)} labels and {len(predictions)} predictions cannot be compared")
     names = sorted(set(labels)) if classes is None else list(classes)

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from midstream.core.types import Message
 
 Resume = Literal["snapshot", "replay", "none"]
-"""How something with state goes on after the process that held it died: from a `snapshot` of its state, by a `replay`
-of what was done to it, or not at all: then the attempt starts again."""
+"""How state is restored after its process died: from a `snapshot`, by a `replay` of the recorded actions, or not at all
+(`none`): then the attempt starts again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +53,17 @@ class Environment(Protocol):
 
 @runtime_checkable
 class SnapshotEnvironment(Environment, Protocol):
-    """An environment whose state can be saved and restored."""
+    """An environment that can save and restore its state."""
 
     async def snapshot(self) -> Any:
         """Return the state after the last action, as JSON data."""
         ...
 
     async def restore(self, state: Any) -> None:
-        """Continue from a state that `snapshot` returned, in place of `reset`."""
+        """Continue from a state that `snapshot` returned, instead of `reset`."""
         ...
 
 
 def resume_of(environment: Environment) -> Resume:
-    """How an interrupted episode of `environment` goes on."""
+    """Return how an interrupted episode of `environment` is resumed."""
     return getattr(environment, "resume", "none")

@@ -169,9 +169,8 @@ class ToolResult:
 class Toolset(Protocol):
     """A set of tools with a lifetime. A call that fails raises, or returns a result with `is_error`.
 
-    A toolset whose calls change nothing but its own state may have an attribute `resume = "replay"`: an attempt that
-    goes on after its process died then makes the recorded calls again. Of any other toolset the recorded results are
-    used, and no call is repeated."""
+    A toolset whose calls change only its own state may have an attribute `resume = "replay"`: a resumed attempt then
+    repeats the recorded calls. For any other toolset the recorded results are used, and no call is repeated."""
 
     async def open(self) -> None:
         """Acquire resources. An implementation that raises must release them first; `close` is then not called."""

@@ -1,4 +1,4 @@
-"""`AgentToolset`: agents as tools. Each takes a question and returns its answer; the trajectories are recorded."""
+"""`AgentToolset`: agents as tools. Each takes a question and returns an answer; trajectories are recorded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _PARAMETERS = {
 class AgentToolset:
     """One tool per agent of `agents` (by tool name). Agents answer by greedy sampling.
 
-    `store` is the path or URL of the database that keeps the trajectories, in the channel `online`."""
+    `store` is the path or URL of the database for the trajectories, in the channel `online`."""
 
     def __init__(self, agents: Mapping[str, AgentSource], store: str | None = None, *, trust: bool = False) -> None:
         self._sources, self._where, self._trust = agents, store, trust
@@ -87,8 +87,8 @@ class AgentToolset:
 
 
 def find_agents(named: Sequence[str], runs_dir: str | Path = "runs") -> dict[str, AgentSource]:
-    """Find agents by tool name. Each of `named` is the path of a config, or a run (a name in `runs_dir` or a folder),
-    whose newest checkpoint answers. Raises `ConfigError` when two have the same name."""
+    """Return agents by tool name. Each of `named` is the path of a config, or a run (a name in `runs_dir` or a folder),
+    whose newest checkpoint answers. Raises `ConfigError` if two have the same name."""
     found: dict[str, AgentSource] = {}
     for text in named:
         is_config = text.endswith((".yaml", ".yml"))

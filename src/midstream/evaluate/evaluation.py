@@ -159,7 +159,7 @@ async def _evaluate(
         "label": source.name,
         "split": split,
         "tasks": parts.tasks.name,
-        **summarise(trajectories, succeeded),
+        **summarise(trajectories, succeeded, parts.config.reward.classes),
         "tokens": parts.engine.tokens_sampled,
         "tokens_per_s": parts.engine.tokens_sampled / elapsed,
         "time_s": elapsed,

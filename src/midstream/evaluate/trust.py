@@ -51,9 +51,17 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"flow.name={name} starts the program: {_section(flow, 'settings').get('command')}"
     elif name and not is_registered(name):
         yield f"flow.name imports and runs '{name}'"
+    if journal := _section(flow, "settings").get("journal"):
+        yield f"flow.settings.journal writes into the database '{journal}'"
     for tool in flow.get("tools") or ():
         if ":" in str(tool):
             yield f"flow.tools imports and runs '{tool}'"
+    for server, settings in _section(flow, "mcp_servers").items():
+        settings = settings if isinstance(settings, Mapping) else {}
+        if settings.get("command"):
+            yield f"flow.mcp_servers.{server} starts the program: {settings['command']}"
+        else:
+            yield f"flow.mcp_servers.{server} sends what its tools are called with to {settings.get('url')}"
     for handlers in _section(_section(flow, "tool_settings"), "plans").get("handlers") or ():
         yield f"flow.tool_settings.plans imports and runs the handlers of '{handlers}'"
     for role, settings in _section(flow, "roles").items():
@@ -73,6 +81,10 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
         kind = str(source.get("type", "")) if isinstance(source, Mapping) else ""
         if is_imported(kind):
             yield f"tasks.sources imports and runs '{kind}'"
+        elif kind == "verifiers":
+            yield f"tasks.sources imports and runs the taskset '{source.get('env')}' of verifiers"
+        elif kind == "openenv":
+            yield f"tasks.sources sends replies to {source.get('env')}"
 
 
 def _sent_by(name: str, settings: Mapping[str, Any]) -> Iterator[str]:

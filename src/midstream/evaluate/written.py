@@ -1,4 +1,4 @@
-"""Lets trained policies write workflows for tasks, to be compared with fixed and searched ones."""
+"""Lets trained policies write workflows for tasks, for comparison with fixed and searched ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from midstream.workflows.search.made import Made
 
 FLOW = "workflow_writer"
 _NOT_RUN = "flow.settings.run.most_model_calls=0"
-"""The comparison runs what was written, so the flow needs not."""
+"""The comparison runs the written workflows, so the flow need not."""
 
 
 async def written_workflows(
     run: str | Path, tasks: Sequence[Task], *, runs_dir: str | Path = "runs", trust: bool = False
 ) -> Entry:
-    """The workflows that the policy of a run writes for `tasks`, greedily, and what training it took. Raises
-    `ConfigError` for a run of another flow."""
+    """Return the workflows that the policy of a run writes for `tasks`, greedily, and the expense of its training.
+    Raises `ConfigError` for a run of another flow."""
     folder = find_run(str(run), runs_dir)
     source = find_agent(run=folder, runs_dir=runs_dir)
     if (source.config.get("flow") or {}).get("name") != FLOW:
@@ -40,7 +40,7 @@ async def written_workflows(
 
 
 def training_expense(run: Run) -> Made:
-    """What a training run sampled: tokens of the policy and of the executor, prompts included."""
+    """Return the tokens of a training run: those of the policy and of the executor, including prompts."""
     tokens = calls = trajectories = 0
     known, cost = True, 0.0
     with Store(run.path / "store.sqlite", read_only=True) as store:

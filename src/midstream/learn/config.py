@@ -259,6 +259,10 @@ class TrainConfig(Config):
                 f"trainer.deterministic cannot be combined with {shared}: what an attempt reads from memory depends on "
                 "which others have ended"
             )
+        if self.trainer.deterministic and (timed := _by_timing(self.flow)):
+            raise ValueError(
+                f"trainer.deterministic cannot be combined with {timed}: what an attempt does would depend on timing"
+            )
         if self.policy.remote and self.policy.numerics == "exact":
             raise ValueError(
                 "policy.numerics 'exact' needs policy.engine 'torch': a server rounds otherwise than the learner; the "
@@ -335,6 +339,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     data: dict[str, Any] = apply_overrides(load_yaml(path), resolve_aliases(overrides))
     data.setdefault("name", Path(path).stem)
     return parse_config(TrainConfig, data, f"'{path}'" if not overrides else f"'{path}' with {' '.join(overrides)}")
+
+
+def _by_timing(flow: FlowConfig) -> str | None:
+    """Return the setting by which what an attempt does depends on timing, None if there is none."""
+    if flow.name == "plan_and_execute" and flow.settings.get("concurrency", 1) != 1:
+        return "flow.settings.concurrency"
+    budget = flow.settings.get("budget")
+    return "flow.settings.budget.seconds" if isinstance(budget, dict) and budget.get("seconds") else None
 
 
 def _shared_memory(flow: FlowConfig) -> str | None:

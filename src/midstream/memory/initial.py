@@ -1,4 +1,4 @@
-"""Records that a memory begins with, and temporary databases to hold them."""
+"""Initial records of a memory, and temporary databases for them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _filled: set[tuple[str, str, str]] = set()
 
 
 async def fill(memory: LongTermMemory, where: str, records: str) -> None:
-    """Add the `records` that a config names to `memory` in the database `where`, once per process. Those that it holds
-    already stay as they are. Raises `ConfigError` for records that cannot be read."""
+    """Add the `records` that a config names to `memory` in the database `where`, once per process. Existing records are
+    unchanged. Raises `ConfigError` for unreadable records."""
     place = (where, memory.namespace, records)
     if place in _filled:
         return
@@ -34,7 +34,7 @@ async def fill(memory: LongTermMemory, where: str, records: str) -> None:
 
 @lru_cache
 def temporary_database(purpose: str) -> str:
-    """Path of a SQLite file for `purpose`, always the same in this process; removed when the process ends."""
+    """Return the path of a SQLite file for `purpose`: the same within this process, and removed at its end."""
     return str(Path(_folder().name) / f"memory-{temporary_database.cache_info().currsize}.sqlite")
 
 

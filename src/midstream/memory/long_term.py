@@ -45,7 +45,7 @@ _SHOWN = sa.select(*(column for column in memories.c if column.name not in _UNSH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What `LongTermMemory.add_all` remembers; the fields are those of `add`."""
+    """A record for `LongTermMemory.add_all`; the fields are the arguments of `add`."""
 
     text: str
     kind: str = "fact"
@@ -103,7 +103,7 @@ class LongTermMemory:
         return (await self.add_all([record]))[0]
 
     async def add_all(self, records: Sequence[Record]) -> list[int]:
-        """`add` each of `records`, in order and in one transaction; returns the ids of their memories."""
+        """Add `records` in order, in one transaction; returns the ids of their memories."""
         texts = [record.text for record in records]
         vectors: list[np.ndarray | None] = [None] * len(texts)
         if self.embedder is not None:
@@ -155,7 +155,7 @@ class LongTermMemory:
         return None if row is None else _memory(row, 0.0)
 
     async def keys(self, prefix: str = "") -> list[str]:
-        """All keys that begin with `prefix`, sorted."""
+        """Return all keys that begin with `prefix`, sorted."""
         name = memories.c.name
         where = (memories.c.namespace == self.namespace) & name.startswith(prefix, autoescape=True)
         found = await asyncio.to_thread(

@@ -24,8 +24,8 @@ class MemorySettings(Config):
     """`flow.tool_settings.memory_retrieve`."""
 
     database: str | None = None
-    """SQLite file or database URL that holds the memory. None: `records` in a temporary database, which ends with the
-    process."""
+    """SQLite file or database URL that holds the memory. None: a temporary database for `records`, removed when the
+    process ends."""
     records: str | None = None
     """Initial memories: a JSON-lines file with `text` and optionally `key`, `source` and `importance`; or
     `package.module:attribute`, a list of such records or a function that returns one. Added once per process."""
@@ -90,7 +90,7 @@ class MemoryToolset:
 
     def __init__(self, settings: MemorySettings, memory: LongTermMemory | None = None) -> None:
         self._settings = settings
-        self._given = memory
+        self._existing = memory
         self._memory = memory
 
     @property
@@ -105,7 +105,7 @@ class MemoryToolset:
         return self._memory
 
     async def open(self) -> None:
-        if self._given is not None:
+        if self._existing is not None:
             return
         where = self._where()
         database = await _databases.acquire(where, lambda: asyncio.to_thread(Database, where))
@@ -141,7 +141,7 @@ class MemoryToolset:
         )
 
     async def close(self) -> None:
-        if self._given is not None:
+        if self._existing is not None:
             return
         if self._settings.records is not None:
             await _fillings.release(self._filling())
@@ -155,13 +155,9 @@ class MemoryToolset:
         return json.dumps([self._where(), self._settings.namespace, self._settings.records])
 
 
-async def _close(database: Database) -> None:
-    await asyncio.to_thread(database.close)
-
-
 async def _forget(filled: None) -> None: ...
 
 
-_databases: SharedResources[Database] = SharedResources(_close)
+_databases: SharedResources[Database] = SharedResources(lambda database: asyncio.to_thread(database.close))
 _fillings: SharedResources[None] = SharedResources(_forget)
 memory_retrieve = ToolKind(MemorySettings, MemoryToolset)

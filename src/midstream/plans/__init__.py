@@ -9,6 +9,7 @@ from midstream.plans.errors import Correctable, Fatal, HandlersMissing, Permanen
 from midstream.plans.executor import AgentExecutor
 from midstream.plans.handlers import NOT_DONE, UNKNOWN, Finding, Handler, Handlers, done, handler
 from midstream.plans.plan import Node, Plan, load_plan
+from midstream.plans.runner import OnWait
 from midstream.plans.scheduling import Choice, ReadyNode, SchedulerState, SchedulingPolicy, ScoredPolicy, uniform_policy
 from midstream.plans.states import NodeState, RunStatus
 from midstream.plans.views import OpenQuestion, RunResult, RunView
@@ -28,6 +29,7 @@ __all__ = [
     "HandlersMissing",
     "Node",
     "NodeState",
+    "OnWait",
     "OpenQuestion",
     "Permanent",
     "Plan",

@@ -1,7 +1,7 @@
-"""What running attempts do besides model calls: tool calls and actions in an environment, written before and after.
+"""Logs the tool calls and environment actions of running attempts, before and after each.
 
-An attempt whose process died runs again from its start. The log answers what is done, so nothing is done twice. The
-rows of an attempt are deleted when it ends.
+After its process died, an attempt runs again from its start. Finished actions are answered from the log, so none is
+carried out twice. The rows of an attempt are deleted when it ends.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SCHEMA = Schema("attempts", metadata)
 
 
 class ActionInDoubt(ServiceError):
-    """The process died during an action that must not be repeated, so its outcome is unknown."""
+    """The process died during an action that must not be repeated; its outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action of an attempt. `request` and `result` are JSON texts; `result` is empty until it is done."""
+    """One action of an attempt. `request` and `result` are JSON texts; `result` is empty until the action has ended."""
 
     key: str
     number: int
@@ -59,9 +59,9 @@ class ActionLog:
         self._recorded = set(self._actions)
         self._unkeyed = 0
         self.diverged = ""
-        """How the attempt diverged; empty while it has not."""
+        """How the attempt diverged; empty if it has not."""
         self.answered = 0
-        """Actions answered from the log so far."""
+        """Number of actions answered from the log so far."""
 
     async def run(
         self,
@@ -72,11 +72,11 @@ class ActionLog:
         repeatable: bool = False,
         rebuild: Callable[[Any, Any], bool] | None = None,
     ) -> Any:
-        """Carry out `act` once and return its result (JSON data), or return what it returned before.
+        """Carry out `act` once and return its result (JSON data), or return its recorded result.
 
-        `key` names the action within the attempt; without one it is the n-th of those. Its intent is on disk before
-        `act` runs unless it is `repeatable`, and its result before this returns. With `rebuild` a recorded action is
-        carried out again for the sake of the state it leaves; `rebuild(before, now)` compares the results.
+        `key` names the action within the attempt; actions without a key are numbered. The intent is on disk before
+        `act` runs, unless the action is `repeatable`, and the result before this returns. With `rebuild` a recorded
+        action is carried out again to restore its state; `rebuild(before, now)` compares the results.
 
         Raises `ActionInDoubt` for an action that is not `repeatable` and was interrupted, and `Diverged` if another
         action is recorded in its place."""
@@ -104,26 +104,27 @@ class ActionLog:
         return await self._finish(action, await act())
 
     async def settle(self, key: str, result: Any) -> Any:
-        """Record `result` for an action in doubt, and return it. An empty `key` is the latest action without one."""
+        """Record `result` for an action in doubt, and return it. An empty `key` means the latest action without a
+        key."""
         key = key or f"#{self._unkeyed - 1}"
         return await self._finish(self._actions[key], result)
 
     def results(self) -> list[Any]:
-        """Results of the actions that are done, in the order they began."""
+        """Return the results of finished actions, in the order in which they began."""
         in_order = sorted(self._actions.values(), key=lambda action: action.number)
         return [from_json(action.result) for action in in_order if action.done]
 
     @property
     def names(self) -> list[str]:
-        """Keys of the actions, in the order they began."""
+        """Return the keys of the actions, in the order in which they began."""
         return sorted(self._actions, key=lambda key: self._actions[key].number)
 
     def start_again(self, reason: str) -> Diverged:
-        """Give up the recorded attempt for `reason`; returns the error to raise."""
+        """Discard the recorded attempt for `reason`; returns the error to raise."""
         return self._divergence(reason)
 
     def check_complete(self) -> None:
-        """Raise `Diverged` if the attempt ended without an action without a key that is recorded."""
+        """Raise `Diverged` if the attempt ended without repeating a recorded action without a key."""
         left = sorted(key for key in self._recorded if key.startswith("#"))
         if left and not self.diverged:
             raise self._divergence(f"action {left[0]} was not carried out again")
@@ -152,7 +153,7 @@ class ActionLog:
 
 
 def load_actions(connection: sa.Connection, trajectory_uid: str) -> list[Action]:
-    """Return the recorded actions of an attempt, in the order they began."""
+    """Return the recorded actions of an attempt, in the order in which they began."""
     of_it = actions.select().where(actions.c.trajectory_uid == trajectory_uid).order_by(actions.c.number)
     return [Action(row.key, row.number, row.request, row.done, row.result) for row in connection.execute(of_it)]
 

@@ -21,7 +21,7 @@ from midstream.engines.base import Completion, Engine, OnTokens, Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.formats import ToolChoice, constrain
 from midstream.engines.long_text import LONG, MANY_MESSAGES, off_loop
-from midstream.record.replay import CALL_KEY, RecordedCalls, completion_of
+from midstream.record.replay import CALL_KEY, RecordedSteps, completion_of
 from midstream.record.replies import ChatStep, reply_of
 from midstream.record.store import Store
 from midstream.record.token_buffer import TokenBuffer
@@ -92,14 +92,14 @@ class Recorder:
         self._in_flight: set[int] = set()
         self._keys: set[str] = set()
         self._trees: dict[int, TokenTree] = {}
-        self.replayed: RecordedCalls | None = None
+        self.replayed: RecordedSteps | None = None
         """Steps from which calls are answered, see `replay`."""
 
     def replay(self, steps: Iterable[Step], role_engines: Mapping[str, RoleEngine]) -> None:
         """Answer the calls of an attempt that runs again from its recorded `steps`, as long as they are the same calls;
-        see `RecordedCalls`. Steps of calls with a key belong to the trajectory even if they are not asked for again.
+        see `RecordedSteps`. Steps of calls with a key belong to the trajectory even if they are not asked for again.
         `role_engines` are by module role and include `policy`."""
-        self.replayed = RecordedCalls(steps)
+        self.replayed = RecordedSteps(steps)
         while len(self.steps) < self.replayed.size:
             self._reserve_index()
         for step in self.replayed.keyed.values():

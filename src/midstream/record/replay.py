@@ -1,7 +1,7 @@
-"""Answers the calls of an attempt that runs again from the steps recorded before its process died.
+"""Answers the model calls of a resumed attempt from the steps recorded before its process died.
 
-A call with a key is found by its key, so concurrent calls may come in any order. A call without one is found by its
-position: the n-th call again gets the n-th step. Either must be the recorded call exactly, or the attempt diverged.
+A call with a key is found by its key, so concurrent calls may come in any order. A call without a key is found by its
+position: the n-th call gets the n-th step. The call must equal the recorded one, otherwise the attempt has diverged.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ CALL_KEY = "call_key"
 
 
 class Diverged(MidstreamError):
-    """An attempt that runs again does something else than before, so what is recorded of it cannot be used. The attempt
-    starts again."""
+    """A resumed attempt does something else than recorded, so its record cannot be used. The attempt starts again."""
 
 
-class RecordedCalls:
-    """The steps of an unfinished attempt, each handed out once or not at all."""
+class RecordedSteps:
+    """The steps of an unfinished attempt. Each is returned at most once."""
 
     def __init__(self, steps: Iterable[Step]) -> None:
         complete = [step for step in steps if step.finish_reason != FinishReason.INTERRUPTED]
@@ -39,17 +38,17 @@ class RecordedCalls:
         self._by_index = {step.step_index: step for step in complete if step.step_index not in taken}
         self._open = deque(index for index in range(self.size) if index not in taken)
         self.diverged = ""
-        """How the attempt diverged; empty while it has not."""
+        """How the attempt diverged; empty if it has not."""
         self.answered = 0
-        """Calls answered so far."""
+        """Number of calls answered so far."""
 
     def position(self) -> int | None:
         """Index of the next call without a key; None after the recorded ones. Each call takes one."""
         return self._open.popleft() if self._open else None
 
     def answer(self, call: Call, index: int | None, engine: Engine) -> Step | None:
-        """Return the recorded step of `call`; None if it was not made, or not answered. Raises `Diverged` if another
-        call is recorded in its place."""
+        """Return the recorded step of `call`; None if the call was not made or not answered. Raises `Diverged` if
+        another call is recorded in its place."""
         if self.diverged:
             raise Diverged(self.diverged)
         step = self.keyed.get(call.key) if call.key else self._by_index.get(-1 if index is None else index)
@@ -62,8 +61,8 @@ class RecordedCalls:
         return step
 
     def check_complete(self) -> None:
-        """Raise `Diverged` if the attempt ended without making a recorded call again. A call with a key may stay
-        unasked: its answer is kept elsewhere, such as in the journal of a plan."""
+        """Raise `Diverged` if the attempt ended without repeating a recorded call. Calls with a key need not be
+        repeated: their answers are kept elsewhere, such as in the journal of a plan."""
         if self._by_index and not self.diverged:
             raise self._divergence(f"call {min(self._by_index)} was not made again")
 
@@ -73,7 +72,7 @@ class RecordedCalls:
 
 
 def completion_of(step: Step) -> Completion:
-    """Return the completion that a recorded step was made from."""
+    """Return the completion from which a recorded step was made."""
     return Completion(
         ids=step.response_ids,
         log_probs=step.rollout_log_probs or (0.0,) * len(step.response_ids),
@@ -87,7 +86,7 @@ def completion_of(step: Step) -> Completion:
 
 
 def _difference(step: Step, call: Call, engine: Engine) -> str:
-    """Explain why `call` is not the recorded one; empty if it is."""
+    """Return why `call` is not the recorded one; empty if it is."""
     if step.role != call.role:
         return f"it was made by '{step.role}', and now by '{call.role}'"
     if call.prompt_ids is not None and call.prompt_ids != step.prompt_ids:

@@ -46,7 +46,7 @@ def step_row(step: Step) -> Row:
     }
 
 
-def step_from_row(row: RowMapping) -> Step:
+def step_from_row(row: RowMapping | Row) -> Step:
     log_probs: bytes | None = row["rollout_log_probs"]
     return Step(
         prompt_ids=_unpack_ids(row["prompt_ids"]),
@@ -136,7 +136,7 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     }
 
 
-def trajectory_from_row(row: RowMapping, steps_of_it: Sequence[Step]) -> Trajectory:
+def trajectory_from_row(row: RowMapping | Row, steps_of_it: Sequence[Step]) -> Trajectory:
     return Trajectory(
         uid=row["uid"],
         prompt_uid=row["prompt_uid"],

@@ -1,4 +1,4 @@
-"""`TokenBuffer`: keeps what an engine has sampled so far, in case its call is cancelled."""
+"""`TokenBuffer`: keeps the tokens that an engine has sampled so far, in case the call is cancelled."""
 
 from __future__ import annotations
 

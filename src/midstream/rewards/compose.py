@@ -48,6 +48,10 @@ class RewardConfig(Config):
     success_at: float = 1.0
     """Minimum value of that component for a success."""
 
+    classes: tuple[str, ...] = ()
+    """Labels, for tasks whose answer is one of them. Evaluations then report precision, recall and F1 by class. An
+    answer that is no label misses its class."""
+
     failed: float | None = None
     """Reward of a trajectory whose agent failed or timed out; null means no reward. Failures of infrastructure or of a
     reward component never get a reward."""

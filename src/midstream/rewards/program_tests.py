@@ -45,7 +45,6 @@ REBUILD: tuple[tuple[type, Callable[[Any], Any]], ...] = (
     (collections.deque, lambda value: collections.deque([plain(item) for item in collections.deque.__iter__(value)])),
 )
 """Convert an instance of a subclass to the builtin value, without using its methods."""
-MUTABLE = (list, dict, set, collections.deque)
 
 _program = types.ModuleType("__main__")
 _modules: dict[str, tuple[Any, dict[str, Any]]] = {}

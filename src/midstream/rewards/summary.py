@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from midstream.core.classification import classification_report
 from midstream.core.failures import first_traceback
 from midstream.core.statistics import bootstrap_mean, wilson
 from midstream.core.types import FinishReason, Status, Trajectory
+from midstream.rewards.graders import exact_match
 
 Succeeded = Callable[[Trajectory], bool]
 
 
-def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[str, Any]:
+def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Return success (Wilson 95 %), also by kind, and reward (bootstrap 95 %). Failed attempts count as unsuccessful.
-    `errors` lists the reasons of failures."""
+    `errors` lists the reasons of failures. With `classes`, `classification` is the report by class over the tasks whose
+    answer is one of them."""
     successes = [succeeded(t) for t in trajectories]
     kinds = sorted({t.task.kind for t in trajectories})
     return {
@@ -27,6 +31,7 @@ def summarise(trajectories: Sequence[Trajectory], succeeded: Succeeded) -> dict[
         **describe(trajectories),
         **_reward_interval([t.reward for t in trajectories if t.reward is not None]),
         "errors": failure_reasons(trajectories),
+        **_by_class(trajectories, classes),
     }
 
 
@@ -63,6 +68,20 @@ def failure_reasons(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
         if raised := first_traceback(alike):
             entry["traceback"] = raised
     return [entry for _, entry in ordered]
+
+
+def _by_class(trajectories: Sequence[Trajectory], classes: Sequence[str]) -> dict[str, Any]:
+    labelled = [(label, one.answer) for one in trajectories if (label := _class_of(one.task.answer, classes))]
+    if not labelled:
+        return {}
+    predicted = [_class_of(answer, classes) for _, answer in labelled]
+    return {"classification": asdict(classification_report([label for label, _ in labelled], predicted, classes))}
+
+
+def _class_of(answer: Any, classes: Sequence[str]) -> str | None:
+    if not isinstance(answer, str):
+        return None
+    return next((name for name in classes if exact_match(answer, name)), None)
 
 
 def _reward_interval(rewards: Sequence[float]) -> dict[str, float]:

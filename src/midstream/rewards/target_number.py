@@ -1,4 +1,4 @@
-"""Grades Game of 24 and the like: does an expression use the given numbers, each once, and have the target's value?
+"""Grades Game of 24 and similar tasks: whether an expression uses each given number once and equals the target.
 
 The expression is parsed and computed with fractions; nothing is executed.
 """
@@ -15,8 +15,8 @@ _WRITTEN = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-
 
 
 def reaches(answer: str, reference: Mapping[str, Any]) -> bool:
-    """Whether `answer`, an expression, uses exactly `reference["numbers"]` and equals `reference["target"]`. A part
-    `= 24` after it is ignored. False for other references and for what is not such an expression."""
+    """Whether the expression `answer` uses exactly `reference["numbers"]` and equals `reference["target"]`. A trailing
+    `= 24` is ignored. False for other references, and for text that is not such an expression."""
     if "numbers" not in reference or "target" not in reference:
         return False
     lines = [line for line in answer.translate(_WRITTEN).replace("$", "").splitlines() if line.strip()]

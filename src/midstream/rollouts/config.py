@@ -34,5 +34,5 @@ class RolloutConfig(Config):
     timeout_s: float = Field(default=300.0, gt=0)
     """Time limit of one trajectory, in seconds of wall time."""
     resume_attempts: bool = False
-    """Keep what attempts did on disk, so that one whose process died goes on inside its episode instead of starting
-    again: recorded model calls are not sampled again, and tools that succeeded are not called again."""
+    """Record the actions of attempts on disk, so that an attempt whose process died continues instead of starting
+    again: recorded model calls are not sampled again, and successful tool calls are not repeated."""

@@ -1,7 +1,7 @@
-"""Re-runs: an attempt repeated with one module role as a no-op, to measure what the role contributes.
+"""Re-runs: repeats an attempt with one module role as a no-op, to measure the role's contribution.
 
-The role replies with fixed text. A call of another role whose prompt did not change gets the recorded reply again, so
-that the actions of the others stay as they were where the role had no influence on them.
+The role replies with a fixed text. A call of another role with an unchanged prompt gets the recorded reply, so actions
+that the role did not influence stay the same.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from midstream.core.types import FinishReason, Step, Trajectory
 from midstream.engines.base import Completion, Engine, Request
@@ -39,12 +40,12 @@ def rerun_engines(role_engines: Mapping[str, RoleEngine], rerun: Rerun) -> dict[
             if role == rerun.role
             else RecordedEngine(role_engine.engine, [step for step in rerun.original.steps if step.role == role])
         )
-        engines[role] = RoleEngine(engine, role_engine.tokenizer, False)
+        engines[role] = replace(role_engine, engine=engine, trainable=False)
     return engines
 
 
 class _Wrapper:
-    """Stands for `engine` in one trajectory, which joins and leaves the engine itself."""
+    """Replaces `engine` for calls of one trajectory. `join` and `leave` do nothing: the trajectory joins the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self.name, self._engine = engine.name, engine
@@ -72,7 +73,7 @@ class NoOpEngine(_Wrapper):
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer | None, reply: str) -> None:
         super().__init__(engine)
         self._text = reply
-        self._ids = () if tokenizer is None else (*tokenizer.encode(reply), tokenizer.closing_id())
+        self._ids = () if tokenizer is None else _closed(tokenizer, reply)
 
     async def generate(self, request: Request) -> Completion:
         return Completion(
@@ -108,6 +109,12 @@ class RecordedEngine(_Wrapper):
             policy_version=step.policy_version,
             adapter=step.adapter,
         )
+
+
+@lru_cache(maxsize=8)
+def _closed(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of a whole reply. Cached: finding its end renders the chat template, and a step has many re-runs."""
+    return (*tokenizer.encode(text), tokenizer.closing_id())
 
 
 def _key(asked: Step | Request) -> str:

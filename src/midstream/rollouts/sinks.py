@@ -20,15 +20,15 @@ from midstream.store import Database
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What an earlier process recorded of an attempt that can be resumed."""
+    """The record of an earlier process about an attempt that can be resumed."""
 
     database: Database
-    """Where the flow keeps durable state of its own."""
+    """Database for durable state of the flow."""
     actions: ActionLog
     steps: tuple[Step, ...] = ()
     """Answered model calls, in order."""
     ended: Trajectory | None = None
-    """The trajectory if the attempt ended: it is not made again."""
+    """The trajectory if the attempt has ended; then it is not repeated."""
 
     @property
     def begun(self) -> bool:
@@ -50,11 +50,11 @@ class TrajectorySink(Protocol):
     async def begin(self, attempt: Attempt) -> None: ...
 
     def earlier(self, attempt: Attempt) -> Earlier | None:
-        """Return what is recorded of a begun `attempt`, to go on with; None if this sink does not resume attempts."""
+        """Return the record of a begun `attempt`, to resume it; None if this sink does not resume attempts."""
         ...
 
     async def restart(self, attempt: Attempt) -> None:
-        """Delete what is recorded of a begun `attempt`, which starts again."""
+        """Delete the record of a begun `attempt`, which starts again."""
         ...
 
     async def finish(self, trajectory: Trajectory, attempt: Attempt) -> None: ...
@@ -65,8 +65,8 @@ class TrajectorySink(Protocol):
 
 
 class LocalSink:
-    """Records in `store`, or in memory only if it is None. With `resume`, an attempt whose process died is gone on
-    with, and one that ended is not made again; without, either is replaced."""
+    """Records in `store`, or in memory only if it is None. With `resume`, an attempt whose process died is resumed, and
+    one that has ended is not repeated; otherwise both are replaced."""
 
     def __init__(self, store: Store | None, *, resume: bool = False) -> None:
         self._store, self._resume = store, resume and store is not None
@@ -121,7 +121,7 @@ class LocalSink:
 
 
 def _earlier(store: Store, attempt: Attempt) -> Earlier:
-    """Read what is recorded of `attempt`. A trajectory of another task under its uid does not count."""
+    """Read the record of `attempt`. A trajectory of another task with the same uid is ignored."""
     database = store.database
     found = store.trajectories.find(attempt.uid)
     if found is None or found.trajectory.task != attempt.task or found.trajectory.prompt_uid != attempt.prompt_uid:

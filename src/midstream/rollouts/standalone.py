@@ -1,10 +1,10 @@
-"""`PlanAndExecute` and `AutoGPT`: agents to use from Python without a config.
+"""`PlanAndExecute` and `AutoGPT`: agents for use from Python without a config.
 
     agent = PlanAndExecute("smollm2-135m", tools=["search", "calculator"], strategy="graph", store="agents.sqlite")
     trajectory = agent.run("How many people live in Peru and Chile together?", uid="first")
 
-With a `store`, a run whose process died goes on when it is called again with the same `uid`. `config` returns a config
-to train the agent with (`midstream.train`).
+With a `store`, an interrupted run is resumed when it is called again with the same `uid`. `config` returns a config for
+training the agent (`midstream.train`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from midstream.tools.declare import Tool
 class StandaloneAgent:
     """An agent flow with its model and tools.
 
-    `model` is the name or folder of a model, or an engine of yours. With `base_url` it is the name of a model at that
+    `model` is the name or folder of a model, or your own engine. With `base_url` it is the name of a model at that
     OpenAI-compatible server, whose key is in the environment variable `api_key_env`. `tools` are names, as in
-    `flow.tools`, or functions declared with `@tool`. `by_rule` are roles that follow their rule instead of asking the
-    model. `store` (a path or URL) records every call, and lets a run go on after its process died. Other keyword
-    arguments are settings of the flow."""
+    `flow.tools`, or functions declared with `@tool`. `by_rule` are roles that follow their rule instead of calling the
+    model. `store` (a path or URL) records every call, so that interrupted runs can be resumed. Other keyword arguments
+    are settings of the flow."""
 
     flow: ClassVar[str]
     """Registered name of the flow."""
@@ -77,7 +77,7 @@ class StandaloneAgent:
     def run(self, goal: str, *, uid: str | None = None, metadata: Mapping[str, Any] | None = None) -> Trajectory:
         """Work towards `goal`; the trajectory has the `answer`, and how it ended in `metadata["outcome"]`.
 
-        With a `uid` that exists in the store, an interrupted run goes on, and one that ended is returned as it is.
+        With a `uid` that exists in the store, an interrupted run is resumed, and a finished one is returned.
         `run_async` is the async form."""
         return run_blocking(self.run_async(goal, uid=uid, metadata=metadata))
 
@@ -165,7 +165,7 @@ class AutoGPT(StandaloneAgent):
 
 
 class _NoEngine:
-    """Stands for a model that is loaded later, while settings are checked."""
+    """Placeholder for a model that is loaded later, used while settings are checked."""
 
     name, policy_version, context_length = "none", 0, 1 << 20
 
@@ -181,7 +181,7 @@ _NO_ENGINE = RoleEngine(_NoEngine(), None, False)
 
 
 def _import_name(tool: Tool[..., Any]) -> str:
-    """The name by which a config imports a tool."""
+    """Return the name by which a config imports a tool."""
     module, name = tool.function.__module__, tool.function.__qualname__
     if getattr(sys.modules.get(module), name, None) is not tool:
         raise ConfigError(

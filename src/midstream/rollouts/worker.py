@@ -41,10 +41,10 @@ class AgentFlowWorker:
     """Runs attempts with one flow. Every attempt ends as a trajectory with a status, even if the flow fails.
 
     `role_engines` are by module role; `policy` is required and is the default for roles without their own engine.
-    `tools` are given next to those of the config. Trajectories are recorded in `sink`, else in `store`, else in memory
-    only. `endpoint` accepts the calls of black-box agents, unless the sink provides an endpoint. With `resume` an
-    attempt in the store whose process died is gone on with; one that ended is not made again. Raises `ConfigError` for
-    an unknown flow, role, tool or setting."""
+    `tools` are added to those of the config. Trajectories are recorded in `sink`, else in `store`, else in memory only.
+    `endpoint` accepts the calls of black-box agents, unless the sink provides an endpoint. With `resume` an interrupted
+    attempt in the store is resumed, and one that has ended is not repeated. Raises `ConfigError` for an unknown flow,
+    role, tool or setting."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class AgentFlowWorker:
     async def _resumed(
         self, attempt: Attempt, sampling: Mapping[str, SamplingParams], earlier: Earlier | None
     ) -> Trajectory:
-        """Go on with what an earlier process recorded of `attempt`, or start it again where that is not possible."""
+        """Resume `attempt` from the record of an earlier process, or start it again if that is impossible."""
         if earlier is None or not earlier.begun:
             return await self._run_flow(self._session(attempt, sampling, earlier), sampling["policy"], attempt)
         problem = f"the flow '{self._config.name}' cannot be resumed" if self._flow.resume == "none" else ""

@@ -209,19 +209,19 @@ class Ramp(Curriculum):
 
 
 class Kinds(Curriculum):
-    """One kind of problem after the other: a further kind of `order` is opened when the open ones succeed. Tasks of the
-    open kinds are drawn in the set's order. Kinds that `order` leaves out are open from the start."""
+    """One kind of problem after the other: the next kind of `order` is opened when the open ones succeed. Tasks of open
+    kinds are drawn in the set's order. Kinds that are not in `order` are open from the start."""
 
     name: Literal["kinds"] = "kinds"
     """Draws by kind."""
     order: tuple[str, ...] = Field(min_length=1)
     """Kinds from the first to the last."""
     by: str = "kind"
-    """What a task's kind is: `kind`, or a field of its metadata, such as `problem_type`."""
+    """Field that holds a task's kind: `kind`, or a field of its metadata, such as `problem_type`."""
     at: float = Field(default=0.7, gt=0, le=1)
-    """Mean pass rate of a kind's last groups from which the next kind is open."""
+    """Mean pass rate of a kind's last groups at which the next kind is opened."""
     groups: int = Field(default=8, ge=1)
-    """Groups of a kind that are needed, and over which the mean is taken."""
+    """Number of last groups of a kind over which the mean is taken; as many are required."""
 
     def kind_of(self, task: Task) -> str:
         """Return the kind of a task."""

@@ -1,8 +1,8 @@
-"""Reads rows of well-known data sets as they are: HumanEval, MBPP, MATH, HotpotQA, DROP, Game of 24, and AFlow's files
-of them. Other rows stay as they are.
+"""Converts rows of well-known data sets: HumanEval, MBPP, MATH, HotpotQA, DROP, Game of 24, and AFlow's files of them.
+Other rows are unchanged.
 
-Nothing is executed: code is parsed to find the examples in its docstring, which become public tests. Hidden tests never
-become public ones.
+Nothing is executed: code is parsed for the examples in its docstring, which become public tests. Hidden tests never
+become public.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def known_format(row: Mapping[str, Any]) -> Row | None:
-    """The row as `question`, `answer`, `problem_type` and metadata; None when its format is none of those above."""
+    """Return the row as `question`, `answer`, `problem_type` and metadata; None if it has none of these formats."""
     for recognises, convert in _FORMATS:
         if recognises(row):
             return convert(row)
@@ -25,7 +25,7 @@ def known_format(row: Mapping[str, Any]) -> Row | None:
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}`, with nested braces; None without one."""
+    """Return the content of the last `\\boxed{...}`, with nested braces; None without one."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -38,7 +38,7 @@ def boxed(text: str) -> str | None:
 
 
 def public_examples(code: str, entry_point: str) -> list[str]:
-    """The examples in the docstring of `entry_point`, as assertions. Only calls with literal results are taken."""
+    """Return the examples in the docstring of `entry_point` as assertions. Only calls with literal results are used."""
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,6 +1,6 @@
 """`schedule_kitchen`: dishes of a menu, each a few jobs with hours and dependencies that are always the same.
 
-A scheduler that is not told the hours can learn from experience which jobs to start first. Two cooks share one oven.
+A scheduler that does not see the hours can learn from experience which jobs to start first. Two cooks share one oven.
 Unbounded: the hours vary a little. The split key is the menu: the menus of test never occur in train.
 """
 

@@ -1,4 +1,4 @@
-"""Finds training tasks that occur in a test set: the same text after normalisation, or nearly the same.
+"""Finds training tasks that occur in a test set: equal after normalisation, or near-duplicates.
 
 Two texts are near-duplicates when the Jaccard similarity of their sets of word 3-grams is at least `threshold`. The
 search is exact: two sets that are that similar share one of the rarest `n - ceil(threshold n) + 1` 3-grams of each
@@ -18,28 +18,29 @@ from dataclasses import dataclass
 THRESHOLD = 0.6
 WORDS = 3
 COMMON_SHARE, COMMON_LEAST = 0.05, 5
-"""A 3-gram in more than this share of the texts, and at least so many of them, is a template's or an instruction's, and
+"""A 3-gram in more than this share of the texts, and in at least this many, belongs to a template or an instruction and
 does not count."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A text that occurs among others: their places, and the similarity, 1 for equal texts."""
+    """A text that occurs among others: the indices of both, and the similarity, 1 for equal texts."""
 
     place: int
     other: int
     similarity: float
 
 
-def normalised(text: str) -> str:
-    """The text in lower case without accents, with single spaces between words and signs."""
+def normalise_text(text: str) -> str:
+    """Return the text in lower case without accents, with single spaces between words and signs."""
     folded = unicodedata.normalize("NFKD", text).casefold()
     return " ".join(_WORD.findall("".join(one for one in folded if not unicodedata.combining(one))))
 
 
 def find_leaks(texts: Iterable[str], others: Sequence[str], threshold: float = THRESHOLD) -> list[Leak]:
-    """The texts that occur among `others`, each with the most similar one. `threshold` is above 0 and at most 1."""
+    """Return the texts that occur among `others`, each with the most similar one. `threshold` is above 0 and at most
+    1."""
     looked_for = list(texts)
     index = LeakIndex(others, threshold, looked_for)
     found = (index.find(text) for text in looked_for)
@@ -47,25 +48,25 @@ def find_leaks(texts: Iterable[str], others: Sequence[str], threshold: float = T
 
 
 def duplicates(texts: Sequence[str]) -> list[Leak]:
-    """Texts that are equal to an earlier one after normalisation."""
+    """Return texts that equal an earlier one after normalisation."""
     first: dict[str, int] = {}
     return [
         Leak(place, earlier, 1.0)
-        for place, text in enumerate(map(normalised, texts))
+        for place, text in enumerate(map(normalise_text, texts))
         if (earlier := first.setdefault(text, place)) != place
     ]
 
 
 class LeakIndex:
-    """Texts in which others are looked for. `more` are other texts that show which 3-grams are common."""
+    """An index of texts. `more` are further texts that show which 3-grams are common."""
 
     def __init__(self, texts: Sequence[str], threshold: float = THRESHOLD, more: Sequence[str] = ()) -> None:
         self._threshold = threshold
-        plain = [normalised(text) for text in texts]
+        plain = [normalise_text(text) for text in texts]
         self._equal = {text: place for place, text in reversed(list(enumerate(plain)))}
         whole = [_grams(text) for text in plain]
         self._counts = Counter(gram for grams in whole for gram in grams)
-        self._counts.update(gram for text in more for gram in _grams(normalised(text)))
+        self._counts.update(gram for text in more for gram in _grams(normalise_text(text)))
         self._common = max(COMMON_LEAST, int(COMMON_SHARE * (len(texts) + len(more))))
         self._grams = [self._telling(grams) for grams in whole]
         self._by_gram: dict[str, list[int]] = {}
@@ -74,8 +75,8 @@ class LeakIndex:
                 self._by_gram.setdefault(gram, []).append(place)
 
     def find(self, text: str) -> tuple[int, float] | None:
-        """The place and similarity of the most similar text; None when none is similar enough."""
-        plain = normalised(text)
+        """Return index and similarity of the most similar text; None if none is similar enough."""
+        plain = normalise_text(text)
         if plain in self._equal:
             return self._equal[plain], 1.0
         grams = self._telling(_grams(plain))
@@ -88,11 +89,11 @@ class LeakIndex:
         return None if best is None else (-best[1], best[0])
 
     def _telling(self, grams: frozenset[str]) -> frozenset[str]:
-        """Those that are not common to many texts."""
+        """Return the 3-grams that are not common to many texts."""
         return frozenset(gram for gram in grams if self._counts[gram] <= self._common)
 
     def _prefix(self, grams: frozenset[str]) -> list[str]:
-        """The rarest 3-grams of a set, one of which every similar set shares. Unknown ones are the rarest."""
+        """Return the rarest 3-grams of a set, of which every similar set shares one. Unknown ones are the rarest."""
         count = len(grams) - math.ceil(self._threshold * len(grams)) + 1
         return sorted(grams, key=lambda gram: (self._counts[gram], gram))[:count] if grams else []
 

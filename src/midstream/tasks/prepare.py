@@ -1,11 +1,11 @@
 """Writes a mix of maths, code and QA as `data/{train,val,test}/mixed_dataset.jsonl`, from files and built-in sets.
 
 A row has `id`, `problem`, `problem_type` and `ground_truth` (seed 003's keys), and for code `entry_point` and
-`public_tests`. A source's own split is kept: that of a built-in set; `split` in the rows of a file, else the word val,
-dev or test in its name (HumanEval is test only), else the hash of the question (into train and val only, where the name
-says train). What occurs in `test` or `val`, also nearly, is left out of `train`; what occurs in `test` is left out of
-`val`. Built-in sets keep their subjects apart: two of their tasks differ by more than words, so among themselves only
-equal ones count.
+`public_tests`. A source's own split is kept: that of a built-in set; for a file `split` in its rows, else the word val,
+dev or test in its name (HumanEval is test only), else the hash of the question (into train and val only if the name
+contains train). Tasks that occur in `test` or `val`, also near-duplicates, are left out of `train`; tasks that occur in
+`test` are left out of `val`. Splits of built-in sets have different subjects, so among their own tasks only equal ones
+count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from midstream.core.errors import ConfigError, TaskError
 from midstream.core.types import Task
 from midstream.tasks.files import file_tasks
-from midstream.tasks.leaks import THRESHOLD, LeakIndex, normalised
+from midstream.tasks.leaks import THRESHOLD, LeakIndex, normalise_text
 from midstream.tasks.load import TasksConfig, TaskSourceConfig, load_tasks
 from midstream.tasks.mix import spread, whole_weights
 from midstream.tasks.row_files import is_task_file
@@ -31,23 +31,23 @@ DOMAINS = ("math", "code", "qa")
 RATIOS: Mapping[str, float] = {"math": 0.4, "code": 0.3, "qa": 0.3}
 SIZES: Mapping[str, int] = {"train": 1000, "val": 100, "test": 100}
 BUILT_IN: Mapping[str, str] = {"math": "calculate", "code": "programs", "qa": "facts"}
-"""Used for a domain without a source."""
+"""Sources of domains for which none is given."""
 FILE = "mixed_dataset.jsonl"
 _SPLIT_WORDS = {"test": "test", "validate": "val", "validation": "val", "val": "val", "dev": "val"}
 _TEST_ONLY = ("humaneval", "human_eval", "human-eval")
 _DRAWS = 5
-"""An unbounded set is drawn from at most this often for each task that is wanted."""
+"""Maximum draws from an unbounded set per requested task."""
 
 
 @dataclass(slots=True)
 class Prepared:
-    """What was written: tasks by split and domain, and what was left out."""
+    """Result of `prepare`: tasks by split and domain, and numbers of tasks left out."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     leaks: dict[str, int] = field(default_factory=dict[str, int])
     """Tasks left out because they occur in a later split, by split."""
     short: list[str] = field(default_factory=list[str])
-    """Where fewer tasks were found than asked for."""
+    """Splits and domains with fewer tasks than requested."""
 
 
 def prepare(
@@ -92,8 +92,8 @@ def _load(name: str, seed: int) -> TaskSet:
 
 
 def fields_of_file(name: str) -> RowFields:
-    """How the name of a file splits its rows: HumanEval has tests only, and is never trained on; a file of training
-    tasks gives `train` and `val`."""
+    """Return how the name of a file splits its rows: HumanEval is for testing only; a file of training tasks is split
+    into `train` and `val`."""
     stem = Path(name).name.lower()
     words = re.findall(r"[a-z]+", stem)
     if any(word in stem for word in _TEST_ONLY):
@@ -106,11 +106,11 @@ def fields_of_file(name: str) -> RowFields:
 def _chosen(
     tasksets: Sequence[TaskSet], split: str, wanted: int, later: Sequence[Task], threshold: float, result: Prepared
 ) -> list[Task]:
-    """The first `wanted` tasks of the split, evenly from the sets, without those that occur in `later`. A question
-    occurs once, unless generated sets have too few: then it occurs again, with other tests."""
+    """Return the first `wanted` tasks of the split, evenly from the sets, without those that occur in `later`. A
+    question occurs once, unless generated sets have too few: then it occurs again, with other tests."""
     candidates = list(_in_turn(tasksets, split, _DRAWS * wanted))
     shown = [task.question for task in candidates if not _is_built_in(task)]
-    equal = {normalised(task.question) for task in later}
+    equal = {normalise_text(task.question) for task in later}
     all_texts = LeakIndex([task.question for task in later], threshold, shown)
     of_files = LeakIndex([task.question for task in later if not _is_built_in(task)], threshold, shown)
     found: dict[str, Task] = {}
@@ -119,7 +119,7 @@ def _chosen(
         if len(found) == wanted:
             break
         index = of_files if _is_built_in(task) else all_texts
-        if normalised(task.question) in equal or index.find(task.question) is not None:
+        if normalise_text(task.question) in equal or index.find(task.question) is not None:
             result.leaks[split] = result.leaks.get(split, 0) + 1
         elif found.setdefault(task.question, task) is not task and _is_built_in(task):
             again.append(task)
@@ -131,7 +131,7 @@ def _is_built_in(task: Task) -> bool:
 
 
 def _in_turn(tasksets: Sequence[TaskSet], split: str, most: int) -> Iterator[Task]:
-    """Tasks of all sets in turn, each set to its end; of an unbounded set at most `most`."""
+    """Yield tasks of all sets in turn, each set until its end; at most `most` of an unbounded set."""
     sizes = [most if (size := taskset.size(split)) is None else size for taskset in tasksets]
     for index in range(max(sizes, default=0)):
         for taskset, size in zip(tasksets, sizes, strict=True):
@@ -140,7 +140,7 @@ def _in_turn(tasksets: Sequence[TaskSet], split: str, most: int) -> Iterator[Tas
 
 
 def _interleaved(chosen: Mapping[str, list[Task]], weights: Mapping[str, int], size: int) -> list[dict[str, Any]]:
-    """Rows in the mix's order, so that every part of the file has the ratios, until a domain is used up."""
+    """Return rows in mixed order, so that every part of the file has the ratios until a domain is exhausted."""
     domains = list(chosen)
     order = [domains[place] for place in spread([weights[domain] for domain in domains])]
     queues = {domain: iter(tasks) for domain, tasks in chosen.items()}

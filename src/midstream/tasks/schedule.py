@@ -1,10 +1,10 @@
-"""`schedule` and `schedule_due`: jobs with durations, dependencies and shared resources, to be started in a good order.
+"""`schedule` and `schedule_due`: jobs with durations, dependencies and shared resources; the order of starts matters.
 
 Two workers share one oven. A job needs a worker, some also the oven, and starts after all jobs it depends on. Whenever
-jobs are ready, the scheduler chooses which one starts; it cannot wait on purpose. The cost to make small is the moment
-when the last job ends (`schedule`), or the hours by which jobs end after they are due, added up (`schedule_due`).
-Unbounded. The least and the greatest cost are found by exhaustive search (`schedule_search`); instances where the order
-hardly matters are left out. The split key is the instance without the names of its jobs.
+jobs are ready, the scheduler chooses which one starts; it cannot wait deliberately. The cost to minimise is the end of
+the last job (`schedule`), or the sum of hours by which jobs end after they are due (`schedule_due`). Unbounded. The
+minimum and maximum cost are found by exhaustive search (`schedule_search`); instances in which the order hardly matters
+are left out. The split key is the instance without the names of its jobs.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ WORKER, OVEN = "worker", "oven"
 LIMITS = {WORKER: 2, OVEN: 1}
 _NAMES = "abcdefghijklmnopqrstuvwxyz"
 _LEAST_SPREAD = 3
-"""Least difference between the greatest and the least cost."""
+"""Minimum difference between the maximum and the minimum cost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job of an instance. `after` are the names of the jobs it waits for."""
+    """One job of an instance. `after` names the jobs it depends on."""
 
     name: str
     duration: int
     after: tuple[str, ...] = ()
     needs: Mapping[str, int] = field(default_factory=dict)
-    """Units of each resource that it holds while it runs."""
+    """Units of each resource that it uses while it runs."""
     due: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A scheduling problem, with the least and the greatest cost that choices can lead to."""
+    """A scheduling problem, with the minimum and maximum cost over all choices."""
 
     jobs: tuple[Job, ...]
     limits: Mapping[str, int]
@@ -79,8 +79,8 @@ def schedule_due(seed: int = 0) -> TaskSet:
 
 
 def as_draft(jobs: Sequence[Job], objective: Objective, key: str, entity: str) -> Draft | None:
-    """Return the task of scheduling `jobs`, each listed after those it depends on; None when the order of starting them
-    hardly matters. `key` is the split key."""
+    """Return the task of scheduling `jobs`, each listed after those it depends on; None if the order of starts hardly
+    matters. `key` is the split key."""
     found = cost_range(jobs, LIMITS, objective)
     if found.worst - found.best < _LEAST_SPREAD:
         return None
@@ -108,7 +108,7 @@ def _jobs(rng: random.Random, count: int, objective: Objective) -> list[Job]:
     names = rng.sample(_NAMES, count)
     jobs: list[Job] = []
     for place, name in enumerate(names):
-        # The first ones are roots, so that there is a choice from the start.
+        # The first jobs have no dependencies, so that there is a choice from the start.
         after = rng.sample(names[:place], min(place, rng.choice((0, 1, 1, 2)))) if place >= 3 else []
         needs = {WORKER: 1} | ({OVEN: 1} if rng.random() < 0.3 else {})
         due = rng.randint(2, 12) if objective == "tardiness" else None

@@ -1,7 +1,7 @@
-"""Exhaustive search over the orders in which a scheduler can start jobs: the least and the greatest cost.
+"""Exhaustive search over the orders in which a scheduler can start jobs: the minimum and maximum cost.
 
-A job that can start never waits while nothing is chosen, so the schedules are the non-delay schedules; the optimum with
-idle time on purpose may be lower. Exponential in the number of jobs: meant for up to about eight.
+Schedules are non-delay schedules: a job that can start never waits while no other is chosen. The optimum with
+deliberate idle time may be lower. Exponential in the number of jobs: for up to about eight.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 Objective = Literal["makespan", "tardiness"]
 _Running = tuple[tuple[int, int], ...]
-"""End and index of each job that runs, sorted."""
+"""End and index of each running job, sorted."""
 
 
 class Costs(NamedTuple):
-    """The least and the greatest cost."""
+    """The minimum and maximum cost."""
 
     best: int
     worst: int
 
 
 def cost_range(jobs: Sequence[Job], limits: Mapping[str, int], objective: Objective) -> Costs:
-    """Return the least and the greatest cost over all orders of starting `jobs`.
+    """Return the minimum and maximum cost over all orders of starting `jobs`.
 
-    `makespan` is the end of the last job, `tardiness` the sum over jobs of max(0, end - due). Raises `ValueError` when
-    a job can never start."""
+    `makespan` is the end of the last job, `tardiness` the sum over jobs of max(0, end - due). Raises `ValueError` if a
+    job can never start."""
     index = {job.name: at for at, job in enumerate(jobs)}
     parents = [frozenset(index[name] for name in job.after) for job in jobs]
     everything = frozenset(range(len(jobs)))
@@ -52,7 +52,7 @@ def cost_range(jobs: Sequence[Job], limits: Mapping[str, int], objective: Object
 
     @cache
     def rest(now: int, done: frozenset[int], running: _Running) -> Costs:
-        """Cost of what ends after `now`; for the makespan, the end itself."""
+        """Return the cost of jobs that end after `now`; for the makespan, the end itself."""
         if done == everything:
             return Costs(now, now) if objective == "makespan" else Costs(0, 0)
         if options := feasible(done, running):

@@ -1,8 +1,8 @@
 """Questions about a shop: `shop_prices`, `shop_orders`, `shop_costs` and `shop_bills`.
 
 They need `search` for the price list (`prices`), `memory_retrieve` for earlier orders (`orders`), and `python` for
-products that a small model cannot compute. Customers, orders and prices are made up, so no model knows them. The split
-key is the customer, or the goods where no customer is asked about; a customer orders goods of the same split only.
+products that a small model cannot compute. Customers, orders and prices are invented, so no model knows them. The split
+key is the customer, or the goods if the question names no customer; a customer orders only goods of the same split.
 Nothing about a customer or goods of the test split occurs in a question of train, in any of the four sets.
 """
 
@@ -42,7 +42,7 @@ _BILL = (
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a customer ordered."""
+    """An order of a customer."""
 
     customer: str
     goods: str
@@ -70,12 +70,12 @@ def shop_bills(seed: int = 0) -> TaskSet:
 
 
 def prices() -> list[str]:
-    """The price list, one sentence for each of the goods, for `search`."""
+    """Return the price list, one sentence per kind of goods, for `search`."""
     return [f"The price of {goods} is {price_of(goods)} dollars." for goods in _goods()]
 
 
 def orders() -> list[Mapping[str, Any]]:
-    """One earlier order of each customer, for `memory_retrieve`."""
+    """Return one earlier order of each customer, for `memory_retrieve`."""
     return [
         {"key": one.customer, "text": f"{one.customer} ordered {one.quantity} {one.goods}.", "source": "orders"}
         for one in map(order_of, _customers())
@@ -83,13 +83,13 @@ def orders() -> list[Mapping[str, Any]]:
 
 
 def price_of(goods: str) -> int:
-    """Dollars, three digits."""
+    """Return the price in dollars, a number of three digits."""
     return 101 + derive_seed("shop price", goods) % 899
 
 
 @lru_cache(maxsize=1024)
 def order_of(customer: str) -> Order:
-    """The order of `customer`: 11 to 99 pieces of goods of the customer's split."""
+    """Return the order of `customer`: 11 to 99 pieces of goods of the customer's split."""
     drawn = derive_seed("shop order", customer)
     goods = _goods_of(split_of(_key(customer)))
     return Order(customer, goods[drawn % len(goods)], 11 + drawn // len(goods) % 89)

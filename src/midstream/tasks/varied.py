@@ -1,4 +1,4 @@
-"""`varied`: four sorts of short problems, each solved best by a different workflow. Unbounded.
+"""`varied`: four kinds of short problems, each solved best by a different workflow. Unbounded.
 
 | sort | example | what solves it |
 | --- | --- | --- |
@@ -7,8 +7,8 @@
 | `product` | What is 4821 * 937? | a program |
 | `odd` | Which word does not belong: pear, hammer, plum, apple? | a vote among several samples |
 
-The metadata has `sort`, `problem_type` for graders, and `workflow`, the name of the shape that suits it. The split key
-is the country, the numbers or the words: what occurs in test never occurs in train.
+The metadata contains `sort`, `problem_type` for graders, and `workflow`, the name of the suitable workflow shape. The
+split key is the country, the numbers or the words, so those of test never occur in train.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from midstream.tasks.taskset import Draft, GeneratedTaskSet, TaskSet, split_of
 
 SORTS = ("recall", "steps", "product", "odd")
 SUITED: Mapping[str, str] = {"recall": "direct", "steps": "steps", "product": "program", "odd": "vote"}
-"""The shape of workflow that suits each sort; see `workflows/demonstrate.py`."""
+"""The workflow shape that suits each kind; see `workflows/demonstrate.py`."""
 _NAMES = ("Ann", "Ben", "Eva", "Tom", "Mia", "Sam")
 _THINGS = ("pens", "apples", "stamps", "coins", "eggs", "cards", "shells", "buttons")
 _GROUPS: Sequence[Sequence[str]] = (
@@ -44,7 +44,7 @@ _QUESTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem of the set, read back from a text: its sort, its answer, and wrong answers that tempt."""
+    """A problem of the set, parsed from a text: its kind, its answer, and tempting wrong answers."""
 
     sort: str
     answer: str
@@ -59,7 +59,7 @@ def varied(seed: int = 0) -> TaskSet:
 
 
 def find_problem(text: str) -> Problem | None:
-    """The first problem of the set that `text` holds; None without one."""
+    """Return the first problem of the set in `text`; None without one."""
     for sort, pattern in _QUESTIONS.items():
         if found := re.search(pattern, text):
             return _problem(sort, found.groupdict())
@@ -105,7 +105,7 @@ def _draw(rng: random.Random, split: str) -> Draft:
 
 
 def _question(sort: str, rng: random.Random) -> tuple[str, str]:
-    """A question and its split key."""
+    """Return a question and its split key."""
     if sort == "recall":
         country = rng.choice(tuple(_capitals()))
         return f"What is the capital of {country}?", country

@@ -28,6 +28,6 @@ def marked_text(text: str, source: str) -> str:
 
 
 def read_marked(text: str) -> tuple[str, str] | None:
-    """Source and text of the result that `text` starts with; None without one. A `<` that was escaped stays so."""
+    """Return source and text of the result at the start of `text`; None without one. An escaped `<` stays escaped."""
     match = _MARKED.match(text)
     return None if match is None else (match.group(1), match.group(2))

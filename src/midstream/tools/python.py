@@ -68,8 +68,8 @@ class PythonToolset:
         self._settings = settings
         self._sandbox: Sandbox | None = None
         self._session: Session | None = None
-        self._given = {name: _content(path) for name, path in settings.files.items()}
-        self._put = False
+        self._files = {name: _content(path) for name, path in settings.files.items()}
+        self._files_placed = False
 
     async def open(self) -> None:
         """Raises `SandboxUnavailable` if no sandbox can run on this machine."""
@@ -84,12 +84,12 @@ class PythonToolset:
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         assert self._sandbox is not None, "the toolset is not open"
-        files = {} if self._put else self._given
+        files = {} if self._files_placed else self._files
         code = str(arguments["code"])
         if self._session is None:
-            return self._observed(await self._sandbox.run(code, self._given))
+            return self._observed(await self._sandbox.run(code, self._files))
         result = await self._session.run(code, files)
-        self._put = not result.state_lost
+        self._files_placed = not result.state_lost
         return self._observed(result)
 
     async def close(self) -> None:
@@ -111,11 +111,7 @@ class PythonToolset:
         return ToolResult(tuple(parts), is_error=not result.ok, error_kind="" if result.ok else RAISED)
 
 
-async def _close(sandbox: Sandbox) -> None:
-    await sandbox.close()
-
-
-_sandboxes: SharedResources[Sandbox] = SharedResources(_close)
+_sandboxes: SharedResources[Sandbox] = SharedResources(lambda sandbox: sandbox.close())
 
 
 def _content(path: str) -> bytes:

@@ -24,12 +24,12 @@ class SharedResources(Generic[T]):
         self._close = close
         self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared[T]]] = WeakKeyDictionary()
 
-    async def acquire(self, key: str, opened: Callable[[], Awaitable[T]]) -> T:
+    async def acquire(self, key: str, open_resource: Callable[[], Awaitable[T]]) -> T:
         """Return the resource of `key`; the first user opens it. If opening raises, all waiting users get the error."""
         of_loop = self._by_loop.setdefault(asyncio.get_running_loop(), {})
         shared = of_loop.get(key)
         if shared is None:
-            shared = of_loop[key] = _Shared(asyncio.ensure_future(_call(opened)))
+            shared = of_loop[key] = _Shared(asyncio.ensure_future(_call(open_resource)))
         shared.users += 1
         try:
             return await asyncio.shield(shared.resource)
@@ -52,5 +52,5 @@ class SharedResources(Generic[T]):
             await self._close(shared.resource.result())
 
 
-async def _call(opened: Callable[[], Awaitable[T]]) -> T:
-    return await opened()
+async def _call(open_resource: Callable[[], Awaitable[T]]) -> T:
+    return await open_resource()

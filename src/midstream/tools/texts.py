@@ -1,4 +1,4 @@
-"""Texts that a config names: a JSON-lines file, a folder of documents, or a function of a module."""
+"""Loads the texts that a config names: a JSON-lines file, a folder of documents, or a function of a module."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _FORMS = "a JSON-lines file, a folder, or package.module:attribute"
 
 
 def load_texts(name: str, setting: str) -> list[dict[str, Any]]:
-    """Return the texts as rows with `text`, `id`, and what else a row of the file has.
+    """Return the texts as rows with `text`, `id`, and further fields of the file.
 
-    `name` is a JSON-lines file, a folder of `.txt` and `.md` files, of which each paragraph is a text, or
+    `name` is a JSON-lines file, a folder of `.txt` and `.md` files, in which each paragraph is a text, or
     `package.module:attribute`: texts or such rows, or a function that returns them. Raises `ConfigError`, which names
     the `setting`, for anything else."""
     place = Path(name).expanduser()

@@ -1,7 +1,7 @@
-"""Daemon threads for synchronous tools: started when a call needs one, and reused when a call has ended.
+"""Daemon threads for synchronous tools: started on demand, and reused after a call has ended.
 
-There is no limit: in a pool of fixed size a few hung tools would block every other trajectory. A hung tool keeps its
-thread, and as a daemon thread it does not keep the process from ending. Starting a thread takes about as long as all
+Their number is not limited: in a pool of fixed size a few hung tools would block all other trajectories. A hung tool
+keeps its thread, but a daemon thread does not keep the process from exiting. Starting a thread takes about as long as
 the rest of a tool call, so idle threads wait `IDLE_S` seconds for another call.
 """
 
@@ -13,11 +13,11 @@ from queue import Empty, SimpleQueue
 
 IDLE_S = 10.0
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 
 class ReusedThreads:
-    """Runs each piece of work in a thread of its own. Work must not raise."""
+    """Runs each piece of work in a separate thread. Work must not raise."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,9 +45,9 @@ class ReusedThreads:
                 work = self._retire(inbox)
 
     def _retire(self, inbox: SimpleQueue[Work]) -> Work | None:
-        """Stop being idle; returns the work that came in the meantime, if any."""
+        """Stop being idle; returns work that arrived in the meantime, if any."""
         try:
             self._idle.remove(inbox)
         except ValueError:
-            return inbox.get()  # another thread has just taken the inbox, to put work into it
+            return inbox.get()  # another thread has just taken the inbox to put work into it
         return None

@@ -1,6 +1,6 @@
 """`FunctionToolset`: Python functions declared with `@tool`, as a `Toolset`.
 
-A synchronous function has a (daemon) thread to itself while it runs. The thread continues when the call is cancelled.
+A synchronous function runs in a (daemon) thread of its own, which continues when the call is cancelled.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FunctionToolset:
 
 
 async def _in_thread(tool: Tool[..., Any], values: Mapping[str, Any]) -> ToolResult:
-    """Run in a daemon thread that no other call has."""
+    """Run in a daemon thread that no other call uses."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()

@@ -109,6 +109,7 @@ class WorkflowWriterFlow(AgentFlowBase):
 
     settings = WorkflowWriterSettings
     roles = ("policy", EXECUTOR)
+    resume = "none"  # operators call models and tools in an order of their own, and tools outside of `call_tool`
     config: WorkflowWriterSettings
 
     @classmethod

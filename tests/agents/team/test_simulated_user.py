@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from midstream import api
 from midstream.agents.config import FlowConfig, RoleConfig
 from midstream.agents.registry import with_frozen_roles
+from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
+from midstream.learn.config import TrainConfig
 
 
 @pytest.fixture
@@ -96,3 +99,9 @@ def test_replacing_the_task_keeps_the_goal_hidden_from_the_agent(converse) -> No
     assert "by the window" in made.steps[1].messages[0]["content"]
     assert "by the window" not in str(made.steps[0].messages)
     assert replace(made, steps=()).steps == ()
+
+
+def test_a_gateway_that_trains_every_role_refuses_a_frozen_one() -> None:
+    config = {"tasks": {"sources": [{"type": "direct"}]}, "flow": {"name": "simulated_user"}}
+    with pytest.raises(ConfigError, match=r"flow\.roles\.user: with a gateway, every role .* is trained"):
+        api.rollout(TrainConfig.model_validate(config), "http://127.0.0.1:1")

@@ -179,7 +179,7 @@ def test_key_limits_apply_to_trajectories_opened_by_register(start: Start, keyed
     assert answers == [200, 429]
 
 
-def test_a_key_without_admin_is_told_so(start: Start, keyed: dict[str, Any]) -> None:
+def test_a_key_without_admin_is_refused_with_the_reason(start: Start, keyed: dict[str, Any]) -> None:
     served = start(keys=({**keyed["keys"][0], "admin": False},))
     for path in ("/init_trajectory", "/complete_trajectory/t"):
         assert "the key 'trainer' may only read" in error(served.post(path, {}, **bearer(KEY)))[2]

@@ -8,7 +8,6 @@ import torch
 from midstream.core.errors import ModelError
 from midstream.engines.torch.products import Rows
 from midstream.learn.model.log_probs import CHUNK, TokenSequence, score, token_log_probs
-from midstream.learn.model.weights import fused, unfused
 
 
 def gradients(decoder) -> dict[str, torch.Tensor]:
@@ -93,7 +92,7 @@ def test_the_gradient_of_every_weight_is_hugging_faces(make_policy, tiny_path) -
         parameter.requires_grad_(True)
     found = score(decoder, SEQUENCES)
     (WEIGHTS * (found.log_probs + 0.3 * found.entropy)).sum().backward()
-    ours = unfused(decoder, gradients(decoder))
+    ours = decoder.to_hf(gradients(decoder))
 
     model = AutoModelForCausalLM.from_pretrained(tiny_path)
     total, place = torch.zeros(()), 0
@@ -115,9 +114,9 @@ def test_the_gradient_of_every_weight_is_hugging_faces(make_policy, tiny_path) -
 @pytest.mark.parametrize("change", ["narrower", "shorter"])
 def test_weights_of_another_size_are_refused_before_anything_is_put_in_place(make_policy, change: str) -> None:
     decoder = make_policy(rank=0).decoder
-    values = unfused(decoder, {name: p.detach() for name, p in decoder.named_parameters()})
-    assert fused(decoder, values).keys() == dict(decoder.named_parameters()).keys()
+    values = decoder.to_hf({name: p.detach() for name, p in decoder.named_parameters()})
+    assert decoder.from_hf(values).keys() == dict(decoder.named_parameters()).keys()
     name = next(name for name, value in values.items() if value.dim() == 2)
     cut = values[name][:, 1:] if change == "narrower" else values[name][1:]
     with pytest.raises(ModelError, match="another size"):
-        fused(decoder, {**values, name: cut})
+        decoder.from_hf({**values, name: cut})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,13 @@ from safetensors.torch import load_file
 
 from midstream import api
 from midstream.agents.base import AgentFlowBase
-from midstream.core.errors import ConfigError, ModelError
+from midstream.core.errors import ConfigError, ModelError, TrainingError
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Step, Trajectory
-from midstream.engines.publication import FOLDER, published
+from midstream.engines.chat import ChatTokenizer
+from midstream.engines.publication import FOLDER, Publication, published
+from midstream.engines.torch.decoder import load_decoder
+from midstream.engines.torch.engine import TorchEngine
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.agreement import contents
 from midstream.learn.algorithms.base import KLConfig
@@ -28,6 +32,7 @@ from midstream.learn.data.batch import make_batch
 from midstream.learn.data.packing import pack_sequences
 from midstream.learn.model.learner import Learner
 from midstream.learn.model.log_probs import TokenSequence, score
+from midstream.learn.run import trainer
 from midstream.learn.run.adapters import RunAdapters
 from midstream.learn.run.checkpoint import checkpoints
 from midstream.learn.run.setup import TrainingContext, build
@@ -264,6 +269,87 @@ def test_steps_recorded_elsewhere_train_the_adapter_that_sampled_them_or_that_of
     assert RunAdapters(("mine",)).assign([one])[0] is one
 
 
+ONE = {
+    "tokens": "855f9950a30b161e442453fc65cba0351576aa0f78fd47ae259a6475203b9104",
+    "loss": [2.7939677238464355e-09, 0.00012977969890926033],
+    "grad_norm": [0.22914553767401302, 0.16163448290312296],
+    "kl": [0.0, 0.012977016000569821],
+}
+"""A run with one adapter, recorded before there could be several."""
+
+
+def test_with_one_adapter_nothing_changed(tiny_path: Path, tmp_path: Path) -> None:
+    rules, run = {"engine": "rules"}, tmp_path / "run"
+    data = settings(tiny_path, run, eval_every=0, test_tasks=0)
+    flow = {
+        "name": "agentflow",
+        "tools": ["calculator"],
+        "roles": {
+            "analysis": rules,
+            "executor": rules,
+            "verifier": {"sampling": {"max_tokens": 4}},
+            "planner": {"sampling": {"max_tokens": 5}},
+        },
+        "settings": {"notation": "compact", "fields": [], "max_turns": 2},
+    }
+    tasks = {"sources": [{"type": "calculate"}, {"type": "direct"}]}
+    rollout = {"tasks_per_step": 3, "group_size": 3, "sampling": {"max_tokens": 3}}
+    train(TrainConfig.model_validate({**data, "flow": flow, "tasks": tasks, "rollout": rollout}))
+    with Store(run / "store.sqlite") as store:
+        steps = sorted(
+            (t.uid, s.role, s.prompt_ids, s.response_ids, s.adapter, s.policy_version)
+            for t in store.trajectories.iterate(channel="train")
+            for s in t.steps
+        )
+    assert hashlib.sha256(repr(steps).encode()).hexdigest() == ONE["tokens"]
+    found = rows(run)
+    for name in ("loss", "grad_norm", "kl"):
+        assert [row[name] for row in found] == pytest.approx(ONE[name], rel=1e-3, abs=1e-7), name
+    # The files of a checkpoint are where they were, and no metric is by adapter.
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in ends(run)[1].iterdir()}
+    assert not any("/policy" in name for row in found for name in row)
+
+
+class Server(TorchEngine):
+    """Stands in for a server: samples from weights of its own, and keeps old ones of the adapter `stuck`."""
+
+    stuck = ""
+
+    async def load_weights(self, publication: Publication) -> None:
+        if publication.version and publication.adapter == self.stuck:
+            self._versions[publication.adapter] = publication.version
+        else:
+            await super().load_weights(publication)
+
+    def frozen(self) -> TorchEngine:
+        return TorchEngine(self.decoder, self.tokenizer, name="frozen", adapter=None, beside=self)
+
+
+def test_a_server_gets_every_adapter_and_each_has_a_canary(
+    tiny_path: Path, tiny_tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(load_decoder(tiny_path, torch.float32), tiny_tokenizer, name="the server")
+
+    async def connect(*_: Any) -> Server:
+        return server
+
+    monkeypatch.setattr(trainer, "connect_sampler", connect)
+    data = settings(tiny_path, tmp_path / "run", deterministic=False, test_tasks=0)
+    config = TrainConfig.model_validate({**data, "policy": {**data["policy"], "engine": "http://server"}})
+    train(config)
+    assert set(server.decoder.adapter_names) == {"planner.v1", "solver"}
+    assert [row["canary/decided"] for row in rows(tmp_path / "run")] == [1.0, 1.0]
+    assert all(row["mismatch/mean_abs"] < 1e-5 for row in rows(tmp_path / "run"))
+    assert {path.name for path in (tmp_path / "run").glob("canary*")} == {
+        "canary-planner.v1.json",
+        "canary-solver.json",
+    }
+    server.stuck = "solver"
+    longer = config.model_copy(update={"trainer": config.trainer.model_copy(update={"max_steps": 3})})
+    with pytest.raises(TrainingError, match="the server with the adapter 'solver' is nearer to the weights before"):
+        train(longer, resume=True, force=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -272,7 +358,7 @@ def test_steps_recorded_elsewhere_train_the_adapter_that_sampled_them_or_that_of
         ({"flow": {"roles": {"planner": {"adapter": "../a"}}}}, "begin with a letter or digit"),
         ({"flow": {"roles": {**ROLES, "critic": {"adapter": "c", "train": False}}}}, "none of these roles is trained"),
         ({"flow": {"roles": {**ROLES, "critic": {"train": False}}}}, "'policy' is used by critic"),
-        ({"flow": {"roles": {**ROLES, "policy": {"adapter": "x"}}}}, "no role of the flow .* uses 'x'"),
+        ({"flow": {"roles": {**ROLES, "policy": {"adapter": "x"}}}}, "no role of the flow .* samples with it"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(tiny_path: Path, change: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from midstream import api
 from midstream.core.errors import ConfigError, EngineUnreachable, RunError, TrainingError
 from midstream.engines.base import Capabilities, Completion, Request
 from midstream.engines.chat import ChatTokenizer
+from midstream.engines.factory import EngineSettings
 from midstream.engines.publication import FOLDER, Publication, published
 from midstream.engines.replicas import Replicas
 from midstream.engines.torch.decoder import load_decoder
@@ -249,13 +250,18 @@ def test_full_tuning_is_refused_for_a_server_that_takes_adapters(
 ) -> None:
     from midstream.learn.run import setup
 
-    async def made(*_: Any) -> Sampler:
+    asked: list[EngineSettings] = []
+
+    async def made(settings: EngineSettings, *_: Any) -> Sampler:
+        asked.append(settings)
         return sampler
 
     sampler.capabilities = Capabilities(full=False)
     monkeypatch.undo()
     monkeypatch.setattr(setup, "make_policy_engine", made)
     config = TrainConfig.model_validate(settings(tiny_path, tmp_path / "run"))
-    full = config.model_copy(update={"policy": config.policy.model_copy(update={"tuning": "full"})})
+    changes = {"tuning": "full", "api_key_env": "A_KEY"}
+    full = config.model_copy(update={"policy": config.policy.model_copy(update=changes)})
     with pytest.raises(ConfigError, match=r"policy\.tuning is full, but the server takes LoRA adapters only"):
         api.train(full, callbacks=())
+    assert [one.api_key_env for one in asked] == ["A_KEY"]

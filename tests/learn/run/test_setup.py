@@ -15,11 +15,11 @@ from midstream.learn.run.setup import TrainingContext, build
 from midstream.rollouts import AgentFlowWorker
 
 
-def context_of(model: Path, roles: dict[str, Any], **policy: Any) -> TrainingContext:
+def context_of(model: Path, roles: dict[str, Any], flow: str = "agentflow", **policy: Any) -> TrainingContext:
     data = {
         "policy": {"model": str(model), "dtype": "float32", "lora": {"rank": 2}, **policy},
         "tasks": {"sources": [{"type": "calculate"}]},
-        "flow": {"name": "agentflow", "tools": ["calculator"], "roles": roles},
+        "flow": {"name": flow, "tools": ["calculator"], "roles": roles},
         "algorithm": {"name": "flow_grpo", "kl": {"coef": 0.0}},
     }
     return build(parse_config(TrainConfig, data))
@@ -47,6 +47,18 @@ def test_every_role_gets_the_engine_it_names(tiny_path: Path) -> None:
     worker = context.manager(None)._worker
     assert isinstance(worker, AgentFlowWorker)
     assert "analysis" not in worker._role_engines
+
+
+@pytest.mark.parametrize("roles", [{}, {"user": {"sampling": {"temperature": 0.5}}}])
+def test_a_simulated_user_is_the_model_without_its_adapter(tiny_path: Path, roles: dict[str, Any]) -> None:
+    context = context_of(tiny_path, roles, "simulated_user")
+    user = context.role_engines["user"]
+    assert user.engine.name == "frozen" and not user.trainable
+    assert context.manager(None).roles == {"assistant": True, "user": False}
+    with pytest.raises(ConfigError, match=r"flow.roles.user.engine is 'frozen', which needs policy.tuning=lora"):
+        context_of(tiny_path, roles, "simulated_user", tuning="full")
+    asked = context_of(tiny_path, {"user": {"train": True}}, "simulated_user")
+    assert asked.manager(None).roles == {"assistant": True, "user": True}
 
 
 @pytest.mark.parametrize(

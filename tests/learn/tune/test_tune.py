@@ -36,7 +36,7 @@ def config(tiny_path: Path, folder: Path, search: Any = SEARCH, **settings: Any)
         "trainer": {
             "max_steps": 2,
             "eval_every": 1,
-            "val_tasks": 4,
+            "val_tasks": 2,
             "test_tasks": 4,
             "threads": 1,
             "deterministic": True,
@@ -48,8 +48,8 @@ def config(tiny_path: Path, folder: Path, search: Any = SEARCH, **settings: Any)
 
 def test_the_best_trial_on_validation_becomes_the_config(tiny_path: Path, tmp_path: Path) -> None:
     seen: list[Trial] = []
-    result = tune(config(tiny_path, tmp_path / "search", metric="reward"), 3, on_trial=seen.append)
-    assert (result.status, len(result.trials), [one.number for one in seen]) == ("finished", 3, [0, 1, 2])
+    result = tune(config(tiny_path, tmp_path / "search", metric="reward"), 2, on_trial=seen.append)
+    assert (result.status, len(result.trials), [one.number for one in seen]) == ("finished", 2, [0, 1])
     assert result.best is not None and result.best.score == max(one.score for one in seen if one.score is not None)
     assert result.config is not None
     best = load_config(result.config)
@@ -76,7 +76,7 @@ def test_the_score_is_the_mean_over_seeds(tiny_path: Path, tmp_path: Path) -> No
 def test_an_interrupted_search_goes_on_and_proposes_what_it_would_have(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tune(config(tiny_path, tmp_path / "whole", metric="reward"), 3)
+    whole = tune(config(tiny_path, tmp_path / "whole", metric="reward"), 2)
     once = Training.run
 
     async def killed(training: Training) -> Any:
@@ -87,13 +87,13 @@ def test_an_interrupted_search_goes_on_and_proposes_what_it_would_have(
 
     monkeypatch.setattr(Training, "run", killed)
     with pytest.raises(KeyboardInterrupt):
-        tune(config(tiny_path, tmp_path / "cut", metric="reward"), 3)
+        tune(config(tiny_path, tmp_path / "cut", metric="reward"), 2)
     monkeypatch.setattr(Training, "run", once)
     with pytest.raises(RunError, match="--resume"):
-        tune(config(tiny_path, tmp_path / "cut", metric="reward"), 3)
+        tune(config(tiny_path, tmp_path / "cut", metric="reward"), 2)
     with pytest.raises(RunError, match="config changed"):
-        tune(config(tiny_path, tmp_path / "cut", metric="success"), 3, resume=True)
-    assert tune(config(tiny_path, tmp_path / "cut", metric="reward"), 3, resume=True).trials == whole.trials
+        tune(config(tiny_path, tmp_path / "cut", metric="success"), 2, resume=True)
+    assert tune(config(tiny_path, tmp_path / "cut", metric="reward"), 2, resume=True).trials == whole.trials
 
 
 def test_a_trial_below_the_median_ends_early(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

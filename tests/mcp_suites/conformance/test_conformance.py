@@ -19,7 +19,7 @@ _PARTS = "`midstream mcp` serves tools, and neither resources nor prompts"
 _QUIET = "tools of ours send neither log messages nor progress"
 _ASKS = "tools of ours do not ask the client for anything during a call"
 
-SERVER = dict.fromkeys(
+SERVER: dict[str, str] = dict.fromkeys(
     (
         "server-initialize",
         "ping",
@@ -59,7 +59,7 @@ SERVER |= dict.fromkeys(
     ),
     _PARTS,
 )
-CLIENT_SCENARIOS = dict.fromkeys(
+CLIENT_SCENARIOS: dict[str, str] = dict.fromkeys(
     (
         "initialize",
         "tools_call",

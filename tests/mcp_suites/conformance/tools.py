@@ -45,9 +45,12 @@ class SuiteTools:
         pass
 
     async def list(self) -> Sequence[ToolSpec]:
-        schema = {"json_schema_2020_12_tool": {"parameters": SCHEMA_2020_12}}
+        schemas = {"json_schema_2020_12_tool": SCHEMA_2020_12}
         names = (*_PARTS, "test_error_handling")
-        return [ToolSpec(name=name, description=f"Runs {name}.", **schema.get(name, {})) for name in names]
+        nothing = {"type": "object", "properties": {}}
+        return [
+            ToolSpec(name=name, description=f"Runs {name}.", parameters=schemas.get(name, nothing)) for name in names
+        ]
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         if name == "test_error_handling":

@@ -11,26 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.record.conformance.steps import TASK, a_step
 
-from midstream.core.errors import AlreadyEnded, RunError
-from midstream.core.types import FinishReason, Status, Step, Task, Trajectory
+from midstream.core.errors import RunError
+from midstream.core.types import Status, Trajectory
 from midstream.record.store import Store
 from midstream.record.trajectories import PAGE
-
-TASK = Task(id="t1", prompt="How many?", answer=["3", 3], metadata={"needs": ("search",), "by_year": {7: None}})
-
-
-def a_step(uid: str, index: int = 0, **changes: Any) -> Step:
-    step = Step(
-        prompt_ids=(1, 2, 3),
-        response_ids=(4, 5),
-        rollout_log_probs=(-0.1, -1e-300),
-        trajectory_uid=uid,
-        prompt_uid="p",
-        step_index=index,
-        finish_reason=FinishReason.STOP,
-    )
-    return replace(step, **changes)
 
 
 @settings(
@@ -69,22 +55,6 @@ def test_the_same_step_again_replaces_it_and_an_update_changes_it(store: Store) 
     changed = a_step("u", text="again", reward=0.5, is_last=True, metadata={"note": ["x"]})
     asyncio.run(store.trajectories.update_step(changed))
     assert store.trajectories.get("u").steps == (changed,)
-
-
-def test_the_first_end_of_a_trajectory_stands(store: Store) -> None:
-    store.trajectories.begin("u", "p", TASK, "train", session={})
-    store.trajectories.append_sync(a_step("u"))
-    asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, steps=(a_step("u"),))))
-    ended = store.trajectories.get("u")
-    changes = (
-        lambda: store.trajectories.update_step(a_step("u", reward=9.0)),
-        lambda: store.trajectories.amend("u", task=TASK, session={"other": 1}),
-        lambda: store.trajectories.open("u", "p", TASK, "val"),
-    )
-    for change in changes:
-        with pytest.raises(AlreadyEnded):
-            asyncio.run(change())
-    assert store.trajectories.get("u") == ended
 
 
 def test_rerunning_a_uid_starts_empty(store: Store) -> None:
@@ -152,6 +122,15 @@ def test_discard_from_a_step_keeps_earlier_and_stepless_trajectories(store: Stor
     assert all(len(t.steps) == 1 for t in store.trajectories.iterate())
     store.trajectories.begin("u3", "p", TASK, "train", train_step=3)
     assert store.trajectories.get("u3").steps == ()  # its steps went too
+
+
+def test_discarding_can_spare_what_no_later_version_sampled(store: Store) -> None:
+    for uid, version in (("old", 3), ("new", 4)):
+        store.trajectories.begin(uid, "p", TASK, "train", train_step=5)
+        store.trajectories.append_sync(replace(a_step(uid), policy_version=version))
+    store.trajectories.begin("empty", "p", TASK, "train", train_step=5)
+    store.trajectories.discard_from(5, newer_than=3)
+    assert [t.uid for t in store.trajectories.iterate()] == ["old", "empty"]
 
 
 def test_many_callers_share_few_transactions(database: str) -> None:
@@ -298,72 +277,13 @@ def test_acknowledge_returns_after_all_rows_are_on_disk(database: str) -> None:
         asyncio.run(store.acknowledge())
 
 
-def test_a_trajectory_ends_once(store: Store) -> None:
-    store.trajectories.begin("u", "p", TASK, "train")
-    first = Trajectory(uid="u", prompt_uid="p", task=TASK, reward=1.0, answer="3")
-    asyncio.run(store.trajectories.finish(first))
-    with pytest.raises(AlreadyEnded, match="'u' has already ended: completed"):
-        asyncio.run(store.trajectories.finish(replace(first, status=Status.FAILED, reward=0.0, steps=(a_step("u"),))))
-    assert store.trajectories.get("u") == first
-
-
-def test_of_concurrent_ends_exactly_one_succeeds(store: Store) -> None:
-    gate = threading.Event()
-
-    async def together() -> list[BaseException | None]:
-        store.trajectories.begin("u", "p", TASK, "train")
-        ends = [
-            store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK, reward=float(n))) for n in range(3)
-        ]
-        waiting = asyncio.gather(*ends, store.trajectories.append(a_step("v")), return_exceptions=True)
-        await asyncio.sleep(0)
-        gate.set()
-        return await waiting
-
-    held = threading.Thread(target=store.database.write, args=(lambda transaction: gate.wait(),))
-    held.start()
-    first, second, third, append = asyncio.run(together())
-    held.join()
-    assert store.database.commits <= 2
-    assert first is None and append is None
-    assert isinstance(second, AlreadyEnded) and isinstance(third, AlreadyEnded)
-    assert store.trajectories.get("u").reward == 0.0
-    assert store.trajectories.get("v").steps == (a_step("v"),)
-
-
-def test_a_step_after_the_end_is_marked_late_and_not_trained_on(database: str) -> None:
-    late = a_step("u", 1, trainable=True, metadata={"x": (1,)})
-    with Store(database) as gateway, Store(database) as other:
-        gateway.trajectories.begin("u", "p", TASK, "train")
-        gateway.trajectories.append_sync(a_step("u", trainable=True))
-        asyncio.run(other.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK)))
-        gateway.trajectories.append_sync(late)
-        gateway.trajectories.append_sync(a_step("u", trainable=True, text="sent again"))
-        marked = replace(late, trainable=False, metadata={"x": (1,), "late": True})
-        assert other.trajectories.get("u").steps == (a_step("u", trainable=True), marked)
-
-
-def test_a_step_in_the_same_transaction_as_the_end_is_late_only_after_it(store: Store) -> None:
-    async def together() -> None:
-        store.trajectories.begin("u", "p", TASK, "train")
-        done = Trajectory(uid="u", prompt_uid="p", task=TASK)
-        await asyncio.gather(
-            store.trajectories.append(a_step("u", 0)),
-            store.trajectories.finish(done),
-            store.trajectories.append(a_step("u", 1)),
-        )
-
-    asyncio.run(together())
-    assert [step.metadata for step in store.trajectories.get("u").steps] == [{}, {"late": True}]
-
-
-def test_the_channel_it_was_begun_in_stays(store: Store) -> None:
+def test_a_trajectory_stays_in_its_first_channel(store: Store) -> None:
     store.trajectories.begin("u", "p", TASK, "online")
     asyncio.run(store.trajectories.finish(Trajectory(uid="u", prompt_uid="p", task=TASK), channel="train"))
     assert [t.uid for t in store.trajectories.iterate(channel="online", prompt_uid="p")] == ["u"]
 
 
-def test_open_trajectories_come_back_with_their_session_and_steps(database: str) -> None:
+def test_open_trajectories_are_restored_with_their_session_and_steps(database: str) -> None:
     with Store(database) as store:
         store.trajectories.begin("kept", "p", TASK, "online", session={"token": "hash", "scopes": ("a",)})
         store.trajectories.begin("changed", "p", TASK, "online", session={"token": "old"})

@@ -6,21 +6,28 @@ import sys
 import threading
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("mcp", reason="pip install 'midstream[mcp]'")
 
+from mcp import Client
+from mcp_types import ElicitRequestFormParams, ElicitRequestURLParams
+
 from midstream.core.errors import ConfigError
 from midstream.core.secrets import without_secrets
-from midstream.tools import Toolbox, ToolOutage, ToolUseConfig, load_tools
+from midstream.core.toolsets import ToolContent, ToolResult
+from midstream.tools import Toolbox, ToolOutage, ToolUseConfig, load_tools, tool
 from midstream.tools.mcp.client import McpToolset
 from midstream.tools.mcp.config import McpServerConfig
-from midstream.tools.mcp.server import http_app
+from midstream.tools.mcp.elicitation import accept_defaults
+from midstream.tools.mcp.server import http_app, make_server
 from midstream.tools.sandbox.processes import usage
 from midstream.tools.toolbox import ToolsetFactory
 
 ODD = (sys.executable, str(Path(__file__).parent / "odd_server.py"))
+OAUTH = {"issuer": "https://auth.example", "client_id": "trainer", "secret_env": "NO_SUCH_SECRET"}
 OURS = (sys.executable, "-m", "midstream", "mcp", "calculator", "echo")
 
 
@@ -206,6 +213,49 @@ def test_our_tools_over_http(served):
     assert done[2][0].error_kind == "invalid_arguments"
 
 
+def test_every_kind_of_content_is_sent():
+    parts = (
+        ToolContent(kind="text", text="see:"),
+        ToolContent(kind="image", text="[dot]", content=b"png", media_type="image/png"),
+        ToolContent(kind="file", text="[sound]", content=b"wav", media_type="audio/wav"),
+        ToolContent(kind="file", text="[a b.csv]", content=b"a,b", media_type="text/csv", source="a b.csv"),
+        ToolContent(kind="file", text="[n]", content=b"\xff", media_type="text/plain", source="notes://n"),
+    )
+
+    @tool
+    def everything() -> ToolResult:
+        """Give one of each."""
+        return ToolResult(parts)
+
+    async def called() -> Any:
+        async with Client(make_server(Toolbox([everything]))) as client:
+            return (await client.call_tool("everything", {})).content
+
+    text, image, sound, table, notes = asyncio.run(called())
+    assert text.text == "see:\n[dot]\n[sound]\n[a b.csv]\n[n]"
+    assert (image.type, image.data, sound.type, sound.mime_type) == ("image", "cG5n", "audio", "audio/wav")
+    assert (table.resource.uri, table.resource.text) == ("result:///3/a%20b.csv", "a,b")
+    assert (notes.resource.uri, notes.resource.blob) == ("notes://n", "/w==")
+
+
+@pytest.mark.parametrize(
+    ("schema", "content"),
+    [
+        ({"properties": {"n": {"type": "integer", "default": 3}, "why": {"type": "string"}}}, {"n": 3}),
+        ({"properties": {"n": {"type": "integer", "default": 3}}, "required": ["n"]}, {"n": 3}),
+        ({"properties": {"n": {"type": "integer"}}, "required": ["n"]}, None),
+        (None, None),
+    ],
+)
+def test_a_form_is_accepted_with_its_defaults_or_declined(schema, content):
+    if schema is None:
+        asked = ElicitRequestURLParams(message="log in", url="https://auth.example", elicitation_id="1")
+    else:
+        asked = ElicitRequestFormParams(message="how many?", requested_schema={"type": "object", **schema})
+    answer = asyncio.run(accept_defaults(None, asked))
+    assert (answer.action, answer.content) == ("decline" if content is None else "accept", content)
+
+
 def test_an_address_without_a_server_is_left_out(caplog):
     tools, _ = run({"away": McpServerConfig(url="http://127.0.0.1:9/mcp", start_timeout_s=5.0)})
     assert tools == [] and "MCP server 'away'" in caplog.text
@@ -217,6 +267,12 @@ def test_an_address_without_a_server_is_left_out(caplog):
         ({}, "give either command or url"),
         ({"command": ["a"], "url": "http://127.0.0.1/mcp"}, "give either command or url"),
         ({"url": "http://127.0.0.1/mcp", "timeout": 3}, "did you mean 'timeout_s'"),
+        (
+            {"url": "http://127.0.0.1/mcp", "token_env": "A", "oauth": OAUTH},
+            "oauth needs a url, and excludes token_env",
+        ),
+        ({"command": ["a"], "oauth": OAUTH}, "oauth needs a url"),
+        ({"url": "http://127.0.0.1/mcp", "oauth": {**OAUTH, "issuer": "auth.example"}}, "issuer"),
     ],
 )
 def test_a_servers_settings_are_checked(settings, problem):

@@ -66,7 +66,7 @@ def test_files_above_the_limit_are_named() -> None:
     assert result.left_out == tuple(f"{n:03}" for n in range(MAX_FILES_OUT, MAX_FILES_OUT + 3))
 
 
-def test_open_figures_come_out_as_png() -> None:
+def test_open_figures_are_returned_as_png() -> None:
     plot = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('squares')\nplt.show()"
     result = run(plot)
     assert (result.outcome, result.stderr) == ("ok", "")
@@ -78,7 +78,7 @@ def test_a_figure_the_code_saved_itself_is_not_saved_twice() -> None:
     assert list(result.files) == ["mine.png"] and result.files["mine.png"].startswith(PNG)
 
 
-def test_a_table_comes_out_as_text_and_csv() -> None:
+def test_a_table_is_returned_as_text_and_csv() -> None:
     result = run("import pandas as pd\npd.DataFrame({'year': [2023, 2024], 'sales': [1.5, 2.5]})")
     assert result.value is not None and "sales" in result.value
     assert result.files == {"table-1.csv": b",year,sales\n0,2023,1.5\n1,2024,2.5\n"}
@@ -101,7 +101,7 @@ def test_python_works_as_usual(code: str, value: str) -> None:
     assert run(code, {"helper.py": b"answer = 42"}).value == value
 
 
-def test_processes_are_bounded_for_root_too() -> None:
+def test_the_process_limit_applies_to_root_too() -> None:
     code = (
         "import os, time\nstarted = 0\ntry:\n    while started < 500:\n        if os.fork() == 0:\n"
         "            time.sleep(60)\n            os._exit(0)\n        started += 1\n"

@@ -26,14 +26,14 @@ def cells(backend: str, *codes: str) -> list[Result]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_output_and_the_last_value_come_back(backend: str) -> None:
+def test_output_and_the_last_value_are_returned(backend: str) -> None:
     result = run(backend, "print('héllo', 1)\nx = 20\nx * 2 + 2")
     assert (result.outcome, result.stdout, result.value, result.stderr) == ("ok", "héllo 1\n", "42", "")
     assert result.ok and not result.detail and result.wall_s > 0 and result.backend == backend
 
 
 @pytest.mark.parametrize("name", ["builtins.compile", "builtins.exec", "builtins.eval", "builtins.repr", "ast.parse"])
-def test_a_cell_that_replaces_a_builtin_does_not_change_how_the_next_runs(name: str) -> None:
+def test_a_cell_that_replaces_a_builtin_does_not_affect_the_next_cell(name: str) -> None:
     first, second = cells(
         "bubblewrap", f"import ast, builtins\n{name} = lambda *given, **named: 7\nNone", "x = 20\nx + 1"
     )
@@ -86,7 +86,7 @@ def test_a_session_keeps_variables_functions_and_imports(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_session_goes_on_after_an_error(backend: str) -> None:
+def test_a_session_continues_after_an_error(backend: str) -> None:
     assert cells(backend, "x = 1", "1 / 0", "x")[-1].value == "1"
 
 
@@ -116,7 +116,7 @@ def test_sessions_and_calls_share_nothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_calls_at_once_each_get_their_own_answer(backend: str) -> None:
+def test_concurrent_calls_get_their_own_results(backend: str) -> None:
     async def work(sandbox: Sandbox) -> list[Result]:
         return await asyncio.gather(*(sandbox.run(f"print({number})\n{number} ** 2") for number in range(16)))
 
@@ -149,7 +149,7 @@ def test_a_cancelled_call_leaves_the_sandbox_usable(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("code", ["x = '\ud800'", "print('a\0b')"])
-def test_text_that_is_no_source_is_refused(backend: str, code: str) -> None:
+def test_text_that_is_not_valid_source_is_refused(backend: str, code: str) -> None:
     result = run(backend, code)
     assert result.outcome == "refused" and "character" in result.detail
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from midstream.agents.autonomous.ledger import Ledger
-from midstream.agents.autonomous.turns import Turn, UnreadableTurn, examples, read_turn, turn_schema
+from midstream.agents.autonomous.turns import AgentTurn, UnreadableTurn, examples, read_turn, turn_schema
 from midstream.agents.base import AgentFlowBase, FlowSession
 from midstream.agents.budget import AgentBudget, Spending
 from midstream.agents.registry import register
@@ -182,7 +182,7 @@ class AutonomousFlow(AgentFlowBase):
             return self._observed("Noted.")
         return await self._acted(turn, step, progress)
 
-    async def _acted(self, turn: Turn, step: Step, progress: str) -> str:
+    async def _acted(self, turn: AgentTurn, step: Step, progress: str) -> str:
         assert turn.tool is not None
         call = await self.call_tool(turn.tool, turn.args, step_index=step.step_index)
         if self.ledger.is_new(call):
@@ -195,7 +195,7 @@ class AutonomousFlow(AgentFlowBase):
             await self._last_turn(marked(call), "no tool can be called any more")
         return self._observed(marked(call))
 
-    async def _finished(self, turn: Turn, progress: str) -> str:
+    async def _finished(self, turn: AgentTurn, progress: str) -> str:
         problem = ""
         if self._critiques < self.chosen.max_critiques and self.turns < self.chosen.max_turns:
             self._critiques += 1

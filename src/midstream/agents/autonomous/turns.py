@@ -31,7 +31,7 @@ class UnreadableTurn(MidstreamError):
     """The agent's text is not a turn. The message says what to write instead."""
 
 
-class Turn(BaseModel):
+class AgentTurn(BaseModel):
     """What the agent decided in one turn."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +47,7 @@ class Turn(BaseModel):
     give_up: str | None = None
 
     @model_validator(mode="after")
-    def _one_end(self) -> Turn:
+    def _one_end(self) -> AgentTurn:
         if sum(value is not None for value in (self.tool, self.finish, self.give_up)) > 1:
             raise ValueError("give only one of tool, finish and give_up")
         return self
@@ -64,7 +64,7 @@ def examples(ends: Collection[str], thoughts: bool) -> str:
     return "\n".join(example % (_THOUGHT if thoughts else "") for example in written)
 
 
-def read_turn(text: str, *, may_act: bool = True, ends: Collection[str] = ENDS) -> Turn:
+def read_turn(text: str, *, may_act: bool = True, ends: Collection[str] = ENDS) -> AgentTurn:
     """Return the turn that `text` holds as a JSON object. Raises `UnreadableTurn`; also for a tool call where the agent
     may not act any more, and for an end that is not one of `ends`."""
     start, end = text.find("{"), text.rfind("}")
@@ -75,7 +75,7 @@ def read_turn(text: str, *, may_act: bool = True, ends: Collection[str] = ENDS) 
     if not isinstance(found, dict):
         raise UnreadableTurn("write one JSON object")
     try:
-        turn = Turn.model_validate(found)
+        turn = AgentTurn.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])[:60]

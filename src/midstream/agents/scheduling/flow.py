@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from midstream.agents.base import AgentFlowBase, FlowSession
+from midstream.agents.plan_journal import open_executor
 from midstream.agents.registry import register
-from midstream.agents.scheduling.journal import open_journal
 from midstream.agents.scheduling.policy import ROLE, RolePolicy
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, RunError
@@ -15,7 +15,6 @@ from midstream.core.sampling import SamplingParams
 from midstream.core.seeds import derive_seed
 from midstream.core.types import Message
 from midstream.plans import (
-    AgentExecutor,
     Choice,
     ReadyNode,
     RunStatus,
@@ -31,9 +30,9 @@ from midstream.tasks.schedule import Instance
 class SchedulerSettings(Config):
     """Settings of `plan_scheduler`."""
 
-    choose: Literal["role", "random", "first"] = "role"
-    """Who chooses: the role `scheduler`, chance, or nobody: the job that has been ready longest starts (for
-    comparisons)."""
+    choose: Literal["role", "random", "first", "longest"] = "role"
+    """Who chooses: the role `scheduler`, or for comparisons chance, the order in which jobs became ready, or the rule
+    that starts the job with the most hours behind it."""
     tell: Literal["hours", "names"] = "hours"
     """What the role sees of each job that can start: its hours and those of the longest chain behind it (or until it is
     due), or only its name, so that hours must be learned from experience."""
@@ -84,18 +83,18 @@ class PlanSchedulerFlow(AgentFlowBase):
                 for job in instance.jobs
             ],
         }
-        async with AgentExecutor(
-            open_journal(settings.journal),
+        executor = await open_executor(
+            self.session,
             [work],
-            max_concurrency=len(instance.jobs),
             policy=_Noted(self._policy(), self._choices),
             on_wait=self._time.on_wait,
-        ) as executor:
-            result = await executor.run(plan)
-            if settings.journal is None:
-                await executor.delete(result.uid)
-            else:
-                self._run = result.uid
+            journal=settings.journal,
+        )
+        result = await executor.run(plan)
+        if settings.journal is None:
+            await executor.delete(result.uid)
+        else:
+            self._run = result.uid
         if result.status is not RunStatus.SUCCEEDED:
             raise RunError(f"the plan of task '{self.task.id}' ended as {result.status}: {result.error}")
         self._cost = instance.cost(self._ends)
@@ -119,6 +118,9 @@ class PlanSchedulerFlow(AgentFlowBase):
     def _policy(self) -> SchedulingPolicy:
         if self._settings.choose == "random":
             return uniform_policy(derive_seed("schedule", self.session.recorder.trajectory_uid))
+        if self._settings.choose == "longest":
+            to_end = self._instance.to_end()
+            return _First(lambda node: -to_end[node.path], "longest")
         if self._settings.choose == "first" or ROLE not in self.session.role_engines:
             return _First()
         return RolePolicy(self.chat, self._messages)
@@ -137,12 +139,14 @@ class PlanSchedulerFlow(AgentFlowBase):
 
 
 class _First:
-    """Starts the node that became ready first."""
+    """Starts the feasible node with the lowest `key`, of equals the one that became ready first."""
 
-    name = "first"
+    def __init__(self, key: Callable[[ReadyNode], float] = lambda node: 0.0, name: str = "first") -> None:
+        self.name, self._key = name, key
 
     async def choose(self, state: SchedulerState) -> Choice:
-        return Choice(state.feasible.index(True), 0.0)
+        feasible = [at for at, can_start in enumerate(state.feasible) if can_start]
+        return Choice(min(feasible, key=lambda at: self._key(state.ready[at])), 0.0)
 
 
 class _Noted:

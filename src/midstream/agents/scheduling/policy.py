@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from math import fsum
 from typing import Any, Protocol
 
+from midstream.core.sampling import SamplingParams
 from midstream.core.types import Constraint, Message
 from midstream.plans import Choice, ReadyNode, SchedulerState
+from midstream.record.recorder import Recorder, RoleEngine
 from midstream.record.replies import ChatStep
 
 ROLE = "scheduler"
@@ -26,6 +28,17 @@ class Chat(Protocol):
     async def __call__(
         self, messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, **overrides: Any
     ) -> ChatStep: ...
+
+
+def chat_with(engine: RoleEngine, recorder: Recorder, sampling: SamplingParams) -> Chat:
+    """Return a `Chat` for an executor outside of a flow. `recorder` keeps the model calls, in a store if it has one."""
+
+    async def chat(
+        messages: Sequence[Message], role: str = "policy", *, response_format: Constraint, **overrides: Any
+    ) -> ChatStep:
+        return await recorder.chat(engine, messages, sampling, role=role, response_format=response_format)
+
+    return chat
 
 
 class RolePolicy:

@@ -29,9 +29,10 @@ from midstream.plans.handlers import Handler, make_handler
 from midstream.tools.marking import RULE, marked_text
 
 T = TypeVar("T")
-Outcome = Literal["running", "answered", "max_rounds", "unreadable"]
+Outcome = Literal["running", "answered", "max_rounds", "unreadable", "plan_failed"]
 """How an attempt ended. `max_rounds`: the manager used up its turns. `unreadable`: it wrote no valid edit in
-`max_errors` + 1 replies; an edit that repeats a task is not valid."""
+`max_errors` + 1 replies; an edit that repeats a task is not valid. `plan_failed`: the plan ended otherwise, as when a
+node ran out of time."""
 MANAGER = "manager"
 TIMEOUT_S = 3600.0
 """Limit of one node; `rollout.timeout_s` limits the attempt."""
@@ -79,9 +80,12 @@ class CoordinatorFlow(TeamFlow):
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         # An attempt that is resumed makes its plan again: its calls are answered from the record, by their keys.
         self._executor = await open_executor(replace(self.session, database=None), self._handlers())
-        await self._executor.run(plan_of([], 1, self.chosen.concurrency))
+        run = await self._executor.run(plan_of([], 1, self.chosen.concurrency))
+        await self._executor.delete(run.uid)  # the trajectory has the plan, and journals must not pile up
         if self._raised is not None:
             raise self._raised
+        if self.outcome == "running":
+            self.outcome = "plan_failed"
         return len(self.steps)
 
     def _handlers(self) -> list[Handler]:

@@ -18,7 +18,7 @@ from midstream.agents.team.context import ContextPolicy, Utterance, handed_over
 from midstream.agents.team.members import Member, TeamFlow, TeamSettings, roster
 from midstream.core.sampling import SamplingParams
 
-Outcome = Literal["running", "answered", "max_handoffs", "ping_pong", "unreadable"]
+Outcome = Literal["running", "answered", "ping_pong", "unreadable"]
 """How an attempt ended. `ping_pong`: two members handed the task back and forth with messages that were not new.
 `unreadable`: a member wrote no valid action in `max_errors` + 1 replies."""
 _EXAMPLES = {
@@ -129,8 +129,6 @@ class HandoffFlow(TeamFlow):
         handoff = {"from": giver, "to": role, "message": message}
         if handoff in self.handoffs:
             self.outcome = "ping_pong"
-        elif len(self.handoffs) >= self.chosen.max_handoffs:
-            self.outcome = "max_handoffs"
         self.handoffs.append(handoff)
         if self.outcome != "running":
             return ""

@@ -102,12 +102,13 @@ class Member:
         self.flow, self.role, self.config = flow, role, config
         self.messages: list[Message] = [{"role": "system", "content": self._instructions(rules)}]
 
-    async def speak(self, text: str, *, key: str = "", **options: Any) -> Spoken:
-        """Show `text` to the member and let it reply, after the tool calls it makes. The exchange is remembered."""
+    async def speak(self, text: str, *, key: str = "") -> Spoken:
+        """Show `text` to the member and let it reply, after the tool calls it makes. The exchange is remembered; `key`
+        names its calls within the attempt. Raises `UnreadableReply` for too many tool calls."""
         self.messages.append({"role": "user", "content": text})
         for number in range(self.config.max_calls + 1):
             named = f"{key}/{number}" if key else ""
-            step = await self.flow.chat(self.messages, role=self.role, key=named, **options)
+            step = await self.flow.chat(self.messages, role=self.role, key=named)
             self.messages.append({"role": "assistant", "content": step.text})
             calls = self._tool_calls(step.text)
             if not calls:

@@ -94,7 +94,7 @@ class _Served:
             async with self._environment.serving():
                 ready.set_result(None)
                 await self._end.wait()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # verifiers exits where it lacks an account
             if ready.done():
                 raise
             ready.set_exception(ServiceError(f"the environment cannot be served: {error}"))

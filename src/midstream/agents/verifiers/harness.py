@@ -15,6 +15,7 @@ import httpx
 import verifiers.v1 as vf
 from verifiers.v1.dialects.chat import message_to_wire
 
+from midstream.core.errors import ToolUnavailable
 from midstream.tools import Toolbox, ToolOutage
 from midstream.tools.mcp.client import McpToolset
 from midstream.tools.mcp.config import McpServerConfig
@@ -56,7 +57,10 @@ class MidstreamHarness(vf.Harness[vf.HarnessConfig]):
         box = Toolbox(toolsets=[ToolsetFactory(lambda: McpToolset(servers))] if servers else [])
         async with AsyncExitStack() as resources:
             tools = box.session()
-            await tools.open(resources)
+            try:
+                await tools.open(resources)
+            except ToolUnavailable as error:
+                raise vf.ToolsetError(str(error)) from None
             headers = {"Authorization": f"Bearer {secret}"}
             client = await resources.enter_async_context(
                 httpx.AsyncClient(base_url=endpoint, headers=headers, timeout=None, trust_env=False)

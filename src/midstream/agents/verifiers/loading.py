@@ -39,6 +39,7 @@ def load_env(env: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _with_our_harness(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of each agent, with our harness where they name none."""
+    """The settings of each agent, with our harness where they name none, which needs no remote machine."""
     agents = agent_config_fields(resolve_env_config(config))
-    return {name: {"harness": {"id": HARNESS}, **config.get(name, {})} for name in agents}
+    ours = {"harness": {"id": HARNESS}, "runtime": {"type": "subprocess"}}
+    return {name: {**({} if "harness" in config.get(name, {}) else ours), **config.get(name, {})} for name in agents}

@@ -29,7 +29,7 @@ class GenerateSampling(SamplingArguments):
     max_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_CANDIDATES)
-    """Each position's likeliest tokens to return, besides the sampled one, whose log-probability is always there."""
+    """Number of likeliest tokens to return at each position, beside the sampled one, which is always returned."""
     stop_token_ids: list[int] | None = None
     """Only the model's end tokens."""
     min_tokens: Annotated[Literal[0] | None, Argument(Treatment.IGNORED)] = None
@@ -57,9 +57,9 @@ class GenerateRequest(Body):
     sampling_params: GenerateSampling = Field(default_factory=GenerateSampling)
     model: str | None = None
     request_id: str | None = None
-    """Returned with the answer, which has an id of its own otherwise."""
+    """Returned with the answer; otherwise the answer has a new id."""
     return_token_ids: bool | None = None
-    """Whether to return the prompt's ids too."""
+    """Whether to return the ids of the prompt too."""
     output_mode: Annotated[Literal["tokens"] | None, Argument(Treatment.IGNORED)] = None
     """Only `tokens`: text comes from the other endpoints."""
     priority: Ignored = None
@@ -97,8 +97,8 @@ def parse(request: GenerateRequest, gateway: Gateway, active: ActiveTrajectory) 
 
 
 def body(request: GenerateRequest, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return the answer. Log-probabilities name their token twice: as `token_id`, as vLLM does, and as `token`, as
-    vLLM did and `renderers` requires."""
+    """Return the answer. Log-probabilities contain their token twice: as `token_id`, like vLLM, and as `token`, like
+    earlier versions of vLLM, which `renderers` requires."""
     return {
         "request_id": request.request_id or f"generate-{answers[0].id}",
         "model": request.model,
@@ -127,7 +127,7 @@ def _choice(place: int, answer: Answer) -> dict[str, Any]:
 
 
 def _position(token: int, log_prob: float, likeliest: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    """The sampled token, and the candidates: itself, then the others by rank."""
+    """Return the sampled token and the candidates: the token itself, then the others by rank."""
     others = [one for one in likeliest if one[0] != token]
     return {**_named(token, log_prob), "top_logprobs": [_named(*one) for one in [(token, log_prob), *others]]}
 

@@ -18,7 +18,7 @@ _REFERENCE = "#/components/schemas/{model}"
 _TEXT = {"type": "string"}
 _NAME = {"type": "string", "pattern": f"^{NAME}$"}
 _TAGS = {
-    "Models": "What agents call, with the client they have. At the root, the token or the header "
+    "Models": "Model calls of agents, with any client of these APIs. At the root, the token or the header "
     "`X-Midstream-Trajectory` names the trajectory of a call; under a trajectory's own path, the path does.",
     "Trajectories": "A trajectory is one attempt at one task: opened, described, and ended once.",
     "White box": "For agents that handle tokens and rewards themselves.",

@@ -1,5 +1,5 @@
-"""What the gateway does in the background: closes silent trajectories, and sends heartbeats to the store, which hand it
-the trajectories of gateways that died."""
+"""Background work of the gateway: closes silent trajectories, sends heartbeats to the store, and takes over the
+trajectories of gateways that died."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from midstream.agents.config import RoleConfig
-from midstream.agents.registry import find_flow, load_flows
+from midstream.agents.registry import find_flow
 from midstream.core.config import parse_config
 from midstream.core.errors import ConfigError
 from midstream.core.types import Trajectory
@@ -48,12 +48,11 @@ class RunAdapters:
 
 
 def adapters_of(config: TrainConfig) -> RunAdapters:
-    """Return the adapters of a run. Raises `ConfigError` for one that no role trains, and for an unknown flow."""
+    """Return the adapters of a run. Raises `ConfigError` for one that no role uses or trains, and for an
+    unknown flow. Flows of `flow.flows_file` must be registered."""
     flow, default = config.flow, config.policy.adapter
     if not any(role.adapter for role in flow.roles.values()):
         return RunAdapters((default,))
-    if flow.flows_file is not None:
-        load_flows(flow.flows_file)
     kind = find_flow(flow.name)
     settings = parse_config(kind.settings, flow.settings, f"flow.settings of '{flow.name}'")
     shared = flow.roles.get("policy") or RoleConfig()
@@ -67,8 +66,9 @@ def adapters_of(config: TrainConfig) -> RunAdapters:
                 f"the adapter '{name}' is used by {', '.join(users)}, and none of these roles is trained",
                 f"set flow.roles.{users[0]}.engine=frozen, or train one of them",
             )
-    if shared.adapter and shared.adapter not in names:
-        raise ConfigError(f"flow.roles.policy.adapter: no role of the flow '{flow.name}' uses '{shared.adapter}'")
+    for role, own in {**roles, "policy": shared}.items():
+        if own.adapter and own.adapter not in names:
+            raise ConfigError(f"flow.roles.{role}.adapter: no role of the flow '{flow.name}' samples with it")
     if (fallback := shared.adapter or default) in names:
         by_role.setdefault("policy", fallback)
     return RunAdapters(tuple(names) or (default,), by_role)

@@ -68,7 +68,8 @@ class HeldOut:
         check_failures(trajectories, self._context.config.rollout.max_failed)
         check_log_probs(trajectories)
         succeeded = self._context.reward.succeeded
-        row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded)}
+        classes = self._context.config.reward.classes
+        row = {"label": label, "step": step, "split": split, **summarise(trajectories, succeeded, classes)}
         if split == "test":
             for trajectory in _samples_by_kind(trajectories):
                 sample = sample_row(label, step, trajectory, succeeded(trajectory), self._context.tokenizer.decode)

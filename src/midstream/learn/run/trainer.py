@@ -49,7 +49,7 @@ from midstream.learn.run.setup import build, check_trained_roles, connect_sample
 from midstream.learn.run.step import update_policy
 from midstream.learn.run.tensorboard import TensorBoard
 from midstream.learn.run.wandb_log import WandbLog
-from midstream.learn.run.warm_start import check_warm_start, lesson_batches, lessons, make_learner
+from midstream.learn.run.warm_start import check_warm_start, collect_lessons, lesson_batches, make_learner
 from midstream.record.store import Store
 
 _log = logging.getLogger(__name__)
@@ -303,7 +303,7 @@ class _Run:
         config, context = self.config, self.context
         if not config.warm_start.examples or self.stopping:
             return
-        imitated = await lessons(context)
+        imitated = await collect_lessons(context)
         learner = make_learner(context, len(imitated))
         for update, sequences in enumerate(lesson_batches(imitated, config.warm_start, config.trainer.seed), 1):
             began = time.perf_counter()

@@ -1,7 +1,7 @@
 """Supervised warm start: cross-entropy on trajectories, on the exact tokens of later training.
 
 The trajectories are demonstrations recorded by the flow itself, the policy's own successes, or recorded ones (see
-`lessons`)."""
+`collect_lessons`)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def check_warm_start(context: TrainingContext) -> None:
         recorded_lessons(context)
 
 
-async def lessons(context: TrainingContext) -> list[Trajectory]:
-    """Return the trajectories to imitate."""
+async def collect_lessons(context: TrainingContext) -> list[Trajectory]:
+    """Return the trajectories to imitate. A step teaches the adapter that sampled it, or its role's."""
     source = context.config.warm_start.source
     if source == DEMONSTRATIONS:
-        return await demonstrate(context)
-    return await own_successes(context) if source == SUCCESSES else recorded_lessons(context)
+        found = await demonstrate(context)
+    else:
+        found = await own_successes(context) if source == SUCCESSES else recorded_lessons(context)
+    return context.adapters.assign(found)
 
 
 def _check_demonstrations(context: TrainingContext) -> None:
@@ -71,10 +73,7 @@ async def demonstrate(context: TrainingContext) -> list[Trajectory]:
     correct, incorrect = trajectories[: len(tasks)], trajectories[len(tasks) :]
     for trajectory in correct:
         _check_success(trajectory)
-    lessons = [
-        replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)
-    ]
-    return context.adapters.assign(lessons)
+    return [replace(one, steps=demonstrator.lesson(one, other)) for one, other in zip(correct, incorrect, strict=True)]
 
 
 def _tasks(context: TrainingContext) -> list[Task]:

@@ -24,18 +24,18 @@ from midstream.learn.self_check.plain_model import PlainModel
 from midstream.learn.self_check.recording_engine import RecordedCall
 
 OURS = ("policy", "frozen")
-"""Engines that run the model in training, with its adapters and without."""
+"""Names of the engines for the model in training, with its adapters and without."""
 SEQUENCES = 24
-"""Sequences that the noise floor is measured with, at most."""
+"""Maximum number of sequences that the noise floor is measured with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """A rollout of the policy as it is now, and the batch that was made of it.
 
-    `groups` are the attempts that ended well, `calls` theirs in the same order. `taken[i]` is the call in which turn i
-    of the batch was sampled by a role that the config trains; None when there is none. `plain` is the model as the
-    policy is, `base` what the model as it was loaded gives what the first attempt of each group said."""
+    `groups` holds the completed attempts, `calls` their calls in the same order. `taken[i]` is the call by a trained
+    role that sampled turn i of the batch; None if there is none. `plain` has the policy's weights. `base` holds the
+    log-probabilities by the model as loaded, for the calls of each group's first attempt."""
 
     parts: TrainingContext
     algorithm: Algorithm
@@ -53,27 +53,28 @@ class Evidence:
 
     @property
     def trained(self) -> list[RecordedCall]:
-        """Calls by roles that the config trains."""
+        """Return the calls by trained roles."""
         return [call for call in self.calls if is_trained(self.parts.config.flow, call.role)]
 
     @property
     def coefficients(self) -> list[tuple[float, ...]]:
-        """By turn of the batch, weight times advantage of each token: what its log-probability is moved by."""
+        """Return weight times advantage of each token by turn: the coefficient of its log-probability in the loss."""
         return [tuple(turn.weight * a for a in turn.advantages) for turn in self.batch.turns]
 
     def scored(self) -> list[Tensor]:
-        """By turn, the log-probabilities that the learner finds, in passes and with gradients as in an update."""
+        """Return the learner's log-probabilities by turn, in passes and with gradients as in an update."""
         return self.measured(lambda sequences: score(self.parts.decoder, sequences).log_probs.detach())
 
     def measured(self, by: Reference) -> list[Tensor]:
-        """By turn, what `by` gives its tokens."""
+        """Return the log-probabilities of `by`, by turn."""
         values = torch.tensor(self.parts.learner.reference_log_probs(by, [turn.sequence for turn in self.batch.turns]))
         return list(values.split([len(turn.sequence.response_ids) for turn in self.batch.turns]))
 
     def differences(
         self, found: Iterable[tuple[RecordedCall | None, Tensor]], *, loaded: bool = False
     ) -> dict[str, list[np.ndarray]]:
-        """By role, what was `found` of calls minus what the plain model says, as the policy is or as it was loaded."""
+        """Return the log-probabilities `found` for calls minus the plain model's, by role; with `loaded`, minus those
+        of the model as loaded."""
         by_role: dict[str, list[np.ndarray]] = {}
         for call, own in found:
             if call is not None and (not loaded or call.sequence in self.base):
@@ -89,8 +90,8 @@ def gather(
     start: Mapping[str, Tensor],
     plain: PlainModel,
 ) -> Evidence:
-    """Return the evidence of the rollout `moved`, with the `calls` recorded in it. `start` are the weights before they
-    were moved; `plain` is the model as it was loaded, which follows the policy from here on."""
+    """Return the evidence of the rollout `moved` with its recorded `calls`. `start` holds the weights before they were
+    moved. `plain` is the model as loaded; it gets the policy's weights here."""
     groups = _rewarded(moved.groups)
     order = {t.uid: place for place, t in enumerate(t for group in groups for t in group)}
     recorded = sorted((c for c in calls if c.request.session in order), key=lambda call: order[call.request.session])
@@ -98,7 +99,7 @@ def gather(
     outputs = compute_outputs(parts.learner, groups, required_outputs(algorithm), reference)
     batch = make_batch(groups, algorithm, failed="mask", keep_zero=True, greedy=moved.greedy, outputs=outputs)
     trained = [call for call in recorded if is_trained(parts.config.flow, call.role)]
-    # The first attempts are enough here: the plain model takes its time.
+    # The first attempts are enough, because the plain model is slow.
     first = {group[0].uid for group in groups}
     ours = [call for call in recorded if call.engine in OURS]
     base = {c.sequence: plain.read(c.sequence).log_probs for c in ours if c.request.session in first}
@@ -120,14 +121,15 @@ def gather(
 
 
 def rounding(plain: PlainModel, sequences: Sequence[TokenSequence], count: int = 12) -> float:
-    """The S (see `noise.py`) that the policy's dtype makes in the plain model, on the first `count` sequences."""
+    """Return S (see `noise.py`) of the rounding by the policy's dtype in the plain model, on the first `count`
+    sequences."""
     chosen = [] if plain.exact else list(dict.fromkeys(sequences))[:count]
     return trimmed_rms([(plain.rounded(s) - plain.read(s).log_probs).double().cpu().numpy() for s in chosen])
 
 
 def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
-    """`algorithm` without what is added to the policy loss or scales it: on fresh samples what is left has one
-    gradient, whatever the loss."""
+    """Return `algorithm` without terms that are added to the policy loss or scale it. On fresh samples all losses then
+    have the same gradient."""
     kl = algorithm.kl.model_copy(update={"coef": 0.0})
     return algorithm.model_copy(
         update={"entropy_coef": 0.0, "top_entropy": 1.0, "correction": CorrectionConfig(level="none"), "kl": kl}
@@ -135,7 +137,7 @@ def plain_policy_gradient(algorithm: Algorithm) -> Algorithm:
 
 
 def _rewarded(groups: Sequence[Group]) -> list[Group]:
-    """The attempts that ended well, with rewards that differ, so that all of them teach something."""
+    """Return the completed attempts with different rewards, so that each has an advantage."""
     found: list[Group] = []
     for place, group in enumerate(groups):
         completed = [t for t in group if t.status is Status.COMPLETED and t.steps]
@@ -150,8 +152,8 @@ def _with_reward(trajectory: Trajectory, reward: float) -> Trajectory:
 
 
 def judged_by_role(name: str, by_role: Mapping[str, list[np.ndarray]], noise: Noise, meaning: str) -> Check:
-    """The check of the role, or of all together, whose differences of log-probabilities are largest beside their limit;
-    decided where all together are."""
+    """Return the check of the role, or of all roles together, whose differences are largest relative to their limit. It
+    is decided if that of all roles together is."""
     whole = [difference for own in by_role.values() for difference in own]
     value, limit = max((noise.judge(own) for own in (whole, *by_role.values())), key=lambda one: one[0] / one[1])
     check, finds = judged(name, value, limit, meaning), noise.finds(len(whole))
@@ -161,7 +163,7 @@ def judged_by_role(name: str, by_role: Mapping[str, list[np.ndarray]], noise: No
 def _taken(
     groups: Sequence[Sequence[Trajectory]], calls: Sequence[RecordedCall], batch: LearningBatch
 ) -> list[RecordedCall | None]:
-    """For each turn of `batch`, one of `calls` in which its group sampled these tokens after these; each call once."""
+    """Return the call that sampled each turn of `batch`: same group, prompt and response; each call is used once."""
     group_of = {t.uid: t.prompt_uid for group in groups for t in group}
     waiting: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[RecordedCall]] = {}
     for call in calls:

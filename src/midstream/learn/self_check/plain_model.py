@@ -1,5 +1,5 @@
-"""The policy as transformers and peft run it: one whole sequence at a time, in fp32, without a cache, packing or shared
-prefixes. Slow, and it shares no code with sampler and learner: what they are checked against."""
+"""The policy computed by transformers and peft: one whole sequence at a time, in fp32, without a cache, packing or
+shared prefixes. It is slow and shares no code with sampler and learner, which are checked against it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from midstream.learn.model.weights import Weights, qualified_name, saved_folders
 
 @dataclass(frozen=True, slots=True)
 class PlainOutputs:
-    """What a response looks like to the model, by token: its log-probability, the share of probability below it (of all
-    less likely tokens, and half its own), the variance of that share when tokens are drawn from the model, and the
-    entropy of the model there."""
+    """Values for each token of a response: its log-probability, the probability of all less likely tokens plus half its
+    own, the variance of that sum when tokens are drawn from the model, and the entropy."""
 
     log_probs: Tensor
     shares: Tensor
@@ -32,7 +31,8 @@ class PlainOutputs:
 
 
 class PlainModel:
-    """The model in `folder` with `weights` rounded as the policy's are; `follow` takes over what the policy learned."""
+    """The model in `folder`, with weights rounded as the policy's are; `follow` copies the trained `weights` into
+    it."""
 
     def __init__(self, folder: Path, weights: Weights) -> None:
         from transformers import AutoModelForCausalLM
@@ -46,7 +46,7 @@ class PlainModel:
         self._weights = weights
         self._known: dict[TokenSequence, PlainOutputs] = {}
         self._numbers: dict[str, str] = {}
-        """peft's names of the adapters, once they are taken over."""
+        """peft's names of the adapters, once `follow` has loaded them."""
 
     @property
     def exact(self) -> bool:
@@ -54,7 +54,7 @@ class PlainModel:
         return self._weights.decoder.dtype == torch.float32
 
     def follow(self) -> None:
-        """Take over the policy's weights as they are now: adapters by the files a checkpoint has, through peft."""
+        """Copy the policy's current weights; peft loads adapters from the files of a checkpoint."""
         self._known.clear()
         weights = self._weights
         if weights.tuning == "full":
@@ -78,7 +78,7 @@ class PlainModel:
                 self._model.eval()
 
     def read(self, sequence: TokenSequence) -> PlainOutputs:
-        """The response of `sequence` at its temperature."""
+        """Return the outputs for the response of `sequence` at its temperature."""
         if sequence not in self._known:
             with torch.no_grad():
                 every = self._log_softmax(sequence)
@@ -92,7 +92,7 @@ class PlainModel:
 
     @torch.no_grad()
     def displaced(self, sequence: TokenSequence) -> Tensor:
-        """The log-probabilities of the response if each of its tokens stood one position further on."""
+        """Return the log-probabilities of the response with its tokens one position later."""
         prompt, whole = len(sequence.prompt_ids), len(sequence.prompt_ids + sequence.response_ids)
         positions = torch.arange(whole)
         positions[prompt:] += 1
@@ -100,7 +100,7 @@ class PlainModel:
 
     @torch.no_grad()
     def rounded(self, sequence: TokenSequence) -> Tensor:
-        """The log-probabilities of the response with products computed in the policy's dtype."""
+        """Return the log-probabilities of the response with products in the policy's dtype."""
         with self._in_dtype():
             return self._chosen(self._log_softmax(sequence), sequence)
 
@@ -112,13 +112,13 @@ class PlainModel:
         (-(by * self._chosen(every, sequence)).sum()).backward()
 
     def take_gradients(self) -> dict[str, Tensor]:
-        """`gradients`, which start anew."""
+        """Return `gradients`, and reset them."""
         found = {name: grad.detach().clone() for name, grad in self.gradients().items()}
         self._model.zero_grad(set_to_none=True)
         return found
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients there are, of adapters by the policy's names, of other weights by Hugging Face's."""
+        """Return existing gradients: adapters under the policy's names, other weights under Hugging Face's."""
         named = {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
         own_names = {f".{number}.weight": name for name, number in self._numbers.items()}
         found: dict[str, Tensor] = {}

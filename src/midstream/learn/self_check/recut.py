@@ -1,9 +1,9 @@
-"""The same turns cut into other passes that have as many rows.
+"""Cuts turns into other passes with the same number of rows.
 
-Where a row of a product depends on how many rows are computed with it, two cuts of a batch differ by rounding that may
-be as large as a fault. Passes with equal numbers of rows do not: half of a pass's sequences, with unrelated sequences
-in place of the other half, must give what the whole pass gives. The same half with other company in other places shows
-by how much such passes differ all the same."""
+Where a row of a product depends on the number of rows, two cuts of a batch differ by rounding that may be as large as a
+fault. Passes with equal numbers of rows do not: half of a pass's sequences, filled up with unrelated sequences, must
+give the same results as in the whole pass. Comparing it with another filling, at other positions, measures the
+remaining difference."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PassSize:
-    """How many distinct tokens a pass runs, and how many distinct ones it predicts."""
+    """Number of distinct tokens that a pass computes, and that it predicts."""
 
     tokens: int
     predicted: int
 
 
 def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
-    """The size of a pass of `sequences`."""
+    """Return the size of a pass of `sequences`."""
     tree = merge_prefixes([s.prompt_ids + s.response_ids for s in sequences])
     predicted = {
         (node, s.distribution)
@@ -41,8 +41,8 @@ def size_of(sequences: Sequence[TokenSequence]) -> PassSize:
 def halves(
     items: Sequence[T], max_tokens: int, sequence: Callable[[T], TokenSequence], decoder: PolicyModel, *, before: bool
 ) -> Iterator[tuple[list[T], list[TokenSequence]]]:
-    """Each pass of at most `max_tokens` as two: every other item of it, with company for the rest. Items that share
-    a prefix are neighbours, so most are parted."""
+    """Yield two halves of each pass of at most `max_tokens`: every other item, with sequences that fill it up. Items
+    that share a prefix are neighbours, so most are separated."""
     for pack in pack_sequences(items, max_tokens, sequence):
         size = size_of([sequence(item) for item in pack])
         for half in (pack[0::2], pack[1::2]):
@@ -53,9 +53,9 @@ def halves(
 def company(
     sequences: Sequence[TokenSequence], size: PassSize, decoder: PolicyModel, *, before: bool
 ) -> list[TokenSequence]:
-    """Sequences that make a pass with `sequences` as large as `size`. They have no more than the first token in common
-    with those and each other. Where more is missing of `predicted` than of `tokens`, parts of prompts are predicted
-    too. In a pass they come `before` the others, or after them."""
+    """Return sequences that fill a pass of `sequences` up to `size`. They share at most the first token with those and
+    each other. If `predicted` lacks more than `tokens`, parts of prompts are predicted too. In a pass they come
+    `before` the others, or after them."""
     adapter = sequences[0].adapter
     own, vocabulary = size_of(sequences), decoder.vocabulary_size
     tokens, predicted = size.tokens - own.tokens, size.predicted - own.predicted

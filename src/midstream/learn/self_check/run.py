@@ -1,8 +1,8 @@
-"""`midstream doctor --training`: a run's parts are built, make two short rollouts and learn from them under checks, and
-are thrown away. Nothing is written but to temporary folders, and to the cache a model that is not there yet.
+"""`midstream doctor --training`: builds the components of a run, makes two short rollouts, learns from them under
+checks, and discards everything. Writes only to temporary folders, and a model that is not cached yet to the cache.
 
-The first rollout is of the policy as the run starts with it, looked at as the first step of training looks at it.
-Before the second all weights are moved a little: adapters that still do nothing would hide what is wrong with them."""
+The first rollout uses the policy as the run starts, and gets the checks of the first training step. Before the second,
+all weights are moved a little: new adapters have no effect, which would hide their faults."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from midstream.rewards.summary import failure_reasons
 from midstream.tasks.curriculum import Progress
 
 TASKS, ATTEMPTS = 2, 4
-"""A rollout makes this many attempts, or the config's group, at each of so many tasks."""
+"""Tasks per rollout, and attempts at each (fewer if the config's groups are smaller)."""
 STEPS = 16
-"""Steps at the start that are compared with the plain model."""
+"""Steps of the first rollout that are compared with the plain model."""
 NUDGE = 0.05
-"""How far a weight is moved, as a share of its tensor's root mean square."""
+"""Size of the move of a weight, as a share of its tensor's root mean square."""
 NUDGE_ZEROS = 0.02
-"""How far, where all are 0."""
+"""Size of the move where all weights of a tensor are 0."""
 
 
 def self_check(
     config: TrainConfig | None = None,
     overrides: Sequence[str] = (),
-    tell: Callable[[Check], None] = lambda check: None,
+    on_check: Callable[[Check], None] = lambda check: None,
     endpoint: AgentEndpoint | None = None,
 ) -> list[Check]:
-    """Check the training path of `config`, or of a small built-in run with `overrides`. `tell` is called with each
+    """Check the training path of `config`, or of a small built-in run with `overrides`. `on_check` is called with each
     finding as it is made; `endpoint` accepts the calls of black-box agents. Raises `UserError` where the run could not
     begin."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,16 +69,18 @@ def self_check(
         if chosen.algorithm.role_credit.reruns:
             # Nothing in a re-run is trained on, so its calls are not examined.
             changed["algorithm"] = chosen.algorithm.model_copy(update={"role_credit": SharedCredit()})
-        return run_blocking(_examine(chosen.model_copy(update=changed), tell, endpoint))
+        return run_blocking(_examine(chosen.model_copy(update=changed), on_check, endpoint))
 
 
-async def _examine(config: TrainConfig, tell: Callable[[Check], None], endpoint: AgentEndpoint | None) -> list[Check]:
+async def _examine(
+    config: TrainConfig, on_check: Callable[[Check], None], endpoint: AgentEndpoint | None
+) -> list[Check]:
     checks: list[Check] = []
 
     def note(found: Iterable[Check]) -> None:
         for check in found:
             checks.append(check)
-            tell(check)
+            on_check(check)
 
     parts = await compute(build, config, None, endpoint)
     check_trained_roles(parts)
@@ -115,7 +117,7 @@ def attempts_end_well(trajectories: Sequence[Trajectory]) -> Check:
 def _as_training_begins(
     parts: TrainingContext, begun: Collected, start: Mapping[str, Tensor], plain: PlainModel
 ) -> list[Check]:
-    """As the first step of training does, but that attempts without a difference in reward are learned from too."""
+    """Make the checks of the first training step, also on attempts whose rewards are equal."""
     config = parts.config
     correction = correction_for(config.algorithm, correcting=False)
     algorithm = config.algorithm.model_copy(update={"correction": correction})
@@ -130,7 +132,7 @@ def _as_training_begins(
     checks = first_batch(
         config, begun.groups, batch, own=own, noise=noise, version=parts.decoder.version, kl_at_start=kl
     )
-    # A few attempts are enough, of every task: the plain model takes its time.
+    # A few attempts of every task are enough, because the plain model is slow.
     attempts = [attempt for some in zip_longest(*begun.groups) for attempt in some if attempt is not None]
     steps = [step for attempt in attempts for step in attempt.steps if step.rollout_log_probs][:STEPS]
     sequences = [TokenSequence.of(step) for step in steps]
@@ -150,7 +152,7 @@ def _as_training_begins(
 
 
 def _nudge(parts: TrainingContext, start: Mapping[str, Tensor]) -> None:
-    """Move every weight a little, by a seed."""
+    """Move every weight a little, by seeded noise."""
     generator = torch.Generator().manual_seed(derive_seed(parts.config.trainer.seed, "nudge") % 2**63)
     moved: dict[str, Tensor] = {}
     for name, value in start.items():

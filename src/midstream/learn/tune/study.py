@@ -61,7 +61,8 @@ class Search:
         optuna = self._optuna
         left = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
         if left:
-            trial = optuna.trial.Trial(self._study, left[0]._trial_id)
+            # optuna has no public way to continue a trial of another process.
+            trial = optuna.trial.Trial(self._study, left[0]._trial_id)  # pyright: ignore[reportPrivateUsage]
         else:
             number = len(self._study.get_trials(deepcopy=False))
             # A sampler of its own for each trial: a continued search draws what an uninterrupted one would have drawn.

@@ -2,7 +2,8 @@
 
 Each task names its environment in `metadata["environment"]`: `type`, `env`, `settings` and `seed`. The flow
 `environment_agent` creates it from there. Each adapter needs its project's package, which the extra `environments`
-installs.
+installs; those of OpenEnv and verifiers have extras of their own. The latter run an agent of their own, which the flow
+`verifiers_agent` plays.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ ENVIRONMENTS: dict[str, str | Adapter] = {
 }
 """Adapters by `type` of a task source: objects, or modules to import."""
 
+OWN_EXTRA = ("openenv", "verifiers")
+"""Types whose packages are in an extra of the same name."""
+
 
 def register_environment(kind: str, adapter: Adapter) -> None:
     """Register environments as task sources of type `kind`. A module with the two functions is also an adapter."""
@@ -69,6 +73,7 @@ def _adapter(kind: str) -> Adapter:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("midstream"):
             raise
+        extra = kind if kind in OWN_EXTRA else "environments"
         raise TaskError(
-            f"environments of type '{kind}' need the package '{error.name}'", "pip install 'midstream[environments]'"
+            f"environments of type '{kind}' need the package '{error.name}'", f"pip install 'midstream[{extra}]'"
         ) from None

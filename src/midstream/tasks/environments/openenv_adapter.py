@@ -1,8 +1,8 @@
-"""Environments behind an OpenEnv server, over its WebSocket: `env` is the server's address.
+"""Environments of an OpenEnv server, over its WebSocket. `env` is the server's address.
 
-`settings.action` names the field of an action that a reply fills; without it, the reply must be the action as a
-JSON object. `settings.observation` names the fields to show, by default all but reward, done and metadata.
-`settings.prompt` says what the agent shall do; `settings.reset` are further arguments of `reset`, besides the seed.
+`settings.action` names the field of an action that the reply fills; without it, the reply must be the action as a JSON
+object. `settings.observation` names the fields to show, by default all except reward, done and metadata.
+`settings.prompt` is the instruction for the agent; `settings.reset` has further arguments of `reset`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OpenEnvSettings(Config):
 
     @property
     def question(self) -> str:
-        """What the agent is asked."""
+        """Return the agent's instruction."""
         return self.prompt or (_PROMPT if self.action else f"{_PROMPT} {_JSON}")
 
 
@@ -86,7 +86,7 @@ class _OpenEnv:
         await self._client.close()
 
     async def _asked(self, answer: Any) -> Any:
-        """Raises `_InvalidAction`, and `ServiceError` when the server cannot be reached or fails."""
+        """Raise `_InvalidAction` for a refused action, and `ServiceError` if the server is unreachable or fails."""
         try:
             return await answer
         except (OSError, TimeoutError) as error:

@@ -1,7 +1,7 @@
 """Tasksets of verifiers (v1): `env` is the id of an installed taskset, `settings` the rest of its `[env]` config.
 
-These environments run an agent of their own, so they have no `reset` and `act`: the flow `verifiers_agent` plays them.
-The prompt of a task decides its split, as everywhere.
+These environments run their own agent, so they have no `reset` and `act`: the flow `verifiers_agent` plays them. The
+prompt of a task determines its split; if all prompts are the same, the rest of its data does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from midstream.tasks.taskset import TaskSet, known_split, split_of
 
 KIND = "verifiers"
 MOST_READ = 20_000
-"""Tasks of an infinite taskset read for one task before its split counts as empty."""
+"""Tasks read from an infinite taskset for one task before its split counts as empty."""
 
 
 class LoadedTaskset:
-    """A taskset of verifiers, whose tasks are read as they are asked for."""
+    """A taskset of verifiers, whose tasks are read on demand."""
 
     def __init__(self, env: str, settings: Mapping[str, Any]) -> None:
         try:
@@ -37,7 +37,7 @@ class LoadedTaskset:
         self._lock = threading.Lock()
 
     def task(self, position: int) -> Any | None:
-        """The task at `position`; None beyond the last."""
+        """Return the task at `position`; None after the last one."""
         with self._lock:
             while len(self._read) <= position:
                 task = next(self._rest, None)
@@ -52,7 +52,7 @@ _loading = threading.Lock()
 
 
 def load(env: str, settings: Mapping[str, Any]) -> LoadedTaskset:
-    """The taskset `env`, loaded once per process and settings. Raises `TaskError` when it cannot be."""
+    """Return the taskset `env`, loaded once per process and settings. Raises `TaskError` if it cannot be loaded."""
     key = f"{env} {json.dumps(settings.get('taskset', {}), sort_keys=True, default=str)}"
     with _loading:
         if key not in _loaded:
@@ -69,12 +69,15 @@ def environment(env: str, settings: Mapping[str, Any], seed: int) -> Environment
 
 
 class VerifiersTasks(TaskSet):
-    """The tasks of one taskset, in its order. `metadata["environment"]["seed"]` is a task's position there."""
+    """The tasks of one taskset, in its order. `metadata["environment"]["seed"]` is a task's position in it."""
 
     def __init__(self, env: str, settings: Mapping[str, Any]) -> None:
         self.name, self.kinds = f"{KIND}:{env}", (env,)
         self._env, self._settings = env, dict(settings)
         self._loaded = load(env, settings)
+        first, second = self._loaded.task(0), self._loaded.task(1)
+        self._alike = first is not None and second is not None and first.data.prompt_text == second.data.prompt_text
+        """Whether all tasks begin with the same text, as games do; then all their data decide the split."""
         self._positions: dict[str, list[int]] = {}
         self._next = 0
 
@@ -95,7 +98,9 @@ class VerifiersTasks(TaskSet):
         if len(of_split) <= index:
             raise TaskError(f"'{self.name}' has no task {index} in the split '{split}'")
         position = of_split[index]
-        data = self._loaded.task(position).data
+        task = self._loaded.task(position)
+        assert task is not None, "its position was found by reading it"
+        data = task.data
         named = {"type": KIND, "env": self._env, "settings": self._settings, "seed": position}
         answer = getattr(data, "answer", None)
         return Task(
@@ -108,11 +113,11 @@ class VerifiersTasks(TaskSet):
         )
 
     def _advance(self) -> bool:
-        """Sort one more task into its split; False when there is none."""
+        """Assign the next task to its split; return False if there is none."""
         task = self._loaded.task(self._next)
         if task is None:
             return False
-        split = split_of(task.data.prompt_text or task.key)
+        split = split_of(task.key if self._alike else task.data.prompt_text)
         self._positions.setdefault(split, []).append(self._next)
         self._next += 1
         return True

@@ -10,16 +10,16 @@ from midstream.core.config import Config
 
 
 class McpOAuthConfig(Config):
-    """Credentials of a program that are exchanged for access tokens (OAuth 2.1, grant `client_credentials`)."""
+    """Credentials of a program, exchanged for access tokens (OAuth 2.1, grant `client_credentials`)."""
 
     issuer: str = Field(pattern="^https?://")
-    """Address of the authorization server. The secret is sent nowhere else, whatever the MCP server says."""
+    """Address of the authorization server. The secret is sent to no other address, whatever the MCP server says."""
     client_id: str
-    """Id under which the authorization server knows this program."""
+    """Id of this program at the authorization server."""
     secret_env: str
     """Environment variable with the client secret."""
     scope: str | None = None
-    """Scopes to ask for, separated by spaces."""
+    """Requested scopes, separated by spaces."""
     method: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
     """How the secret is sent: in a header, or in the body."""
 
@@ -42,7 +42,7 @@ class McpServerConfig(Config):
     token_env: str | None = None
     """Environment variable with a bearer token."""
     oauth: McpOAuthConfig | None = None
-    """Credentials to get access tokens with."""
+    """Credentials for access tokens."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Time limit of a call, in seconds."""
     start_timeout_s: float = Field(default=30.0, gt=0)
@@ -58,8 +58,8 @@ class McpServerConfig(Config):
     """Whether to trust the server's annotations: idempotent and read-only tools are repeated after a timeout,
     destructive tools need approval."""
     elicitation: Literal["off", "defaults"] = "off"
-    """How a server is answered that asks the user something during a call. `off`: that nobody can be asked. `defaults`:
-    with the defaults of its form; a form that lacks some is declined."""
+    """Answer to a server that asks the user something during a call. `off`: no user is available. `defaults`: the
+    defaults of its form; a form without them is declined."""
     tools: tuple[str, ...] | None = None
     """The tools to use. Default: all."""
     max_result_kb: int = Field(default=1024, ge=1)

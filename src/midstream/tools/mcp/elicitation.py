@@ -7,13 +7,13 @@ from typing import Any
 from mcp_types import ElicitRequestFormParams, ElicitResult
 
 
-async def accept_defaults(context: Any, asked: Any) -> ElicitResult:
+async def accept_defaults(context: Any, params: Any) -> ElicitResult:
     """Accept a form with the defaults of its fields; decline one that requires a field without a default, and any
     request to visit an address."""
-    if not isinstance(asked, ElicitRequestFormParams):
+    if not isinstance(params, ElicitRequestFormParams):
         return ElicitResult(action="decline")
-    fields = asked.requested_schema.get("properties", {})
+    fields = params.requested_schema.get("properties", {})
     content = {name: field["default"] for name, field in fields.items() if "default" in field}
-    if not set(asked.requested_schema.get("required", ())) <= set(content):
+    if not set(params.requested_schema.get("required", ())) <= set(content):
         return ElicitResult(action="decline")
     return ElicitResult(action="accept", content=content)

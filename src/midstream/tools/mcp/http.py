@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -14,6 +15,9 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthToken
 
 from midstream.core.errors import ConfigError
 from midstream.tools.mcp.config import McpServerConfig
+
+_SDK_BOUNDS_EVENTS = "max_sse_event_size" in inspect.signature(streamable_http_client).parameters
+"""Since 2.3 of the SDK. verifiers needs 2.0."""
 
 
 @asynccontextmanager
@@ -28,9 +32,10 @@ async def http_transport(name: str, config: McpServerConfig, limit: int) -> Asyn
     auth = _client_credentials(name, config)
     timeout = httpx2.Timeout(config.timeout_s, read=max(config.timeout_s, 300.0))
     transport = _BoundedTransport(httpx2.AsyncHTTPTransport(), limit)
+    bound: dict[str, Any] = {"max_sse_event_size": limit} if _SDK_BOUNDS_EVENTS else {}
     async with (
         httpx2.AsyncClient(headers=headers, timeout=timeout, transport=transport, trust_env=False, auth=auth) as client,
-        streamable_http_client(config.url, http_client=client, max_sse_event_size=limit) as streams,
+        streamable_http_client(config.url, http_client=client, **bound) as streams,
     ):
         yield streams
 
@@ -78,14 +83,15 @@ class _TokenOfConnection:
 
 
 class _BoundedTransport(httpx2.AsyncBaseTransport):
-    """Cuts off bodies above `limit` bytes, except streams of events, whose single events the SDK bounds."""
+    """Cuts off bodies above `limit` bytes, except streams of events where the SDK bounds single events."""
 
     def __init__(self, inner: httpx2.AsyncBaseTransport, limit: int) -> None:
         self._inner, self._limit = inner, limit
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._inner.handle_async_request(request)
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        is_stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        if not (is_stream and _SDK_BOUNDS_EVENTS):
             response.stream = _BoundedStream(response.stream, self._limit, request)
         return response
 
