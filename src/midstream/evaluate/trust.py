@@ -16,6 +16,8 @@ from midstream.core.text import visible
 
 _log = logging.getLogger(__name__)
 STARTS_PROGRAMS = ("blackbox_command_agent",)
+IMPORTING = ("documents", "embedder", "handlers", "index", "records")
+"""Settings of tools and memories that may be `package.module:attribute`."""
 
 
 def is_ours(folder: Path, runs_dir: str | Path) -> bool:
@@ -64,11 +66,13 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"flow.mcp_servers.{server} sends what its tools are called with to {settings.get('url')}"
     for section in ("settings", "tool_settings"):
         for path, text in _texts(_section(flow, section), f"flow.{section}"):
-            if is_import_path(text):
+            # What these settings name is imported whatever it looks like; in others an import path stands out.
+            if is_import_path(text) or (":" in text and path.rpartition(".")[2] in IMPORTING):
                 yield f"{path} imports and runs '{text}'"
     plans, memory = (_section(_section(flow, "tool_settings"), name) for name in ("plans", "memory_retrieve"))
     for handlers in plans.get("handlers") or ():
-        yield f"flow.tool_settings.plans imports and runs the handlers of '{handlers}'"
+        if ":" not in str(handlers):
+            yield f"flow.tool_settings.plans.handlers imports and runs '{handlers}'"
     if plans:
         yield f"flow.tool_settings.plans changes the plans in '{plans.get('store', 'plans.sqlite')}'"
     if memory.get("database") and memory.get("write"):
