@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -32,10 +33,9 @@ async def fill(memory: LongTermMemory, where: str, records: str) -> None:
     _filled.add(place)
 
 
-@lru_cache
 def temporary_database(purpose: str) -> str:
     """Return the path of a SQLite file for `purpose`: the same within this process, and removed at its end."""
-    return str(Path(_folder().name) / f"memory-{temporary_database.cache_info().currsize}.sqlite")
+    return str(Path(_folder().name) / f"memory-{hashlib.sha256(purpose.encode()).hexdigest()[:16]}.sqlite")
 
 
 @lru_cache(maxsize=1)
