@@ -9,6 +9,7 @@ from typing import Any
 
 from midstream.core.errors import ConfigError, RunError
 from midstream.core.failures import Failure, failure_of
+from midstream.core.text import after_thinking
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.runs import Run, find_run, load_run
@@ -70,4 +71,4 @@ def _written(trajectory: Trajectory, settings: WorkflowWriterSettings) -> Writte
     tokens = sum(len(step.prompt_ids) + len(step.response_ids) for step in steps)
     if not steps or not trajectory.metadata.get("workflow", {}).get("valid"):
         return Written(None, tokens)
-    return Written(check_text(steps[-1].text, settings.operator_set, settings.limits, ("",)).workflow, tokens)
+    return Written(check_text(after_thinking(steps[-1].text), settings.operator_set, settings.limits, ("",)).workflow, tokens)
