@@ -79,6 +79,12 @@ def load_theirs(folder: Path) -> Any:
     return model
 
 
+def test_a_fully_tuned_policy_has_no_adapter_to_export(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a fully tuned policy, which has no adapter"):
+        api.export("full", tmp_path / "out", adapter="policy", runs_dir=runs)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_transformers_loads_an_exported_model_and_gives_the_policys_log_probs(
     runs: Path, tiny_path: Path, tuning: str, tmp_path: Path

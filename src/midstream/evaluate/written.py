@@ -71,4 +71,6 @@ def _written(trajectory: Trajectory, settings: WorkflowWriterSettings) -> Writte
     tokens = sum(len(step.prompt_ids) + len(step.response_ids) for step in steps)
     if not steps or not trajectory.metadata.get("workflow", {}).get("valid"):
         return Written(None, tokens)
-    return Written(check_text(after_thinking(steps[-1].text), settings.operator_set, settings.limits, ("",)).workflow, tokens)
+    return Written(
+        check_text(after_thinking(steps[-1].text), settings.operator_set, settings.limits, ("",)).workflow, tokens
+    )
