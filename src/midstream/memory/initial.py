@@ -18,8 +18,8 @@ _filled: set[tuple[str, str, str]] = set()
 
 
 async def fill(memory: LongTermMemory, where: str, records: str) -> None:
-    """Add the `records` that a config names to `memory` in the database `where`, once per process. Memories with the key
-    of a record stay as they are. Raises `ConfigError` for unreadable records."""
+    """Add the `records` that a config names to `memory` in the database `where`, once per process. Memories with the
+    key of a record stay as they are. Raises `ConfigError` for unreadable records."""
     place = (where, memory.namespace, records)
     if place in _filled:
         return
