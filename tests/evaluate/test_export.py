@@ -59,7 +59,9 @@ def log_probs(decoder: Decoder) -> torch.Tensor:
 
 
 def policy(run: Path) -> torch.Tensor:
-    return log_probs(load_agent(find_agent(run=run)).decoder)
+    decoder = load_agent(find_agent(run=run)).decoder
+    assert isinstance(decoder, Decoder)
+    return log_probs(decoder)
 
 
 def theirs(model: Any) -> torch.Tensor:
