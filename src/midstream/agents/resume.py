@@ -22,7 +22,8 @@ RESUMED = "resumed"
 """Metadata key of a trajectory that was resumed: how many `steps` and `actions` were answered from the record, or why
 it `started_again`."""
 IN_DOUBT = "in_doubt"
-"""`error_kind` of a tool call that was interrupted and must not be repeated."""
+"""`error_kind` of a tool call that was interrupted and must not be repeated; also the metadata key of a trajectory that
+failed because of one."""
 _OUTAGE = "outage"
 
 
