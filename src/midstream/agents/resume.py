@@ -68,9 +68,9 @@ async def call_once(
     request = {"tool": name, "arguments": arguments}
     try:
         result = await log.run(request, act, key=key, repeatable=repeatable, rebuild=_same if rebuild else None)
-    except ActionInDoubt:
+    except ActionInDoubt as error:
         if use.in_doubt == "fail":
-            raise
+            raise ActionInDoubt(f"{error}; set flow.tool_use.in_doubt to report or repeat to go on") from None
         unknown = ToolCall(
             tool=str(name),
             arguments=arguments if isinstance(arguments, dict) else {},

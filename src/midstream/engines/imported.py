@@ -16,7 +16,7 @@ def is_import_path(name: str) -> bool:
 
 
 def imported_engine(path: str, tokenizer: ChatTokenizer) -> Engine:
-    """The engine that the function at `path` returns for `tokenizer`, which counts its tokens. Raises `ConfigError`."""
+    """Return the engine that the function at `path` makes for `tokenizer`, the policy's. Raises `ConfigError`."""
     module, _, attribute = path.partition(":")
     try:
         make = getattr(importlib.import_module(module), attribute)
