@@ -125,7 +125,7 @@ def _read(path: Path) -> Iterator[tuple[Trajectory, set[int]]]:
                     yield trajectory, _excluded(trajectory, decided)
 
 
-def _read_export(path: Path) -> Iterator[Trajectory]:
+def _read_export(path: Path) -> Iterator[tuple[Trajectory, set[int]]]:
     if not path.is_file():
         raise RunError(f"no file at '{path}'", "give warm_start.source a store, or a file from midstream store export")
     for place, read in file_format(path).read(path):
