@@ -37,6 +37,7 @@ CREDITS: dict[str, dict[str, Any]] = {
 }
 TASKS = ("apart", "relay")
 LR = 0.003
+LINES = {"shared": "C0-", "role_group": "C1-", "difference": "C2--", "role_ema": "C3:"}
 PARTS = ("coder_digits", "writer_letters")
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """97.5 % points of Student's t for n values, n - 1 degrees of freedom."""
@@ -204,7 +205,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                     continue
                 values = np.array(curves)
                 steps = np.arange(1, values.shape[1] + 1)
-                (line,) = axis.plot(steps, values.mean(0), label=credit)
+                # Curves lie on each other, so each has its own dashes.
+                (line,) = axis.plot(steps, values.mean(0), LINES[credit], lw=2, label=credit)
                 axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
             axis.set_title(f"{task}: {label}", fontsize=10)
             axis.set_ylim(0, 1.02)

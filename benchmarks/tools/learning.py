@@ -1,6 +1,6 @@
 """Trains `configs/react.yaml` with several seeds, then evaluates each trained agent with every tool taken away.
 
-    python -m benchmarks.tools.learning --seeds 0 1 2
+    make bench-react ARGS="--seeds 0 1 2"
 
 Each seed is a run of its own in a fresh process, as `midstream train` makes it. Prints two tables, and writes
 `learning.json` and `learning.png` into --out. --publish puts both

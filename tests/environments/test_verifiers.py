@@ -61,6 +61,7 @@ def test_its_tasks_are_split_by_question() -> None:
     sizes = {split: tasks.size(split) for split in ("train", "val", "test")}
     assert sum(size or 0 for size in sizes.values()) == 90 and all(sizes.values())
     task = tasks.get("test", 0)
+    assert tasks.get("test", sizes["test"] or 0) == task, "a finite split repeats"
     position = task.metadata["environment"]["seed"]
     assert task.question == f"What is {position} + 7? Reply with the number." and task.answer == position + 7
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from midstream import cli
 from midstream.core.errors import ConfigError, RunError
 from midstream.evaluate.agent_tools import AgentToolset, find_agents
 from midstream.record.store import Store
@@ -61,3 +62,8 @@ def test_agents_that_cannot_be_served_are_refused(tiny_path: Path, tmp_path: Pat
     twice = [config(tmp_path, str(tiny_path)), config(tmp_path / "a", str(tiny_path))]
     with pytest.raises(ConfigError, match="two agents are named 'desk_clerk'"):
         find_agents(twice, tmp_path)
+
+
+def test_a_server_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["mcp", "--port", "0"]) == 2
+    assert "name tools, or an agent with --agent" in capsys.readouterr().err

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import midstream as ms
-from midstream.core.errors import ConfigError, RunError
+from midstream.core.errors import ConfigError, EngineError, RunError
 from midstream.engines.base import Request
 from midstream.engines.chat import ChatTokenizer
 from midstream.engines.scripted import ScriptedEngine
 from midstream.record.recorder import RoleEngine
+from midstream.store import Database
 
 sold: list[str] = []
 
@@ -60,6 +61,23 @@ async def _one_plan(store: Path) -> None:
         assert (await executor.status(row.uid)).run.status == "succeeded" and row.uid.startswith("first-")
 
 
+def test_a_failed_attempt_leaves_no_plan_behind(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    def fails(request: Request) -> str | Exception:
+        steps = [{"id": "a", "task": "think"}]
+        return json.dumps({"steps": steps}) if request.role == "planner" else EngineError("it is gone")
+
+    engine = RoleEngine(ScriptedEngine(tiny_tokenizer, fails), tiny_tokenizer, True)
+    made = ms.PlanAndExecute(engine, store=tmp_path / "agents.sqlite").run("Think.", uid="x")
+    assert (made.status, made.error) == ("failed", "it is gone")
+    with Database(tmp_path / "agents.sqlite") as database:
+        tables = ("plan_runs", "plan_nodes", "attempt_actions")
+        counts = [
+            database.read(lambda c, name=name: c.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar())
+            for name in tables
+        ]
+    assert counts == [0, 0, 0]
+
+
 def test_an_autonomous_agent_ends_when_its_tool_succeeds(engine: RoleEngine) -> None:
     made = ms.AutoGPT(engine, tools=[sell], by_rule=["critic"], stop_after=["sell"]).run("Sell tea.")
     assert (made.answer, made.metadata["outcome"], made.turns) == ("sold tea", "stopped", 1)
@@ -101,3 +119,18 @@ def test_a_tool_inside_a_function_cannot_be_named_by_a_config() -> None:
 
     with pytest.raises(ConfigError, match="is not a global of its module"):
         ms.AutoGPT("tiny", tools=[inner]).config()
+
+
+def test_an_attempt_that_ran_out_of_time_leaves_no_plan_behind(tiny_tokenizer: ChatTokenizer, tmp_path: Path) -> None:
+    @ms.tool(timeout_s=60)
+    async def wait() -> str:
+        """Wait for nothing."""
+        await asyncio.Event().wait()
+        return ""
+
+    plan = json.dumps({"steps": [{"id": "a", "tool": "wait"}]})
+    engine = RoleEngine(ScriptedEngine(tiny_tokenizer, plan), tiny_tokenizer, True)
+    made = ms.PlanAndExecute(engine, tools=[wait], store=tmp_path / "agents.sqlite", timeout_s=1.0).run("Wait.")
+    assert made.status == "timed_out"
+    with Database(tmp_path / "agents.sqlite") as database:
+        assert database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM plan_runs").scalar()) == 0

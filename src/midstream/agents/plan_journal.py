@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from midstream.plans import AgentExecutor, Handler, OnWait, SchedulingPolicy
+from midstream.plans.history import discard
 from midstream.store import Database
 from midstream.tools.shared import SharedResources
 
 if TYPE_CHECKING:
     from midstream.agents.base import FlowSession
+
+
+RUN = "plan:"
+"""Begins the keys of actions that draw the uid of a plan's run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,33 @@ async def open_executor(
     return executor
 
 
-async def run_uid(session: FlowSession, name: str) -> str:
-    """Return a new uid for the plan `name` of this attempt; the same one when the attempt is resumed."""
-    begins = session.recorder.trajectory_uid[:40].rstrip("-.")
+class PlanJournal:
+    """The plans of one attempt. Those of an attempt that can be resumed stay in its database until it ends."""
 
-    async def draw() -> str:
-        return f"{begins}-{uuid.uuid4().hex[:12]}"
+    def __init__(self, session: FlowSession, executor: AgentExecutor) -> None:
+        self._session, self.executor = session, executor
+        self._uids: list[str] = []
 
-    if session.actions is None:
-        return await draw()
-    return await session.actions.run({"plan": name}, draw, key=f"plan:{name}", repeatable=True)
+    @classmethod
+    async def open(cls, session: FlowSession, handlers: Iterable[Handler]) -> PlanJournal:
+        """Return the journal of an attempt, with an executor; closed with the attempt."""
+        journal = cls(session, await open_executor(session, handlers))
+        session.resources.push_async_callback(journal.close)
+        return journal
+
+    async def run_uid(self, name: str) -> str:
+        """Return a new uid for the plan `name`; the same one when the attempt is resumed."""
+        begins = self._session.recorder.trajectory_uid[:40].rstrip("-.")
+
+        async def draw() -> str:
+            return f"{begins}-{uuid.uuid4().hex[:12]}"
+
+        if self._session.actions is not None:
+            return await self._session.actions.run({"plan": name}, draw, key=f"{RUN}{name}", repeatable=True)
+        self._uids.append(await draw())
+        return self._uids[-1]
+
+    async def close(self) -> None:
+        """Delete the plans in a temporary database: nobody can go on with them."""
+        for uid in self._uids:
+            await self.executor.database.submit(lambda transaction, uid=uid: discard(transaction.connection, uid))

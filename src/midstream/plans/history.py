@@ -161,6 +161,16 @@ def delete(connection: sa.Connection, uid: str) -> None:
     _delete(connection, [uid])
 
 
+def discard(connection: sa.Connection, uid: str, *, ended: bool = True) -> None:
+    """Delete a run that nobody executes or will go on with, if it exists; without `ended` only one that has not ended.
+    A run with forks is kept."""
+    runs = tables.runs.c
+    status = connection.scalar(sa.select(runs.status).where(runs.uid == uid))
+    forked = connection.execute(sa.select(runs.uid).where(runs.parent == uid)).first() is not None
+    if status is not None and not forked and (ended or RunStatus(status) not in ENDED):
+        _delete(connection, [uid])
+
+
 def _delete(connection: sa.Connection, uids: Sequence[str]) -> None:
     if not uids:
         return

@@ -9,15 +9,18 @@ from typing import Protocol
 import sqlalchemy as sa
 
 from midstream.agents.endpoint import AgentEndpoint
+from midstream.agents.plan_journal import RUN
 from midstream.agents.resume import IN_DOUBT
 from midstream.core.failures import failure_of
 from midstream.core.types import Status, Step, Trajectory
+from midstream.plans.history import discard
 from midstream.record import action_log
 from midstream.record.action_log import ActionLog
 from midstream.record.recorder import Recorder
 from midstream.record.store import Store
 from midstream.rollouts.attempts import Attempt
 from midstream.store import Database
+from midstream.store.exact_json import from_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +121,9 @@ class LocalSink:
 
     async def _delete_actions(self, store: Store, attempt: Attempt) -> None:
         def delete(connection: sa.Connection) -> None:
+            for action in action_log.load_actions(connection, attempt.uid):
+                if action.key.startswith(RUN) and action.done:  # a plan that a failed attempt left behind
+                    discard(connection, from_json(action.result), ended=False)
             action_log.delete_actions(connection, attempt.uid)
 
         await store.database.submit(lambda transaction: delete(transaction.connection))

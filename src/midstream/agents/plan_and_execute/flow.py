@@ -32,14 +32,14 @@ from midstream.agents.plan_and_execute.steps import (
     steps_of,
     steps_schema,
 )
-from midstream.agents.plan_journal import open_executor, run_uid
+from midstream.agents.plan_journal import PlanJournal
 from midstream.agents.registry import register
 from midstream.agents.resume import restore_calls
 from midstream.core.config import Config
 from midstream.core.errors import ConfigError, nearest
 from midstream.core.sampling import SamplingParams
 from midstream.core.types import Message, Step
-from midstream.plans import AgentExecutor, Context, Permanent, RunStatus
+from midstream.plans import Context, Permanent, RunStatus
 from midstream.plans.instances import PLANNER
 
 Outcome = Literal["unfinished", "answered", "no_plan", "plan_failed", "rolled_back", "rollback_failed", "budget"]
@@ -122,7 +122,8 @@ class PlanAndExecuteFlow(AgentFlowBase):
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         self._check_undo()
-        executor = self._executor = await open_executor(self.session, self._handlers.all)
+        journal = await PlanJournal.open(self.session, self._handlers.all)
+        self._executor = journal.executor
         reason = ""
         while True:
             name = f"round-{self._round}"
@@ -131,7 +132,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
                 self.outcome = "budget" if self.stopped else "plan_failed" if self.plan else "no_plan"
                 break
             steps = renamed(steps, {step.id: step for step in self.plan})
-            status = await self._execute(executor, name, steps) if steps else RunStatus.SUCCEEDED
+            status = await self._execute(journal, name, steps) if steps else RunStatus.SUCCEEDED
             self.outcome = "budget" if self.stopped else _ENDS.get(status, "plan_failed")
             if self.outcome != "answered" or self.revisions >= self.chosen.max_replans:
                 break
@@ -162,7 +163,7 @@ class PlanAndExecuteFlow(AgentFlowBase):
         kept = kept_steps(plan, states)
         results = {**self.results, **await self._executor.outputs(ctx.run)}
         number = int(ctx.path.removeprefix(PLANNER))
-        if number <= len(self._branches):
+        if self._round == 0 and number <= len(self._branches):
             steps: list[PlannedStep] | None = self._branches[number - 1]
         else:
             reason = f"the step '{failed}' failed: {error}"
@@ -188,11 +189,12 @@ class PlanAndExecuteFlow(AgentFlowBase):
             budgets={"replans": left},
         )
 
-    async def _execute(self, executor: AgentExecutor, name: str, steps: Sequence[PlannedStep]) -> RunStatus:
+    async def _execute(self, journal: PlanJournal, name: str, steps: Sequence[PlannedStep]) -> RunStatus:
         """Run a plan to its end, and take over its results."""
-        uid = await run_uid(self.session, name)
+        executor, uid = journal.executor, await journal.run_uid(name)
         result = await executor.run(self._compiled(steps), uid=uid)
         if self._handlers.raised is not None:
+            await self._forget(journal, uid)
             raise self._handlers.raised
         view = await executor.status(uid)
         executed = steps_of(view.plan.model_dump(mode="json", exclude_defaults=True))
@@ -200,10 +202,13 @@ class PlanAndExecuteFlow(AgentFlowBase):
         self.states |= {step.id: str(view.nodes[step.id].state) for step in executed if step.id in view.nodes}
         self.results |= await executor.outputs(uid)
         self.revisions += view.run.revision
-        if not self.chosen.keep_plans:
-            await executor.delete(uid)
+        await self._forget(journal, uid)
         restore_calls(self.session)
         return result.status
+
+    async def _forget(self, journal: PlanJournal, uid: str) -> None:
+        if not self.chosen.keep_plans:
+            await journal.executor.delete(uid)
 
     async def _write_plan(
         self, key: str, kept: Sequence[PlannedStep], known: Mapping[str, Any], reason: str

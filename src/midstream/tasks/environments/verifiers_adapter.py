@@ -7,6 +7,7 @@ prompt of a task determines its split; if all prompts are the same, the rest of 
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -92,12 +93,12 @@ class VerifiersTasks(TaskSet):
     def get(self, split: str, index: int) -> Task:
         known_split(split)
         of_split = self._positions.setdefault(split, [])
-        limit = self._next + MOST_READ
+        limit = math.inf if self._loaded.taskset.bounded else self._next + MOST_READ
         while len(of_split) <= index and self._next < limit and self._advance():
             pass
-        if len(of_split) <= index:
+        if not of_split or (len(of_split) <= index and not self._loaded.taskset.bounded):
             raise TaskError(f"'{self.name}' has no task {index} in the split '{split}'")
-        position = of_split[index]
+        position = of_split[index % len(of_split)]
         task = self._loaded.task(position)
         assert task is not None, "its position was found by reading it"
         data = task.data
