@@ -70,7 +70,7 @@ def training() -> dict[str, Any]:
         rollout={"tasks_per_step": 8, "group_size": 6},
         algorithm={"name": "grpo", "kl": {"coef": 0.0}},
         optimizer={"lr": 0.003},
-        trainer={"max_steps": 30, "eval_every": 0, "test_tasks": 18},
+        trainer={"max_steps": 30, "eval_every": 0, "test_tasks": 15},
     )
 
 

@@ -1,7 +1,7 @@
 """An agent that recommends a book: `python examples/recommender.py`. Minutes, with random weights.
 
 It reads what a customer liked, may look up what a book is about, and recommends one of the catalogue. The customers are
-generated; a quarter of them is held out.
+generated; a third of them is held out.
 """
 
 from itertools import combinations

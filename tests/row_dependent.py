@@ -50,3 +50,19 @@ def row_dependent_products(size: float, *, attention: bool = False) -> Iterator[
         mock.patch.object(linear, "_packs", lambda weight: False),
     ):
         yield
+
+
+@contextmanager
+def rarely_row_dependent_products(share: float) -> Iterator[None]:
+    """Give a `share` of the results of narrow products (up to 64 columns) with one or two rows an error of one part in
+    128, as kernels do that add in another order. Which ones depends on the row itself."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = F.linear(x, weight, bias)
+        if len(x) > 2 or len(weight) > 64:
+            return y
+        hit = (y.float() * 7919).frac().abs() < share
+        return torch.where(hit, y * (1 + 2**-7), y)
+
+    with mock.patch.object(products, "linear", linear):
+        yield

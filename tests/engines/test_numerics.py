@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.engines.test_exactness import converse, largest_difference
-from tests.row_dependent import row_dependent_products
+from tests.row_dependent import rarely_row_dependent_products, row_dependent_products
 from torch import Tensor
 
 from midstream.core.errors import ConfigError, RunError
@@ -77,6 +77,14 @@ def test_row_dependent_products_are_found_in_every_layer(make_policy) -> None:
     with row_dependent_products(SIZE, attention=True):
         decoder.compute_by(Rows(block=64), Rows())
         assert dependent_product(decoder) is None and dependent_pass(decoder) is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_that_rarely_depend_on_their_rows_are_found(make_policy, dtype: str) -> None:
+    decoder = make_policy(dtype).decoder
+    with rarely_row_dependent_products(2e-4):
+        found = settle(decoder, "exact")
+    assert found.mode == "exact" and (found.rows.at_least == 8 or found.rows.block is not None)
 
 
 def test_without_exact_products_exact_is_refused_and_auto_is_fast(make_policy) -> None:

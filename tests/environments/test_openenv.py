@@ -13,7 +13,9 @@ import pytest
 
 pytest.importorskip("openenv.core", reason="make test-openenv installs it")
 
+from openenv.core import GenericEnvClient
 from openenv.core import env_server as openenv
+from websockets.exceptions import ConnectionClosedError
 
 from midstream.core.environments import Outcome
 from midstream.core.errors import ConfigError, ServiceError, TaskError
@@ -106,6 +108,15 @@ def test_a_server_that_fails_is_infrastructure(url: str) -> None:
         played(url, {"action": "number"}, "666")
     with pytest.raises(ServiceError, match="does not answer"):
         played("http://127.0.0.1:9", {"connect_timeout_s": 2.0})
+
+
+def test_a_server_that_hangs_up_is_infrastructure(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def closed(self: Any, action: Any) -> Any:
+        raise ConnectionClosedError(None, None)
+
+    monkeypatch.setattr(GenericEnvClient, "step", closed)
+    with pytest.raises(ServiceError, match="does not answer"):
+        played(url, {"action": "number"}, "4")
 
 
 def test_tasks_are_episodes(url: str) -> None:

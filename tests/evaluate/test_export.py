@@ -59,7 +59,9 @@ def log_probs(decoder: Decoder) -> torch.Tensor:
 
 
 def policy(run: Path) -> torch.Tensor:
-    return log_probs(load_agent(find_agent(run=run)).decoder)
+    decoder = load_agent(find_agent(run=run)).decoder
+    assert isinstance(decoder, Decoder)
+    return log_probs(decoder)
 
 
 def theirs(model: Any) -> torch.Tensor:
@@ -77,6 +79,12 @@ def load_theirs(folder: Path) -> Any:
     assert AutoTokenizer.from_pretrained(str(folder)).chat_template
     assert GenerationConfig.from_pretrained(str(folder)).eos_token_id == 2
     return model
+
+
+def test_a_fully_tuned_policy_has_no_adapter_to_export(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a fully tuned policy, which has no adapter"):
+        api.export("full", tmp_path / "out", adapter="policy", runs_dir=runs)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

@@ -80,6 +80,28 @@ ATTACKS: dict[str, tuple[dict[str, Any], str]] = {
         {"flow": {"roles": {"executor": {"engine": "evil:engine"}}}},
         "flow.roles.executor.engine imports and runs 'evil:engine'",
     ),
+    "texts to search": (
+        {"flow": {"tools": ["search"], "tool_settings": {"search": {"documents": "evil:texts"}}}},
+        "flow.tool_settings.search.documents imports and runs 'evil:texts'",
+    ),
+    "records of a memory": (
+        {
+            "flow": {
+                "tools": ["memory_retrieve"],
+                "tool_settings": {"memory_retrieve": {"records": "evil:no name", "namespace": "n"}},
+            }
+        },
+        "flow.tool_settings.memory_retrieve.records imports and runs 'evil:no name'",
+    ),
+    "an embedder of a flow": (
+        {
+            "flow": {
+                "name": "react",
+                "settings": {"reflections": {"database": "m.sqlite", "namespace": "n", "embedder": "evil:embed"}},
+            }
+        },
+        "flow.settings.reflections.embedder imports and runs 'evil:embed'",
+    ),
     "a server": (
         {"flow": {"roles": {"policy": {"engine": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "HOME"}}}},
         "flow.roles.policy sends its prompts to http://127.0.0.1:9/v1, with the key in $HOME",
@@ -178,3 +200,14 @@ def test_an_ordinary_config_has_no_effects(caplog: pytest.LogCaptureFixture) -> 
 def test_a_database_that_a_config_would_write_is_an_effect() -> None:
     (effect,) = effects_of({"flow": {"name": "plan_scheduler", "settings": {"journal": "/etc/plans.sqlite"}}})
     assert "'/etc/plans.sqlite'" in effect
+    memory = {"database": "/etc/m.sqlite", "namespace": "n"}
+    assert list(effects_of({"flow": {"tool_settings": {"memory_retrieve": memory}}})) == []
+    (effect,) = effects_of({"flow": {"tool_settings": {"memory_retrieve": {**memory, "write": True}}}})
+    assert "writes into the database '/etc/m.sqlite'" in effect
+    plans = {"store": "/etc/plans.sqlite", "handlers": ["trip.py", "trip:desk"]}
+    effects = list(effects_of({"flow": {"tool_settings": {"plans": plans}}}))
+    assert [effect.partition(" ")[2] for effect in effects] == [
+        "imports and runs 'trip:desk'",
+        "imports and runs 'trip.py'",
+        "changes the plans in '/etc/plans.sqlite'",
+    ]

@@ -64,6 +64,22 @@ def test_records_are_added_to_a_database_once_and_stay(tmp_path, monkeypatch):
     assert ask({"key": "Ann"}, database=database, namespace="other") == ["Error: nothing is remembered about that"]
 
 
+def test_what_an_agent_stored_under_the_key_of_a_record_stays(tmp_path, monkeypatch):
+    settings = {"database": str(tmp_path / "memory.db"), "records": f"{__name__}:RECORDS"}
+
+    async def changed():
+        toolset = MemoryToolset(MemorySettings(namespace="shop", **settings))
+        await toolset.open()
+        try:
+            await toolset.memory.add("Ann ordered nothing.", key="Ann")
+        finally:
+            await toolset.close()
+
+    asyncio.run(changed())
+    monkeypatch.setattr(initial, "_filled", set())  # as in another process
+    assert ask({"key": "Ann"}, **settings) == ["Ann ordered nothing."]
+
+
 @pytest.mark.parametrize(
     ("record", "problem"),
     [

@@ -59,6 +59,12 @@ def test_an_instruction_that_all_questions_share_makes_no_two_of_them_alike() ->
     assert len(find_leaks(train, train)) == len(train)
 
 
+def test_a_similarity_of_exactly_the_threshold_counts() -> None:
+    words = [f"w{number:03}" for number in range(102)]  # 100 3-grams, of which the other text has 55
+    (leak,) = find_leaks([" ".join(words[45:])], [" ".join(words)], 0.55)
+    assert leak.similarity == 0.55
+
+
 @given(st.lists(st.lists(st.sampled_from(WORDS[:5]), min_size=1, max_size=8), min_size=1, max_size=6), st.data())
 def test_the_index_finds_what_comparing_everything_finds(texts: list[list[str]], data: st.DataObject) -> None:
     others = [" ".join(words) for words in texts]

@@ -85,6 +85,11 @@ def test_a_text_that_is_no_workflow_scores_0_and_costs_its_tokens() -> None:
     assert (row.score, row.tokens, row.failed, row.model_calls) == (0, 7, len(TASKS), 0)
 
 
+def test_two_entries_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two entries are named 'io'"):
+        asyncio.run(run_comparison(config(tmp_path), ["io"], written={"io": Entry(written())}))
+
+
 def test_the_page_shows_scores_the_frontier_and_what_each_method_took(tmp_path: Path) -> None:
     made = Made(how="search <uct>", tokens=12345, cost_usd=0.5, model_calls=9, seconds=3.0, val_score=0.75)
     report = compared({"direct": shape("direct"), "best": Entry(shape("steps"), made)})
@@ -101,6 +106,8 @@ def test_what_a_search_took_is_kept_for_the_comparison(tmp_path: Path) -> None:
     found = asyncio.run(run_search(chosen))
     made = read_made(chosen.folder / "best.json")
     assert made is not None and made.tokens == found.tokens and "4 candidates" in made.how
+    asyncio.run(run_search(chosen))  # nothing is left to do, and what was done counts as before
+    assert read_made(chosen.folder / "best.json") == made
     report = asyncio.run(run_comparison(chosen, ("io", "best")))
     assert [row.name for row in report.rows] == ["io", "best"] and report.rows[1].made == made
     (chosen.folder / "best.made.json").write_text("{")

@@ -43,6 +43,7 @@ def test_the_pairs_of_a_search_train_a_policy(tmp_path: Path, tiny_path: Path, t
     assert run(given) == 2  # there is no search yet
     assert run(["workflow", "search", str(searching)]) == 0
     assert run(given) == 0
+    assert run(given) == 2  # pairs of two searches are not mixed
     with Store(store, read_only=True) as opened:
         recorded = list(opened.trajectories.iterate(channel="train"))
     groups = {one.prompt_uid: one.task for one in recorded}

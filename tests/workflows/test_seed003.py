@@ -91,6 +91,7 @@ def test_data_files_and_the_executor_of_the_seed_are_used(project: Path) -> None
     executor = config.flow.roles["executor"]
     assert (executor.engine, executor.model) == ("https://api.openai.com/v1", "gpt-4o-mini")
     assert executor.api_key_env == "OPENAI_API_KEY"
+    assert {source.split for source in config.tasks.sources if source.reshuffle} == {"train"}
     tasks = take(load_tasks(config.tasks), "train", 30)
     kinds = [task.kind for task in tasks]
     assert [kinds.count(kind) for kind in ("math", "code", "qa")] == [12, 9, 9]

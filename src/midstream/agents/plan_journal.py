@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,25 @@ class PlanJournal:
     @classmethod
     async def open(cls, session: FlowSession, handlers: Iterable[Handler]) -> PlanJournal:
         """Return the journal of an attempt, with an executor; closed with the attempt."""
-        journal = cls(session, await open_executor(session, handlers))
+        return cls._closed_with(session, await open_executor(session, handlers))
+
+    @classmethod
+    async def temporary(
+        cls,
+        session: FlowSession,
+        handlers: Iterable[Handler],
+        *,
+        policy: SchedulingPolicy | None = None,
+        on_wait: OnWait | None = None,
+    ) -> PlanJournal:
+        """The same for a flow that makes its plan again when the attempt is resumed: nothing stays in the attempt's
+        database."""
+        session = replace(session, database=None, actions=None)
+        return cls._closed_with(session, await open_executor(session, handlers, policy=policy, on_wait=on_wait))
+
+    @classmethod
+    def _closed_with(cls, session: FlowSession, executor: AgentExecutor) -> PlanJournal:
+        journal = cls(session, executor)
         session.resources.push_async_callback(journal.close)
         return journal
 

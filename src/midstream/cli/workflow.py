@@ -276,12 +276,15 @@ def pairs_command(settings: str, policy: str, tasks: int, out: Path, changes: tu
         reward.components='{given: 1.0}'
     """
     from midstream.api import load_config
+    from midstream.core.errors import UserError
     from midstream.engines.chat import load_tokenizer
     from midstream.engines.models import resolve
     from midstream.evaluate.pairs import record_pairs
     from midstream.workflows.config import load_workflow_config
     from midstream.workflows.search.pairs import search_pairs
 
+    if out.exists():
+        raise UserError(f"'{out}' exists, and may hold the pairs of another search", "delete it, or give another --out")
     config, training = load_workflow_config(settings, changes), load_config(policy)
     tokenizer = load_tokenizer(resolve(training.policy.model))
 
@@ -335,6 +338,7 @@ def compare_command(
 async def _compared(
     config: WorkflowConfig, names: Sequence[str], tokens: int | None, learned: tuple[str, ...], **runs: Any
 ) -> Comparison:
+    from midstream.core.errors import UserError
     from midstream.workflows.search.session import run_comparison, test_tasks
 
     written: dict[str, Entry] = {}
@@ -343,7 +347,9 @@ async def _compared(
 
         tasks = test_tasks(config)
         for run in learned:
-            written[Path(run).name] = await written_workflows(run, tasks, **runs)
+            if (name := Path(run).name) in written:
+                raise UserError(f"two runs are named '{name}'", "rename the folder of one")
+            written[name] = await written_workflows(run, tasks, **runs)
     return await run_comparison(config, names, written=written, most_tokens=tokens)
 
 

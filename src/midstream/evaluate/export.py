@@ -49,6 +49,8 @@ def export(
     whole = merge or config.policy.tuning == "full"
     if dtype != "auto" and not whole:
         raise ConfigError(f"dtype {dtype} applies to a whole model, and this is an adapter", "export it with merge")
+    if adapter is not None and config.policy.tuning == "full":
+        raise ConfigError(f"'{checkpoint}' is a fully tuned policy, which has no adapter", "leave out the adapter")
     adapters = {} if config.policy.tuning == "full" else _chosen(checkpoint, config, adapter, merge)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

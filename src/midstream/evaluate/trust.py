@@ -16,6 +16,8 @@ from midstream.core.text import visible
 
 _log = logging.getLogger(__name__)
 STARTS_PROGRAMS = ("blackbox_command_agent",)
+IMPORTING = ("documents", "embedder", "handlers", "index", "records")
+"""Settings of tools and memories that may be `package.module:attribute`."""
 
 
 def is_ours(folder: Path, runs_dir: str | Path) -> bool:
@@ -62,8 +64,19 @@ def effects_of(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"flow.mcp_servers.{server} starts the program: {settings['command']}"
         else:
             yield f"flow.mcp_servers.{server} sends what its tools are called with to {settings.get('url')}"
-    for handlers in _section(_section(flow, "tool_settings"), "plans").get("handlers") or ():
-        yield f"flow.tool_settings.plans imports and runs the handlers of '{handlers}'"
+    for section in ("settings", "tool_settings"):
+        for path, text in _texts(_section(flow, section), f"flow.{section}"):
+            # What these settings name is imported whatever it looks like; in others an import path stands out.
+            if is_import_path(text) or (":" in text and path.rpartition(".")[2] in IMPORTING):
+                yield f"{path} imports and runs '{text}'"
+    plans, memory = (_section(_section(flow, "tool_settings"), name) for name in ("plans", "memory_retrieve"))
+    for handlers in plans.get("handlers") or ():
+        if ":" not in str(handlers):
+            yield f"flow.tool_settings.plans.handlers imports and runs '{handlers}'"
+    if plans:
+        yield f"flow.tool_settings.plans changes the plans in '{plans.get('store', 'plans.sqlite')}'"
+    if memory.get("database") and memory.get("write"):
+        yield f"flow.tool_settings.memory_retrieve writes into the database '{memory['database']}'"
     for role, settings in _section(flow, "roles").items():
         if isinstance(settings, Mapping):
             yield from _sent_by(f"flow.roles.{role}", settings)
@@ -93,6 +106,18 @@ def _sent_by(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
     if "://" in engine:
         key = f", with the key in ${settings['api_key_env']}" if settings.get("api_key_env") else ""
         yield f"{name} sends its prompts to {engine}{key}"
+
+
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the texts in settings, with the path of each."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, f"{path}.{name}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item, path)
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

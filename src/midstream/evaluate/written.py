@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from midstream.core.errors import ConfigError
+from midstream.core.errors import ConfigError, RunError
+from midstream.core.failures import Failure, failure_of
+from midstream.core.text import after_thinking
 from midstream.core.types import Task, Trajectory
 from midstream.evaluate.agent import find_agent, load_agent
 from midstream.evaluate.runs import Run, find_run, load_run
@@ -27,7 +29,7 @@ async def written_workflows(
     run: str | Path, tasks: Sequence[Task], *, runs_dir: str | Path = "runs", trust: bool = False
 ) -> Entry:
     """Return the workflows that the policy of a run writes for `tasks`, greedily, and the expense of its training.
-    Raises `ConfigError` for a run of another flow."""
+    Raises `ConfigError` for a run of another flow, and `RunError` when infrastructure failed."""
     folder = find_run(str(run), runs_dir)
     source = find_agent(run=folder, runs_dir=runs_dir)
     if (source.config.get("flow") or {}).get("name") != FLOW:
@@ -63,8 +65,12 @@ def training_expense(run: Run) -> Made:
 
 
 def _written(trajectory: Trajectory, settings: WorkflowWriterSettings) -> Written:
+    if failure_of(trajectory) is Failure.INFRASTRUCTURE:
+        raise RunError(f"no workflow was written for the task '{trajectory.task.id}': {trajectory.error}")
     steps = [step for step in trajectory.steps if step.role == "policy"]
     tokens = sum(len(step.prompt_ids) + len(step.response_ids) for step in steps)
     if not steps or not trajectory.metadata.get("workflow", {}).get("valid"):
         return Written(None, tokens)
-    return Written(check_text(steps[-1].text, settings.operator_set, settings.limits, ("",)).workflow, tokens)
+    return Written(
+        check_text(after_thinking(steps[-1].text), settings.operator_set, settings.limits, ("",)).workflow, tokens
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -17,25 +18,24 @@ _filled: set[tuple[str, str, str]] = set()
 
 
 async def fill(memory: LongTermMemory, where: str, records: str) -> None:
-    """Add the `records` that a config names to `memory` in the database `where`, once per process. Existing records are
-    unchanged. Raises `ConfigError` for unreadable records."""
+    """Add the `records` that a config names to `memory` in the database `where`, once per process. Memories with the
+    key of a record stay as they are. Raises `ConfigError` for unreadable records."""
     place = (where, memory.namespace, records)
     if place in _filled:
         return
     missing: list[Record] = []
     for row in await asyncio.to_thread(load_texts, records, _SETTING):
         record = _record(row)
-        known = None if record.key is None else await memory.get(record.key)
-        if known is None or known.text != record.text:
+        # The agent may have stored something newer under the key.
+        if record.key is None or await memory.get(record.key) is None:
             missing.append(record)
     await memory.add_all(missing)
     _filled.add(place)
 
 
-@lru_cache
 def temporary_database(purpose: str) -> str:
     """Return the path of a SQLite file for `purpose`: the same within this process, and removed at its end."""
-    return str(Path(_folder().name) / f"memory-{temporary_database.cache_info().currsize}.sqlite")
+    return str(Path(_folder().name) / f"memory-{hashlib.sha256(purpose.encode()).hexdigest()[:16]}.sqlite")
 
 
 @lru_cache(maxsize=1)

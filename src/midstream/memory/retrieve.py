@@ -28,7 +28,8 @@ class MemorySettings(Config):
     process ends."""
     records: str | None = None
     """Initial memories: a JSON-lines file with `text` and optionally `key`, `source` and `importance`; or
-    `package.module:attribute`, a list of such records or a function that returns one. Added once per process."""
+    `package.module:attribute`, a list of such records or a function that returns one. Added once per process; a memory
+    that has the key of a record already stays as it is."""
     namespace: str
     """Namespace of the memories. Agents see only their own namespace; trajectories with the same namespace share a
     memory."""

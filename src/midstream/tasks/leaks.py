@@ -94,7 +94,8 @@ class LeakIndex:
 
     def _prefix(self, grams: frozenset[str]) -> list[str]:
         """Return the rarest 3-grams of a set, of which every similar set shares one. Unknown ones are the rarest."""
-        count = len(grams) - math.ceil(self._threshold * len(grams)) + 1
+        least = math.ceil(self._threshold * len(grams) - 1e-9)  # 0.55 * 100 is above 55
+        count = len(grams) - least + 1
         return sorted(grams, key=lambda gram: (self._counts[gram], gram))[:count] if grams else []
 
 

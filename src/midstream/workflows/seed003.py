@@ -197,7 +197,7 @@ def _sources(given: Mapping[str, Any], folder: Path, notes: list[str]) -> list[d
         return [
             {
                 "type": str(path), "question": "problem", "answer": "ground_truth", "kind": domain, "split": split,
-                "only": {"problem_type": domain}, "ratio": ratio,
+                "only": {"problem_type": domain}, "ratio": ratio, "reshuffle": split == "train",
             }
             for split, path in present.items()
             for domain, ratio in ratios.items()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from midstream.agents.config import RoleConfig
+from midstream.agents.plan_journal import open_executor
 from midstream.agents.team.actions import UnreadableReply
 from midstream.agents.team.edits import TeamTask, read_edit
 from midstream.core.errors import ConfigError, EngineError
 from midstream.core.types import Status, Trajectory
-from midstream.plans import AgentExecutor
+from midstream.plans import AgentExecutor, views
+from midstream.tools import tool
 
 MEMBERS = {"searcher": {"instructions": "You look things up."}, "writer": {"instructions": "You write summaries."}}
 
@@ -37,6 +41,36 @@ def coordinate(make_worker, by_role, attempt):
         return asyncio.run(worker.run(attempt("What is new about tides?")))
 
     return run
+
+
+@tool
+async def hang() -> str:
+    """Never returns."""
+    hanging.set()
+    await asyncio.Event().wait()
+    return ""
+
+
+hanging = asyncio.Event()
+
+
+def test_a_cancelled_attempt_leaves_no_plan_behind(make_worker, by_role, attempt) -> None:
+    says = by_role(manager=add(task("a", "helper", "Help.")), helper='{"tool": "hang", "args": {}}')
+    members = {"helper": {"tools": ["hang"]}}
+    worker = make_worker(says, "coordinator", settings={"members": members}, tools=(f"{__name__}:hang",))
+
+    async def plans_left() -> int:
+        # Another attempt keeps the database of this process open.
+        async with AsyncExitStack() as resources:
+            session = SimpleNamespace(database=None, resources=resources)
+            other = await open_executor(cast(Any, session), [])
+            running = asyncio.create_task(worker.run(attempt("?")))
+            await hanging.wait()
+            running.cancel()
+            await asyncio.wait([running])
+            return len(other.database.read(lambda connection: views.runs(connection)))
+
+    assert asyncio.run(plans_left()) == 0
 
 
 def test_the_manager_adds_tasks_and_answers_from_a_result(coordinate) -> None:

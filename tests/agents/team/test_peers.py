@@ -55,6 +55,12 @@ def test_a_ring_passes_text_on_until_one_answers(talk) -> None:
     assert "facts" not in str(made.steps[2].messages)
 
 
+def test_a_message_to_nobody_is_no_answer(talk) -> None:
+    made = talk(replies={"a": send([], "I am done.")}, topology="full", answer_by=["c"], max_errors=1)
+    assert (made.answer, made.metadata["outcome"]) == (None, "unreadable")
+    assert "names nobody" in made.steps[1].messages[-1]["content"]
+
+
 def test_a_ring_goes_round_until_the_work_is_done(talk) -> None:
     made = talk(replies={"a": ["draft", "better draft"], "b": "edited", "c": ["again, please", answer("good")]})
     assert order(made) == ["a", "b", "c", "a", "b", "c"] and made.answer == "good"

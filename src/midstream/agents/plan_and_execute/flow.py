@@ -268,7 +268,9 @@ class PlanAndExecuteFlow(AgentFlowBase):
 
     async def _score(self, key: str, steps: Sequence[PlannedStep]) -> float:
         """The verifier's score of a proposed plan, 0 to 10; equal for all without a verifier."""
-        step = await self._ask_verifier(key, RANK.format(steps=json.dumps([one.as_json() for one in steps])))
+        step = await self._ask_verifier(
+            key, RANK.format(steps=json.dumps([one.as_json() for one in steps], ensure_ascii=False))
+        )
         if step is None:
             return 0.0
         digits = "".join(character if character.isdigit() else " " for character in step.text).split()

@@ -242,7 +242,10 @@ def steps_of(plan: Mapping[str, Any]) -> list[PlannedStep]:
 def filled(step: PlannedStep, given: Mapping[str, Any], tool: ToolSpec | None = None) -> PlannedStep:
     """`step` with the results it uses. A text that is only `{id}` becomes the value itself where the tool's parameter
     is not a text."""
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in given.items()
+    }
     properties: Mapping[str, Any] = {} if tool is None else tool.parameters.get("properties", {})
 
     def fill(value: Any) -> Any:

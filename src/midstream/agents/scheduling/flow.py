@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from midstream.agents.base import AgentFlowBase, FlowSession
-from midstream.agents.plan_journal import open_executor
+from midstream.agents.plan_journal import PlanJournal, open_executor
 from midstream.agents.registry import register
 from midstream.agents.scheduling.policy import ROLE, RolePolicy
 from midstream.core.config import Config
@@ -83,17 +83,15 @@ class PlanSchedulerFlow(AgentFlowBase):
                 for job in instance.jobs
             ],
         }
-        executor = await open_executor(
-            self.session,
-            [work],
-            policy=_Noted(self._policy(), self._choices),
-            on_wait=self._time.on_wait,
-            journal=settings.journal,
-        )
-        result = await executor.run(plan)
+        policy, on_wait = _Noted(self._policy(), self._choices), self._time.on_wait
         if settings.journal is None:
-            await executor.delete(result.uid)
+            journal = await PlanJournal.temporary(self.session, [work], policy=policy, on_wait=on_wait)
+            result = await journal.executor.run(plan, uid=await journal.run_uid("schedule"))
         else:
+            executor = await open_executor(
+                self.session, [work], policy=policy, on_wait=on_wait, journal=settings.journal
+            )
+            result = await executor.run(plan)
             self._run = result.uid
         if result.status is not RunStatus.SUCCEEDED:
             raise RunError(f"the plan of task '{self.task.id}' ended as {result.status}: {result.error}")

@@ -8,13 +8,12 @@ their task and the results it depends on; the manager sees states and results.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from midstream.agents.base import FlowSession
-from midstream.agents.plan_journal import open_executor
+from midstream.agents.plan_journal import PlanJournal
 from midstream.agents.registry import register
 from midstream.agents.team.actions import UnreadableReply
 from midstream.agents.team.edits import EXAMPLE, FINISH, Edit, TeamTask, plan_of, read_edit, shown_tasks
@@ -79,9 +78,9 @@ class CoordinatorFlow(TeamFlow):
 
     async def run(self, sampling_params: SamplingParams, **kwargs: Any) -> int:
         # An attempt that is resumed makes its plan again: its calls are answered from the record, by their keys.
-        self._executor = await open_executor(replace(self.session, database=None), self._handlers())
-        run = await self._executor.run(plan_of([], 1, self.chosen.concurrency))
-        await self._executor.delete(run.uid)  # the trajectory has the plan, and journals must not pile up
+        journal = await PlanJournal.temporary(self.session, self._handlers())
+        self._executor = journal.executor
+        await self._executor.run(plan_of([], 1, self.chosen.concurrency), uid=await journal.run_uid("team"))
         if self._raised is not None:
             raise self._raised
         if self.outcome == "running":

@@ -135,4 +135,5 @@ def plan_of(tasks: Sequence[TeamTask], round_: int, concurrency: int) -> dict[st
 
 def shown_tasks(tasks: Sequence[TeamTask]) -> str:
     """States and results of tasks, for the manager."""
-    return json.dumps([{"id": one.id, "member": one.member, "state": one.state, "result": one.result} for one in tasks])
+    shown = [{"id": one.id, "member": one.member, "state": one.state, "result": one.result} for one in tasks]
+    return json.dumps(shown, ensure_ascii=False)

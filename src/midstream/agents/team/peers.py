@@ -191,6 +191,8 @@ class PeersFlow(TeamFlow):
             return [], text_of(action, "answer", _ANSWER)
         if kind == "to":
             named = action["to"] if isinstance(action["to"], list) else [action["to"]]
+            if not named:
+                raise UnreadableReply(f"the message names nobody; write {_MESSAGE}")
             for name in named:
                 if name not in able:
                     raise UnreadableReply(f"'{role}' cannot write to '{str(name)[:40]}'; it can to: {', '.join(able)}")

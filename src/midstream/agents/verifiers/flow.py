@@ -58,6 +58,8 @@ class VerifiersAgentFlow(BlackBoxAgentFlowBase):
             reason = f"{errors[-1].type}: {errors[-1].message}"
             raise ServiceError(reason) if errors[-1].type in OUTAGES else AgentFailed(reason)
         traces = episode.traces
+        if not traces:
+            raise AgentFailed("the episode ended before its agent acted")
         first = traces[0]
         self._played = {
             "rewards": [fmean(float(trace.reward) for trace in traces)],
@@ -83,7 +85,12 @@ class _Served:
     async def start(self) -> None:
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(self._hold(ready))
-        await ready
+        try:
+            await ready
+        except asyncio.CancelledError:
+            self._running.cancel()
+            await asyncio.wait({self._running})
+            raise
 
     async def close(self) -> None:
         self._end.set()

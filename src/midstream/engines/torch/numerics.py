@@ -23,7 +23,7 @@ from midstream.core.errors import ConfigError, RunError
 from midstream.engines.torch.decoder import Decoder
 from midstream.engines.torch.layers import AT_LEAST_TWO
 from midstream.engines.torch.products import Rows
-from midstream.engines.torch.row_probe import dependent_pass, dependent_product, slowdown
+from midstream.engines.torch.row_probe import dependent_attention, dependent_pass, dependent_product, slowdown
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _measured(decoder: Decoder, asked: Asked, settled: Any) -> Numerics:
         decoder.compute_by(*form)
         if rows not in by_products:
             by_products[rows] = dependent_product(decoder)
-        found = by_products[rows] or dependent_pass(decoder)
+        found = by_products[rows] or dependent_attention(decoder) or dependent_pass(decoder)
         first = first or found
         if found:
             continue
@@ -234,7 +234,7 @@ def _measured(decoder: Decoder, asked: Asked, settled: Any) -> Numerics:
 
 
 def _dependent(decoder: Decoder) -> str | None:
-    return dependent_product(decoder) or dependent_pass(decoder)
+    return dependent_product(decoder) or dependent_attention(decoder) or dependent_pass(decoder)
 
 
 def instructions() -> str:

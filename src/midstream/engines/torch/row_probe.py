@@ -6,8 +6,9 @@ misses."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ HEAD_COUNTS = tuple(count for count in COUNTS if count <= 256)
 """Row counts for the vocabulary product, which sampling and learning compute with few rows at a time."""
 REFERENCE = 512
 """Row count of the reference result."""
+FEW_COUNTS = (1, 2, 3, 5)
+"""Row counts at which the narrow products of adapters and attention are tested with many rows. Kernels that add in
+another order differ in few results once these are rounded to bfloat16, in 1 of 10 000 to 1 000 000: the rows of
+`COUNTS` may not show it."""
+SCANNED = 4096
+"""Rows of such a test for an adapter."""
+SCANNED_QUERIES, KEYS = 16384, 64
+"""Queries of such a test for attention, and the keys they attend to."""
 LENGTHS = (51, 70, 97, 97, 130, 290)
 """Token counts of the sequences in a test pass."""
 SHARED = 40
@@ -50,6 +59,11 @@ def dependent_product(decoder: Decoder) -> str | None:
         width, packed = projection.weight.shape[1], projection.packed.used_for(projection.weight)
         if (count := _differs(decoder, project if packed else None, project, width, COUNTS)) is not None:
             return f"{projection.weight.shape[1]}x{projection.weight.shape[0]} at {count} rows"
+        for adapter in stand_in.adapters.values():
+            out = sum(len(down) for down in adapter.down)
+            place = (decoder.dtype, decoder.device, torch.get_num_threads())
+            if (count := _narrow_product_differs(width, out, *place, decoder.rows, products.linear)) is not None:
+                return f"{width}x{out} at {count} rows"
 
     def learned(x: Tensor) -> Tensor:
         return products.by_rows(lambda part: products.linear(part, decoder.lm_head.weight), x, decoder.rows).detach()
@@ -82,6 +96,76 @@ def _differs(
         with torch.enable_grad():
             if not torch.equal(learned(x[:count]), expected[:count]):
                 return count
+    return None
+
+
+def dependent_attention(decoder: Decoder) -> str | None:
+    """Return a product of attention, such as `queries x keys at 2 rows`, whose rows depend on their number, or None."""
+    place = (decoder.dtype, decoder.device, torch.get_num_threads())
+    return _dependent_attention(decoder.head_dim, decoder.group, *place, decoder.queries, products.batched)
+
+
+# The results of the two tests with many rows are kept: they depend on shapes and kernels only.
+
+
+@lru_cache(maxsize=64)
+def _dependent_attention(
+    head_dim: int,
+    group: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
+    rows: Rows,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+) -> str | None:
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    keys, values = draw(1, KEYS, head_dim).transpose(1, 2), draw(1, KEYS, head_dim)
+    queries = draw(SCANNED_QUERIES, head_dim)
+    weights = torch.softmax(draw(SCANNED_QUERIES, KEYS), -1)
+    for name, x, other in (("queries x keys", queries, keys), ("weights x values", weights, values)):
+
+        def product(part: Tensor, other: Tensor = other) -> Tensor:
+            return products.batched_by_rows(part[None], other, rows)[0]
+
+        counts = tuple(group * count for count in FEW_COUNTS)
+        if (count := _first_differing(product, x, counts)) is not None:
+            return f"{name} at {count} rows"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _narrow_product_differs(
+    width: int,
+    out: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
+    rows: Rows,
+    kernel: Callable[..., Tensor],
+) -> int | None:
+    """Return the first of `FEW_COUNTS` at which a row of a product with an adapter's weight [out, width] differs from
+    that of a large product."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(out, width, generator=generator).div_(width**0.5).to(device, dtype)
+    x = torch.randn(SCANNED, width, generator=generator).to(device, dtype)
+
+    def product(part: Tensor) -> Tensor:
+        return products.by_rows(lambda own: products.linear(own, weight), part, rows)
+
+    return _first_differing(product, x, FEW_COUNTS)
+
+
+@torch.no_grad()
+def _first_differing(product: Callable[[Tensor], Tensor], x: Tensor, counts: Sequence[int]) -> int | None:
+    """Return the first of `counts` at which a row of `product` of x [n, k] differs from that of a large product."""
+    expected = torch.cat([product(part) for part in x.split(REFERENCE)])
+    for count in counts:
+        if not torch.equal(torch.cat([product(part) for part in x.split(count)]), expected):
+            return count
     return None
 
 

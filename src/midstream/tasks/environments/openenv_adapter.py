@@ -13,6 +13,7 @@ from typing import Any
 
 from openenv.core import GenericEnvClient
 from pydantic import Field
+from websockets.exceptions import ConnectionClosed
 
 from midstream.core.config import Config, parse_config
 from midstream.core.environments import Environment, Outcome
@@ -68,7 +69,10 @@ class _OpenEnv:
         )
 
     async def reset(self) -> Sequence[Message]:
-        result = await self._asked(self._client.reset(seed=self._seed, **self._settings.reset))
+        try:
+            result = await self._asked(self._client.reset(seed=self._seed, **self._settings.reset))
+        except _InvalidAction as error:
+            raise TaskError(f"the OpenEnv server at {self._url} refuses to start an episode: {error}") from None
         return [{"role": "user", "content": f"{self._settings.question}\n{self._shown(result.observation)}"}]
 
     async def act(self, action: str) -> Outcome:
@@ -86,10 +90,10 @@ class _OpenEnv:
         await self._client.close()
 
     async def _asked(self, answer: Any) -> Any:
-        """Raise `_InvalidAction` for a refused action, and `ServiceError` if the server is unreachable or fails."""
+        """Raise `_InvalidAction` for refused data, and `ServiceError` if the server is unreachable or fails."""
         try:
             return await answer
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ConnectionClosed) as error:
             raise ServiceError(f"the OpenEnv server at {self._url} does not answer: {error}") from None
         except RuntimeError as error:
             if "VALIDATION_ERROR" in str(error):
@@ -109,7 +113,7 @@ class _OpenEnv:
 
 
 class _InvalidAction(Exception):
-    """The server refused the action."""
+    """The server refused an action or the arguments of `reset`."""
 
 
 def _json(text: str) -> Any:

@@ -26,7 +26,7 @@ _MARGIN_S = 60.0
 """How much longer than a workflow's own time limit its plan node may take."""
 
 
-class PlanJournal:
+class StepJournal:
     """The journal of a node of a plan: each node of the workflow is a durable step."""
 
     def __init__(self, context: Context) -> None:
@@ -91,7 +91,7 @@ class DurableRuns:
             self._executed.add(ctx.run)
             workflow = read_workflow(given["workflow"], self._runner.operators, self._runner.limits)
             problem = WorkflowInput(**{**given["problem"], "public_tests": tuple(given["problem"]["public_tests"])})
-            journal = PlanJournal(ctx)
+            journal = StepJournal(ctx)
             run = await self._runner.run(workflow, problem, seed=given["seed"], journal=journal)
             if run.cause == "infrastructure":
                 raise Transient(run.error)

@@ -11,7 +11,7 @@ from midstream.workflows.run.trace import NodeRun
 
 
 class Journal(Protocol):
-    """Executes each node once. `run.durable.PlanJournal` is one, on the plan executor."""
+    """Executes each node once. `run.durable.StepJournal` is one, on the plan executor."""
 
     async def once(self, key: str, execute: Callable[[], Awaitable[NodeRun]]) -> NodeRun:
         """The record of the node `key`: the kept one, else that of `execute`, which is kept before this returns.

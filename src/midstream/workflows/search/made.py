@@ -19,6 +19,7 @@ class Made:
     cost_usd: float | None = None
     model_calls: int | None = None
     seconds: float | None = None
+    """Of a search, the time of evaluating its candidates."""
     val_score: float | None = None
     """Score on validation of what was chosen."""
 

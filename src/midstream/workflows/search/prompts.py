@@ -62,7 +62,7 @@ async def optimise_prompts(
 
     if not workflow.prompts:
         raise ConfigError("the workflow has no prompts to optimise", "start from one with prompts, such as cot")
-    adapter = _Adapter(workflow, train, val, asyncio.get_running_loop(), model, random.Random(seed))
+    adapter = _Adapter(workflow, train, asyncio.get_running_loop(), model, random.Random(seed))
     began = time.perf_counter()
     found = await asyncio.to_thread(
         optimize,
@@ -78,12 +78,12 @@ async def optimise_prompts(
     )
     evaluations = adapter.evaluations
     outcomes = [one for evaluation in evaluations for one in evaluation.outcomes]
-    runs = known_sum(one.tokens for one in evaluations)
+    tokens = known_sum([*(one.tokens for one in evaluations), adapter.reflection_tokens])
     return PromptResult(
         best=workflow.with_prompts(cast("dict[str, str]", found.best_candidate)),
         made=Made(
             how=f"prompt optimisation (gepa), {len(found.candidates)} sets of prompts",
-            tokens=None if runs is None else int(runs) + adapter.reflection_tokens,
+            tokens=None if tokens is None else int(tokens),
             cost_usd=known_sum([*(one.cost_usd for one in evaluations), adapter.reflection_cost]),
             model_calls=sum(one.model_calls for one in outcomes) + adapter.reflections,
             seconds=time.perf_counter() - began,
@@ -94,24 +94,24 @@ async def optimise_prompts(
 
 
 class _Adapter:
-    """A `gepa.GEPAAdapter`. GEPA runs in a thread; what it asks for is awaited on the event loop."""
+    """A `gepa.GEPAAdapter`. GEPA runs in a thread; what it asks for is awaited on the event loop. Batches are run with
+    the runner and the settings of the evaluator `like`."""
 
     propose_new_texts = None
 
     def __init__(
         self,
         workflow: ir.Workflow,
-        train: WorkflowEvaluator,
-        val: WorkflowEvaluator,
+        like: WorkflowEvaluator,
         loop: asyncio.AbstractEventLoop,
         model: Model | None,
         rng: random.Random,
     ) -> None:
         self._workflow, self._loop, self._model, self._rng = workflow, loop, model, rng
-        self._evaluators = {len(val.tasks): val}
-        self._like = train
+        self._like = like
         self.evaluations: list[Evaluation] = []
-        self.reflections = self.reflection_tokens = 0
+        self.reflections = 0
+        self.reflection_tokens: float | None = 0
         self.reflection_cost: float | None = 0.0
 
     def evaluate(self, batch: list[Task], candidate: dict[str, str], capture_traces: bool = False) -> Any:
@@ -171,7 +171,7 @@ class _Adapter:
         sampling = SamplingParams(max_tokens=REPLY_TOKENS, temperature=1.0, seed=self._rng.randrange(2**31))
         reply = asyncio.run_coroutine_threadsafe(self._model.ask(messages, sampling), self._loop).result()
         self.reflections += 1
-        self.reflection_tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+        self.reflection_tokens = known_sum((self.reflection_tokens, reply.prompt_tokens, reply.completion_tokens))
         self.reflection_cost = known_sum((self.reflection_cost, reply.cost_usd))
         return reply.text
 

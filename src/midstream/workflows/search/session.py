@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -55,14 +54,13 @@ async def run_search(
             proposer = ModelProposer(model, operators, config.limits, kind=kind, models=runner.models)
         start = load_workflow(config.start, operators, config.limits)
         search = WorkflowSearch(start, evaluator, proposer, config.search, config.folder, config.limits, on_candidate)
-        began = time.perf_counter()
         result = await search.run()
     made = Made(
         how=f"search ({config.search.selection}), {len(result.candidates)} candidates",
         tokens=result.tokens,
         cost_usd=result.cost_usd,
         model_calls=sum(one.model_calls for one in result.candidates),
-        seconds=time.perf_counter() - began,
+        seconds=sum(one.seconds for one in result.candidates),  # those before an interruption too
         val_score=result.candidate.score,
     )
     _write(result.best, made, config.folder / BEST)
@@ -98,6 +96,9 @@ async def run_comparison(
     """Compare workflows on the test tasks: files, baselines, `best` (the config's search), `prompts` (its prompt
     optimisation), and `written`, what policies wrote for these tasks. `most_tokens` is the budget of each run, the same
     for all, the tokens of writing the workflow included."""
+    for name in written or ():
+        if name in names:
+            raise ConfigError(f"two entries are named '{name}'", "rename the folder of the run")
     entries = {name: _entry(config, name) for name in names} | dict(written or {})
     tasks = load_tasks(config.tasks)
     if most_tokens is not None:
